@@ -1,0 +1,62 @@
+"""The exception tree.
+
+RepfuseError
+├── InputError            the model cannot be read or handled               exit 1
+│   └── UnsafePathError   external data that leaves the model's folder      exit 1
+├── UsageError            options that contradict each other                exit 2
+├── VerificationError     the result was not proved equal; nothing written  exit 3
+└── OutputError           the result cannot be written                      exit 1
+
+`Inexact` stands apart: the algebra raises it when a law does not hold, and the planner turns it into a
+`Refusal` for the report. It never leaves the package.
+"""
+
+from __future__ import annotations
+
+from onnx_repfuse.reasons import Reason
+
+__all__ = ["Inexact", "InputError", "OutputError", "RepfuseError", "UnsafePathError", "UsageError", "VerificationError"]
+
+
+class RepfuseError(Exception):
+    """Base of every error a caller may want to catch; `str()` is one line that says what is wrong."""
+
+    exit_code = 1
+
+
+class InputError(RepfuseError):
+    """The model cannot be read or handled."""
+
+
+class UnsafePathError(InputError):
+    """External data is stored outside the model's folder."""
+
+
+class UsageError(RepfuseError):
+    """Options that contradict each other."""
+
+    exit_code = 2
+
+
+class VerificationError(RepfuseError):
+    """The result was not proved equal to the original; nothing was written."""
+
+    exit_code = 3
+
+
+class OutputError(RepfuseError):
+    """The result cannot be written."""
+
+
+class Inexact(Exception):  # noqa: N818 - an outcome of the algebra, not a fault
+    """A law of the algebra does not hold here.
+
+    Attributes:
+        reason: which law, as a `Reason`.
+        detail: one clause that says why, in words.
+    """
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(detail or reason.prose)
+        self.reason = reason
+        self.detail = detail or reason.prose
