@@ -1,0 +1,183 @@
+"""The shape of an affine convolution: everything but its numbers.
+
+    y[n, o, i] = bias[o] + sum_{c, k} weight[o, c, k] * x[n, c, stride*i + origin + dilation*k]     (x = 0 outside)
+
+Per spatial axis of size `n`, with the pads of the ONNX Conv operator,
+
+    origin = -pad_begin
+    slack  = pad_begin + pad_end - dilation*(kernel - 1) - 1
+    output = floor((n + slack) / stride) + 1
+
+`slack` alone decides how many positions come out, whatever the kernel; `origin` alone decides where they
+look. A kernel that is grown with zeros therefore keeps both, which is what makes sums of unlike kernels easy.
+
+A transposed convolution (`transposed=True`, ONNX ConvTranspose) *writes* at `stride*i + origin + dilation*k`, and
+`output = stride*(n - 1) + slack` with `slack = dilation*(kernel - 1) + 1 + output_padding - pad_begin - pad_end`.
+
+A matrix product on the last axis has no spatial axis: `kernel == ()`, `channel_axis == -1`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+
+__all__ = ["Geometry"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Channels, groups and sampling of an affine convolution of rank `len(kernel)`.
+
+    Attributes:
+        c_in, c_out: input and output channels.
+        groups: as in ONNX Conv; divides both.
+        kernel, strides, dilations: per spatial axis; the dilation of an axis with one tap is 1.
+        origin, slack: per spatial axis, see the module's docstring.
+        channel_axis: 1 (spatial axes follow) or -1 (every other axis is batch).
+        transposed: a ConvTranspose.
+    """
+
+    c_in: int
+    c_out: int
+    groups: int
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    origin: tuple[int, ...]
+    slack: tuple[int, ...]
+    channel_axis: int = 1
+    transposed: bool = False
+
+    @classmethod
+    def conv(
+        cls,
+        c_in: int,
+        c_out: int,
+        kernel: tuple[int, ...],
+        *,
+        groups: int = 1,
+        strides: tuple[int, ...] | None = None,
+        dilations: tuple[int, ...] | None = None,
+        pads: tuple[int, ...] | None = None,
+    ) -> Geometry:
+        """The geometry of an ONNX Conv; `pads` are all begins, then all ends, as in the attribute.
+
+        Raises:
+            ValueError: sizes that no Conv can have.
+        """
+        rank = len(kernel)
+        strides = strides or (1,) * rank
+        dilations = dilations or (1,) * rank
+        pads = pads or (0,) * (2 * rank)
+        if not len(strides) == len(dilations) == rank or len(pads) != 2 * rank:
+            raise ValueError("kernel, strides, dilations and pads differ in rank")
+        if min((c_in, c_out, groups, *kernel, *strides, *dilations), default=1) < 1:
+            raise ValueError("channels, groups, kernel, strides and dilations are positive")
+        if c_in % groups or c_out % groups:
+            raise ValueError(f"{groups} groups do not divide {c_in} -> {c_out} channels")
+        dilations = tuple(d if k > 1 else 1 for k, d in zip(kernel, dilations, strict=True))
+        slack = tuple(
+            pads[a] + pads[rank + a] - dilations[a] * (kernel[a] - 1) - 1 for a in range(rank)
+        )
+        return cls(c_in, c_out, groups, kernel, strides, dilations, tuple(-p for p in pads[:rank]), slack)
+
+    @classmethod
+    def conv_transpose(
+        cls,
+        c_in: int,
+        c_out: int,
+        kernel: tuple[int, ...],
+        *,
+        groups: int = 1,
+        strides: tuple[int, ...] | None = None,
+        dilations: tuple[int, ...] | None = None,
+        pads: tuple[int, ...] | None = None,
+        output_padding: tuple[int, ...] | None = None,
+    ) -> Geometry:
+        """The geometry of an ONNX ConvTranspose without `output_shape` and `auto_pad`."""
+        rank = len(kernel)
+        pads = pads or (0,) * (2 * rank)
+        extra = output_padding or (0,) * rank
+        base = cls.conv(c_in, c_out, kernel, groups=groups, strides=strides, dilations=dilations, pads=pads)
+        if len(extra) != rank:
+            raise ValueError("kernel and output_padding differ in rank")
+        slack = tuple(e - s for e, s in zip(extra, base.slack, strict=True))
+        return replace(base, slack=slack, transposed=True)
+
+    @classmethod
+    def diagonal(cls, channels: int, rank: int, channel_axis: int = 1) -> Geometry:
+        """A value per channel: BatchNormalization, a constant factor, the identity."""
+        ones, zeros = (1,) * rank, (0,) * rank
+        return cls(channels, channels, channels, ones, ones, ones, zeros, (-1,) * rank, channel_axis)
+
+    @classmethod
+    def dense(cls, c_in: int, c_out: int) -> Geometry:
+        """A matrix product on the last axis."""
+        return cls(c_in, c_out, 1, (), (), (), (), (), -1)
+
+    @property
+    def rank(self) -> int:
+        """Number of spatial axes."""
+        return len(self.kernel)
+
+    @property
+    def layout(self) -> tuple[int, int]:
+        """(channel axis, rank): only operators of one layout compose."""
+        return self.channel_axis, self.rank
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """(c_out, c_in / groups, *kernel), for transposed convolutions too."""
+        return self.c_out, self.c_in // self.groups, *self.kernel
+
+    @property
+    def is_pointwise(self) -> bool:
+        """One tap at the position itself: commutes with everything that only moves positions."""
+        ones, zeros = (1,) * self.rank, (0,) * self.rank
+        return (
+            not self.transposed
+            and self.kernel == self.strides == ones
+            and self.origin == zeros
+            and self.slack == (-1,) * self.rank
+        )
+
+    @property
+    def is_diagonal(self) -> bool:
+        """One value per channel."""
+        return self.groups == self.c_in == self.c_out and self.is_pointwise
+
+    @property
+    def pads_begin(self) -> tuple[int, ...]:
+        """Per axis; negative where the operator starts inside its input."""
+        return tuple(-o for o in self.origin)
+
+    @property
+    def pads_end(self) -> tuple[int, ...]:
+        """Per axis; for a transposed convolution, `pad_end - output_padding`."""
+        reach = [d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]
+        if self.transposed:
+            return tuple(r + o - s for r, o, s in zip(reach, self.origin, self.slack, strict=True))
+        return tuple(s + r + o for s, r, o in zip(self.slack, reach, self.origin, strict=True))
+
+    def output(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Number of output positions per spatial axis for an input of `size` positions."""
+        if self.transposed:
+            return tuple(s * (n - 1) + e for n, e, s in zip(size, self.slack, self.strides, strict=True))
+        return tuple((n + e) // s + 1 for n, e, s in zip(size, self.slack, self.strides, strict=True))
+
+    def macs(self, positions: int) -> int:
+        """Multiply-adds for `positions` output positions (input positions if transposed), batch included."""
+        return self.c_out * (self.c_in // self.groups) * prod(self.kernel) * positions
+
+    def grown(self) -> Geometry:
+        """The same operator with zero taps added until no pad is negative, as ONNX Conv asks."""
+        if self.transposed or (min(self.pads_begin, default=0) >= 0 and min(self.pads_end, default=0) >= 0):
+            return self
+        kernel, origin = list(self.kernel), list(self.origin)
+        for axis, (begin, end) in enumerate(zip(self.pads_begin, self.pads_end, strict=True)):
+            step = self.dilations[axis]
+            before, after = -(min(begin, 0) // step), -(min(end, 0) // step)
+            origin[axis] -= step * before
+            kernel[axis] += before + after
+        return replace(self, kernel=tuple(kernel), origin=tuple(origin))

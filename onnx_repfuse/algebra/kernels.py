@@ -1,0 +1,260 @@
+"""The numbers of an affine convolution, computed late and by blocks of output channels.
+
+A `Kernel` gives rows `lo..hi` of a weight of shape `geometry.weight_shape` in float64. Nothing is read or
+multiplied before `rows` is called, so a plan is made without weights and a layer of any size is folded with
+temporaries bounded by one block. Rounding to the model's data type happens once, by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_repfuse.algebra.geometry import Geometry
+
+__all__ = ["Array", "Columns", "Composed", "Kernel", "Rows", "Scaled", "Stored", "Total", "Vector", "push"]
+
+Array = NDArray[np.float64]
+
+
+class Kernel(Protocol):
+    """Rows of a weight; `depth` bounds the nesting of lazily evaluated kernels."""
+
+    geometry: Geometry
+
+    @property
+    def depth(self) -> int: ...
+
+    def rows(self, lo: int, hi: int) -> Array:
+        """Rows lo..hi, shape (hi - lo, c_in / groups, *kernel), float64."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A weight that exists; `read` returns it in `geometry.weight_shape`, in any dtype."""
+
+    geometry: Geometry
+    read: Callable[[], NDArray[Any]]
+    depth: int = 0
+
+    def rows(self, lo: int, hi: int) -> Array:
+        return np.asarray(self.read()[lo:hi]).astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Vector:
+    """One value per channel, in memory: shape (channels,), float64."""
+
+    geometry: Geometry
+    scale: Array
+    depth: int = 0
+
+    def rows(self, lo: int, hi: int) -> Array:
+        return self.scale[lo:hi].reshape(-1, *(1,) * (self.geometry.rank + 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """`diag(outer) @ inner @ diag(inputs)`: factors per output channel and, if given, per input channel."""
+
+    geometry: Geometry
+    inner: Kernel
+    outer: Array | None
+    inputs: Array | None = None
+
+    @property
+    def depth(self) -> int:
+        return self.inner.depth + 1
+
+    def rows(self, lo: int, hi: int) -> Array:
+        weight = self.inner.rows(lo, hi)
+        shape = (-1, *(1,) * (weight.ndim - 1))
+        if self.outer is not None:
+            weight = weight * self.outer[lo:hi].reshape(shape)
+        if self.inputs is not None:
+            columns = _columns(self.geometry, lo, hi)
+            weight = weight * self.inputs[columns].reshape(*columns.shape, *(1,) * self.geometry.rank)
+        return weight
+
+
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """`g @ f` on the grid of `geometry`, the geometry that `laws.compose` gave."""
+
+    geometry: Geometry
+    g: Kernel
+    f: Kernel
+
+    @property
+    def depth(self) -> int:
+        return max(self.g.depth, self.f.depth) + 1
+
+    def rows(self, lo: int, hi: int) -> Array:
+        g, f, out = self.g.geometry, self.f.geometry, self.geometry
+        outer = self.g.rows(lo, hi)
+        result = np.zeros((hi - lo, *out.weight_shape[1:]))
+        steps = [fs * gd if gk > 1 else 0 for fs, gd, gk in zip(f.strides, g.dilations, g.kernel, strict=True)]
+        place = _grid(f, out)
+        taps = list(product(*(range(k) for k in g.kernel)))
+
+        def add(block: slice, tap: tuple[int, ...], term: Array) -> None:
+            shift = tuple(
+                slice(t * s // d, t * s // d + p.stop, p.step)
+                for t, s, d, p in zip(tap, steps, out.dilations, place, strict=True)
+            )
+            result[(block, slice(None), *shift)] += term
+
+        every = slice(0, hi - lo)
+        if g.groups == g.c_in == g.c_out:  # depthwise: row o of g meets row o of f only
+            inner = _regroup(self.f.rows(lo, hi), f, lo, out.groups)
+            for tap in taps:
+                add(every, tap, outer[(every, slice(None), *tap)].reshape(-1, *(1,) * (inner.ndim - 1)) * inner)
+            return result
+        outer = _regroup(outer, g, lo, out.groups)
+        inner = _regroup(self.f.rows(0, f.c_out), f, 0, out.groups)
+        rows, mid = out.c_out // out.groups, g.c_in // out.groups
+        for group in range(lo // rows, (hi - 1) // rows + 1):
+            block = slice(max(group * rows, lo) - lo, min((group + 1) * rows, hi) - lo)
+            part = inner[group * mid : (group + 1) * mid]
+            for tap in taps:
+                add(block, tap, np.tensordot(outer[(block, slice(None), *tap)], part, axes=1))
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class Total:
+    """The sum of `parts`, each laid on the grid of `geometry`, the geometry that `laws.total` gave."""
+
+    geometry: Geometry
+    parts: tuple[Kernel, ...]
+
+    @property
+    def depth(self) -> int:
+        return max(part.depth for part in self.parts) + 1
+
+    def rows(self, lo: int, hi: int) -> Array:
+        result = np.zeros((hi - lo, *self.geometry.weight_shape[1:]))
+        for part in self.parts:
+            shift = tuple(
+                slice((o - o0) // d + p.start, (o - o0) // d + p.stop, p.step)
+                for o, o0, d, p in zip(
+                    part.geometry.origin,
+                    self.geometry.origin,
+                    self.geometry.dilations,
+                    _grid(part.geometry, self.geometry),
+                    strict=True,
+                )
+            )
+            rows = _regroup(part.rows(lo, hi), part.geometry, lo, self.geometry.groups)
+            result[(slice(None), slice(None), *shift)] += rows
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Output channels `start ..` of `inner`, as `laws.select_outputs` selects them."""
+
+    geometry: Geometry
+    inner: Kernel
+    start: int
+    first_column: int
+
+    @property
+    def depth(self) -> int:
+        return self.inner.depth + 1
+
+    def rows(self, lo: int, hi: int) -> Array:
+        f = self.inner.geometry
+        weight = self.inner.rows(self.start + lo, self.start + hi)
+        return _place(weight, _columns(f, self.start + lo, self.start + hi) - self.first_column, self.geometry, lo)
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """`inner` fed only input channels `start ..`, as `laws.select_inputs` selects them."""
+
+    geometry: Geometry
+    inner: Kernel
+    start: int
+    first_row: int
+
+    @property
+    def depth(self) -> int:
+        return self.inner.depth + 1
+
+    def rows(self, lo: int, hi: int) -> Array:
+        lo, hi = lo + self.first_row, hi + self.first_row
+        weight = self.inner.rows(lo, hi)
+        return _place(weight, _columns(self.inner.geometry, lo, hi) - self.start, self.geometry, lo - self.first_row)
+
+
+def push(kernel: Kernel, bias: Array) -> Array:
+    """What `kernel` makes of the constant `bias` (one value per input channel) away from every border."""
+    g = kernel.geometry
+    result = np.empty(g.c_out)
+    step = max(1, (1 << 20) // max(1, int(np.prod(g.weight_shape[1:]))))
+    for lo in range(0, g.c_out, step):
+        hi = min(lo + step, g.c_out)
+        weight = kernel.rows(lo, hi)
+        weight = weight.reshape(*weight.shape[:2], -1).sum(axis=2)
+        result[lo:hi] = (weight * bias[_columns(g, lo, hi)]).sum(axis=1)
+    return result
+
+
+def stack(parts: Sequence[Kernel]) -> Callable[[int, int], Array]:
+    """Rows of kernels laid one below the other."""
+    starts = np.cumsum([0, *(p.geometry.c_out for p in parts)])
+
+    def rows(lo: int, hi: int) -> Array:
+        blocks = [
+            part.rows(max(lo - start, 0), min(hi - start, part.geometry.c_out))
+            for part, start in zip(parts, starts, strict=False)
+            if start < hi and start + part.geometry.c_out > lo
+        ]
+        return np.concatenate(blocks)
+
+    return rows
+
+
+def _columns(f: Geometry, lo: int, hi: int) -> NDArray[np.intp]:
+    """The input channels that rows lo..hi read: shape (hi - lo, c_in / groups)."""
+    width = f.c_in // f.groups
+    group = np.arange(lo, hi) // (f.c_out // f.groups)
+    return group[:, None] * width + np.arange(width)
+
+
+def _place(weight: Array, columns: NDArray[np.intp], target: Geometry, lo: int) -> Array:
+    """Lay rows, whose entries belong to the input channels `columns`, into the groups of `target`."""
+    width = target.c_in // target.groups
+    start = (np.arange(lo, lo + len(weight)) // (target.c_out // target.groups)) * width
+    local = columns - start[:, None]
+    inside = (local >= 0) & (local < width)
+    if weight.shape[1] == width and inside.all():
+        return weight
+    result = np.zeros((len(weight), width, *weight.shape[2:]))
+    row, entry = np.nonzero(inside)
+    result[row, local[row, entry]] = weight[row, entry]
+    return result
+
+
+def _regroup(weight: Array, f: Geometry, lo: int, groups: int) -> Array:
+    """Rows of `f` written for fewer groups, with zeros where a group did not look."""
+    if f.groups == groups:
+        return weight
+    wide = Geometry.conv(f.c_in, f.c_out, (), groups=groups)
+    return _place(weight, _columns(f, lo, lo + len(weight)), wide, lo)
+
+
+def _grid(f: Geometry, out: Geometry) -> list[slice]:
+    """Where f's taps lie on out's grid, counted from f's first tap."""
+    result = []
+    for k, d, step in zip(f.kernel, f.dilations, out.dilations, strict=True):
+        stride = d // step if k > 1 else 1
+        result.append(slice(0, stride * (k - 1) + 1, stride))
+    return result
