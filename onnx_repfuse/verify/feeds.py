@@ -1,0 +1,301 @@
+"""Inputs for a model: what to feed, at which sizes.
+
+Random floats have mixed signs (a ReLU hides faults from [0, 1) inputs), and symbolic dims take an ordinary
+size at batch 1 and a small odd one at batch 2, where borders weigh more. A dim that keeps the model from running
+is tried at other sizes, then the user is asked for `--input-shape`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from onnx_repfuse.errors import InputError
+from onnx_repfuse.verify.sessions import DoesNotRun, Port, Runner
+
+__all__ = ["Feed", "FeedSpec", "Scene", "make_feed", "scenes"]
+
+Feed = dict[str, Any]
+
+_ORDINARY = (
+    (64, 96),
+    (64, 64),
+    (224, 224),
+    (256, 256),
+    (640, 640),
+    (32, 32),
+    (48, 192),
+    (320, 320),
+    (28, 28),
+    (8, 8),
+)
+_TINY = ((17, 23), (33, 33), (7, 7), (32, 32), (64, 64))
+_LENGTHS = (16, 32, 77, 128, 8, 1)
+_SHORT = (5, 3, 2, 1)
+_FLOATS = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+}
+_INTEGERS = {
+    f"tensor({name})": np.dtype(name)
+    for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+}
+
+
+@dataclass(frozen=True)
+class FeedSpec:
+    """What the user knows about the inputs.
+
+    Attributes:
+        shapes: input name -> shape, instead of chosen sizes.
+        data: whole inputs, used as they are and instead of random ones (one dict, name -> value, per run;
+            inputs a dict does not name are made up).
+        seeds: seeds of the random inputs; the first also measures the noise.
+    """
+
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    data: tuple[Mapping[str, Any], ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Inputs of one shape. The noise is measured on the first feed.
+
+    Attributes:
+        feeds: the inputs, one dict each; never empty.
+        seeds: the seed of each, or -1 for user data.
+        shapes: the shape of each tensor input.
+        tiny: whether this shape costs next to nothing beside the ordinary one.
+    """
+
+    feeds: tuple[Feed, ...]
+    seeds: tuple[int, ...]
+    shapes: dict[str, tuple[int, ...]]
+    tiny: bool
+
+    @property
+    def elements(self) -> int:
+        """Number of elements of all tensor inputs."""
+        return sum(int(np.prod(shape)) for shape in self.shapes.values())
+
+
+def scenes(
+    runner: Runner, spec: FeedSpec, bounds: Mapping[str, int] | None = None
+) -> list[tuple[Scene, list[dict[str, Any]]]]:
+    """Choose sizes at which the model runs, and return its outputs there, so that no run is wasted.
+
+    Args:
+        runner: the original, opened.
+        spec: the user's overrides.
+        bounds: input name -> number of values an integer input may take (an embedding's rows).
+
+    Returns:
+        per scene, the outputs of each of its feeds. The first scene is the ordinary one.
+
+    Raises:
+        InputError: the model runs at no size we tried; the message ends with the runtime's reason.
+    """
+    bounds = bounds or {}
+    _known(spec, runner)
+    if spec.data:
+        return _user_scenes(runner, spec, bounds)
+    seeds = spec.seeds or (0,)
+    dynamic = any(_free(port, spec) for port in runner.inputs)
+    if not dynamic or len(seeds) == 1:
+        return [
+            _first_that_runs(
+                runner, spec, bounds, _assignments(runner, spec, 1, _ORDINARY, _LENGTHS), seeds, False
+            )
+        ]
+    found = [
+        _first_that_runs(
+            runner, spec, bounds, _assignments(runner, spec, 1, _ORDINARY, _LENGTHS), seeds[:-1], False
+        )
+    ]
+    try:
+        small = _assignments(runner, spec, 2, _TINY, _SHORT)
+        extra = _first_that_runs(runner, spec, bounds, small, (seeds[-1], seeds[0]), True)
+    except InputError:
+        scene, _ = found[0]
+        same = [make_feed(runner.inputs, scene.shapes, seeds[-1], bounds)]
+        outputs = [runner.run(feed) for feed in same]
+        return [_joined(found[0], same, outputs, seeds[-1])]
+    return [*found, extra]
+
+
+def make_feed(
+    inputs: Sequence[Port], shapes: Mapping[str, Sequence[int]], seed: int, bounds: Mapping[str, int]
+) -> Feed:
+    """Random values for `inputs`: floats of both signs, integers below `bounds` or of a few values.
+
+    Raises:
+        InputError: an input's type is not one we can make up.
+    """
+    rng = np.random.default_rng(seed)
+    return {port.name: _value(port, tuple(shapes[port.name]), rng, bounds) for port in inputs}
+
+
+def _value(port: Port, shape: tuple[int, ...], rng: np.random.Generator, bounds: Mapping[str, int]) -> Any:
+    kind = port.type
+    if kind.startswith("optional("):
+        return _value(port._replace(type=kind[len("optional(") : -1]), shape, rng, bounds)
+    if kind.startswith("seq("):
+        inner = port._replace(type=kind[len("seq(") : -1])
+        return [_value(inner, shape, rng, bounds) for _ in range(2)]
+    if kind in _FLOATS:
+        return np.asarray(rng.standard_normal(shape)).astype(_FLOATS[kind])
+    if kind == "tensor(bfloat16)":
+        import ml_dtypes
+
+        return np.asarray(rng.standard_normal(shape)).astype(ml_dtypes.bfloat16)
+    if kind == "tensor(bool)":
+        return np.asarray(rng.random(shape) < 0.5)
+    if kind == "tensor(string)":
+        words = np.array(["a", "bc", "Def", "0", "x y"], dtype=object)
+        return np.asarray(words[rng.integers(0, len(words), shape)], dtype=object)
+    if kind in _INTEGERS:
+        dtype = _INTEGERS[kind]
+        if port.name in bounds:
+            low, high = 0, bounds[port.name]
+        elif dtype.itemsize == 1:
+            low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max) + 1
+        else:
+            low, high = (0, 4) if shape else (1, 4)
+        return np.asarray(rng.integers(low, max(high, low + 1), shape)).astype(dtype)
+    raise InputError(
+        f"input '{port.name}' has type {kind}, for which no values can be made up: use --input-data"
+    )
+
+
+def _known(spec: FeedSpec, runner: Runner) -> None:
+    names = {port.name for port in runner.inputs}
+    for given in (spec.shapes, *spec.data):
+        for name in given:
+            if name not in names:
+                raise InputError(
+                    f"the model has no input '{name}'; it has {', '.join(sorted(names)) or 'none'}"
+                )
+    for port in runner.inputs:
+        shape = spec.shapes.get(port.name)
+        if shape is not None and port.shape and len(shape) != len(port.shape):
+            raise InputError(f"input '{port.name}' has {len(port.shape)} dims, but {len(shape)} were given")
+
+
+def _free(port: Port, spec: FeedSpec) -> bool:
+    return port.name not in spec.shapes and any(not isinstance(dim, int) or dim < 0 for dim in port.shape)
+
+
+def _assignments(
+    runner: Runner, spec: FeedSpec, batch: int, sizes: Sequence[tuple[int, int]], lengths: Sequence[int]
+) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Shapes to try, one dict per attempt; a dim that has a name gets one size everywhere."""
+    free = any(_free(port, spec) for port in runner.inputs)
+    for rows in (batch, 3 - batch):
+        for attempt in range(max(len(sizes), len(lengths)) if free else 1):
+            size, length = sizes[min(attempt, len(sizes) - 1)], lengths[min(attempt, len(lengths) - 1)]
+            named: dict[str, int] = {}
+            for port in runner.inputs:  # the names the user settled
+                for dim, given in zip(port.shape, spec.shapes.get(port.name, ()), strict=False):
+                    if isinstance(dim, str):
+                        named[dim] = int(given)
+            yield {
+                port.name: tuple(int(v) for v in spec.shapes[port.name])
+                if port.name in spec.shapes
+                else tuple(_size(port, axis, named, rows, size, length) for axis in range(len(port.shape)))
+                for port in runner.inputs
+            }
+        if not free:
+            return
+
+
+def _size(port: Port, axis: int, named: dict[str, int], rows: int, size: tuple[int, int], length: int) -> int:
+    dim = port.shape[axis]
+    if isinstance(dim, int) and dim >= 0:
+        return dim
+    rank = len(port.shape)
+    if axis == 0 and rank > 1:
+        guess = rows
+    elif rank >= 4 and axis >= 2:
+        guess = size[(axis - 2) % 2]
+        last = port.shape[3] if rank == 4 else None
+        if rank == 4 and isinstance(last, int) and 0 < last <= 4:  # channels last
+            guess = size[axis % 2]
+    elif rank == 4 and axis == 1:
+        last = port.shape[3]
+        guess = size[0] if isinstance(last, int) and 0 < last <= 4 else 3
+    elif rank == 3 and axis == 2:
+        guess = size[0]
+    else:
+        guess = rows if axis == 0 else length
+    if isinstance(dim, str) and dim:
+        return named.setdefault(dim, guess)
+    return guess
+
+
+def _first_that_runs(
+    runner: Runner,
+    spec: FeedSpec,
+    bounds: Mapping[str, int],
+    attempts: Iterator[dict[str, tuple[int, ...]]],
+    seeds: Sequence[int],
+    tiny: bool,
+) -> tuple[Scene, list[dict[str, Any]]]:
+    reason = ""
+    for shapes in attempts:
+        feeds = [make_feed(runner.inputs, shapes, seed, bounds) for seed in seeds]
+        try:
+            outputs = [runner.run(feed) for feed in feeds]
+        except DoesNotRun as error:
+            reason = reason or str(error)
+            continue
+        return Scene(tuple(feeds), tuple(seeds), shapes, tiny), outputs
+    raise InputError(_no_size(runner, spec, reason))
+
+
+def _no_size(runner: Runner, spec: FeedSpec, reason: str) -> str:
+    free = [port for port in runner.inputs if _free(port, spec)]
+    if not free:
+        return f"the model does not run: {reason}"
+    shape = ",".join(str(dim) if dim is not None else "?" for dim in free[0].shape)
+    return f"the model runs at no size that was tried; give --input-shape {free[0].name}:{shape}: {reason}"
+
+
+def _user_scenes(
+    runner: Runner, spec: FeedSpec, bounds: Mapping[str, int]
+) -> list[tuple[Scene, list[dict[str, Any]]]]:
+    shapes = next(_assignments(runner, spec, 1, _ORDINARY, _LENGTHS))
+    found: dict[str, tuple[list[Feed], list[dict[str, Any]], dict[str, tuple[int, ...]]]] = {}
+    for index, given in enumerate(spec.data):
+        feed = {
+            **make_feed(runner.inputs, shapes, index, bounds),
+            **{k: _as_input(v) for k, v in given.items()},
+        }
+        actual = {name: np.shape(value) for name, value in feed.items() if not isinstance(value, list)}
+        try:
+            outputs = runner.run(feed)
+        except DoesNotRun as error:
+            raise InputError(f"the model does not run on the data given: {error}") from error
+        feeds, results, _ = found.setdefault(repr(actual), ([], [], actual))
+        feeds.append(feed)
+        results.append(outputs)
+    return [
+        (Scene(tuple(feeds), (-1,) * len(feeds), actual, False), results)
+        for feeds, results, actual in found.values()
+    ]
+
+
+def _as_input(value: Any) -> Any:
+    return value if isinstance(value, list) else np.asarray(value)
+
+
+def _joined(
+    found: tuple[Scene, list[dict[str, Any]]], feeds: list[Feed], outputs: list[dict[str, Any]], seed: int
+) -> tuple[Scene, list[dict[str, Any]]]:
+    scene, before = found
+    joined = Scene((*scene.feeds, *feeds), (*scene.seeds, seed), scene.shapes, scene.tiny)
+    return joined, [*before, *outputs]

@@ -1,0 +1,106 @@
+"""How far two values are apart: NaN-aware, in float64, one sample or many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Array", "cosine", "difference", "flatten", "is_float", "largest", "top1", "ulp"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_EPSILON = {"float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52, "bfloat16": 2.0**-7}
+_SMALLEST = {"float16": 2.0**-24, "float32": 2.0**-149, "float64": 5e-324, "bfloat16": 2.0**-133}
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether values of this type carry rounding noise."""
+    return dtype.kind in "fc" or dtype.name == "bfloat16"
+
+
+def ulp(value: float, dtype: np.dtype[Any]) -> float:
+    """The spacing of the floats of `dtype` at `value` (0 for other types)."""
+    name = {"complex64": "float32", "complex128": "float64"}.get(dtype.name, dtype.name)
+    if name not in _EPSILON or not np.isfinite(value):
+        return 0.0
+    if value == 0:
+        return _SMALLEST[name]
+    return float(max(_EPSILON[name] * 2.0 ** np.floor(np.log2(abs(value))), _SMALLEST[name]))
+
+
+def difference(first: Array, second: Array) -> Array:
+    """|first - second| as float64, of the same shape.
+
+    It is 0 where both are NaN, or the same infinity, and `inf` where only one is.
+    """
+    a, b = _wide(first), _wide(second)
+    with np.errstate(invalid="ignore", over="ignore"):
+        gap: Array = np.abs(a - b)
+    if gap.size and not np.isfinite(gap.max()):
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        gap = np.where(same, 0.0, np.where(np.isnan(gap), np.inf, gap))
+    return gap
+
+
+def largest(array: Array) -> float:
+    """max|array| over its finite elements; 0 if there is none."""
+    wide = np.abs(_wide(array))
+    if wide.size == 0:
+        return 0.0
+    top = float(wide.max())
+    if np.isfinite(top):
+        return top
+    finite = wide[np.isfinite(wide)]
+    return float(finite.max()) if finite.size else 0.0
+
+
+def cosine(pairs: Sequence[tuple[Array, Array]]) -> float | None:
+    """Cosine similarity of two lists of arrays, over the elements finite in both; None for zero vectors."""
+    dot = left = right = 0.0
+    for first, second in pairs:
+        a, b = _wide(first).ravel(), _wide(second).ravel()
+        if a.dtype.kind == "c" or a.shape != b.shape:
+            return None
+        keep = np.isfinite(a) & np.isfinite(b)
+        if not keep.all():
+            a, b = a[keep], b[keep]
+        scale = max(largest(a), largest(b)) or 1.0
+        if not 1e-140 < scale < 1e140:
+            a, b = a / scale, b / scale
+        dot += float(a @ b)
+        left += float(a @ a)
+        right += float(b @ b)
+    norm = np.sqrt(left) * np.sqrt(right)
+    return min(1.0, float(dot / norm)) if norm > 0 else None
+
+
+def top1(pairs: Sequence[tuple[Array, Array]]) -> float | None:
+    """Share of rows with the same argmax, if the arrays look like class scores: (rows, 5 or more)."""
+    same = rows = 0
+    for first, second in pairs:
+        if first.ndim != 2 or first.shape[1] < 5 or first.shape != second.shape or not is_float(first.dtype):
+            return None
+        rows += first.shape[0]
+        same += int((_wide(first).argmax(1) == _wide(second).argmax(1)).sum())
+    return same / rows if rows else None
+
+
+def flatten(values: dict[str, Any]) -> dict[str, Array | None]:
+    """Tensors by name: parts of sequences get names such as `scores[2]`, an absent optional is None."""
+    flat: dict[str, Array | None] = {}
+    for name, value in values.items():
+        if isinstance(value, list | tuple):
+            flat[f"{name}.length"] = np.asarray(len(value))
+            flat.update(flatten({f"{name}[{index}]": item for index, item in enumerate(value)}))
+        elif isinstance(value, dict):
+            keys = sorted(value)
+            flat[f"{name}.keys"] = np.asarray(keys)
+            flat[f"{name}.values"] = np.asarray([value[key] for key in keys])
+        else:
+            flat[name] = None if value is None else np.asarray(value)
+    return flat
+
+
+def _wide(array: Array) -> Array:
+    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64, copy=False)

@@ -1,0 +1,114 @@
+"""What was proved and how well: plain records, free of any runtime.
+
+A verdict is one of three. *Passed* and *failed* need a signal; an output that cannot show a fault (constant,
+saturated, or drowned in rounding noise) is *not observed*, which is never a pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+__all__ = ["FoldVerdict", "OutputVerdict", "Status", "Verification"]
+
+
+class Status(str, Enum):
+    """The outcome of one comparison."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_OBSERVED = "not observed"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class OutputVerdict:
+    """One graph output, original against result, over all seeds and shapes.
+
+    Attributes:
+        name: the output (`name[i]` for the parts of a sequence).
+        status: see `Status`.
+        dtype: the element type as numpy names it; "" if nothing was produced.
+        max_abs: largest |original - result|; for discrete outputs the number of elements that differ;
+            `inf` where shapes, NaN or infinities disagree.
+        max_rel: `max_abs / max|original|`.
+        over_noise: `max_abs` over the larger of the two noises (or one ulp where both are zero).
+        noise: (b, c): the original's change when its inputs, and its weights, move by one ulp.
+        tolerance: the absolute difference that was allowed.
+        minimum_tolerance: the absolute difference that would have passed.
+        cosine: cosine similarity of the two, or None where it means nothing.
+        top1: share of equal argmax, or None unless the output looks like class scores.
+        optimized: what ORT_ENABLE_ALL alone changes in the original, or None if not measured.
+        message: one sentence for people.
+    """
+
+    name: str
+    status: Status
+    dtype: str
+    max_abs: float
+    max_rel: float
+    over_noise: float
+    noise: tuple[float, float]
+    tolerance: float
+    minimum_tolerance: float
+    cosine: float | None = None
+    top1: float | None = None
+    optimized: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class FoldVerdict:
+    """One fold, its nodes before against its nodes after.
+
+    Attributes:
+        output: the tensor whose computation was replaced.
+        status: see `Status`.
+        stage: "probe" (synthetic inputs) or "tap" (the original's own activations).
+        error: the largest error found, and `tolerance` what was allowed at that element.
+        judge: "onnxruntime" or "reference" (where the runtime lacks a kernel).
+        message: one sentence for people.
+    """
+
+    output: str
+    status: Status
+    stage: str
+    error: float
+    tolerance: float
+    judge: str
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All of it. True when nothing failed and something was observed.
+
+    Attributes:
+        outputs, folds: the verdicts.
+        judge: who ran the whole models: "onnxruntime" or "reference".
+        seeds: the seeds of the generated inputs; empty for user data.
+        shapes: the input shapes tried, one dict (name -> shape) each.
+        notes: sentences about what was left out and why.
+        runs: whole-model runs at the largest shape, (of the original, of the result).
+    """
+
+    outputs: tuple[OutputVerdict, ...] = ()
+    folds: tuple[FoldVerdict, ...] = ()
+    judge: str = "onnxruntime"
+    seeds: tuple[int, ...] = ()
+    shapes: tuple[dict[str, tuple[int, ...]], ...] = ()
+    notes: tuple[str, ...] = field(default=())
+    runs: tuple[int, int] = (0, 0)
+
+    @property
+    def status(self) -> Status:
+        """FAILED if anything failed or nothing was compared, PASSED if something was observed."""
+        found = {verdict.status for verdict in self.outputs} | {verdict.status for verdict in self.folds}
+        if not found or Status.FAILED in found:
+            return Status.FAILED
+        return Status.PASSED if Status.PASSED in found else Status.NOT_OBSERVED
+
+    def __bool__(self) -> bool:
+        return self.status is Status.PASSED
