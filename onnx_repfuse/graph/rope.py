@@ -1,0 +1,111 @@
+"""Rope: a long text of bytes as a list of pieces, most of them ranges of a source that are never loaded.
+
+Both directions use it. Loading makes a rope that leaves the payloads out; saving makes one that leaves out
+or adds nodes and tensors. A rope knows its size, so the length prefixes of the enclosing messages are right
+before the first byte is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from onnx_repfuse.graph.source import Source
+from onnx_repfuse.graph.wire import prefix
+
+__all__ = ["Late", "Piece", "Range", "Rope"]
+
+_RELEASE = 32 << 20
+
+
+@dataclass
+class Range:
+    """The bytes `begin:end` of a source."""
+
+    source: Source
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Late:
+    """Bytes that are computed when they are written; their number is known before."""
+
+    size: int
+    make: Callable[[], memoryview]
+
+
+Piece = bytes | Range | Late
+
+
+class Rope:
+    """Pieces in order and their total size."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
+        self.size = 0
+
+    def add(self, piece: bytes | Late) -> None:
+        """Append bytes, now known or late."""
+        size = len(piece) if isinstance(piece, bytes) else piece.size
+        if size:
+            self.pieces.append(piece)
+            self.size += size
+
+    def copy(self, source: Source, begin: int, end: int) -> None:
+        """Append a range of a source; ranges that touch become one."""
+        if begin == end:
+            return
+        self.size += end - begin
+        last = self.pieces[-1] if self.pieces else None
+        if isinstance(last, Range) and last.source is source and last.end == begin:
+            last.end = end
+        else:
+            self.pieces.append(Range(source, begin, end))
+
+    def extend(self, other: Rope) -> None:
+        """Append the pieces of another rope, which is used up."""
+        for piece in other.pieces:
+            if isinstance(piece, Range):
+                self.copy(piece.source, piece.begin, piece.end)
+            else:
+                self.add(piece)
+
+    def message(self, number: int, body: Rope) -> None:
+        """Append `body` as the submessage `number`."""
+        self.add(prefix(number, body.size))
+        self.extend(body)
+
+    def write(self, out: BinaryIO) -> None:
+        """Write everything, one piece at a time."""
+        write(self.pieces, out)
+
+    def to_bytes(self) -> bytes:
+        """Everything in memory."""
+        parts: list[bytes | memoryview] = []
+        for piece in self.pieces:
+            if isinstance(piece, Range):
+                parts.append(piece.source.buffer[piece.begin : piece.end])
+            else:
+                parts.append(piece if isinstance(piece, bytes) else piece.make())
+        return b"".join(parts)
+
+
+def write(pieces: Iterable[Piece], out: BinaryIO) -> None:
+    """Write pieces one at a time; pages of the sources that computed pieces have read are given back."""
+    sources: dict[int, Source] = {}
+    since = 0
+    for piece in pieces:
+        if isinstance(piece, Range):
+            sources[id(piece.source)] = piece.source
+            piece.source.copy_to(out, piece.begin, piece.end)
+        elif isinstance(piece, bytes):
+            out.write(piece)
+        else:
+            out.write(piece.make())
+            since += piece.size
+            if since > _RELEASE:
+                since = 0
+                for source in sources.values():
+                    source.release()

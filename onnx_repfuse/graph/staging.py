@@ -1,0 +1,105 @@
+"""Files that appear whole or not at all.
+
+A file is written under a temporary name in the folder where it is to appear, brought to the disk, and only
+then given its name, in one step of the file system. Whatever happens before that step leaves the folder as
+it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from onnx_repfuse.errors import OutputError
+
+__all__ = ["Staging"]
+
+_BUFFER = 1 << 20
+
+
+class Staging:
+    """A context in which files are written and published; what was not published is removed at its end."""
+
+    def __init__(self, target: Path) -> None:
+        """`target` is the file that errors are about."""
+        self.target = target
+        self._temporary: list[Path] = []
+        self._folders: list[Path] = []
+
+    def __enter__(self) -> Staging:
+        folder = self.target.parent
+        if not folder.is_dir():
+            raise OutputError(f"cannot write {str(self.target)!r}: there is no folder {str(folder)!r}")
+        if self.target.exists() and not self.target.is_file():
+            kind = "a folder" if self.target.is_dir() else "not a regular file"
+            raise OutputError(f"cannot write {str(self.target)!r}: it is {kind}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for path in self._temporary:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        for folder in reversed(self._folders if kind else []):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise OutputError(f"cannot write {str(self.target)!r}: {error.strerror or error}") from error
+        if isinstance(error, ValueError) and "null byte" in str(error):
+            raise OutputError(f"cannot write {str(self.target)!r}: a NUL in its name") from error
+
+    def write(self, fill: Callable[[BinaryIO], None], beside: Path) -> Path:
+        """Write a temporary file in the folder of `beside`, whose permissions it takes if that exists."""
+        path = beside.parent / f".{beside.name[:200]}.{secrets.token_hex(6)}.tmp"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        self._temporary.append(path)
+        with open(descriptor, "wb", buffering=_BUFFER) as file:
+            fill(file)
+            file.flush()
+            with contextlib.suppress(OSError):
+                os.chmod(path, stat.S_IMODE(beside.stat().st_mode))
+            os.fsync(file.fileno())
+        return path
+
+    def folder(self, path: Path) -> None:
+        """Make a folder and those above it; they go again if the context fails."""
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            folder.mkdir()
+            self._folders.append(folder)
+
+    def publish(self, temporary: Path, final: Path) -> None:
+        """Give a written file its name."""
+        os.replace(temporary, final)
+        self._temporary.remove(temporary)
+        with contextlib.suppress(OSError):  # not every system can bring a folder to the disk
+            descriptor = os.open(final.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other runs from publishing in this folder meanwhile, where the system has such locks."""
+        descriptor = -1
+        try:
+            import fcntl
+
+            with contextlib.suppress(OSError):
+                descriptor = os.open(self.target.parent, os.O_RDONLY)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except ImportError:
+            pass
+        try:
+            yield
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)

@@ -1,0 +1,137 @@
+"""A small walker over protobuf's wire format: where each field of a message begins and ends.
+
+A message is a run of fields, each a tag (`number << 3 | wire type`) and a value: a varint (0), 8 bytes (1),
+a length and so many bytes (2), a group up to its end tag (3, 4), or 4 bytes (5). Nothing is decoded or
+copied here, so a 500 MB model is walked by touching a few bytes per tensor. Every position is checked
+against the end of the enclosing message before it is used.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+
+from onnx_repfuse.errors import InputError
+
+__all__ = [
+    "LENGTH",
+    "MAX_DEPTH",
+    "VARINT",
+    "Buffer",
+    "Field",
+    "fields",
+    "key",
+    "prefix",
+    "varint",
+    "write_varint",
+]
+
+Buffer = bytes | mmap.mmap
+Field = tuple[int, int, int, int, int]  # number, wire type, begin of the tag, begin of the value, end
+
+VARINT, FIXED64, LENGTH, GROUP, END_GROUP, FIXED32 = range(6)
+MAX_DEPTH = 100  # protobuf's own limit on nested messages
+
+_BROKEN = "the file is not an ONNX model, or it is damaged"
+
+
+def varint(buffer: Buffer, begin: int, end: int) -> tuple[int, int]:
+    """The varint at `begin` and the position after it."""
+    value = shift = 0
+    while begin < end:
+        byte = buffer[begin]
+        begin += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFF_FFFF_FFFF_FFFF, begin
+        shift += 7
+        if shift > 63:
+            raise InputError(f"{_BROKEN}: a number of more than 10 bytes at byte {begin}")
+    raise InputError(f"{_BROKEN}: it ends in the middle of a number, at byte {end}")
+
+
+def fields(buffer: Buffer, begin: int, end: int) -> Iterator[Field]:
+    """The fields of the message in `buffer[begin:end]`, in order."""
+    while begin < end:
+        tag = buffer[begin]
+        if tag < 0x80:
+            at = begin + 1
+        else:
+            tag, at = varint(buffer, begin, end)
+        wire = tag & 7
+        number = tag >> 3
+        if not 0 < number < 1 << 29:
+            raise InputError(f"{_BROKEN}: no field has the number {number}, at byte {begin}")
+        if wire == LENGTH:
+            length = buffer[at] if at < end else 0x80
+            if length < 0x80:
+                at += 1
+            else:
+                length, at = varint(buffer, at, end)
+            stop = at + length
+        elif wire == VARINT:
+            stop = varint(buffer, at, end)[1]
+        elif wire == FIXED32:
+            stop = at + 4
+        elif wire == FIXED64:
+            stop = at + 8
+        elif wire == GROUP:
+            stop = _after_group(buffer, number, at, end)
+        else:
+            raise InputError(f"{_BROKEN}: wire type {wire} at byte {begin}")
+        if stop > end:
+            raise InputError(
+                f"{_BROKEN}: a field at byte {begin} claims {stop - end} bytes more than there are"
+            )
+        yield number, wire, begin, at, stop
+        begin = stop
+
+
+def _after_group(buffer: Buffer, number: int, begin: int, end: int) -> int:
+    """The position after the group's end tag; groups are obsolete, but an unknown field may be one."""
+    open_groups = [number]
+    while open_groups:
+        if len(open_groups) > MAX_DEPTH:
+            raise InputError(f"{_BROKEN}: groups nested deeper than {MAX_DEPTH}")
+        tag, at = varint(buffer, begin, end)
+        wire = tag & 7
+        if wire == GROUP:
+            open_groups.append(tag >> 3)
+        elif wire == END_GROUP:
+            if open_groups.pop() != tag >> 3:
+                raise InputError(f"{_BROKEN}: a group ends that was not begun, at byte {begin}")
+        elif wire == LENGTH:
+            length, at = varint(buffer, at, end)
+            at += length
+        elif wire == VARINT:
+            at = varint(buffer, at, end)[1]
+        else:
+            at += {FIXED32: 4, FIXED64: 8}.get(wire, end)
+        if at > end:
+            raise InputError(f"{_BROKEN}: a group at byte {begin} overruns its message")
+        begin = at
+    return begin
+
+
+def write_varint(value: int) -> bytes:
+    """`value` as a varint, in the fewest bytes.
+
+    >>> write_varint(300).hex()
+    'ac02'
+    """
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def key(number: int, wire: int = LENGTH) -> bytes:
+    """The tag of a field."""
+    return write_varint(number << 3 | wire)
+
+
+def prefix(number: int, length: int) -> bytes:
+    """The tag and the length that stand before a submessage, a string or bytes."""
+    return key(number) + write_varint(length)
