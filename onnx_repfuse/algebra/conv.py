@@ -14,7 +14,7 @@ import numpy as np
 
 from onnx_repfuse.algebra import laws
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.algebra.kernels import Array, Composed, Kernel, Stored, Total, push
+from onnx_repfuse.algebra.kernels import Array, Composed, Kernel, Scaled, Stored, Total, push
 
 __all__ = ["AffineConv"]
 
@@ -58,11 +58,14 @@ class AffineConv:
     def __matmul__(self, f: AffineConv) -> AffineConv:
         """`x -> self(f(x))`. Raises Inexact when no single convolution equals it for every input."""
         geometry = laws.compose(self.geometry, f.geometry, zero_bias=not f.bias.any())
-        weight = Composed(geometry, self.kernel, f.kernel).rows(0, geometry.c_out) if _plain(self, f) else None
-        if weight is None:  # a transposed operand meets one value per channel
-            outer = self.weight.reshape(-1, *(1,) * (f.weight.ndim - 1))
-            weight = outer * f.weight if self.geometry.is_diagonal else _scale_inputs(self, f.weight.ravel())
-        return AffineConv(geometry, weight, self.bias + push(self.kernel, f.bias))
+        kernel: Kernel
+        if self.geometry.is_diagonal:
+            kernel = Scaled(geometry, f.kernel, self.weight.ravel())
+        elif f.geometry.is_diagonal:
+            kernel = Scaled(geometry, self.kernel, None, f.weight.ravel())
+        else:
+            kernel = Composed(geometry, self.kernel, f.kernel)
+        return AffineConv(geometry, kernel.rows(0, geometry.c_out), self.bias + push(self.kernel, f.bias))
 
     def __add__(self, g: AffineConv) -> AffineConv:
         """`x -> self(x) + g(x)`. Raises Inexact when no single convolution equals it for every input."""
@@ -76,39 +79,32 @@ class AffineConv:
         """Evaluate, slowly: x is (N, c_in, *size), or (..., c_in) when the channel axis is last."""
         g = self.geometry
         if g.channel_axis == -1:
-            x = np.moveaxis(x, -1, 0).reshape(1, g.c_in, *x.shape[:-1])
-        size = x.shape[2 : 2 + g.rank]
-        rest = x.shape[2 + g.rank :]
-        out = np.zeros((x.shape[0], g.c_out, *g.output(size), *rest)) + self.bias.reshape(
-            -1, *(1,) * (g.rank + len(rest))
-        )
-        rows, cols = g.c_out // g.groups, g.c_in // g.groups
-        moving = size if g.transposed else g.output(size)
+            x = np.moveaxis(x, -1, 0)[None]
+        size, rest = x.shape[2 : 2 + g.rank], x.shape[2 + g.rank :]
+        positions = g.output(size)
+        out = np.zeros((x.shape[0], g.c_out, *positions, *rest))
+        out += self.bias.reshape(-1, *(1,) * (out.ndim - 2))
+        moving, limit = (size, positions) if g.transposed else (positions, size)
         for position in product(*(range(n) for n in moving)):
             for tap in product(*(range(k) for k in g.kernel)):
-                other = tuple(
-                    s * i + o + d * t
-                    for s, i, o, d, t in zip(g.strides, position, g.origin, g.dilations, tap, strict=True)
-                )
-                source, target = (position, other) if g.transposed else (other, position)
-                limit = out.shape[2 : 2 + g.rank] if g.transposed else size
+                axes = zip(g.strides, position, g.origin, g.dilations, tap, strict=True)
+                other = tuple(s * i + o + d * t for s, i, o, d, t in axes)
                 if not all(0 <= p < n for p, n in zip(other, limit, strict=True)):
                     continue
-                for group in range(g.groups):
-                    o, i = slice(group * rows, (group + 1) * rows), slice(group * cols, (group + 1) * cols)
-                    weight = self.weight[(o, slice(None), *tap)]
-                    out[(slice(None), o, *target)] += np.einsum(
-                        "oi,ni...->no...", weight, x[(slice(None), i, *source)]
+                source, target = (position, other) if g.transposed else (other, position)
+                for outputs, inputs in zip(_split(g.c_out, g.groups), _split(g.c_in, g.groups), strict=True):
+                    weight = self.weight[_at(outputs, slice(None), tap)]
+                    values = x[_at(slice(None), inputs, source)]
+                    out[_at(slice(None), outputs, target)] += np.moveaxis(
+                        np.tensordot(weight, values, axes=(1, 1)), 0, 1
                     )
         return np.moveaxis(out[0], 0, -1) if g.channel_axis == -1 else out
 
 
-def _plain(g: AffineConv, f: AffineConv) -> bool:
-    return not (g.geometry.transposed or f.geometry.transposed)
+def _split(channels: int, groups: int) -> list[slice]:
+    width = channels // groups
+    return [slice(group * width, (group + 1) * width) for group in range(groups)]
 
 
-def _scale_inputs(g: AffineConv, scale: Array) -> Array:
-    cols = g.geometry.c_in // g.geometry.groups
-    group = np.arange(g.geometry.c_out) // (g.geometry.c_out // g.geometry.groups)
-    factor = scale[group[:, None] * cols + np.arange(cols)]
-    return g.weight * factor.reshape(*factor.shape, *(1,) * g.geometry.rank)
+def _at(first: slice, second: slice, position: tuple[int, ...]) -> tuple[slice | int, ...]:
+    return (first, second, *position)

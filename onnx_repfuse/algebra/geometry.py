@@ -1,8 +1,8 @@
 """The shape of an affine convolution: everything but its numbers.
 
-    y[n, o, i] = bias[o] + sum_{c, k} weight[o, c, k] * x[n, c, stride*i + origin + dilation*k]     (x = 0 outside)
+    y[n, o, i] = bias[o] + sum_{c, k} weight[o, c, k] * x[n, c, stride*i + origin + dilation*k]
 
-Per spatial axis of size `n`, with the pads of the ONNX Conv operator,
+where x is 0 outside its sizes. Per spatial axis of size `n`, with the pads of the ONNX Conv operator,
 
     origin = -pad_begin
     slack  = pad_begin + pad_end - dilation*(kernel - 1) - 1
@@ -11,8 +11,9 @@ Per spatial axis of size `n`, with the pads of the ONNX Conv operator,
 `slack` alone decides how many positions come out, whatever the kernel; `origin` alone decides where they
 look. A kernel that is grown with zeros therefore keeps both, which is what makes sums of unlike kernels easy.
 
-A transposed convolution (`transposed=True`, ONNX ConvTranspose) *writes* at `stride*i + origin + dilation*k`, and
-`output = stride*(n - 1) + slack` with `slack = dilation*(kernel - 1) + 1 + output_padding - pad_begin - pad_end`.
+A transposed convolution (`transposed=True`, ONNX ConvTranspose) *writes* at `stride*i + origin + dilation*k`,
+and `output = stride*(n - 1) + slack` with
+`slack = dilation*(kernel - 1) + 1 + output_padding - pad_begin - pad_end`.
 
 A matrix product on the last axis has no spatial axis: `kernel == ()`, `channel_axis == -1`.
 """
@@ -77,9 +78,7 @@ class Geometry:
         if c_in % groups or c_out % groups:
             raise ValueError(f"{groups} groups do not divide {c_in} -> {c_out} channels")
         dilations = tuple(d if k > 1 else 1 for k, d in zip(kernel, dilations, strict=True))
-        slack = tuple(
-            pads[a] + pads[rank + a] - dilations[a] * (kernel[a] - 1) - 1 for a in range(rank)
-        )
+        slack = tuple(pads[a] + pads[rank + a] - dilations[a] * (kernel[a] - 1) - 1 for a in range(rank))
         return cls(c_in, c_out, groups, kernel, strides, dilations, tuple(-p for p in pads[:rank]), slack)
 
     @classmethod

@@ -7,7 +7,7 @@ temporaries bounded by one block. Rounding to the model's data type happens once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Protocol
@@ -25,7 +25,8 @@ Array = NDArray[np.float64]
 class Kernel(Protocol):
     """Rows of a weight; `depth` bounds the nesting of lazily evaluated kernels."""
 
-    geometry: Geometry
+    @property
+    def geometry(self) -> Geometry: ...
 
     @property
     def depth(self) -> int: ...
@@ -97,34 +98,45 @@ class Composed:
 
     def rows(self, lo: int, hi: int) -> Array:
         g, f, out = self.g.geometry, self.f.geometry, self.geometry
-        outer = self.g.rows(lo, hi)
         result = np.zeros((hi - lo, *out.weight_shape[1:]))
-        steps = [fs * gd if gk > 1 else 0 for fs, gd, gk in zip(f.strides, g.dilations, g.kernel, strict=True)]
         place = _grid(f, out)
-        taps = list(product(*(range(k) for k in g.kernel)))
+        for tap, term in self._terms(lo, hi):
+            shift = [
+                t * s * dg // d if k > 1 else 0
+                for t, s, dg, d, k in zip(tap, f.strides, g.dilations, out.dilations, g.kernel, strict=True)
+            ]
+            result[_shifted(place, shift)] += term
+        return result
 
-        def add(block: slice, tap: tuple[int, ...], term: Array) -> None:
-            shift = tuple(
-                slice(t * s // d, t * s // d + p.stop, p.step)
-                for t, s, d, p in zip(tap, steps, out.dilations, place, strict=True)
-            )
-            result[(block, slice(None), *shift)] += term
-
-        every = slice(0, hi - lo)
-        if g.groups == g.c_in == g.c_out:  # depthwise: row o of g meets row o of f only
-            inner = _regroup(self.f.rows(lo, hi), f, lo, out.groups)
+    def _terms(self, lo: int, hi: int) -> Iterator[tuple[tuple[int, ...], Array]]:
+        """Per tap of g, what it makes of f's taps: rows lo..hi, for the groups of the result."""
+        g, f, out = self.g.geometry, self.f.geometry, self.geometry
+        taps = product(*(range(k) for k in g.kernel))
+        outer = self.g.rows(lo, hi)
+        ones = (1,) * f.rank
+        if _is_depthwise(g):  # row o of g meets row o of f only
+            inner = self.f.rows(lo, hi)
             for tap in taps:
-                add(every, tap, outer[(every, slice(None), *tap)].reshape(-1, *(1,) * (inner.ndim - 1)) * inner)
-            return result
+                yield tap, outer[_at(tap)].reshape(-1, 1, *ones) * inner
+            return
+        if _is_depthwise(f):  # entry c of g meets row c of f only
+            inner = self.f.rows(0, f.c_out)[:, 0][_columns(g, lo, hi)]
+            for tap in taps:
+                yield tap, outer[_at(tap)].reshape(*inner.shape[:2], *ones) * inner
+            return
         outer = _regroup(outer, g, lo, out.groups)
         inner = _regroup(self.f.rows(0, f.c_out), f, 0, out.groups)
-        rows, mid = out.c_out // out.groups, g.c_in // out.groups
-        for group in range(lo // rows, (hi - 1) // rows + 1):
-            block = slice(max(group * rows, lo) - lo, min((group + 1) * rows, hi) - lo)
-            part = inner[group * mid : (group + 1) * mid]
-            for tap in taps:
-                add(block, tap, np.tensordot(outer[(block, slice(None), *tap)], part, axes=1))
-        return result
+        rows, middle = out.c_out // out.groups, g.c_in // out.groups
+        blocks = [
+            (slice(max(group * rows, lo) - lo, min((group + 1) * rows, hi) - lo), group * middle)
+            for group in range(lo // rows, (hi - 1) // rows + 1)
+        ]
+        for tap in taps:
+            weight = outer[_at(tap)]
+            yield (
+                tap,
+                np.concatenate([np.tensordot(weight[b], inner[m : m + middle], axes=1) for b, m in blocks]),
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,18 +153,9 @@ class Total:
     def rows(self, lo: int, hi: int) -> Array:
         result = np.zeros((hi - lo, *self.geometry.weight_shape[1:]))
         for part in self.parts:
-            shift = tuple(
-                slice((o - o0) // d + p.start, (o - o0) // d + p.stop, p.step)
-                for o, o0, d, p in zip(
-                    part.geometry.origin,
-                    self.geometry.origin,
-                    self.geometry.dilations,
-                    _grid(part.geometry, self.geometry),
-                    strict=True,
-                )
-            )
-            rows = _regroup(part.rows(lo, hi), part.geometry, lo, self.geometry.groups)
-            result[(slice(None), slice(None), *shift)] += rows
+            f, out = part.geometry, self.geometry
+            shift = [(o - o0) // d for o, o0, d in zip(f.origin, out.origin, out.dilations, strict=True)]
+            result[_shifted(_grid(f, out), shift)] += _regroup(part.rows(lo, hi), f, lo, out.groups)
         return result
 
 
@@ -172,7 +175,9 @@ class Rows:
     def rows(self, lo: int, hi: int) -> Array:
         f = self.inner.geometry
         weight = self.inner.rows(self.start + lo, self.start + hi)
-        return _place(weight, _columns(f, self.start + lo, self.start + hi) - self.first_column, self.geometry, lo)
+        return _place(
+            weight, _columns(f, self.start + lo, self.start + hi) - self.first_column, self.geometry, lo
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +196,9 @@ class Columns:
     def rows(self, lo: int, hi: int) -> Array:
         lo, hi = lo + self.first_row, hi + self.first_row
         weight = self.inner.rows(lo, hi)
-        return _place(weight, _columns(self.inner.geometry, lo, hi) - self.start, self.geometry, lo - self.first_row)
+        return _place(
+            weight, _columns(self.inner.geometry, lo, hi) - self.start, self.geometry, lo - self.first_row
+        )
 
 
 def push(kernel: Kernel, bias: Array) -> Array:
@@ -258,3 +265,16 @@ def _grid(f: Geometry, out: Geometry) -> list[slice]:
         stride = d // step if k > 1 else 1
         result.append(slice(0, stride * (k - 1) + 1, stride))
     return result
+
+
+def _shifted(place: Sequence[slice], shift: Sequence[int]) -> tuple[slice, ...]:
+    moved = (slice(p.start + n, p.stop + n, p.step) for p, n in zip(place, shift, strict=True))
+    return (slice(None), slice(None), *moved)
+
+
+def _at(tap: tuple[int, ...]) -> tuple[slice | int, ...]:
+    return (slice(None), slice(None), *tap)
+
+
+def _is_depthwise(f: Geometry) -> bool:
+    return f.groups == f.c_in == f.c_out

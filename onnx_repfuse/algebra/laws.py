@@ -2,20 +2,22 @@
 
 Composition. With `y_f[j]` reading `x[s_f*j + o_f + d_f*b]` and `y_g[i]` reading `y_f[s_g*i + o_g + d_g*a]`,
 
-    stride = s_f*s_g      origin = s_f*o_g + o_f      slack = S_f + s_f*(1 + S_g)      taps at s_f*d_g*a + d_f*b
+    stride = s_f*s_g    origin = s_f*o_g + o_f    slack = S_f + s_f*(1 + S_g)    taps at s_f*d_g*a + d_f*b
 
 Between the two, g reads zeros where f has no output, while the composed operator reads what f *would* have
 there. Both agree iff, on each side of each axis, g reads no padding, or f's bias is zero and f's taps all fall
-outside x at the positions beyond its own grid:
+outside x at the positions beyond its own grid; the first such position decides, on the left the position -m
+(m = 1 unless g's stride and dilation step over it), on the right n_f:
 
-    left   (position -1):    s_f*(-1) + o_f + d_f*(k_f - 1) < 0      <=>  (k_f - 1)*d_f < s_f + pad_begin_f
-    right  (position n_f):   s_f*n_f + o_f >= n   for every n        <=>  (k_f - 1)*d_f <= pad_end_f
+    left    -s_f*m + o_f + d_f*(k_f - 1) < 0          <=>  (k_f - 1)*d_f < s_f*m + pad_begin_f
+    right   s_f*n_f + o_f >= n   for every size n     <=>  (k_f - 1)*d_f <= pad_end_f
 
 Sum. Equal strides and slacks give equal numbers of positions; kernels are laid on one grid whose step is the
 gcd of the dilations and of the distance of the origins (an axis with one tap has no dilation), groups become
 their gcd. Where the sizes are known, slacks may differ as long as the numbers of positions agree.
 
-Transposed convolutions compose with one value per channel and add when their geometries are equal; nothing else.
+Transposed convolutions compose with one value per channel and add when their geometries are equal; nothing
+else. The proofs are in docs/algebra.md.
 """
 
 from __future__ import annotations
@@ -40,8 +42,7 @@ def compose(g: Geometry, f: Geometry, *, zero_bias: bool) -> Geometry:
         raise Inexact(Reason.SHAPE, f"{f.c_out} channels meet {g.c_in}" if g.layout == f.layout else "")
     if g.transposed or f.transposed:
         return _compose_transposed(g, f, zero_bias)
-    if not (g.is_pointwise or f.is_pointwise and zero_bias):
-        _check_border(g, f, zero_bias)
+    _check_border(g, f, zero_bias)
     strides, dilations, kernel = [], [], []
     for axis in range(g.rank):
         step_g = f.strides[axis] * g.dilations[axis] if g.kernel[axis] > 1 else 0
@@ -66,14 +67,23 @@ def compose(g: Geometry, f: Geometry, *, zero_bias: bool) -> Geometry:
 
 def _check_border(g: Geometry, f: Geometry, zero_bias: bool) -> None:
     for axis in range(g.rank):
-        reach = (f.kernel[axis] - 1) * f.dilations[axis]
-        left = reach < f.strides[axis] + f.pads_begin[axis]
-        right = reach <= f.pads_end[axis]
-        reads_left, reads_right = g.pads_begin[axis] > 0, g.pads_end[axis] > 0
-        if (reads_left or reads_right) and not zero_bias:
+        before, after = g.pads_begin[axis], g.pads_end[axis]
+        if max(before, after) <= 0:
+            continue
+        if not zero_bias:
             raise Inexact(Reason.BORDER)
-        if (reads_left and not left) or (reads_right and not right):
-            raise Inexact(Reason.BORDER, "the outer padding would see values the inner operator never computes")
+        reach = (f.kernel[axis] - 1) * f.dilations[axis]
+        left = before <= 0 or reach < f.strides[axis] * _nearest(g, axis) + f.pads_begin[axis]
+        right = after <= 0 or reach <= f.pads_end[axis]
+        if not (left and right):
+            detail = "the outer padding would see values the inner operator never computes"
+            raise Inexact(Reason.BORDER, detail)
+
+
+def _nearest(g: Geometry, axis: int) -> int:
+    """How far before its input g reads at least, given that it starts in its padding: m > 0 for position -m."""
+    taps = range(0, g.pads_begin[axis], g.dilations[axis])[: g.kernel[axis]]
+    return min((g.pads_begin[axis] - tap - 1) % g.strides[axis] + 1 for tap in taps)
 
 
 def _compose_transposed(g: Geometry, f: Geometry, zero_bias: bool) -> Geometry:
