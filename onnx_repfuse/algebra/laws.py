@@ -5,9 +5,9 @@ Composition. With `y_f[j]` reading `x[s_f*j + o_f + d_f*b]` and `y_g[i]` reading
     stride = s_f*s_g    origin = s_f*o_g + o_f    slack = S_f + s_f*(1 + S_g)    taps at s_f*d_g*a + d_f*b
 
 Between the two, g reads zeros where f has no output, while the composed operator reads what f *would* have
-there. Both agree iff, on each side of each axis, g reads no padding, or f's bias is zero and f's taps all fall
-outside x at the positions beyond its own grid; the first such position decides, on the left the position -m
-(m = 1 unless g's stride and dilation step over it), on the right n_f:
+there. Both agree iff, on each side of each axis, g reads no padding, or f's bias is zero and f's taps all
+fall outside x at the positions beyond its own grid. The first such position decides: on the left -m (m = 1
+unless g's stride and dilation step over it), on the right n_f:
 
     left    -s_f*m + o_f + d_f*(k_f - 1) < 0          <=>  (k_f - 1)*d_f < s_f*m + pad_begin_f
     right   s_f*n_f + o_f >= n   for every size n     <=>  (k_f - 1)*d_f <= pad_end_f
@@ -81,7 +81,7 @@ def _check_border(g: Geometry, f: Geometry, zero_bias: bool) -> None:
 
 
 def _nearest(g: Geometry, axis: int) -> int:
-    """How far before its input g reads at least, given that it starts in its padding: m > 0 for position -m."""
+    """How far before its input g reads at least, given that it starts in its padding: m for position -m."""
     taps = range(0, g.pads_begin[axis], g.dilations[axis])[: g.kernel[axis]]
     return min((g.pads_begin[axis] - tap - 1) % g.strides[axis] + 1 for tap in taps)
 
