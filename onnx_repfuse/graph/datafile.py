@@ -47,7 +47,7 @@ class DataFile:
         """Write everything; the gaps are zeros."""
         for offset, piece in self._pieces:
             out.seek(offset)
-            write([piece], out)
+            write(piece, out)
 
 
 def reference(location: str, offset: int, length: int) -> bytes:

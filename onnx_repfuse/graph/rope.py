@@ -7,7 +7,7 @@ before the first byte is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -15,8 +15,6 @@ from onnx_repfuse.graph.source import Source
 from onnx_repfuse.graph.wire import prefix
 
 __all__ = ["Late", "Piece", "Range", "Rope"]
-
-_RELEASE = 32 << 20
 
 
 @dataclass
@@ -78,8 +76,9 @@ class Rope:
         self.extend(body)
 
     def write(self, out: BinaryIO) -> None:
-        """Write everything, one piece at a time."""
-        write(self.pieces, out)
+        """Write everything, one piece at a time, and compute what is late when its turn comes."""
+        for piece in self.pieces:
+            write(piece, out)
 
     def to_bytes(self) -> bytes:
         """Everything in memory."""
@@ -92,20 +91,9 @@ class Rope:
         return b"".join(parts)
 
 
-def write(pieces: Iterable[Piece], out: BinaryIO) -> None:
-    """Write pieces one at a time; pages of the sources that computed pieces have read are given back."""
-    sources: dict[int, Source] = {}
-    since = 0
-    for piece in pieces:
-        if isinstance(piece, Range):
-            sources[id(piece.source)] = piece.source
-            piece.source.copy_to(out, piece.begin, piece.end)
-        elif isinstance(piece, bytes):
-            out.write(piece)
-        else:
-            out.write(piece.make())
-            since += piece.size
-            if since > _RELEASE:
-                since = 0
-                for source in sources.values():
-                    source.release()
+def write(piece: Piece, out: BinaryIO) -> None:
+    """Append one piece to a file."""
+    if isinstance(piece, Range):
+        piece.source.copy_to(out, piece.begin, piece.end)
+    else:
+        out.write(piece if isinstance(piece, bytes) else piece.make())

@@ -169,6 +169,8 @@ def _data_names(target: Path) -> Iterator[str]:
 def _data_files(target: Path) -> set[Path]:
     """The data files of the model that is about to be replaced, as far as their names are of our making."""
     ours = re.compile(re.escape(target.name) + r"(\.[0-9]+)?\.data")
+    if not any(ours.fullmatch(name) for name in os.listdir(target.parent)):
+        return set()
     with contextlib.suppress(RepfuseError), Document.open(target) as old:
         return {target.parent / name for name in old.files.files if ours.fullmatch(name)}
     return set()

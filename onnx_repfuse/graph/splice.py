@@ -40,6 +40,7 @@ _ANNOTATED = NUMBER["TensorAnnotation.tensor_name"]
 _SPARSE_VALUES = NUMBER["SparseTensorProto.values"]
 
 _NOTHING = Edit()
+_RELEASE = 32 << 20
 Names = Mapping[bytes, bytes]
 
 
@@ -61,6 +62,7 @@ class Splice:
         self._relocation = Relocation(document, policy, data, spill)
         self._data = data
         self._done: set[ScopeKey] = set()
+        self._since = 0
 
     def model(self) -> Rope:
         """The whole ModelProto."""
@@ -181,8 +183,16 @@ class Splice:
         rope = Rope()
         head = onnx.TensorProto(dims=new.shape, data_type=new.data_type, name=new.name)
         rope.add(head.SerializeToString(deterministic=True))
-        self._relocation.payload(Late(new.nbytes, new.data), data, rope)
+        self._relocation.payload(Late(new.nbytes, lambda: self._computed(new)), data, rope)
         return rope
+
+    def _computed(self, new: NewTensor) -> memoryview:
+        """The bytes of a new tensor; what was read of the input to compute it is given back now and then."""
+        self._since += new.nbytes
+        if self._since > _RELEASE:
+            self._since = 0
+            self._document.release()
+        return new.data()
 
     def _node(self, field: Field, here: ScopeKey, names: Names, rope: Rope) -> None:
         number, _, tag, at, stop = field

@@ -24,6 +24,7 @@ __all__ = ["INLINE", "MARK", "Payload", "strip"]
 
 INLINE = 1024
 MARK = "repfuse"
+_RELEASE = 16 << 20
 
 _RAW = NUMBER["TensorProto.raw_data"]
 _LOCATION = NUMBER["TensorProto.data_location"]
@@ -101,6 +102,8 @@ def _strip_tensor(source: Source, begin: int, end: int, rope: Rope, payloads: li
     for tag, stop in kept:
         rope.copy(source, tag, stop)
     rope.add(_marker(len(payloads)))
+    if raw is not None and raw[1] // _RELEASE != raw[0] // _RELEASE:
+        source.release()  # one look maps megabytes around it
     payloads.append(Payload(source, begin, end, raw=False) if raw is None else Payload(source, *raw))
 
 
