@@ -1,8 +1,8 @@
 """Inputs for a model: what to feed, at which sizes.
 
 Random floats have mixed signs (a ReLU hides faults from [0, 1) inputs), and symbolic dims take an ordinary
-size at batch 1 and a small odd one at batch 2, where borders weigh more. A dim that keeps the model from running
-is tried at other sizes, then the user is asked for `--input-shape`.
+size at batch 1 and a small odd one at batch 2, where borders weigh more. A dim that keeps the model from
+running is tried at other sizes, then the user is asked for `--input-shape`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,149 @@
+"""The verifier's own oracle: a small graph evaluated in float64, with the size of what was summed.
+
+Beside each value v it carries its magnitude m = sum |w| |x| over all terms that made it up (a Sub adds,
+nothing cancels), or, when asked for squares, sum w^2 x^2. Rounding errors of any evaluation in a shorter
+format scale with these, not with |v|. It shares no code with the algebra that made the fold, and ONNX Runtime checks
+it: what the runtime makes of the nodes before must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+__all__ = ["OPS", "Context", "Oracle", "Truth", "Unsupported", "Value", "attributes", "register"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Unsupported(Exception):  # noqa: N818 - an outcome: another judge takes over
+    """The oracle does not know this operator, or this form of it."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor: `v` in float64 (integers and booleans as they are), `m` its magnitude in float32, v.shape."""
+
+    v: Array
+    m: Array
+
+    @staticmethod
+    def of(array: Array, power: int = 1) -> Value:
+        """A value whose magnitude is its own size, to a power."""
+        v = array.astype(np.float64) if array.dtype.kind == "f" or array.dtype.name == "bfloat16" else array
+        if v.dtype.kind != "f":
+            return Value(v, v)
+        return Value(v, (np.abs(v) if power == 1 else np.square(v)).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The oracle's answer for one tensor.
+
+    Attributes:
+        value: float64.
+        magnitude: float32, of the same shape.
+        terms: the number of non-zero terms an element sums, over all nodes on its way: one per row of axis 0
+            where rows are independent, else one for all; float64, broadcastable to `value`.
+    """
+
+    value: Array
+    magnitude: Array
+    terms: Array
+
+
+@dataclass
+class Context:
+    """What an operator sees of its node: attributes, opset, number of outputs, a place to count terms, and
+    the power the magnitudes are summed in."""
+
+    attributes: dict[str, Any]
+    opset: int
+    outputs: int
+    counted: list[Array]
+    power: int = 1
+
+    def count(self, fan_in: int, operand: Array) -> None:
+        """Note that this node sums `fan_in` products of `operand`, whose axis 0 may be rows."""
+        if operand.ndim < 2:
+            self.counted.append(np.array([float(fan_in)]))
+            return
+        rows = np.count_nonzero(operand.reshape(operand.shape[0], -1), axis=1)
+        self.counted.append(np.minimum(rows, fan_in).astype(np.float64))
+
+
+Op = Callable[..., Any]
+OPS: dict[str, Op] = {}
+
+
+def register(*names: str) -> Callable[[Op], Op]:
+    """Add an operator: f(context, *values) -> Value or a list of them; an absent input is None."""
+
+    def add(function: Op) -> Op:
+        for name in names:
+            OPS[name] = function
+        return function
+
+    return add
+
+
+class Oracle:
+    """A small model, ready to be evaluated many times.
+
+    Args:
+        model: nodes of the default domain, constants as initializers.
+        power: 1 for magnitudes sum |w| |x|, 2 for sum w^2 x^2 (not below it where an operator averages).
+
+    Raises:
+        Unsupported: it holds an operator the oracle does not know.
+    """
+
+    def __init__(self, model: onnx.ModelProto, power: int = 1) -> None:
+        from onnx_repfuse.verify import truth_linear, truth_shape  # noqa: F401 - they fill OPS
+
+        graph = model.graph
+        self.power = power
+        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        self.nodes = list(graph.node)
+        for node in self.nodes:
+            if node.domain not in ("", "ai.onnx") or node.op_type not in OPS:
+                raise Unsupported(f"{node.domain + '.' if node.domain else ''}{node.op_type}")
+        self.output = graph.output[0].name
+        self.constants = {t.name: Value.of(onnx.numpy_helper.to_array(t), power) for t in graph.initializer}
+        self._attributes = [attributes(node) for node in self.nodes]
+
+    def __call__(self, feed: Mapping[str, Array]) -> Truth:
+        """Evaluate. Raises Unsupported, or ValueError where shapes do not fit."""
+        values: dict[str, Value] = dict(self.constants)
+        values.update({name: Value.of(np.asarray(array), self.power) for name, array in feed.items()})
+        counted: list[Array] = []
+        for node, given in zip(self.nodes, self._attributes, strict=True):
+            context = Context(given, self.opset, len(node.output), counted, self.power)
+            operands = [values[name] if name else None for name in node.input]
+            with np.errstate(all="ignore"):
+                results = OPS[node.op_type](context, *operands)
+            produced = results if isinstance(results, list) else [results]
+            values.update(zip(node.output, produced, strict=False))
+        found = values[self.output]
+        return Truth(found.v, found.m, _total(counted, found.v))
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """A node's attributes as Python values, strings decoded."""
+    found: dict[str, Any] = {}
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        found[attribute.name] = value.decode() if isinstance(value, bytes) else value
+    return found
+
+
+def _total(counted: list[Array], value: Array) -> Array:
+    rows = value.shape[0] if value.ndim >= 2 else 1
+    if any(len(one) not in (rows, 1) for one in counted):
+        counted = [np.array([one.max() if one.size else 0.0]) for one in counted]
+    total = np.ones(1) + sum((one for one in counted), np.zeros(1))
+    return total.reshape((-1,) + (1,) * max(value.ndim - 1, 0)) if value.ndim else total.max()

@@ -1,0 +1,326 @@
+"""The oracle's arithmetic: convolutions tap by tap, products, sums, normalization, pooling, activations."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from onnx_repfuse.verify.truth import Context, Unsupported, Value, register
+
+__all__: list[str] = []
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Window = tuple[list[int], list[int], list[int], list[int]]  # strides, dilations, pads begin, pads end
+
+
+def window(context: Context, space: Sequence[int], kernel: Sequence[int]) -> Window:
+    """(strides, dilations, pads begin, pads end) with auto_pad worked out."""
+    rank = len(space)
+    given = context.attributes
+    strides = given.get("strides") or [1] * rank
+    dilations = given.get("dilations") or [1] * rank
+    pads = given.get("pads") or [0] * (2 * rank)
+    auto = given.get("auto_pad", "NOTSET")
+    begin, end = list(pads[:rank]), list(pads[rank:])
+    if auto == "VALID":
+        begin, end = [0] * rank, [0] * rank
+    elif auto.startswith("SAME"):
+        for axis in range(rank):
+            extent = (kernel[axis] - 1) * dilations[axis] + 1
+            out = -(-space[axis] // strides[axis])
+            total = max(0, (out - 1) * strides[axis] + extent - space[axis])
+            half = total // 2
+            begin[axis], end[axis] = (half, total - half) if auto == "SAME_UPPER" else (total - half, half)
+    return list(strides), list(dilations), begin, end
+
+
+def correlate(x: Array, w: Array, groups: int, how: Window, ceil: bool = False) -> Array:
+    """y[n, o, i] = sum w[o, c, k] x[n, c, s*i - begin + d*k], in the type of its operands.
+
+    Args:
+        x: (N, C, *space).
+        w: (M, C/groups, *kernel).
+    """
+    strides, dilations, begin, end = how
+    kernel, space = w.shape[2:], x.shape[2:]
+    out = []
+    for axis, size in enumerate(space):
+        room = size + begin[axis] + end[axis] - ((kernel[axis] - 1) * dilations[axis] + 1)
+        count = (-(-room // strides[axis]) if ceil else room // strides[axis]) + 1
+        if room < 0 and not (ceil and count > 0):
+            raise ValueError("the window does not fit")
+        out.append(count)
+    if x.shape[1] != w.shape[1] * groups:
+        raise ValueError("channels do not fit")
+    slack = [(b, max(0, e) + (s if ceil else 0)) for b, e, s in zip(begin, end, strides, strict=True)]
+    padded = np.pad(x, [(0, 0), (0, 0), *slack])
+    n, m, deep = x.shape[0], w.shape[0], w.shape[1]
+    if deep == 1:
+        return _depthwise(padded, w, groups, how, out)
+    total = np.zeros((groups, m // groups, n, int(np.prod(out, dtype=int))), dtype=np.result_type(x, w))
+    grouped = w.reshape(groups, m // groups, deep, *kernel)
+    for tap in itertools.product(*(range(k) for k in kernel)):
+        weight = grouped[(slice(None),) * 3 + tap]
+        at = tuple(
+            slice(t * d, t * d + (count - 1) * s + 1, s)
+            for t, d, count, s in zip(tap, dilations, out, strides, strict=True)
+        )
+        where: Any = (slice(None), slice(None), *at)
+        patch = padded[where].reshape(n, groups, deep, -1).transpose(1, 2, 0, 3)
+        flat = np.ascontiguousarray(patch).reshape(groups, deep, -1)
+        total += np.matmul(weight, flat).reshape(total.shape)
+    return np.ascontiguousarray(total.transpose(2, 0, 1, 3)).reshape(n, m, *out)
+
+
+def _depthwise(padded: Array, w: Array, groups: int, how: Window, out: Sequence[int]) -> Array:
+    """`correlate` with one channel per group: nothing to multiply as matrices."""
+    strides, dilations, _, _ = how
+    n, m = padded.shape[0], w.shape[0]
+    each = m // groups
+    total = np.zeros((n, groups, each, *out), dtype=np.result_type(padded, w))
+    product = np.empty_like(total)
+    rank = len(out)
+    for tap in itertools.product(*(range(k) for k in w.shape[2:])):
+        at = tuple(
+            slice(t * d, t * d + (count - 1) * s + 1, s)
+            for t, d, count, s in zip(tap, dilations, out, strides, strict=True)
+        )
+        where: Any = (slice(None), slice(None), *at)
+        chosen: Any = (slice(None), 0, *tap)
+        weight = w[chosen].reshape(groups, each, *(1,) * rank)
+        np.multiply(padded[where][:, :, None], weight, out=product)
+        total += product
+    return total.reshape(n, m, *out)
+
+
+def _column(bias: Array, rank: int) -> Array:
+    return bias.reshape(1, -1, *(1,) * (rank - 2))
+
+
+@register("Conv")
+def conv(context: Context, x: Value, w: Value, b: Value | None = None) -> Value:
+    groups = context.attributes.get("group", 1)
+    how = window(context, x.v.shape[2:], w.v.shape[2:])
+    v = correlate(x.v, w.v, groups, how)
+    m = correlate(x.m, w.m, groups, how)
+    context.count(int(np.prod(w.v.shape[1:])), x.v)
+    if b is not None:
+        v, m = v + _column(b.v, v.ndim), m + _column(b.m, v.ndim)
+    return Value(v, m)
+
+
+@register("ConvTranspose")
+def conv_transpose(context: Context, x: Value, w: Value, b: Value | None = None) -> Value:
+    """Upsample with zeros, pad, and correlate with the flipped kernel."""
+    given = context.attributes
+    groups, kernel, space = given.get("group", 1), w.v.shape[2:], x.v.shape[2:]
+    if "output_shape" in given or given.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        raise Unsupported("ConvTranspose with output_shape or auto_pad")
+    strides, dilations, begin, end = window(context, space, kernel)
+    extra = given.get("output_padding") or [0] * len(kernel)
+    reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
+
+    def apply(data: Array, weight: Array) -> Array:
+        n, c = data.shape[:2]
+        spread = np.zeros(
+            (n, c, *((size - 1) * s + 1 for size, s in zip(space, strides, strict=True))), data.dtype
+        )
+        index: Any = (slice(None), slice(None), *(slice(None, None, s) for s in strides))
+        spread[index] = data
+        left = [r - p for r, p in zip(reach, begin, strict=True)]
+        right = [r - p + e for r, p, e in zip(reach, end, extra, strict=True)]
+        pads = [(max(0, a), max(0, b)) for a, b in zip(left, right, strict=True)]
+        spread = np.pad(spread, [(0, 0), (0, 0), *pads])
+        crop = tuple(
+            slice(max(0, -a), spread.shape[2 + i] - max(0, -b))
+            for i, (a, b) in enumerate(zip(left, right, strict=True))
+        )
+        inner: Any = (slice(None), slice(None), *crop)
+        spread = spread[inner]
+        turned = weight.reshape(groups, c // groups, -1, *kernel).swapaxes(1, 2)
+        turned = turned.reshape(-1, c // groups, *kernel)[
+            (slice(None),) * 2 + (slice(None, None, -1),) * len(kernel)
+        ]
+        ones, none = [1] * len(kernel), [0] * len(kernel)
+        return correlate(spread, turned, groups, (ones, dilations, none, none))
+
+    v, m = apply(x.v, w.v), apply(x.m, w.m)
+    context.count(int(w.v.shape[0] // groups * np.prod(kernel)), x.v)
+    if b is not None:
+        v, m = v + _column(b.v, v.ndim), m + _column(b.m, v.ndim)
+    return Value(v, m)
+
+
+@register("BatchNormalization")
+def batch_norm(context: Context, x: Value, scale: Value, bias: Value, mean: Value, var: Value) -> Value:
+    given = context.attributes
+    if given.get("training_mode", 0) or context.outputs > 1 or not given.get("spatial", 1):
+        raise Unsupported("BatchNormalization in training mode or per position")
+    slope = scale.v / np.sqrt(var.v + given.get("epsilon", float(np.float32(1e-5))))
+    rank = x.v.ndim
+    shift = mean.v * slope
+    v = x.v * _column(slope, rank) + _column(bias.v - shift, rank)
+    power = context.power
+    m = x.m * _column(np.abs(slope) ** power, rank) + _column(np.abs(shift) ** power + bias.m, rank)
+    return Value(v, m.astype(np.float32))
+
+
+@register("Add", "Sum")
+def add(context: Context, *parts: Value) -> Value:
+    v, m = parts[0].v, parts[0].m
+    for part in parts[1:]:
+        v, m = v + part.v, m + part.m
+    return Value(v, m)
+
+
+@register("Mean")
+def mean(context: Context, *parts: Value) -> Value:
+    whole = add(context, *parts)
+    return Value(whole.v / len(parts), whole.m / np.float32(len(parts)))
+
+
+@register("Sub")
+def sub(context: Context, a: Value, b: Value) -> Value:
+    return Value(a.v - b.v, a.m + b.m)
+
+
+@register("Mul")
+def mul(context: Context, a: Value, b: Value) -> Value:
+    return Value(a.v * b.v, a.m * b.m)
+
+
+@register("Div")
+def div(context: Context, a: Value, b: Value) -> Value:
+    if a.v.dtype.kind != "f":
+        return Value.of(a.v // b.v)
+    return Value(a.v / b.v, (a.m * b.m / np.abs(b.v) ** (2 * context.power)).astype(np.float32))
+
+
+@register("Neg")
+def neg(context: Context, a: Value) -> Value:
+    return Value(-a.v, a.m)
+
+
+@register("Identity", "Dropout")
+def identity(context: Context, x: Value, *rest: Value) -> Value:
+    if len(rest) > 1 and rest[1] is not None and bool(np.any(rest[1].v)):
+        raise Unsupported("Dropout in training mode")
+    return x
+
+
+@register("MatMul")
+def matmul(context: Context, a: Value, b: Value) -> Value:
+    context.count(a.v.shape[-1], a.v)
+    return Value(np.matmul(a.v, b.v), np.matmul(a.m, b.m))
+
+
+@register("Gemm")
+def gemm(context: Context, a: Value, b: Value, c: Value | None = None) -> Value:
+    given = context.attributes
+    alpha, beta = given.get("alpha", 1.0), given.get("beta", 1.0)
+    left = [a.v.T, a.m.T] if given.get("transA", 0) else [a.v, a.m]
+    right = [b.v.T, b.m.T] if given.get("transB", 0) else [b.v, b.m]
+    context.count(right[0].shape[0], left[0])
+    v, m = alpha * (left[0] @ right[0]), abs(alpha) ** context.power * (left[1] @ right[1])
+    if c is not None:
+        v, m = v + beta * c.v, m + abs(beta) ** context.power * c.m
+    return Value(v, m.astype(np.float32))
+
+
+@register("AveragePool")
+def average_pool(context: Context, x: Value) -> Value:
+    given = context.attributes
+    kernel, channels = given["kernel_shape"], x.v.shape[1]
+    how = window(context, x.v.shape[2:], kernel)
+    ceil = bool(given.get("ceil_mode", 0))
+    ones = np.ones((channels, 1, *kernel))
+    v = correlate(x.v, ones, channels, how, ceil=ceil)
+    m = correlate(x.m, ones.astype(np.float32), channels, how, ceil=ceil)
+    if given.get("count_include_pad", 0):
+        if ceil:
+            raise Unsupported("AveragePool with ceil_mode over padding")
+        count: Any = float(np.prod(kernel))
+    else:
+        count = correlate(np.ones((1, 1, *x.v.shape[2:])), np.ones((1, 1, *kernel)), 1, how, ceil=ceil)
+    context.count(int(np.prod(kernel)), x.v)
+    return Value(v / count, (m / count).astype(np.float32))
+
+
+@register("GlobalAveragePool")
+def global_average_pool(context: Context, x: Value) -> Value:
+    axes = tuple(range(2, x.v.ndim))
+    context.count(int(np.prod(x.v.shape[2:])), x.v)
+    return Value(x.v.mean(axes, keepdims=True), x.m.mean(axes, keepdims=True))
+
+
+def _reduction(average: bool) -> Any:
+    def reduce(context: Context, x: Value, axes: Value | None = None) -> Value:
+        given = context.attributes
+        chosen = given.get("axes") if axes is None else axes.v.ravel().tolist()
+        if not chosen:
+            if given.get("noop_with_empty_axes", 0):
+                return x
+            chosen = range(x.v.ndim)
+        where = tuple(int(axis) for axis in chosen)
+        keep = bool(given.get("keepdims", 1))
+        count = int(np.prod([x.v.shape[axis] for axis in where]))
+        context.count(count, x.v)
+        v, m = x.v.sum(where, keepdims=keep), x.m.sum(where, keepdims=keep)
+        return Value(v / count, m / np.float32(count)) if average else Value(v, m)
+
+    return reduce
+
+
+register("ReduceMean")(_reduction(True))
+register("ReduceSum")(_reduction(False))
+
+
+@register("Clip")
+def clip(context: Context, x: Value, low: Value | None = None, high: Value | None = None) -> Value:
+    given = context.attributes
+    least = low.v if low is not None else given.get("min", -np.inf)
+    most = high.v if high is not None else given.get("max", np.inf)
+    return Value(np.minimum(np.maximum(x.v, least), most), x.m)
+
+
+@register("Relu")
+def relu(context: Context, x: Value) -> Value:
+    return Value(np.maximum(x.v, 0), x.m)
+
+
+@register("LeakyRelu")
+def leaky_relu(context: Context, x: Value) -> Value:
+    alpha = context.attributes.get("alpha", 0.01)
+    return Value(np.where(x.v < 0, alpha * x.v, x.v), x.m * np.float32(max(1.0, abs(alpha)) ** context.power))
+
+
+@register("HardSigmoid")
+def hard_sigmoid(context: Context, x: Value) -> Value:
+    alpha, beta = context.attributes.get("alpha", 0.2), context.attributes.get("beta", 0.5)
+    return Value(
+        np.clip(alpha * x.v + beta, 0, 1),
+        x.m * np.float32(abs(alpha) ** context.power) + np.float32(abs(beta)),
+    )
+
+
+@register("HardSwish")
+def hard_swish(context: Context, x: Value) -> Value:
+    return Value(x.v * np.clip(x.v / 6 + 0.5, 0, 1), x.m * np.float32(1.5**context.power))
+
+
+@register("Sqrt")
+def sqrt(context: Context, x: Value) -> Value:
+    return Value.of(np.sqrt(x.v))
+
+
+@register("Reciprocal")
+def reciprocal(context: Context, x: Value) -> Value:
+    return Value(1 / x.v, (x.m / np.abs(x.v) ** (2 * context.power)).astype(np.float32))
+
+
+@register("Pow")
+def power(context: Context, x: Value, y: Value) -> Value:
+    return Value.of(np.power(x.v, y.v))
