@@ -238,12 +238,8 @@ def test_the_border_law_in_two_dimensions_refuses_where_one_axis_does() -> None:
     choices = [(1, 0), (3, 0), (3, 1), (3, 2)]  # kernel, pad
     for axes in product(choices, repeat=2):
         kernel, pads = zip(*axes, strict=True)
-        alone = [
-            reason(
-                lambda k=k, p=p: laws.compose(line, Geometry.conv(1, 1, (k,), pads=(p, p)), zero_bias=True)
-            )
-            for k, p in axes
-        ]
+        lines = [Geometry.conv(1, 1, (k,), pads=(p, p)) for k, p in axes]
+        alone = [reason(lambda f=f: laws.compose(line, f, zero_bias=True)) for f in lines]
         inner = Geometry.conv(1, 1, kernel, pads=pads * 2)
         expected = Reason.BORDER if Reason.BORDER in alone else None
         assert reason(lambda inner=inner: laws.compose(outer, inner, zero_bias=True)) is expected
