@@ -26,13 +26,14 @@ class Source:
     The file stays open until `close()`, so it can be read on when its name is given to another file.
     """
 
+    _file: BinaryIO | None = None
+
     def __init__(self, what: str, *, path: Path | None = None, data: bytes = b"") -> None:
         """`what` is how errors call it; a file is only looked up, not opened."""
         self.what = what
         self.path = path
         self.size = len(data)
         self._data: Buffer | None = data if path is None else None
-        self._file: BinaryIO | None = None
         if path is None:
             return
         with self._errors():
@@ -55,6 +56,11 @@ class Source:
     def is_open(self) -> bool:
         """Whether a file descriptor is held."""
         return self._file is not None
+
+    def __del__(self) -> None:
+        """A document that nobody closed closes its files when it is forgotten."""
+        if self._file is not None:
+            self._file.close()
 
     def _open(self) -> BinaryIO:
         if self._file is None:
