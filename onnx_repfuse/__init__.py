@@ -1,0 +1,59 @@
+"""Re-parameterize an exported ONNX network: fold its linear branches, prove it equal, write it.
+
+>>> import onnx_repfuse
+>>> onnx_repfuse.Options(check=False).check
+False
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = [
+    "AffineConv",
+    "Fold",
+    "Geometry",
+    "InputError",
+    "Kind",
+    "Options",
+    "OutputError",
+    "Reason",
+    "Refusal",
+    "Report",
+    "RepfuseError",
+    "Result",
+    "UnsafePathError",
+    "UsageError",
+    "Verification",
+    "VerificationError",
+    "fuse",
+    "plan",
+    "verify",
+]
+
+_HOMES = {
+    "algebra.conv": ("AffineConv",),
+    "algebra.geometry": ("Geometry",),
+    "api": ("Result", "fuse", "plan", "verify"),
+    "errors": ("InputError", "OutputError", "RepfuseError", "UnsafePathError", "UsageError", "VerificationError"),
+    "options": ("Options",),
+    "reasons": ("Reason",),
+    "report.record": ("Fold", "Kind", "Refusal", "Report"),
+    "verify.verdict": ("Verification",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use (PEP 562), so that `--help` does not wait for onnxruntime."""
+    if name == "plan":  # also the name of a subpackage
+        return importlib.import_module(f"{__name__}.api").plan
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

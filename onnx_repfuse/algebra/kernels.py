@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnx_repfuse.algebra.geometry import Geometry
 
-__all__ = ["Array", "Columns", "Composed", "Kernel", "Rows", "Scaled", "Stored", "Total", "Vector", "push"]
+__all__ = ["Array", "Columns", "Composed", "Kernel", "Rows", "Scaled", "Stacked", "Stored", "Total", "Vector", "push"]
 
 Array = NDArray[np.float64]
 
@@ -214,19 +214,25 @@ def push(kernel: Kernel, bias: Array) -> Array:
     return result
 
 
-def stack(parts: Sequence[Kernel]) -> Callable[[int, int], Array]:
-    """Rows of kernels laid one below the other."""
-    starts = np.cumsum([0, *(p.geometry.c_out for p in parts)])
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """Kernels of one input, their output channels one after the other."""
 
-    def rows(lo: int, hi: int) -> Array:
-        blocks = [
-            part.rows(max(lo - start, 0), min(hi - start, part.geometry.c_out))
-            for part, start in zip(parts, starts, strict=False)
-            if start < hi and start + part.geometry.c_out > lo
-        ]
+    geometry: Geometry
+    parts: tuple[Kernel, ...]
+
+    @property
+    def depth(self) -> int:
+        return max(part.depth for part in self.parts) + 1
+
+    def rows(self, lo: int, hi: int) -> Array:
+        blocks, start = [], 0
+        for part in self.parts:
+            end = start + part.geometry.c_out
+            if start < hi and end > lo:
+                blocks.append(part.rows(max(lo, start) - start, min(hi, end) - start))
+            start = end
         return np.concatenate(blocks)
-
-    return rows
 
 
 def _columns(f: Geometry, lo: int, hi: int) -> NDArray[np.intp]:

@@ -1,0 +1,262 @@
+"""A Form: what a tensor is, as a sum of linear maps of other tensors plus one bias.
+
+    t = bias + sum_i  place_i( kernel_i( source_i[channels lo_in ..] ) )          place: at channels lo_out ..
+
+Slicing channels and concatenating tensors are such sums too, with kernels that are the identity: that is why
+terms carry the range of channels they read and the range they write. Forms are closed under `apply`, the
+substitution of forms for the operands of an operator; it raises Inexact where a law of the algebra says no.
+The bias stands once, whatever the number of terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnx_repfuse.algebra import laws
+from onnx_repfuse.algebra.geometry import Geometry
+from onnx_repfuse.algebra.kernels import (
+    Array,
+    Columns,
+    Composed,
+    Kernel,
+    Rows,
+    Scaled,
+    Total,
+    Vector,
+    push,
+)
+from onnx_repfuse.errors import Inexact
+from onnx_repfuse.reasons import Reason
+
+__all__ = ["Bias", "Form", "Term", "add_kernels", "apply", "compose_kernels", "identity"]
+
+MAX_TERMS = 32  # a form with more terms is cut at a tensor: keeps sums of many sources linear in time
+MAX_DEPTH = 64  # likewise for the nesting of kernels, which are evaluated recursively
+
+
+@dataclass(frozen=True, eq=False)
+class Bias:
+    """One value per channel: a part known while planning, and parts that need a kernel.
+
+    Attributes:
+        known: float64, (channels,).
+        late: functions that return more of the same shape, called when weights are folded.
+    """
+
+    known: Array
+    late: tuple[Callable[[], Array], ...] = ()
+
+    @classmethod
+    def zeros(cls, channels: int) -> Bias:
+        """No bias."""
+        return cls(np.zeros(channels))
+
+    @property
+    def is_zero(self) -> bool:
+        """Zero for certain."""
+        return not self.late and not self.known.any()
+
+    def value(self) -> Array:
+        """The whole bias; reads kernels."""
+        result = self.known.copy()
+        for part in self.late:
+            result += part()
+        return result
+
+    def __add__(self, other: Bias) -> Bias:
+        return Bias(self.known + other.known, self.late + other.late)
+
+    def channels(self, lo: int, hi: int) -> Bias:
+        """The bias of channels lo..hi."""
+        if lo == 0 and hi == len(self.known):
+            return self
+        return Bias(self.known[lo:hi], tuple(_sliced(part, lo, hi) for part in self.late))
+
+    def placed(self, lo: int, total: int) -> Bias:
+        """The same bias as channels lo.. of `total`, zero elsewhere."""
+        if lo == 0 and total == len(self.known):
+            return self
+        hi = lo + len(self.known)
+        return Bias(_padded(self.known, lo, hi, total), tuple(_placed(p, lo, hi, total) for p in self.late))
+
+    def through(self, kernel: Kernel) -> Bias:
+        """What `kernel` makes of it. One value per channel is multiplied now, anything else when folding."""
+        if self.is_zero:
+            return Bias.zeros(kernel.geometry.c_out)
+        if isinstance(kernel, Vector):
+            scale = kernel.scale
+            return Bias(self.known * scale, tuple(_scaled(part, scale) for part in self.late))
+        return Bias(np.zeros(kernel.geometry.c_out), (lambda: push(kernel, self.value()),))
+
+
+def _sliced(part: Callable[[], Array], lo: int, hi: int) -> Callable[[], Array]:
+    return lambda: part()[lo:hi]
+
+
+def _scaled(part: Callable[[], Array], scale: Array) -> Callable[[], Array]:
+    return lambda: part() * scale
+
+
+def _padded(value: Array, lo: int, hi: int, total: int) -> Array:
+    return np.pad(value, (lo, total - hi))
+
+
+def _placed(part: Callable[[], Array], lo: int, hi: int, total: int) -> Callable[[], Array]:
+    return lambda: _padded(part(), lo, hi, total)
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One linear map: reads channels `lo_in ..` of `source`, writes channels `lo_out ..`."""
+
+    source: Hashable
+    kernel: Kernel
+    lo_in: int = 0
+    lo_out: int = 0
+
+    @property
+    def key(self) -> tuple[Hashable, int, int, int, int]:
+        """Terms of one key add up."""
+        g = self.kernel.geometry
+        return self.source, self.lo_in, g.c_in, self.lo_out, g.c_out
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """See the module's docstring. `layout` is (channel axis, rank)."""
+
+    channels: int
+    layout: tuple[int, int]
+    terms: tuple[Term, ...]
+    bias: Bias
+
+    @property
+    def sources(self) -> tuple[Hashable, ...]:
+        """The distinct sources, in order."""
+        return tuple(dict.fromkeys(term.source for term in self.terms))
+
+
+def identity(source: Hashable, channels: int, layout: tuple[int, int]) -> Form:
+    """`t = source`."""
+    axis, rank = layout
+    kernel = Vector(Geometry.diagonal(channels, rank, axis), np.ones(channels))
+    return Form(channels, layout, (Term(source, kernel),), Bias.zeros(channels))
+
+
+def apply(
+    channels: int,
+    layout: tuple[int, int],
+    terms: Sequence[Term],
+    bias: Bias,
+    operands: Sequence[Form],
+    *,
+    border: Array | None = None,
+    size_of: Callable[[Hashable], tuple[int, ...] | None] = lambda source: None,
+) -> Form:
+    """Substitute forms into an operator: term `i` reads `operands[i]` in place of its source.
+
+    Args:
+        channels, layout, terms, bias: the operator; its output is `bias + sum(terms)`.
+        operands: what each term reads, as a form of earlier tensors.
+        border: the value the (only) term pads with instead of zero: (c_in,). An operand whose bias equals it
+            commutes with the padding: with f = f0 + v, pad_v(f) = pad_0(f0) + v.
+        size_of: a source's positions per axis, where proved; lets terms of unlike slack add.
+
+    Raises:
+        Inexact: when no form equals it for every input.
+    """
+    collected: dict[Hashable, Term] = {}
+    for outer, operand in zip(terms, operands, strict=True):
+        g = outer.kernel.geometry
+        lo, hi = outer.lo_in, outer.lo_in + g.c_in
+        inner_bias = operand.bias.channels(lo, hi)
+        if border is not None:
+            inner_bias = _without(inner_bias, border)
+            bias = bias + Bias(border)
+        for inner in operand.terms:
+            term = _compose_term(outer, inner, inner_bias.is_zero)
+            if term is None:
+                continue
+            known = collected.get(term.key)
+            if known is not None:
+                term = replace(known, kernel=add_kernels(known.kernel, term.kernel, size_of(term.source)))
+            collected[term.key] = term
+        bias = bias + inner_bias.through(outer.kernel).placed(outer.lo_out, channels)
+    if len(collected) > MAX_TERMS or any(t.kernel.depth > MAX_DEPTH for t in collected.values()):
+        raise Inexact(Reason.COST, "the expression is too long to be taken as a whole")
+    return Form(channels, layout, tuple(collected.values()), bias)
+
+
+def _without(bias: Bias, value: Array) -> Bias:
+    """`bias - value`, zero where they differ by no more than the rounding of what was summed.
+
+    Exporters and we fold the same bias in different orders and precisions: two ulps of the model's float32.
+    """
+    if bias.late:
+        raise Inexact(Reason.BORDER, "the padding value is not known to equal the inner bias")
+    difference = bias.known - value
+    scale = np.maximum(np.abs(bias.known), np.abs(value))
+    return Bias(np.where(np.abs(difference) <= 2 * np.finfo(np.float32).eps * scale, 0.0, difference))
+
+
+def _compose_term(outer: Term, inner: Term, zero_bias: bool) -> Term | None:
+    """`outer` after `inner`, over the channels both touch; None if there are none."""
+    g, f = outer.kernel, inner.kernel
+    lo = max(outer.lo_in, inner.lo_out)
+    hi = min(outer.lo_in + g.geometry.c_in, inner.lo_out + f.geometry.c_out)
+    if lo >= hi:
+        return None
+    lo_in, lo_out = inner.lo_in, outer.lo_out
+    if (lo, hi) != (inner.lo_out, inner.lo_out + f.geometry.c_out):
+        f, first = _rows(f, lo - inner.lo_out, hi - inner.lo_out)
+        lo_in += first
+    if (lo, hi) != (outer.lo_in, outer.lo_in + g.geometry.c_in):
+        g, first = _columns(g, lo - outer.lo_in, hi - outer.lo_in)
+        lo_out += first
+    return Term(inner.source, compose_kernels(g, f, zero_bias=zero_bias), lo_in, lo_out)
+
+
+def _rows(kernel: Kernel, lo: int, hi: int) -> tuple[Kernel, int]:
+    geometry, first, _ = laws.select_outputs(kernel.geometry, lo, hi)
+    if isinstance(kernel, Vector):
+        return Vector(geometry, kernel.scale[lo:hi]), first
+    return Rows(geometry, kernel, lo, first), first
+
+
+def _columns(kernel: Kernel, lo: int, hi: int) -> tuple[Kernel, int]:
+    geometry, first, _ = laws.select_inputs(kernel.geometry, lo, hi)
+    if isinstance(kernel, Vector):
+        return Vector(geometry, kernel.scale[lo:hi]), first
+    return Columns(geometry, kernel, lo, first), first
+
+
+def compose_kernels(g: Kernel, f: Kernel, *, zero_bias: bool) -> Kernel:
+    """`g @ f`; values per channel are multiplied at once, so chains of them do not nest."""
+    geometry = laws.compose(g.geometry, f.geometry, zero_bias=zero_bias)
+    if isinstance(g, Vector):
+        if isinstance(f, Vector):
+            return Vector(geometry, g.scale * f.scale)
+        if (g.scale == 1).all():
+            return f
+        if isinstance(f, Scaled):
+            return Scaled(geometry, f.inner, g.scale if f.outer is None else g.scale * f.outer, f.inputs)
+        return Scaled(geometry, f, g.scale)
+    if isinstance(f, Vector):
+        if (f.scale == 1).all():
+            return g
+        if isinstance(g, Scaled):
+            return Scaled(geometry, g.inner, g.outer, f.scale if g.inputs is None else f.scale * g.inputs)
+        return Scaled(geometry, g, None, f.scale)
+    return Composed(geometry, g, f)
+
+
+def add_kernels(f: Kernel, g: Kernel, size: tuple[int, ...] | None = None) -> Kernel:
+    """`f + g`; sums of sums stay flat."""
+    geometry = laws.total(f.geometry, g.geometry, size)
+    if isinstance(f, Vector) and isinstance(g, Vector):
+        return Vector(geometry, f.scale + g.scale)
+    parts = (*(f.parts if isinstance(f, Total) else (f,)), *(g.parts if isinstance(g, Total) else (g,)))
+    return Total(geometry, parts)

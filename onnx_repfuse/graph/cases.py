@@ -1,0 +1,84 @@
+"""A fold as two small models, before and after, for the verifier's probes and taps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.constants import Const
+from onnx_repfuse.graph.dtypes import numpy_dtype
+from onnx_repfuse.graph.frames import Frame
+from onnx_repfuse.graph.rewrite import export
+from onnx_repfuse.graph.scope import Scope
+
+__all__ = ["before_and_after"]
+
+
+def before_and_after(
+    scope: Scope,
+    frames: dict[str, Frame],
+    root: str,
+    absorbed: Sequence[onnx.NodeProto],
+    created: Sequence[gs.Node],
+    ir_version: int,
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Both sides of a fold. Computes its weights; raises Inexact where one overflows."""
+    new = [export(node) for node in created]
+    made = {name for node in (*absorbed, *new) for name in node.output}
+    sources = list(
+        dict.fromkeys(
+            name
+            for node in (*absorbed, *new)
+            for name in node.input
+            if name and name not in made and name not in scope.constants
+        )
+    )
+    inputs = [_declare(scope, frames, name) for name in sources]
+    return tuple(  # type: ignore[return-value]
+        _model(scope, nodes, inputs, root, ir_version) for nodes in (absorbed, new)
+    )
+
+
+def _declare(scope: Scope, frames: dict[str, Frame], name: str) -> onnx.ValueInfoProto:
+    """Element type, rank and channels; batch and space symbolic."""
+    shape, frame = scope.shape(name), frames.get(name)
+    rank = len(shape) if shape is not None else (frame.rank + 2 if frame and frame.channel_axis == 1 else 2)
+    dims: list[int | str] = [f"d{axis}" for axis in range(rank)]
+    dims[0] = "batch"
+    if frame is not None:
+        dims[frame.channel_axis] = frame.channels
+    data_type = scope.data_type(name) or (frame.data_type if frame else 0) or onnx.TensorProto.FLOAT
+    return onnx.helper.make_tensor_value_info(name, data_type, dims)
+
+
+def _model(
+    scope: Scope,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    root: str,
+    ir_version: int,
+) -> onnx.ModelProto:
+    made = {name for node in nodes for name in node.output}
+    graph = onnx.GraphProto(name="fold")
+    graph.node.extend(nodes)
+    graph.input.extend(inputs)
+    data_type = scope.data_type(root)
+    graph.output.append(
+        onnx.helper.make_tensor_value_info(root, data_type, None) if data_type else onnx.ValueInfoProto(name=root)
+    )
+    for name in dict.fromkeys(n for node in nodes for n in node.input):
+        const = scope.constants.get(name)
+        if const is not None and name not in made:
+            graph.initializer.append(_tensor(name, const))
+    model = onnx.ModelProto(graph=graph, ir_version=max(ir_version, 4))
+    model.opset_import.add(domain="", version=scope.opset)
+    return model
+
+
+def _tensor(name: str, const: Const) -> onnx.TensorProto:
+    values = const.read()
+    tensor = onnx.TensorProto(name=name, data_type=const.data_type, dims=list(const.shape))
+    tensor.raw_data = values.astype(numpy_dtype(const.data_type), copy=False).tobytes()
+    return tensor

@@ -1,0 +1,200 @@
+"""Constants: where they come from, and the little arithmetic that may stand between them and their reader.
+
+A constant is an initializer, a Constant node, or the output of a node in `FOLDABLE` whose inputs are all
+constants. Its payload is read only when somebody asks: shape and data type come from the skeleton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnx_repfuse.algebra.kernels import Kernel
+from onnx_repfuse.graph.dtypes import numpy_dtype
+
+__all__ = ["FOLDABLE", "SMALL", "Const", "fold_constant", "from_attributes"]
+
+SMALL = 1 << 16  # elements; what may be evaluated while planning
+
+Values = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Const:
+    """A constant tensor.
+
+    Attributes:
+        shape: its dims.
+        data_type: `onnx.TensorProto.DataType`.
+        read: returns the payload, in the numpy dtype of `data_type`.
+        kernel: for weights this run computed, the exact float64 kernel behind them (never rounded twice).
+    """
+
+    shape: tuple[int, ...]
+    data_type: int
+    read: Callable[[], Values]
+    kernel: Kernel | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+def _unary(function: Callable[[Values], Any]) -> Callable[..., Any]:
+    return lambda x, attrs: function(x)
+
+
+def _binary(function: Callable[[Values, Values], Any]) -> Callable[..., Any]:
+    return lambda a, b, attrs: function(a, b).astype(a.dtype)
+
+
+def _axes(inputs: Sequence[Values], attrs: Mapping[str, Any]) -> tuple[int, ...] | None:
+    if len(inputs) > 1:
+        return tuple(int(a) for a in inputs[1].ravel())
+    return tuple(attrs["axes"]) if attrs.get("axes") is not None else None
+
+
+def _reshape(x: Values, *rest: Any) -> Values:
+    attrs, shape = rest[-1], rest[0] if len(rest) > 1 else rest[-1]["shape"]
+    dims = [int(d) for d in np.ravel(shape)]
+    if not attrs.get("allowzero"):
+        dims = [x.shape[i] if d == 0 else d for i, d in enumerate(dims)]
+    return x.reshape(dims)
+
+
+def _unsqueeze(x: Values, *rest: Any) -> Values:
+    axes = _axes([x, *rest[:-1]], rest[-1])
+    return np.expand_dims(x, axes if axes is not None else ())
+
+
+def _squeeze(x: Values, *rest: Any) -> Values:
+    return np.squeeze(x, _axes([x, *rest[:-1]], rest[-1]))
+
+
+def _transpose(x: Values, attrs: Mapping[str, Any]) -> Values:
+    return np.transpose(x, attrs.get("perm"))
+
+
+def _cast(x: Values, attrs: Mapping[str, Any]) -> Values:
+    to = attrs["to"]
+    return x.astype(numpy_dtype(to) if isinstance(to, int) else to)
+
+
+def _constant_of_shape(shape: Values, attrs: Mapping[str, Any]) -> Values:
+    value = attrs.get("value")
+    filler = np.zeros(1, np.float32) if value is None else np.asarray(value.values)
+    return np.full(tuple(int(d) for d in shape), filler.ravel()[0], filler.dtype)
+
+
+def _flatten(x: Values, attrs: Mapping[str, Any]) -> Values:
+    axis = attrs.get("axis", 1)
+    return x.reshape(prod(x.shape[: axis % (x.ndim + 1) if axis < 0 else axis]), -1)
+
+
+def _concat(*args: Any) -> Values:
+    return np.concatenate(args[:-1], axis=args[-1]["axis"])
+
+
+def _gather(x: Values, index: Values, attrs: Mapping[str, Any]) -> Values:
+    return np.take(x, index, axis=attrs.get("axis", 0))
+
+
+def _expand(x: Values, shape: Values, attrs: Mapping[str, Any]) -> Values:
+    return np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(int(d) for d in shape)))
+
+
+def _matmul(a: Values, b: Values, attrs: Mapping[str, Any]) -> Values:
+    return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(a.dtype)
+
+
+def _divide(a: Values, b: Values) -> Values:
+    return np.trunc(np.true_divide(a, b)) if a.dtype.kind in "iu" else np.true_divide(a, b)
+
+
+FOLDABLE: dict[str, Callable[..., Any]] = {
+    "Identity": _unary(lambda x: x),
+    "Cast": _cast,
+    "Reshape": _reshape,
+    "Unsqueeze": _unsqueeze,
+    "Squeeze": _squeeze,
+    "Flatten": _flatten,
+    "Transpose": _transpose,
+    "ConstantOfShape": _constant_of_shape,
+    "Concat": _concat,
+    "Gather": _gather,
+    "Expand": _expand,
+    "Shape": lambda x, attrs: np.array(x.shape, np.int64)[attrs.get("start", 0) : attrs.get("end")],
+    "Add": _binary(np.add),
+    "Sub": _binary(np.subtract),
+    "Mul": _binary(np.multiply),
+    "Div": _binary(_divide),
+    "Pow": _binary(np.power),
+    "MatMul": _matmul,
+    "Neg": _unary(np.negative),
+    "Sqrt": _unary(np.sqrt),
+    "Reciprocal": _unary(np.reciprocal),
+    "Exp": _unary(np.exp),
+    "Abs": _unary(np.abs),
+    "Tanh": _unary(np.tanh),
+    "Sigmoid": _unary(lambda x: (1 / (1 + np.exp(-x))).astype(x.dtype)),
+}
+
+
+def fold_constant(
+    op: str,
+    attrs: Mapping[str, Any],
+    inputs: Sequence[Const],
+    shape: tuple[int, ...] | None,
+    data_type: int | None,
+) -> Const | None:
+    """The output of a foldable node over constants, or None when nothing certain can be said.
+
+    With an inferred `shape` and `data_type` the value stays unread; else small inputs are evaluated now.
+    """
+    function = FOLDABLE.get(op)
+    if function is None:
+        return None
+
+    def evaluate() -> Values:
+        with np.errstate(all="ignore"):
+            return np.asarray(function(*(c.read() for c in inputs), dict(attrs)))
+
+    if shape is not None and data_type is not None:
+        return Const(shape, data_type, evaluate)
+    if max((c.size for c in inputs), default=0) > SMALL:
+        return None
+    try:
+        value = evaluate()
+    except (ArithmeticError, KeyError, TypeError, ValueError, IndexError, AttributeError):
+        return None  # malformed: the runtime will say so
+    if value.size > SMALL:
+        return None
+    return Const(value.shape, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), lambda: value)
+
+
+def from_attributes(node: onnx.NodeProto, read: Callable[[onnx.TensorProto], Values]) -> Const | None:
+    """The value of a Constant node in any of its attribute forms; None for strings and sparse tensors."""
+    for attribute in node.attribute:
+        if attribute.name == "value" and attribute.type == onnx.AttributeProto.TENSOR:
+            tensor = attribute.t
+            return Const(tuple(tensor.dims), tensor.data_type, lambda: read(tensor))
+        simple: Values
+        if attribute.name == "value_float":
+            simple = np.array(attribute.f, np.float32)
+        elif attribute.name == "value_floats":
+            simple = np.array(attribute.floats, np.float32)
+        elif attribute.name == "value_int":
+            simple = np.array(attribute.i, np.int64)
+        elif attribute.name == "value_ints":
+            simple = np.array(attribute.ints, np.int64)
+        else:
+            continue
+        return Const(simple.shape, onnx.helper.np_dtype_to_tensor_dtype(simple.dtype), lambda: simple)
+    return None

@@ -1,0 +1,265 @@
+"""From steps to ONNX nodes: attributes, weights in the operators' own layout, fresh names.
+
+Weights are `Const`s that compute themselves: float64 by blocks of output channels, rounded once to the model's data
+type. A weight that overflows raises Inexact(OVERFLOW) when it is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnx_repfuse.algebra.form import Bias
+from onnx_repfuse.algebra.kernels import Kernel, Vector
+from onnx_repfuse.errors import Inexact
+from onnx_repfuse.graph.constants import Const
+from onnx_repfuse.graph.dtypes import numpy_dtype
+from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.plan.lowering import Step, Written
+from onnx_repfuse.reasons import Reason
+
+__all__ = ["Emission", "emit"]
+
+BLOCK = 1 << 20  # elements of a float64 block
+
+
+@dataclass(eq=False)
+class Emission:
+    """What `emit` made: nodes in order, and the constants they read."""
+
+    nodes: list[gs.Node]
+    constants: dict[str, Const]
+
+
+def emit(
+    scope: Scope,
+    root: str,
+    written: Written,
+    *,
+    layout: tuple[int, int],
+    data_type: int,
+    rank: Callable[[str], int | None],
+    name: str,
+) -> Emission:
+    """Nodes that compute tensor `root`; `name` is the stem for names of nodes and tensors.
+
+    Args:
+        layout, data_type: of the result.
+        rank: number of dims of a source.
+    """
+    made = Emission([], {})
+    names: list[str] = []
+    axis, space = layout
+
+    def tensor(ref: Hashable) -> str:
+        return names[ref] if isinstance(ref, int) else str(ref)
+
+    def constant(label: str, shape: tuple[int, ...], value: Callable[[], NDArray[Any]], kernel: Kernel | None) -> str:
+        fresh = scope.fresh(f"{name}.{label}")
+        made.constants[fresh] = Const(shape, data_type, value, kernel)
+        return fresh
+
+    def channel_shape(channels: int) -> tuple[int, ...]:
+        return (channels, *(1,) * space) if axis == 1 else (channels,)
+
+    def vector(label: str, shape: tuple[int, ...], value: Callable[[], NDArray[np.float64]]) -> str:
+        return constant(label, shape, lambda: _rounded(value().reshape(shape), data_type), None)
+
+    def node(op: str, inputs: list[str], output: str, attrs: dict[str, Any] | None = None) -> None:
+        made.nodes.append(
+            gs.Node(
+                op,
+                scope.fresh(name),
+                attrs or {},
+                [gs.Variable(i) for i in inputs],
+                [gs.Variable(output)],
+            )
+        )
+
+    if not written.steps:
+        node("Identity", [tensor(written.result)], root)
+        return made
+    for number, step in enumerate(written.steps):
+        output = root if number == len(written.steps) - 1 else scope.fresh(f"{name}.{step.op.lower()}")
+        inputs = [tensor(ref) for ref in step.inputs]
+        names.append(output)
+        if step.op == "Mul":
+            assert isinstance(step.kernel, Vector)
+            node("Mul", [*inputs, vector("scale", channel_shape(step.channels), _of(step.kernel.scale))], output)
+        elif step.op == "Shift":
+            assert step.bias is not None
+            node("Add", [*inputs, vector("shift", channel_shape(step.channels), step.bias.value)], output)
+        elif step.op == "Norm":
+            assert isinstance(step.kernel, Vector)
+            assert step.bias is not None
+            shape, ones, zeros = (step.channels,), np.ones(step.channels), np.zeros(step.channels)
+            parameters = [
+                vector("scale", shape, _of(step.kernel.scale)),
+                vector("shift", shape, step.bias.value),
+                vector("mean", shape, _of(zeros)),
+                vector("var", shape, _of(ones)),
+            ]
+            node("BatchNormalization", [*inputs, *parameters], output, {"epsilon": 0.0})
+        elif step.op == "Conv":
+            _emit_convolution(scope, step, inputs[0], output, data_type, rank, constant, vector, node, name)
+        elif step.op == "Slice":
+            _emit_slice(scope, step, inputs[0], output, axis, made, node, name)
+        elif step.op == "Concat":
+            node("Concat", inputs, output, {"axis": axis})
+        else:
+            node(step.op, inputs, output)
+    return made
+
+
+def _emit_convolution(
+    scope: Scope,
+    step: Step,
+    source: str,
+    output: str,
+    data_type: int,
+    rank: Callable[[str], int | None],
+    constant: Callable[..., str],
+    vector: Callable[..., str],
+    node: Callable[..., None],
+    name: str,
+) -> None:
+    assert step.kernel is not None
+    kernel = _grown(step.kernel)
+    g = kernel.geometry
+
+    def weight() -> NDArray[Any]:
+        return _materialized(kernel, data_type)
+
+    bias = [] if step.bias is None else [vector("bias", (g.c_out,), step.bias.value)]
+    if g.channel_axis == -1 and bias and rank(source) == 2:
+        node("Gemm", [source, constant("weight", g.weight_shape, weight, kernel), *bias], output, {"transB": 1})
+    elif g.channel_axis == -1:
+        matrix = constant("weight", (g.c_in, g.c_out), lambda: np.ascontiguousarray(weight().T), kernel)
+        if bias:
+            middle = scope.fresh(f"{name}.matmul")
+            node("MatMul", [source, matrix], middle)
+            node("Add", [middle, *bias], output)
+        else:
+            node("MatMul", [source, matrix], output)
+    elif g.transposed:
+        node(
+            "ConvTranspose",
+            [source, constant("weight", _transposed_shape(kernel), lambda: _transposed(weight(), kernel), kernel), *bias],
+            output,
+            _transposed_attributes(kernel),
+        )
+    else:
+        attrs = {
+            "dilations": list(g.dilations),
+            "group": g.groups,
+            "kernel_shape": list(g.kernel),
+            "pads": [*g.pads_begin, *g.pads_end],
+            "strides": list(g.strides),
+        }
+        node("Conv", [source, constant("weight", g.weight_shape, weight, kernel), *bias], output, attrs)
+
+
+def _emit_slice(
+    scope: Scope,
+    step: Step,
+    source: str,
+    output: str,
+    axis: int,
+    made: Emission,
+    node: Callable[..., None],
+    name: str,
+) -> None:
+    lo, hi = step.lo, step.lo + step.channels
+    if scope.opset < 10:
+        node("Slice", [source], output, {"axes": [axis], "starts": [lo], "ends": [hi]})
+        return
+    inputs = [source]
+    for label, value in (("starts", lo), ("ends", hi), ("axes", axis)):
+        fresh = scope.fresh(f"{name}.{label}")
+        array = np.array([value], np.int64)
+        made.constants[fresh] = Const((1,), onnx.TensorProto.INT64, _of(array))
+        inputs.append(fresh)
+    node("Slice", inputs, output)
+
+
+def _of(value: NDArray[Any]) -> Callable[[], NDArray[Any]]:
+    return lambda: value
+
+
+@dataclass(frozen=True, eq=False)
+class _Grown:
+    """A kernel with zero taps added, where a pad would be negative."""
+
+    inner: Kernel
+
+    @property
+    def geometry(self) -> Any:
+        return self.inner.geometry.grown()
+
+    @property
+    def depth(self) -> int:
+        return self.inner.depth + 1
+
+    def rows(self, lo: int, hi: int) -> NDArray[np.float64]:
+        f, g = self.inner.geometry, self.geometry
+        result = np.zeros((hi - lo, *g.weight_shape[1:]))
+        place = tuple(
+            slice((of - og) // d, (of - og) // d + k)
+            for of, og, d, k in zip(f.origin, g.origin, g.dilations, f.kernel, strict=True)
+        )
+        result[(slice(None), slice(None), *place)] = self.inner.rows(lo, hi)
+        return result
+
+
+def _grown(kernel: Kernel) -> Kernel:
+    return kernel if kernel.geometry.grown() == kernel.geometry else _Grown(kernel)
+
+
+def _rounded(value: NDArray[np.float64], data_type: int) -> NDArray[Any]:
+    with np.errstate(all="ignore"):
+        result = value.astype(numpy_dtype(data_type))
+    finite = np.isfinite(result.astype(np.float64) if result.dtype.kind == "V" else result)
+    if not finite.all():
+        reason = Reason.OVERFLOW if np.isfinite(value).all() else Reason.NON_FINITE
+        raise Inexact(reason)
+    return np.asarray(result)
+
+
+def _materialized(kernel: Kernel, data_type: int) -> NDArray[Any]:
+    g = kernel.geometry
+    result = np.empty(g.weight_shape, numpy_dtype(data_type))
+    step = max(1, BLOCK // max(1, int(np.prod(g.weight_shape[1:]))))
+    for lo in range(0, g.c_out, step):
+        hi = min(lo + step, g.c_out)
+        result[lo:hi] = _rounded(kernel.rows(lo, hi), data_type)
+    return result
+
+
+def _transposed_shape(kernel: Kernel) -> tuple[int, ...]:
+    g = kernel.geometry
+    return (g.c_in, g.c_out // g.groups, *g.kernel)
+
+
+def _transposed(weight: NDArray[Any], kernel: Kernel) -> NDArray[Any]:
+    g = kernel.geometry
+    split = weight.reshape(g.groups, g.c_out // g.groups, g.c_in // g.groups, *g.kernel)
+    return np.ascontiguousarray(np.swapaxes(split, 1, 2).reshape(_transposed_shape(kernel)))
+
+
+def _transposed_attributes(kernel: Kernel) -> dict[str, Any]:
+    g = kernel.geometry
+    ends = g.pads_end  # pad_end - output_padding
+    return {
+        "dilations": list(g.dilations),
+        "group": g.groups,
+        "kernel_shape": list(g.kernel),
+        "output_padding": [max(0, -e) for e in ends],
+        "pads": [*g.pads_begin, *(max(0, e) for e in ends)],
+        "strides": list(g.strides),
+    }

@@ -1,0 +1,204 @@
+"""Which axis of a tensor holds its channels.
+
+An Add or a Mul by a scalar does not say. A Conv reads channels from axis 1, a MatMul from the last axis; what
+stands between inherits from what it reads or, where that says nothing, from what reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope
+
+__all__ = ["FLOATS", "Frame", "frames", "rank_of"]
+
+FLOATS = frozenset(
+    (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
+)
+
+ELEMENTWISE = frozenset(
+    "Relu LeakyRelu PRelu Elu Selu Celu ThresholdedRelu Sigmoid HardSigmoid HardSwish Mish Swish Tanh Softplus "
+    "Softsign Clip Erf Gelu Exp Log Sqrt Abs Floor Ceil Round Reciprocal Neg Sign Identity Dropout".split()
+)
+CHANNEL_KEEPING = ELEMENTWISE | frozenset(
+    "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool Pad Resize Upsample "
+    "InstanceNormalization LRN BatchNormalization".split()
+)
+COMBINING = frozenset(("Add", "Sub", "Mul", "Div", "Sum", "Mean", "Max", "Min", "Pow"))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Channel axis (1 or -1), spatial rank, channels and ONNX data type (0 = unknown) of a tensor."""
+
+    channel_axis: int
+    rank: int
+    channels: int
+    data_type: int
+
+    @property
+    def layout(self) -> tuple[int, int]:
+        """As `Geometry.layout`."""
+        return self.channel_axis, self.rank
+
+
+def rank_of(scope: Scope, known: dict[str, Frame], name: str) -> int | None:
+    """Number of dims: proved by inference, or by the operator that made the tensor."""
+    shape = scope.shape(name)
+    if shape is not None:
+        return len(shape)
+    frame = known.get(name)
+    return frame.rank + 2 if frame is not None and frame.channel_axis == 1 else None
+
+
+def frames(scope: Scope) -> dict[str, Frame]:
+    """The frame of every tensor for which one is known."""
+    known: dict[str, Frame] = {}
+    _forward(scope, known)
+    wanted = dict(known)
+    for node in reversed(scope.nodes):
+        for name, frame in _demands(scope, node, wanted):
+            if name not in wanted and scope.const(name) is None:
+                wanted[name] = frame
+    if len(wanted) > len(known):
+        known = wanted
+        _forward(scope, known)
+    return known
+
+
+def _forward(scope: Scope, known: dict[str, Frame]) -> None:
+    for node in scope.nodes:
+        if not node.outputs or node.outputs[0].name in known or node.domain not in ONNX_DOMAINS:
+            continue
+        frame = _output_frame(scope, node, known)
+        if frame is not None:
+            known[node.outputs[0].name] = frame
+            if node.op == "Split":
+                _split(scope, node, frame, known)
+
+
+def _names(node: gs.Node) -> list[str]:
+    return [t.name for t in node.inputs if t.name]
+
+
+def _output_frame(scope: Scope, node: gs.Node, known: dict[str, Frame]) -> Frame | None:
+    names = _names(node)
+    first = known.get(names[0]) if names else None
+    if node.op in ("Conv", "ConvTranspose"):
+        weight = _weight(scope, node)
+        if weight is None or len(weight[0]) < 3:
+            return None
+        shape, data_type = weight
+        channels = shape[0] if node.op == "Conv" else shape[1] * _groups(node)
+        return Frame(1, len(shape) - 2, channels, data_type)
+    if node.op in ("Gemm", "MatMul"):
+        weight = _weight(scope, node)
+        if weight is None or len(weight[0]) != 2:
+            return None
+        transposed = node.op == "Gemm" and node.attrs.get("transB", 0)
+        return Frame(-1, 0, weight[0][0 if transposed else 1], weight[1])
+    if node.op in COMBINING:
+        constant = [n for n in names if scope.const(n) is not None]
+        varying = [n for n in names if scope.const(n) is None]
+        own = next((known[n] for n in varying if n in known), None)
+        if constant and len(varying) == 1:
+            return _beside_constant(scope, varying[0], constant[0], own) or own
+        return own
+    if node.op == "Concat" and first is not None:
+        axis, rank = node.attrs.get("axis"), rank_of(scope, known, names[0])
+        parts = [known.get(n) for n in names]
+        if any(p is None or p.layout != first.layout for p in parts):
+            return None
+        if axis in (first.channel_axis, None if rank is None else first.channel_axis % rank):
+            return replace(first, channels=sum(p.channels for p in parts if p))
+        return first
+    if node.op in CHANNEL_KEEPING and first is not None:
+        return first
+    if node.op in ("Slice", "Split", "ReduceMean") and first is not None:
+        shape = scope.shape(node.outputs[0].name)
+        if shape is None or (first.channel_axis == 1 and len(shape) != first.rank + 2):
+            return None
+        channels = shape[first.channel_axis] if len(shape) > 1 else None
+        return None if channels is None else replace(first, channels=channels)
+    shape = scope.shape(node.outputs[0].name)
+    if shape is not None and len(shape) == 2 and shape[1]:
+        return Frame(-1, 0, shape[1], scope.data_type(node.outputs[0].name) or 0)
+    return None
+
+
+def _split(scope: Scope, node: gs.Node, frame: Frame, known: dict[str, Frame]) -> None:
+    for tensor in node.outputs[1:]:
+        shape = scope.shape(tensor.name)
+        channels = shape[frame.channel_axis] if shape and len(shape) > 1 else None
+        if channels is not None:
+            known[tensor.name] = replace(frame, channels=channels)
+
+
+def _beside_constant(scope: Scope, name: str, constant: str, own: Frame | None) -> Frame | None:
+    """A constant that differs along one axis only names that axis, where the tensor's frame does not."""
+    shape, const = scope.shape(name), scope.constants[constant]
+    if own is not None or shape is None or len(shape) < 2 or len(const.shape) > len(shape):
+        return own
+    aligned = (1,) * (len(shape) - len(const.shape)) + const.shape
+    axes = [a for a, d in enumerate(aligned) if d != 1]
+    data_type = scope.data_type(name) or const.data_type
+    if axes == [len(shape) - 1] and shape[-1] == aligned[-1]:
+        return Frame(-1, 0, aligned[-1], data_type)
+    if axes == [1] and shape[1] == aligned[1]:
+        return Frame(1, len(shape) - 2, aligned[1], data_type)
+    return None
+
+
+def _groups(node: gs.Node) -> int:
+    groups = node.attrs.get("group", 1)
+    return groups if isinstance(groups, int) else 1
+
+
+def _weight(scope: Scope, node: gs.Node) -> tuple[tuple[int, ...], int] | None:
+    if len(node.inputs) < 2:
+        return None
+    name = node.inputs[1].name
+    shape, data_type = scope.shape(name), scope.data_type(name)
+    if shape is None or None in shape or not data_type:
+        return None
+    return tuple(d for d in shape if d is not None), data_type
+
+
+def _demands(scope: Scope, node: gs.Node, known: dict[str, Frame]) -> list[tuple[str, Frame]]:
+    """What a node says about the tensors it reads."""
+    if node.domain not in ONNX_DOMAINS or not node.inputs:
+        return []
+    name = node.inputs[0].name
+    if node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        weight = _weight(scope, node)
+        if weight is None:
+            return []
+        shape, data_type = weight
+        if node.op == "Conv" and len(shape) >= 3:
+            return [(name, Frame(1, len(shape) - 2, shape[1] * _groups(node), data_type))]
+        if node.op == "ConvTranspose" and len(shape) >= 3:
+            return [(name, Frame(1, len(shape) - 2, shape[0], data_type))]
+        if node.op in ("Gemm", "MatMul") and len(shape) == 2:
+            return [(name, Frame(-1, 0, shape[1 if node.attrs.get("transB", 0) else 0], data_type))]
+        return []
+    if node.op == "BatchNormalization":
+        shape = scope.shape(name)
+        scale = scope.shape(node.inputs[1].name) if len(node.inputs) > 1 else None
+        if shape is None or len(shape) < 2 or not scale or len(scale) != 1 or scale[0] is None:
+            return []
+        data_type = scope.data_type(name) or 0
+        axis, rank = (-1, 0) if len(shape) == 2 else (1, len(shape) - 2)
+        frame = Frame(axis, rank, scale[0], data_type)
+        return [(name, frame), *((t.name, frame) for t in node.outputs[:1])]
+    if node.op in CHANNEL_KEEPING and node.outputs and node.outputs[0].name in known:
+        return [(name, known[node.outputs[0].name])]
+    if node.op in COMBINING and node.outputs and node.outputs[0].name in known:
+        frame = known[node.outputs[0].name]
+        out = scope.shape(node.outputs[0].name)
+        return [
+            (t.name, frame) for t in node.inputs if t.name and (out is None or scope.shape(t.name) == out)
+        ]
+    return []

@@ -1,0 +1,115 @@
+"""What a node is in the algebra: `Lifted`, the linear map from its operands to its output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.algebra.form import Bias, Term
+from onnx_repfuse.algebra.geometry import Geometry
+from onnx_repfuse.algebra.kernels import Array, Vector
+from onnx_repfuse.graph.frames import Frame
+from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.reasons import Reason
+from onnx_repfuse.report.record import Kind
+
+__all__ = ["Context", "Declined", "Lifted", "Operand", "diagonal", "vector_of"]
+
+
+@dataclass(frozen=True)
+class Declined:
+    """Linear, but not safely foldable: why, in a clause that follows the node's name."""
+
+    reason: Reason
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor an operator reads: its name, channels and layout as the operator sees them."""
+
+    name: str
+    channels: int
+    layout: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Lifted:
+    """An operator of the algebra.
+
+    Attributes:
+        node, output: the node and which of its outputs this is.
+        role: the kind that a fold absorbing this node is of; None for a Conv, which every fold may hold.
+        channels, layout: of the output.
+        terms: `terms[i].source` is an index into `operands`.
+        bias: added once.
+        border: the value it pads with instead of zero.
+        same_shape: it is exact only if its operands have equal shapes, which is not proved yet.
+        size: positions per axis of its operands, where known.
+    """
+
+    node: gs.Node
+    output: str
+    role: Kind | None
+    channels: int
+    layout: tuple[int, int]
+    operands: tuple[Operand, ...]
+    terms: tuple[Term, ...]
+    bias: Bias
+    border: Array | None = None
+    same_shape: bool = False
+    size: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a lift may ask: the scope and the frames of its tensors."""
+
+    scope: Scope
+    frames: dict[str, Frame]
+    protected: frozenset[int] = field(default_factory=frozenset)
+
+    def frame(self, name: str) -> Frame | None:
+        """The frame of a tensor."""
+        return self.frames.get(name)
+
+    def rank(self, name: str) -> int | None:
+        """Number of dims of a tensor."""
+        shape = self.scope.shape(name)
+        if shape is not None:
+            return len(shape)
+        frame = self.frames.get(name)
+        return frame.rank + 2 if frame is not None and frame.channel_axis == 1 else None
+
+    def size(self, name: str, rank: int) -> tuple[int, ...] | None:
+        """Proved positions per spatial axis of a tensor with channels on axis 1."""
+        shape = self.scope.shape(name)
+        if shape is None or len(shape) != rank + 2:
+            return None
+        space = shape[2:]
+        return None if None in space else tuple(d for d in space if d is not None)
+
+
+def diagonal(
+    node: gs.Node, name: str, frame: Frame, role: Kind | None, scale: Array, shift: Array, *, output: int = 0
+) -> Lifted:
+    """`scale * x + shift` per channel."""
+    axis, rank = frame.layout
+    geometry = Geometry.diagonal(frame.channels, rank, axis)
+    return Lifted(
+        node,
+        node.outputs[output].name,
+        role,
+        frame.channels,
+        frame.layout,
+        (Operand(name, frame.channels, frame.layout),),
+        (Term(0, Vector(geometry, scale)),),
+        Bias(shift),
+    )
+
+
+def vector_of(values: object) -> Array:
+    """Constants as float64, flat."""
+    return np.asarray(values).astype(np.float64).ravel()

@@ -1,0 +1,118 @@
+"""Changing a scope: new nodes for a tensor, dead nodes out; and the difference to the input, as an `Edit`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+from onnx_repfuse.graph.constants import Const
+from onnx_repfuse.graph.edit import Edit, NewTensor
+from onnx_repfuse.graph.scope import Scope
+
+__all__ = ["difference", "drop_dead", "export", "needed_nodes", "put", "rename", "used_names"]
+
+
+def put(scope: Scope, replaced: Mapping[int, Sequence[gs.Node]], constants: Mapping[str, Const]) -> None:
+    """Replace nodes, given by id(), by others that compute the same outputs; one pass over the scope."""
+    result: list[gs.Node] = []
+    for node in scope.nodes:
+        fresh = replaced.get(id(node))
+        if fresh is None:
+            result.append(node)
+            continue
+        for new in fresh:
+            scope.anchor[id(new)] = scope.anchor[id(node)]
+            result.append(new)
+    scope.nodes = result
+    scope.constants.update(constants)
+    scope.created.update(constants)
+
+
+def rename(scope: Scope, old: str, new: str) -> None:
+    """Let every reader of tensor `old` read `new`."""
+    for node in scope.readers.get(old, ()):
+        for tensor in node.inputs:
+            if tensor.name == old:
+                tensor.name = new
+
+
+def drop_dead(scope: Scope, alive: set[int]) -> None:
+    """Remove the nodes of `alive` (ids of nodes that were needed before) that nobody needs any more."""
+    count: dict[str, int] = {}
+    for node in scope.nodes:
+        for tensor in node.inputs:
+            count[tensor.name] = count.get(tensor.name, 0) + 1
+    kept: list[gs.Node] = []
+    for node in reversed(scope.nodes):
+        names = [t.name for t in node.outputs if t.name]
+        needed = any(count.get(n) or n in scope.outputs or n in scope.captured for n in names)
+        if needed or id(node) not in alive:
+            kept.append(node)
+            continue
+        for tensor in node.inputs:
+            count[tensor.name] -= 1
+    scope.nodes = kept[::-1]
+    scope.index()
+
+
+def needed_nodes(scope: Scope) -> set[int]:
+    """ids of the nodes with an output that somebody reads."""
+    return {
+        id(node)
+        for node in scope.nodes
+        if any(scope.readers.get(t.name) or t.name in scope.outputs or t.name in scope.captured for t in node.outputs)
+    }
+
+
+def export(node: gs.Node) -> onnx.NodeProto:
+    """A new node as a NodeProto."""
+    return OnnxExporter.export_node(node)
+
+
+def used_names(scopes: Iterable[Scope]) -> set[str]:
+    """Every tensor some node reads or some scope puts out."""
+    return {
+        name
+        for scope in scopes
+        for name in (*(t.name for node in scope.nodes for t in node.inputs), *scope.outputs, *scope.captured)
+    }
+
+
+def difference(
+    scope: Scope, proto: onnx.GraphProto | onnx.FunctionProto, used: set[str], kept_inputs: set[str]
+) -> Edit:
+    """What changed in a scope since it was read.
+
+    Args:
+        proto: the scope in the document's skeleton.
+        used: `used_names` of all scopes, now.
+        kept_inputs: initializers that stay even when unused, being part of the interface.
+    """
+    edit = Edit()
+    present = {scope.anchor[id(n)]: n for n in scope.nodes if id(n) in scope.original}
+    made = {t.name for node in scope.nodes for t in node.outputs}
+    for position, node in enumerate(proto.node):
+        current = present.get(position)
+        if current is None:
+            edit.removed_nodes.add(position)
+            edit.removed_values.update(n for n in node.output if n and n not in made)
+            continue
+        moved = {
+            old: t.name for old, t in zip(node.input, current.inputs, strict=True) if old and old != t.name
+        }
+        if moved:
+            edit.rewired[position] = moved
+    for node in scope.nodes:
+        if id(node) not in scope.original:
+            edit.inserted.setdefault(scope.anchor[id(node)], []).append(export(node))
+    if isinstance(proto, onnx.GraphProto):
+        gone = {i.name for i in proto.initializer if i.name not in used} - kept_inputs
+        edit.removed_initializers = gone & scope.used_before
+        edit.removed_values |= edit.removed_initializers
+    for name, const in scope.created.items():
+        if name in used:
+            edit.new_tensors.append(NewTensor(name, const.data_type, const.shape, const.read))
+    return edit

@@ -1,0 +1,137 @@
+"""One scope of a model - the main graph, a subgraph, a function body - as graphsurgeon nodes with an index.
+
+graphsurgeon reads a *weightless* copy of the scope: decoded attributes, tensors with the inferred types, no
+payloads. We keep our own index of producers and readers (graph outputs and captures by subgraphs included),
+because removing from graphsurgeon's edge lists is quadratic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.constants import Const
+from onnx_repfuse.graph.save import ScopeKey
+
+__all__ = ["Scope", "Shape", "inner_graphs", "node_name", "outer_names"]
+
+Shape = tuple[int | None, ...]
+ONNX_DOMAINS = ("", "ai.onnx", None)
+
+
+@dataclass(eq=False)
+class Scope:
+    """A scope that folds are planned in and spliced into.
+
+    Attributes:
+        key, label: where it stands in the document, for the writer and for people.
+        opset: version of the ONNX operator set in force.
+        nodes: in topological order.
+        anchor: id(node) -> position in the input; a new node has that of the node it replaces.
+        original: id(node) of the nodes that come from the input.
+        types: tensor -> (data type, shape); a dim is None where it is not known for certain.
+        assumed: tensor -> shape with a number for every dim: for costs only, never for exactness.
+        constants: what is known to be constant, by tensor name, outer scopes included.
+        overridable: constants that a caller may override (also graph inputs, IR >= 4).
+        outputs: the scope's outputs.
+        captured: tensors that subgraphs of its nodes read.
+    """
+
+    key: ScopeKey
+    label: str
+    opset: int
+    nodes: list[gs.Node]
+    types: dict[str, tuple[int, Shape | None]]
+    assumed: dict[str, tuple[int, ...]]
+    constants: dict[str, Const]
+    inputs: set[str]
+    outputs: set[str]
+    captured: set[str]
+    overridable: set[str] = field(default_factory=set)
+    taken: set[str] = field(default_factory=set)
+    anchor: dict[int, int] = field(default_factory=dict)
+    original: dict[int, gs.Node] = field(default_factory=dict)
+    used_before: set[str] = field(default_factory=set)
+    created: dict[str, Const] = field(default_factory=dict)
+    producer: dict[str, gs.Node] = field(default_factory=dict)
+    readers: dict[str, list[gs.Node]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.original = {id(node): node for node in self.nodes}
+        self.anchor = {id(node): i for i, node in enumerate(self.nodes)}
+        self.index()
+        self.used_before = set(self.readers) | self.captured
+
+    def index(self) -> None:
+        """Rebuild producers and readers after the nodes have changed."""
+        self.producer, self.readers = {}, {}
+        for node in self.nodes:
+            for tensor in node.outputs:
+                self.producer[tensor.name] = node
+            for tensor in node.inputs:
+                if tensor.name:
+                    self.readers.setdefault(tensor.name, []).append(node)
+
+    def is_private(self, name: str) -> bool:
+        """Read exactly once, by a node of this scope, and seen by nobody else."""
+        return len(self.readers.get(name, ())) == 1 and name not in self.outputs and name not in self.captured
+
+    def const(self, name: str) -> Const | None:
+        """The constant of that name, unless a caller may override it."""
+        return None if name in self.overridable else self.constants.get(name)
+
+    def shape(self, name: str) -> Shape | None:
+        """The proved shape; None if not even the rank is known."""
+        const = self.constants.get(name)
+        return const.shape if const is not None else self.types.get(name, (0, None))[1]
+
+    def data_type(self, name: str) -> int | None:
+        """The ONNX data type, if known."""
+        const = self.constants.get(name)
+        return const.data_type if const is not None else (self.types.get(name, (0, None))[0] or None)
+
+    def elements(self, name: str) -> int | None:
+        """Assumed number of elements, for costs."""
+        shape = self.assumed.get(name)
+        return None if shape is None else prod(shape)
+
+    def fresh(self, stem: str) -> str:
+        """A tensor or node name not in use anywhere in the model."""
+        name, number = stem, 0
+        while name in self.taken:
+            number += 1
+            name = f"{stem}_{number}"
+        self.taken.add(name)
+        return name
+
+
+def node_name(node: gs.Node) -> str:
+    """The node's name, or its first output's when it has none."""
+    return str(node.name or next((t.name for t in node.outputs if t.name), node.op))
+
+
+def inner_graphs(node: onnx.NodeProto) -> Iterator[tuple[tuple[str | int, ...], onnx.GraphProto]]:
+    """The subgraphs of a node, with the tail of their scope key."""
+    for attr in node.attribute:
+        if attr.type == onnx.AttributeProto.GRAPH:
+            yield (attr.name,), attr.g
+        elif attr.type == onnx.AttributeProto.GRAPHS:
+            for number, graph in enumerate(attr.graphs):
+                yield (attr.name, number), graph
+
+
+def outer_names(graph: onnx.GraphProto) -> set[str]:
+    """Names a subgraph, or one nested in it, reads from the scopes around it."""
+    inside = {i.name for i in graph.input} | {i.name for i in graph.initializer}
+    inside |= {i.values.name for i in graph.sparse_initializer}
+    wanted = {o.name for o in graph.output}
+    for node in graph.node:
+        inside.update(node.output)
+        wanted.update(node.input)
+        for _, inner in inner_graphs(node):
+            wanted |= outer_names(inner)
+    return wanted - inside - {""}

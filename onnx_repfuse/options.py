@@ -1,0 +1,47 @@
+"""What a caller may choose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from onnx_repfuse.report.record import Kind
+
+__all__ = ["Options"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Choices of one run; the defaults are the safe ones.
+
+    Attributes:
+        cost: what "cheaper" means; multiply-adds never rise under either.
+        skip, only: kinds of folds to leave out, or to do alone.
+        keep: globs on node names; matching nodes stay as they are.
+        freeze_initializers: treat initializers that are also graph inputs as constants (IR >= 4).
+        check: prove the result with ONNX Runtime before it is written.
+        rtol, atol: replace the calibrated tolerance of the outputs.
+        input_shapes: input name -> shape to verify with.
+        input_data: (input name or None, file) to verify with: .npy of an input, .npz, a test_data_set folder.
+        external: True writes weights as external data; None does so where the input did or the size demands it.
+        precision_study: compare both models with a float64 evaluation as well.
+    """
+
+    cost: Literal["ort-cpu", "macs"] = "ort-cpu"
+    skip: frozenset[Kind] = frozenset()
+    only: frozenset[Kind] | None = None
+    keep: tuple[str, ...] = ()
+    freeze_initializers: bool = False
+    check: bool = True
+    rtol: float | None = None
+    atol: float | None = None
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    input_data: tuple[tuple[str | None, Path], ...] = ()
+    external: bool | None = None
+    precision_study: bool = False
+
+    def allows(self, kind: Kind) -> bool:
+        """Whether folds of this kind are wanted."""
+        return kind not in self.skip and (self.only is None or kind in self.only)

@@ -1,0 +1,104 @@
+"""A linear tensor that several nodes read, all of which could absorb it, is worth absorbing only if all of them do.
+
+A BatchNormalization read by two 1x1 Convs, a Pad shared by two Convs, `t + bn(t)`: folding it into one reader alone
+saves nothing, because it is still computed for the other. So it is tried as one step: let every reader look through
+it, cover their regions again, and keep the result if the whole got cheaper. Regions larger than `REGION` nodes and
+tensors with more than `READERS` readers are left alone, which keeps the search linear.
+"""
+
+from __future__ import annotations
+
+from onnx_repfuse.plan.cover import Cover
+
+__all__ = ["expose"]
+
+READERS = 16
+REGION = 64
+TRIES = 2
+
+
+def expose(cover: Cover) -> None:
+    """Extend the cover by joint steps, in topological order."""
+    roots = _roots(cover)
+    regions: dict[str, list[str]] = {}
+    for name in cover.lifts:
+        regions.setdefault(roots[name], []).append(name)
+    for name in list(cover.lifts):
+        if _candidate(cover, name):
+            _try(cover, name, roots, regions)
+
+
+def _roots(cover: Cover) -> dict[str, str]:
+    """The tensor that must exist at the end of each lifted tensor's region."""
+    roots: dict[str, str] = {}
+    for name in reversed(list(cover.lifts)):
+        roots[name] = name
+        if cover.is_private(name):
+            for tensor in cover.context.scope.readers[name][0].outputs:
+                if tensor.name in roots and cover._used(tensor.name):
+                    roots[name] = roots[tensor.name]
+    return roots
+
+
+def _candidate(cover: Cover, name: str) -> bool:
+    scope = cover.context.scope
+    if cover.is_private(name) or name in scope.outputs or name in scope.captured or name in cover.banned:
+        return False
+    readers = scope.readers.get(name, [])
+    if not 1 <= len(readers) <= READERS or len(cover.lifts[name].node.outputs) != 1:
+        return False
+    if cover.entries[name].own_macs:
+        return False
+    return all(
+        any(t.name in cover.lifts for t in r.outputs)
+        and all(
+            any(o.name == name for o in cover.lifts[t.name].operands)
+            for t in r.outputs
+            if t.name in cover.lifts
+        )
+        and all(t.name in cover.lifts for t in r.outputs if cover._used(t.name))
+        for r in readers
+    )
+
+
+def _try(cover: Cover, name: str, roots: dict[str, str], regions: dict[str, list[str]]) -> None:
+    scope = cover.context.scope
+    touched = list(
+        dict.fromkeys(
+            roots[t.name] for r in scope.readers[name] for t in r.outputs if t.name in cover.lifts
+        )
+    )
+    names = [n for root in touched for n in regions[root]]
+    if len(names) > REGION or name in names:
+        return
+    entry = cover.entries[name]
+    before = entry.best + sum(cover.entries[root].best for root in touched)
+    saved = {n: cover.entries[n] for n in names}
+    for candidate in entry.candidates[:TRIES]:
+        cover.exposed[name] = candidate.form
+        wanted = set(names)
+        cover.solve(n for n in cover.lifts if n in wanted)
+        after = candidate.setup + sum(cover.entries[root].best for root in touched)
+        macs = candidate.setup_macs + sum(cover.entries[root].best_macs for root in touched)
+        limit = entry.original_macs + sum(saved[root].original_macs for root in touched)
+        if after < before and macs <= limit and not _still_read(cover, name, touched):
+            return
+        cover.entries.update(saved)
+        del cover.exposed[name]
+
+
+def _still_read(cover: Cover, name: str, touched: list[str]) -> bool:
+    """Whether any chosen way of computing the regions reads `name` itself."""
+    pending = list(touched)
+    while pending:
+        entry = cover.entries.get(root := pending.pop())
+        if entry is None:
+            continue
+        if entry.choice is None:
+            reads = [o.name for o in cover.lifts[root].operands]
+        else:
+            reads = [str(s) for s in entry.choice.form.sources]
+        if name in reads:
+            return True
+        pending.extend(n for n in reads if cover.is_private(n))
+    return False

@@ -1,0 +1,199 @@
+"""From a form to the operators that compute it: the cheapest straight writing, or None when there is none.
+
+The output channels fall into consecutive segments. A segment is a sum of terms; a term is nothing (an identity), a
+factor per channel, or a convolution; the bias rides on a convolution where there is one. Neighbouring segments
+that are one convolution each of the same channels, alike but for their outputs, are stacked into one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+
+from onnx_repfuse.algebra.form import Bias, Form, Term
+from onnx_repfuse.algebra.kernels import Kernel, Stacked, Vector
+from onnx_repfuse.plan.cost import CostModel
+
+__all__ = ["Step", "Written", "lower"]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operator to write.
+
+    Attributes:
+        op: "Slice", "Mul", "Shift" (add a constant), "Norm" (both), "Conv", "Add" or "Concat".
+        inputs: sources (anything hashable but int), or numbers of earlier steps.
+        channels: of its output.
+        kernel, bias: what it computes, where it has one.
+        lo: first channel of a Slice.
+    """
+
+    op: str
+    inputs: tuple[Hashable, ...]
+    channels: int
+    kernel: Kernel | None = None
+    bias: Bias | None = None
+    lo: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """Steps in order, the last one being the result (an alias of `result` if there are none), and their cost."""
+
+    steps: tuple[Step, ...]
+    result: Hashable
+    cost: int
+    macs: int
+
+
+def lower(
+    form: Form,
+    model: CostModel,
+    *,
+    elements: Callable[[Hashable], int],
+    channels: Callable[[Hashable], int],
+    out_elements: int,
+    norm: bool,
+    matrix: Callable[[Hashable], bool],
+) -> Written | None:
+    """Write a form.
+
+    Args:
+        elements, channels: of a source.
+        out_elements: of the result.
+        norm: whether BatchNormalization may be written.
+        matrix: whether a source is known to be two-dimensional, so that Gemm can take the bias.
+    """
+    if not form.terms:
+        return None
+    segments: dict[tuple[int, int], list[Term]] = {}
+    for term in form.terms:
+        hi = term.lo_out + term.kernel.geometry.c_out
+        segments.setdefault((term.lo_out, hi), []).append(term)
+    order = sorted(segments)
+    if order[0][0] != 0 or order[-1][1] != form.channels:
+        return None
+    if any(a[1] != b[0] for a, b in zip(order, order[1:], strict=False)):
+        return None
+    writer = _Writer(model, elements, channels, out_elements, form.channels, norm, matrix)
+    parts = [
+        writer.segment(terms, form.bias.channels(lo, hi), hi - lo)
+        for (lo, hi), terms in _stacked([(key, segments[key]) for key in order])
+    ]
+    if len(parts) > 1:
+        parts = [writer.add(Step("Concat", tuple(parts), form.channels), model.elementwise(2 * out_elements, 0))]
+    return Written(tuple(writer.steps), parts[0], writer.cost, writer.macs)
+
+
+def _stacked(
+    segments: list[tuple[tuple[int, int], list[Term]]],
+) -> list[tuple[tuple[int, int], list[Term]]]:
+    result: list[tuple[tuple[int, int], list[Term]]] = []
+    for (lo, hi), terms in segments:
+        if result and len(terms) == len(result[-1][1]) == 1 and _stack_alike(result[-1][1][0], terms[0]):
+            (start, _), (first,) = result[-1]
+            kernels = (
+                *(first.kernel.parts if isinstance(first.kernel, Stacked) else (first.kernel,)),
+                terms[0].kernel,
+            )
+            geometry = replace(first.kernel.geometry, c_out=hi - start)
+            result[-1] = (start, hi), [replace(first, kernel=Stacked(geometry, kernels))]
+        else:
+            result.append(((lo, hi), terms))
+    return result
+
+
+def _stack_alike(first: Term, second: Term) -> bool:
+    f, g = first.kernel.geometry, second.kernel.geometry
+    return (
+        first.source == second.source
+        and first.lo_in == second.lo_in
+        and f.groups == 1
+        and not f.transposed
+        and not isinstance(first.kernel, Vector)
+        and not isinstance(second.kernel, Vector)
+        and replace(f, c_out=1) == replace(g, c_out=1)
+    )
+
+
+@dataclass(eq=False)
+class _Writer:
+    model: CostModel
+    elements: Callable[[Hashable], int]
+    channels: Callable[[Hashable], int]
+    out_elements: int
+    out_channels: int
+    norm: bool
+    matrix: Callable[[Hashable], bool]
+
+    def __post_init__(self) -> None:
+        self.steps: list[Step] = []
+        self.cost = 0
+        self.macs = 0
+
+    def add(self, step: Step, cost: int) -> int:
+        self.steps.append(step)
+        self.cost += cost
+        return len(self.steps) - 1
+
+    def size(self, channels: int) -> int:
+        return self.out_elements * channels // self.out_channels
+
+    def segment(self, terms: list[Term], bias: Bias, channels: int) -> Hashable:
+        """A sum of terms plus a bias."""
+        size = self.size(channels)
+        terms = sorted(terms, key=lambda t: isinstance(t.kernel, Vector))  # convolutions first
+        pending: Bias | None = None if bias.is_zero else bias
+        refs: list[Hashable] = []
+        for term in terms:
+            kernel = term.kernel
+            source, moved = self.read(term)
+            if isinstance(kernel, Vector) and (kernel.scale == 1).all():
+                refs.append(source)
+            elif isinstance(kernel, Vector) and pending is not None and self.norm and len(terms) == 1:
+                step = Step("Norm", (source,), channels, kernel, pending)
+                refs.append(self.add(step, self.model.elementwise(moved + size, 2)))
+                pending = None
+            elif isinstance(kernel, Vector):
+                step = Step("Mul", (source,), channels, kernel)
+                refs.append(self.add(step, self.model.elementwise(moved + size)))
+            else:
+                refs.append(self.convolution(term, source, moved, size, pending))
+                pending = None if self.takes_bias(term) else pending
+        result = refs[0]
+        for ref in refs[1:]:
+            result = self.add(Step("Add", (result, ref), channels), self.model.elementwise(3 * size))
+        if pending is not None:
+            step = Step("Shift", (result,), channels, bias=pending)
+            result = self.add(step, self.model.elementwise(2 * size))
+        return result
+
+    def takes_bias(self, term: Term) -> bool:
+        return term.kernel.geometry.channel_axis == 1 or self.matrix(term.source)
+
+    def convolution(
+        self, term: Term, source: Hashable, moved: int, size: int, pending: Bias | None
+    ) -> int:
+        kernel = term.kernel
+        geometry = kernel.geometry.grown()
+        positions = size // geometry.c_out
+        macs = geometry.macs(positions)
+        if geometry.transposed:
+            macs = macs * moved // max(1, geometry.c_in) // max(1, positions)
+        self.macs += macs
+        bias = pending if self.takes_bias(term) else None
+        step = Step("Conv", (source,), geometry.c_out, kernel, bias)
+        return self.add(step, self.model.convolution(geometry, macs, moved + size))
+
+    def read(self, term: Term) -> tuple[Hashable, int]:
+        """The channels a term reads, sliced if they are not all there are; and their elements."""
+        total, wanted = self.channels(term.source), term.kernel.geometry.c_in
+        elements = self.elements(term.source)
+        if wanted == total:
+            return term.source, elements
+        part = elements * wanted // total
+        step = Step("Slice", (term.source,), wanted, lo=term.lo_in, kernel=None)
+        return self.add(step, self.model.elementwise(2 * part, 0)), part
+
+

@@ -1,0 +1,107 @@
+"""What stayed although it is linear, and why, in sentences."""
+
+from __future__ import annotations
+
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.lift import Declined
+from onnx_repfuse.graph.scope import Scope, node_name
+from onnx_repfuse.plan.cover import Cover
+from onnx_repfuse.reasons import Reason
+from onnx_repfuse.report.record import Refusal
+
+__all__ = ["refusals"]
+
+_WORTH_TELLING = frozenset(
+    ("Conv", "ConvTranspose", "BatchNormalization", "Gemm", "MatMul", "AveragePool", "Pad", "Add", "Mul", "Sub", "Div")
+)
+
+
+def refusals(scope: Scope, cover: Cover, declined: list[tuple[gs.Node, Declined]]) -> list[Refusal]:
+    """The refusals of the last round, in topological order."""
+    result = [
+        Refusal(
+            found.reason,
+            f"{_title(node)} stays: {found.detail or found.reason.prose}.",
+            (node_name(node),),
+            scope.label,
+        )
+        for node, found in declined
+        if found.reason is not Reason.IDIOM or node.op != "Identity"
+    ]
+    for name, lifted in cover.lifts.items():
+        if lifted.node.op not in _WORTH_TELLING:
+            continue
+        told = _inexact(scope, cover, name) or _readers(scope, cover, name) or _cost(scope, cover, name)
+        if told is not None:
+            result.append(told)
+    return result
+
+
+def _title(node: gs.Node) -> str:
+    return f"{node.op} '{node_name(node)}'"
+
+
+def _inexact(scope: Scope, cover: Cover, name: str) -> Refusal | None:
+    found = cover.inexact.get(name)
+    if not found:
+        return None
+    reason, through = found[0]
+    node, below = cover.lifts[name].node, cover.lifts[through].node
+    return Refusal(
+        reason.reason,
+        f"{_title(node)} and {_title(below)} stay apart: {reason.detail}.",
+        (node_name(node), node_name(below)),
+        scope.label,
+    )
+
+
+def _readers(scope: Scope, cover: Cover, name: str) -> Refusal | None:
+    """A per-channel operator that cannot go into the convolution before it, which others read, too."""
+    lifted = cover.lifts[name]
+    if len(lifted.operands) != 1 or not lifted.terms[0].kernel.geometry.is_diagonal:
+        return None
+    source = lifted.operands[0].name
+    below = cover.lifts.get(source)
+    if below is None or cover.is_private(source) or below.node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return None
+    others = [r for r in scope.readers.get(source, []) if r is not lifted.node]
+    if source in scope.outputs:
+        why = "is a graph output"
+    elif others:
+        why = f"also feeds {_title(others[0])}"
+    else:
+        why = "is read inside a subgraph"
+    macs = cover.entries[source].own_macs
+    return Refusal(
+        Reason.READERS,
+        f"{_title(lifted.node)} stays: its input '{source}' {why}, so folding would compute "
+        f"{_title(below.node)} twice (+{_mega(macs)} MMAC).",
+        (node_name(lifted.node), node_name(below.node)),
+        scope.label,
+    )
+
+
+def _cost(scope: Scope, cover: Cover, name: str) -> Refusal | None:
+    """A foldable pair whose parts are cheaper than the whole."""
+    lifted, entry = cover.lifts[name], cover.entries[name]
+    deeper = [c for c in entry.candidates if c.nodes > 1 and c.convolutions]
+    if entry.choice is not None or not deeper or not cover.is_private(lifted.operands[0].name):
+        return None
+    best = min(deeper, key=lambda c: c.nodes)
+    written = cover.write(lifted, best.form, norm=False)
+    below = cover.lifts.get(lifted.operands[0].name)
+    if written is None or below is None:
+        return None
+    macs = best.setup_macs + written.macs
+    return Refusal(
+        Reason.COST,
+        f"{_title(lifted.node)} and {_title(below.node)} stay apart: as one operator they would take "
+        f"{_mega(macs)} MMAC instead of {_mega(entry.original_macs)}.",
+        (node_name(lifted.node), node_name(below.node)),
+        scope.label,
+    )
+
+
+def _mega(macs: int) -> str:
+    return f"{macs / 1e6:.3g}"

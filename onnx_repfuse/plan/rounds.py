@@ -1,0 +1,201 @@
+"""Rounds of covering until nothing gets cheaper, and what was done and not done.
+
+A fold of a later round that absorbs what an earlier one made is one fold to the user: `Made` keeps the original
+nodes behind every new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.emit import emit
+from onnx_repfuse.graph.frames import frames
+from onnx_repfuse.graph.lift import Context, Declined, Lifted, lift
+from onnx_repfuse.graph.rewrite import drop_dead, needed_nodes, put, rename
+from onnx_repfuse.graph.scope import Scope, node_name
+from onnx_repfuse.options import Options
+from onnx_repfuse.plan.cost import cost_model
+from onnx_repfuse.plan.cover import Cover, Tile, chief
+from onnx_repfuse.plan.idioms import protected
+from onnx_repfuse.plan.joint import expose
+from onnx_repfuse.plan.refusals import refusals
+from onnx_repfuse.report.record import Kind, Refusal
+
+__all__ = ["Made", "Planned", "plan_scope"]
+
+ROUNDS = 64  # an alarm, not a limit: integer costs fall in every round
+
+
+@dataclass(eq=False)
+class Made:
+    """One fold.
+
+    Attributes:
+        root: the tensor that is computed otherwise.
+        absorbed: original nodes that went, in topological order.
+        created: the nodes that came and are still there.
+        roles: kinds of what was absorbed.
+        macs_before, macs_after: multiply-adds.
+    """
+
+    root: str
+    absorbed: list[gs.Node]
+    created: list[gs.Node]
+    roles: frozenset[Kind]
+    macs_before: int
+    macs_after: int
+
+    @property
+    def kind(self) -> Kind:
+        """The chief kind."""
+        return chief(self.roles)
+
+
+@dataclass(eq=False)
+class Planned:
+    """A scope after planning: its nodes are the new ones."""
+
+    scope: Scope
+    folds: list[Made] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def plan_scope(scope: Scope, options: Options, banned: frozenset[str] = frozenset()) -> Planned:
+    """Fold what can be folded in one scope; `banned` names roots that must stay as they are."""
+    result = Planned(scope)
+    alive = needed_nodes(scope)
+    order = {id(node): i for i, node in enumerate(scope.nodes)}
+    owners: dict[int, Made] = {}
+    for _ in range(ROUNDS):
+        cover, declined = cover_scope(scope, options, banned)
+        tiles = cover.tiles()
+        if not tiles:
+            result.refusals = refusals(scope, cover, declined)
+            return result
+        _apply(scope, cover, tiles, result, owners, order)
+        drop_dead(scope, alive | set(owners))
+    result.notes.append(f"planning stopped after {ROUNDS} rounds; please report this model")
+    return result
+
+
+def cover_scope(
+    scope: Scope, options: Options, banned: frozenset[str]
+) -> tuple[Cover, list[tuple[gs.Node, Declined]]]:
+    """One round: lift every node, cover the scope, look for joint steps."""
+    context = Context(scope, frames(scope), protected(scope))
+    lifts: dict[str, Lifted] = {}
+    declined: list[tuple[gs.Node, Declined]] = []
+    kept = _kept(options)
+    for node in scope.nodes:
+        if kept(node):
+            continue
+        for number, tensor in enumerate(node.outputs):
+            if not tensor.name:
+                continue
+            found = lift(context, node, number)
+            if isinstance(found, Lifted):
+                lifts[tensor.name] = found
+            elif found is not None:
+                declined.append((node, found))
+    cover = Cover(context, lifts, cost_model(options.cost), lambda roles: options.allows(chief(roles)), banned)
+    cover.solve(lifts)
+    expose(cover)
+    return cover, declined
+
+
+def _kept(options: Options) -> Callable[[gs.Node], bool]:
+    patterns = options.keep
+    return lambda node: any(fnmatchcase(node_name(node), pattern) for pattern in patterns)
+
+
+def _apply(
+    scope: Scope,
+    cover: Cover,
+    tiles: list[Tile],
+    result: Planned,
+    owners: dict[int, Made],
+    order: dict[int, int],
+) -> None:
+    """Write the tiles into the scope and note them as folds, merged with those they build upon."""
+    replaced: dict[int, list[gs.Node]] = {}
+    for tile in tiles:
+        seen = tile.root in scope.outputs or tile.root in scope.captured
+        node = tile.lifted.node
+        if tile.written.steps or seen:
+            emission = emit(
+                scope,
+                tile.root,
+                tile.written,
+                layout=tile.lifted.layout,
+                data_type=_data_type(scope, cover.context, tile),
+                rank=cover.context.rank,
+                name=f"{tile.root}_fused",
+            )
+            nodes, constants = emission.nodes, emission.constants
+        else:
+            rename(scope, tile.root, str(tile.written.result))
+            nodes, constants = [], {}
+        _type(scope, cover, tile, nodes)
+        replaced[id(node)] = nodes
+        scope.constants.update(constants)
+        scope.created.update(constants)
+        _note(tile, nodes, result, owners, order)
+    put(scope, replaced, {})
+
+
+def _data_type(scope: Scope, context: Context, tile: Tile) -> int:
+    found = scope.data_type(tile.root)
+    frame = context.frame(tile.root)
+    return found or (frame.data_type if frame else 0) or 1
+
+
+def _type(scope: Scope, cover: Cover, tile: Tile, nodes: list[gs.Node]) -> None:
+    """Types and sizes of the tensors inside a tile: the root's, with other channels."""
+    axis = tile.lifted.layout[0]
+    data_type, shape = scope.types.get(tile.root, (0, None))
+    assumed = scope.assumed.get(tile.root)
+    for node, step in zip(nodes, tile.written.steps, strict=False):
+        name = node.outputs[0].name
+        if name == tile.root:
+            continue
+        whole, sized = shape, assumed
+        if step.op == "Slice":
+            whole, sized = scope.shape(str(step.inputs[0])), scope.assumed.get(str(step.inputs[0]))
+        if whole is not None:
+            dims = list(whole)
+            dims[axis] = step.channels
+            scope.types[name] = (data_type, tuple(dims))
+        if sized is not None:
+            sizes = list(sized)
+            sizes[axis] = step.channels
+            scope.assumed[name] = tuple(sizes)
+
+
+def _note(
+    tile: Tile, nodes: list[gs.Node], result: Planned, owners: dict[int, Made], order: dict[int, int]
+) -> None:
+    earlier = list({id(owners[id(n)]): owners[id(n)] for n in tile.absorbed if id(n) in owners}.values())
+    gone = {id(node) for node in tile.absorbed}
+    absorbed = [n for made in earlier for n in made.absorbed]
+    absorbed += [n for n in tile.absorbed if id(n) not in owners]
+    created = [n for made in earlier for n in made.created if id(n) not in gone] + nodes
+    roles = tile.roles.union(*(made.roles for made in earlier)) if earlier else tile.roles
+    fold = Made(
+        tile.root,
+        sorted({id(n): n for n in absorbed}.values(), key=lambda n: order[id(n)]),
+        created,
+        roles,
+        sum(m.macs_before for m in earlier)
+        + max(0, tile.macs_before - sum(m.macs_after for m in earlier)),
+        tile.macs_after,
+    )
+    for made in earlier:
+        result.folds.remove(made)
+    result.folds.append(fold)
+    for node in created:
+        owners[id(node)] = fold
