@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import gcd
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -86,6 +88,18 @@ def test_composed_channel_multiplier() -> None:
         x = np.random.default_rng(3).normal(size=(1, 8, 9))
         folded = AffineConv(geometry, whole(Composed(geometry, g.kernel, f.kernel)), (g @ f).bias)
         np.testing.assert_allclose(folded(x), g(f(x)), atol=1e-12)
+
+
+@pytest.mark.parametrize("one", [1, 2, 3, 6])
+@pytest.mark.parametrize("other", [1, 2, 3, 6])
+def test_groups_become_the_gcd(one: int, other: int) -> None:
+    """Groups that do not nest, such as 2 and 3, leave one dense block."""
+    g = affine(Geometry.conv(6, 6, (2,), groups=one), 1)
+    f = affine(Geometry.conv(6, 6, (2,), groups=other), 2)
+    assert (g @ f).geometry.groups == (g + f).geometry.groups == gcd(one, other)
+    x = np.random.default_rng(3).normal(size=(1, 6, 4))
+    np.testing.assert_allclose((g @ f)(x), g(f(x)), atol=1e-12)
+    np.testing.assert_allclose((g + f)(x), g(x) + f(x), atol=1e-12)
 
 
 def test_total_with_dilations_and_groups() -> None:
