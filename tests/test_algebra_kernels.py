@@ -18,11 +18,11 @@ from onnx_repfuse.algebra.kernels import (
     Kernel,
     Rows,
     Scaled,
+    Stacked,
     Stored,
     Total,
     Vector,
     push,
-    stack,
 )
 
 
@@ -234,10 +234,8 @@ def test_push_works_in_blocks() -> None:
     assert push(Stored(geometry, lambda: weight), bias).tolist() == [1 << 20, 2 << 20]
 
 
-def test_stack() -> None:
+def test_stacked() -> None:
     parts = [affine(Geometry.conv(2, n, (3,)), n) for n in (1, 3, 2)]
-    rows = stack([p.kernel for p in parts])
-    expected = np.concatenate([p.weight for p in parts])
-    for lo in range(6):
-        for hi in range(lo + 1, 7):
-            np.testing.assert_array_equal(rows(lo, hi), expected[lo:hi])
+    stacked = Stacked(Geometry.conv(2, 6, (3,)), tuple(p.kernel for p in parts))
+    np.testing.assert_array_equal(whole(stacked), np.concatenate([p.weight for p in parts]))
+    assert stacked.depth == 1

@@ -17,7 +17,19 @@ from numpy.typing import NDArray
 
 from onnx_repfuse.algebra.geometry import Geometry
 
-__all__ = ["Array", "Columns", "Composed", "Kernel", "Rows", "Scaled", "Stacked", "Stored", "Total", "Vector", "push"]
+__all__ = [
+    "Array",
+    "Columns",
+    "Composed",
+    "Kernel",
+    "Rows",
+    "Scaled",
+    "Stacked",
+    "Stored",
+    "Total",
+    "Vector",
+    "push",
+]
 
 Array = NDArray[np.float64]
 
