@@ -1,0 +1,8 @@
+"""`python -m onnx_repfuse`."""
+
+import sys
+
+from onnx_repfuse.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Several models at once, on joblib.
+
+Any joblib backend will do: `joblib.parallel_config(backend="dask")` (or "ray", "threading", ...) around
+`run_all` or around `onnx_repfuse.cli.main` sends the models to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from onnx_repfuse.report.outcome import Outcome
+from onnx_repfuse.single import Task, run
+
+__all__ = ["run_all"]
+
+
+def run_all(
+    tasks: list[Task], jobs: int | None = None, done: Callable[[int], None] | None = None
+) -> list[Outcome]:
+    """Run the tasks; one that fails, or even kills its process, does not stop the others.
+
+    Args:
+        tasks: one per model.
+        jobs: number of processes, -1 for one per core, None for what joblib's configuration says (else one).
+        done: called with the number of models finished.
+    """
+    outcomes: list[Outcome] = []
+    folder_made = {str(Path(task.output).parent) for task in tasks if task.command == "fuse"}
+    for folder in folder_made:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        for outcome in _parallel(tasks, jobs):
+            outcomes.append(outcome)
+            if done is not None:
+                done(len(outcomes))
+    except Exception as error:  # a worker was killed, and joblib's backends do not say which
+        if type(error).__name__ not in ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker"):
+            raise
+        for task in tasks[len(outcomes) :]:
+            outcomes.append(_alone(task))
+            if done is not None:
+                done(len(outcomes))
+    return outcomes
+
+
+def _parallel(tasks: list[Task], jobs: int | None) -> Iterator[Outcome]:
+    from joblib import Parallel, delayed
+    from joblib.parallel import get_active_backend
+
+    backend, _ = get_active_backend()
+    streams = getattr(backend, "supports_return_generator", False)
+    parallel = Parallel(n_jobs=jobs, return_as="generator" if streams else "list")
+    yield from parallel(delayed(run)(task) for task in tasks)
+
+
+def _alone(task: Task) -> Outcome:
+    """Run one task in a process of its own, which may die."""
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(run, task).result()
+        except BrokenProcessPool:
+            blank = Outcome(task.command, task.model)
+            return replace(blank, exit_code=1, error="its process was killed; is the machine out of memory?")

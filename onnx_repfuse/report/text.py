@@ -1,0 +1,232 @@
+"""The report as text for a terminal or a pipe: ASCII of our own, names as they are, no markup in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from onnx_repfuse.report.words import clean, duration, figure, percent, plural, quantity, size
+
+if TYPE_CHECKING:
+    from onnx_repfuse.report.outcome import Bench, Outcome
+    from onnx_repfuse.report.record import Counts, Fold, Refusal
+    from onnx_repfuse.verify.verdict import OutputVerdict, Verification
+
+__all__ = ["show", "summarize"]
+
+_FIRST = ("Conv", "ConvTranspose", "BatchNormalization", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Sum")
+_FEW = 3
+_SOME = 8
+_COLOR = {"passed": "green", "failed": "bold red", "not observed": "yellow"}
+
+
+def show(console: Console, outcome: Outcome, verbose: int = 0) -> None:
+    """Print one model's report; `verbose` lifts the limits and names every node."""
+    report = outcome.report
+    if report is not None:
+        _line(console, clean(outcome.model or report.model or "model"), style="bold")
+        console.print(_counts(report.before, report.after, bool(verbose)))
+        for line in _folds(report.folds, verbose, outcome.command == "plan"):
+            _line(console, line)
+        for line in _refusals(report.refusals, verbose):
+            _line(console, line)
+    if outcome.verification is not None:
+        for text in _verification(outcome.verification, verbose):
+            _line(console, text)
+    elif outcome.command == "fuse" and report is not None and outcome.exit_code != 3:
+        _line(console, "Not verified (--no-check).", style="yellow")
+    if outcome.bench is not None:
+        for line in _bench(outcome.bench):
+            _line(console, line)
+    for gate in outcome.gates:
+        if gate.remaining:
+            _line(console, f"--fail-on-remaining: {gate.remaining} {clean(gate.op)} remain", style="bold red")
+    for note in report.notes if report is not None else ():
+        _line(console, f"Note: {clean(note)}")
+    if report is not None and verbose and report.seconds:
+        spent = ", ".join(f"{clean(stage)} {duration(value)}" for stage, value in report.seconds.items())
+        _line(console, f"Time: {spent}")
+    _line(console, _closing(outcome), style="bold" if outcome.exit_code in (0, 4) else "bold red")
+
+
+def summarize(console: Console, outcomes: Iterable[Outcome]) -> None:
+    """Print one line per model."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("model", overflow="fold", ratio=1)
+    for heading in ("nodes", "MACs", "folds"):
+        table.add_column(heading, justify="right", no_wrap=console.width >= 60)
+    table.add_column("result", overflow="fold")
+    for outcome in outcomes:
+        cells = ["", "", ""]
+        if outcome.counts is not None and outcome.report is not None:
+            before, after = outcome.counts
+            cells = [
+                f"{before.nodes} -> {after.nodes}",
+                _macs(before, after),
+                str(len(outcome.report.folds)),
+            ]
+        color = {0: "green", 4: "yellow"}.get(outcome.exit_code, "bold red")
+        table.add_row(Text(clean(outcome.model)), *cells, Text(_result(outcome), style=color))
+    console.print(table)
+
+
+def _line(console: Console, text: str | Text, style: str = "") -> None:
+    # in a pipe, lines are left whole for grep
+    console.print(text, style=style, soft_wrap=not console.is_terminal and "COLUMNS" not in console._environ)
+
+
+def _counts(before: Counts, after: Counts, every: bool) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("", overflow="fold")
+    for heading in ("before", "after", ""):
+        table.add_column(heading, justify="right", no_wrap=True)
+    ops = sorted({*before.ops, *after.ops}, key=lambda op: (_rank(op), op))
+    unchanged = [op for op in ops if before.ops.get(op, 0) == after.ops.get(op, 0)]
+    hidden = [] if every or len(unchanged) <= _SOME else [op for op in unchanged if op not in _FIRST]
+    for op in ops:
+        if op not in hidden:
+            _row(table, clean(op), before.ops.get(op, 0), after.ops.get(op, 0))
+    if hidden:
+        count = sum(before.ops[op] for op in hidden)
+        _row(table, f"{len(hidden)} other kinds", count, count)
+    _row(table, "All nodes", before.nodes, after.nodes)
+    table.add_row("Parameters", quantity(before.parameters), quantity(after.parameters),
+                  percent(before.parameters, after.parameters))  # fmt: skip
+    table.add_row("Size", size(before.bytes), size(after.bytes), percent(before.bytes, after.bytes))
+    change = percent(before.macs, after.macs) if before.macs is not None and after.macs is not None else ""
+    table.add_row("MACs", quantity(before.macs), quantity(after.macs), change)
+    return table
+
+
+def _row(table: Table, name: str, before: int, after: int) -> None:
+    style = "green" if after < before else "yellow" if after > before else ""
+    table.add_row(Text(name), str(before), Text(str(after), style=style), percent(before, after))
+
+
+def _rank(op: str) -> int:
+    return _FIRST.index(op) if op in _FIRST else len(_FIRST)
+
+
+def _macs(before: Counts, after: Counts) -> str:
+    if before.macs is None or after.macs is None:
+        return "unknown"
+    return percent(before.macs, after.macs) or "same"
+
+
+def _folds(folds: tuple[Fold, ...], verbose: int, planned: bool) -> list[str]:
+    if not folds:
+        return ["", "Folds: none"]
+    kinds = Counter(str(fold.kind) for fold in folds)
+    listed = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+    lines = ["", f"Folds{' planned' if planned else ''}: {len(folds)} ({listed})"]
+    for fold in folds if verbose else ():
+        went = " + ".join(f"{node.op} '{clean(node.name)}'" for node in fold.absorbed)
+        came = " + ".join(f"{node.op} {clean(node.label)}".strip() for node in fold.created) or "nothing"
+        where = f", in {clean(fold.scope)}" if fold.scope else ""
+        lines.append(f"  [{fold.kind}] '{clean(fold.output)}'{where}: {went} -> {came}")
+    return lines
+
+
+def _refusals(refusals: tuple[Refusal, ...], verbose: int) -> list[str]:
+    if not refusals:
+        return []
+    grouped: dict[str, list[Refusal]] = {}
+    for refusal in refusals:
+        grouped.setdefault(str(refusal.reason), []).append(refusal)
+    lines = ["", "Not fused, and why:"]
+    for reason, members in sorted(grouped.items(), key=lambda item: -len(item[1])):
+        lines.append(f"  {reason} ({len(members)}): {members[0].reason.prose}")
+        shown = members if verbose else members[:_FEW]
+        lines += [f"    - {clean(r.message)}" + (f" (in {clean(r.scope)})" if r.scope else "") for r in shown]
+        if len(members) > len(shown):
+            lines.append(f"    - and {len(members) - len(shown)} more (-v shows all)")
+    return lines
+
+
+def _verification(verification: Verification, verbose: int) -> list[Text]:
+    seeds = plural(len(verification.seeds), "seed") if verification.seeds else "the data given"
+    judge = "ONNX Runtime" if verification.judge == "onnxruntime" else "onnx's reference evaluator"
+    shapes = plural(len(verification.shapes), "shape")
+    lines = [Text(f"\nCompared in {judge} on {seeds}, {shapes}:")]
+    order = {"failed": 0, "not observed": 1}
+    outputs = sorted(verification.outputs, key=lambda verdict: order.get(str(verdict.status), 2))
+    shown = outputs if verbose else outputs[:_SOME]
+    lines += [_verdict(verdict, verbose) for verdict in shown]
+    if len(outputs) > len(shown):
+        lines.append(Text(f"  and {len(outputs) - len(shown)} more outputs (-v shows all)"))
+    if verification.folds:
+        states = Counter(str(verdict.status) for verdict in verification.folds)
+        counted = ", ".join(f"{count} {state}" for state, count in states.most_common())
+        lines.append(Text(f"  folds checked one by one: {counted}"))
+        lines += [
+            Text(f"    {verdict.status}: '{clean(verdict.output)}' {clean(verdict.message)}", style="yellow")
+            for verdict in verification.folds
+            if verbose and str(verdict.status) != "passed"
+        ]
+    if verbose:
+        for case in verification.shapes:
+            dims = ", ".join(f"{clean(n)}:{','.join(map(str, shape))}" for n, shape in case.items())
+            lines.append(Text(f"  shape {dims}"))
+    lines += [Text(f"  note: {clean(note)}") for note in verification.notes]
+    return lines
+
+
+def _verdict(verdict: OutputVerdict, verbose: int) -> Text:
+    state = str(verdict.status)
+    text = Text("  ")
+    text.append(state.upper(), style=_COLOR.get(state, ""))
+    text.append(f" {clean(verdict.name)}: max |diff| {figure(verdict.max_abs)}")
+    if max(verdict.noise) > 0:
+        text.append(f", noise {figure(max(verdict.noise))} ({figure(verdict.over_noise)}x)")
+    text.append(f", relative {figure(verdict.max_rel)}, allowed {figure(verdict.tolerance)}")
+    if verdict.cosine is not None:
+        text.append(f", cosine {verdict.cosine:.9f}")
+    if verdict.top1 is not None:
+        text.append(f", top-1 agrees {100 * verdict.top1:.1f}%")
+    if state == "failed" or verbose:
+        text.append(f", minimum tolerance that would pass {figure(verdict.minimum_tolerance)}")
+    if verbose and verdict.optimized is not None:
+        text.append(f", ORT_ENABLE_ALL alone changes {figure(verdict.optimized)}")
+    if verdict.message and state != "passed":
+        text.append(f"\n    {clean(verdict.message)}")
+    return text
+
+
+def _bench(bench: Bench) -> list[str]:
+    def ms(values: tuple[float, float, float]) -> str:
+        return f"{values[0]:.3g} ms ({values[1]:.3g}..{values[2]:.3g})"
+
+    return [
+        "",
+        f"Latency: {ms(bench.original)} -> {ms(bench.fused)}, "
+        f"{bench.ratio[0]:.2f}x as fast ({bench.ratio[1]:.2f}..{bench.ratio[2]:.2f}; "
+        f"{bench.rounds} interleaved rounds, {plural(bench.threads, 'thread')})",
+    ]
+
+
+def _result(outcome: Outcome) -> str:
+    if outcome.error:
+        return clean(outcome.error)
+    if outcome.exit_code == 4:
+        return "remaining: " + ", ".join(f"{g.remaining} {clean(g.op)}" for g in outcome.gates if g.remaining)
+    if outcome.command == "plan":
+        return "planned"
+    state = str(outcome.verification.status) if outcome.verification is not None else "not verified"
+    return f"{state}: {clean(outcome.output)}"
+
+
+def _closing(outcome: Outcome) -> str:
+    if outcome.command == "compare":
+        return "PASSED" if outcome.exit_code == 0 else f"FAILED: {clean(outcome.error) or 'they differ'}"
+    if outcome.command == "plan":
+        return "Planned only: nothing was written."
+    if outcome.output and outcome.report is not None:
+        total = sum(outcome.report.seconds.values())
+        took = f" in {duration(total)}" if total else ""
+        return f"Wrote {clean(outcome.output)} ({size(outcome.report.after.bytes)}){took}"
+    return "FAILED: nothing was written." if outcome.exit_code == 3 else "Nothing was written."

@@ -1,0 +1,86 @@
+"""Names and numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["clean", "duration", "figure", "percent", "plural", "quantity", "size"]
+
+
+def clean(text: str) -> str:
+    r"""A name that is safe on a terminal: control characters, line ends and lone surrogates are spelled out.
+
+    >>> clean("conv\x1b[31m\n")
+    'conv\\x1b[31m\\n'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def quantity(count: int | None) -> str:
+    """A count in three digits.
+
+    >>> quantity(1_234_567), quantity(999), quantity(None)
+    ('1.23 M', '999', 'unknown')
+    """
+    return "unknown" if count is None else _scaled(count, ("", " k", " M", " G", " T", " P"))
+
+
+def size(count: int) -> str:
+    """A number of bytes.
+
+    >>> size(33_300_000), size(17)
+    ('33.3 MB', '17 B')
+    """
+    return _scaled(count, (" B", " kB", " MB", " GB", " TB", " PB"))
+
+
+def _scaled(count: int, units: tuple[str, ...]) -> str:
+    value, unit = float(count), 0
+    while abs(value) >= 999.5 and unit + 1 < len(units):
+        value, unit = value / 1000, unit + 1
+    if unit == 0:
+        return f"{count}{units[0]}"
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{digits}f}{units[unit]}"
+
+
+def figure(value: float | None) -> str:
+    """A small error.
+
+    >>> figure(3.14e-7), figure(0.0), figure(float("nan")), figure(None)
+    ('3.1e-07', '0', 'nan', '-')
+    """
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return str(value)
+    return "0" if value == 0 else f"{value:.2g}" if 0.001 <= abs(value) < 1000 else f"{value:.1e}"
+
+
+def percent(before: int, after: int) -> str:
+    """The relative change.
+
+    >>> percent(200, 150), percent(0, 3)
+    ('-25%', '')
+    """
+    return f"{100 * (after - before) / before:+.0f}%" if before and before != after else ""
+
+
+def duration(seconds: float) -> str:
+    """A wall time.
+
+    >>> duration(0.0321), duration(75.2)
+    ('32 ms', '75.2 s')
+    """
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def plural(count: int, noun: str) -> str:
+    """A counted noun.
+
+    >>> plural(1, "fold"), plural(2, "fold")
+    ('1 fold', '2 folds')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,154 @@
+"""One model from the command line to its Outcome: whatever happens on the way becomes a value.
+
+Everything here pickles, so that joblib's backends can run it anywhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from onnx_repfuse.errors import RepfuseError, UsageError
+from onnx_repfuse.report.outcome import Bench, Gate, Outcome
+
+if TYPE_CHECKING:
+    from onnx_repfuse.options import Options
+
+__all__ = ["Task", "check_ops", "run"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to do with one model.
+
+    Attributes:
+        command: "fuse", "plan" or "compare".
+        model: the input; of a comparison, the first.
+        output: the file to write; of a comparison, the second model.
+        options: as the library takes them.
+        bench: whether to time the two.
+        gates: operators that must not remain.
+    """
+
+    command: str
+    model: str
+    output: str
+    options: Options
+    bench: bool = False
+    gates: tuple[str, ...] = ()
+
+
+def run(task: Task, progress: Progress | None = None) -> Outcome:
+    """Do it. Never raises but for KeyboardInterrupt."""
+    blank = Outcome(task.command, task.model, task.output if task.command == "compare" else "")
+    try:
+        return _COMMANDS[task.command](task, progress)
+    except RepfuseError as error:
+        report = getattr(error, "report", None)
+        return replace(blank, exit_code=error.exit_code, error=_line(str(error)), report=report)
+    except OSError as error:
+        where = f" '{error.filename}'" if error.filename else ""
+        return replace(blank, exit_code=1, error=_line(f"{error.strerror or error}{where}"))
+    except MemoryError:
+        return replace(blank, exit_code=1, error="out of memory; --no-check needs less")
+    except Exception as error:
+        text = (
+            f"internal error, {type(error).__name__}: {error} - nothing is wrong with your command; "
+            "please report it with the output of -vv and, if you can, the model"
+        )
+        return replace(blank, exit_code=1, error=_line(text), trace=traceback.format_exc())
+
+
+def _fuse(task: Task, progress: Progress | None) -> Outcome:
+    from onnx_repfuse import api
+
+    result = api.fuse(task.model, task.output, task.options, progress=progress)
+    report = result.report
+    bench = _bench(task, progress) if task.bench else None
+    if bench is not None:
+        report = replace(report, bench=bench.ratio)
+    gates = tuple(Gate(op, report.after.ops.get(op, 0)) for op in task.gates)
+    short = any(gate.remaining for gate in gates)
+    return Outcome(
+        "fuse",
+        task.model,
+        task.output,
+        4 if short else 0,
+        _remaining(gates),
+        report,
+        bench=bench,
+        gates=gates,
+    )
+
+
+def _plan(task: Task, progress: Progress | None) -> Outcome:
+    from onnx_repfuse import api
+
+    report = api.plan(task.model, task.options)
+    gates = tuple(Gate(op, report.after.ops.get(op, 0)) for op in task.gates)
+    short = any(gate.remaining for gate in gates)
+    return Outcome("plan", task.model, "", 4 if short else 0, _remaining(gates), report, gates=gates)
+
+
+def _compare(task: Task, progress: Progress | None) -> Outcome:
+    from pathlib import Path
+
+    from onnx_repfuse.feeding import model_spec
+    from onnx_repfuse.verify.compare import compare
+
+    options = task.options
+    first, second = Path(task.model), Path(task.output)
+    if progress is not None:
+        progress("comparing", 0, 0)
+    found = compare(
+        first, second, feeds=model_spec(task.model, options), rtol=options.rtol, atol=options.atol
+    )
+    bench = _bench(task, progress) if task.bench else None
+    error = "" if found else _verdict(found.status.value)
+    return Outcome("compare", task.model, task.output, 0 if found else 3, error, compared=found, bench=bench)
+
+
+_COMMANDS = {"fuse": _fuse, "plan": _plan, "compare": _compare}
+
+
+def _verdict(status: str) -> str:
+    if status == "failed":
+        return "the two models differ"
+    return "no output could have shown a difference; try --input-data with real inputs"
+
+
+def _bench(task: Task, progress: Progress | None) -> Bench:
+    from onnx_repfuse.bench import measure
+    from onnx_repfuse.feeding import model_spec
+
+    if progress is not None:
+        progress("timing", 0, 0)
+    return measure(task.model, task.output, model_spec(task.model, task.options))
+
+
+def _remaining(gates: tuple[Gate, ...]) -> str:
+    left = ", ".join(f"{gate.remaining} {gate.op}" for gate in gates if gate.remaining)
+    return f"written, but --fail-on-remaining found {left}" if left else ""
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split()) or "unknown error"
+
+
+def check_ops(ops: tuple[str, ...]) -> None:
+    """Refuse an operator that is a misspelling of one of ONNX's: its gate would always be open."""
+    import onnx
+
+    known = {schema.name for schema in onnx.defs.get_all_schemas_with_history()}
+    folded = {name.lower(): name for name in known}
+    for op in ops:
+        if op in known:
+            continue
+        near = folded.get(op.lower()) or next(iter(difflib.get_close_matches(op, known, 1, 0.8)), None)
+        if near:
+            raise UsageError(f"--fail-on-remaining: there is no operator '{op}'; did you mean '{near}'?")
