@@ -114,6 +114,29 @@ def _matmul(a: Values, b: Values, attrs: Mapping[str, Any]) -> Values:
     return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(a.dtype)
 
 
+def _slice(x: Values, *rest: Any) -> Values:
+    attrs, given = rest[-1], [None if v is None else np.ravel(v) for v in rest[:-1]]
+    starts = given[0] if given else attrs["starts"]
+    ends = given[1] if len(given) > 1 else attrs["ends"]
+    axes = given[2] if len(given) > 2 else attrs.get("axes")
+    steps = given[3] if len(given) > 3 else None
+    index = [slice(None)] * x.ndim
+    for i, (start, end) in enumerate(zip(starts, ends, strict=True)):  # type: ignore[arg-type]
+        axis, step = int(i if axes is None else axes[i]), int(1 if steps is None else steps[i])
+        stop: int | None = int(end)
+        if step < 0 and stop is not None and stop < -x.shape[axis]:
+            stop = None  # past the front
+        index[axis] = slice(int(start), stop, step)
+    return x[tuple(index)]
+
+
+def _range(start: Values, limit: Values, delta: Values, attrs: Mapping[str, Any]) -> Values:
+    count = int(np.ceil((limit.item() - start.item()) / delta.item()))
+    if count > SMALL:
+        raise ValueError("too long to evaluate")
+    return (start.item() + np.arange(max(count, 0)) * delta.item()).astype(start.dtype)
+
+
 def _divide(a: Values, b: Values) -> Values:
     return np.trunc(np.true_divide(a, b)) if a.dtype.kind in "iu" else np.true_divide(a, b)
 
@@ -131,6 +154,12 @@ FOLDABLE: dict[str, Callable[..., Any]] = {
     "Gather": _gather,
     "Expand": _expand,
     "Shape": lambda x, attrs: np.array(x.shape, np.int64)[attrs.get("start", 0) : attrs.get("end")],
+    "Slice": _slice,
+    "Range": _range,
+    "Equal": lambda a, b, attrs: np.equal(a, b),
+    "Where": lambda c, a, b, attrs: np.where(c, a, b).astype(a.dtype),
+    "Floor": _unary(np.floor),
+    "Ceil": _unary(np.ceil),
     "Add": _binary(np.add),
     "Sub": _binary(np.subtract),
     "Mul": _binary(np.multiply),

@@ -11,6 +11,7 @@ import onnx
 
 from onnx_repfuse.errors import OutputError
 from onnx_repfuse.graph.dtypes import numpy_dtype, pack, stored_size, type_name
+from onnx_repfuse.graph.wire import shown
 
 __all__ = ["Edit", "NewTensor"]
 
@@ -36,7 +37,7 @@ class NewTensor:
         """The stored size, known before the value."""
         size = stored_size(self.data_type, self.shape)
         if size is None:
-            raise OutputError(f"new tensor {self.name!r}: {type_name(self.data_type)} has no fixed size")
+            raise OutputError(f"new tensor {shown(self.name)}: {type_name(self.data_type)} has no fixed size")
         return size
 
     def data(self) -> memoryview:
@@ -46,7 +47,7 @@ class NewTensor:
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != tuple(self.shape):
             got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
             raise OutputError(
-                f"new tensor {self.name!r} should be {dtype} {self.shape}, but its value is {got}"
+                f"new tensor {shown(self.name)} should be {dtype} {self.shape}, but its value is {got}"
             )
         return pack(self.data_type, array)
 

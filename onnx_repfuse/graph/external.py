@@ -16,6 +16,7 @@ from pathlib import Path
 
 from onnx_repfuse.errors import InputError, UnsafePathError
 from onnx_repfuse.graph.source import Source
+from onnx_repfuse.graph.wire import shown
 
 __all__ = ["ExternalFiles"]
 
@@ -48,7 +49,7 @@ class ExternalFiles:
         if begin + size > source.size:
             raise InputError(
                 f"{label}: bytes {begin} to {begin + size} lie outside of its data file"
-                f" {str(source.path)!r} of {source.size} bytes"
+                f" {shown(source.path)} of {source.size} bytes"
             )
         return source, begin, begin + size
 
@@ -71,7 +72,9 @@ class ExternalFiles:
         clean = self._clean(label, location)
         if clean not in self.files:
             if self._base is None:
-                raise InputError(f"{label} is stored in {location!r}, but the model's folder is not known")
+                raise InputError(
+                    f"{label} is stored in {shown(location)}, but the model's folder is not known"
+                )
             path = self._base / clean
             self._stay_inside(label, location, path)
             self.files[clean] = Source(f"{label}: its data file", path=path)
@@ -82,10 +85,12 @@ class ExternalFiles:
         if not location or "\0" in location:
             raise InputError(f"{label}: external data without a file name")
         if os.path.isabs(location) or ntpath.isabs(location) or ntpath.splitdrive(location)[0]:
-            raise UnsafePathError(f"{label}: the path of its data file is absolute: {location!r}")
+            raise UnsafePathError(f"{label}: the path of its data file is absolute: {shown(location)}")
         clean = os.path.normpath(location)
         if clean.split(os.sep)[0] == ".." or ntpath.normpath(location).split("\\")[0] == "..":
-            raise UnsafePathError(f"{label}: its data file lies outside of the model's folder: {location!r}")
+            raise UnsafePathError(
+                f"{label}: its data file lies outside of the model's folder: {shown(location)}"
+            )
         return clean
 
     def _stay_inside(self, label: str, location: str, path: Path) -> None:
@@ -96,7 +101,7 @@ class ExternalFiles:
         real = os.path.realpath(path)
         if not any(real.startswith(root.rstrip(os.sep) + os.sep) for root in self._roots):
             raise UnsafePathError(
-                f"{label}: its data file is a link that leaves the model's folder: {location!r}"
+                f"{label}: its data file is a link that leaves the model's folder: {shown(location)}"
             )
 
 

@@ -8,14 +8,13 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-from onnx_repfuse.graph.constants import Const
 from onnx_repfuse.graph.edit import Edit, NewTensor
 from onnx_repfuse.graph.scope import Scope
 
 __all__ = ["difference", "drop_dead", "export", "needed_nodes", "put", "rename", "used_names"]
 
 
-def put(scope: Scope, replaced: Mapping[int, Sequence[gs.Node]], constants: Mapping[str, Const]) -> None:
+def put(scope: Scope, replaced: Mapping[int, Sequence[gs.Node]]) -> None:
     """Replace nodes, given by id(), by others that compute the same outputs; one pass over the scope."""
     result: list[gs.Node] = []
     for node in scope.nodes:
@@ -27,16 +26,20 @@ def put(scope: Scope, replaced: Mapping[int, Sequence[gs.Node]], constants: Mapp
             scope.anchor[id(new)] = scope.anchor[id(node)]
             result.append(new)
     scope.nodes = result
-    scope.constants.update(constants)
-    scope.created.update(constants)
 
 
-def rename(scope: Scope, old: str, new: str) -> None:
-    """Let every reader of tensor `old` read `new`."""
-    for node in scope.readers.get(old, ()):
+def rename(scope: Scope, aliases: Mapping[str, str]) -> None:
+    """Let every reader of an alias read the tensor it stands for, through chains of aliases."""
+
+    def target(name: str) -> str:
+        while name in aliases:
+            name = aliases[name]
+        return name
+
+    for node in scope.nodes:
         for tensor in node.inputs:
-            if tensor.name == old:
-                tensor.name = new
+            if tensor.name in aliases:
+                tensor.name = target(tensor.name)
 
 
 def drop_dead(scope: Scope, alive: set[int]) -> None:

@@ -30,6 +30,7 @@ from onnx_repfuse.graph.rope import Rope
 from onnx_repfuse.graph.source import Source
 from onnx_repfuse.graph.splice import Splice
 from onnx_repfuse.graph.staging import Staging
+from onnx_repfuse.graph.wire import shown
 
 __all__ = ["Edit", "NewTensor", "ScopeKey", "save", "to_model"]
 
@@ -48,7 +49,7 @@ def save(
     edits = {scope: edit for scope, edit in edits.items() if edit}
     for file in document.files.files.values():
         if file.path is not None and os.path.realpath(file.path) == os.path.realpath(target):
-            raise OutputError(f"cannot write {str(target)!r}: the input keeps its weights there")
+            raise OutputError(f"cannot write {shown(target)}: the input keeps its weights there")
     with Staging(target) as staging:
         if not edits and external is None:
             size = _copy(document, target, staging)
@@ -60,7 +61,7 @@ def save(
                 return _save_inline(rope, target, staging, document)
             if external is False:
                 raise OutputError(
-                    f"cannot write {str(target)!r}: {rope.size} bytes are too many for one file"
+                    f"cannot write {shown(target)}: {rope.size} bytes are too many for one file"
                 )
         return _save_external(
             document, edits, target, staging, spill=external is True or not document.external

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.constants import SMALL, Const, fold_constant, from_attributes
+from onnx_repfuse.graph.constants import Const, fold_constant, from_attributes
 from onnx_repfuse.graph.document import Document
 from onnx_repfuse.graph.save import ScopeKey
 from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope, Shape, inner_graphs, outer_names
 
 __all__ = ["read_scopes"]
 
+INFERENCES = 8  # folding Shape of what was inferred may let inference go further
+TELLING = 64  # elements of a constant that may decide a shape
 UNKNOWN_SPACE = 224  # an unknown height, width or length, for costs only
 logger = logging.getLogger("onnx_repfuse")
 Types = dict[str, tuple[int, Shape | None]]
@@ -39,8 +43,8 @@ def read_scopes(document: Document, *, freeze_initializers: bool = False) -> lis
         overridable = {i.name for i in model.graph.input} & {i.name for i in model.graph.initializer}
 
     def visit(graph: onnx.GraphProto, key: ScopeKey, label: str, outer: Scope | None, version: int) -> None:
-        scope = _read(document, graph, key, label, outer, version, taken)
-        scope.overridable = overridable if outer is None else outer.overridable
+        inputs = overridable if outer is None else outer.overridable
+        scope = _read(document, graph, key, label, outer, version, taken, inputs)
         scopes.append(scope)
         for position, node in enumerate(graph.node):
             for tail, inner in inner_graphs(node):
@@ -89,6 +93,7 @@ def _read(
     outer: Scope | None,
     opset: int,
     taken: set[str],
+    overridable: set[str],
 ) -> Scope:
     constants = dict(outer.constants) if outer else {}
     for tensor in graph.initializer:
@@ -101,8 +106,15 @@ def _read(
                 constants[node.output[0]] = const
         for _, inner in inner_graphs(node):
             captured |= outer_names(inner)
-    types, assumed = _infer(document, graph, outer, constants, opset, document.model.ir_version)
     nodes = _decode(graph, opset)
+    types, assumed = _infer(document, graph, outer, constants, overridable, opset, document.model.ir_version)
+    for _ in range(INFERENCES):
+        if not _fold(nodes, constants, types, overridable):
+            break
+        unknown = _unknown(types)
+        types, assumed = _infer(document, graph, outer, constants, overridable, opset, document.model.ir_version)
+        if _unknown(types) >= unknown:
+            break
     scope = Scope(
         key,
         label,
@@ -114,29 +126,48 @@ def _read(
         {i.name for i in graph.input} - {i.name for i in graph.initializer},
         {o.name for o in graph.output},
         captured,
+        overridable=overridable,
         taken=taken,
     )
-    _fold(scope)
     return scope
+
+
+def _unknown(types: Types) -> int:
+    return sum(1 for _, shape in types.values() if shape is None or None in shape)
 
 
 def _reader(document: Document, tensor: onnx.TensorProto) -> object:
     return lambda: document.array(tensor)
 
 
-def _fold(scope: Scope) -> None:
-    for node in scope.nodes:
+def _fold(nodes: list[gs.Node], constants: dict[str, Const], types: Types, overridable: set[str]) -> bool:
+    """Find the nodes that compute constants, the Shape of a tensor of proved shape among them."""
+    before = len(constants)
+    for node in nodes:
         if node.op == "Constant" or node.domain not in ONNX_DOMAINS or len(node.outputs) != 1:
             continue
-        inputs = [scope.const(t.name) for t in node.inputs if t.name]
-        if any(c is None for c in inputs) or not inputs or any(_is_reference(v) for v in node.attrs.values()):
+        output = node.outputs[0].name
+        if output in constants or any(_is_reference(value) for value in node.attrs.values()):
             continue
-        name = node.outputs[0].name
-        data_type, shape = scope.types.get(name, (0, None))
-        static = None if shape is None or None in shape else tuple(d for d in shape if d is not None)
+        names = [t.name for t in node.inputs if t.name]
+        data_type, shape = types.get(output, (0, None))
+        static = _static(shape)
+        if node.op == "Shape" and names and _static(types.get(names[0], (0, None))[1]) is not None:
+            dims = _static(types[names[0]][1]) or ()
+            value = np.array(dims, np.int64)[node.attrs.get("start", 0) : node.attrs.get("end")]
+            constants[output] = Const(value.shape, onnx.TensorProto.INT64, partial(np.copy, value))
+            continue
+        inputs = [constants.get(name) for name in names if name not in overridable]
+        if not inputs or len(inputs) < len(names) or any(c is None for c in inputs):
+            continue
         const = fold_constant(node.op, node.attrs, [c for c in inputs if c], static, data_type or None)
         if const is not None:
-            scope.constants[name] = const
+            constants[output] = const
+    return len(constants) > before
+
+
+def _static(shape: Shape | None) -> tuple[int, ...] | None:
+    return None if shape is None or None in shape else tuple(d for d in shape if d is not None)
 
 
 def _is_reference(value: object) -> bool:
@@ -184,6 +215,7 @@ def _infer(
     graph: onnx.GraphProto,
     outer: Scope | None,
     constants: dict[str, Const],
+    overridable: set[str],
     opset: int,
     ir_version: int,
 ) -> tuple[Types, dict[str, tuple[int, ...]]]:
@@ -201,7 +233,7 @@ def _infer(
         const = constants.get(name)
         if const is None:
             continue
-        if const.size <= SMALL // 64 and const.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
+        if const.size <= TELLING and name not in overridable and const.data_type != onnx.TensorProto.STRING:
             bare.initializer.append(onnx.numpy_helper.from_array(const.read(), name))
         else:
             _declare(bare.input.add(name=name), const.data_type, const.shape)

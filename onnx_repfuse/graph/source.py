@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from onnx_repfuse.errors import InputError
-from onnx_repfuse.graph.wire import Buffer
+from onnx_repfuse.graph.wire import Buffer, shown
 
 __all__ = ["Source"]
 
@@ -40,7 +40,7 @@ class Source:
             status = os.stat(path)
             if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
                 kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-                raise InputError(f"{what} {str(path)!r} is {kind}")
+                raise InputError(f"{what} {shown(path)} is {kind}")
             self.size = status.st_size
 
     @property
@@ -49,7 +49,9 @@ class Source:
         if self._data is None:
             file = self._open()
             with self._errors():
-                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
+                self._data = (
+                    mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ) if self.size else b""
+                )
         return self._data
 
     @property
@@ -67,9 +69,11 @@ class Source:
             if self.path is None:
                 raise AssertionError("bytes in memory have no file")
             with self._errors():
-                self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
-                if os.fstat(self._file.fileno()).st_size != self.size:
-                    raise InputError(f"{self.what} {str(self.path)!r} changed while it was read")
+                file = open(self.path, "rb", buffering=0)  # noqa: SIM115
+                if os.fstat(file.fileno()).st_size != self.size:
+                    file.close()
+                    raise InputError(f"{self.what} {shown(self.path)} changed while it was read")
+                self._file = file
         return self._file
 
     @contextlib.contextmanager
@@ -77,9 +81,9 @@ class Source:
         try:
             yield
         except OSError as error:
-            raise InputError(f"{self.what} {str(self.path)!r} cannot be read: {error.strerror}") from error
+            raise InputError(f"{self.what} {shown(self.path)} cannot be read: {error.strerror}") from error
         except ValueError as error:  # a NUL in the name
-            raise InputError(f"{self.what} {str(self.path)!r} cannot be read: {error}") from error
+            raise InputError(f"{self.what} {shown(self.path)} cannot be read: {error}") from error
 
     def copy_to(self, out: BinaryIO, begin: int, end: int) -> None:
         """Append the bytes `begin:end` to `out`, in the kernel where the system can."""
@@ -95,7 +99,7 @@ class Source:
         while begin < end:
             block = file.read(min(_CHUNK, end - begin))
             if not block:
-                raise InputError(f"{self.what} {str(self.path)!r} became shorter while it was read")
+                raise InputError(f"{self.what} {shown(self.path)} became shorter while it was read")
             out.write(block)
             begin += len(block)
 

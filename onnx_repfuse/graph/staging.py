@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from onnx_repfuse.errors import OutputError
+from onnx_repfuse.graph.wire import shown
 
 __all__ = ["Staging"]
 
@@ -35,10 +36,10 @@ class Staging:
     def __enter__(self) -> Staging:
         folder = self.target.parent
         if not folder.is_dir():
-            raise OutputError(f"cannot write {str(self.target)!r}: there is no folder {str(folder)!r}")
+            raise OutputError(f"cannot write {shown(self.target)}: there is no folder {shown(folder)}")
         if self.target.exists() and not self.target.is_file():
             kind = "a folder" if self.target.is_dir() else "not a regular file"
-            raise OutputError(f"cannot write {str(self.target)!r}: it is {kind}")
+            raise OutputError(f"cannot write {shown(self.target)}: it is {kind}")
         return self
 
     def __exit__(
@@ -51,9 +52,9 @@ class Staging:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         if isinstance(error, OSError):
-            raise OutputError(f"cannot write {str(self.target)!r}: {error.strerror or error}") from error
+            raise OutputError(f"cannot write {shown(self.target)}: {error.strerror or error}") from error
         if isinstance(error, ValueError) and "null byte" in str(error):
-            raise OutputError(f"cannot write {str(self.target)!r}: a NUL in its name") from error
+            raise OutputError(f"cannot write {shown(self.target)}: a NUL in its name") from error
 
     def write(self, fill: Callable[[BinaryIO], None], beside: Path) -> Path:
         """Write a temporary file in the folder of `beside`, whose permissions it takes if that exists."""

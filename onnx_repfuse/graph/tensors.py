@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.graph.dtypes import bits, numpy_dtype, stored_size, type_name, unpack
+from onnx_repfuse.graph.wire import shown
 
 __all__ = ["all_tensors", "check", "elements", "entries", "inline_array", "label_of", "tensors_of"]
 
@@ -47,7 +48,7 @@ def _graph(graph: onnx.GraphProto) -> Iterator[Labelled]:
         _text(value.name)
     for tensor in graph.initializer:
         _text(tensor.name)
-        yield f"tensor {tensor.name!r}", tensor
+        yield f"tensor {shown(tensor.name)}", tensor
     for sparse in graph.sparse_initializer:
         yield from _sparse(sparse)
     yield from _nodes(graph.node)
@@ -83,15 +84,15 @@ def _attribute(attribute: onnx.AttributeProto, node: onnx.NodeProto | None = Non
 
 def _sparse(sparse: onnx.SparseTensorProto) -> Iterator[Labelled]:
     _text(sparse.values.name)
-    yield f"sparse tensor {sparse.values.name!r}", sparse.values
-    yield f"the indices of sparse tensor {sparse.values.name!r}", sparse.indices
+    yield f"sparse tensor {shown(sparse.values.name)}", sparse.values
+    yield f"the indices of sparse tensor {shown(sparse.values.name)}", sparse.indices
 
 
 def _label(tensor: onnx.TensorProto, attribute: onnx.AttributeProto, node: onnx.NodeProto | None) -> str:
     _text(tensor.name)
     if node is None:
-        return f"attribute {attribute.name!r}"
-    return f"attribute {attribute.name!r} of {node.op_type} {(node.name or ', '.join(node.output))!r}"
+        return f"attribute {shown(attribute.name)}"
+    return f"attribute {shown(attribute.name)} of {node.op_type} {shown(node.name or ', '.join(node.output))}"
 
 
 def _text(*names: str) -> None:
@@ -102,7 +103,7 @@ def _text(*names: str) -> None:
 
 def label_of(tensor: onnx.TensorProto) -> str:
     """How errors call a tensor of which only itself is known."""
-    return f"tensor {tensor.name!r}" if tensor.name else "an unnamed tensor"
+    return f"tensor {shown(tensor.name)}" if tensor.name else "an unnamed tensor"
 
 
 def entries(tensor: onnx.TensorProto) -> dict[str, str]:

@@ -22,6 +22,7 @@ __all__ = [
     "fields",
     "key",
     "prefix",
+    "shown",
     "varint",
     "write_varint",
 ]
@@ -33,6 +34,12 @@ VARINT, FIXED64, LENGTH, GROUP, END_GROUP, FIXED32 = range(6)
 MAX_DEPTH = 100  # protobuf's own limit on nested messages
 
 _BROKEN = "the file is not an ONNX model, or it is damaged"
+
+
+def shown(text: object) -> str:
+    """A name or a path in quotes, shortened for a message of one line."""
+    words = str(text)
+    return repr(words if len(words) <= 160 else f"{words[:80]}...{words[-60:]}")
 
 
 def varint(buffer: Buffer, begin: int, end: int) -> tuple[int, int]:

@@ -6,8 +6,8 @@ operands - and the cheapest way to compute it: keep the node, or write one of th
 ends up inside a form it is not computed at all.
 
 Bounds: at most `KEEP` candidates a tensor, at most `PRODUCT` combinations an operator; forms of more than
-`form.MAX_TERMS` terms are cut. So time is linear in the number of nodes. A form is taken only if the multiply-adds
-do not rise and the cost falls strictly; together with integer costs that makes the fixed point end.
+`form.MAX_TERMS` terms are cut. So time is linear in the number of nodes. A form is taken only if multiply-adds, nodes
+and convolutions do not rise and the cost falls strictly; with integer costs that makes the fixed point end.
 
 No kernel is read here: forms carry kernels that compute themselves later.
 """
@@ -16,7 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import product
+from typing import NamedTuple
 
 import onnx_graphsurgeon as gs
 
@@ -31,7 +33,7 @@ __all__ = ["Candidate", "Cover", "Entry", "Tile", "chief"]
 
 KEEP = 4
 PRODUCT = 25
-UNKNOWN_ELEMENTS = 1 << 16
+UNKNOWN_POSITIONS = 1 << 12
 
 _PRIORITY = (
     Kind.TRANSPOSE,
@@ -52,35 +54,55 @@ def chief(roles: Iterable[Kind]) -> Kind:
     return next((kind for kind in _PRIORITY if kind in present), Kind.AFFINE)
 
 
+class Price(NamedTuple):
+    """What is paid for a tensor: picoseconds, multiply-adds, nodes, convolutions."""
+
+    cost: int = 0
+    macs: int = 0
+    nodes: int = 0
+    convolutions: int = 0
+
+    def plus(self, other: Price) -> Price:
+        """Both together."""
+        return Price(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def improves(self, cost: int, limit: Price) -> bool:
+        """Cheaper than `cost`, and nothing else above `limit`."""
+        return self.cost < cost and all(a <= b for a, b in zip(self[1:], limit[1:], strict=True))
+
+
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """A form a tensor may be computed by.
 
     Attributes:
         form: over materialized tensors.
-        setup, setup_macs: of its private sources.
+        setup: of its private sources.
         roles: kinds of what it absorbs; nodes: how many nodes it absorbs.
         leaves: all its sources are tensors that exist anyway.
     """
 
     form: Form
-    setup: int
-    setup_macs: int
+    setup: Price
     roles: frozenset[Kind]
     nodes: int
     leaves: bool
     convolutions: bool
 
 
+Option = tuple[Form, Candidate | None, Price]
+
+
 @dataclass(eq=False)
 class Entry:
-    """The cheapest way to compute a tensor, and what its reader may look through."""
+    """The cheapest way to compute a tensor, and what its reader may look through.
 
-    best: int
-    best_macs: int
-    original_macs: int
-    own_macs: int
-    keep: int
+    `own` is the node as it is, `original` the node and all private nodes below it, `best` the choice.
+    """
+
+    best: Price
+    original: Price
+    own: Price
     choice: Candidate | None = None
     written: Written | None = None
     candidates: list[Candidate] = field(default_factory=list)
@@ -133,9 +155,13 @@ class Cover:
         return bool(scope.readers.get(name)) or name in scope.outputs or name in scope.captured
 
     def elements(self, name: Hashable) -> int:
-        """Assumed elements of a tensor."""
+        """Assumed elements of a tensor; where nothing is known, a fixed number of positions."""
         found = self.context.scope.elements(str(name))
-        return UNKNOWN_ELEMENTS if found is None else max(1, found)
+        if found is not None:
+            return max(1, found)
+        lifted, frame = self.lifts.get(str(name)), self.context.frame(str(name))
+        known = lifted.channels if lifted else frame.channels if frame else self.channels.get(str(name), 1)
+        return UNKNOWN_POSITIONS * known
 
     def size(self, name: Hashable, rank: int) -> tuple[int, ...] | None:
         return self.context.size(str(name), rank)
@@ -152,8 +178,8 @@ class Cover:
             matrix=lambda source: self.context.rank(str(source)) == 2,
         )
 
-    def _keep(self, lifted: Lifted) -> tuple[int, int]:
-        """Cost and multiply-adds of the node as it is."""
+    def _keep(self, lifted: Lifted) -> Price:
+        """The node as it is."""
         out = self.elements(lifted.output)
         moved = sum(self.elements(operand.name) for operand in lifted.operands) + out
         geometry = lifted.terms[0].kernel.geometry
@@ -162,43 +188,40 @@ class Cover:
                 geometry.c_in if geometry.transposed else geometry.c_out
             )
             macs = geometry.macs(max(1, positions))
-            return self.model.convolution(geometry, macs, moved), macs
+            return Price(self.model.convolution(geometry, macs, moved), macs, 1, 1)
         if lifted.node.op == "Split":
-            return 0, 0
+            return Price(0, 0, 1)
         if lifted.node.op == "AveragePool":
             taps = geometry.macs(max(1, out // geometry.c_out))
-            return self.model.elementwise(moved) + taps * self.model.arithmetic, 0
+            return Price(self.model.elementwise(moved) + taps * self.model.arithmetic, 0, 1)
         operations = {"BatchNormalization": 2, "Concat": 0, "Slice": 0, "Identity": 0, "Pad": 0}
-        return self.model.elementwise(moved, operations.get(lifted.node.op, 1)), 0
+        return Price(self.model.elementwise(moved, operations.get(lifted.node.op, 1)), 0, 1)
 
-    def _options(self, operand: Operand) -> list[tuple[Form, Candidate | None, int, int]]:
-        """What an operand may be replaced by: (form, candidate, setup, macs); itself comes first."""
+    def _options(self, operand: Operand) -> list[Option]:
+        """What an operand may be replaced by: (form, candidate, price); itself comes first."""
         self.channels[operand.name] = operand.channels
         itself = identity(operand.name, operand.channels, operand.layout)
         entry = self.entries.get(operand.name)
         exposed = self.exposed.get(operand.name)
         if exposed is not None:
-            return [(itself, None, 0, 0), (exposed, _free(exposed), 0, 0)]
+            return [(itself, None, Price()), (exposed, _free(exposed), Price())]
         if entry is None or not self.is_private(operand.name):
-            return [(itself, None, 0, 0)]
-        result: list[tuple[Form, Candidate | None, int, int]] = [(itself, None, entry.best, entry.best_macs)]
+            return [(itself, None, Price())]
+        result: list[Option] = [(itself, None, entry.best)]
         for candidate in entry.candidates:
             form = candidate.form
             if form.layout == operand.layout and form.channels == operand.channels:
-                result.append((form, candidate, candidate.setup, candidate.setup_macs))
+                result.append((form, candidate, candidate.setup))
         return result
 
     def _entry(self, lifted: Lifted) -> Entry:
         options = [self._options(operand) for operand in lifted.operands]
-        keep, own_macs = self._keep(lifted)
-        below = [self.entries[o.name] for o in lifted.operands if o.name in self.entries and self.is_private(o.name)]
-        entry = Entry(
-            keep + sum(e.best for e in below),
-            own_macs + sum(e.best_macs for e in below),
-            own_macs + sum(e.original_macs for e in below),
-            own_macs,
-            keep,
-        )
+        own = self._keep(lifted)
+        below = [
+            self.entries[o.name] for o in lifted.operands if o.name in self.entries and self.is_private(o.name)
+        ]
+        best = reduce(Price.plus, (e.best for e in below), own)
+        entry = Entry(best, reduce(Price.plus, (e.original for e in below), own), own)
         ranked: list[tuple[int, Candidate]] = []
         for combination in _combinations(options):
             candidate = self._candidate(lifted, combination)
@@ -207,15 +230,14 @@ class Cover:
             written = self.write(lifted, candidate.form, norm=self._norm(lifted, candidate))
             if written is None:
                 continue
-            cost, macs = candidate.setup + written.cost, candidate.setup_macs + written.macs
-            ranked.append((cost, candidate))
+            price = candidate.setup.plus(Price(written.cost, written.macs, *written.count))
+            ranked.append((price.cost, candidate))
             if (
-                cost < entry.best
-                and macs <= entry.original_macs
+                price.improves(entry.best.cost, entry.original)
                 and self.allowed(candidate.roles)
                 and lifted.output not in self.banned
             ):
-                entry.best, entry.best_macs, entry.choice, entry.written = cost, macs, candidate, written
+                entry.best, entry.choice, entry.written = price, candidate, written
         entry.candidates = _prune(ranked)
         return entry
 
@@ -237,10 +259,10 @@ class Cover:
         return False
 
     def _candidate(
-        self, lifted: Lifted, combination: tuple[tuple[Form, Candidate | None, int, int], ...]
+        self, lifted: Lifted, combination: tuple[Option, ...]
     ) -> Candidate | None:
-        forms = [form for form, _, _, _ in combination]
-        chosen = [candidate for _, candidate, _, _ in combination]
+        forms = [form for form, _, _ in combination]
+        chosen = [candidate for _, candidate, _ in combination]
         rank = lifted.layout[1]
         try:
             form = apply(
@@ -266,8 +288,7 @@ class Cover:
             roles |= {Kind.SEQUENCE}
         return Candidate(
             form,
-            sum(setup for _, _, setup, _ in combination),
-            sum(macs for _, _, _, macs in combination),
+            reduce(Price.plus, (price for _, _, price in combination), Price()),
             roles,
             1 + sum(c.nodes for c in chosen if c),
             all(not (str(s) in self.entries and self.is_private(str(s))) for s in form.sources),
@@ -293,7 +314,7 @@ class Cover:
                 sources = {str(s) for s in entry.choice.form.sources}
                 absorbed, before = self._between(root, sources)
                 pending.extend(s for s in sources if self.is_private(s))
-                kept = sum(self.entries[t.outputs[0].name].keep for t in absorbed)
+                kept = sum(self.entries[t.outputs[0].name].own.cost for t in absorbed)
                 result.append(
                     Tile(
                         root,
@@ -325,19 +346,19 @@ class Cover:
                 continue
             lifted = self.lifts[name]
             nodes.append(lifted.node)
-            macs += self.entries[name].own_macs
+            macs += self.entries[name].own.macs
             pending.extend(o.name for o in lifted.operands if o.name not in sources)
         position = {id(node): i for i, node in enumerate(self.context.scope.nodes)} if len(nodes) > 1 else {}
         return tuple(sorted(nodes, key=lambda n: position.get(id(n), 0))), macs
 
 
 def _free(form: Form) -> Candidate:
-    return Candidate(form, 0, 0, frozenset(), 0, True, False)
+    return Candidate(form, Price(), frozenset(), 0, True, False)
 
 
 def _combinations(
-    options: list[list[tuple[Form, Candidate | None, int, int]]],
-) -> Iterable[tuple[tuple[Form, Candidate | None, int, int], ...]]:
+    options: list[list[Option]],
+) -> Iterable[tuple[Option, ...]]:
     """Choices of one option per operand: all of them when they are few, else the uniform ones."""
     count = 1
     for choice in options:

@@ -44,16 +44,21 @@ def _gelu(scope: Scope, node: gs.Node) -> set[int]:
         return set()
     found = {id(plus[0])}
     before = node
-    for _ in range(3):  # x / sqrt(2), or sqrt(2 / pi) * (x + 0.044715 * x**3)
+    for _ in range(2):  # x / sqrt(2), or sqrt(2 / pi) * (x + 0.044715 * x**3)
         producer = scope.producer.get(before.inputs[0].name)
-        if producer is None or producer.op not in ("Mul", "Div", "Add"):
+        if producer is None or producer.op not in ("Mul", "Div") or _scalar(scope, producer) is None:
             break
         found.add(id(producer))
-        for tensor in producer.inputs:
-            inner = scope.producer.get(tensor.name)
-            if inner is not None and inner.op == "Mul" and _scalar(scope, inner) is not None:
-                found.add(id(inner))
         before = producer
+        cubic = scope.producer.get(next((t.name for t in before.inputs if scope.const(t.name) is None), ""))
+        if node.op == "Tanh" and cubic is not None and cubic.op == "Add":
+            found.add(id(cubic))
+            found |= {
+                id(p)
+                for t in cubic.inputs
+                if (p := scope.producer.get(t.name)) is not None and p.op == "Mul" and _scalar(scope, p) is not None
+            }
+            break
     after = plus[0]
     for _ in range(2):
         products = [r for r in _readers(scope, after) if r.op in ("Mul", "Div")]

@@ -8,7 +8,9 @@ tensors with more than `READERS` readers are left alone, which keeps the search 
 
 from __future__ import annotations
 
-from onnx_repfuse.plan.cover import Cover
+from functools import reduce
+
+from onnx_repfuse.plan.cover import Cover, Price
 
 __all__ = ["expose"]
 
@@ -47,7 +49,7 @@ def _candidate(cover: Cover, name: str) -> bool:
     readers = scope.readers.get(name, [])
     if not 1 <= len(readers) <= READERS or len(cover.lifts[name].node.outputs) != 1:
         return False
-    if cover.entries[name].own_macs:
+    if cover.entries[name].own.macs:
         return False
     return all(
         any(t.name in cover.lifts for t in r.outputs)
@@ -72,16 +74,14 @@ def _try(cover: Cover, name: str, roots: dict[str, str], regions: dict[str, list
     if len(names) > REGION or name in names:
         return
     entry = cover.entries[name]
-    before = entry.best + sum(cover.entries[root].best for root in touched)
+    before = entry.best.cost + sum(cover.entries[root].best.cost for root in touched)
     saved = {n: cover.entries[n] for n in names}
+    limit = reduce(Price.plus, (saved[root].original for root in touched), entry.original)
     for candidate in entry.candidates[:TRIES]:
         cover.exposed[name] = candidate.form
-        wanted = set(names)
-        cover.solve(n for n in cover.lifts if n in wanted)
-        after = candidate.setup + sum(cover.entries[root].best for root in touched)
-        macs = candidate.setup_macs + sum(cover.entries[root].best_macs for root in touched)
-        limit = entry.original_macs + sum(saved[root].original_macs for root in touched)
-        if after < before and macs <= limit and not _still_read(cover, name, touched):
+        cover.solve(n for n in names)
+        after = reduce(Price.plus, (cover.entries[root].best for root in touched), candidate.setup)
+        if after.improves(before, limit) and not _still_read(cover, name, touched):
             return
         cover.entries.update(saved)
         del cover.exposed[name]

@@ -46,6 +46,11 @@ class Written:
     cost: int
     macs: int
 
+    @property
+    def count(self) -> tuple[int, int]:
+        """(nodes, convolutions and matrix products) written."""
+        return len(self.steps), sum(1 for step in self.steps if step.op == "Conv")
+
 
 def lower(
     form: Form,

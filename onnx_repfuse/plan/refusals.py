@@ -72,7 +72,7 @@ def _readers(scope: Scope, cover: Cover, name: str) -> Refusal | None:
         why = f"also feeds {_title(others[0])}"
     else:
         why = "is read inside a subgraph"
-    macs = cover.entries[source].own_macs
+    macs = cover.entries[source].own.macs
     return Refusal(
         Reason.READERS,
         f"{_title(lifted.node)} stays: its input '{source}' {why}, so folding would compute "
@@ -93,11 +93,11 @@ def _cost(scope: Scope, cover: Cover, name: str) -> Refusal | None:
     below = cover.lifts.get(lifted.operands[0].name)
     if written is None or below is None:
         return None
-    macs = best.setup_macs + written.macs
+    macs = best.setup.macs + written.macs
     return Refusal(
         Reason.COST,
         f"{_title(lifted.node)} and {_title(below.node)} stay apart: as one operator they would take "
-        f"{_mega(macs)} MMAC instead of {_mega(entry.original_macs)}.",
+        f"{_mega(macs)} MMAC instead of {_mega(entry.original.macs)}.",
         (node_name(lifted.node), node_name(below.node)),
         scope.label,
     )

@@ -123,6 +123,7 @@ def _apply(
 ) -> None:
     """Write the tiles into the scope and note them as folds, merged with those they build upon."""
     replaced: dict[int, list[gs.Node]] = {}
+    aliases: dict[str, str] = {}
     for tile in tiles:
         seen = tile.root in scope.outputs or tile.root in scope.captured
         node = tile.lifted.node
@@ -138,14 +139,15 @@ def _apply(
             )
             nodes, constants = emission.nodes, emission.constants
         else:
-            rename(scope, tile.root, str(tile.written.result))
+            aliases[tile.root] = str(tile.written.result)
             nodes, constants = [], {}
         _type(scope, cover, tile, nodes)
         replaced[id(node)] = nodes
         scope.constants.update(constants)
         scope.created.update(constants)
         _note(tile, nodes, result, owners, order)
-    put(scope, replaced, {})
+    put(scope, replaced)
+    rename(scope, aliases)
 
 
 def _data_type(scope: Scope, context: Context, tile: Tile) -> int:
