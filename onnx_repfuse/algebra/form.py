@@ -176,6 +176,8 @@ def apply(
         if border is not None:
             inner_bias = _without(inner_bias, border)
             bias = bias + Bias(border)
+        if not inner_bias.is_zero and (g.transposed or max((*g.pads_begin, *g.pads_end, 0)) > 0):
+            raise Inexact(Reason.BORDER)
         for inner in operand.terms:
             term = _compose_term(outer, inner, inner_bias.is_zero)
             if term is None:

@@ -234,7 +234,9 @@ def _rounded(value: NDArray[np.float64], data_type: int) -> NDArray[Any]:
 def _materialized(kernel: Kernel, data_type: int) -> NDArray[Any]:
     g = kernel.geometry
     result = np.empty(g.weight_shape, numpy_dtype(data_type))
-    step = max(1, BLOCK // max(1, int(np.prod(g.weight_shape[1:]))))
+    size = int(np.prod(g.weight_shape))
+    whole = kernel.depth > 1 and size <= 16 * BLOCK  # a composition reads its inner kernel once per block
+    step = g.c_out if whole else max(1, BLOCK * g.c_out // max(1, size))
     for lo in range(0, g.c_out, step):
         hi = min(lo + step, g.c_out)
         result[lo:hi] = _rounded(kernel.rows(lo, hi), data_type)

@@ -191,10 +191,12 @@ class Cover:
             return Price(self.model.convolution(geometry, macs, moved), macs, 1, 1)
         if lifted.node.op == "Split":
             return Price(0, 0, 1)
+        if lifted.node.op == "Slice":
+            return Price(self.model.elementwise(2 * out, 0), 0, 1)
         if lifted.node.op == "AveragePool":
             taps = geometry.macs(max(1, out // geometry.c_out))
             return Price(self.model.elementwise(moved) + taps * self.model.arithmetic, 0, 1)
-        operations = {"BatchNormalization": 2, "Concat": 0, "Slice": 0, "Identity": 0, "Pad": 0}
+        operations = {"BatchNormalization": 2, "Concat": 0, "Identity": 0, "Pad": 0}
         return Price(self.model.elementwise(moved, operations.get(lifted.node.op, 1)), 0, 1)
 
     def _options(self, operand: Operand) -> list[Option]:
@@ -342,8 +344,6 @@ class Cover:
         nodes, macs, pending = [], 0, [root]
         while pending:
             name = pending.pop()
-            if name in self.exposed and name != root:
-                continue
             lifted = self.lifts[name]
             nodes.append(lifted.node)
             macs += self.entries[name].own.macs
