@@ -23,13 +23,12 @@ from onnx_repfuse.verify.measure import difference
 from onnx_repfuse.verify.noise import nudge_feed, nudged_weights
 from onnx_repfuse.verify.sessions import DoesNotRun, Runner, open_model
 from onnx_repfuse.verify.stimuli import RULES, Stimulus, stimuli
-from onnx_repfuse.verify.tolerance import Worst, fold_tolerance, run_tolerance, ulps_tolerance
-from onnx_repfuse.verify.truth import Oracle, Unsupported
+from onnx_repfuse.verify.tolerance import Side, Worst, ulps_tolerance
+from onnx_repfuse.verify.truth import Unsupported
 from onnx_repfuse.verify.verdict import FoldVerdict, Status
 
 __all__ = ["FoldCase", "probe"]
 
-_COARSE = 2.0**-20  # formats shorter than float32 need the sharper tolerance
 _REFERENCE_PRODUCTS = 20_000_000  # onnx's evaluator is slow: it judges only feeds that cost less than this
 
 
@@ -53,7 +52,7 @@ def probe(case: FoldCase, seed: int = 0) -> FoldVerdict:
         return _failed(case, f"its replacement does not run: {error}", before.judge)
     judge = "onnxruntime" if before.judge == after.judge == "onnxruntime" else "reference"
     try:
-        first, second = Oracle(case.before), Oracle(case.after)
+        first, second = Side(case, case.before), Side(case, case.after)
     except Unsupported as reason:
         return _by_runtime_alone(case, before, after, judge, seed, str(reason))
     try:
@@ -63,11 +62,10 @@ def probe(case: FoldCase, seed: int = 0) -> FoldVerdict:
 
 
 def _by_oracle(
-    case: FoldCase, before: Runner, after: Runner, first: Oracle, second: Oracle, judge: str, seed: int
+    case: FoldCase, before: Runner, after: Runner, first: Side, second: Side, judge: str, seed: int
 ) -> FoldVerdict:
     worst = Worst(case.output, judge)
     rules = _rules(case, first)
-    squared = (Oracle(case.before, 2), Oracle(case.after, 2)) if case.unit > _COARSE else None
     ran = compared = False
     for stimulus in stimuli(case, rules, seed):
         try:
@@ -87,15 +85,7 @@ def _by_oracle(
                 judge,
             )
         compared = True
-        squares = (
-            None
-            if squared is None
-            else (
-                squared[0](stimulus.feed).magnitude,
-                squared[1](stimulus.feed).magnitude,
-            )
-        )
-        folded = fold_tolerance(case, want, got, squares)
+        folded = got.fold(want)
         worst.see(
             difference(want.value, got.value), folded, f"on {stimulus.kind} inputs of {_sizes(stimulus)}"
         )
@@ -119,11 +109,11 @@ def _by_oracle(
         ran = True
         usable = np.isfinite(old) & (np.abs(want.value) < case.largest / 4)
         where = f"in {judge}, on {stimulus.kind} inputs of {_sizes(stimulus)}"
-        allowed = run_tolerance(case, want, len(first.nodes))
+        allowed = want.run()
         gap = np.where(usable, difference(want.value, old), 0.0)
         if bool((gap > allowed).any()):
             raise Unsupported("these nodes as the runtime does")
-        allowed = allowed + run_tolerance(case, got, len(second.nodes)) + folded
+        allowed = allowed + got.run() + folded
         worst.see(np.where(usable, difference(want.value, new), 0.0), allowed, where)
     if not compared:
         return _failed(case, "no size fits its nodes, so nothing could be compared", judge)
@@ -172,7 +162,7 @@ def _guesses(case: FoldCase) -> Iterator[tuple[int, ...]]:
         yield (0, *(rule,) * others)
 
 
-def _rules(case: FoldCase, oracle: Oracle) -> tuple[int, ...]:
+def _rules(case: FoldCase, side: Side) -> tuple[int, ...]:
     """How the sizes of further sources follow from the first: the first combination the nodes accept."""
     if len(case.sources) < 2 or not any(source.space for source in case.sources):
         return (0,) * len(case.sources)
@@ -185,7 +175,7 @@ def _rules(case: FoldCase, oracle: Oracle) -> tuple[int, ...]:
             shape = source.shape(1, tuple(RULES[rule](size) for size in base))
             feed[source.name] = np.zeros(shape, dtype=np.float64)
         try:
-            oracle(feed)
+            side.oracle(feed)
         except (ValueError, IndexError, ZeroDivisionError):
             return False
         return True

@@ -2,50 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import onnx
 
 from onnx_repfuse.verify.cases import FoldCase
 from onnx_repfuse.verify.measure import difference, largest, ulp
-from onnx_repfuse.verify.truth import Truth
+from onnx_repfuse.verify.sessions import DoesNotRun, open_model
+from onnx_repfuse.verify.truth import Oracle, Truth
 from onnx_repfuse.verify.verdict import FoldVerdict, Status
 
-__all__ = ["Worst", "fold_tolerance", "run_tolerance", "ulps_tolerance"]
+__all__ = ["Errors", "Side", "Worst", "ulps_tolerance"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _WALK = 1.0  # c of c * sqrt(n) * u * sum|w||x|
 _DOUBLE = 2.0**-53
+_SINGLE = 2.0**-24
+_SIGMAS = 4.0
 
 
-def fold_tolerance(
-    case: FoldCase, before: Truth, after: Truth, squares: tuple[Array, Array] | None = None
-) -> Array:
-    """What rounding the folded weights may change, per element, both sides evaluated in float64.
+class Side:
+    """One of a fold's two models, evaluated with all the sizes its rounding errors depend on.
 
-    Args:
-        case: the fold.
-        before, after: the oracle's answers.
-        squares: sum w^2 x^2 of both, if the inputs are random: then rounding errors add up in squares, which
-            is sharper in short formats.
+    Formats shorter than float32 get sharper figures, of squares, because there u is no longer small beside a
+    fault: errors of many independent roundings add up in squares.
+
+    Raises:
+        Unsupported: the oracle does not know its operators.
     """
-    m_before, m_after = before.magnitude.astype(np.float64), after.magnitude.astype(np.float64)
-    rounding = case.unit * (2.0 * m_after + m_before)
-    if squares is not None:
-        old, new = (np.sqrt(one.astype(np.float64)) for one in squares)
-        rounding = np.minimum(rounding, case.unit * (4.0 * new + 3.0 * old))
-    walk = 4.0 * _DOUBLE * (np.sqrt(before.terms) * m_before + np.sqrt(after.terms) * m_after)
-    tiny = case.smallest * 16.0 * (after.terms + 1.0)
-    return np.asarray(rounding + walk + tiny)
+
+    def __init__(self, case: FoldCase, model: onnx.ModelProto) -> None:
+        self.case = case
+        self.oracle = Oracle(model)
+        self.nodes = len(model.graph.node)
+        self.coarse = case.unit > _SINGLE
+        self._squares = Oracle(model, 2) if self.coarse else None
+        self._storage = Oracle(model, 2, storage=True) if self.coarse else None
+
+    def __call__(self, feed: Mapping[str, Array]) -> Errors:
+        """Evaluate. Raises Unsupported, or ValueError and the like where sizes do not fit."""
+        truth = self.oracle(feed)
+        roots = [
+            None if oracle is None else np.sqrt(oracle(feed).magnitude.astype(np.float64))
+            for oracle in (self._squares, self._storage)
+        ]
+        return Errors(self, truth, *roots)
 
 
-def run_tolerance(case: FoldCase, truth: Truth, nodes: int) -> Array:
-    """What a runtime of the fold's precision may differ from float64, per element."""
-    steps = _WALK * np.sqrt(truth.terms) + nodes
-    return np.asarray(
-        steps * case.unit * truth.magnitude.astype(np.float64) + case.smallest * 16.0 * truth.terms
+class Errors:
+    """The truth for one feed, and how far a computation may be from it.
+
+    Attributes:
+        value: the truth, in float64.
+    """
+
+    def __init__(self, side: Side, truth: Truth, squares: Array | None, storage: Array | None) -> None:
+        self._side = side
+        self._terms = truth.terms
+        self._magnitude = truth.magnitude.astype(np.float64)
+        self._squares = squares
+        self._storage = storage
+        self.value = truth.value
+
+    def fold(self, before: Errors) -> Array:
+        """What rounding the folded weights (of this side) may change against `before`, both in float64."""
+        case = self._side.case
+        rounding = case.unit * (2.0 * self._magnitude + before._magnitude)
+        if self._squares is not None and before._squares is not None:
+            rounding = np.minimum(rounding, case.unit * (_SIGMAS * self._squares + 3.0 * before._squares))
+        walk = np.sqrt(before._terms) * before._magnitude + np.sqrt(self._terms) * self._magnitude
+        return np.asarray(rounding + 4.0 * _DOUBLE * walk + case.smallest * 16.0 * (self._terms + 1.0))
+
+    def run(self, spread: bool = False) -> Array:
+        """What a runtime of the fold's precision may differ from the truth.
+
+        Args:
+            spread: this feed only stands for others of its size, so inner tensors may be larger than here.
+        """
+        case, nodes = self._side.case, self._side.nodes
+        tiny = case.smallest * 16.0 * (self._terms + 1.0)
+        walk = _WALK * np.sqrt(self._terms) * self._magnitude
+        if self._storage is None or self._squares is None or not accumulates_in_float():
+            return np.asarray(walk * case.unit + nodes * case.unit * self._magnitude + tiny)
+        stored = self._storage + (np.sqrt(nodes) * self._squares if spread else 0.0)
+        return np.asarray(walk * _SINGLE + _SIGMAS * case.unit * stored + tiny)
+
+
+@lru_cache(maxsize=1)
+def accumulates_in_float() -> bool:
+    """Whether this machine's runtime sums half precision in single: it does where it has no half kernels."""
+    count = 4096
+    value = onnx.helper.make_tensor_value_info
+    weight = onnx.numpy_helper.from_array(np.ones((1, count, 1, 1), dtype=np.float16), "w")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["x", "w"], ["y"])],
+        "sum",
+        [value("x", onnx.TensorProto.FLOAT16, [1, count, 1, 1])],
+        [value("y", onnx.TensorProto.FLOAT16, None)],
+        [weight],
     )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    try:
+        found = open_model(model).run({"x": np.ones((1, count, 1, 1), dtype=np.float16)})["y"]
+    except DoesNotRun:
+        return False
+    return float(found.ravel()[0]) == count
 
 
 def ulps_tolerance(value: Array, shaken: Sequence[Array]) -> Array:

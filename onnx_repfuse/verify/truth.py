@@ -2,8 +2,8 @@
 
 Beside each value v it carries its magnitude m = sum |w| |x| over all terms that made it up (a Sub adds,
 nothing cancels), or, when asked for squares, sum w^2 x^2. Rounding errors of any evaluation in a shorter
-format scale with these, not with |v|. It shares no code with the algebra that made the fold, and ONNX Runtime checks
-it: what the runtime makes of the nodes before must agree.
+format scale with these, not with |v|. It shares no code with the algebra that made the fold, and ONNX Runtime
+checks it: what the runtime makes of the nodes before must agree.
 """
 
 from __future__ import annotations
@@ -78,6 +78,30 @@ class Context:
 
 Op = Callable[..., Any]
 OPS: dict[str, Op] = {}
+_ROUNDING = frozenset(
+    [
+        "Add",
+        "AveragePool",
+        "BatchNormalization",
+        "Conv",
+        "ConvTranspose",
+        "Div",
+        "Gemm",
+        "GlobalAveragePool",
+        "HardSigmoid",
+        "HardSwish",
+        "MatMul",
+        "Mean",
+        "Mul",
+        "Pow",
+        "Reciprocal",
+        "ReduceMean",
+        "ReduceSum",
+        "Sqrt",
+        "Sub",
+        "Sum",
+    ]
+)
 
 
 def register(*names: str) -> Callable[[Op], Op]:
@@ -97,16 +121,19 @@ class Oracle:
     Args:
         model: nodes of the default domain, constants as initializers.
         power: 1 for magnitudes sum |w| |x|, 2 for sum w^2 x^2 (not below it where an operator averages).
+        storage: with power 2, start from exact inputs and add the square of each node's result instead: what
+            rounding every stored tensor adds up to.
 
     Raises:
         Unsupported: it holds an operator the oracle does not know.
     """
 
-    def __init__(self, model: onnx.ModelProto, power: int = 1) -> None:
+    def __init__(self, model: onnx.ModelProto, power: int = 1, storage: bool = False) -> None:
         from onnx_repfuse.verify import truth_linear, truth_shape  # noqa: F401 - they fill OPS
 
         graph = model.graph
         self.power = power
+        self.storage = storage
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.nodes = list(graph.node)
         for node in self.nodes:
@@ -119,7 +146,9 @@ class Oracle:
     def __call__(self, feed: Mapping[str, Array]) -> Truth:
         """Evaluate. Raises Unsupported, or ValueError where shapes do not fit."""
         values: dict[str, Value] = dict(self.constants)
-        values.update({name: Value.of(np.asarray(array), self.power) for name, array in feed.items()})
+        for name, array in feed.items():
+            value = Value.of(np.asarray(array), self.power)
+            values[name] = Value(value.v, np.zeros_like(value.m)) if self.storage else value
         counted: list[Array] = []
         for node, given in zip(self.nodes, self._attributes, strict=True):
             context = Context(given, self.opset, len(node.output), counted, self.power)
@@ -127,6 +156,8 @@ class Oracle:
             with np.errstate(all="ignore"):
                 results = OPS[node.op_type](context, *operands)
             produced = results if isinstance(results, list) else [results]
+            if self.storage and node.op_type in _ROUNDING:
+                produced = [Value(one.v, (one.m + np.square(one.v)).astype(np.float32)) for one in produced]
             values.update(zip(node.output, produced, strict=False))
         found = values[self.output]
         return Truth(found.v, found.m, _total(counted, found.v))
