@@ -15,26 +15,12 @@ import numpy as np
 
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.verify.sessions import DoesNotRun, Port, Runner
+from onnx_repfuse.verify.sizes import LENGTHS, ORDINARY, SHORT, TINY, assignments, is_free
 
 __all__ = ["Feed", "FeedSpec", "Scene", "make_feed", "scenes"]
 
 Feed = dict[str, Any]
 
-_ORDINARY = (
-    (64, 96),
-    (64, 64),
-    (224, 224),
-    (256, 256),
-    (640, 640),
-    (32, 32),
-    (48, 192),
-    (320, 320),
-    (28, 28),
-    (8, 8),
-)
-_TINY = ((17, 23), (33, 33), (7, 7), (32, 32), (64, 64))
-_LENGTHS = (16, 32, 77, 128, 8, 1)
-_SHORT = (5, 3, 2, 1)
 _FLOATS = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
@@ -105,27 +91,17 @@ def scenes(
     if spec.data:
         return _user_scenes(runner, spec, bounds)
     seeds = spec.seeds or (0,)
-    dynamic = any(_free(port, spec) for port in runner.inputs)
-    if not dynamic or len(seeds) == 1:
-        return [
-            _first_that_runs(
-                runner, spec, bounds, _assignments(runner, spec, 1, _ORDINARY, _LENGTHS), seeds, False
-            )
-        ]
-    found = [
-        _first_that_runs(
-            runner, spec, bounds, _assignments(runner, spec, 1, _ORDINARY, _LENGTHS), seeds[:-1], False
-        )
-    ]
+    ordinary = assignments(runner.inputs, spec.shapes, 1, ORDINARY, LENGTHS)
+    if len(seeds) == 1 or not any(is_free(port, spec.shapes) for port in runner.inputs):
+        return [_first_that_runs(runner, spec, bounds, ordinary, seeds, False)]
+    found = _first_that_runs(runner, spec, bounds, ordinary, seeds[:-1], False)
     try:
-        small = _assignments(runner, spec, 2, _TINY, _SHORT)
+        small = assignments(runner.inputs, spec.shapes, 2, TINY, SHORT)
         extra = _first_that_runs(runner, spec, bounds, small, (seeds[-1], seeds[0]), True)
     except InputError:
-        scene, _ = found[0]
-        same = [make_feed(runner.inputs, scene.shapes, seeds[-1], bounds)]
-        outputs = [runner.run(feed) for feed in same]
-        return [_joined(found[0], same, outputs, seeds[-1])]
-    return [*found, extra]
+        feed = make_feed(runner.inputs, found[0].shapes, seeds[-1], bounds)
+        return [_joined(found, [feed], [runner.run(feed)], seeds[-1])]
+    return [found, extra]
 
 
 def make_feed(
@@ -186,57 +162,6 @@ def _known(spec: FeedSpec, runner: Runner) -> None:
             raise InputError(f"input '{port.name}' has {len(port.shape)} dims, but {len(shape)} were given")
 
 
-def _free(port: Port, spec: FeedSpec) -> bool:
-    return port.name not in spec.shapes and any(not isinstance(dim, int) or dim < 0 for dim in port.shape)
-
-
-def _assignments(
-    runner: Runner, spec: FeedSpec, batch: int, sizes: Sequence[tuple[int, int]], lengths: Sequence[int]
-) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Shapes to try, one dict per attempt; a dim that has a name gets one size everywhere."""
-    free = any(_free(port, spec) for port in runner.inputs)
-    for rows in (batch, 3 - batch):
-        for attempt in range(max(len(sizes), len(lengths)) if free else 1):
-            size, length = sizes[min(attempt, len(sizes) - 1)], lengths[min(attempt, len(lengths) - 1)]
-            named: dict[str, int] = {}
-            for port in runner.inputs:  # the names the user settled
-                for dim, given in zip(port.shape, spec.shapes.get(port.name, ()), strict=False):
-                    if isinstance(dim, str):
-                        named[dim] = int(given)
-            yield {
-                port.name: tuple(int(v) for v in spec.shapes[port.name])
-                if port.name in spec.shapes
-                else tuple(_size(port, axis, named, rows, size, length) for axis in range(len(port.shape)))
-                for port in runner.inputs
-            }
-        if not free:
-            return
-
-
-def _size(port: Port, axis: int, named: dict[str, int], rows: int, size: tuple[int, int], length: int) -> int:
-    dim = port.shape[axis]
-    if isinstance(dim, int) and dim >= 0:
-        return dim
-    rank = len(port.shape)
-    if axis == 0 and rank > 1:
-        guess = rows
-    elif rank >= 4 and axis >= 2:
-        guess = size[(axis - 2) % 2]
-        last = port.shape[3] if rank == 4 else None
-        if rank == 4 and isinstance(last, int) and 0 < last <= 4:  # channels last
-            guess = size[axis % 2]
-    elif rank == 4 and axis == 1:
-        last = port.shape[3]
-        guess = size[0] if isinstance(last, int) and 0 < last <= 4 else 3
-    elif rank == 3 and axis == 2:
-        guess = size[0]
-    else:
-        guess = rows if axis == 0 else length
-    if isinstance(dim, str) and dim:
-        return named.setdefault(dim, guess)
-    return guess
-
-
 def _first_that_runs(
     runner: Runner,
     spec: FeedSpec,
@@ -258,7 +183,7 @@ def _first_that_runs(
 
 
 def _no_size(runner: Runner, spec: FeedSpec, reason: str) -> str:
-    free = [port for port in runner.inputs if _free(port, spec)]
+    free = [port for port in runner.inputs if is_free(port, spec.shapes)]
     if not free:
         return f"the model does not run: {reason}"
     shape = ",".join(str(dim) if dim is not None else "?" for dim in free[0].shape)
@@ -268,7 +193,7 @@ def _no_size(runner: Runner, spec: FeedSpec, reason: str) -> str:
 def _user_scenes(
     runner: Runner, spec: FeedSpec, bounds: Mapping[str, int]
 ) -> list[tuple[Scene, list[dict[str, Any]]]]:
-    shapes = next(_assignments(runner, spec, 1, _ORDINARY, _LENGTHS))
+    shapes = next(assignments(runner.inputs, spec.shapes, 1, ORDINARY, LENGTHS))
     found: dict[str, tuple[list[Feed], list[dict[str, Any]], dict[str, tuple[int, ...]]]] = {}
     for index, given in enumerate(spec.data):
         feed = {

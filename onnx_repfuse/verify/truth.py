@@ -129,7 +129,7 @@ class Oracle:
     """
 
     def __init__(self, model: onnx.ModelProto, power: int = 1, storage: bool = False) -> None:
-        from onnx_repfuse.verify import truth_linear, truth_shape  # noqa: F401 - they fill OPS
+        from onnx_repfuse.verify import truth_linear, truth_pointwise, truth_shape  # noqa: F401 - they fill OPS
 
         graph = model.graph
         self.power = power
