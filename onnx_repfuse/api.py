@@ -104,9 +104,5 @@ def verify(
     """
     from onnx_repfuse.verify.outputs import verify_outputs
 
-    first, second = (
-        Path(m) if isinstance(m, str | os.PathLike) else m for m in (original, fused)
-    )
+    first, second = (Path(m) if isinstance(m, str | os.PathLike) else m for m in (original, fused))
     return verify_outputs(first, second, feeds=feeds, rtol=rtol, atol=atol)
-
-

@@ -15,7 +15,15 @@ from __future__ import annotations
 
 from onnx_repfuse.reasons import Reason
 
-__all__ = ["Inexact", "InputError", "OutputError", "RepfuseError", "UnsafePathError", "UsageError", "VerificationError"]
+__all__ = [
+    "Inexact",
+    "InputError",
+    "OutputError",
+    "RepfuseError",
+    "UnsafePathError",
+    "UsageError",
+    "VerificationError",
+]
 
 
 class RepfuseError(Exception):

@@ -84,14 +84,17 @@ class Run:
     path: Path | None
 
 
-def make_plan(document: Document, options: Options, banned: frozenset[tuple[ScopeKey, str]] = frozenset()) -> Plan:
+def make_plan(
+    document: Document, options: Options, banned: frozenset[tuple[ScopeKey, str]] = frozenset()
+) -> Plan:
     """Plan every scope of a document."""
     scopes = read_scopes(document, freeze_initializers=options.freeze_initializers)
     before = count(document, scopes, None, document.nbytes)
     protos = dict(_protos(document.model))
     known = {scope.key: frames(scope) for scope in scopes}
     planned = [
-        plan_scope(scope, options, frozenset(root for key, root in banned if key == scope.key)) for scope in scopes
+        plan_scope(scope, options, frozenset(root for key, root in banned if key == scope.key))
+        for scope in scopes
     ]
     return Plan(document, planned, before, protos, known)
 
@@ -316,7 +319,10 @@ def _fold(planned: Planned, made: Made) -> Fold:
     scope = planned.scope
     inner = {t.name for node in made.created for t in node.outputs}
     read = dict.fromkeys(
-        t.name for node in made.created for t in node.inputs if t.name not in inner and t.name not in scope.constants
+        t.name
+        for node in made.created
+        for t in node.inputs
+        if t.name not in inner and t.name not in scope.constants
     )
     roles = sorted(made.roles, key=lambda kind: kind.value)
     return Fold(
@@ -334,7 +340,9 @@ def _fold(planned: Planned, made: Made) -> Fold:
 
 def _ref(scope: Scope, node: gs.Node) -> NodeRef:
     inputs = tuple(t.name for t in node.inputs if t.name and t.name not in scope.constants)
-    return NodeRef(node_name(node), node.op, inputs, tuple(t.name for t in node.outputs if t.name), _label(scope, node))
+    return NodeRef(
+        node_name(node), node.op, inputs, tuple(t.name for t in node.outputs if t.name), _label(scope, node)
+    )
 
 
 def _label(scope: Scope, node: gs.Node) -> str:
@@ -372,4 +380,6 @@ def open_document(model: object) -> Document:
         return Document.from_model(model)
     if isinstance(model, gs.Graph):
         return Document.from_model(gs.export_onnx(model.copy()))
-    raise InputError(f"a model is a path, an onnx.ModelProto or a graphsurgeon Graph, not {type(model).__name__}")
+    raise InputError(
+        f"a model is a path, an onnx.ModelProto or a graphsurgeon Graph, not {type(model).__name__}"
+    )

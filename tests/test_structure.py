@@ -39,7 +39,9 @@ def _imports(path: Path) -> Iterator[str]:
             module = node.module or ""
             for alias in node.names:
                 full = PACKAGE.parent.joinpath(*module.split("."), alias.name)
-                yield f"{module}.{alias.name}" if full.with_suffix(".py").exists() or full.is_dir() else module
+                yield (
+                    f"{module}.{alias.name}" if full.with_suffix(".py").exists() or full.is_dir() else module
+                )
 
 
 def _own(path: Path) -> set[str]:

@@ -66,7 +66,9 @@ def _model(
     graph.input.extend(inputs)
     data_type = scope.data_type(root)
     graph.output.append(
-        onnx.helper.make_tensor_value_info(root, data_type, None) if data_type else onnx.ValueInfoProto(name=root)
+        onnx.helper.make_tensor_value_info(root, data_type, None)
+        if data_type
+        else onnx.ValueInfoProto(name=root)
     )
     for name in dict.fromkeys(n for node in nodes for n in node.input):
         const = scope.constants.get(name)

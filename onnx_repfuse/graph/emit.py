@@ -60,7 +60,9 @@ def emit(
     def tensor(ref: Hashable) -> str:
         return names[ref] if isinstance(ref, int) else str(ref)
 
-    def constant(label: str, shape: tuple[int, ...], value: Callable[[], NDArray[Any]], kernel: Kernel | None) -> str:
+    def constant(
+        label: str, shape: tuple[int, ...], value: Callable[[], NDArray[Any]], kernel: Kernel | None
+    ) -> str:
         fresh = scope.fresh(f"{name}.{label}")
         made.constants[fresh] = Const(shape, data_type, value, kernel)
         return fresh
@@ -91,7 +93,11 @@ def emit(
         names.append(output)
         if step.op == "Mul":
             assert isinstance(step.kernel, Vector)
-            node("Mul", [*inputs, vector("scale", channel_shape(step.channels), _of(step.kernel.scale))], output)
+            node(
+                "Mul",
+                [*inputs, vector("scale", channel_shape(step.channels), _of(step.kernel.scale))],
+                output,
+            )
         elif step.op == "Shift":
             assert step.bias is not None
             node("Add", [*inputs, vector("shift", channel_shape(step.channels), step.bias.value)], output)
@@ -138,7 +144,9 @@ def _emit_convolution(
 
     bias = [] if step.bias is None else [vector("bias", (g.c_out,), step.bias.value)]
     if g.channel_axis == -1 and bias and rank(source) == 2:
-        node("Gemm", [source, constant("weight", g.weight_shape, weight, kernel), *bias], output, {"transB": 1})
+        node(
+            "Gemm", [source, constant("weight", g.weight_shape, weight, kernel), *bias], output, {"transB": 1}
+        )
     elif g.channel_axis == -1:
         matrix = constant("weight", (g.c_in, g.c_out), lambda: np.ascontiguousarray(weight().T), kernel)
         if bias:
@@ -150,7 +158,11 @@ def _emit_convolution(
     elif g.transposed:
         node(
             "ConvTranspose",
-            [source, constant("weight", _transposed_shape(kernel), lambda: _transposed(weight(), kernel), kernel), *bias],
+            [
+                source,
+                constant("weight", _transposed_shape(kernel), lambda: _transposed(weight(), kernel), kernel),
+                *bias,
+            ],
             output,
             _transposed_attributes(kernel),
         )

@@ -66,7 +66,10 @@ def needed_nodes(scope: Scope) -> set[int]:
     return {
         id(node)
         for node in scope.nodes
-        if any(scope.readers.get(t.name) or t.name in scope.outputs or t.name in scope.captured for t in node.outputs)
+        if any(
+            scope.readers.get(t.name) or t.name in scope.outputs or t.name in scope.captured
+            for t in node.outputs
+        )
     }
 
 

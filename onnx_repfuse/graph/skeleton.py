@@ -112,7 +112,9 @@ def _read(
         if not _fold(nodes, constants, types, overridable):
             break
         unknown = _unknown(types)
-        types, assumed = _infer(document, graph, outer, constants, overridable, opset, document.model.ir_version)
+        types, assumed = _infer(
+            document, graph, outer, constants, overridable, opset, document.model.ir_version
+        )
         if _unknown(types) >= unknown:
             break
     scope = Scope(

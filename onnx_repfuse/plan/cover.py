@@ -220,7 +220,9 @@ class Cover:
         options = [self._options(operand) for operand in lifted.operands]
         own = self._keep(lifted)
         below = [
-            self.entries[o.name] for o in lifted.operands if o.name in self.entries and self.is_private(o.name)
+            self.entries[o.name]
+            for o in lifted.operands
+            if o.name in self.entries and self.is_private(o.name)
         ]
         best = reduce(Price.plus, (e.best for e in below), own)
         entry = Entry(best, reduce(Price.plus, (e.original for e in below), own), own)
@@ -244,7 +246,11 @@ class Cover:
         return entry
 
     def _norm(self, lifted: Lifted, candidate: Candidate) -> bool:
-        return lifted.node.op == "BatchNormalization" or Kind.AFFINE in candidate.roles and self._has_norm(lifted)
+        return (
+            lifted.node.op == "BatchNormalization"
+            or Kind.AFFINE in candidate.roles
+            and self._has_norm(lifted)
+        )
 
     def _has_norm(self, lifted: Lifted) -> bool:
         """Whether a BatchNormalization stands right before, through per-channel operators."""
@@ -260,9 +266,7 @@ class Cover:
             lifted = found
         return False
 
-    def _candidate(
-        self, lifted: Lifted, combination: tuple[Option, ...]
-    ) -> Candidate | None:
+    def _candidate(self, lifted: Lifted, combination: tuple[Option, ...]) -> Candidate | None:
         forms = [form for form, _, _ in combination]
         chosen = [candidate for _, candidate, _ in combination]
         rank = lifted.layout[1]

@@ -56,7 +56,9 @@ def _gelu(scope: Scope, node: gs.Node) -> set[int]:
             found |= {
                 id(p)
                 for t in cubic.inputs
-                if (p := scope.producer.get(t.name)) is not None and p.op == "Mul" and _scalar(scope, p) is not None
+                if (p := scope.producer.get(t.name)) is not None
+                and p.op == "Mul"
+                and _scalar(scope, p) is not None
             }
             break
     after = plus[0]

@@ -66,9 +66,7 @@ def _candidate(cover: Cover, name: str) -> bool:
 def _try(cover: Cover, name: str, roots: dict[str, str], regions: dict[str, list[str]]) -> None:
     scope = cover.context.scope
     touched = list(
-        dict.fromkeys(
-            roots[t.name] for r in scope.readers[name] for t in r.outputs if t.name in cover.lifts
-        )
+        dict.fromkeys(roots[t.name] for r in scope.readers[name] for t in r.outputs if t.name in cover.lifts)
     )
     names = [n for root in touched for n in regions[root]]
     if len(names) > REGION or name in names:

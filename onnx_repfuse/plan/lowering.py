@@ -87,7 +87,9 @@ def lower(
         for (lo, hi), terms in _stacked([(key, segments[key]) for key in order])
     ]
     if len(parts) > 1:
-        parts = [writer.add(Step("Concat", tuple(parts), form.channels), model.elementwise(2 * out_elements, 0))]
+        parts = [
+            writer.add(Step("Concat", tuple(parts), form.channels), model.elementwise(2 * out_elements, 0))
+        ]
     return Written(tuple(writer.steps), parts[0], writer.cost, writer.macs)
 
 
@@ -177,9 +179,7 @@ class _Writer:
     def takes_bias(self, term: Term) -> bool:
         return term.kernel.geometry.channel_axis == 1 or self.matrix(term.source)
 
-    def convolution(
-        self, term: Term, source: Hashable, moved: int, size: int, pending: Bias | None
-    ) -> int:
+    def convolution(self, term: Term, source: Hashable, moved: int, size: int, pending: Bias | None) -> int:
         kernel = term.kernel
         geometry = kernel.geometry.grown()
         positions = size // geometry.c_out
@@ -200,5 +200,3 @@ class _Writer:
         part = elements * wanted // total
         step = Step("Slice", (term.source,), wanted, lo=term.lo_in, kernel=None)
         return self.add(step, self.model.elementwise(2 * part, 0)), part
-
-

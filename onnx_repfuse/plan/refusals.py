@@ -13,7 +13,19 @@ from onnx_repfuse.report.record import Refusal
 __all__ = ["refusals"]
 
 _WORTH_TELLING = frozenset(
-    ("Conv", "ConvTranspose", "BatchNormalization", "Gemm", "MatMul", "AveragePool", "Pad", "Add", "Mul", "Sub", "Div")
+    (
+        "Conv",
+        "ConvTranspose",
+        "BatchNormalization",
+        "Gemm",
+        "MatMul",
+        "AveragePool",
+        "Pad",
+        "Add",
+        "Mul",
+        "Sub",
+        "Div",
+    )
 )
 
 
@@ -63,7 +75,11 @@ def _readers(scope: Scope, cover: Cover, name: str) -> Refusal | None:
         return None
     source = lifted.operands[0].name
     below = cover.lifts.get(source)
-    if below is None or cover.is_private(source) or below.node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if (
+        below is None
+        or cover.is_private(source)
+        or below.node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+    ):
         return None
     others = [r for r in scope.readers.get(source, []) if r is not lifted.node]
     if source in scope.outputs:

@@ -102,7 +102,9 @@ def cover_scope(
                 lifts[tensor.name] = found
             elif found is not None:
                 declined.append((node, found))
-    cover = Cover(context, lifts, cost_model(options.cost), lambda roles: options.allows(chief(roles)), banned)
+    cover = Cover(
+        context, lifts, cost_model(options.cost), lambda roles: options.allows(chief(roles)), banned
+    )
     cover.solve(lifts)
     expose(cover)
     return cover, declined
@@ -192,8 +194,7 @@ def _note(
         sorted({id(n): n for n in absorbed}.values(), key=lambda n: order[id(n)]),
         created,
         roles,
-        sum(m.macs_before for m in earlier)
-        + max(0, tile.macs_before - sum(m.macs_after for m in earlier)),
+        sum(m.macs_before for m in earlier) + max(0, tile.macs_before - sum(m.macs_after for m in earlier)),
         tile.macs_after,
     )
     for made in earlier:

@@ -31,7 +31,9 @@ def lift_batch_normalization(context: Context, node: gs.Node) -> Lifted | Declin
     live = [t for t in node.outputs[1:] if t.name]
     if scope.opset < 7:
         if not node.attrs.get("is_test", 0):
-            return Declined(Reason.TRAINING, "it runs in training mode (is_test=0): export the model in eval mode")
+            return Declined(
+                Reason.TRAINING, "it runs in training mode (is_test=0): export the model in eval mode"
+            )
     elif node.attrs.get("training_mode", 0) or live:
         return Declined(Reason.TRAINING)
     if scope.opset < 9 and not node.attrs.get("spatial", 1):
@@ -107,9 +109,7 @@ def lift_arithmetic(context: Context, node: gs.Node) -> Lifted | Declined | None
     return diagonal(node, name, found, role, np.array(scale), np.array(shift))
 
 
-def per_channel(
-    context: Context, name: str, output: str, shape: tuple[int, ...]
-) -> Frame | Declined | None:
+def per_channel(context: Context, name: str, output: str, shape: tuple[int, ...]) -> Frame | Declined | None:
     """The frame in which a constant of `shape` acts per channel on tensor `name`."""
     frame = context.frame(output) or context.frame(name)
     rank = context.rank(name)
@@ -123,7 +123,9 @@ def per_channel(
             return frame
         return Declined(Reason.SHAPE, "the rank of its input is not known")
     if len(shape) > rank:
-        return Declined(Reason.BROADCAST, f"its constant of shape {list(shape)} changes the rank of its input")
+        return Declined(
+            Reason.BROADCAST, f"its constant of shape {list(shape)} changes the rank of its input"
+        )
     aligned = (1,) * (rank - len(shape)) + shape
     axes = [axis for axis, dim in enumerate(aligned) if dim != 1]
     if not axes:
@@ -133,7 +135,9 @@ def per_channel(
         return Declined(Reason.BROADCAST, f"its constant of shape {list(shape)} is not per channel")
     own = context.frame(name)
     if aligned[channel] != frame.channels or (own is not None and own.channels != frame.channels):
-        return Declined(Reason.BROADCAST, f"its constant of shape {list(shape)} changes the number of channels")
+        return Declined(
+            Reason.BROADCAST, f"its constant of shape {list(shape)} changes the number of channels"
+        )
     if own is None:
         dims = context.scope.shape(name)
         if dims is None or dims[channel] != frame.channels:

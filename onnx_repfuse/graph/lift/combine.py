@@ -74,9 +74,7 @@ def lift_nothing(context: Context, node: gs.Node) -> Lifted | None:
         return None
     sign = -1.0 if node.op == "Neg" else 1.0
     role = Kind.MATMUL if frame.layout == (-1, 0) else Kind.AFFINE
-    return diagonal(
-        node, name, frame, role, np.full(frame.channels, sign), np.zeros(frame.channels)
-    )
+    return diagonal(node, name, frame, role, np.full(frame.channels, sign), np.zeros(frame.channels))
 
 
 def lift_dropout(context: Context, node: gs.Node) -> Lifted | Declined | None:
