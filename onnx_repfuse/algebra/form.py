@@ -61,7 +61,7 @@ class Bias:
 
     def value(self) -> Array:
         """The whole bias; reads kernels."""
-        result = self.known.copy()
+        result: Array = self.known.copy()
         for part in self.late:
             result += part()
         return result

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -103,7 +104,7 @@ def _concat(*args: Any) -> Values:
 
 
 def _gather(x: Values, index: Values, attrs: Mapping[str, Any]) -> Values:
-    return np.take(x, index, axis=attrs.get("axis", 0))
+    return np.asarray(np.take(x, index, axis=attrs.get("axis", 0)))
 
 
 def _expand(x: Values, shape: Values, attrs: Mapping[str, Any]) -> Values:
@@ -127,7 +128,7 @@ def _slice(x: Values, *rest: Any) -> Values:
         if step < 0 and stop is not None and stop < -x.shape[axis]:
             stop = None  # past the front
         index[axis] = slice(int(start), stop, step)
-    return x[tuple(index)]
+    return np.asarray(x[tuple(index)])
 
 
 def _range(start: Values, limit: Values, delta: Values, attrs: Mapping[str, Any]) -> Values:
@@ -213,7 +214,7 @@ def from_attributes(node: onnx.NodeProto, read: Callable[[onnx.TensorProto], Val
     for attribute in node.attribute:
         if attribute.name == "value" and attribute.type == onnx.AttributeProto.TENSOR:
             tensor = attribute.t
-            return Const(tuple(tensor.dims), tensor.data_type, lambda: read(tensor))
+            return Const(tuple(tensor.dims), tensor.data_type, partial(read, tensor))
         simple: Values
         if attribute.name == "value_float":
             simple = np.array(attribute.f, np.float32)
@@ -225,5 +226,7 @@ def from_attributes(node: onnx.NodeProto, read: Callable[[onnx.TensorProto], Val
             simple = np.array(attribute.ints, np.int64)
         else:
             continue
-        return Const(simple.shape, onnx.helper.np_dtype_to_tensor_dtype(simple.dtype), lambda: simple)
+        return Const(
+            simple.shape, onnx.helper.np_dtype_to_tensor_dtype(simple.dtype), partial(np.copy, simple)
+        )
     return None

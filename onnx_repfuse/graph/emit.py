@@ -15,7 +15,6 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnx_repfuse.algebra.form import Bias
 from onnx_repfuse.algebra.kernels import Kernel, Vector
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.constants import Const
@@ -225,7 +224,8 @@ class _Grown:
             slice((of - og) // d, (of - og) // d + k)
             for of, og, d, k in zip(f.origin, g.origin, g.dilations, f.kernel, strict=True)
         )
-        result[(slice(None), slice(None), *place)] = self.inner.rows(lo, hi)
+        index = (slice(None), slice(None), *place)
+        result[index] = self.inner.rows(lo, hi)
         return result
 
 

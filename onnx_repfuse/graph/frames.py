@@ -20,12 +20,54 @@ FLOATS = frozenset(
 )
 
 ELEMENTWISE = frozenset(
-    "Relu LeakyRelu PRelu Elu Selu Celu ThresholdedRelu Sigmoid HardSigmoid HardSwish Mish Swish Tanh Softplus "
-    "Softsign Clip Erf Gelu Exp Log Sqrt Abs Floor Ceil Round Reciprocal Neg Sign Identity Dropout".split()
+    (
+        "Relu",
+        "LeakyRelu",
+        "PRelu",
+        "Elu",
+        "Selu",
+        "Celu",
+        "ThresholdedRelu",
+        "Sigmoid",
+        "HardSigmoid",
+        "HardSwish",
+        "Mish",
+        "Swish",
+        "Tanh",
+        "Softplus",
+        "Softsign",
+        "Clip",
+        "Erf",
+        "Gelu",
+        "Exp",
+        "Log",
+        "Sqrt",
+        "Abs",
+        "Floor",
+        "Ceil",
+        "Round",
+        "Reciprocal",
+        "Neg",
+        "Sign",
+        "Identity",
+        "Dropout",
+    )
 )
 CHANNEL_KEEPING = ELEMENTWISE | frozenset(
-    "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool Pad Resize Upsample "
-    "InstanceNormalization LRN BatchNormalization".split()
+    (
+        "MaxPool",
+        "AveragePool",
+        "LpPool",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "GlobalLpPool",
+        "Pad",
+        "Resize",
+        "Upsample",
+        "InstanceNormalization",
+        "LRN",
+        "BatchNormalization",
+    )
 )
 COMBINING = frozenset(("Add", "Sub", "Mul", "Div", "Sum", "Mean", "Max", "Min", "Pow"))
 
@@ -118,14 +160,14 @@ def _output_frame(scope: Scope, node: gs.Node, known: dict[str, Frame]) -> Frame
     if node.op in CHANNEL_KEEPING and first is not None:
         return first
     if node.op in ("Slice", "Split", "ReduceMean") and first is not None:
-        shape = scope.shape(node.outputs[0].name)
-        if shape is None or (first.channel_axis == 1 and len(shape) != first.rank + 2):
+        dims = scope.shape(node.outputs[0].name)
+        if dims is None or (first.channel_axis == 1 and len(dims) != first.rank + 2):
             return None
-        channels = shape[first.channel_axis] if len(shape) > 1 else None
+        channels = dims[first.channel_axis] if len(dims) > 1 else None
         return None if channels is None else replace(first, channels=channels)
-    shape = scope.shape(node.outputs[0].name)
-    if shape is not None and len(shape) == 2 and shape[1]:
-        return Frame(-1, 0, shape[1], scope.data_type(node.outputs[0].name) or 0)
+    dims = scope.shape(node.outputs[0].name)
+    if dims is not None and len(dims) == 2 and dims[1]:
+        return Frame(-1, 0, dims[1], scope.data_type(node.outputs[0].name) or 0)
     return None
 
 
@@ -185,12 +227,12 @@ def _demands(scope: Scope, node: gs.Node, known: dict[str, Frame]) -> list[tuple
             return [(name, Frame(-1, 0, shape[1 if node.attrs.get("transB", 0) else 0], data_type))]
         return []
     if node.op == "BatchNormalization":
-        shape = scope.shape(name)
+        dims = scope.shape(name)
         scale = scope.shape(node.inputs[1].name) if len(node.inputs) > 1 else None
-        if shape is None or len(shape) < 2 or not scale or len(scale) != 1 or scale[0] is None:
+        if dims is None or len(dims) < 2 or not scale or len(scale) != 1 or scale[0] is None:
             return []
         data_type = scope.data_type(name) or 0
-        axis, rank = (-1, 0) if len(shape) == 2 else (1, len(shape) - 2)
+        axis, rank = (-1, 0) if len(dims) == 2 else (1, len(dims) - 2)
         frame = Frame(axis, rank, scale[0], data_type)
         return [(name, frame), *((t.name, frame) for t in node.outputs[:1])]
     if node.op in CHANNEL_KEEPING and node.outputs and node.outputs[0].name in known:

@@ -75,7 +75,8 @@ def needed_nodes(scope: Scope) -> set[int]:
 
 def export(node: gs.Node) -> onnx.NodeProto:
     """A new node as a NodeProto."""
-    return OnnxExporter.export_node(node)
+    proto: onnx.NodeProto = OnnxExporter.export_node(node)
+    return proto
 
 
 def used_names(scopes: Iterable[Scope]) -> set[str]:

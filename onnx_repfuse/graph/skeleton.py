@@ -8,12 +8,14 @@ gives the sizes the cost model works with.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from onnx_repfuse.graph.constants import Const, fold_constant, from_attributes
 from onnx_repfuse.graph.document import Document
@@ -117,7 +119,7 @@ def _read(
         )
         if _unknown(types) >= unknown:
             break
-    scope = Scope(
+    return Scope(
         key,
         label,
         opset,
@@ -131,14 +133,13 @@ def _read(
         overridable=overridable,
         taken=taken,
     )
-    return scope
 
 
 def _unknown(types: Types) -> int:
     return sum(1 for _, shape in types.values() if shape is None or None in shape)
 
 
-def _reader(document: Document, tensor: onnx.TensorProto) -> object:
+def _reader(document: Document, tensor: onnx.TensorProto) -> Callable[[], NDArray[Any]]:
     return lambda: document.array(tensor)
 
 

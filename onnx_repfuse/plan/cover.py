@@ -246,10 +246,8 @@ class Cover:
         return entry
 
     def _norm(self, lifted: Lifted, candidate: Candidate) -> bool:
-        return (
-            lifted.node.op == "BatchNormalization"
-            or Kind.AFFINE in candidate.roles
-            and self._has_norm(lifted)
+        return lifted.node.op == "BatchNormalization" or (
+            Kind.AFFINE in candidate.roles and self._has_norm(lifted)
         )
 
     def _has_norm(self, lifted: Lifted) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from onnx_repfuse.algebra.form import Bias, Form, Term
 from onnx_repfuse.algebra.kernels import Kernel, Stacked, Vector
@@ -79,7 +80,7 @@ def lower(
     order = sorted(segments)
     if order[0][0] != 0 or order[-1][1] != form.channels:
         return None
-    if any(a[1] != b[0] for a, b in zip(order, order[1:], strict=False)):
+    if any(a[1] != b[0] for a, b in pairwise(order)):
         return None
     writer = _Writer(model, elements, channels, out_elements, form.channels, norm, matrix)
     parts = [
