@@ -112,7 +112,7 @@ def _expand(x: Values, shape: Values, attrs: Mapping[str, Any]) -> Values:
 
 
 def _matmul(a: Values, b: Values, attrs: Mapping[str, Any]) -> Values:
-    return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(a.dtype)
+    return np.asarray(np.matmul(a.astype(np.float64), b.astype(np.float64)), a.dtype)
 
 
 def _slice(x: Values, *rest: Any) -> Values:
@@ -135,7 +135,7 @@ def _range(start: Values, limit: Values, delta: Values, attrs: Mapping[str, Any]
     count = int(np.ceil((limit.item() - start.item()) / delta.item()))
     if count > SMALL:
         raise ValueError("too long to evaluate")
-    return (start.item() + np.arange(max(count, 0)) * delta.item()).astype(start.dtype)
+    return np.asarray(start.item() + np.arange(max(count, 0)) * delta.item(), start.dtype)
 
 
 def _divide(a: Values, b: Values) -> Values:
@@ -158,7 +158,7 @@ FOLDABLE: dict[str, Callable[..., Any]] = {
     "Slice": _slice,
     "Range": _range,
     "Equal": lambda a, b, attrs: np.equal(a, b),
-    "Where": lambda c, a, b, attrs: np.where(c, a, b).astype(a.dtype),
+    "Where": lambda c, a, b, attrs: np.asarray(np.where(c, a, b), a.dtype),
     "Floor": _unary(np.floor),
     "Ceil": _unary(np.ceil),
     "Add": _binary(np.add),

@@ -163,8 +163,8 @@ def _output_frame(scope: Scope, node: gs.Node, known: dict[str, Frame]) -> Frame
         dims = scope.shape(node.outputs[0].name)
         if dims is None or (first.channel_axis == 1 and len(dims) != first.rank + 2):
             return None
-        channels = dims[first.channel_axis] if len(dims) > 1 else None
-        return None if channels is None else replace(first, channels=channels)
+        kept = dims[first.channel_axis] if len(dims) > 1 else None
+        return None if kept is None else replace(first, channels=kept)
     dims = scope.shape(node.outputs[0].name)
     if dims is not None and len(dims) == 2 and dims[1]:
         return Frame(-1, 0, dims[1], scope.data_type(node.outputs[0].name) or 0)
