@@ -67,7 +67,7 @@ def _size(port: Port, axis: int, named: dict[str, int], rows: int, size: tuple[i
         guess = size[(axis - 2) % 2]
         last = port.shape[3] if rank == 4 else None
         if rank == 4 and isinstance(last, int) and 0 < last <= 4:  # channels last
-            guess = size[axis % 2]
+            guess = size[1]
     elif rank == 4 and axis == 1:
         last = port.shape[3]
         guess = size[0] if isinstance(last, int) and 0 < last <= 4 else 3

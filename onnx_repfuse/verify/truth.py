@@ -120,7 +120,7 @@ class Oracle:
 
     Args:
         model: nodes of the default domain, constants as initializers.
-        power: 1 for magnitudes sum |w| |x|, 2 for sum w^2 x^2 (not below it where an operator averages).
+        power: 1 for magnitudes sum |w| |x|, 2 for sum w^2 x^2.
         storage: with power 2, start from exact inputs and add the square of each node's result instead: what
             rounding every stored tensor adds up to.
 

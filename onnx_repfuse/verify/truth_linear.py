@@ -179,7 +179,7 @@ def add(context: Context, *parts: Value) -> Value:
 @register("Mean")
 def mean(context: Context, *parts: Value) -> Value:
     whole = add(context, *parts)
-    return Value(whole.v / len(parts), whole.m / np.float32(len(parts)))
+    return Value(whole.v / len(parts), whole.m / np.float32(len(parts) ** context.power))
 
 
 @register("Sub")
@@ -246,14 +246,17 @@ def average_pool(context: Context, x: Value) -> Value:
     else:
         count = correlate(np.ones((1, 1, *x.v.shape[2:])), np.ones((1, 1, *kernel)), 1, how, ceil=ceil)
     context.count(int(np.prod(kernel)), x.v)
-    return Value(v / count, (m / count).astype(np.float32))
+    return Value(v / count, (m / count**context.power).astype(np.float32))
 
 
 @register("GlobalAveragePool")
 def global_average_pool(context: Context, x: Value) -> Value:
     axes = tuple(range(2, x.v.ndim))
-    context.count(int(np.prod(x.v.shape[2:])), x.v)
-    return Value(x.v.mean(axes, keepdims=True), x.m.mean(axes, keepdims=True))
+    count = int(np.prod(x.v.shape[2:]))
+    context.count(count, x.v)
+    return Value(
+        x.v.mean(axes, keepdims=True), x.m.sum(axes, keepdims=True) / np.float32(count**context.power)
+    )
 
 
 def _reduction(average: bool) -> Any:
@@ -269,7 +272,7 @@ def _reduction(average: bool) -> Any:
         count = int(np.prod([x.v.shape[axis] for axis in where]))
         context.count(count, x.v)
         v, m = x.v.sum(where, keepdims=keep), x.m.sum(where, keepdims=keep)
-        return Value(v / count, m / np.float32(count)) if average else Value(v, m)
+        return Value(v / count, m / np.float32(count**context.power)) if average else Value(v, m)
 
     return reduce
 

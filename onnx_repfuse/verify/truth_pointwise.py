@@ -44,7 +44,7 @@ def hard_swish(context: Context, x: Value) -> Value:
 
 @register("Sqrt")
 def sqrt(context: Context, x: Value) -> Value:
-    return Value.of(np.sqrt(x.v))
+    return Value.of(np.sqrt(x.v), context.power)
 
 
 @register("Reciprocal")
@@ -54,4 +54,4 @@ def reciprocal(context: Context, x: Value) -> Value:
 
 @register("Pow")
 def power(context: Context, x: Value, y: Value) -> Value:
-    return Value.of(np.power(x.v, y.v))
+    return Value.of(np.power(x.v, y.v), context.power)
