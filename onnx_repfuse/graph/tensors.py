@@ -28,6 +28,7 @@ _FIELD = {
 _FIELD |= {"INT64": "int64_data", "UINT32": "uint64_data", "UINT64": "uint64_data", "STRING": "string_data"}
 
 Labelled = tuple[str, onnx.TensorProto]
+MAX_RANK = 64  # numpy's limit
 
 
 def all_tensors(model: onnx.ModelProto) -> Iterator[Labelled]:
@@ -114,6 +115,8 @@ def entries(tensor: onnx.TensorProto) -> dict[str, str]:
 
 def elements(label: str, tensor: onnx.TensorProto) -> int:
     """The number of elements that the shape claims."""
+    if len(tensor.dims) > MAX_RANK:
+        raise InputError(f"{label} has {len(tensor.dims)} dimensions; {MAX_RANK} are the most there can be")
     count = 1
     for size in tensor.dims:
         if size < 0:
