@@ -1,0 +1,220 @@
+"""Tiny models with random weights, and `check`: fold one and hold the result against everything we promise.
+
+Weights have mixed signs, biases and statistics are far from zero, so that nothing vanishes by luck.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_repfuse import Options, fuse
+from onnx_repfuse.api import Result
+from onnx_repfuse.reasons import Reason
+
+Array = NDArray[Any]
+ONE, MANY = "batch", ("batch", "height", "width")
+
+
+class Net:
+    """A graph under construction; every method takes and gives tensor names."""
+
+    def __init__(
+        self,
+        channels: int = 4,
+        *,
+        shape: tuple[int | str, ...] | None = None,
+        opset: int = 17,
+        ir: int = 10,
+        dtype: Any = np.float32,
+        seed: int = 0,
+    ) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.dtype = np.dtype(dtype)
+        self.opset, self.ir = opset, ir
+        self.shape = shape or ("N", channels, "H", "W")
+        self.nodes: list[onnx.NodeProto] = []
+        self.tensors: list[onnx.TensorProto] = []
+        self.more_inputs: list[onnx.ValueInfoProto] = []
+        self.functions: list[onnx.FunctionProto] = []
+        self.count = 0
+
+    def fresh(self, stem: str) -> str:
+        self.count += 1
+        return f"{stem}_{self.count}"
+
+    def const(self, value: Any, dtype: Any = None) -> str:
+        """An initializer."""
+        array = np.asarray(value)
+        if array.dtype.kind == "f":
+            array = array.astype(dtype or self.dtype)
+        name = self.fresh("w")
+        self.tensors.append(numpy_helper.from_array(array, name))
+        return name
+
+    def random(self, *shape: int, dtype: Any = None) -> str:
+        """A random initializer, scaled by its fan-in."""
+        scale = 1.0 / np.sqrt(max(1, int(np.prod(shape[1:]))))
+        return self.const(self.rng.standard_normal(shape) * scale, dtype or self.dtype)
+
+    def op(self, op: str, *inputs: str, outputs: int = 1, name: str = "", **attrs: Any) -> Any:
+        """Any node."""
+        made = [self.fresh(op.lower()) for _ in range(outputs)]
+        self.nodes.append(helper.make_node(op, list(inputs), made, name or made[0], **attrs))
+        return made[0] if outputs == 1 else made
+
+    def conv(self, x: str, c_in: int, c_out: int, k: Any, *, bias: bool = True, pad: Any = None, **attrs: Any) -> str:
+        """Conv; `k` an int (2-D) or a tuple, `pad` an int or the attribute; same size by default."""
+        kernel = (k, k) if isinstance(k, int) else tuple(k)
+        dilations = attrs.get("dilations", [1] * len(kernel))
+        if pad is None and "auto_pad" not in attrs:
+            pad = [d * (n - 1) // 2 for d, n in zip(dilations, kernel, strict=True)] * 2
+        if isinstance(pad, int):
+            pad = [pad] * (2 * len(kernel))
+        if pad is not None:
+            attrs["pads"] = list(pad)
+        inputs = [x, self.random(c_out, c_in // attrs.get("group", 1), *kernel)]
+        return str(self.op("Conv", *inputs, *([self.random(c_out)] if bias else []), **attrs))
+
+    def statistics(self, channels: int, dtype: Any = None) -> list[str]:
+        """scale, bias, mean, variance."""
+        signs = np.where(self.rng.random(channels) < 0.3, -1, 1)
+        values = (
+            signs * self.rng.uniform(0.5, 1.5, channels),
+            self.rng.standard_normal(channels),
+            self.rng.standard_normal(channels),
+            self.rng.uniform(0.3, 2.0, channels),
+        )
+        return [self.const(v, dtype) for v in values]
+
+    def bn(self, x: str, channels: int, *, dtype: Any = None, **attrs: Any) -> str:
+        """BatchNormalization."""
+        return str(self.op("BatchNormalization", x, *self.statistics(channels, dtype), **attrs))
+
+    def conv_bn(self, x: str, c_in: int, c_out: int, k: Any, **attrs: Any) -> str:
+        """Conv without bias, then BatchNormalization."""
+        return self.bn(self.conv(x, c_in, c_out, k, bias=False, **attrs), c_out)
+
+    def add(self, *names: str) -> str:
+        """A chain of Add."""
+        total, *rest = names
+        for name in rest:
+            total = str(self.op("Add", total, name))
+        return total
+
+    def channel(self, channels: int, space: int = 2) -> str:
+        """A constant per channel."""
+        value = self.rng.uniform(0.5, 1.5, channels) * np.where(self.rng.random(channels) < 0.3, -1, 1)
+        return self.const(value.reshape(channels, *(1,) * space))
+
+    def graph(self, outputs: tuple[str, ...], x: str = "x") -> onnx.GraphProto:
+        kind = helper.np_dtype_to_tensor_dtype(self.dtype)
+        inputs = [helper.make_tensor_value_info(x, kind, self.shape), *self.more_inputs]
+        if self.ir < 4:
+            inputs += [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in self.tensors]
+        results = [helper.make_tensor_value_info(o, kind, None) for o in outputs]
+        return helper.make_graph(self.nodes, "g", inputs, results, self.tensors)
+
+    def model(self, *outputs: str, x: str = "x") -> onnx.ModelProto:
+        """The finished model; output types are inferred."""
+        imports = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(f.domain, 1) for f in self.functions)]
+        made = helper.make_model(
+            self.graph(outputs, x),
+            ir_version=self.ir,
+            opset_imports=list({i.domain: i for i in imports}.values()),
+            functions=self.functions,
+        )
+        inferred = onnx.shape_inference.infer_shapes(made)
+        for mine, theirs in zip(made.graph.output, inferred.graph.output, strict=True):
+            mine.CopyFrom(theirs)
+        for output in made.graph.output:
+            if not output.type.tensor_type.HasField("shape"):
+                output.type.tensor_type.ClearField("shape")
+        return made
+
+
+def counts(model: onnx.ModelProto) -> dict[str, int]:
+    """Op counts of the main graph, Constant nodes left out."""
+    return dict(Counter(n.op_type for n in model.graph.node if n.op_type != "Constant"))
+
+
+def run(model: onnx.ModelProto, feeds: dict[str, Array]) -> list[Array]:
+    """The outputs by ONNX Runtime, nothing optimized."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return list(session.run(None, feeds))
+
+
+def equal(first: onnx.ModelProto, second: onnx.ModelProto, largest: int = 4, tolerance: float = 2e-5) -> int:
+    """Compare two models at every free size from 1 to `largest`; returns how many sizes ran."""
+    rng = np.random.default_rng(7)
+    weights = {i.name for i in first.graph.initializer}
+    inputs = [i for i in first.graph.input if i.name not in weights]
+    ran = 0
+    for size in range(1, largest + 1):
+        feeds = {}
+        for value in inputs:
+            kind = value.type.tensor_type
+            dims = [d.dim_value or (2 if i == 0 else size + (i == 3)) for i, d in enumerate(kind.shape.dim)]
+            dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+            draw = rng.standard_normal(dims) if dtype.kind == "f" else np.ones(dims)
+            feeds[value.name] = draw.astype(dtype)
+        try:
+            before = run(first, feeds)
+        except Exception:  # noqa: BLE001 - too small for the original
+            continue
+        after = run(second, feeds)
+        ran += 1
+        for a, b in zip(before, after, strict=True):
+            assert a.shape == b.shape, (a.shape, b.shape)
+            assert a.dtype == b.dtype
+            a, b = a.astype(np.float64), b.astype(np.float64)
+            same = np.isclose(a, b, rtol=0, atol=tolerance * (1 + np.abs(a[np.isfinite(a)]).max(initial=0)), equal_nan=True)
+            assert same.all(), f"size {size}: {np.abs(a - b).max()} of {np.abs(a).max()}"
+    return ran
+
+
+def check(
+    model: onnx.ModelProto,
+    ops: dict[str, int] | None = None,
+    *reasons: Reason,
+    largest: int = 4,
+    tolerance: float = 2e-5,
+    options: Options | None = None,
+    again: bool = True,
+) -> Result:
+    """Fold `model` and assert: op counts, reasons of refusals, equal numbers, a valid file that is no larger, and
+    that a second run changes nothing. `ops=None`: the model must come back as it was."""
+    original = model.SerializeToString(deterministic=True)
+    result = fuse(model, options=options)
+    fused = result.model
+    assert model.SerializeToString(deterministic=True) == original, "the input was changed"
+    if ops is None:
+        assert fused.SerializeToString(deterministic=True) == original
+        assert not result.report.folds
+    else:
+        assert counts(fused) == ops, (counts(fused), ops, [r.message for r in result.report.refusals])
+    missing = set(reasons) - {r.reason for r in result.report.refusals}
+    assert not missing, (missing, [(r.reason.value, r.message) for r in result.report.refusals])
+    onnx.checker.check_model(fused, full_check=True)
+    assert equal(model, fused, largest, tolerance) > 0
+    report = result.report
+    assert len(fused.graph.node) <= len(model.graph.node)
+    if report.before.macs is not None and report.after.macs is not None:
+        assert report.after.macs <= report.before.macs
+    types = {t.name: t.data_type for t in model.graph.initializer}
+    assert not types or {t.data_type for t in fused.graph.initializer} <= {*types.values(), TensorProto.INT64}
+    if again and ops is not None:
+        second = fuse(fused, options=options)
+        assert not second.report.folds, second.report.folds
+        assert second.model.SerializeToString(deterministic=True) == fused.SerializeToString(deterministic=True)
+    return result
