@@ -37,7 +37,9 @@ def build(family: Family, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m models.build", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", metavar="NAME", action="append", choices=[family.name for family in FAMILIES])
+    parser.add_argument(
+        "--only", metavar="NAME", action="append", choices=[family.name for family in FAMILIES]
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, default=HERE)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

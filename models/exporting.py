@@ -48,7 +48,11 @@ def _export_legacy(
 ) -> onnx.ModelProto:
     mode = torch.onnx.TrainingMode
     names = output_names or ["output"]
-    axes = {input_name: dynamic, **{name: {0: dynamic[0]} for name in names if 0 in dynamic}} if dynamic else None
+    axes = (
+        {input_name: dynamic, **{name: {0: dynamic[0]} for name in names if 0 in dynamic}}
+        if dynamic
+        else None
+    )
     buffer = io.BytesIO()
     torch.onnx.export(
         model,

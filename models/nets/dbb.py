@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from models.nets.fusing import ConvBN, Reparam, bn_scale_shift, conv_of, fuse_bn, identity_kernel, pad_kernel
 
-
 Border = Callable[[Tensor, Tensor, int], Tensor]
 
 
@@ -136,7 +135,9 @@ def sequence(k1: Tensor, b1: Tensor, k2: Tensor, b2: Tensor, groups: int) -> tup
 
 def dbb() -> nn.Module:
     return nn.Sequential(
-        ConvBN(3, 8, 3, 2, act=nn.ReLU()), DiverseBranchBlock(8, 8), DiverseBranchBlock(8, 16, stride=2, groups=4)
+        ConvBN(3, 8, 3, 2, act=nn.ReLU()),
+        DiverseBranchBlock(8, 8),
+        DiverseBranchBlock(8, 16, stride=2, groups=4),
     )
 
 

@@ -70,7 +70,9 @@ class Ecb(Reparam):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv3x3 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.branches = nn.ModuleList([Pointwise3x3(channels), *(PointwiseEdge(channels, mask) for mask in _MASKS)])
+        self.branches = nn.ModuleList(
+            [Pointwise3x3(channels), *(PointwiseEdge(channels, mask) for mask in _MASKS)]
+        )
         self.act = nn.PReLU(channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -102,11 +102,19 @@ def dilate_kernel(weight: Tensor, dilation: int) -> Tensor:
 
 def conv_of(weight: Tensor, bias: Tensor, like: nn.Conv2d) -> nn.Conv2d:
     """A Conv with these numbers and the stride, padding, dilation and groups of `like`; the kernel may have grown."""
-    grown = [dilation * (new - old) // 2 for new, old, dilation in
-             zip(weight.shape[2:], like.kernel_size, like.dilation, strict=True)]
+    grown = [
+        dilation * (new - old) // 2
+        for new, old, dilation in zip(weight.shape[2:], like.kernel_size, like.dilation, strict=True)
+    ]
     padding = tuple(pad + more for pad, more in zip(like.padding, grown, strict=True))
     conv = nn.Conv2d(
-        like.in_channels, weight.shape[0], tuple(weight.shape[2:]), like.stride, padding, like.dilation, like.groups
+        like.in_channels,
+        weight.shape[0],
+        tuple(weight.shape[2:]),
+        like.stride,
+        padding,
+        like.dilation,
+        like.groups,
     )
     conv.weight.copy_(weight)
     conv.bias.copy_(bias)

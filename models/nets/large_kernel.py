@@ -30,7 +30,9 @@ class AcBlock(Reparam):
         return self.act(self.square(x) + self.vertical(x) + self.horizontal(x))
 
     def fused(self) -> nn.Module:
-        branches = [fuse_bn(branch.conv, branch.bn) for branch in (self.square, self.vertical, self.horizontal)]
+        branches = [
+            fuse_bn(branch.conv, branch.bn) for branch in (self.square, self.vertical, self.horizontal)
+        ]
         kernel = sum(pad_kernel(kernel, 3) for kernel, _ in branches)
         bias = sum(bias for _, bias in branches)
         return nn.Sequential(conv_of(kernel, bias, like=self.square.conv), self.act)

@@ -9,7 +9,9 @@ from models.nets.fusing import Reparam
 
 
 class LoraLinear(Reparam):
-    def __init__(self, inputs: int, outputs: int, rank: int = 4, scaling: float = 0.5, bias: bool = True) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, rank: int = 4, scaling: float = 0.5, bias: bool = True
+    ) -> None:
         super().__init__()
         self.base = nn.Linear(inputs, outputs, bias=bias)
         self.lora_a = nn.Linear(inputs, rank, bias=False)

@@ -70,11 +70,15 @@ class AffineAct(nn.Module):
 class MergedBranches(Reparam):
     """The sum of a BatchNorm'd identity, a 1x1 and several kxk branches; the authors deploy one Conv."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, groups: int, branches: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int, groups: int, branches: int
+    ) -> None:
         super().__init__()
         self.identity = nn.BatchNorm2d(inputs) if inputs == outputs and stride == 1 else None
         self.conv_1x1 = ConvBN(inputs, outputs, 1, stride, groups) if kernel > 1 else None
-        self.conv_kxk = nn.ModuleList(ConvBN(inputs, outputs, kernel, stride, groups) for _ in range(branches))
+        self.conv_kxk = nn.ModuleList(
+            ConvBN(inputs, outputs, kernel, stride, groups) for _ in range(branches)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = 0 if self.identity is None else self.identity(x)
@@ -91,7 +95,9 @@ class MergedBranches(Reparam):
         if self.conv_1x1 is not None:
             parts.append(fuse_bn(self.conv_1x1.conv, self.conv_1x1.bn))
         if self.identity is not None:
-            unit = conv_of(identity_kernel(like.in_channels, like.groups, size), torch.zeros(like.in_channels), like)
+            unit = conv_of(
+                identity_kernel(like.in_channels, like.groups, size), torch.zeros(like.in_channels), like
+            )
             parts.append(fuse_bn(unit, self.identity))
         kernel = sum(pad_kernel(kernel, size) for kernel, _ in parts)
         return conv_of(kernel, sum(bias for _, bias in parts), like=like)
@@ -100,7 +106,9 @@ class MergedBranches(Reparam):
 class LearnableRep(nn.Module):
     """PP-LCNetV3's LearnableRepLayer: merged branches, an affine, and an activation unless the stride is 2."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, groups: int, branches: int = 4) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int, groups: int, branches: int = 4
+    ) -> None:
         super().__init__()
         self.branches = MergedBranches(inputs, outputs, kernel, stride, groups, branches)
         self.lab = LearnableAffine()
@@ -117,7 +125,9 @@ class SqueezeExcite(nn.Module):
         self.conv2 = nn.Conv2d(channels // 4, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * functional.hardsigmoid(self.conv2(functional.relu(self.conv1(functional.adaptive_avg_pool2d(x, 1)))))
+        return x * functional.hardsigmoid(
+            self.conv2(functional.relu(self.conv1(functional.adaptive_avg_pool2d(x, 1))))
+        )
 
 
 def v3_block(inputs: int, outputs: int, kernel: int, stride: int, attention: bool = False) -> nn.Module:

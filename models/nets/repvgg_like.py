@@ -117,7 +117,9 @@ class RepConv(Reparam):
         kernel1, bias1 = fuse_bn(self.conv2.conv, self.conv2.bn)
         kernel, bias = kernel + pad_kernel(kernel1, 3), bias + bias1
         if self.bn is not None:
-            unit = conv_of(identity_kernel(self.bn.num_features, 1, 3), torch.zeros_like(bias), self.conv1.conv)
+            unit = conv_of(
+                identity_kernel(self.bn.num_features, 1, 3), torch.zeros_like(bias), self.conv1.conv
+            )
             kernel2, bias2 = fuse_bn(unit, self.bn)
             kernel, bias = kernel + kernel2, bias + bias2
         return nn.Sequential(conv_of(kernel, bias, like=self.conv1.conv), self.act)

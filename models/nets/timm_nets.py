@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from functools import partial
 
-from timm.models import byobnet, efficientvit_msra, fastvit, ghostnet, levit, repghost, repvit, shvit, tiny_vit
+from timm.models import (
+    byobnet,
+    efficientvit_msra,
+    fastvit,
+    ghostnet,
+    levit,
+    repghost,
+    repvit,
+    shvit,
+    tiny_vit,
+)
 from torch import nn
 
 CLASSES = 10
@@ -73,7 +83,13 @@ def repvit_m() -> nn.Module:
 
 
 def repghostnet() -> nn.Module:
-    cfgs = [[[3, 8, 8, 0, 1]], [[3, 16, 12, 0, 2]], [[3, 24, 12, 0.25, 1]], [[5, 24, 16, 0.25, 2]], [[5, 32, 16, 0, 1]]]
+    cfgs = [
+        [[3, 8, 8, 0, 1]],
+        [[3, 16, 12, 0, 2]],
+        [[3, 24, 12, 0.25, 1]],
+        [[5, 24, 16, 0.25, 2]],
+        [[5, 32, 16, 0, 1]],
+    ]
     return _narrow_head(repghost.RepGhostNet(cfgs, num_classes=CLASSES, width=1.0))
 
 
@@ -90,7 +106,12 @@ def _narrow_head(net: nn.Module) -> nn.Module:
 
 def levit_s() -> nn.Module:
     return levit.LevitDistilled(
-        img_size=64, embed_dim=(16, 20, 24), key_dim=8, depth=(1, 1, 1), num_heads=(2, 2, 2), num_classes=CLASSES
+        img_size=64,
+        embed_dim=(16, 20, 24),
+        key_dim=8,
+        depth=(1, 1, 1),
+        num_heads=(2, 2, 2),
+        num_classes=CLASSES,
     )
 
 
@@ -110,5 +131,9 @@ def shvit_s() -> nn.Module:
 
 def tiny_vit_5m() -> nn.Module:
     return tiny_vit.TinyVit(
-        embed_dims=(8, 12, 16), depths=(1, 1, 1), num_heads=(1, 2, 2), window_sizes=(4, 4, 2), num_classes=CLASSES
+        embed_dims=(8, 12, 16),
+        depths=(1, 1, 1),
+        num_heads=(1, 2, 2),
+        window_sizes=(4, 4, 2),
+        num_classes=CLASSES,
     )
