@@ -8,6 +8,8 @@ False
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -54,8 +56,6 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import on first use (PEP 562), so that `--help` does not wait for onnxruntime."""
-    if name == "plan":  # also the name of a subpackage
-        return importlib.import_module(f"{__name__}.api").plan
     for module, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(f"{__name__}.{module}"), name)
@@ -64,3 +64,18 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+class _Package(ModuleType):
+    """`onnx_repfuse.plan` is the function, although importing the subpackage of that name would bind that."""
+
+    @property
+    def plan(self) -> Any:
+        return importlib.import_module(f"{self.__name__}.api").plan
+
+    @plan.setter
+    def plan(self, value: ModuleType) -> None:
+        """What the import system binds is found in `sys.modules`, too."""
+
+
+sys.modules[__name__].__class__ = _Package

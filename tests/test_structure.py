@@ -85,6 +85,12 @@ def test_public_names() -> None:
         _ = onnx_repfuse.nonsense
 
 
+@pytest.mark.parametrize("first", ["onnx_repfuse", "onnx_repfuse.plan.cover", "onnx_repfuse.pipeline"])
+def test_plan_is_the_function_whatever_was_imported_first(first: str) -> None:
+    code = f"import {first}, onnx_repfuse as r; from onnx_repfuse import plan; assert r.plan is plan; plan.__code__"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_import_is_lazy() -> None:
     code = (
         "import sys, onnx_repfuse, onnx_repfuse.cli\n"
