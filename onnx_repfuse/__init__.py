@@ -67,7 +67,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """`onnx_repfuse.plan` is the function, although importing the subpackage of that name would bind that."""
+    """`plan` and `verify` are the functions, although importing the subpackages would bind those names."""
 
     @property
     def plan(self) -> Any:
@@ -76,6 +76,14 @@ class _Package(ModuleType):
     @plan.setter
     def plan(self, value: ModuleType) -> None:
         """What the import system binds is found in `sys.modules`, too."""
+
+    @property
+    def verify(self) -> Any:
+        return importlib.import_module(f"{self.__name__}.api").verify
+
+    @verify.setter
+    def verify(self, value: ModuleType) -> None:
+        """As above."""
 
 
 sys.modules[__name__].__class__ = _Package
