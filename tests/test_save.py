@@ -7,6 +7,7 @@ import resource
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -593,6 +594,39 @@ def test_a_crash_between_data_and_model_leaves_the_old_pair(path, tmp_path, monk
         with pytest.raises(BrokenError):
             save(document, FIRST, target, external=True)
     assert arrays(onnx.load(target)) == before
+
+
+def test_a_kill_in_the_middle_leaves_the_old_output(path, tmp_path):
+    script = """
+import os, signal, sys
+import onnx
+from onnx_repfuse.graph.document import Document
+from onnx_repfuse.graph.save import Edit, NewTensor, save
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+with Document.open(sys.argv[1]) as document:
+    save(document, {(): Edit(new_tensors=[NewTensor("a", 1, (999,), kill)])}, sys.argv[1])
+"""
+    before = path.read_bytes()
+    assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -9
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("how", [None, True])
+def test_runs_at_once_leave_one_whole_output(path, tmp_path, how):
+    """Each writes weights of its own; what stays must be of one of them, and nothing of the others."""
+
+    def once(k):
+        with Document.open(path) as document:
+            news = [
+                NewTensor(f"n{j}", TensorProto.FLOAT, W.shape, lambda: np.full_like(W, k)) for j in range(3)
+            ]
+            save(document, {(): Edit(new_tensors=news)}, tmp_path / "o.onnx", external=how)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(once, range(40)))
+    found = onnx.load(tmp_path / "o.onnx").graph.initializer
+    assert len({numpy_helper.to_array(t).flat[k] for t in list(found)[-3:] for k in (0, -1)}) == 1
+    assert len(files(tmp_path)) == (2 if how is None else 3)
 
 
 def test_the_output_has_ordinary_permissions(path, tmp_path):

@@ -34,6 +34,7 @@ from onnx_repfuse.graph.wire import shown
 
 __all__ = ["Edit", "NewTensor", "ScopeKey", "save", "to_model"]
 
+PROTOBUF_LIMIT = (1 << 31) - 1
 INLINE_LIMIT = 1_900_000_000  # protobuf ends at 2**31 - 1; runtimes add to what they read
 Edits = Mapping[ScopeKey, Edit]
 
@@ -135,6 +136,8 @@ def _save_external(document: Document, edits: Edits, target: Path, staging: Stag
     names = _data_names(target)
     data = DataFile(next(names))
     rope = Splice(document, edits, External.MOVE, data, spill).model()
+    if rope.size > PROTOBUF_LIMIT:
+        raise OutputError(f"cannot write {shown(target)}: {rope.size} bytes are too many for one model file")
     if data.size == 0:
         return _save_inline(rope, target, staging, document)
     payload = staging.write(data.write, target.parent / data.name)

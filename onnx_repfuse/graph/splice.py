@@ -15,6 +15,7 @@ from onnx_repfuse.errors import InputError, OutputError
 from onnx_repfuse.graph.datafile import DataFile
 from onnx_repfuse.graph.document import Document, ScopeKey
 from onnx_repfuse.graph.edit import Edit, NewTensor
+from onnx_repfuse.graph.names import TENSOR_NAME, VALUE_NAME, Names, defined, renamed, text_of
 from onnx_repfuse.graph.relocate import External, Relocation
 from onnx_repfuse.graph.rope import Late, Rope
 from onnx_repfuse.graph.schema import NUMBER
@@ -31,17 +32,14 @@ _VALUE_INFO = {
     "GraphProto": NUMBER["GraphProto.value_info"],
     "FunctionProto": NUMBER.get("FunctionProto.value_info", -1),
 }
-_NODE_INPUT, _NODE_OUTPUT = NUMBER["NodeProto.input"], NUMBER["NodeProto.output"]
+_NODE_INPUT = NUMBER["NodeProto.input"]
 _ATTRIBUTE = NUMBER["NodeProto.attribute"]
 _ATTRIBUTE_NAME, _G, _GRAPHS = (NUMBER[f"AttributeProto.{name}"] for name in ("name", "g", "graphs"))
-_TENSOR_NAME, _RAW = NUMBER["TensorProto.name"], NUMBER["TensorProto.raw_data"]
-_VALUE_NAME = NUMBER["ValueInfoProto.name"]
 _ANNOTATED = NUMBER["TensorAnnotation.tensor_name"]
 _SPARSE_VALUES = NUMBER["SparseTensorProto.values"]
 
 _NOTHING = Edit()
 _RELEASE = 32 << 20
-Names = Mapping[bytes, bytes]
 
 
 class Splice:
@@ -102,7 +100,7 @@ class Splice:
         self._done.add(scope)
         parts = list(self._fields(begin, end))
         if names:
-            defined = self._defined(parts)
+            defined = defined(self._source, parts)
             names = {old: new for old, new in names.items() if old not in defined}
         last = {number: index for index, (number, wire, *_) in enumerate(parts) if wire == LENGTH}
         nodes = sum(number == _NODES[kind] and wire == LENGTH for number, wire, *_ in parts)
@@ -123,11 +121,11 @@ class Splice:
                     self._node(field, (*scope, position), {**names, **renamed}, rope)
                 position += 1
             elif kind == "GraphProto" and number == _INITIALIZER:
-                if not self._listed(field, _TENSOR_NAME, edit.removed_initializers):
+                if not self._listed(field, TENSOR_NAME, edit.removed_initializers):
                     self._relocation.copy(kind, field, rope, spill=scope == ())
             elif not self._dropped(kind, field, edit, scope):
                 if kind == "GraphProto" and number == _OUTPUT and names:
-                    self._renamed(field, _VALUE_NAME, names, rope)
+                    renamed(self._source, field, VALUE_NAME, names, rope)
                 else:
                     self._relocation.copy(kind, field, rope)
             if last.get(number) == index and number in late:
@@ -221,7 +219,7 @@ class Splice:
         if not any(wire == LENGTH and inner in (_G, _GRAPHS) for inner, wire, *_ in parts):
             self._relocation.copy("NodeProto", field, rope)
             return
-        name = self._text(parts, _ATTRIBUTE_NAME).decode(errors="replace")
+        name = text_of(self._source, parts, _ATTRIBUTE_NAME).decode(errors="replace")
         body = Rope()
         count = 0
         for part in parts:
@@ -237,17 +235,17 @@ class Splice:
     def _dropped(self, kind: str, field: Field, edit: Edit, scope: ScopeKey) -> bool:
         number = field[0]
         if number == _VALUE_INFO[kind]:
-            return self._listed(field, _VALUE_NAME, edit.removed_values)
+            return self._listed(field, VALUE_NAME, edit.removed_values)
         if kind != "GraphProto":
             return False
         if number == _ANNOTATION:
             return self._listed(field, _ANNOTATED, edit.removed_values)
         if number == _INPUT and scope == ():
-            return self._listed(field, _VALUE_NAME, edit.removed_initializers)
+            return self._listed(field, VALUE_NAME, edit.removed_initializers)
         if number == _SPARSE and edit.removed_initializers:
             for inner, wire, _, at, stop in self._fields(field[3], field[4]):
                 if inner == _SPARSE_VALUES and wire == LENGTH:
-                    name = self._text(self._fields(at, stop), _TENSOR_NAME)
+                    name = text_of(self._source, self._fields(at, stop), TENSOR_NAME)
                     return name.decode(errors="replace") in edit.removed_initializers
         return False
 
@@ -255,38 +253,6 @@ class Splice:
         """Whether the name of a message is among `names`."""
         if not names:
             return False
-        return self._text(self._fields(field[3], field[4]), number).decode(errors="replace") in names
-
-    def _text(self, parts: Iterable[Field], number: int) -> bytes:
-        text = b""
-        for inner, wire, _, at, stop in parts:
-            if inner == number and wire == LENGTH:
-                text = self._source.buffer[at:stop]
-        return text
-
-    def _renamed(self, field: Field, number: int, names: Names, rope: Rope) -> None:
-        body = Rope()
-        for inner, wire, tag, at, stop in self._fields(field[3], field[4]):
-            new = names.get(self._source.buffer[at:stop]) if inner == number and wire == LENGTH else None
-            if new is None:
-                body.copy(self._source, tag, stop)
-            else:
-                body.add(prefix(inner, len(new)) + new)
-        rope.message(field[0], body)
-
-    def _defined(self, parts: list[Field]) -> set[bytes]:
-        """The names that a subgraph defines itself, which hide those outside."""
-        names: set[bytes] = set()
-        for number, wire, _, at, stop in parts:
-            if wire != LENGTH:
-                continue
-            if number == _NODES["GraphProto"]:
-                buffer = self._source.buffer
-                for inner, kind, _, begin, end in self._fields(at, stop):
-                    if inner == _NODE_OUTPUT and kind == LENGTH:
-                        names.add(buffer[begin:end])
-            elif number == _INPUT:
-                names.add(self._text(self._fields(at, stop), _VALUE_NAME))
-            elif number == _INITIALIZER:
-                names.add(self._text(self._fields(at, stop), _TENSOR_NAME))
-        return names - {b""}
+        return (
+            text_of(self._source, self._fields(field[3], field[4]), number).decode(errors="replace") in names
+        )

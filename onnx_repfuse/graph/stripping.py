@@ -56,17 +56,16 @@ def _strip(
         raise InputError(f"the model's messages are nested deeper than {MAX_DEPTH}")
     routes = ROUTES[kind]
     met = set()
+    copied = begin
     for number, wire, tag, at, stop in fields(source.buffer, begin, end):
         route = routes.get(number) if wire == LENGTH else None
         if route is None:
-            rope.copy(source, tag, stop)
             continue
         if not route.repeated:
             if number in met:  # protobuf would merge the two; no exporter writes this
                 raise InputError(f"the model is damaged: a {route.message} is stored in two pieces")
             met.add(number)
         if stop - at <= INLINE:
-            rope.copy(source, tag, stop)
             continue
         before = len(payloads)
         body = Rope()
@@ -74,10 +73,11 @@ def _strip(
             _strip_tensor(source, at, stop, body, payloads)
         else:
             _strip(source, route.message, at, stop, body, payloads, depth + 1)
-        if len(payloads) == before:
-            rope.copy(source, tag, stop)
-        else:
+        if len(payloads) > before:
+            rope.copy(source, copied, tag)
             rope.message(number, body)
+            copied = stop
+    rope.copy(source, copied, end)
 
 
 def _strip_tensor(source: Source, begin: int, end: int, rope: Rope, payloads: list[Payload]) -> None:

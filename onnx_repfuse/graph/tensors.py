@@ -28,6 +28,14 @@ _FIELD = {
 _FIELD |= {"INT64": "int64_data", "UINT32": "uint64_data", "UINT64": "uint64_data", "STRING": "string_data"}
 
 Labelled = tuple[str, onnx.TensorProto]
+_PLAIN = {  # attributes in which nobody looks for a tensor: nearly all there are
+    onnx.AttributeProto.FLOAT,
+    onnx.AttributeProto.FLOATS,
+    onnx.AttributeProto.INT,
+    onnx.AttributeProto.INTS,
+    onnx.AttributeProto.STRING,
+    onnx.AttributeProto.STRINGS,
+}
 MAX_RANK = 64  # numpy's limit
 
 
@@ -64,7 +72,10 @@ def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[Labelled]:
     for node in nodes:
         _text(node.name, node.op_type, node.domain, *node.input, *node.output)
         for attribute in node.attribute:
-            yield from _attribute(attribute, node)
+            if attribute.type in _PLAIN:
+                _text(attribute.name)
+            else:
+                yield from _attribute(attribute, node)
 
 
 def _attribute(attribute: onnx.AttributeProto, node: onnx.NodeProto | None = None) -> Iterator[Labelled]:
