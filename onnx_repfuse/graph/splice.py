@@ -100,8 +100,8 @@ class Splice:
         self._done.add(scope)
         parts = list(self._fields(begin, end))
         if names:
-            defined = defined(self._source, parts)
-            names = {old: new for old, new in names.items() if old not in defined}
+            hidden = defined(self._source, parts)
+            names = {old: new for old, new in names.items() if old not in hidden}
         last = {number: index for index, (number, wire, *_) in enumerate(parts) if wire == LENGTH}
         nodes = sum(number == _NODES[kind] and wire == LENGTH for number, wire, *_ in parts)
         self._in_range(edit, nodes, scope)
@@ -117,8 +117,8 @@ class Splice:
                     self._constants(edit, rope)
                 self._insert(number, edit.inserted.get(position, ()), rope)
                 if position not in edit.removed_nodes:
-                    renamed = {o.encode(): n.encode() for o, n in edit.rewired.get(position, {}).items()}
-                    self._node(field, (*scope, position), {**names, **renamed}, rope)
+                    changed = {o.encode(): n.encode() for o, n in edit.rewired.get(position, {}).items()}
+                    self._node(field, (*scope, position), {**names, **changed}, rope)
                 position += 1
             elif kind == "GraphProto" and number == _INITIALIZER:
                 if not self._listed(field, TENSOR_NAME, edit.removed_initializers):
