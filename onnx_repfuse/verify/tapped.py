@@ -37,9 +37,13 @@ def open_tapped(model: Model, names: Sequence[str], threads: int = 1) -> Iterato
     Raises:
         DoesNotRun: the runtime refuses it, or the file cannot be read.
     """
+    if not names:
+        with open_model(model, threads=threads) as runner:
+            yield runner
+        return
     extra = onnx.ModelProto()
     extra.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    suffix = extra.SerializeToString() if names else b""
+    suffix = extra.SerializeToString()
     if isinstance(model, onnx.ModelProto):
         model = model.SerializeToString()
     try:

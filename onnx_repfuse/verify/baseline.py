@@ -1,0 +1,196 @@
+"""The original, measured: its outputs on every feed, its noise, and the tensors its decisions hang on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnx_repfuse.verify.bounds import integer_bounds
+from onnx_repfuse.verify.decisions import Tail, tails
+from onnx_repfuse.verify.feeds import FeedSpec, Scene, scenes
+from onnx_repfuse.verify.measure import Array, flatten
+from onnx_repfuse.verify.noise import WEIGHTS_LIMIT, nudge_feed, nudged_weights
+from onnx_repfuse.verify.sessions import DoesNotRun, Model, Runner, load, open_model
+from onnx_repfuse.verify.tapped import open_tapped, tensor_names
+
+__all__ = ["Baseline", "Row", "measure_noise", "measure_original"]
+
+_SMALL = 16 << 20  # bytes; the ORT_ENABLE_ALL figure is shown by default for models up to this size
+Row = dict[str, "Array | None"]
+Key = tuple[int, int]  # scene, feed
+
+
+@dataclass
+class Baseline:
+    """The original's values, measured once and compared against any number of candidates.
+
+    Attributes:
+        original: the model.
+        scenes: the shapes and feeds.
+        values: per scene and feed, the outputs and the tensors behind decisions.
+        by_inputs, by_weights, optimized: the same with inputs or weights moved by an ulp, or under
+            ORT_ENABLE_ALL; by (scene, feed), where measured.
+        ports: names of the inputs and the outputs.
+        tails: of the outputs that hide what decides them.
+        judge: who ran it.
+        runs: how often it ran at the largest shape.
+        threads: of the sessions.
+        notes: what was left out.
+    """
+
+    original: Model
+    scenes: list[Scene]
+    values: list[list[Row]]
+    ports: tuple[tuple[str, ...], tuple[str, ...]]
+    tails: dict[str, Tail]
+    judge: str
+    threads: int
+    by_inputs: dict[Key, Row] = field(default_factory=dict)
+    by_weights: dict[Key, Row] = field(default_factory=dict)
+    optimized: dict[Key, Row] = field(default_factory=dict)
+    runs: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def hidden(self) -> list[str]:
+        """The tensors to read beside the outputs."""
+        inputs, outputs = self.ports
+        names = {name for tail in self.tails.values() for name in tail.reads}
+        return sorted(names - set(inputs) - set(outputs))
+
+    def is_large(self, scene: int) -> bool:
+        """Whether this scene has the largest inputs, whose runs are counted."""
+        return self.scenes[scene].elements == max(one.elements for one in self.scenes)
+
+    def each(self) -> list[Key]:
+        """(scene, feed) of every feed."""
+        return [(i, j) for i, scene in enumerate(self.scenes) for j in range(len(scene.feeds))]
+
+
+def measure_original(
+    original: Model, *, feeds: FeedSpec | None = None, threads: int = 1, optimized: bool | None = None
+) -> Baseline:
+    """Run the original on its inputs, and on inputs and weights moved by an ulp.
+
+    Args:
+        original: a path, or a model in memory.
+        feeds: what is known about the inputs.
+        threads: of the sessions.
+        optimized: also run it under ORT_ENABLE_ALL; None: where that is cheap.
+
+    Raises:
+        InputError: it does not run; the message is one line.
+    """
+    found = _tails(original)
+    hidden = sorted({name for tail in found.values() for name in tail.reads} - _public(original, found))
+    try:
+        baseline = _measure(original, found, hidden, feeds or FeedSpec(), threads)
+    except DoesNotRun:
+        baseline = _measure(original, {}, [], feeds or FeedSpec(), threads)
+    first = [(index, 0) for index in range(len(baseline.scenes))]
+    _weights_noise(baseline, first)
+    small = not isinstance(original, Path | str) or Path(original).stat().st_size <= _SMALL
+    if (optimized or (optimized is None and small)) and baseline.judge == "onnxruntime":
+        _optimized(baseline, [key for key in first if optimized or not baseline.is_large(key[0])])
+    return baseline
+
+
+def measure_noise(baseline: Baseline) -> bool:
+    """Measure the noise on the feeds where it was only scaled from another. Whether there were any."""
+    missing = [key for key in baseline.each() if key not in baseline.by_inputs]
+    if not missing:
+        return False
+    with open_tapped(baseline.original, baseline.hidden, baseline.threads) as runner:
+        _inputs_noise(baseline, runner, missing)
+    _weights_noise(baseline, missing)
+    return True
+
+
+def _measure(
+    original: Model, found: dict[str, Tail], hidden: Sequence[str], spec: FeedSpec, threads: int
+) -> Baseline:
+    with open_tapped(original, hidden, threads) as runner:
+        chosen = scenes(runner, spec, integer_bounds(original, runner.inputs))
+        inputs = tuple(port.name for port in runner.inputs)
+        outputs = tuple(port.name for port in runner.outputs if port.name not in hidden)
+        values = [[flatten(row) for row in rows] for _, rows in chosen]
+        baseline = Baseline(
+            original, [scene for scene, _ in chosen], values, (inputs, outputs), found, runner.judge, threads
+        )
+        for scene, rows in zip(baseline.scenes, values, strict=True):
+            for feed, row in zip(scene.feeds, rows, strict=True):
+                row.update({name: value for name, value in feed.items() if _is_read(found, name)})
+        baseline.runs = sum(len(s.feeds) for i, s in enumerate(baseline.scenes) if baseline.is_large(i))
+        _inputs_noise(baseline, runner, [(index, 0) for index in range(len(baseline.scenes))])
+    return baseline
+
+
+def _is_read(found: dict[str, Tail], name: str) -> bool:
+    return any(name in tail.reads for tail in found.values())
+
+
+def _tails(original: Model) -> dict[str, Tail]:
+    if isinstance(original, Path | str) and _size(original) > WEIGHTS_LIMIT:
+        return {}
+    return tails(load(original, weights=False))
+
+
+def _size(path: Path | str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return 0
+
+
+def _public(original: Model, found: dict[str, Tail]) -> set[str]:
+    if not found:
+        return set()
+    made, outputs = tensor_names(original)
+    produced = {name for node in load(original, weights=False).graph.node for name in node.output}
+    return outputs | (made - produced)
+
+
+def _inputs_noise(baseline: Baseline, runner: Runner, keys: Sequence[Key]) -> None:
+    for scene, feed in keys:
+        moved = nudge_feed(baseline.scenes[scene].feeds[feed])
+        row = _run(runner, moved)
+        row.update({name: value for name, value in moved.items() if _is_read(baseline.tails, name)})
+        baseline.by_inputs[scene, feed] = row
+        baseline.runs += baseline.is_large(scene)
+
+
+def _weights_noise(baseline: Baseline, keys: Sequence[Key]) -> None:
+    moved = nudged_weights(baseline.original)
+    if moved is None:
+        note = "the noise of the weights was not measured: the model is too large, or has none"
+        baseline.notes = list(dict.fromkeys([*baseline.notes, note]))
+        return
+    try:
+        with open_tapped(moved, baseline.hidden, baseline.threads) as runner:
+            for scene, feed in keys:
+                baseline.by_weights[scene, feed] = _run(runner, baseline.scenes[scene].feeds[feed])
+                baseline.runs += baseline.is_large(scene)
+    except DoesNotRun as error:
+        baseline.notes.append(f"the noise of the weights was not measured: {error}")
+
+
+def _optimized(baseline: Baseline, keys: Sequence[Key]) -> None:
+    """What ORT_ENABLE_ALL changes: shown, and never part of the tolerance."""
+    if not keys:
+        return
+    try:
+        with open_model(baseline.original, optimize=True, threads=baseline.threads, fallback=False) as runner:
+            for scene, feed in keys:
+                baseline.optimized[scene, feed] = _run(runner, baseline.scenes[scene].feeds[feed])
+                baseline.runs += baseline.is_large(scene)
+    except DoesNotRun as error:
+        baseline.notes.append(f"ORT_ENABLE_ALL does not run the original: {error}")
+
+
+def _run(runner: Runner, feed: dict[str, Any]) -> Row:
+    try:
+        return flatten(runner.run(feed))
+    except DoesNotRun:
+        return {}
