@@ -22,8 +22,8 @@ from onnx_repfuse.verify.cases import FoldCase, Source, reach
 __all__ = ["RULES", "Stimulus", "stimuli"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_PRODUCTS = 80_000_000
-_POSITIONS = (110, 6000)
+_PRODUCTS = 60_000_000
+_POSITIONS = (110, 2000)
 _AMPLITUDE = 8.0, 64.0  # for float32 and better, and for coarser formats, where a bias hides more
 
 RULES = (

@@ -1,4 +1,4 @@
-"""The oracle's arithmetic: convolutions tap by tap, products, sums, normalization, pooling, activations."""
+"""The oracle's arithmetic: convolutions, products, sums, normalization, pooling."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from onnx_repfuse.verify.truth import Context, Unsupported, Value, register
 
 __all__: list[str] = []
+_PATCHES = 1 << 24  # elements of the patch matrix at once
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Window = tuple[list[int], list[int], list[int], list[int]]  # strides, dilations, pads begin, pads end
@@ -60,19 +61,24 @@ def correlate(x: Array, w: Array, groups: int, how: Window, ceil: bool = False) 
     n, m, deep = x.shape[0], w.shape[0], w.shape[1]
     if deep == 1:
         return _depthwise(padded, w, groups, how, out)
-    total = np.zeros((groups, m // groups, n, int(np.prod(out, dtype=int))), dtype=np.result_type(x, w))
-    grouped = w.reshape(groups, m // groups, deep, *kernel)
-    for tap in itertools.product(*(range(k) for k in kernel)):
-        weight = grouped[(slice(None),) * 3 + tap]
-        at = tuple(
-            slice(t * d, t * d + (count - 1) * s + 1, s)
-            for t, d, count, s in zip(tap, dilations, out, strides, strict=True)
-        )
-        where: Any = (slice(None), slice(None), *at)
-        patch = padded[where].reshape(n, groups, deep, -1).transpose(1, 2, 0, 3)
-        flat = np.ascontiguousarray(patch).reshape(groups, deep, -1)
-        total += np.matmul(weight, flat).reshape(total.shape)
-    return np.ascontiguousarray(total.transpose(2, 0, 1, 3)).reshape(n, m, *out)
+    positions = int(np.prod(out, dtype=int))
+    taps = int(np.prod(kernel, dtype=int))
+    total = np.empty((n, m, positions), dtype=np.result_type(x, w))
+    flat = w.reshape(groups, m // groups, deep * taps)  # as it lies: positions are few, weights are many
+    rows = max(1, _PATCHES // max(1, groups * deep * taps * positions))
+    for first in range(0, n, rows):
+        some = padded[first : first + rows]
+        patches = np.empty((groups, deep, taps, len(some), positions), dtype=padded.dtype)
+        for index, tap in enumerate(itertools.product(*(range(k) for k in kernel))):
+            at = tuple(
+                slice(t * d, t * d + (count - 1) * s + 1, s)
+                for t, d, count, s in zip(tap, dilations, out, strides, strict=True)
+            )
+            where: Any = (slice(None), slice(None), *at)
+            patches[:, :, index] = some[where].reshape(len(some), groups, deep, -1).transpose(1, 2, 0, 3)
+        product = np.matmul(flat, patches.reshape(groups, deep * taps, -1))
+        total[first : first + rows] = product.reshape(m, len(some), positions).transpose(1, 0, 2)
+    return total.reshape(n, m, *out)
 
 
 def _depthwise(padded: Array, w: Array, groups: int, how: Window, out: Sequence[int]) -> Array:
