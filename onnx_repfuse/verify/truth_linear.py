@@ -82,23 +82,33 @@ def correlate(x: Array, w: Array, groups: int, how: Window, ceil: bool = False) 
 
 
 def _depthwise(padded: Array, w: Array, groups: int, how: Window, out: Sequence[int]) -> Array:
-    """`correlate` with one channel per group: nothing to multiply as matrices."""
+    """`correlate` with one channel per group: tap by tap, and only where the input is not zero.
+
+    Large kernels over small images, and impulses, are mostly zeros.
+    """
     strides, dilations, _, _ = how
     n, m = padded.shape[0], w.shape[0]
-    each = m // groups
+    each, rank = m // groups, len(out)
     total = np.zeros((n, groups, each, *out), dtype=np.result_type(padded, w))
-    product = np.empty_like(total)
-    rank = len(out)
+    live = [np.flatnonzero(padded.any(tuple(a for a in range(rank + 2) if a != 2 + i))) for i in range(rank)]
+    if not all(one.size for one in live):
+        return total.reshape(n, m, *out)
     for tap in itertools.product(*(range(k) for k in w.shape[2:])):
-        at = tuple(
-            slice(t * d, t * d + (count - 1) * s + 1, s)
-            for t, d, count, s in zip(tap, dilations, out, strides, strict=True)
-        )
-        where: Any = (slice(None), slice(None), *at)
-        chosen: Any = (slice(None), 0, *tap)
-        weight = w[chosen].reshape(groups, each, *(1,) * rank)
-        np.multiply(padded[where][:, :, None], weight, out=product)
-        total += product
+        read: list[slice] = []
+        write: list[slice] = []
+        for axis, (t, d, s, count) in enumerate(zip(tap, dilations, strides, out, strict=True)):
+            first = max(0, -((d * t - int(live[axis][0])) // s))
+            last = min(count - 1, (int(live[axis][-1]) - d * t) // s)
+            if first > last:
+                break
+            read.append(slice(d * t + s * first, d * t + s * last + 1, s))
+            write.append(slice(first, last + 1))
+        else:
+            where: Any = (slice(None), 0, *tap)
+            there: Any = (slice(None), slice(None), None, *read)
+            here: Any = (..., *write)
+            weight = w[where].reshape(groups, each, *(1,) * rank)
+            total[here] += padded[there] * weight
     return total.reshape(n, m, *out)
 
 
