@@ -314,3 +314,24 @@ def test_large_external_data_is_opened_by_path(tmp_path: Path) -> None:
         proto.graph.node[0].name = node_name
         onnx.save(proto, path)
     assert verify_outputs(path, other)
+
+
+def test_damaged_files_raise_no_traceback_and_print_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    good = linear(tail=[helper.make_node("Relu", ["t"], ["y"])], output=info("y", None)).SerializeToString()
+    rng = np.random.default_rng(0)
+    path = tmp_path / "damaged.onnx"
+    seen = set()
+    for _ in range(300):
+        data = bytearray(good)
+        for position in rng.integers(0, len(data), rng.integers(1, 4)):
+            data[position] ^= 1 << rng.integers(8)
+        path.write_bytes(bytes(data[: rng.integers(1, len(data) * 2)]))
+        seen.add(verify_outputs(linear(), path).status)
+        try:
+            verify_outputs(path, path)
+        except InputError as error:
+            assert "\n" not in str(error)
+    assert Status.FAILED in seen
+    assert capfd.readouterr() == ("", "")

@@ -91,7 +91,10 @@ def nudged_weights(model: Model, seed: int = 78) -> onnx.ModelProto | None:
 
 
 def _nudge_tensor(tensor: onnx.TensorProto, rng: np.random.Generator) -> bool:
-    array = onnx.numpy_helper.to_array(tensor)
+    try:
+        array = onnx.numpy_helper.to_array(tensor)
+    except (ValueError, TypeError):  # malformed, and the runtime did not mind
+        return False
     if array.size == 0:
         return False
     width = _FLOAT_TYPES[onnx.TensorProto.DataType.ValueType(tensor.data_type)]

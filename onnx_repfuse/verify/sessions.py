@@ -141,7 +141,7 @@ def _open_ort(model: Path | str | bytes, optimize: bool, threads: int, folder: P
             "session.model_external_initializers_file_folder_path", str(Path(folder).resolve())
         )
     source = model if isinstance(model, bytes) else str(model)
-    engine = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    engine = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     return Runner(engine, "onnxruntime", _ports(engine.get_inputs()), _ports(engine.get_outputs()))
 
 

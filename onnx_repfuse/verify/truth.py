@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 import onnx
 
-__all__ = ["OPS", "Context", "Oracle", "Truth", "Unsupported", "Value", "attributes", "register"]
+__all__ = [
+    "OPS",
+    "Context",
+    "Oracle",
+    "Truth",
+    "Unsupported",
+    "Value",
+    "attributes",
+    "load_operators",
+    "register",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -115,6 +125,11 @@ def register(*names: str) -> Callable[[Op], Op]:
     return add
 
 
+def load_operators() -> None:
+    """Fill OPS."""
+    from onnx_repfuse.verify import truth_linear, truth_pointwise, truth_shape  # noqa: F401
+
+
 class Oracle:
     """A small model, ready to be evaluated many times.
 
@@ -129,8 +144,7 @@ class Oracle:
     """
 
     def __init__(self, model: onnx.ModelProto, power: int = 1, storage: bool = False) -> None:
-        from onnx_repfuse.verify import truth_linear, truth_pointwise, truth_shape  # noqa: F401 - they fill OPS
-
+        load_operators()
         graph = model.graph
         self.power = power
         self.storage = storage
