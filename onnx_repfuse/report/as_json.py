@@ -46,10 +46,15 @@ def document(outcome: Outcome) -> dict[str, Any]:
         "output": outcome.output or None,
         "exit_code": outcome.exit_code,
         "error": outcome.error or None,
-        "counts": {"before": _counts(report.before), "after": _counts(report.after)} if report else None,
+        "counts": {
+            "before": _counts(report.before),
+            "after": _counts(report.after, outcome.command != "plan"),
+        }
+        if report
+        else None,
         "folds": [_fold(fold) for fold in report.folds] if report else [],
         "refusals": [_refusal(refusal) for refusal in report.refusals] if report else [],
-        "verification": _verification(outcome.verification),
+        "verification": _verification(outcome.verification, outcome.status),
         "bench": _bench(outcome.bench),
         "gates": [{"op": gate.op, "remaining": gate.remaining} for gate in outcome.gates],
         "seconds": dict(report.seconds) if report else {},
@@ -57,12 +62,12 @@ def document(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _counts(counts: Counts) -> dict[str, Any]:
+def _counts(counts: Counts, written: bool = True) -> dict[str, Any]:
     return {
         "ops": dict(sorted(counts.ops.items())),
         "nodes": counts.nodes,
         "parameters": counts.parameters,
-        "bytes": counts.bytes,
+        "bytes": counts.bytes if written else None,
         "macs": counts.macs,
     }
 
@@ -100,11 +105,11 @@ def _refusal(refusal: Refusal) -> dict[str, Any]:
     }
 
 
-def _verification(verification: Verification | None) -> dict[str, Any] | None:
+def _verification(verification: Verification | None, status: str) -> dict[str, Any] | None:
     if verification is None:
         return None
     return {
-        "status": str(verification.status),
+        "status": status,
         "judge": verification.judge,
         "seeds": list(verification.seeds),
         "shapes": [{name: list(shape) for name, shape in case.items()} for case in verification.shapes],

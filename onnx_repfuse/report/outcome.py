@@ -77,6 +77,16 @@ class Outcome:
         return self.report.verification if self.report is not None else self.compared
 
     @property
+    def status(self) -> str:
+        """The verdict in a word or two; "identical" if nothing was folded, so that nothing can differ."""
+        found = self.verification
+        if found is None:
+            return "not verified"
+        if not found.outputs and not found.folds and self.report is not None and not self.report.folds:
+            return "identical"
+        return str(found.status)
+
+    @property
     def counts(self) -> tuple[Counts, Counts] | None:
         """The sizes before and after."""
         return (self.report.before, self.report.after) if self.report is not None else None

@@ -30,14 +30,16 @@ def show(console: Console, outcome: Outcome, verbose: int = 0) -> None:
     report = outcome.report
     if report is not None:
         _line(console, clean(outcome.model or report.model or "model"), style="bold")
-        console.print(_counts(report.before, report.after, bool(verbose)))
+        console.print(_counts(report.before, report.after, bool(verbose), outcome.command != "plan"))
         for line in _folds(report.folds, verbose, outcome.command == "plan"):
             _line(console, line)
         for line in _refusals(report.refusals, verbose):
             _line(console, line)
-    if outcome.verification is not None:
+    if outcome.verification is not None and outcome.status != "identical":
         for text in _verification(outcome.verification, verbose):
             _line(console, text)
+    elif outcome.status == "identical" and outcome.output:
+        _line(console, "The output is the input, byte for byte.")
     elif outcome.command == "fuse" and report is not None and outcome.exit_code != 3:
         _line(console, "Not verified (--no-check).", style="yellow")
     if outcome.bench is not None:
@@ -80,7 +82,7 @@ def _line(console: Console, text: str | Text, style: str = "") -> None:
     console.print(text, style=style, soft_wrap=not console.is_terminal and "COLUMNS" not in console._environ)
 
 
-def _counts(before: Counts, after: Counts, every: bool) -> Table:
+def _counts(before: Counts, after: Counts, every: bool, written: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("", overflow="fold")
     for heading in ("before", "after", ""):
@@ -97,7 +99,8 @@ def _counts(before: Counts, after: Counts, every: bool) -> Table:
     _row(table, "All nodes", before.nodes, after.nodes)
     table.add_row("Parameters", quantity(before.parameters), quantity(after.parameters),
                   percent(before.parameters, after.parameters))  # fmt: skip
-    table.add_row("Size", size(before.bytes), size(after.bytes), percent(before.bytes, after.bytes))
+    if written:
+        table.add_row("Size", size(before.bytes), size(after.bytes), percent(before.bytes, after.bytes))
     change = percent(before.macs, after.macs) if before.macs is not None and after.macs is not None else ""
     table.add_row("MACs", quantity(before.macs), quantity(after.macs), change)
     return table
@@ -216,8 +219,7 @@ def _result(outcome: Outcome) -> str:
         return "remaining: " + ", ".join(f"{g.remaining} {clean(g.op)}" for g in outcome.gates if g.remaining)
     if outcome.command == "plan":
         return "planned"
-    state = str(outcome.verification.status) if outcome.verification is not None else "not verified"
-    return f"{state}: {clean(outcome.output)}"
+    return f"{outcome.status}: {clean(outcome.output)}"
 
 
 def _closing(outcome: Outcome) -> str:
