@@ -86,13 +86,9 @@ def _run(tasks: list[Task], given: Given) -> list[Outcome]:
 
 
 def _explain(given: Given, options: Options) -> int:
-    from onnx_repfuse import api
+    from onnx_repfuse.explain import explain
 
-    explain = getattr(api, "explain", None)
-    if explain is None:
-        raise UsageError("--explain is not available in this version; --plan -v tells every fold and refusal")
-    text = explain(given.models[0], given.explain or "", options)
-    print("\n".join(clean(line) for line in text.splitlines()))
+    print(explain(given.models[0], given.explain or "", options))
     return 0
 
 

@@ -18,6 +18,7 @@
     const p = pictures[figure.dataset.picture];
     const svg = make(figure.querySelector(".scroll"), "svg", { width: p.w, height: p.h, viewBox: `0 0 ${p.w} ${p.h}`, role: "img",
       "aria-label": figure.dataset.label });
+    svg.style.minWidth = `${Math.round(p.w * 0.65)}px`;
     for (const d of p.e) make(svg, "path", { d, class: "arrow" });
     for (const d of p.a) make(svg, "path", { d, class: "head" });
     for (const [x, y, w, h, op, label, name] of p.n) {
