@@ -12,9 +12,10 @@ from pathlib import Path
 import onnx
 import torch
 
-from models.exporting import clean, counts, export
+from models.exporting import clean, export
 from models.nets import FAMILIES, Family
 from models.randomise import images, randomise
+from models.table import counts, update_readme
 
 HERE = Path(__file__).parent
 
@@ -47,6 +48,8 @@ def main() -> None:
     for family in FAMILIES:
         if not arguments.only or family.name in arguments.only:
             build(family, arguments.out)
+    if arguments.out == HERE:
+        update_readme(HERE)
 
 
 if __name__ == "__main__":

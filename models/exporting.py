@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 
 import onnx
@@ -134,16 +133,3 @@ def _strip(item: onnx.ModelProto | onnx.GraphProto | onnx.NodeProto | onnx.Funct
     kept = [entry for entry in item.metadata_props if entry.key in _KEPT_METADATA]
     del item.metadata_props[:]
     item.metadata_props.extend(kept)
-
-
-def counts(model: onnx.ModelProto) -> dict[str, int]:
-    """The figures that README.md and the tests state."""
-    ops = Counter(node.op_type for node in model.graph.node)
-    return {
-        "Conv": ops["Conv"],
-        "BN": ops["BatchNormalization"],
-        "Add": ops["Add"] + ops["Sub"] + ops["Sum"],
-        "Gemm": ops["Gemm"] + ops["MatMul"],
-        "Mul": ops["Mul"],
-        "nodes": len(model.graph.node),
-    }
