@@ -24,7 +24,7 @@ def explain(model: str, node: str, options: Options | None = None) -> str:
 
     report = api.plan(model, options)
     graph = load(model, weights=False).graph
-    ops = {name: op for name, op in _names(graph)}
+    ops = dict(_names(graph))
     return narrate(report, node, ops)
 
 

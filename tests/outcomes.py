@@ -1,0 +1,90 @@
+"""Outcomes made up for the tests of the reports: awkward names, failures, infinities, many folds."""
+
+from __future__ import annotations
+
+from onnx_repfuse.reasons import Reason
+from onnx_repfuse.report.outcome import Bench, Gate, Outcome
+from onnx_repfuse.report.record import Counts, Fold, Kind, NodeRef, Refusal, Report
+from onnx_repfuse.verify.verdict import FoldVerdict, OutputVerdict, Status, Verification
+
+EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+
+
+def fold(number: int = 0, branches: int = 3, name: str = "out") -> Fold:
+    """A sum of Conv + BatchNormalization branches."""
+    absorbed = []
+    for index in range(branches):
+        conv, norm = f"c{number}_{index}", f"n{number}_{index}"
+        absorbed.append(NodeRef(conv, "Conv", (f"x{number}",), (conv,), "3x3, 64->64, groups 64, stride 2"))
+        absorbed.append(NodeRef(norm, "BatchNormalization", (conv,), (norm,)))
+    output = f"{name}{number}"
+    absorbed.append(
+        NodeRef(f"add{number}", "Sum", tuple(f"n{number}_{i}" for i in range(branches)), (output,))
+    )
+    created = NodeRef(f"{output}_fused", "Conv", (f"x{number}",), (output,), "3x3, 64->64")
+    return Fold(
+        output,
+        Kind.BRANCHES,
+        (Kind.AFFINE, Kind.BRANCHES),
+        tuple(absorbed),
+        (created,),
+        (f"x{number}",),
+        "",
+        300,
+        100,
+    )
+
+
+def verdict(name: str = "y", status: Status = Status.PASSED, error: float = 3.1e-7) -> OutputVerdict:
+    """One output's."""
+    return OutputVerdict(
+        name,
+        status,
+        "float32",
+        error,
+        1e-7,
+        1.2,
+        (2.5e-7, 1e-7),
+        1.2e-6,
+        error,
+        0.9999999,
+        1.0,
+        2e-7,
+        "a sentence",
+    )
+
+
+def outcome(folds: int = 3, evil: str = "", status: Status = Status.PASSED, error: float = 3.1e-7) -> Outcome:
+    """One model's, with everything in it."""
+    refusals = (
+        Refusal(Reason.COST, f"Conv 'a{evil}' stays: it would cost more.", (f"a{evil}",)),
+        *(
+            Refusal(Reason.READERS, f"BatchNormalization 'bn{i}' stays: it has readers.", (f"bn{i}",))
+            for i in range(5)
+        ),
+    )
+    verification = Verification(
+        (verdict(f"y{evil}", status, error),),
+        (FoldVerdict("out0", Status.PASSED, "probe", 1e-7, 1e-6, "onnxruntime"),),
+        seeds=(0, 1, 2),
+        shapes=({"x": (1, 3, 32, 32)},),
+        runs=(5, 3),
+    )
+    report = Report(
+        f"net{evil}.onnx", "net.fused.onnx",
+        Counts({"Conv": 9, "BatchNormalization": 9, "Sum": 3, f"Op{evil}": 1}, 1_234_567, 5_000_000, 2_000_000),
+        Counts({"Conv": 3, f"Op{evil}": 1}, 1_000_000, 4_000_000, 1_000_000),
+        tuple(fold(i, name=f"out{evil}") for i in range(folds)), refusals, verification,
+        {"plan": 0.01, "verify": 1.5}, notes=(f"a note {evil}",),
+    )  # fmt: skip
+    bench = Bench((10.0, 9.0, 11.0), (5.0, 4.5, 5.5), (2.0, 1.9, 2.1), 20, 1, {"x": (1, 3, 32, 32)})
+    return Outcome(
+        "fuse",
+        f"net{evil}.onnx",
+        "net.fused.onnx",
+        0,
+        "",
+        report,
+        bench=bench,
+        gates=(Gate("BatchNormalization", 0),),
+    )
