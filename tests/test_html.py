@@ -165,5 +165,8 @@ def test_boxes_do_not_overlap_and_edges_run_down():
 def test_odd_blocks():
     assert draw([NodeRef("n", "Conv", ("x",), ("y",))] * (LIMIT + 1), ("x",), "y") is None
     assert len(draw([], ("x",), "y").boxes) == 2
+    assert draw([], ("x",), "y").edges != []
     assert len(draw([], (), "y").boxes) == 1
+    looped = draw([NodeRef("n", "Add", ("x",), ("x",))], ("x",), "y")  # `0 + x`, renamed away
+    assert (len(looped.boxes), len(looped.edges)) == (3, 2)
     assert draw([NodeRef("n", "Split", ("x", "x"), ("a", "b"))], ("x",), "b") is not None

@@ -126,8 +126,11 @@ def _folds(folds: tuple[Fold, ...], number: int, pictures: list[dict[str, object
 
 def _fold(fold: Fold, pictures: list[dict[str, object]]) -> str:
     figures = []
+    made = {name for node in fold.absorbed for name in node.outputs if name not in node.inputs}
+    read = [name for node in fold.absorbed for name in node.inputs if name not in made]
+    sources = fold.sources or tuple(dict.fromkeys(read))
     for title, nodes in (("before", fold.absorbed), ("after", fold.created)):
-        picture = draw(nodes, fold.sources, fold.output)
+        picture = draw(nodes, sources, fold.output)
         if picture is None:
             figures.append(
                 f"<figure><figcaption>{title}: {len(nodes)} nodes, too many to draw</figcaption></figure>"

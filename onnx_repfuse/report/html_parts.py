@@ -52,10 +52,9 @@ def sizes_table(outcome: Outcome) -> str:
     report = outcome.report
     assert report is not None
     before, after = report.before, report.after
-    ops = sorted(
-        {*before.ops, *after.ops}, key=lambda op: (before.ops.get(op, 0) == after.ops.get(op, 0), op.lower())
-    )
-    counted = [(op, before.ops.get(op, 0), after.ops.get(op, 0)) for op in ops]
+    ops = sorted({*before.ops, *after.ops}, key=str.lower)
+    same = [op for op in ops if before.ops.get(op, 0) == after.ops.get(op, 0)]
+    counted = [(op, before.ops.get(op, 0), after.ops.get(op, 0)) for op in ops if op not in same]
     rows = [
         (op, str(a), str(b), percent(a, b))
         for op, a, b in [*counted, ("all nodes", before.nodes, after.nodes)]
@@ -70,9 +69,11 @@ def sizes_table(outcome: Outcome) -> str:
         f'<tr><th scope="row">{escape(name)}</th><td>{a}</td><td>{b}</td><td class="{_change(note)}">{note}</td></tr>'
         for name, a, b, note in rows
     )
+    others = ", ".join(f"{escape(op)}&nbsp;{before.ops[op]}" for op in same)
+    unchanged = f"<p><small>Unchanged: {others}</small></p>" if same else ""
     return (
         '<div class="scroll"><table class="sizes"><thead><tr><th></th><th>before</th><th>after</th><th>change</th></tr>'
-        f"</thead><tbody>{body}</tbody></table></div>"
+        f"</thead><tbody>{body}</tbody></table></div>{unchanged}"
     )
 
 

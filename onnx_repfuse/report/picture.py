@@ -69,7 +69,7 @@ def _connect(nodes: Sequence[NodeRef], sources: Sequence[str], output: str) -> l
             boxes.append(_box("", clean(name), clean(name)))
         return made[name]
 
-    produced = {name for node in nodes for name in node.outputs}
+    produced = {name for node in nodes for name in node.outputs if name not in node.inputs}
     for name in sources:
         if name not in produced:
             tensor(name)
@@ -79,7 +79,8 @@ def _connect(nodes: Sequence[NodeRef], sources: Sequence[str], output: str) -> l
         boxes.append(_box(clean(node.op), clean(node.label), clean(node.name)))
         boxes[index].above = above
         made.update((name, index) for name in node.outputs)
-    ends = [made[output]] if output in made else [made[name] for name in sources if name in made]
+    last = [len(boxes) - 1] if nodes else [made[name] for name in sources[:1] if name in made]
+    ends = [made[output]] if output in made and output not in sources else last
     boxes.append(_box("", clean(output), clean(output)))
     boxes[-1].above = ends
     return boxes
