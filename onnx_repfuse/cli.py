@@ -124,9 +124,11 @@ def command(**words: Any) -> Given:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller, `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - lives as long as the process
+        elif hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
     verbose = 0
     try:
         given = command.main(
@@ -141,16 +143,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             verbose = given.verbose
             code = execute(given, __version__)
-        sys.stdout.flush()
     except click.ClickException as error:
         code = _fail(error.format_message(), error.exit_code)
     except RepfuseError as error:
         code = _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         code = _fail("interrupted", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except Exception as error:
         if verbose > 1 or os.environ.get("ONNX_REPFUSE_DEBUG"):
             raise

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from onnx_repfuse import arguments, targets, usage
@@ -40,9 +42,7 @@ def execute(given: Given, version: str) -> int:
         if outcome.error:
             _complain(outcome, given)
     code = _save(outcomes, given, version, code)
-    if not given.quiet and given.json_file != "-":
-        _print(outcomes, given)
-    return code
+    return _to_stdout(lambda: _print(outcomes, given, version, code), code)
 
 
 def _options(given: Given) -> Options:
@@ -88,8 +88,8 @@ def _run(tasks: list[Task], given: Given) -> list[Outcome]:
 def _explain(given: Given, options: Options) -> int:
     from onnx_repfuse.explain import explain
 
-    print(explain(given.models[0], given.explain or "", options))
-    return 0
+    text = explain(given.models[0], given.explain or "", options)
+    return _to_stdout(lambda: print(text), 0)
 
 
 def _complain(outcome: Outcome, given: Given) -> None:
@@ -105,14 +105,25 @@ def _save(outcomes: list[Outcome], given: Given, version: str, code: int) -> int
         from onnx_repfuse.report.html import render
 
         code = _attempt(given.report_file, render(outcomes, version), code)
-    if given.json_file is not None:
+    if given.json_file not in (None, "-"):
         from onnx_repfuse.report.as_json import dumps
 
-        text = dumps(outcomes, version, many=given.many, exit_code=code)
-        if given.json_file == "-":
-            sys.stdout.write(text)
-        else:
-            code = _attempt(given.json_file, text, code)
+        code = _attempt(given.json_file, dumps(outcomes, version, many=given.many, exit_code=code), code)
+    return code
+
+
+def _to_stdout(write: Callable[[], object], code: int) -> int:
+    """Print, to a reader who may have gone (`| head`, which is no fault) or onto a full disk (which is)."""
+    try:
+        write()
+        sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return code
+        print(f"onnx-repfuse: error: cannot write to standard output: {error.strerror}", file=sys.stderr)
+        return worst([code, 1])
     return code
 
 
@@ -150,7 +161,14 @@ def _umask() -> int:
     return value
 
 
-def _print(outcomes: list[Outcome], given: Given) -> None:
+def _print(outcomes: list[Outcome], given: Given, version: str, code: int) -> None:
+    if given.json_file == "-":
+        from onnx_repfuse.report.as_json import dumps
+
+        sys.stdout.write(dumps(outcomes, version, many=given.many, exit_code=code))
+        return
+    if given.quiet:
+        return
     from rich.console import Console
 
     from onnx_repfuse.report.text import show, summarize

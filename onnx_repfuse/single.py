@@ -9,6 +9,7 @@ import difflib
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnx_repfuse.errors import RepfuseError, UsageError
@@ -16,6 +17,7 @@ from onnx_repfuse.report.outcome import Bench, Gate, Outcome
 
 if TYPE_CHECKING:
     from onnx_repfuse.options import Options
+    from onnx_repfuse.verify.precision import Precision
 
 __all__ = ["Task", "check_ops", "run"]
 
@@ -67,37 +69,36 @@ def run(task: Task, progress: Progress | None = None) -> Outcome:
 def _fuse(task: Task, progress: Progress | None) -> Outcome:
     from onnx_repfuse import api
 
-    result = api.fuse(task.model, task.output, task.options, progress=progress)
-    report = result.report
-    bench = _bench(task, progress) if task.bench else None
+    report = api.fuse(task.model, task.output, task.options, progress=progress).report
+    bench: Bench | None = None
+    precision: tuple[Precision, ...] = ()
+    try:
+        bench = _bench(task, progress) if task.bench else None
+        precision = _precision(task, progress) if task.options.precision_study else ()
+    except RepfuseError as error:  # the model is written, and verified, by now
+        report = replace(report, notes=(*report.notes, f"written, but not measured further: {error}"))
     if bench is not None:
         report = replace(report, bench=bench.ratio)
-    gates = tuple(Gate(op, report.after.ops.get(op, 0)) for op in task.gates)
-    short = any(gate.remaining for gate in gates)
-    return Outcome(
-        "fuse",
-        task.model,
-        task.output,
-        4 if short else 0,
-        _remaining(gates),
-        report,
-        bench=bench,
-        gates=gates,
-    )
+    done = Outcome("fuse", task.model, task.output, report=report, bench=bench, precision=precision)
+    return _gated(done, task, "written, but")
 
 
 def _plan(task: Task, progress: Progress | None) -> Outcome:
     from onnx_repfuse import api
 
     report = api.plan(task.model, task.options)
-    gates = tuple(Gate(op, report.after.ops.get(op, 0)) for op in task.gates)
-    short = any(gate.remaining for gate in gates)
-    return Outcome("plan", task.model, "", 4 if short else 0, _remaining(gates), report, gates=gates)
+    return _gated(Outcome("plan", task.model, report=report), task, "planned only, but")
+
+
+def _gated(done: Outcome, task: Task, but: str) -> Outcome:
+    ops = done.report.after.ops if done.report is not None else {}
+    gates = tuple(Gate(op, ops.get(op, 0)) for op in task.gates)
+    left = ", ".join(f"{gate.remaining} {gate.op}" for gate in gates if gate.remaining)
+    error = f"{but} --fail-on-remaining found {left}" if left else ""
+    return replace(done, gates=gates, exit_code=4 if left else 0, error=error)
 
 
 def _compare(task: Task, progress: Progress | None) -> Outcome:
-    from pathlib import Path
-
     from onnx_repfuse.feeding import model_spec
     from onnx_repfuse.verify.compare import compare
 
@@ -133,9 +134,13 @@ def _bench(task: Task, progress: Progress | None) -> Bench:
     return measure(task.model, task.output, model_spec(task.model, task.options))
 
 
-def _remaining(gates: tuple[Gate, ...]) -> str:
-    left = ", ".join(f"{gate.remaining} {gate.op}" for gate in gates if gate.remaining)
-    return f"written, but --fail-on-remaining found {left}" if left else ""
+def _precision(task: Task, progress: Progress | None) -> tuple[Precision, ...]:
+    from onnx_repfuse.feeding import model_spec
+    from onnx_repfuse.verify.precision import study
+
+    if progress is not None:
+        progress("comparing with float64", 0, 0)
+    return study(Path(task.model), Path(task.output), feeds=model_spec(task.model, task.options))
 
 
 def _line(text: str) -> str:

@@ -123,9 +123,10 @@ def _outputs(given: Given) -> list[str]:
         found.append("the output is given twice: by -o and as the second file; give one of them")
     if given.jobs is not None and not given.many:
         found.append("--jobs is for several models: it needs --out-dir")
-    if given.in_place and given.bench:
-        found.append(
-            "--bench needs both files, and --in-place overwrites the original: give an output instead"
+    if given.in_place:
+        found.extend(
+            f"{name} needs both files, and --in-place overwrites one: give an output instead"
+            for name in _on({"--bench": given.bench, "--precision-study": given.precision_study})
         )
     return found
 

@@ -37,6 +37,13 @@ def shell(*words, env=None, **settings):
     )  # fmt: skip
 
 
+def shell_line(words):
+    return subprocess.run(
+        ["bash", "-c", f"'{sys.executable}' -m onnx_repfuse {words}"],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(MODELS.parent)},
+    )  # fmt: skip
+
+
 def test_writes_beside_the_input_and_says_what_it_did(model, capsys):
     assert main([str(model)]) == 0
     out, err = capsys.readouterr()
@@ -89,6 +96,7 @@ def test_second_run_is_identical(model, capsys):
         (["net.onnx", "--jobs", "2"], "--out-dir"),
         (["net.onnx", "--out-dir", "d", "--jobs", "0"], "--jobs"),
         (["net.onnx", "--in-place", "--bench"], "--bench"),
+        (["net.onnx", "--in-place", "--precision-study"], "--precision-study"),
         (["net.onnx", "--skip", "afine"], "did you mean 'affine'"),
         (["net.onnx", "--only", "nonsense"], "--list-kinds"),
         (["net.onnx", "--only", "affine,pad", "--skip", "pad"], "'pad'"),
@@ -316,6 +324,47 @@ def test_data_from_files(model):
     assert main(["net.onnx", "--input-data", "input:x.npy", "-q"]) == 0
     assert main(["net.onnx", "--input-data", "x.npy", "-q"]) == 0
     assert main(["net.onnx", "--input-data", "nope:x.npy", "-q"]) == 1
+
+
+def test_precision_study(model, capsys):
+    assert main(["net.onnx", "--precision-study", "--json", "r.json"]) == 0
+    assert "float64" in capsys.readouterr().out
+    assert json.loads(Path("r.json").read_text())["precision"][0]["factor"] < 2
+
+
+def test_no_reader_and_no_room(model):
+    for redirect, code in ((">&-", 0), (">/dev/full", 1), ("2>&-", 0), (">&- 2>&- <&-", 0)):
+        done = shell_line(f"net.onnx {redirect}")
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr
+        assert Path("net.fused.onnx").exists()
+    gone = shell_line("net.onnx --fail-on-remaining Relu --json - 2>/dev/null | true; exit ${PIPESTATUS[0]}")
+    assert gone.returncode == 4
+
+
+def test_any_joblib_backend(model):
+    from joblib import parallel_config
+
+    Path("other.onnx").write_bytes(TRAIN.read_bytes())
+    with parallel_config("threading", n_jobs=2):
+        assert main(["net.onnx", "other.onnx", "--out-dir", "out", "-q"]) == 0
+    assert len(list(Path("out").iterdir())) == 2
+
+
+def test_progress_on_a_terminal_only(model):
+    pty = pytest.importorskip("pty")
+    master, slave = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "onnx_repfuse", "net.onnx"], stdout=subprocess.PIPE, stderr=slave,
+        env={**os.environ, "PYTHONPATH": str(MODELS.parent), "TERM": "xterm", "COLUMNS": "100"},
+    ) as process:  # fmt: skip
+        out, _ = process.communicate(timeout=60)
+    shown = os.read(master, 100_000).decode()
+    os.close(slave)
+    os.close(master)
+    assert process.returncode == 0
+    assert any(stage in shown for stage in ("planning", "proving", "reading"))
+    assert b"\x1b" not in out
 
 
 def test_bench(model, capsys, monkeypatch):

@@ -56,6 +56,17 @@ def document(outcome: Outcome) -> dict[str, Any]:
         "refusals": [_refusal(refusal) for refusal in report.refusals] if report else [],
         "verification": _verification(outcome.verification, outcome.status),
         "bench": _bench(outcome.bench),
+        "precision": [
+            {
+                "output": one.output,
+                "original": one.original,
+                "fused": one.fused,
+                "worst_original": one.worst_original,
+                "worst_fused": one.worst_fused,
+                "factor": one.factor,
+            }
+            for one in outcome.precision
+        ],
         "gates": [{"op": gate.op, "remaining": gate.remaining} for gate in outcome.gates],
         "seconds": dict(report.seconds) if report else {},
         "notes": list(report.notes) if report else [],

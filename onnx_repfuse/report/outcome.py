@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from onnx_repfuse.report.record import Counts, Report
 
 if TYPE_CHECKING:
+    from onnx_repfuse.verify.precision import Precision
     from onnx_repfuse.verify.verdict import Verification
 
 __all__ = ["Bench", "Gate", "Outcome", "worst"]
@@ -57,6 +58,7 @@ class Outcome:
         compared: the verdict of a comparison.
         bench: the timing, if asked for.
         gates: one for each operator that must not remain.
+        precision: the distances of both models from float64, if asked for.
         trace: the traceback of an internal error.
     """
 
@@ -69,6 +71,7 @@ class Outcome:
     compared: Verification | None = None
     bench: Bench | None = None
     gates: tuple[Gate, ...] = ()
+    precision: tuple[Precision, ...] = ()
     trace: str = ""
 
     @property

@@ -45,6 +45,14 @@ def show(console: Console, outcome: Outcome, verbose: int = 0) -> None:
     if outcome.bench is not None:
         for line in _bench(outcome.bench):
             _line(console, line)
+    for one in outcome.precision:
+        words = "closer to" if one.factor < 1 else "as far from" if one.factor == 1 else "farther from"
+        _line(
+            console,
+            f"Precision of {clean(one.output)}: {words} float64, {one.factor:.2g} of the original's distance "
+            f"(rms {figure(one.original)} -> {figure(one.fused)}, worst {figure(one.worst_original)} -> "
+            f"{figure(one.worst_fused)})",
+        )
     for gate in outcome.gates:
         if gate.remaining:
             _line(console, f"--fail-on-remaining: {gate.remaining} {clean(gate.op)} remain", style="bold red")
