@@ -17,7 +17,7 @@ from onnx_repfuse.report.outcome import Bench, Gate, Outcome
 
 if TYPE_CHECKING:
     from onnx_repfuse.options import Options
-    from onnx_repfuse.verify.precision import Precision
+    from onnx_repfuse.verify.verdict import Precision
 
 __all__ = ["Task", "check_ops", "run"]
 

@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_repfuse.errors import InputError
-from onnx_repfuse.verify.precision import Precision, evaluate, study
+from onnx_repfuse.verify.precision import evaluate, study
+from onnx_repfuse.verify.verdict import Precision
 
 F = TensorProto.FLOAT
 

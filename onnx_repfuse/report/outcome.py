@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from onnx_repfuse.report.record import Counts, Report
 
 if TYPE_CHECKING:
-    from onnx_repfuse.verify.precision import Precision
-    from onnx_repfuse.verify.verdict import Verification
+    from onnx_repfuse.verify.verdict import Precision, Verification
 
 __all__ = ["Bench", "Gate", "Outcome", "worst"]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from math import erf
 from typing import Any
 
@@ -21,32 +20,9 @@ from onnx_repfuse.verify.feeds import FeedSpec, scenes
 from onnx_repfuse.verify.measure import Array, difference, flatten, is_float, largest
 from onnx_repfuse.verify.sessions import Model, load, one_line, open_model
 from onnx_repfuse.verify.truth import OPS, Context, Unsupported, Value, attributes, load_operators
+from onnx_repfuse.verify.verdict import Precision
 
-__all__ = ["Precision", "evaluate", "study"]
-
-
-@dataclass(frozen=True)
-class Precision:
-    """One float output, over all feeds.
-
-    Attributes:
-        output: its name.
-        original, fused: root mean square of the error against float64, and `worst_*` its maximum.
-        factor: `fused / original`: below one, the result is the more precise; 1 where both are exact.
-    """
-
-    output: str
-    original: float
-    fused: float
-    worst_original: float
-    worst_fused: float
-
-    @property
-    def factor(self) -> float:
-        """How many times farther from the truth the result is."""
-        if self.original > 0:
-            return self.fused / self.original
-        return 1.0 if self.fused == 0 else float("inf")
+__all__ = ["evaluate", "study"]
 
 
 def study(

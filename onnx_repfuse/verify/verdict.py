@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-__all__ = ["FoldVerdict", "OutputVerdict", "Status", "Verification"]
+__all__ = ["FoldVerdict", "OutputVerdict", "Precision", "Status", "Verification"]
 
 
 class Status(str, Enum):
@@ -79,6 +79,30 @@ class FoldVerdict:
     tolerance: float
     judge: str
     message: str = ""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How far a float output of both models is from float64, over all feeds.
+
+    Attributes:
+        output: its name.
+        original, fused: root mean square of the error against float64, and `worst_*` its maximum.
+        factor: `fused / original`: below one, the result is the more precise; 1 where both are exact.
+    """
+
+    output: str
+    original: float
+    fused: float
+    worst_original: float
+    worst_fused: float
+
+    @property
+    def factor(self) -> float:
+        """How many times farther from the truth the result is."""
+        if self.original > 0:
+            return self.fused / self.original
+        return 1.0 if self.fused == 0 else float("inf")
 
 
 @dataclass(frozen=True)
