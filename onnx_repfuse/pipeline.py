@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -33,6 +34,9 @@ from onnx_repfuse.plan.rounds import Made, Planned, plan_scope
 from onnx_repfuse.reasons import Reason
 from onnx_repfuse.report.record import Counts, Fold, NodeRef, Refusal, Report
 from onnx_repfuse.verify.verdict import FoldVerdict, Status, Verification
+
+if TYPE_CHECKING:
+    from onnx_repfuse.verify.probes import FoldCase
 
 __all__ = ["Run", "describe", "make_plan", "run"]
 
@@ -209,7 +213,7 @@ Failure = tuple[ScopeKey, Made, Reason, str]
 
 def _probe(plan: Plan, tell: Progress) -> tuple[list[Failure], list[FoldVerdict]]:
     """Each fold, before and after, through the runtime."""
-    from onnx_repfuse.verify.probes import FoldCase, probe
+    from onnx_repfuse.verify.probes import probe
 
     failed: list[Failure] = []
     verdicts: list[FoldVerdict] = []
@@ -219,25 +223,35 @@ def _probe(plan: Plan, tell: Progress) -> tuple[list[Failure], list[FoldVerdict]
         scope = planned.scope
         if not made.created:
             continue
-        proto = plan.protos[scope.key]
-        absorbed = [proto.node[scope.anchor[id(node)]] for node in made.absorbed]
         try:
-            before, after = before_and_after(
-                scope,
-                plan.frames[scope.key],
-                made.root,
-                absorbed,
-                [n for n in made.created if n in scope.nodes],
-                plan.document.model.ir_version,
-            )
+            verdict = probe(_fold_case(plan, planned, made, sized=False))
+            if verdict.status is Status.FAILED:
+                verdict = probe(_fold_case(plan, planned, made, sized=True))
         except Inexact as reason:
             failed.append((scope.key, made, reason.reason, reason.detail))
             continue
-        verdict = probe(FoldCase(made.root, before, after))
         verdicts.append(verdict)
         if verdict.status is Status.FAILED:
             failed.append((scope.key, made, Reason.VERIFICATION, verdict.message))
     return failed, verdicts
+
+
+def _fold_case(plan: Plan, planned: Planned, made: Made, *, sized: bool) -> FoldCase:
+    """A fold for the prober: at any size, or at the sizes the file proves, for which alone it may be exact."""
+    from onnx_repfuse.verify.probes import FoldCase
+
+    scope = planned.scope
+    proto = plan.protos[scope.key]
+    before, after = before_and_after(
+        scope,
+        plan.frames[scope.key],
+        made.root,
+        [proto.node[scope.anchor[id(node)]] for node in made.absorbed],
+        [n for n in made.created if n in scope.nodes],
+        plan.document.model.ir_version,
+        sized=sized,
+    )
+    return FoldCase(made.root, before, after)
 
 
 def _ban(failed: list[Failure], banned: set[tuple[ScopeKey, str]], undone: list[Refusal]) -> None:

@@ -149,6 +149,11 @@ def counts(model: onnx.ModelProto) -> dict[str, int]:
     return dict(Counter(n.op_type for n in model.graph.node if n.op_type != "Constant"))
 
 
+def weight(result: Result) -> onnx.TensorProto:
+    """The first weight of a fused model."""
+    return next(t for t in result.model.graph.initializer if len(t.dims) > 1)
+
+
 def run(model: onnx.ModelProto, feeds: dict[str, Array]) -> list[Array]:
     """The outputs by ONNX Runtime, nothing optimized."""
     options = ort.SessionOptions()

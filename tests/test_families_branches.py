@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnx_repfuse.reasons import Reason
-from tests.build import Net, check
+from tests.build import Net, check, weight
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -223,3 +223,36 @@ def test_auto_pad_strided_dynamic_is_refused() -> None:
 def test_relu_between_is_a_wall() -> None:
     net = Net(4)
     check(net.model(net.bn(net.op("Relu", net.conv("x", 4, 4, 3)), 4)), None)
+
+
+def test_unireplknet_dilations() -> None:
+    net = Net(4)
+    names = [net.conv_bn("x", 4, 4, 13, group=4)]
+    names += [
+        net.conv_bn("x", 4, 4, k, group=4, dilations=[d, d])
+        for k, d in ((5, 1), (7, 2), (3, 3), (3, 4), (3, 5))
+    ]
+    result = check(net.model(net.add(*names)), {"Conv": 1}, largest=8)
+    assert list(weight(result).dims)[2:] == [13, 13]
+
+
+def test_dilation_is_widened_only_as_far_as_needed() -> None:
+    net = Net(4)
+    names = [net.conv("x", 4, 4, k, dilations=[d, d], group=4) for k, d in ((3, 4), (5, 2))]
+    result = check(net.model(net.add(*names)), {"Conv": 1}, largest=8)
+    assert list(weight(result).dims)[2:] == [5, 5]
+
+
+def test_stride_two_other_alignment() -> None:
+    net = Net(4)
+    names = [net.conv("x", 4, 4, 3, strides=[2, 2], pad=pad) for pad in ([0, 0, 2, 2], [1, 1, 1, 1])]
+    result = check(net.model(net.add(*names)), {"Conv": 1}, largest=6)
+    assert list(weight(result).dims)[2:] == [4, 4]
+
+
+@pytest.mark.parametrize("auto", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize("size", [5, 6])
+def test_auto_pad_strided_is_exact_for_the_proved_size(auto: str, size: int) -> None:
+    net = Net(shape=("N", 4, size, size))
+    a, b = (net.conv("x", 4, 4, k, auto_pad=auto, strides=[2, 2]) for k in (3, 1))
+    check(net.model(net.add(a, b)), {"Conv": 1})

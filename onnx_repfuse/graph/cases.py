@@ -23,8 +23,13 @@ def before_and_after(
     absorbed: Sequence[onnx.NodeProto],
     created: Sequence[gs.Node],
     ir_version: int,
+    *,
+    sized: bool = False,
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Both sides of a fold. Computes its weights; raises Inexact where one overflows."""
+    """Both sides of a fold. Computes its weights; raises Inexact where one overflows.
+
+    `sized` declares the sources with the sizes the file proves: a fold may be exact for them alone.
+    """
     new = [export(node) for node in created]
     made = {name for node in (*absorbed, *new) for name in node.output}
     sources = list(
@@ -35,20 +40,22 @@ def before_and_after(
             if name and name not in made and name not in scope.constants
         )
     )
-    inputs = [_declare(scope, frames, name) for name in sources]
+    inputs = [_declare(scope, frames, name, sized=sized) for name in sources]
     return tuple(  # type: ignore[return-value]
         _model(scope, nodes, inputs, root, ir_version) for nodes in (absorbed, new)
     )
 
 
-def _declare(scope: Scope, frames: dict[str, Frame], name: str) -> onnx.ValueInfoProto:
-    """Element type, rank and channels; batch and space symbolic."""
+def _declare(scope: Scope, frames: dict[str, Frame], name: str, *, sized: bool) -> onnx.ValueInfoProto:
+    """Element type, rank and channels; batch and space symbolic, or where proved and `sized`, as they are."""
     shape, frame = scope.shape(name), frames.get(name)
     rank = len(shape) if shape is not None else (frame.rank + 2 if frame and frame.channel_axis == 1 else 2)
     dims: list[int | str] = [f"d{axis}" for axis in range(rank)]
     dims[0] = "batch"
     if frame is not None:
         dims[frame.channel_axis] = frame.channels
+    if sized and shape is not None:
+        dims = [symbol if dim is None else dim for dim, symbol in zip(shape, dims, strict=True)]
     data_type = scope.data_type(name) or (frame.data_type if frame else 0) or onnx.TensorProto.FLOAT
     return onnx.helper.make_tensor_value_info(name, data_type, dims)
 
