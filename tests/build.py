@@ -13,6 +13,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.api import Result
@@ -156,6 +157,8 @@ def weight(result: Result) -> onnx.TensorProto:
 
 def run(model: onnx.ModelProto, feeds: dict[str, Array]) -> list[Array]:
     """The outputs by ONNX Runtime, nothing optimized."""
+    if any(v.type.tensor_type.elem_type == TensorProto.DOUBLE for v in model.graph.input):
+        return list(ReferenceEvaluator(model).run(None, feeds))  # no Conv of doubles in ONNX Runtime
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -236,13 +236,6 @@ def test_unireplknet_dilations() -> None:
     assert list(weight(result).dims)[2:] == [13, 13]
 
 
-def test_dilation_is_widened_only_as_far_as_needed() -> None:
-    net = Net(4)
-    names = [net.conv("x", 4, 4, k, dilations=[d, d], group=4) for k, d in ((3, 4), (5, 2))]
-    result = check(net.model(net.add(*names)), {"Conv": 1}, largest=8)
-    assert list(weight(result).dims)[2:] == [5, 5]
-
-
 def test_stride_two_other_alignment() -> None:
     net = Net(4)
     names = [net.conv("x", 4, 4, 3, strides=[2, 2], pad=pad) for pad in ([0, 0, 2, 2], [1, 1, 1, 1])]

@@ -225,6 +225,8 @@ class Cover:
             if o.name in self.entries and self.is_private(o.name)
         ]
         best = reduce(Price.plus, (e.best for e in below), own)
+        if any(operand.name in self.exposed for operand in lifted.operands):
+            best = best._replace(cost=best.cost + 1)  # a form that no longer reads it wins a tie
         entry = Entry(best, reduce(Price.plus, (e.original for e in below), own), own)
         ranked: list[tuple[int, Candidate]] = []
         for combination in _combinations(options):

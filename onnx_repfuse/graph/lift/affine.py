@@ -62,7 +62,7 @@ def lift_batch_normalization(context: Context, node: gs.Node) -> Lifted | Declin
         layout = (1, (rank or 2) - 2)
     if rank is not None and rank < 2:
         return None
-    epsilon = float(node.attrs.get("epsilon", 1e-5))
+    epsilon = float(np.float32(node.attrs.get("epsilon", 1e-5)))  # attributes are float32, the default too
     with np.errstate(all="ignore"):
         factor = scale / np.sqrt(variance + epsilon)
         offset = shift - mean * factor
