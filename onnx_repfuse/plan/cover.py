@@ -206,7 +206,7 @@ class Cover:
         entry = self.entries.get(operand.name)
         exposed = self.exposed.get(operand.name)
         if exposed is not None:
-            return [(itself, None, Price()), (exposed, _free(exposed), Price())]
+            return [(exposed, _free(exposed), Price())]  # whoever still reads it ends the joint step
         if entry is None or not self.is_private(operand.name):
             return [(itself, None, Price())]
         result: list[Option] = [(itself, None, entry.best)]
@@ -281,13 +281,13 @@ class Cover:
                 size_of=lambda source: self.size(source, rank),
             )
         except Inexact as reason:
-            if any(chosen):
-                through = next(o.name for o, c in zip(lifted.operands, chosen, strict=True) if c)
+            if any(chosen) or lifted.border is not None:
+                through = next((o.name for o, c in zip(lifted.operands, chosen, strict=True) if c), "")
                 self.inexact.setdefault(lifted.output, []).append((reason, through))
             return None
         if lifted.same_shape and not _proves_shape(form, forms):
             return None
-        convolution = lifted.node.op == "Conv"
+        convolution = lifted.node.op in ("Conv", "Gemm", "MatMul")
         below = any(c.convolutions for c in chosen if c)
         roles = frozenset().union(*(c.roles for c in chosen if c), {lifted.role} if lifted.role else set())
         if convolution and below:

@@ -58,12 +58,16 @@ def _inexact(scope: Scope, cover: Cover, name: str) -> Refusal | None:
     found = cover.inexact.get(name)
     if not found:
         return None
-    reason, through = found[0]
-    node, below = cover.lifts[name].node, cover.lifts[through].node
+    reason, through = next((pair for pair in found if pair[1]), found[0])
+    node, below = cover.lifts[name].node, cover.lifts.get(through)
+    if below is None:
+        return Refusal(
+            reason.reason, f"{_title(node)} stays: {reason.detail}.", (node_name(node),), scope.label
+        )
     return Refusal(
         reason.reason,
-        f"{_title(node)} and {_title(below)} stay apart: {reason.detail}.",
-        (node_name(node), node_name(below)),
+        f"{_title(node)} and {_title(below.node)} stay apart: {reason.detail}.",
+        (node_name(node), node_name(below.node)),
         scope.label,
     )
 
