@@ -128,9 +128,9 @@ class Verification:
 
     @property
     def status(self) -> Status:
-        """FAILED if anything failed or nothing was compared, PASSED if something was observed."""
+        """FAILED if anything failed or no output was compared, PASSED if something was observed."""
         found = {verdict.status for verdict in self.outputs} | {verdict.status for verdict in self.folds}
-        if not found or Status.FAILED in found:
+        if not self.outputs or Status.FAILED in found:
             return Status.FAILED
         return Status.PASSED if Status.PASSED in found else Status.NOT_OBSERVED
 
