@@ -15,6 +15,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = [
     "AffineConv",
+    "FeedSpec",
     "Fold",
     "Geometry",
     "InputError",
@@ -50,6 +51,7 @@ _HOMES = {
     "options": ("Options",),
     "reasons": ("Reason",),
     "report.record": ("Fold", "Kind", "Refusal", "Report"),
+    "verify.feeds": ("FeedSpec",),
     "verify.verdict": ("Verification",),
 }
 

@@ -1,4 +1,7 @@
-"""The library: `fuse`, `plan`, `verify`."""
+"""The library: `fuse`, `plan`, `verify`.
+
+Each takes a file, an `onnx.ModelProto`, or an `onnx_graphsurgeon.Graph`, and never changes it.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import onnx
+import onnx_graphsurgeon as gs
 
+from onnx_repfuse.errors import InputError
+from onnx_repfuse.graph.document import Document
 from onnx_repfuse.options import Options
-from onnx_repfuse.pipeline import describe, make_plan, open_document, run
+from onnx_repfuse.pipeline import describe, make_plan, run
 from onnx_repfuse.report.record import Report
 from onnx_repfuse.verify.verdict import Verification
 
 if TYPE_CHECKING:
-    import onnx_graphsurgeon as gs
-
     from onnx_repfuse.verify.feeds import FeedSpec
 
 __all__ = ["Result", "fuse", "plan", "verify"]
+
+Model: TypeAlias = "onnx.ModelProto | gs.Graph | str | os.PathLike[str]"
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Result:
     Attributes:
         report: what was done, what was not, and how it was proved.
         path: the file written, or None.
+        model: the fused model in memory, read from `path` when it is first asked for.
     """
 
     report: Report
@@ -45,7 +52,7 @@ class Result:
 
 
 def fuse(
-    model: onnx.ModelProto | gs.Graph | str | os.PathLike[str],
+    model: Model,
     output: str | os.PathLike[str] | None = None,
     options: Options | None = None,
     *,
@@ -62,11 +69,22 @@ def fuse(
     Raises:
         InputError: the model cannot be read or does not run.
         OutputError: the result cannot be written.
-        VerificationError: the result was not proved equal; nothing was written.
+        VerificationError: the result was not proved equal; nothing was written. Its `report` attribute has the
+            figures.
+
+    >>> model = onnx.parser.parse_model('''
+    ...     <ir_version: 8, opset_import: ["" : 17]>
+    ...     block (float[N,1,H,W] x) => (float[N,1,H,W] y)
+    ...     <float[1,1,1,1] w = {2}, float[1,1,1,1] s = {0.5}> { c = Conv(x, w)  m = Mul(x, s)  y = Add(c, m) }''')
+    >>> result = fuse(model)
+    >>> [node.op_type for node in result.model.graph.node], [node.op_type for node in model.graph.node]
+    (['Mul'], ['Conv', 'Mul', 'Add'])
+    >>> bool(result.report.verification)
+    True
     """
     chosen = options or Options()
     target = None if output is None else Path(output)
-    with open_document(model) as document:
+    with _open(model) as document:
         name = str(model) if isinstance(model, str | os.PathLike) else ""
         if target is not None:
             done = run(document, target, chosen, name=name, progress=progress)
@@ -78,20 +96,36 @@ def fuse(
         return Result(done.report, None, lambda: fused)
 
 
-def plan(
-    model: onnx.ModelProto | gs.Graph | str | os.PathLike[str], options: Options | None = None
-) -> Report:
-    """A dry run: what would be folded, what not and why. Reads no kernel and writes nothing."""
+def plan(model: Model, options: Options | None = None) -> Report:
+    """A dry run: what would be folded, what not and why. Reads no kernel, runs nothing and writes nothing.
+
+    Args:
+        model, options: as for `fuse`; options that concern running and writing have no effect.
+
+    Returns:
+        The report, without verification.
+
+    Raises:
+        InputError: the model cannot be read.
+
+    >>> model = onnx.parser.parse_model('''
+    ...     <ir_version: 8, opset_import: ["" : 17]>
+    ...     block (float[N,1,H,W] x) => (float[N,1,H,W] y)
+    ...     <float[1,1,1,1] w = {2}, float[1,1,1,1] s = {0.5}> { c = Conv(x, w)  m = Mul(x, s)  y = Add(c, m) }''')
+    >>> report = plan(model)
+    >>> [(fold.output, str(fold.kind)) for fold in report.folds], report.verification
+    ([('y', 'branches')], None)
+    """
     chosen = options or Options()
-    with open_document(model) as document:
+    with _open(model) as document:
         planned = make_plan(document, chosen)
         name = str(model) if isinstance(model, str | os.PathLike) else ""
         return describe(planned, chosen, 0, [], None, {}, name, "")
 
 
 def verify(
-    original: onnx.ModelProto | str | os.PathLike[str],
-    fused: onnx.ModelProto | str | os.PathLike[str],
+    original: Model,
+    fused: Model,
     *,
     feeds: FeedSpec | None = None,
     rtol: float | None = None,
@@ -99,10 +133,43 @@ def verify(
 ) -> Verification:
     """Compare the outputs of two models with one interface, calibrated by the original's own noise.
 
+    Args:
+        original, fused: files, or models in memory.
+        feeds: shapes or data of the inputs; random ones without it.
+        rtol, atol: replace the calibrated tolerance by `|d| <= atol + rtol * |y|`.
+
+    Returns:
+        A record that is true if they are equal; it has the figures of every output.
+
     Raises:
         InputError: the original does not run.
+
+    >>> model = onnx.parser.parse_model('''
+    ...     <ir_version: 8, opset_import: ["" : 17]>
+    ...     block (float[N,1,H,W] x) => (float[N,1,H,W] y)
+    ...     <float[1,1,1,1] w = {2}, float[1,1,1,1] s = {0.5}> { c = Conv(x, w)  m = Mul(x, s)  y = Add(c, m) }''')
+    >>> bool(verify(model, fuse(model).model))
+    True
     """
     from onnx_repfuse.verify.outputs import verify_outputs
 
-    first, second = (Path(m) if isinstance(m, str | os.PathLike) else m for m in (original, fused))
-    return verify_outputs(first, second, feeds=feeds, rtol=rtol, atol=atol)
+    return verify_outputs(_plain(original), _plain(fused), feeds=feeds, rtol=rtol, atol=atol)
+
+
+def _plain(model: Model) -> onnx.ModelProto | Path:
+    """A path as it is, a graph as a ModelProto. Raises InputError for anything else."""
+    if isinstance(model, str | os.PathLike):
+        return Path(model)
+    if isinstance(model, onnx.ModelProto):
+        return model
+    if isinstance(model, gs.Graph):
+        exported: onnx.ModelProto = gs.export_onnx(model.copy())
+        return exported
+    raise InputError(
+        f"a model is a path, an onnx.ModelProto or a graphsurgeon Graph, not {type(model).__name__}"
+    )
+
+
+def _open(model: Model) -> Document:
+    plain = _plain(model)
+    return Document.open(plain) if isinstance(plain, Path) else Document.from_model(plain)

@@ -27,7 +27,11 @@ __all__ = [
 
 
 class RepfuseError(Exception):
-    """Base of every error a caller may want to catch; `str()` is one line that says what is wrong."""
+    """Base of every error a caller may want to catch; `str()` is one line that says what is wrong.
+
+    >>> UsageError.exit_code, VerificationError.exit_code
+    (2, 3)
+    """
 
     exit_code = 1
 

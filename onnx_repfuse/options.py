@@ -26,7 +26,10 @@ class Options:
         input_shapes: input name -> shape to verify with.
         input_data: (input name or None, file) to verify with: .npy of an input, .npz, a test_data_set folder.
         external: True writes weights as external data; None does so where the input did or the size demands it.
-        precision_study: compare both models with a float64 evaluation as well.
+        precision_study: (command line) compare both models with a float64 evaluation as well.
+
+    >>> Options(skip=frozenset({Kind.POOL})).allows(Kind.POOL)
+    False
     """
 
     cost: Literal["ort-cpu", "macs"] = "ort-cpu"

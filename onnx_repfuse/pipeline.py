@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.errors import Inexact, InputError, OutputError, VerificationError
+from onnx_repfuse.errors import Inexact, OutputError, VerificationError
 from onnx_repfuse.graph.cases import before_and_after
 from onnx_repfuse.graph.counting import count
 from onnx_repfuse.graph.document import Document, ScopeKey
@@ -384,16 +384,3 @@ def _label(scope: Scope, node: gs.Node) -> str:
         if value and any(v != 1 for v in value):
             parts.append(f"{label} {value[0] if len(set(value)) == 1 else value}")
     return ", ".join(parts)
-
-
-def open_document(model: object) -> Document:
-    """A document from a path, a ModelProto or a graphsurgeon Graph. Raises InputError."""
-    if isinstance(model, str | os.PathLike):
-        return Document.open(model)
-    if isinstance(model, onnx.ModelProto):
-        return Document.from_model(model)
-    if isinstance(model, gs.Graph):
-        return Document.from_model(gs.export_onnx(model.copy()))
-    raise InputError(
-        f"a model is a path, an onnx.ModelProto or a graphsurgeon Graph, not {type(model).__name__}"
-    )

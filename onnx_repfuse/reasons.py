@@ -8,7 +8,11 @@ __all__ = ["Reason"]
 
 
 class Reason(str, Enum):
-    """The reason of a `Refusal`. Its value is stable (JSON, tests); `prose` is a clause for people."""
+    """The reason of a `Refusal`. Its value is stable (JSON, tests); `prose` is a clause for people.
+
+    >>> str(Reason.TRAINING), Reason.TRAINING.prose
+    ('training', 'it runs in training mode: call model.eval() before export')
+    """
 
     BORDER = "border"
     GRID = "grid"

@@ -120,6 +120,10 @@ class Report:
         seconds: stage -> wall time in seconds.
         bench: (median ratio original/fused, low, high) of --bench.
         notes: sentences worth telling that belong nowhere else.
+
+    >>> small = Counts({"Conv": 1}, parameters=9, bytes=200, macs=None)
+    >>> Report("a.onnx", "b.onnx", small, small, (), (), None).after.ops["Conv"]
+    1
     """
 
     model: str
