@@ -21,8 +21,8 @@ KIND_HELP = {
     Kind.MATMUL: "Gemm and MatMul, also low-rank pairs",
     Kind.TRANSPOSE: "what surrounds a ConvTranspose, into it",
     Kind.CONCAT: "a Concat, Split or Slice over channels of convolutions",
-    Kind.COMMUTE: "a per-channel affine moved past an operator it commutes with, to where it folds",
-    Kind.ACTIVATION: "a positive scale moved through an activation, to where it folds",
+    Kind.COMMUTE: "an affine or pointwise operator moved past a pool, reshape or resize, to where it folds",
+    Kind.ACTIVATION: "an activation written out, as one operator: Clip(x + 3, 0, 6) / 6 as HardSigmoid",
 }
 _SHAPE = re.compile(r"(?P<name>.+):(?P<dims>[0-9]+(?:[,x][0-9]+)*|scalar)", re.DOTALL)
 

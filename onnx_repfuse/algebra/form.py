@@ -22,6 +22,7 @@ from onnx_repfuse.algebra.kernels import (
     Columns,
     Composed,
     Kernel,
+    Relaid,
     Rows,
     Scaled,
     Total,
@@ -31,9 +32,21 @@ from onnx_repfuse.algebra.kernels import (
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.reasons import Reason
 
-__all__ = ["Bias", "Form", "Term", "add_kernels", "apply", "compose_kernels", "identity"]
+__all__ = [
+    "Bias",
+    "Form",
+    "Shifted",
+    "Term",
+    "add_kernels",
+    "apply",
+    "compose_kernels",
+    "identity",
+    "relaid",
+    "scale_out",
+]
 
 MAX_TERMS = 32  # a form with more terms is cut at a tensor: keeps sums of many sources linear in time
+TAME = 2.0**-12, 2.0**12  # factors and shifts of a `Shifted` source: normal in every float type
 MAX_DEPTH = 64  # likewise for the nesting of kernels, which are evaluated recursively
 
 
@@ -125,6 +138,17 @@ class Term:
 
 
 @dataclass(frozen=True, eq=False)
+class Shifted:
+    """The source `name` plus a constant per channel, shape (channels,)."""
+
+    name: str
+    shift: Array
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, eq=False)
 class Form:
     """See the module's docstring. `layout` is (channel axis, rank)."""
 
@@ -144,6 +168,43 @@ def identity(source: Hashable, channels: int, layout: tuple[int, int]) -> Form:
     axis, rank = layout
     kernel = Vector(Geometry.diagonal(channels, rank, axis), np.ones(channels))
     return Form(channels, layout, (Term(source, kernel),), Bias.zeros(channels))
+
+
+def scale_out(form: Form) -> Form | None:
+    """`s*x + t` as `s*(x + t/s)`: without a bias, so that padding does not matter to what reads it,
+
+        conv(s*x + t) = conv_s(x + t/s)     at every border, as both pad the same positions with zero
+
+    None unless the form is that, no s is zero, and s and t/s are far from overflow and underflow.
+    """
+    if len(form.terms) != 1 or form.bias.late or form.bias.is_zero:
+        return None
+    term = form.terms[0]
+    if not isinstance(term.kernel, Vector) or not isinstance(term.source, str) or term.lo_in or term.lo_out:
+        return None
+    scale = term.kernel.scale
+    if len(scale) != form.channels or not TAME[0] <= np.abs(scale).min() <= np.abs(scale).max() <= TAME[1]:
+        return None
+    shift = form.bias.known / scale
+    if np.abs(shift).max() > TAME[1]:
+        return None
+    moved = replace(term, source=Shifted(term.source, shift))
+    return replace(form, terms=(moved,), bias=Bias.zeros(form.channels))
+
+
+def relaid(form: Form, layout: tuple[int, int], rename: Callable[[Hashable], Hashable]) -> Form | None:
+    """A pointwise form in another layout, of sources renamed; None if it is not pointwise."""
+    terms = []
+    for term in form.terms:
+        geometry = term.kernel.geometry.relaid(layout)
+        if geometry is None:
+            return None
+        kernel = term.kernel
+        fresh: Kernel = (
+            Vector(geometry, kernel.scale) if isinstance(kernel, Vector) else Relaid(geometry, kernel)
+        )
+        terms.append(replace(term, source=rename(term.source), kernel=fresh))
+    return replace(form, layout=layout, terms=tuple(terms))
 
 
 def apply(

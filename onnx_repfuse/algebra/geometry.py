@@ -141,6 +141,14 @@ class Geometry:
             and self.slack == (-1,) * self.rank
         )
 
+    def relaid(self, layout: tuple[int, int]) -> Geometry | None:
+        """The same pointwise operator in another layout; None where that has no writing."""
+        axis, rank = layout
+        if not self.is_pointwise or (axis == -1 and not self.is_diagonal and self.groups > 1):
+            return None
+        ones, zeros = (1,) * rank, (0,) * rank
+        return Geometry(self.c_in, self.c_out, self.groups, ones, ones, ones, zeros, (-1,) * rank, axis)
+
     @property
     def is_diagonal(self) -> bool:
         """One value per channel."""

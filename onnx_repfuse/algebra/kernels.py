@@ -22,6 +22,7 @@ __all__ = [
     "Columns",
     "Composed",
     "Kernel",
+    "Relaid",
     "Rows",
     "Scaled",
     "Stacked",
@@ -211,6 +212,21 @@ class Columns:
         return _place(
             weight, _columns(self.inner.geometry, lo, hi) - self.start, self.geometry, lo - self.first_row
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Relaid:
+    """A pointwise kernel on another number of spatial axes: the same numbers."""
+
+    geometry: Geometry
+    inner: Kernel
+
+    @property
+    def depth(self) -> int:
+        return self.inner.depth
+
+    def rows(self, lo: int, hi: int) -> Array:
+        return self.inner.rows(lo, hi).reshape(-1, *self.geometry.weight_shape[1:])
 
 
 def push(kernel: Kernel, bias: Array) -> Array:

@@ -30,7 +30,8 @@ def before_and_after(
 
     `sized` declares the sources with the sizes the file proves: a fold may be exact for them alone.
     """
-    new = [export(node) for node in created]
+    absorbed = _with_shapes(scope, absorbed)
+    new = _with_shapes(scope, [export(node) for node in created])
     made = {name for node in (*absorbed, *new) for name in node.output}
     sources = list(
         dict.fromkeys(
@@ -44,6 +45,20 @@ def before_and_after(
     return tuple(  # type: ignore[return-value]
         _model(scope, nodes, inputs, root, ir_version) for nodes in (absorbed, new)
     )
+
+
+def _with_shapes(scope: Scope, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Nodes and, each behind what it reads, the Shape nodes beside them that tell a Reshape what to restore."""
+    if not any(node.op_type == "Reshape" for node in nodes):
+        return list(nodes)
+    names = {name for node in nodes for name in node.input}
+    told = [node for node in scope.original.values() if node.op == "Shape" and node.outputs[0].name in names]
+    made = {name for node in nodes for name in node.output}
+    result = [export(node) for node in told if node.inputs[0].name not in made]
+    for node in nodes:
+        result.append(node)
+        result += [export(shape) for shape in told if shape.inputs[0].name in node.output]
+    return result
 
 
 def _declare(scope: Scope, frames: dict[str, Frame], name: str, *, sized: bool) -> onnx.ValueInfoProto:

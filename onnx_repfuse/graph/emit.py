@@ -41,20 +41,16 @@ def emit(
     root: str,
     written: Written,
     *,
-    layout: tuple[int, int],
     data_type: int,
-    rank: Callable[[str], int | None],
     name: str,
 ) -> Emission:
     """Nodes that compute tensor `root`; `name` is the stem for names of nodes and tensors.
 
     Args:
-        layout, data_type: of the result.
-        rank: number of dims of a source.
+        data_type: of the result.
     """
     made = Emission([], {})
     names: list[str] = []
-    axis, space = layout
 
     def tensor(ref: Hashable) -> str:
         return names[ref] if isinstance(ref, int) else str(ref)
@@ -66,8 +62,9 @@ def emit(
         made.constants[fresh] = Const(shape, data_type, value, kernel)
         return fresh
 
-    def channel_shape(channels: int) -> tuple[int, ...]:
-        return (channels, *(1,) * space) if axis == 1 else (channels,)
+    def channel_shape(step: Step) -> tuple[int, ...]:
+        axis, space = step.layout
+        return (step.channels, *(1,) * space) if axis == 1 else (step.channels,)
 
     def vector(label: str, shape: tuple[int, ...], value: Callable[[], NDArray[np.float64]]) -> str:
         return constant(label, shape, lambda: _rounded(value().reshape(shape), data_type), None)
@@ -94,12 +91,12 @@ def emit(
             assert isinstance(step.kernel, Vector)
             node(
                 "Mul",
-                [*inputs, vector("scale", channel_shape(step.channels), _of(step.kernel.scale))],
+                [*inputs, vector("scale", channel_shape(step), _of(step.kernel.scale))],
                 output,
             )
         elif step.op == "Shift":
             assert step.bias is not None
-            node("Add", [*inputs, vector("shift", channel_shape(step.channels), step.bias.value)], output)
+            node("Add", [*inputs, vector("shift", channel_shape(step), step.bias.value)], output)
         elif step.op == "Norm":
             assert isinstance(step.kernel, Vector)
             assert step.bias is not None
@@ -112,27 +109,51 @@ def emit(
             ]
             node("BatchNormalization", [*inputs, *parameters], output, {"epsilon": 0.0})
         elif step.op == "Conv":
-            _emit_convolution(scope, step, inputs[0], output, data_type, rank, constant, vector, node, name)
+            _emit_convolution(step, inputs[0], output, data_type, constant, vector, node)
         elif step.op == "Slice":
-            _emit_slice(scope, step, inputs[0], output, axis, made, node, name)
+            _emit_slice(scope, step, inputs[0], output, step.layout[0], made, node, name)
         elif step.op == "Concat":
-            node("Concat", inputs, output, {"axis": axis})
+            node("Concat", inputs, output, {"axis": step.layout[0]})
+        elif step.view is not None:
+            node(
+                step.view.node.op,
+                [*inputs, *_view_inputs(scope, step, made, name)],
+                output,
+                _view_attrs(step),
+            )
         else:
             node(step.op, inputs, output)
     return made
 
 
+def _view_inputs(scope: Scope, step: Step, made: Emission, name: str) -> list[str]:
+    """Its further inputs: sizes that name the channels are written anew for other channels."""
+    view = step.view
+    assert view is not None
+    rest = [tensor.name for tensor in view.node.inputs[1:]]
+    if step.channels == view.channels or view.entry is None:
+        return rest
+    assert view.target is not None
+    sizes = np.array(view.target.read()).ravel()
+    sizes[view.entry] = step.channels
+    fresh = scope.fresh(f"{name}.shape")
+    made.constants[fresh] = Const(sizes.shape, view.target.data_type, _of(sizes))
+    return [*rest[:-1], fresh]
+
+
+def _view_attrs(step: Step) -> dict[str, Any]:
+    assert step.view is not None
+    return dict(step.view.node.attrs)
+
+
 def _emit_convolution(
-    scope: Scope,
     step: Step,
     source: str,
     output: str,
     data_type: int,
-    rank: Callable[[str], int | None],
     constant: Callable[..., str],
     vector: Callable[..., str],
     node: Callable[..., None],
-    name: str,
 ) -> None:
     assert step.kernel is not None
     kernel = _grown(step.kernel)
@@ -142,18 +163,13 @@ def _emit_convolution(
         return _materialized(kernel, data_type)
 
     bias = [] if step.bias is None else [vector("bias", (g.c_out,), step.bias.value)]
-    if g.channel_axis == -1 and bias and rank(source) == 2:
+    if g.channel_axis == -1 and bias:
         node(
             "Gemm", [source, constant("weight", g.weight_shape, weight, kernel), *bias], output, {"transB": 1}
         )
     elif g.channel_axis == -1:
         matrix = constant("weight", (g.c_in, g.c_out), lambda: np.ascontiguousarray(weight().T), kernel)
-        if bias:
-            middle = scope.fresh(f"{name}.matmul")
-            node("MatMul", [source, matrix], middle)
-            node("Add", [middle, *bias], output)
-        else:
-            node("MatMul", [source, matrix], output)
+        node("MatMul", [source, matrix], output)
     elif g.transposed:
         node(
             "ConvTranspose",

@@ -12,6 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope
+from onnx_repfuse.graph.views import VIEWS, after
 
 __all__ = ["FLOATS", "Frame", "frames", "rank_of"]
 
@@ -157,6 +158,11 @@ def _output_frame(scope: Scope, node: gs.Node, known: dict[str, Frame]) -> Frame
         if axis in (first.channel_axis, None if rank is None else first.channel_axis % rank):
             return replace(first, channels=sum(p.channels for p in parts if p))
         return first
+    if node.op in VIEWS and first is not None:
+        found = after(scope, node, first.layout, first.channels)
+        if found is not None:
+            axis, rank = found[0]
+            return Frame(axis, rank, first.channels, first.data_type)
     if node.op in CHANNEL_KEEPING and first is not None:
         return first
     if node.op in ("Slice", "Split", "ReduceMean") and first is not None:

@@ -5,7 +5,7 @@ order every lifted tensor gets a few candidate forms - its own operator applied 
 operands - and the cheapest way to compute it: keep the node, or write one of the forms. Where a private tensor
 ends up inside a form it is not computed at all.
 
-Bounds: at most `KEEP` candidates a tensor, at most `PRODUCT` combinations an operator; forms of more than
+Bounds: at most `candidates.KEEP` candidates a tensor, at most `PRODUCT` combinations an operator; forms of more than
 `form.MAX_TERMS` terms are cut. So time is linear in the number of nodes. A form is taken only if multiply-adds, nodes
 and convolutions do not rise and the cost falls strictly; with integer costs that makes the fixed point end.
 
@@ -14,113 +14,29 @@ No kernel is read here: forms carry kernels that compute themselves later.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import reduce
-from itertools import product
-from typing import NamedTuple
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.algebra.form import Form, apply, identity
+from onnx_repfuse.algebra.form import Form, apply, identity, scale_out
+from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import Context, Lifted, Operand
+from onnx_repfuse.graph.views import View
+from onnx_repfuse.plan.candidates import Candidate, Entry, Option, Tile, combinations, free, prune
+from onnx_repfuse.plan.commuting import restoring, under_view
 from onnx_repfuse.plan.cost import CostModel
-from onnx_repfuse.plan.lowering import Written, lower
+from onnx_repfuse.plan.lowering import Written, lower, viewed_last
+from onnx_repfuse.plan.price import UNKNOWN_POSITIONS, Price, keep
+from onnx_repfuse.plan.sources import Viewed, seen_through, view_cost
 from onnx_repfuse.report.record import Kind
 
-__all__ = ["Candidate", "Cover", "Entry", "Tile", "chief"]
+__all__ = ["Cover"]
 
-KEEP = 4
-PRODUCT = 25
-UNKNOWN_POSITIONS = 1 << 12
-
-_PRIORITY = (
-    Kind.TRANSPOSE,
-    Kind.MATMUL,
-    Kind.COMMUTE,
-    Kind.CONCAT,
-    Kind.POOL,
-    Kind.PAD,
-    Kind.SEQUENCE,
-    Kind.BRANCHES,
-    Kind.AFFINE,
-)
-
-
-def chief(roles: Iterable[Kind]) -> Kind:
-    """The one kind a fold is reported as."""
-    present = set(roles)
-    return next((kind for kind in _PRIORITY if kind in present), Kind.AFFINE)
-
-
-class Price(NamedTuple):
-    """What is paid for a tensor: picoseconds, multiply-adds, nodes, convolutions."""
-
-    cost: int = 0
-    macs: int = 0
-    nodes: int = 0
-    convolutions: int = 0
-
-    def plus(self, other: Price) -> Price:
-        """Both together."""
-        return Price(*(a + b for a, b in zip(self, other, strict=True)))
-
-    def improves(self, cost: int, limit: Price) -> bool:
-        """Cheaper than `cost`, and nothing else above `limit`."""
-        return self.cost < cost and all(a <= b for a, b in zip(self[1:], limit[1:], strict=True))
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """A form a tensor may be computed by.
-
-    Attributes:
-        form: over materialized tensors.
-        setup: of its private sources.
-        roles: kinds of what it absorbs; nodes: how many nodes it absorbs.
-        leaves: all its sources are tensors that exist anyway.
-    """
-
-    form: Form
-    setup: Price
-    roles: frozenset[Kind]
-    nodes: int
-    leaves: bool
-    convolutions: bool
-
-
-Option = tuple[Form, Candidate | None, Price]
-
-
-@dataclass(eq=False)
-class Entry:
-    """The cheapest way to compute a tensor, and what its reader may look through.
-
-    `own` is the node as it is, `original` the node and all private nodes below it, `best` the choice.
-    """
-
-    best: Price
-    original: Price
-    own: Price
-    choice: Candidate | None = None
-    written: Written | None = None
-    candidates: list[Candidate] = field(default_factory=list)
-
-
-@dataclass(frozen=True, eq=False)
-class Tile:
-    """A tensor to be computed by other nodes: `absorbed` go, `written` come."""
-
-    root: str
-    lifted: Lifted
-    form: Form
-    written: Written
-    absorbed: tuple[gs.Node, ...]
-    roles: frozenset[Kind]
-    saving: int
-    macs_before: int
-    macs_after: int
+PROHIBITIVE = 1 << 80
 
 
 @dataclass(eq=False)
@@ -136,11 +52,21 @@ class Cover:
     inexact: dict[str, list[tuple[Inexact, str]]] = field(default_factory=dict)
     exposed: dict[str, Form] = field(default_factory=dict)
     channels: dict[str, int] = field(default_factory=dict)
+    shifted: dict[int, tuple[Form, Form | None]] = field(default_factory=dict)
+    shared: Counter[str] = field(default_factory=Counter)
 
     def solve(self, names: Iterable[str]) -> None:
         """Fill `entries` for lifted tensors, in topological order."""
         for name in names:
             self.entries[name] = self._entry(self.lifts[name])
+
+    def look_through(self, name: str, form: Form | None) -> None:
+        """Let every reader of a tensor see this form in its place; None: no longer."""
+        gone = self.exposed.pop(name, None)
+        if form is not None:
+            self.exposed[name] = form
+        self.shared.subtract(map(str, gone.sources if gone else ()))
+        self.shared.update(map(str, form.sources if form else ()))
 
     def is_private(self, name: str) -> bool:
         """One reader, and that reader has one output anybody uses: the reader may look through."""
@@ -156,6 +82,10 @@ class Cover:
 
     def elements(self, name: Hashable) -> int:
         """Assumed elements of a tensor; where nothing is known, a fixed number of positions."""
+        if isinstance(name, Viewed):
+            view = name.view
+            inner = self.elements(name.inner)
+            return max(1, inner * self.elements(view.output) // self.elements(view.operand))
         found = self.context.scope.elements(str(name))
         if found is not None:
             return max(1, found)
@@ -164,49 +94,59 @@ class Cover:
         return UNKNOWN_POSITIONS * known
 
     def size(self, name: Hashable, rank: int) -> tuple[int, ...] | None:
-        return self.context.size(str(name), rank)
+        """Proved positions per axis of a source."""
+        return self.context.size(name.view.output if isinstance(name, Viewed) else str(name), rank)
 
-    def write(self, lifted: Lifted, form: Form, *, norm: bool) -> Written | None:
-        """Lower a form of `lifted`'s output."""
-        return lower(
+    def _matrix(self, source: Hashable) -> bool:
+        return (source.view.dims if isinstance(source, Viewed) else self.context.rank(str(source))) == 2
+
+    def write(self, lifted: Lifted, form: Form, *, norm: bool, view: View | None = None) -> Written | None:
+        """Lower a form of `lifted`'s output, or of what `view` makes that output of."""
+        out = self.elements(lifted.output)
+        size = (
+            out if view is None else max(1, out * self.elements(view.operand) // self.elements(view.output))
+        )
+        written = lower(
             form,
             self.model,
             elements=self.elements,
             channels=lambda source: self.channels[str(source)],
-            out_elements=self.elements(lifted.output),
+            out_elements=size,
             norm=norm,
-            matrix=lambda source: self.context.rank(str(source)) == 2,
+            matrix=self._matrix,
+            like="" if view is None else view.operand,
         )
+        if written is None or view is None:
+            return written
+        return viewed_last(written, view, form.channels, view_cost(self.model, view, size, out), "")
 
-    def _keep(self, lifted: Lifted) -> Price:
-        """The node as it is."""
-        out = self.elements(lifted.output)
-        moved = sum(self.elements(operand.name) for operand in lifted.operands) + out
-        geometry = lifted.terms[0].kernel.geometry
-        if lifted.node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-            positions = (self.elements(lifted.operands[0].name) if geometry.transposed else out) // (
-                geometry.c_in if geometry.transposed else geometry.c_out
-            )
-            macs = geometry.macs(max(1, positions))
-            return Price(self.model.convolution(geometry, macs, moved), macs, 1, 1)
-        if lifted.node.op == "Split":
-            return Price(0, 0, 1)
-        if lifted.node.op == "Slice":
-            return Price(self.model.elementwise(2 * out, 0), 0, 1)
-        if lifted.node.op == "AveragePool":
-            taps = geometry.macs(max(1, out // geometry.c_out))
-            return Price(self.model.elementwise(moved) + taps * self.model.arithmetic, 0, 1)
-        operations = {"BatchNormalization": 2, "Concat": 0, "Identity": 0, "Pad": 0}
-        return Price(self.model.elementwise(moved, operations.get(lifted.node.op, 1)), 0, 1)
+    def _options(self, operand: Operand, pads: bool) -> list[Option]:
+        """What an operand may be replaced by: (form, candidate, price); itself comes first.
 
-    def _options(self, operand: Operand) -> list[Option]:
-        """What an operand may be replaced by: (form, candidate, price); itself comes first."""
+        A reader that `pads` cannot take a bias; it may take the source shifted instead.
+        """
+        options = self._plain_options(operand)
+        for form, candidate, price in list(options) if pads else ():
+            shifted = self._scaled_out(form)
+            if shifted is not None:
+                options.append((shifted, candidate, price))
+        return options
+
+    def _scaled_out(self, form: Form) -> Form | None:
+        """`scale_out`, the same object for the same form: what two branches shift alike is shifted once."""
+        if id(form) not in self.shifted:
+            found = scale_out(form)
+            whole = found is not None and self.channels[str(found.sources[0])] == form.channels
+            self.shifted[id(form)] = (form, found if whole else None)
+        return self.shifted[id(form)][1]
+
+    def _plain_options(self, operand: Operand) -> list[Option]:
         self.channels[operand.name] = operand.channels
         itself = identity(operand.name, operand.channels, operand.layout)
         entry = self.entries.get(operand.name)
         exposed = self.exposed.get(operand.name)
         if exposed is not None:
-            return [(exposed, _free(exposed), Price())]  # whoever still reads it ends the joint step
+            return [(exposed, free(exposed), Price())]  # whoever still reads it ends the joint step
         if entry is None or not self.is_private(operand.name):
             return [(itself, None, Price())]
         result: list[Option] = [(itself, None, entry.best)]
@@ -217,35 +157,53 @@ class Cover:
         return result
 
     def _entry(self, lifted: Lifted) -> Entry:
-        options = [self._options(operand) for operand in lifted.operands]
-        own = self._keep(lifted)
+        pads = lifted.border is None and any(_pads(term.kernel.geometry) for term in lifted.terms)
+        options = [self._options(operand, pads) for operand in lifted.operands]
+        own = keep(lifted, self.model, self.elements)
         below = [
             self.entries[o.name]
             for o in lifted.operands
             if o.name in self.entries and self.is_private(o.name)
         ]
         best = reduce(Price.plus, (e.best for e in below), own)
-        if any(operand.name in self.exposed for operand in lifted.operands):
-            best = best._replace(cost=best.cost + 1)  # a form that no longer reads it wins a tie
-        entry = Entry(best, reduce(Price.plus, (e.original for e in below), own), own)
+        original = reduce(Price.plus, (e.original for e in below), own)
+        for name in {operand.name for operand in lifted.operands if operand.name in self.exposed}:
+            best = best._replace(cost=best.cost + PROHIBITIVE)  # it is there only if somebody still reads it
+            original = original.plus(self.entries[name].original)
+        entry = Entry(best, original, own)
         ranked: list[tuple[int, Candidate]] = []
-        for combination in _combinations(options):
+        for combination in combinations(options):
             candidate = self._candidate(lifted, combination)
             if candidate is None:
                 continue
-            written = self.write(lifted, candidate.form, norm=self._norm(lifted, candidate))
-            if written is None:
+            cost = self._consider(lifted, candidate, entry)
+            if cost is None:
                 continue
-            price = candidate.setup.plus(Price(written.cost, written.macs, *written.count))
-            ranked.append((price.cost, candidate))
-            if (
-                price.improves(entry.best.cost, entry.original)
-                and self.allowed(candidate.roles)
-                and lifted.output not in self.banned
-            ):
-                entry.best, entry.choice, entry.written = price, candidate, written
-        entry.candidates = _prune(ranked)
+            ranked.append((cost, candidate))
+            for other in self._across_views(lifted, candidate):
+                self._consider(lifted, other, entry)
+        entry.candidates = prune(ranked)
         return entry
+
+    def _consider(self, lifted: Lifted, candidate: Candidate, entry: Entry) -> int | None:
+        """Choose a candidate if it is the best so far; its cost, or None if it cannot be written."""
+        norm = self._norm(lifted, candidate)
+        written = self.write(lifted, candidate.form, norm=norm, view=candidate.view)
+        if written is None:
+            return None
+        price = candidate.setup.plus(Price(written.cost, written.macs, *written.count))
+        if (
+            price.improves(entry.best.cost, entry.original)
+            and self.allowed(candidate.roles)
+            and lifted.output not in self.banned
+        ):
+            entry.best, entry.choice, entry.written = price, candidate, written
+        return price.cost
+
+    def _across_views(self, lifted: Lifted, candidate: Candidate) -> Iterable[Candidate]:
+        """Further ways to compute a tensor that reads views, for itself alone."""
+        yield from under_view(candidate, self.entries, lambda n: self.is_private(n) and not self.shared[n])
+        yield from restoring(lifted, candidate, self.entries, self.context.scope)
 
     def _norm(self, lifted: Lifted, candidate: Candidate) -> bool:
         return lifted.node.op == "BatchNormalization" or (
@@ -270,6 +228,9 @@ class Cover:
         forms = [form for form, _, _ in combination]
         chosen = [candidate for _, candidate, _ in combination]
         rank = lifted.layout[1]
+        if lifted.view is not None:
+            seen = seen_through(forms[0], lifted.view)
+            return None if seen is None else self._joined(lifted, seen, combination)
         try:
             form = apply(
                 lifted.channels,
@@ -287,6 +248,10 @@ class Cover:
             return None
         if lifted.same_shape and not _proves_shape(form, forms):
             return None
+        return self._joined(lifted, form, combination)
+
+    def _joined(self, lifted: Lifted, form: Form, combination: tuple[Option, ...]) -> Candidate:
+        chosen = [candidate for _, candidate, _ in combination]
         convolution = lifted.node.op in ("Conv", "Gemm", "MatMul")
         below = any(c.convolutions for c in chosen if c)
         roles = frozenset().union(*(c.roles for c in chosen if c), {lifted.role} if lifted.role else set())
@@ -304,6 +269,8 @@ class Cover:
     def tiles(self) -> list[Tile]:
         """The forms chosen, from the tensors that must exist downwards."""
         result: list[Tile] = []
+        seen: set[str] = set()
+        swallowed: set[str] = set()
         for name, lifted in self.lifts.items():
             if name not in self.entries or (self.is_private(name) and self._read_by_lifted(name)):
                 continue
@@ -311,12 +278,14 @@ class Cover:
             while pending:
                 root = pending.pop()
                 entry = self.entries.get(root)
-                if entry is None:
+                if entry is None or root in seen:
                     continue
+                seen.add(root)
                 lifted = self.lifts[root]
                 if entry.choice is None or entry.written is None:
                     pending.extend(o.name for o in lifted.operands if self.is_private(o.name))
                     continue
+                swallowed.add(entry.choice.swallowed)
                 sources = {str(s) for s in entry.choice.form.sources}
                 absorbed, before = self._between(root, sources)
                 pending.extend(s for s in sources if self.is_private(s))
@@ -334,7 +303,7 @@ class Cover:
                         entry.written.macs,
                     )
                 )
-        return result
+        return [tile for tile in result if tile.root not in swallowed]
 
     def _read_by_lifted(self, name: str) -> bool:
         reader = self.context.scope.readers[name][0]
@@ -356,35 +325,9 @@ class Cover:
         return tuple(sorted(nodes, key=lambda n: position.get(id(n), 0))), macs
 
 
-def _free(form: Form) -> Candidate:
-    return Candidate(form, Price(), frozenset(), 0, True, False)
-
-
-def _combinations(
-    options: list[list[Option]],
-) -> Iterable[tuple[Option, ...]]:
-    """Choices of one option per operand: all of them when they are few, else the uniform ones."""
-    count = 1
-    for choice in options:
-        count *= len(choice)
-    if count <= PRODUCT:
-        return product(*options)
-    deepest = tuple(
-        next((o for o in choice if o[1] is not None and o[1].leaves), choice[0]) for choice in options
-    )
-    first = tuple(choice[min(1, len(choice) - 1)] for choice in options)
-    return (tuple(choice[0] for choice in options), deepest, first)
-
-
-def _prune(ranked: list[tuple[int, Candidate]]) -> list[Candidate]:
-    """The cheapest forms, one for each set of sources, and the one that reaches furthest."""
-    ranked.sort(key=lambda pair: pair[0])
-    result: dict[frozenset[Hashable], Candidate] = {}
-    for _, candidate in ranked:
-        result.setdefault(frozenset(candidate.form.sources), candidate)
-    kept = list(result.values())
-    reach = [c for c in kept[KEEP:] if c.leaves]
-    return kept[:KEEP] if not reach or any(c.leaves for c in kept[:KEEP]) else [*kept[: KEEP - 1], reach[0]]
+def _pads(geometry: Geometry) -> bool:
+    """Whether it may read zeros beside its input, which a bias before it would not reach."""
+    return geometry.transposed or max((*geometry.pads_begin, *geometry.pads_end), default=0) > 0
 
 
 def _proves_shape(form: Form, operands: list[Form]) -> bool:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from functools import reduce
 
-from onnx_repfuse.plan.cover import Cover, Price
+from onnx_repfuse.plan.cover import Cover
+from onnx_repfuse.plan.price import Price
 
 __all__ = ["expose"]
 
@@ -74,15 +75,17 @@ def _try(cover: Cover, name: str, roots: dict[str, str], regions: dict[str, list
     entry = cover.entries[name]
     before = entry.best.cost + sum(cover.entries[root].best.cost for root in touched)
     saved = {n: cover.entries[n] for n in names}
-    limit = reduce(Price.plus, (saved[root].original for root in touched), entry.original)
+    limit = reduce(Price.plus, (saved[root].best for root in touched), entry.best)
+    nodes = entry.original.nodes + sum(saved[root].original.nodes for root in touched)
+    limit = limit._replace(nodes=nodes)
     for candidate in entry.candidates[:TRIES]:
-        cover.exposed[name] = candidate.form
+        cover.look_through(name, candidate.form)
         cover.solve(n for n in names)
         after = reduce(Price.plus, (cover.entries[root].best for root in touched), candidate.setup)
         if after.improves(before, limit) and not _still_read(cover, name, touched):
             return
         cover.entries.update(saved)
-        del cover.exposed[name]
+        cover.look_through(name, None)
 
 
 def _still_read(cover: Cover, name: str, touched: list[str]) -> bool:

@@ -11,11 +11,13 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from onnx_repfuse.algebra.form import Bias, Form, Term
+from onnx_repfuse.algebra.form import Bias, Form, Shifted, Term
 from onnx_repfuse.algebra.kernels import Kernel, Stacked, Vector
+from onnx_repfuse.graph.views import View
 from onnx_repfuse.plan.cost import CostModel
+from onnx_repfuse.plan.sources import Viewed, common_view, view_cost
 
-__all__ = ["Step", "Written", "lower"]
+__all__ = ["Step", "Written", "lower", "viewed_last"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +25,15 @@ class Step:
     """One operator to write.
 
     Attributes:
-        op: "Slice", "Mul", "Shift" (add a constant), "Norm" (both), "Conv", "Add" or "Concat".
+        op: "Slice", "Mul", "Shift" (add a constant), "Norm" (both), "Conv", "Add", "Concat" or "View".
         inputs: sources (anything hashable but int), or numbers of earlier steps.
         channels: of its output.
         kernel, bias: what it computes, where it has one.
         lo: first channel of a Slice.
+        layout: channel axis and rank of its output.
+        like: a tensor whose shape its output has, but for the channels; '' for the result's.
+        matrix: its input is known to be two-dimensional.
+        view: what to copy, for a View.
     """
 
     op: str
@@ -36,6 +42,10 @@ class Step:
     kernel: Kernel | None = None
     bias: Bias | None = None
     lo: int = 0
+    layout: tuple[int, int] = (1, 2)
+    like: str = ""
+    matrix: bool = False
+    view: View | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +58,10 @@ class Written:
     macs: int
 
     @property
-    def count(self) -> tuple[int, int]:
-        """(nodes, convolutions and matrix products) written."""
-        return len(self.steps), sum(1 for step in self.steps if step.op == "Conv")
+    def count(self) -> tuple[int, int, int]:
+        """(nodes, convolutions, matrix products) written."""
+        axes = [step.layout[0] for step in self.steps if step.op == "Conv"]
+        return len(self.steps), axes.count(1), axes.count(-1)
 
 
 def lower(
@@ -62,15 +73,58 @@ def lower(
     out_elements: int,
     norm: bool,
     matrix: Callable[[Hashable], bool],
+    like: str = "",
 ) -> Written | None:
-    """Write a form.
+    """Write a form, views first or last, whichever is cheaper.
 
     Args:
         elements, channels: of a source.
         out_elements: of the result.
         norm: whether BatchNormalization may be written.
         matrix: whether a source is known to be two-dimensional, so that Gemm can take the bias.
+        like: see `Step`.
     """
+    first = _straight(form, model, elements, channels, out_elements, norm, matrix, like)
+    viewed = common_view(form)
+    if viewed is None:
+        return first
+    inner, view = viewed
+    wide, narrow = elements(view.operand), elements(view.output)
+    size = max(1, out_elements * wide // narrow)
+    before = lower(
+        inner,
+        model,
+        elements=elements,
+        channels=channels,
+        out_elements=size,
+        norm=norm,
+        matrix=matrix,
+        like=view.operand,
+    )
+    if before is None:
+        return first
+    last = viewed_last(before, view, form.channels, view_cost(model, view, size, out_elements), like)
+    return last if first is None or last.cost < first.cost else first
+
+
+def viewed_last(written: Written, view: View, channels: int, cost: int, like: str) -> Written:
+    """A view of what was written."""
+    result = len(written.steps) - 1 if written.steps else written.result
+    step = Step("View", (result,), channels, layout=view.after, like=like, view=view)
+    return Written((*written.steps, step), len(written.steps), written.cost + cost, written.macs)
+
+
+def _straight(
+    form: Form,
+    model: CostModel,
+    elements: Callable[[Hashable], int],
+    channels: Callable[[Hashable], int],
+    out_elements: int,
+    norm: bool,
+    matrix: Callable[[Hashable], bool],
+    like: str,
+) -> Written | None:
+    """Views first."""
     if not form.terms:
         return None
     segments: dict[tuple[int, int], list[Term]] = {}
@@ -82,7 +136,9 @@ def lower(
         return None
     if any(a[1] != b[0] for a, b in pairwise(order)):
         return None
-    writer = _Writer(model, elements, channels, out_elements, form.channels, norm, matrix)
+    writer = _Writer(model, elements, channels, out_elements, form.channels, form.layout, like, norm, matrix)
+    if not all(writer.can_read(source) for source in form.sources):
+        return None
     parts = [
         writer.segment(terms, form.bias.channels(lo, hi), hi - lo)
         for (lo, hi), terms in _stacked([(key, segments[key]) for key in order])
@@ -132,15 +188,20 @@ class _Writer:
     channels: Callable[[Hashable], int]
     out_elements: int
     out_channels: int
+    layout: tuple[int, int]
+    like: str
     norm: bool
     matrix: Callable[[Hashable], bool]
 
     def __post_init__(self) -> None:
+        self.made: dict[Hashable, Hashable] = {}
         self.steps: list[Step] = []
         self.cost = 0
         self.macs = 0
 
     def add(self, step: Step, cost: int) -> int:
+        if step.view is None:
+            step = replace(step, layout=self.layout, like=step.like or self.like)
         self.steps.append(step)
         self.cost += cost
         return len(self.steps) - 1
@@ -189,15 +250,42 @@ class _Writer:
             macs = macs * moved // max(1, geometry.c_in) // max(1, positions)
         self.macs += macs
         bias = pending if self.takes_bias(term) else None
-        step = Step("Conv", (source,), geometry.c_out, kernel, bias)
+        step = Step("Conv", (source,), geometry.c_out, kernel, bias, matrix=self.matrix(term.source))
         return self.add(step, self.model.convolution(geometry, macs, moved + size))
 
     def read(self, term: Term) -> tuple[Hashable, int]:
         """The channels a term reads, sliced if they are not all there are; and their elements."""
         total, wanted = self.channels(term.source), term.kernel.geometry.c_in
         elements = self.elements(term.source)
+        source = self.source(term.source)
         if wanted == total:
-            return term.source, elements
+            return source, elements
         part = elements * wanted // total
-        step = Step("Slice", (term.source,), wanted, lo=term.lo_in, kernel=None)
+        step = Step("Slice", (source,), wanted, lo=term.lo_in, like=_shape_of(term.source))
         return self.add(step, self.model.elementwise(2 * part, 0)), part
+
+    def can_read(self, source: Hashable) -> bool:
+        """Whether its views can be written for its channels."""
+        if not isinstance(source, Viewed):
+            return True
+        return source.view.fits(self.channels(source)) and self.can_read(source.inner)
+
+    def source(self, source: Hashable) -> Hashable:
+        """A tensor, or the step that shifts or views one; every such step is written once."""
+        if not isinstance(source, Shifted | Viewed):
+            return source
+        if source not in self.made:
+            size, channels = self.elements(source), self.channels(source)
+            if isinstance(source, Shifted):
+                step = Step("Shift", (source.name,), channels, bias=Bias(source.shift), like=source.name)
+                self.made[source] = self.add(step, self.model.elementwise(2 * size))
+            else:
+                view, inner = source.view, self.source(source.inner)
+                step = Step("View", (inner,), channels, layout=view.after, like=view.output, view=view)
+                cost = view_cost(self.model, view, self.elements(source.inner), size)
+                self.made[source] = self.add(step, cost)
+        return self.made[source]
+
+
+def _shape_of(source: Hashable) -> str:
+    return source.view.output if isinstance(source, Viewed) else str(source)

@@ -114,6 +114,8 @@ def _cost(scope: Scope, cover: Cover, name: str) -> Refusal | None:
     if written is None or below is None:
         return None
     macs = best.setup.macs + written.macs
+    if macs <= entry.original.macs:
+        return None
     return Refusal(
         Reason.COST,
         f"{_title(lifted.node)} and {_title(below.node)} stay apart: as one operator they would take "

@@ -6,7 +6,7 @@ nodes behind every new one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -18,8 +18,10 @@ from onnx_repfuse.graph.lift import Context, Declined, Lifted, lift
 from onnx_repfuse.graph.rewrite import drop_dead, needed_nodes, put, rename
 from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.options import Options
+from onnx_repfuse.plan.activations import Activation, activations
+from onnx_repfuse.plan.candidates import Tile, chief
 from onnx_repfuse.plan.cost import cost_model
-from onnx_repfuse.plan.cover import Cover, Tile, chief
+from onnx_repfuse.plan.cover import Cover
 from onnx_repfuse.plan.idioms import protected
 from onnx_repfuse.plan.joint import expose
 from onnx_repfuse.plan.refusals import refusals
@@ -27,6 +29,7 @@ from onnx_repfuse.report.record import Kind, Refusal
 
 __all__ = ["Made", "Planned", "plan_scope"]
 
+SOURCES = 4  # tensors a fold may read if it grew over several rounds
 ROUNDS = 64  # an alarm, not a limit: integer costs fall in every round
 
 
@@ -71,9 +74,16 @@ def plan_scope(scope: Scope, options: Options, banned: frozenset[str] = frozense
     alive = needed_nodes(scope)
     order = {id(node): i for i, node in enumerate(scope.nodes)}
     owners: dict[int, Made] = {}
+    if options.allows(Kind.ACTIVATION):
+        _write_activations(scope, activations(scope, _kept(options), banned), result, owners)
+        drop_dead(scope, alive | set(owners))
     for _ in range(ROUNDS):
         cover, declined = cover_scope(scope, options, banned)
         tiles = cover.tiles()
+        wide = frozenset(tile.root for tile in tiles if _is_wide(scope, tile, owners))
+        if wide:
+            banned |= wide
+            continue
         if not tiles:
             result.refusals = refusals(scope, cover, declined)
             return result
@@ -110,6 +120,18 @@ def cover_scope(
     return cover, declined
 
 
+def _write_activations(
+    scope: Scope, found: Iterable[Activation], result: Planned, owners: dict[int, Made]
+) -> None:
+    replaced: dict[int, list[gs.Node]] = {}
+    for one in found:
+        fold = Made(one.root, one.absorbed, one.created, frozenset((Kind.ACTIVATION,)), 0, 0)
+        replaced[id(one.place)] = one.created
+        result.folds.append(fold)
+        owners.update((id(node), fold) for node in one.created)
+    put(scope, replaced)
+
+
 def _kept(options: Options) -> Callable[[gs.Node], bool]:
     patterns = options.keep
     return lambda node: any(fnmatchcase(node_name(node), pattern) for pattern in patterns)
@@ -129,14 +151,14 @@ def _apply(
     for tile in tiles:
         seen = tile.root in scope.outputs or tile.root in scope.captured
         node = tile.lifted.node
-        if tile.written.steps or seen:
+        if not tile.written.steps and seen and _take_over(scope, tile, owners):
+            nodes, constants = [], {}
+        elif tile.written.steps or seen:
             emission = emit(
                 scope,
                 tile.root,
                 tile.written,
-                layout=tile.lifted.layout,
                 data_type=_data_type(scope, cover.context, tile),
-                rank=cover.context.rank,
                 name=f"{tile.root}_fused",
             )
             nodes, constants = emission.nodes, emission.constants
@@ -152,6 +174,30 @@ def _apply(
     rename(scope, aliases)
 
 
+def _is_wide(scope: Scope, tile: Tile, owners: dict[int, Made]) -> bool:
+    """Whether it would join earlier folds into one of too many sources to prove or to read."""
+    nodes = [n for n in tile.absorbed if id(n) not in owners]
+    for made in {id(owners[id(n)]): owners[id(n)] for n in tile.absorbed if id(n) in owners}.values():
+        nodes += made.absorbed
+    if len(nodes) <= len(tile.absorbed):
+        return False
+    made_here = {t.name for node in nodes for t in node.outputs}
+    read = {t.name for node in nodes for t in node.inputs} - made_here
+    return sum(1 for name in read if name and name not in scope.constants) > SOURCES
+
+
+def _take_over(scope: Scope, tile: Tile, owners: dict[int, Made]) -> bool:
+    """Give the name of a root that is only its source to the source, if we made that and nobody else reads it."""
+    name = str(tile.written.result)
+    producer = scope.producer.get(name)
+    if producer is None or id(producer) not in owners or len(scope.readers.get(name, [])) != 1:
+        return False
+    if name in scope.outputs or name in scope.captured or len(producer.outputs) != 1:
+        return False
+    producer.outputs[0].name = tile.root
+    return True
+
+
 def _data_type(scope: Scope, context: Context, tile: Tile) -> int:
     found = scope.data_type(tile.root)
     frame = context.frame(tile.root)
@@ -159,17 +205,14 @@ def _data_type(scope: Scope, context: Context, tile: Tile) -> int:
 
 
 def _type(scope: Scope, cover: Cover, tile: Tile, nodes: list[gs.Node]) -> None:
-    """Types and sizes of the tensors inside a tile: the root's, with other channels."""
-    axis = tile.lifted.layout[0]
-    data_type, shape = scope.types.get(tile.root, (0, None))
-    assumed = scope.assumed.get(tile.root)
+    """Types and sizes of the tensors inside a tile: those of a tensor that was there, with other channels."""
+    data_type, _ = scope.types.get(tile.root, (0, None))
     for node, step in zip(nodes, tile.written.steps, strict=False):
         name = node.outputs[0].name
         if name == tile.root:
             continue
-        whole, sized = shape, assumed
-        if step.op == "Slice":
-            whole, sized = scope.shape(str(step.inputs[0])), scope.assumed.get(str(step.inputs[0]))
+        axis, like = step.layout[0], step.like or tile.root
+        whole, sized = scope.shape(like), scope.assumed.get(like)
         if whole is not None:
             dims = list(whole)
             dims[axis] = step.channels
@@ -197,8 +240,9 @@ def _note(
         sum(m.macs_before for m in earlier) + max(0, tile.macs_before - sum(m.macs_after for m in earlier)),
         tile.macs_after,
     )
-    for made in earlier:
-        result.folds.remove(made)
+    result.folds = [
+        made for made in result.folds if made not in earlier
+    ]  # two roots may share an earlier fold
     result.folds.append(fold)
     for node in created:
         owners[id(node)] = fold

@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.lift import affine, channels, combine, convolution, space
+from onnx_repfuse.graph.lift import affine, channels, combine, convolution, space, views
 from onnx_repfuse.graph.lift.lifted import Context, Declined, Lifted, Operand
 from onnx_repfuse.graph.scope import ONNX_DOMAINS
+from onnx_repfuse.graph.views import VIEWS
 from onnx_repfuse.reasons import Reason
 
 __all__ = ["Context", "Declined", "Lifted", "Operand", "lift"]
@@ -43,6 +44,7 @@ _LIFTS: dict[str, Callable[[Context, gs.Node], Lifted | Declined | None]] = {
     "Slice": channels.lift_slice,
     "Sub": _arithmetic_or_sum,
     "Sum": combine.lift_sum,
+    **dict.fromkeys(VIEWS, views.lift_view),
 }
 
 

@@ -12,6 +12,7 @@ from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Array, Vector
 from onnx_repfuse.graph.frames import Frame
 from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.graph.views import View
 from onnx_repfuse.reasons import Reason
 from onnx_repfuse.report.record import Kind
 
@@ -48,6 +49,7 @@ class Lifted:
         border: the value it pads with instead of zero.
         same_shape: it is exact only if its operands have equal shapes, which is not proved yet.
         size: positions per axis of its operands, where known.
+        view: it is this view of its only operand; `layout` is that of the output, its term that of the operand.
     """
 
     node: gs.Node
@@ -61,6 +63,7 @@ class Lifted:
     border: Array | None = None
     same_shape: bool = False
     size: tuple[int, ...] | None = None
+    view: View | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,128 @@
+"""Ways to compute a tensor: candidates, the cheapest of them, and the tile it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from itertools import product
+
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.algebra.form import Form
+from onnx_repfuse.graph.lift import Lifted
+from onnx_repfuse.graph.views import View
+from onnx_repfuse.plan.lowering import Written
+from onnx_repfuse.plan.price import Price
+from onnx_repfuse.report.record import Kind
+
+__all__ = ["Candidate", "Entry", "Option", "Tile", "chief", "combinations", "free", "prune"]
+
+KEEP = 4
+PRODUCT = 25
+
+PRIORITY = (
+    Kind.ACTIVATION,
+    Kind.TRANSPOSE,
+    Kind.MATMUL,
+    Kind.COMMUTE,
+    Kind.CONCAT,
+    Kind.POOL,
+    Kind.PAD,
+    Kind.SEQUENCE,
+    Kind.BRANCHES,
+    Kind.AFFINE,
+)
+
+
+def chief(roles: Iterable[Kind]) -> Kind:
+    """The one kind a fold is reported as."""
+    present = set(roles)
+    return next((kind for kind in PRIORITY if kind in present), Kind.AFFINE)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A form a tensor may be computed by.
+
+    Attributes:
+        form: over materialized tensors.
+        setup: of its private sources.
+        roles: kinds of what it absorbs; nodes: how many nodes it absorbs.
+        leaves: all its sources are tensors that exist anyway.
+        convolutions: it absorbs one.
+        view: taken of the form at the end.
+        swallowed: a tensor that is not private but needed no more.
+    """
+
+    form: Form
+    setup: Price
+    roles: frozenset[Kind]
+    nodes: int
+    leaves: bool
+    convolutions: bool
+    view: View | None = None
+    swallowed: str = ""
+
+
+Option = tuple[Form, Candidate | None, Price]
+
+
+@dataclass(eq=False)
+class Entry:
+    """The cheapest way to compute a tensor, and what its reader may look through.
+
+    `own` is the node as it is, `original` the node and all private nodes below it, `best` the choice.
+    """
+
+    best: Price
+    original: Price
+    own: Price
+    choice: Candidate | None = None
+    written: Written | None = None
+    candidates: list[Candidate] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """A tensor to be computed by other nodes: `absorbed` go, `written` come."""
+
+    root: str
+    lifted: Lifted
+    form: Form
+    written: Written
+    absorbed: tuple[gs.Node, ...]
+    roles: frozenset[Kind]
+    saving: int
+    macs_before: int
+    macs_after: int
+
+
+def free(form: Form) -> Candidate:
+    return Candidate(form, Price(), frozenset(), 0, True, False)
+
+
+def combinations(
+    options: list[list[Option]],
+) -> Iterable[tuple[Option, ...]]:
+    """Choices of one option per operand: all of them when they are few, else the uniform ones."""
+    count = 1
+    for choice in options:
+        count *= len(choice)
+    if count <= PRODUCT:
+        return product(*options)
+    deepest = tuple(
+        next((o for o in choice if o[1] is not None and o[1].leaves), choice[0]) for choice in options
+    )
+    first = tuple(choice[min(1, len(choice) - 1)] for choice in options)
+    return (tuple(choice[0] for choice in options), deepest, first)
+
+
+def prune(ranked: list[tuple[int, Candidate]]) -> list[Candidate]:
+    """The cheapest forms, one for each set of sources, and the one that reaches furthest."""
+    ranked.sort(key=lambda pair: pair[0])
+    result: dict[frozenset[Hashable], Candidate] = {}
+    for _, candidate in ranked:
+        result.setdefault(frozenset(candidate.form.sources), candidate)
+    kept = list(result.values())
+    reach = [c for c in kept[KEEP:] if c.leaves]
+    return kept[:KEEP] if not reach or any(c.leaves for c in kept[:KEEP]) else [*kept[: KEEP - 1], reach[0]]

@@ -1,0 +1,86 @@
+"""Ways to compute what reads views, besides looking through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.algebra.form import Form, apply
+from onnx_repfuse.errors import Inexact
+from onnx_repfuse.graph.lift import Lifted
+from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.plan.candidates import Candidate, Entry
+from onnx_repfuse.plan.price import Price
+from onnx_repfuse.plan.sources import common_view
+from onnx_repfuse.report.record import Kind
+
+__all__ = ["restoring", "under_view"]
+
+
+def under_view(
+    candidate: Candidate, entries: Mapping[str, Entry], is_free: Callable[[str], bool]
+) -> Iterable[Candidate]:
+    """`A view(u)` as `view(A u)`, with A put into what computes u, pointwise or not; u must be `is_free` to go.
+
+    Likewise `A u`, where views have cancelled.
+    """
+    inner, view = common_view(candidate.form) or (candidate.form, None)
+    if view is None and Kind.COMMUTE not in candidate.roles:
+        return
+    source = inner.sources[0]
+    entry = entries.get(str(source))
+    if len(inner.sources) > 1 or not isinstance(source, str) or entry is None or not is_free(source):
+        return
+    for below in entry.candidates:
+        form = _substituted(inner, below.form)
+        if form is not None:
+            setup = candidate.setup.minus(entry.best).plus(below.setup)
+            yield replace(_stacked_on(candidate, below, form), setup=setup, view=view)
+
+
+def restoring(
+    lifted: Lifted, candidate: Candidate, entries: Mapping[str, Entry], scope: Scope
+) -> Iterable[Candidate]:
+    """`Reshape(A Flatten(u), Shape(u))`: beside the Flatten, u is read for its shape alone, which goes too."""
+    like = lifted.view.like if lifted.view is not None else ""
+    entry = entries.get(like)
+    if entry is None or candidate.form.sources != (like,) or not _read_for_shape(scope, like, lifted.node):
+        return
+    for below in entry.candidates:
+        form = _substituted(candidate.form, below.form)
+        if form is not None:
+            setup = candidate.setup.plus(below.setup).minus(entry.best)
+            yield replace(_stacked_on(candidate, below, form), setup=setup, swallowed=like)
+
+
+def _read_for_shape(scope: Scope, name: str, node: gs.Node) -> bool:
+    """Whether all readers but one ask for its shape, on behalf of `node`."""
+    readers = scope.readers.get(name, [])
+    shapes = [reader for reader in readers if reader.op == "Shape"]
+    if name in scope.outputs or name in scope.captured or len(readers) != len(shapes) + 1:
+        return False
+    told = [reader.outputs[0].name for reader in shapes]
+    return all(scope.is_private(shape) and scope.readers[shape][0] is node for shape in told)
+
+
+def _substituted(outer: Form, inner: Form) -> Form | None:
+    """`inner` put in for the only source of `outer`."""
+    if outer.layout != inner.layout:
+        return None
+    try:
+        return apply(outer.channels, outer.layout, outer.terms, outer.bias, [inner] * len(outer.terms))
+    except Inexact:
+        return None
+
+
+def _stacked_on(candidate: Candidate, below: Candidate, form: Form) -> Candidate:
+    return Candidate(
+        form,
+        Price(),
+        candidate.roles | below.roles,
+        candidate.nodes + below.nodes,
+        below.leaves,
+        candidate.convolutions or below.convolutions,
+    )

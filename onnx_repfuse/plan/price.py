@@ -1,0 +1,61 @@
+"""Prices: what a way to compute a tensor costs, and what must not rise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import NamedTuple
+
+from onnx_repfuse.graph.lift import Lifted
+from onnx_repfuse.plan.cost import CostModel
+from onnx_repfuse.plan.sources import view_cost
+
+__all__ = ["UNKNOWN_POSITIONS", "Price", "keep"]
+
+UNKNOWN_POSITIONS = 1 << 12
+
+
+class Price(NamedTuple):
+    """What is paid for a tensor: picoseconds, multiply-adds, nodes, convolutions, matrix products."""
+
+    cost: int = 0
+    macs: int = 0
+    nodes: int = 0
+    convolutions: int = 0
+    products: int = 0
+
+    def plus(self, other: Price) -> Price:
+        """Both together."""
+        return Price(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def minus(self, other: Price) -> Price:
+        """Without the other."""
+        return Price(*(a - b for a, b in zip(self, other, strict=True)))
+
+    def improves(self, cost: int, limit: Price) -> bool:
+        """Cheaper than `cost`, and nothing else above `limit`."""
+        return self.cost < cost and all(a <= b for a, b in zip(self[1:], limit[1:], strict=True))
+
+
+def keep(lifted: Lifted, model: CostModel, elements: Callable[[Hashable], int]) -> Price:
+    """The node as it is."""
+    out = elements(lifted.output)
+    moved = sum(elements(operand.name) for operand in lifted.operands) + out
+    if lifted.view is not None:
+        return Price(view_cost(model, lifted.view, moved - out, out), 0, 1)
+    geometry = lifted.terms[0].kernel.geometry
+    if lifted.node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        positions = (elements(lifted.operands[0].name) if geometry.transposed else out) // (
+            geometry.c_in if geometry.transposed else geometry.c_out
+        )
+        macs = geometry.macs(max(1, positions))
+        product = geometry.channel_axis == -1
+        return Price(model.convolution(geometry, macs, moved), macs, 1, not product, product)
+    if lifted.node.op == "Split":
+        return Price(0, 0, 1)
+    if lifted.node.op == "Slice":
+        return Price(model.elementwise(2 * out, 0), 0, 1)
+    if lifted.node.op == "AveragePool":
+        taps = geometry.macs(max(1, out // geometry.c_out))
+        return Price(model.elementwise(moved) + taps * model.arithmetic, 0, 1)
+    operations = {"BatchNormalization": 2, "Concat": 0, "Identity": 0, "Pad": 0}
+    return Price(model.elementwise(moved, operations.get(lifted.node.op, 1)), 0, 1)

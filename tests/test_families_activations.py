@@ -1,0 +1,76 @@
+"""Activations that exporters write out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnx_repfuse import Options
+from onnx_repfuse.report.record import Kind
+from tests.build import Net, check
+
+
+def clipped(net: Net, x: str, low: float = 0.0, high: float = 6.0) -> str:
+    if net.opset < 11:
+        return str(net.op("Clip", x, min=low, max=high))
+    return str(net.op("Clip", x, net.const(low), net.const(high)))
+
+
+def hard_swish(net: Net, x: str, *, sixth: str = "Div", high: float = 6.0, early: bool = False) -> str:
+    gate = clipped(net, net.op("Add", x, net.const(3.0)), high=high)
+
+    def scaled(y: str) -> str:
+        return str(net.op(sixth, y, net.const(6.0 if sixth == "Div" else 1 / 6)))
+
+    return str(net.op("Mul", x, scaled(gate))) if early else scaled(net.op("Mul", x, gate))
+
+
+@pytest.mark.parametrize("opset", [8, 11, 17])
+@pytest.mark.parametrize("sixth", ["Div", "Mul"])
+@pytest.mark.parametrize("early", [False, True])
+def test_hard_swish(opset: int, sixth: str, early: bool) -> None:
+    net = Net(4, opset=opset, ir=8)
+    out = hard_swish(net, net.op("Relu", "x"), sixth=sixth, early=early)
+    result = check(net.model(out), {"Relu": 1, "HardSigmoid": 1, "Mul": 1}, largest=5)
+    assert [fold.kind for fold in result.report.folds] == [Kind.ACTIVATION]
+
+
+def test_hard_sigmoid_with_a_slope() -> None:
+    net = Net(4)
+    y = net.op("Div", net.op("Add", net.op("Relu", "x"), net.const(1.0)), net.const(2.0))
+    check(net.model(clipped(net, y, high=1.0)), {"Relu": 1, "HardSigmoid": 1})
+
+
+def test_learnable_affine_block() -> None:
+    """PP-LCNetV3: Conv, affine, HardSwish, affine, padded depthwise Conv."""
+    net = Net(4)
+    y = net.op("Add", net.op("Mul", net.conv("x", 4, 4, 1), net.const(1.3)), net.const(0.2))
+    y = net.op("Add", net.op("Mul", hard_swish(net, y), net.const(0.7)), net.const(-0.4))
+    out = net.conv_bn(y, 4, 4, 3, group=4)
+    check(net.model(out), {"Conv": 2, "HardSigmoid": 1, "Mul": 1, "Add": 1})
+
+
+@pytest.mark.parametrize("high", [6.0, 5.0])
+def test_what_is_not_hard_swish_stays(high: float) -> None:
+    net = Net(4)
+    x = net.op("Relu", "x")
+    if high == 5.0:
+        check(net.model(hard_swish(net, x, high=high)), None)
+        return
+    gate = clipped(net, net.op("Add", x, net.const(3.0)))  # somebody else reads the gate
+    out = net.op("Div", net.op("Mul", x, gate), net.const(6.0))
+    check(net.model(out, net.op("Sigmoid", gate)), None)
+
+
+def test_relu6_stays() -> None:
+    net = Net(4)
+    check(net.model(clipped(net, net.op("Sigmoid", "x"))), None)
+
+
+@pytest.mark.parametrize("more", [{"options": Options(skip=(Kind.ACTIVATION,))}, {"dtype": np.float16}])
+def test_activations_that_are_skipped(more: dict[str, Any]) -> None:
+    net = Net(4, dtype=more.get("dtype", np.float32))
+    out = hard_swish(net, net.op("Relu", "x"))
+    check(net.model(out), None, options=more.get("options"), tolerance=1e-2)
