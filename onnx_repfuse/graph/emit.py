@@ -80,9 +80,6 @@ def emit(
             )
         )
 
-    if not written.steps:
-        node("Identity", [tensor(written.result)], root)
-        return made
     for number, step in enumerate(written.steps):
         output = root if number == len(written.steps) - 1 else scope.fresh(f"{name}.{step.op.lower()}")
         inputs = [tensor(ref) for ref in step.inputs]

@@ -29,7 +29,7 @@ from onnx_repfuse.graph.views import View
 from onnx_repfuse.plan.candidates import Candidate, Entry, Option, Tile, combinations, free, prune
 from onnx_repfuse.plan.commuting import restoring, under_view
 from onnx_repfuse.plan.cost import CostModel
-from onnx_repfuse.plan.lowering import Written, lower, viewed_last
+from onnx_repfuse.plan.lowering import Step, Written, lower, viewed_last
 from onnx_repfuse.plan.price import UNKNOWN_POSITIONS, Price, keep
 from onnx_repfuse.plan.sources import Viewed, seen_through, view_cost
 from onnx_repfuse.report.record import Kind
@@ -76,9 +76,12 @@ class Cover:
         reader = scope.readers[name][0]
         return len(reader.outputs) == 1 or sum(1 for t in reader.outputs if self._used(t.name)) == 1
 
+    def is_seen(self, name: str) -> bool:
+        """A graph output, or read in a subgraph: the name must stay."""
+        return name in self.context.scope.outputs or name in self.context.scope.captured
+
     def _used(self, name: str) -> bool:
-        scope = self.context.scope
-        return bool(scope.readers.get(name)) or name in scope.outputs or name in scope.captured
+        return bool(self.context.scope.readers.get(name)) or self.is_seen(name)
 
     def elements(self, name: Hashable) -> int:
         """Assumed elements of a tensor; where nothing is known, a fixed number of positions."""
@@ -116,9 +119,12 @@ class Cover:
             matrix=self._matrix,
             like="" if view is None else view.operand,
         )
-        if written is None or view is None:
+        if written is not None and view is not None:
+            written = viewed_last(written, view, form.channels, view_cost(self.model, view, size, out), "")
+        if written is None or written.steps or not self.is_seen(lifted.output):
             return written
-        return viewed_last(written, view, form.channels, view_cost(self.model, view, size, out), "")
+        copy = Step("Identity", (written.result,), form.channels, layout=form.layout)
+        return Written((copy,), 0, self.model.elementwise(2 * out, 0), 0)
 
     def _options(self, operand: Operand, pads: bool) -> list[Option]:
         """What an operand may be replaced by: (form, candidate, price); itself comes first.

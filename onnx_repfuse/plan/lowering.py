@@ -25,7 +25,7 @@ class Step:
     """One operator to write.
 
     Attributes:
-        op: "Slice", "Mul", "Shift" (add a constant), "Norm" (both), "Conv", "Add", "Concat" or "View".
+        op: "Slice", "Mul", "Shift" (add a constant), "Norm" (both), "Conv", "Add", "Concat", "View" or "Identity".
         inputs: sources (anything hashable but int), or numbers of earlier steps.
         channels: of its output.
         kernel, bias: what it computes, where it has one.

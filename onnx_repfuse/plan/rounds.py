@@ -149,11 +149,10 @@ def _apply(
     replaced: dict[int, list[gs.Node]] = {}
     aliases: dict[str, str] = {}
     for tile in tiles:
-        seen = tile.root in scope.outputs or tile.root in scope.captured
         node = tile.lifted.node
-        if not tile.written.steps and seen and _take_over(scope, tile, owners):
+        if _take_over(scope, tile, owners):
             nodes, constants = [], {}
-        elif tile.written.steps or seen:
+        elif tile.written.steps:
             emission = emit(
                 scope,
                 tile.root,
@@ -188,7 +187,10 @@ def _is_wide(scope: Scope, tile: Tile, owners: dict[int, Made]) -> bool:
 
 def _take_over(scope: Scope, tile: Tile, owners: dict[int, Made]) -> bool:
     """Give the name of a root that is only its source to the source, if we made that and nobody else reads it."""
-    name = str(tile.written.result)
+    steps = tile.written.steps
+    if len(steps) != 1 or steps[0].op != "Identity":
+        return False
+    name = str(steps[0].inputs[0])
     producer = scope.producer.get(name)
     if producer is None or id(producer) not in owners or len(scope.readers.get(name, [])) != 1:
         return False
