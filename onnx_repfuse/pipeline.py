@@ -249,6 +249,7 @@ def _fold_case(plan: Plan, planned: Planned, made: Made, *, sized: bool) -> Fold
         [proto.node[scope.anchor[id(node)]] for node in made.absorbed],
         [n for n in made.created if n in scope.nodes],
         plan.document.model.ir_version,
+        made.groups,
         sized=sized,
     )
     return FoldCase(made.root, before, after)

@@ -57,10 +57,19 @@ class Bias:
     Attributes:
         known: float64, (channels,).
         late: functions that return more of the same shape, called when weights are folded.
+        noise: what rounding in the model's data type may have done to `known`, (channels,) or one for all. Exporters
+            and we fold the same bias in different orders and precisions.
     """
 
     known: Array
     late: tuple[Callable[[], Array], ...] = ()
+    noise: Array | float = 0.0
+
+    @classmethod
+    def rounded(cls, known: Array, ulp: float, terms: Array | None = None) -> Bias:
+        """A value that was summed from `terms` (their magnitudes; itself, if it was not) in a data type whose unit in
+        the last place of 1 is `ulp`: two of those are its noise."""
+        return cls(known, (), 2 * ulp * np.abs(known if terms is None else terms))
 
     @classmethod
     def zeros(cls, channels: int) -> Bias:
@@ -72,6 +81,11 @@ class Bias:
         """Zero for certain."""
         return not self.late and not self.known.any()
 
+    @property
+    def vanishes(self) -> bool:
+        """Zero, but for what rounding may have left."""
+        return not self.late and not (np.abs(self.known) > self.noise).any()
+
     def value(self) -> Array:
         """The whole bias; reads kernels."""
         result: Array = self.known.copy()
@@ -80,20 +94,23 @@ class Bias:
         return result
 
     def __add__(self, other: Bias) -> Bias:
-        return Bias(self.known + other.known, self.late + other.late)
+        return Bias(self.known + other.known, self.late + other.late, self.noise + other.noise)
 
     def channels(self, lo: int, hi: int) -> Bias:
         """The bias of channels lo..hi."""
         if lo == 0 and hi == len(self.known):
             return self
-        return Bias(self.known[lo:hi], tuple(_sliced(part, lo, hi) for part in self.late))
+        noise = self.noise if isinstance(self.noise, float) else self.noise[lo:hi]
+        return Bias(self.known[lo:hi], tuple(_sliced(part, lo, hi) for part in self.late), noise)
 
     def placed(self, lo: int, total: int) -> Bias:
         """The same bias as channels lo.. of `total`, zero elsewhere."""
         if lo == 0 and total == len(self.known):
             return self
         hi = lo + len(self.known)
-        return Bias(_padded(self.known, lo, hi, total), tuple(_placed(p, lo, hi, total) for p in self.late))
+        noise = self.noise if isinstance(self.noise, float) else _padded(self.noise, lo, hi, total)
+        late = tuple(_placed(part, lo, hi, total) for part in self.late)
+        return Bias(_padded(self.known, lo, hi, total), late, noise)
 
     def through(self, kernel: Kernel) -> Bias:
         """What `kernel` makes of it. One value per channel is multiplied now, anything else when folding."""
@@ -101,7 +118,8 @@ class Bias:
             return Bias.zeros(kernel.geometry.c_out)
         if isinstance(kernel, Vector):
             scale = kernel.scale
-            return Bias(self.known * scale, tuple(_scaled(part, scale) for part in self.late))
+            late = tuple(_scaled(part, scale) for part in self.late)
+            return Bias(self.known * scale, late, self.noise * np.abs(scale))
         return Bias(np.zeros(kernel.geometry.c_out), (lambda: push(kernel, self.value()),))
 
 
@@ -214,7 +232,7 @@ def apply(
     bias: Bias,
     operands: Sequence[Form],
     *,
-    border: Array | None = None,
+    border: Bias | None = None,
     size_of: Callable[[Hashable], tuple[int, ...] | None] = lambda source: None,
 ) -> Form:
     """Substitute forms into an operator: term `i` reads `operands[i]` in place of its source.
@@ -222,8 +240,8 @@ def apply(
     Args:
         channels, layout, terms, bias: the operator; its output is `bias + sum(terms)`.
         operands: what each term reads, as a form of earlier tensors.
-        border: the value the (only) term pads with instead of zero: (c_in,). An operand whose bias equals it
-            commutes with the padding: with f = f0 + v, pad_v(f) = pad_0(f0) + v.
+        border: the value the (only) term pads with instead of zero. An operand whose bias equals it commutes with
+            the padding: with f = f0 + v, pad_v(f) = pad_0(f0) + v.
         size_of: a source's positions per axis, where proved; lets terms of unlike slack add.
 
     Raises:
@@ -235,12 +253,14 @@ def apply(
         lo, hi = outer.lo_in, outer.lo_in + g.c_in
         inner_bias = operand.bias.channels(lo, hi)
         if border is not None:
-            inner_bias = _without(inner_bias, border)
-            bias = bias + Bias(border)
-        if not inner_bias.is_zero and (g.transposed or max((*g.pads_begin, *g.pads_end, 0)) > 0):
-            raise Inexact(Reason.BORDER)
+            if inner_bias.late:
+                raise Inexact(Reason.BORDER, "the padding value is not known to equal the inner bias")
+            inner_bias = inner_bias + Bias(-border.known, (), border.noise)
+            bias = bias + border
+        if not inner_bias.vanishes and (g.transposed or max((*g.pads_begin, *g.pads_end, 0)) > 0):
+            raise Inexact(Reason.BORDER, "" if border is None else "the padding value is not the inner bias")
         for inner in operand.terms:
-            term = _compose_term(outer, inner, inner_bias.is_zero)
+            term = _compose_term(outer, inner, inner_bias.vanishes)
             if term is None:
                 continue
             known = collected.get(term.key)
@@ -251,18 +271,6 @@ def apply(
     if len(collected) > MAX_TERMS or any(t.kernel.depth > MAX_DEPTH for t in collected.values()):
         raise Inexact(Reason.COST, "the expression is too long to be taken as a whole")
     return Form(channels, layout, tuple(collected.values()), bias)
-
-
-def _without(bias: Bias, value: Array) -> Bias:
-    """`bias - value`, zero where they differ by no more than the rounding of what was summed.
-
-    Exporters and we fold the same bias in different orders and precisions: two ulps of the model's float32.
-    """
-    if bias.late:
-        raise Inexact(Reason.BORDER, "the padding value is not known to equal the inner bias")
-    difference = bias.known - value
-    scale = np.maximum(np.abs(bias.known), np.abs(value))
-    return Bias(np.where(np.abs(difference) <= 2 * np.finfo(np.float32).eps * scale, 0.0, difference))
 
 
 def _compose_term(outer: Term, inner: Term, zero_bias: bool) -> Term | None:

@@ -10,8 +10,10 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.constants import Const
 from onnx_repfuse.graph.dtypes import numpy_dtype
 from onnx_repfuse.graph.frames import Frame
+from onnx_repfuse.graph.lift import Lifted
 from onnx_repfuse.graph.rewrite import export
 from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.graph.standin import stand_in
 
 __all__ = ["before_and_after"]
 
@@ -23,13 +25,18 @@ def before_and_after(
     absorbed: Sequence[onnx.NodeProto],
     created: Sequence[gs.Node],
     ir_version: int,
+    groups: Sequence[Lifted] = (),
     *,
     sized: bool = False,
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Both sides of a fold. Computes its weights; raises Inexact where one overflows.
 
+    `groups` are nodes that were lifted together: where they take sizes from elsewhere in the model, the probe cannot
+    give them, and what the group does is written in their place.
     `sized` declares the sources with the sizes the file proves: a fold may be exact for them alone.
     """
+    for group in groups:
+        absorbed = stand_in(scope, absorbed, group)
     absorbed = _with_shapes(scope, absorbed)
     new = _with_shapes(scope, [export(node) for node in created])
     made = {name for node in (*absorbed, *new) for name in node.output}

@@ -84,13 +84,14 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """A tensor to be computed by other nodes: `absorbed` go, `written` come."""
+    """A tensor to be computed by other nodes: `absorbed` go, `written` come; `groups` stood for several of them."""
 
     root: str
     lifted: Lifted
     form: Form
     written: Written
     absorbed: tuple[gs.Node, ...]
+    groups: tuple[Lifted, ...]
     roles: frozenset[Kind]
     saving: int
     macs_before: int

@@ -29,6 +29,7 @@ from onnx_repfuse.graph.views import View
 from onnx_repfuse.plan.candidates import Candidate, Entry, Option, Tile, combinations, free, prune
 from onnx_repfuse.plan.commuting import restoring, under_view
 from onnx_repfuse.plan.cost import CostModel
+from onnx_repfuse.plan.groups import only_readers
 from onnx_repfuse.plan.lowering import Step, Written, lower, viewed_last
 from onnx_repfuse.plan.price import UNKNOWN_POSITIONS, Price, keep
 from onnx_repfuse.plan.sources import Viewed, seen_through, view_cost
@@ -54,6 +55,10 @@ class Cover:
     channels: dict[str, int] = field(default_factory=dict)
     shifted: dict[int, tuple[Form, Form | None]] = field(default_factory=dict)
     shared: Counter[str] = field(default_factory=Counter)
+    gates: dict[str, Lifted] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gates = only_readers(self.context.scope, self.lifts)
 
     def solve(self, names: Iterable[str]) -> None:
         """Fill `entries` for lifted tensors, in topological order."""
@@ -70,11 +75,17 @@ class Cover:
 
     def is_private(self, name: str) -> bool:
         """One reader, and that reader has one output anybody uses: the reader may look through."""
-        scope = self.context.scope
-        if not scope.is_private(name):
+        if name in self.gates:
+            return True
+        if not self.context.scope.is_private(name):
             return False
-        reader = scope.readers[name][0]
+        reader = self.reader(name)
         return len(reader.outputs) == 1 or sum(1 for t in reader.outputs if self._used(t.name)) == 1
+
+    def reader(self, name: str) -> gs.Node:
+        """The one node that reads a private tensor."""
+        gate = self.gates.get(name)
+        return self.context.scope.readers[name][0] if gate is None else gate.node
 
     def is_seen(self, name: str) -> bool:
         """A graph output, or read in a subgraph: the name must stay."""
@@ -293,9 +304,11 @@ class Cover:
                     continue
                 swallowed.add(entry.choice.swallowed)
                 sources = {str(s) for s in entry.choice.form.sources}
-                absorbed, before = self._between(root, sources)
+                absorbed, groups, before = self._between(root, sources)
                 pending.extend(s for s in sources if self.is_private(s))
-                kept = sum(self.entries[t.outputs[0].name].own.cost for t in absorbed)
+                kept = sum(
+                    self.entries[n].own.cost for t in absorbed if (n := t.outputs[0].name) in self.entries
+                )
                 result.append(
                     Tile(
                         root,
@@ -303,6 +316,7 @@ class Cover:
                         entry.choice.form,
                         entry.written,
                         absorbed,
+                        groups,
                         entry.choice.roles,
                         kept - entry.written.cost,
                         before,
@@ -312,23 +326,25 @@ class Cover:
         return [tile for tile in result if tile.root not in swallowed]
 
     def _read_by_lifted(self, name: str) -> bool:
-        reader = self.context.scope.readers[name][0]
         return any(
             t.name in self.entries and any(o.name == name for o in self.lifts[t.name].operands)
-            for t in reader.outputs
+            for t in self.reader(name).outputs
         )
 
-    def _between(self, root: str, sources: set[str]) -> tuple[tuple[gs.Node, ...], int]:
-        """The nodes from `root` down to `sources`, and their multiply-adds."""
-        nodes, macs, pending = [], 0, [root]
+    def _between(self, root: str, sources: set[str]) -> tuple[tuple[gs.Node, ...], tuple[Lifted, ...], int]:
+        """The nodes from `root` down to `sources`, the groups among them, and their multiply-adds."""
+        nodes: list[gs.Node] = []
+        groups: list[Lifted] = []
+        macs, pending = 0, [root]
         while pending:
             name = pending.pop()
             lifted = self.lifts[name]
-            nodes.append(lifted.node)
+            nodes.extend((*lifted.also, lifted.node))
+            groups.extend([lifted] if lifted.also else [])
             macs += self.entries[name].own.macs
             pending.extend(o.name for o in lifted.operands if o.name not in sources)
         position = {id(node): i for i, node in enumerate(self.context.scope.nodes)} if len(nodes) > 1 else {}
-        return tuple(sorted(nodes, key=lambda n: position.get(id(n), 0))), macs
+        return tuple(sorted(nodes, key=lambda n: position.get(id(n), 0))), tuple(groups), macs
 
 
 def _pads(geometry: Geometry) -> bool:

@@ -37,7 +37,7 @@ def _roots(cover: Cover) -> dict[str, str]:
     for name in reversed(list(cover.lifts)):
         roots[name] = name
         if cover.is_private(name):
-            for tensor in cover.context.scope.readers[name][0].outputs:
+            for tensor in cover.reader(name).outputs:
                 if tensor.name in roots and cover._used(tensor.name):
                     roots[name] = roots[tensor.name]
     return roots

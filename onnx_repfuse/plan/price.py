@@ -43,6 +43,9 @@ def keep(lifted: Lifted, model: CostModel, elements: Callable[[Hashable], int]) 
     if lifted.view is not None:
         return Price(view_cost(model, lifted.view, moved - out, out), 0, 1)
     geometry = lifted.terms[0].kernel.geometry
+    if lifted.also:
+        count = 1 + len(lifted.also)
+        return Price(count * model.elementwise(moved, 0), 0, count)
     if lifted.node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         positions = (elements(lifted.operands[0].name) if geometry.transposed else out) // (
             geometry.c_in if geometry.transposed else geometry.c_out

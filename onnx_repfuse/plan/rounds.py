@@ -43,6 +43,7 @@ class Made:
         created: the nodes that came and are still there.
         roles: kinds of what was absorbed.
         macs_before, macs_after: multiply-adds.
+        groups: what several of the absorbed nodes were lifted as together.
     """
 
     root: str
@@ -51,6 +52,7 @@ class Made:
     roles: frozenset[Kind]
     macs_before: int
     macs_after: int
+    groups: tuple[Lifted, ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -241,6 +243,7 @@ def _note(
         roles,
         sum(m.macs_before for m in earlier) + max(0, tile.macs_before - sum(m.macs_after for m in earlier)),
         tile.macs_after,
+        (*(g for m in earlier for g in m.groups), *tile.groups),
     )
     result.folds = [
         made for made in result.folds if made not in earlier

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.lift import affine, channels, combine, convolution, space, views
+from onnx_repfuse.graph.lift import affine, border, channels, combine, convolution, space, views
 from onnx_repfuse.graph.lift.lifted import Context, Declined, Lifted, Operand
 from onnx_repfuse.graph.scope import ONNX_DOMAINS
 from onnx_repfuse.graph.views import VIEWS
@@ -60,7 +60,12 @@ def lift(context: Context, node: gs.Node, output: int = 0) -> Lifted | Declined 
         return Declined(Reason.IDIOM)
     if node.op == "Split":
         return channels.lift_split(context, node, output)
+    if output != 0:
+        return None
+    found = border.lift_border(context, node)
+    if found is not None:
+        return found
     function = _LIFTS.get(node.op)
-    if function is None or (output != 0):
+    if function is None:
         return None
     return function(context, node)

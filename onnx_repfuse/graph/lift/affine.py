@@ -65,11 +65,12 @@ def lift_batch_normalization(context: Context, node: gs.Node) -> Lifted | Declin
     epsilon = float(np.float32(node.attrs.get("epsilon", 1e-5)))  # attributes are float32, the default too
     with np.errstate(all="ignore"):
         factor = scale / np.sqrt(variance + epsilon)
-        offset = shift - mean * factor
+        offset, terms = shift - mean * factor, np.abs(shift) + np.abs(mean * factor)
     if not (np.isfinite(factor).all() and np.isfinite(offset).all()):
         return Declined(Reason.NON_FINITE)
     role = Kind.MATMUL if layout == (-1, 0) else Kind.AFFINE
-    return diagonal(node, names[0], Frame(*layout, len(scale), data_type), role, factor, offset)
+    own = Frame(*layout, len(scale), data_type)
+    return diagonal(node, names[0], own, role, factor, offset, terms=terms)
 
 
 def lift_arithmetic(context: Context, node: gs.Node) -> Lifted | Declined | None:

@@ -19,7 +19,7 @@ from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Kernel, Scaled, Stored, Vector
 from onnx_repfuse.graph.constants import SMALL, Const
 from onnx_repfuse.graph.frames import FLOATS
-from onnx_repfuse.graph.lift.lifted import Context, Declined, Lifted, Operand, vector_of
+from onnx_repfuse.graph.lift.lifted import Context, Declined, Lifted, Operand, ulp, vector_of
 from onnx_repfuse.reasons import Reason
 from onnx_repfuse.report.record import Kind
 
@@ -56,7 +56,9 @@ def _bias(context: Context, node: gs.Node, channels: int) -> Bias | Declined | N
     if const.shape != (channels,):
         return None
     value = vector_of(const.read())
-    return Bias(value) if np.isfinite(value).all() else Declined(Reason.NON_FINITE)
+    if not np.isfinite(value).all():
+        return Declined(Reason.NON_FINITE)
+    return Bias.rounded(value, ulp(const.data_type))
 
 
 def _kernel(geometry: Geometry, const: Const, view: Callable[[NDArray[Any]], NDArray[Any]]) -> Kernel:
@@ -233,7 +235,7 @@ def lift_gemm(context: Context, node: gs.Node) -> Lifted | Declined | None:
         value = beta * np.broadcast_to(vector_of(found.read()), (c_out,))
         if not np.isfinite(value).all():
             return Declined(Reason.NON_FINITE)
-        bias = Bias(value)
+        bias = Bias.rounded(value, ulp(const.data_type))
     operand = Operand(node.inputs[0].name, c_in, (-1, 0))
     return Lifted(
         node, node.outputs[0].name, Kind.MATMUL, c_out, (-1, 0), (operand,), (Term(0, kernel),), bias

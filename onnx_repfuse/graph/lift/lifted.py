@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.form import Bias, Term
@@ -16,7 +17,7 @@ from onnx_repfuse.graph.views import View
 from onnx_repfuse.reasons import Reason
 from onnx_repfuse.report.record import Kind
 
-__all__ = ["Context", "Declined", "Lifted", "Operand", "diagonal", "vector_of"]
+__all__ = ["Context", "Declined", "Lifted", "Operand", "diagonal", "ulp", "vector_of"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Lifted:
         border: the value it pads with instead of zero.
         same_shape: it is exact only if its operands have equal shapes, which is not proved yet.
         size: positions per axis of its operands, where known.
+        also: nodes between its operands and `node` that go with it, in topological order.
         view: it is this view of its only operand; `layout` is that of the output, its term that of the operand.
     """
 
@@ -60,9 +62,10 @@ class Lifted:
     operands: tuple[Operand, ...]
     terms: tuple[Term, ...]
     bias: Bias
-    border: Array | None = None
+    border: Bias | None = None
     same_shape: bool = False
     size: tuple[int, ...] | None = None
+    also: tuple[gs.Node, ...] = ()
     view: View | None = None
 
 
@@ -96,9 +99,17 @@ class Context:
 
 
 def diagonal(
-    node: gs.Node, name: str, frame: Frame, role: Kind | None, scale: Array, shift: Array, *, output: int = 0
+    node: gs.Node,
+    name: str,
+    frame: Frame,
+    role: Kind | None,
+    scale: Array,
+    shift: Array,
+    *,
+    output: int = 0,
+    terms: Array | None = None,
 ) -> Lifted:
-    """`scale * x + shift` per channel."""
+    """`scale * x + shift` per channel; `terms` are the magnitudes of what `shift` was summed from."""
     axis, rank = frame.layout
     geometry = Geometry.diagonal(frame.channels, rank, axis)
     return Lifted(
@@ -109,8 +120,18 @@ def diagonal(
         frame.layout,
         (Operand(name, frame.channels, frame.layout),),
         (Term(0, Vector(geometry, scale)),),
-        Bias(shift),
+        Bias.rounded(shift, ulp(frame.data_type), terms),
     )
+
+
+def ulp(data_type: int) -> float:
+    """The unit in the last place of 1 in an ONNX float type; float32's where it is not known."""
+    bits: dict[int, int] = {
+        onnx.TensorProto.FLOAT16: 10,
+        onnx.TensorProto.BFLOAT16: 7,
+        onnx.TensorProto.DOUBLE: 52,
+    }
+    return float(2.0 ** -bits.get(data_type, 23))
 
 
 def vector_of(values: object) -> Array:

@@ -20,11 +20,11 @@ from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Stored
 from onnx_repfuse.graph.frames import FLOATS
 from onnx_repfuse.graph.lift.convolution import resolve_pads
-from onnx_repfuse.graph.lift.lifted import Context, Declined, Lifted, Operand
+from onnx_repfuse.graph.lift.lifted import Context, Declined, Lifted, Operand, ulp
 from onnx_repfuse.reasons import Reason
 from onnx_repfuse.report.record import Kind
 
-__all__ = ["lift_average_pool", "lift_pad"]
+__all__ = ["lift_average_pool", "lift_pad", "read_pads"]
 
 
 def lift_average_pool(context: Context, node: gs.Node) -> Lifted | Declined | None:
@@ -86,7 +86,7 @@ def lift_pad(context: Context, node: gs.Node) -> Lifted | Declined | None:
         return None
     if node.attrs.get("mode", "constant") != "constant":
         return None
-    found = _pads(context, node, frame.rank + 2)
+    found = read_pads(context, node, frame.rank + 2)
     if isinstance(found, Declined):
         return found
     pads, value = found
@@ -101,6 +101,7 @@ def lift_pad(context: Context, node: gs.Node) -> Lifted | Declined | None:
     slack = tuple(b + e - 1 for b, e in zip(begin[2:], end[2:], strict=True))
     geometry = replace(geometry, origin=tuple(-b for b in begin[2:]), slack=slack)
     ones = np.broadcast_to(1.0, geometry.weight_shape)
+    border = Bias.rounded(np.full(frame.channels, value), ulp(frame.data_type))
     return Lifted(
         node,
         node.outputs[0].name,
@@ -110,12 +111,12 @@ def lift_pad(context: Context, node: gs.Node) -> Lifted | Declined | None:
         (Operand(name, frame.channels, frame.layout),),
         (Term(0, Stored(geometry, lambda: ones)),),
         Bias.zeros(frame.channels),
-        border=np.full(frame.channels, value) if value != 0 and any(pads) else None,
+        border=border if value != 0 and any(pads) else None,
         size=context.size(name, frame.rank),
     )
 
 
-def _pads(context: Context, node: gs.Node, rank: int) -> tuple[list[int], float] | Declined:
+def read_pads(context: Context, node: gs.Node, rank: int) -> tuple[list[int], float] | Declined:
     scope = context.scope
     if scope.opset < 11:
         given = node.attrs.get("pads", node.attrs.get("paddings"))
