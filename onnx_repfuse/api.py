@@ -26,7 +26,7 @@ from onnx_repfuse.verify.verdict import Verification
 if TYPE_CHECKING:
     from onnx_repfuse.verify.feeds import FeedSpec
 
-__all__ = ["Result", "fuse", "plan", "verify"]
+__all__ = ["Result", "document_of", "fuse", "plan", "verify"]
 
 Model: TypeAlias = "onnx.ModelProto | gs.Graph | str | os.PathLike[str]"
 
@@ -84,7 +84,7 @@ def fuse(
     """
     chosen = options or Options()
     target = None if output is None else Path(output)
-    with _open(model) as document:
+    with document_of(model) as document:
         name = str(model) if isinstance(model, str | os.PathLike) else ""
         if target is not None:
             done = run(document, target, chosen, name=name, progress=progress)
@@ -117,7 +117,7 @@ def plan(model: Model, options: Options | None = None) -> Report:
     ([('y', 'branches')], None)
     """
     chosen = options or Options()
-    with _open(model) as document:
+    with document_of(model) as document:
         planned = make_plan(document, chosen)
         name = str(model) if isinstance(model, str | os.PathLike) else ""
         return describe(planned, chosen, 0, [], None, {}, name, "")
@@ -170,6 +170,7 @@ def _plain(model: Model) -> onnx.ModelProto | Path:
     )
 
 
-def _open(model: Model) -> Document:
+def document_of(model: Model) -> Document:
+    """The model opened for planning, to be closed by a `with` statement. Raises InputError."""
     plain = _plain(model)
     return Document.open(plain) if isinstance(plain, Path) else Document.from_model(plain)

@@ -1,71 +1,96 @@
-"""`--explain`: what a dry run says about one node."""
+"""`--explain`: what a dry run says about one node, and what the planner weighed there."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable
 
+from onnx_repfuse.api import document_of
+from onnx_repfuse.considered import considered, looking_through
 from onnx_repfuse.errors import InputError
+from onnx_repfuse.graph.scope import Scope, node_name
+from onnx_repfuse.graph.skeleton import read_scopes
 from onnx_repfuse.options import Options
+from onnx_repfuse.pipeline import describe, make_plan
+from onnx_repfuse.plan.cover import Cover
+from onnx_repfuse.plan.rounds import cover_scope
 from onnx_repfuse.report.record import Fold, NodeRef, Report
 from onnx_repfuse.report.words import clean, percent, quantity
 
-__all__ = ["explain", "narrate"]
+__all__ = ["explain"]
 
 
 def explain(model: str, node: str, options: Options | None = None) -> str:
     """Why a node of a file would or would not be fused, in words.
 
+    Args:
+        model: the file.
+        node: a node's name, or a tensor that it computes.
+        options: as for `plan`.
+
     Raises:
         InputError: the model cannot be read, or has no such node.
     """
-    from onnx_repfuse import api
-    from onnx_repfuse.verify.sessions import load
-
-    report = api.plan(model, options)
-    graph = load(model, weights=False).graph
-    ops = dict(_names(graph))
-    return narrate(report, node, ops)
-
-
-def _names(graph: object) -> Iterator[tuple[str, str]]:
-    """(name, op) of every node, by its own name and by its outputs', subgraphs included."""
-    for node in graph.node:  # type: ignore[attr-defined]
-        for name in (*node.output, node.name):
-            if name:
-                yield name, node.op_type
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _names(inner)
-
-
-def narrate(report: Report, node: str, ops: dict[str, str]) -> str:
-    """The same from a report; `ops` says which nodes there are."""
+    chosen = options or Options()
+    with document_of(model) as document:
+        before = read_scopes(document, freeze_initializers=chosen.freeze_initializers)
+        op = _op(before, node)
+        planned = make_plan(document, chosen)
+        report = describe(planned, chosen, 0, [], None, {}, str(model), "")
     folds = [fold for fold in report.folds if any(_is(ref, node) for ref in fold.absorbed)]
-    names = {node} | {ref.name for fold in folds for ref in fold.absorbed if _is(ref, node)}
-    refusals = [refusal for refusal in report.refusals if names & set(refusal.nodes)]
-    if node not in ops and not folds and not refusals:
-        near = difflib.get_close_matches(node, ops, 3)
-        hint = "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?" if near else ""
-        raise InputError(f"the model has no node or tensor '{node}'{hint}")
-    lines = [f"{clean(ops.get(node, 'node'))} '{clean(node)}'"]
+    lines = [f"{clean(op)} '{clean(node)}'"]
+    covers: list[Cover] = []
     for fold in folds:
         lines += _fold(fold, node)
-    for refusal in refusals:
-        lines += [
-            f"Not fused ({refusal.reason}): {clean(refusal.message)}",
-            f"  In general: {refusal.reason.prose}.",
-        ]
-    if not folds and not refusals:
-        lines.append(
-            "Stays as it is: it is not a linear map of its input in inference (or has nothing linear beside it to "
-            "join), so there was nothing to decide."
-        )
+    told = _refusals(report, folds, node)
+    lines += told
+    for fold in folds:
+        covers = [cover_scope(scope, chosen, frozenset())[0] for scope in before if scope.label == fold.scope]
+        lines += _forms(covers, [fold.output])
+    if not folds:
+        covers = [cover_scope(one.scope, chosen, frozenset())[0] for one in planned.scopes]
+        covers = [cover for cover in covers if _tensors(cover, node)]
+        names = [name for cover in covers for name in _tensors(cover, node)]
+        lifted = any(name in cover.lifts for cover in covers for name in names)
+        if not told:
+            lines.append(_nothing_to_decide(op, lifted))
+        readers = [other for cover in covers for name in names for other in looking_through(cover, name)]
+        lines += _forms(covers, dict.fromkeys([*names, *readers]))
     return "\n".join(lines)
+
+
+def _op(scopes: list[Scope], wanted: str) -> str:
+    """The operator of the node; raises InputError with the nearest names if there is none."""
+    ops: dict[str, str] = {}
+    for scope in scopes:
+        for node in scope.nodes:
+            ops.update((tensor.name, str(node.op)) for tensor in node.outputs if tensor.name)
+    for scope in scopes:
+        ops.update((node_name(node), str(node.op)) for node in scope.nodes)
+    if wanted not in ops:
+        near = difflib.get_close_matches(wanted, ops, 3)
+        hint = "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?" if near else ""
+        raise InputError(f"the model has no node or tensor '{wanted}'{hint}")
+    return ops[wanted]
+
+
+def _tensors(cover: Cover, wanted: str) -> list[str]:
+    """The tensors of a node of the scope that has this name or makes this tensor."""
+    for node in cover.context.scope.nodes:
+        names = [tensor.name for tensor in node.outputs if tensor.name]
+        if wanted == node_name(node) or wanted in names:
+            return names
+    return []
 
 
 def _is(ref: NodeRef, node: str) -> bool:
     return ref.name == node or node in ref.outputs
+
+
+def _nothing_to_decide(op: str, lifted: bool) -> str:
+    if lifted:
+        return "Stays as it is: it is linear, but nothing linear that only it reads stands before it."
+    return f"Stays as it is: this {clean(op)} is not a linear map of one tensor in inference, so regions end here."
 
 
 def _fold(fold: Fold, node: str) -> list[str]:
@@ -85,4 +110,42 @@ def _fold(fold: Fold, node: str) -> list[str]:
     ] or ["    nothing"]
     lines.append(f"  reading: {', '.join(clean(name) for name in fold.sources) or 'nothing'}")
     lines.append(f"  MACs: {quantity(fold.macs_before)} -> {quantity(fold.macs_after)} {change}".rstrip())
+    return lines
+
+
+def _refusals(report: Report, folds: list[Fold], node: str) -> list[str]:
+    """Those about the node, by either of its names, and those about what it became."""
+    names = {node} | {ref.name for fold in folds for ref in fold.absorbed if _is(ref, node)}
+    after = {ref.name for fold in folds for ref in fold.created}
+    lines = []
+    for refusal in report.refusals:
+        if names & set(refusal.nodes):
+            lines.append(f"Not fused ({refusal.reason}): {clean(refusal.message)}")
+        elif after & set(refusal.nodes):
+            lines.append(f"Not fused further ({refusal.reason}): {clean(refusal.message)}")
+        else:
+            continue
+        if refusal.reason.prose not in refusal.message:
+            lines.append(f"  In general: {refusal.reason.prose}.")
+        lines += [f"  {clean(made)}" for made in _made(report, refusal.nodes)]
+    return lines
+
+
+def _made(report: Report, nodes: Iterable[str]) -> list[str]:
+    """Which original nodes stand behind the names of new ones."""
+    origin = {ref.name: fold for fold in report.folds for ref in fold.created}
+    old = {ref.name for fold in report.folds for ref in fold.absorbed}
+    return [
+        f"'{name}' would be made of {', '.join(repr(ref.name) for ref in origin[name].absorbed)}."
+        for name in nodes
+        if name in origin and name not in old
+    ]
+
+
+def _forms(covers: list[Cover], tensors: Iterable[str]) -> list[str]:
+    lines = []
+    for tensor in tensors:
+        for cover in covers:
+            if tensor in cover.entries:
+                lines += [f"Forms considered for '{clean(tensor)}':", *considered(cover, tensor)]
     return lines
