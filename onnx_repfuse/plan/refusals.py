@@ -104,6 +104,8 @@ def _readers(scope: Scope, cover: Cover, name: str) -> Refusal | None:
 
 def _cost(scope: Scope, cover: Cover, name: str) -> Refusal | None:
     """A foldable pair whose parts are cheaper than the whole."""
+    if name in cover.banned:
+        return None  # not for its price: it did not pass verification, which is told already
     lifted, entry = cover.lifts[name], cover.entries[name]
     deeper = [c for c in entry.candidates if c.nodes > 1 and c.convolutions]
     if entry.choice is not None or not deeper or not cover.is_private(lifted.operands[0].name):
