@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -23,7 +22,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
 
 
-def browse(folder, page, script="", width=1200):
+def browse(folder, page, script="", width=1200, flags=()):
     """The page's DOM after `script`, and what the console said. The script needs a laxer policy than ours."""
     if script:
         page = re.sub(r"script-src &#x27;[^&]*&#x27;", "script-src &#x27;unsafe-inline&#x27;", page)
@@ -33,6 +32,7 @@ def browse(folder, page, script="", width=1200):
     done = subprocess.run(
         [CHROMIUM, "--headless=new", "--disable-gpu", "--no-sandbox", "--disable-extensions", "--no-first-run",
          "--disable-dev-shm-usage", f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900",
+         "--allow-file-access-from-files", *flags,
          "--enable-logging=stderr", "--virtual-time-budget=4000", "--dump-dom", file.as_uri()],
         capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(folder)},
     )  # fmt: skip
@@ -87,26 +87,56 @@ def test_filters_and_draws_what_is_opened(tmp_path):
 
 
 @browser
-@pytest.mark.parametrize("width", [500, 1200])  # headless chromium's windows are at least 500 wide
+@pytest.mark.parametrize("width", [360, 1200])
 def test_the_page_never_scrolls_sideways(tmp_path, width):
-    script = "document.title = JSON.stringify([document.documentElement.scrollWidth, innerWidth])"
+    """In a frame, because headless Chromium's windows are at least 500 wide."""
     long = "/stages/0/blocks/a_very_long_name_without_any_space_" * 4
-    dom, _ = browse(tmp_path, render([outcome(evil=long), outcome()], "1.0"), script, width)
-    page, window = map(int, re.findall(r"\d+", text_of(dom)))
-    assert page <= window
+    (tmp_path / "inner.html").write_text(render([outcome(evil=long), outcome()], "1.0"), encoding="utf-8")
+    size = f"width:{width}px;height:900px;border:0"
+    frame = f'<html><body><iframe src="inner.html" style="{size}"></iframe></body></html>'
+    script = """
+      const page = frames[0].document.documentElement;
+      const text = frames[0].document.querySelector('.tiles').offsetWidth;
+      document.title = JSON.stringify([page.scrollWidth, page.clientWidth, text]);
+    """
+    dom, _ = browse(tmp_path, f"<title></title>{frame}", script, 1300)
+    page, window, tiles = map(int, re.findall(r"\d+", text_of(dom)))
+    assert page <= window <= width
+    assert tiles > 0.8 * window
 
 
 @browser
-def test_500_folds_are_quick(tmp_path):
-    script = "document.title = Math.round(performance.now())"
-    start = time.perf_counter()
+@pytest.mark.parametrize("dark", [False, True])
+def test_follows_the_readers_light_or_dark(tmp_path, dark):
+    script = r"""
+      const style = getComputedStyle(document.body);
+      const light = (color) => color.match(/\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0) / 3;
+      const finish = () => {
+        const box = document.querySelector('rect.conv');  // drawn when its fold has opened
+        if (!box) { setTimeout(finish, 20); return; }
+        const colors = [style.backgroundColor, style.color, getComputedStyle(box).fill];
+        document.title = JSON.stringify(colors.map(light).map(Math.round));
+      };
+      finish();
+    """
+    flags = [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
+    dom, _ = browse(tmp_path, render([outcome()], "1.0"), script, flags=flags)
+    page, text, box = map(int, re.findall(r"\d+", text_of(dom)))
+    assert (page < text) == dark
+    assert abs(page - text) > 150
+    assert abs(box - text) > 90
+
+
+@browser
+def test_500_folds_are_listed_and_few_drawn(tmp_path):
+    script = "document.title = document.querySelectorAll('*').length"
     page = render([outcome(folds=500)], "1.0")
-    assert time.perf_counter() - start < 3
-    assert len(page) < 3_000_000
+    assert len(page) < 1_500_000
     dom, console = browse(tmp_path, page, script)
     assert console == []
     assert dom.count("<svg") == 3
-    assert int(text_of(dom)) < 3000
+    assert dom.count('class="fold"') == 500
+    assert int(text_of(dom)) < 30_000
 
 
 def test_stands_alone_and_is_well_formed():
@@ -118,7 +148,7 @@ def test_stands_alone_and_is_well_formed():
 
     class Check(HTMLParser):
         def handle_starttag(self, tag, attrs):
-            if tag not in ("meta", "link", "input", "line"):
+            if tag not in ("meta", "link", "input", "line", "br"):
                 open_tags.append(tag)
 
         def handle_endtag(self, tag):

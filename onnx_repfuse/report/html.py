@@ -13,13 +13,22 @@ import json
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from onnx_repfuse.report.html_parts import bench_bars, escape, outputs_table, sizes_table, tiles
+from onnx_repfuse.report.advice import advice, by_reason
+from onnx_repfuse.report.html_parts import (
+    bench_bars,
+    escape,
+    outputs_table,
+    precision_table,
+    sizes_table,
+    tiles,
+)
 from onnx_repfuse.report.picture import draw
-from onnx_repfuse.report.words import plural
+from onnx_repfuse.report.words import figure, plural
 
 if TYPE_CHECKING:
     from onnx_repfuse.report.outcome import Outcome
     from onnx_repfuse.report.record import Fold, Refusal
+    from onnx_repfuse.verify.verdict import FoldVerdict
 
 __all__ = ["render"]
 
@@ -98,9 +107,14 @@ def _section(outcome: Outcome, number: int, pictures: list[dict[str, object]]) -
         parts += ["<h3>Latency</h3>", bench_bars(outcome.bench)]
     if outcome.verification is not None:
         parts += ["<h3>Error against noise</h3>", outputs_table(outcome.verification, outcome.status)]
+    if outcome.precision:
+        parts += ["<h3>Precision against float64</h3>", precision_table(outcome.precision)]
     if report is not None:
-        parts += ["<h3>Folds</h3>", _folds(report.folds, number, pictures)]
-        parts += ["<h3>Not fused, and why</h3>", _refusals(report.refusals, number)]
+        checks = {check.output: check for check in report.verification.folds} if report.verification else {}
+        parts += ["<h3>Folds</h3>", _folds(report.folds, number, pictures, checks)]
+        parts += ["<h3>Not fused, and why</h3>"]
+        parts += [f'<p class="warn">Advice: {escape(sentence)}</p>' for sentence in advice(report)]
+        parts += [_refusals(report.refusals, number)]
         parts += [f"<p>{escape(note)}</p>" for note in report.notes]
     return "\n".join([*parts, "</section>"])
 
@@ -115,16 +129,18 @@ def _filter(target: str, what: str, kinds: list[str]) -> str:
     )
 
 
-def _folds(folds: tuple[Fold, ...], number: int, pictures: list[dict[str, object]]) -> str:
+def _folds(
+    folds: tuple[Fold, ...], number: int, pictures: list[dict[str, object]], checks: dict[str, FoldVerdict]
+) -> str:
     if not folds:
         return "<p>There was nothing to fold.</p>"
     target = f"folds-{number}"
-    items = "".join(_fold(fold, pictures) for fold in folds)
+    items = "".join(_fold(fold, pictures, checks.get(fold.output)) for fold in folds)
     kinds = sorted({str(fold.kind) for fold in folds})
     return f'{_filter(target, "folds", kinds)}<ul class="list" id="{target}">{items}</ul>'
 
 
-def _fold(fold: Fold, pictures: list[dict[str, object]]) -> str:
+def _fold(fold: Fold, pictures: list[dict[str, object]], check: FoldVerdict | None) -> str:
     figures = []
     made = {name for node in fold.absorbed for name in node.outputs if name not in node.inputs}
     read = [name for node in fold.absorbed for name in node.inputs if name not in made]
@@ -145,12 +161,18 @@ def _fold(fold: Fold, pictures: list[dict[str, object]]) -> str:
     went = ", ".join(f"{escape(node.op)} <code>{escape(node.name)}</code>" for node in fold.absorbed)
     macs = f", MACs {fold.macs_before:,} &rarr; {fold.macs_after:,}" if fold.macs_before else ""
     where = f" <small>in {escape(fold.scope)}</small>" if fold.scope else ""
+    checked = (
+        f"<br>Checked by itself: {escape(check.status)}, error {figure(check.error)}, allowed {figure(check.tolerance)}"
+        if check is not None
+        else ""
+    )
     return (
         f'<li data-kind="{escape(fold.kind)}"><details class="fold"><summary>'
         f'<span class="tag">{escape(fold.kind)}</span>'
         f"<code>{escape(fold.output)}</code>{where} "
         f'<span class="dim">{len(fold.absorbed)} &rarr; {plural(len(fold.created), "node")}</span></summary>'
-        f'<div class="pictures">{"".join(figures)}</div><p><small>Gone: {went}{macs}</small></p></details></li>'
+        f'<div class="pictures">{"".join(figures)}</div>'
+        f"<p><small>Gone: {went}{macs}{checked}</small></p></details></li>"
     )
 
 
@@ -161,7 +183,8 @@ def _refusals(refusals: tuple[Refusal, ...], number: int) -> str:
     items = "".join(
         f'<li data-kind="{escape(refusal.reason)}"><span class="tag">{escape(refusal.reason)}</span>'
         f"{escape(refusal.message)}{f' <small>in {escape(refusal.scope)}</small>' if refusal.scope else ''}</li>"
-        for refusal in refusals
+        for _, members in by_reason(refusals)
+        for refusal in members
     )
     kinds = sorted({str(refusal.reason) for refusal in refusals})
     return f'{_filter(target, "reasons", kinds)}<ul class="list" id="{target}">{items}</ul>'

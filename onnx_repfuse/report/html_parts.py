@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from onnx_repfuse.report.words import clean, duration, figure, percent, quantity, size
 
 if TYPE_CHECKING:
     from onnx_repfuse.report.outcome import Bench, Outcome
-    from onnx_repfuse.verify.verdict import OutputVerdict, Verification
+    from onnx_repfuse.verify.verdict import OutputVerdict, Precision, Verification
 
-__all__ = ["bench_bars", "escape", "outputs_table", "sizes_table", "tiles"]
+__all__ = ["bench_bars", "escape", "outputs_table", "precision_table", "sizes_table", "tiles"]
 
 _COLOR = {"passed": "good", "failed": "bad"}
 
@@ -113,7 +114,25 @@ def outputs_table(verification: Verification, status: str) -> str:
     checked = f"<p>{passed} of {folds} folds passed their own check.</p>" if folds else ""
     return (
         f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div>'
-        f"{words}{checked}{notes}"
+        "<p><small>The bar is the error, the tick the noise of the original itself, the dashed line what was allowed "
+        f"(logarithmic).</small></p>{words}{checked}{notes}"
+    )
+
+
+def precision_table(found: Sequence[Precision]) -> str:
+    """How far both models are from float64, per output."""
+    heads = "".join(
+        f"<th>{head}</th>" for head in ("output", "original, rms", "fused, rms", "factor", "worst")
+    )
+    rows = "".join(
+        f'<tr><th scope="row"><code>{escape(one.output)}</code></th><td>{figure(one.original)}</td>'
+        f"<td>{figure(one.fused)}</td><td>{one.factor:.2g}</td>"
+        f"<td>{figure(one.worst_original)} &rarr; {figure(one.worst_fused)}</td></tr>"
+        for one in found
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+        "<p><small>Distance from the original in float64; below a factor of 1 the result is nearer.</small></p>"
     )
 
 

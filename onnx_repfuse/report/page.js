@@ -24,7 +24,7 @@
     for (const [x, y, w, h, op, label, name] of p.n) {
       const g = make(svg, "g", {});
       make(g, "title", {}, op ? `${op} ${name}` : name);
-      const kind = op ? (style[op] || "") : "edge";
+      const kind = !op ? "edge" : Object.hasOwn(style, op) ? style[op] : "";
       make(g, "rect", { x, y, width: w, height: h, rx: op ? 5 : h / 2, class: kind });
       const cx = x + w / 2;
       if (op && label) {
