@@ -9,6 +9,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
+from onnx_repfuse.report.advice import advice
 from onnx_repfuse.report.record import Counts, Fold, NodeRef, Refusal
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
         else None,
         "folds": [_fold(fold) for fold in report.folds] if report else [],
         "refusals": [_refusal(refusal) for refusal in report.refusals] if report else [],
+        "advice": list(advice(report)) if report else [],
         "verification": _verification(outcome.verification, outcome.status),
         "bench": _bench(outcome.bench),
         "precision": [

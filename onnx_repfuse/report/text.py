@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onnx_repfuse.report.advice import advice, brief, by_reason
 from onnx_repfuse.report.words import clean, duration, figure, percent, plural, quantity, size
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ def show(console: Console, outcome: Outcome, verbose: int = 0) -> None:
             _line(console, line)
         for line in _refusals(report.refusals, verbose):
             _line(console, line)
+        for sentence in advice(report):
+            _line(console, f"Advice: {sentence}", style="yellow")
     if outcome.verification is not None and outcome.status != "identical":
         for text in _verification(outcome.verification, verbose):
             _line(console, text)
@@ -65,12 +69,14 @@ def show(console: Console, outcome: Outcome, verbose: int = 0) -> None:
 
 
 def summarize(console: Console, outcomes: Iterable[Outcome]) -> None:
-    """Print one line per model."""
+    """Print one line per model, and one for all."""
+    outcomes = list(outcomes)
+    timed = any(outcome.bench for outcome in outcomes)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("model", overflow="fold", ratio=1)
-    for heading in ("nodes", "MACs", "folds"):
+    for heading in ("nodes", "MACs", "folds", *(["speed"] if timed else [])):
         table.add_column(heading, justify="right", no_wrap=console.width >= 60)
-    table.add_column("result", overflow="fold")
+    table.add_column("result", overflow="fold", max_width=max(12, console.width // 2))
     for outcome in outcomes:
         cells = ["", "", ""]
         if outcome.counts is not None and outcome.report is not None:
@@ -80,9 +86,15 @@ def summarize(console: Console, outcomes: Iterable[Outcome]) -> None:
                 _macs(before, after),
                 str(len(outcome.report.folds)),
             ]
+        if timed:
+            cells.append(f"{outcome.bench.ratio[0]:.2f}x" if outcome.bench else "")
         color = {0: "green", 4: "yellow"}.get(outcome.exit_code, "bold red")
         table.add_row(Text(clean(outcome.model)), *cells, Text(_result(outcome), style=color))
     console.print(table)
+    failed = sum(outcome.exit_code in (1, 3) for outcome in outcomes)
+    written = sorted({clean(os.path.dirname(outcome.output)) for outcome in outcomes if outcome.output})
+    where = f"; {plural(len(outcomes) - failed, 'file')} written to {', '.join(written)}" if written else ""
+    _line(console, f"{plural(len(outcomes), 'model')}, {failed or 'none'} failed{where}")
 
 
 def _line(console: Console, text: str | Text, style: str = "") -> None:
@@ -146,17 +158,18 @@ def _folds(folds: tuple[Fold, ...], verbose: int, planned: bool) -> list[str]:
 def _refusals(refusals: tuple[Refusal, ...], verbose: int) -> list[str]:
     if not refusals:
         return []
-    grouped: dict[str, list[Refusal]] = {}
-    for refusal in refusals:
-        grouped.setdefault(str(refusal.reason), []).append(refusal)
     lines = ["", "Not fused, and why:"]
-    for reason, members in sorted(grouped.items(), key=lambda item: -len(item[1])):
-        lines.append(f"  {reason} ({len(members)}): {members[0].reason.prose}")
+    hidden = False
+    for reason, members in by_reason(refusals):
+        lines.append(f"  {reason} ({len(members)}): {reason.prose}")
         shown = members if verbose else members[:_FEW]
-        lines += [f"    - {clean(r.message)}" + (f" (in {clean(r.scope)})" if r.scope else "") for r in shown]
+        lines += [
+            f"    - {clean(brief(one))}" + (f" (in {clean(one.scope)})" if one.scope else "") for one in shown
+        ]
         if len(members) > len(shown):
-            lines.append(f"    - and {len(members) - len(shown)} more (-v shows all)")
-    return lines
+            hidden = True
+            lines.append(f"    - and {len(members) - len(shown)} more")
+    return [*lines, "  (-v shows all; --explain NODE shows what was weighed)"] if hidden else lines
 
 
 def _verification(verification: Verification, verbose: int) -> list[Text]:
@@ -191,10 +204,12 @@ def _verdict(verdict: OutputVerdict, verbose: int) -> Text:
     state = str(verdict.status)
     text = Text("  ")
     text.append(state.upper(), style=_COLOR.get(state, ""))
-    text.append(f" {clean(verdict.name)}: max |diff| {figure(verdict.max_abs)}")
+    text.append(
+        f" {clean(verdict.name)}: max |diff| {figure(verdict.max_abs)}, allowed {figure(verdict.tolerance)}"
+    )
+    text.append(f"\n    relative {figure(verdict.max_rel)}")
     if max(verdict.noise) > 0:
-        text.append(f", noise {figure(max(verdict.noise))} ({figure(verdict.over_noise)}x)")
-    text.append(f", relative {figure(verdict.max_rel)}, allowed {figure(verdict.tolerance)}")
+        text.append(f", noise {figure(max(verdict.noise))}, at worst {figure(verdict.over_noise)}x its noise")
     if verdict.cosine is not None:
         text.append(f", cosine {verdict.cosine:.9f}")
     if verdict.top1 is not None:
@@ -227,7 +242,7 @@ def _result(outcome: Outcome) -> str:
         return "remaining: " + ", ".join(f"{g.remaining} {clean(g.op)}" for g in outcome.gates if g.remaining)
     if outcome.command == "plan":
         return "planned"
-    return f"{outcome.status}: {clean(outcome.output)}"
+    return outcome.status
 
 
 def _closing(outcome: Outcome) -> str:
