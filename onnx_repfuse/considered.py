@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.plan.cover import Candidate, Cover, Entry, Price
+from onnx_repfuse.plan.candidates import Candidate, Entry
+from onnx_repfuse.plan.cover import Cover
 from onnx_repfuse.plan.lowering import Step, Written
+from onnx_repfuse.plan.price import Price
 from onnx_repfuse.report.words import clean, plural, quantity
 
 __all__ = ["considered", "looking_through"]
@@ -17,12 +19,12 @@ def considered(cover: Cover, tensor: str) -> list[str]:
     entry, lifted = cover.entries[tensor], cover.lifts[tensor]
     kept = "chosen" if entry.choice is None else "dearer"
     lines = [f"  as it is: {_price(cover, entry.original)} - {kept}"]
-    for candidate in entry.candidates:
-        if candidate.nodes < 2 and candidate is not entry.choice:
+    for candidate in dict.fromkeys([entry.choice, *entry.candidates]):
+        if candidate is None or (candidate.nodes < 2 and candidate is not entry.choice):
             continue  # the node itself, written anew
-        written = (
-            entry.written if candidate is entry.choice else cover.write(lifted, candidate.form, norm=False)
-        )
+        written = entry.written
+        if candidate is not entry.choice:
+            written = cover.write(lifted, candidate.form, norm=False, view=candidate.view)
         if written is None:
             continue
         price = candidate.setup.plus(Price(written.cost, written.macs, *written.count))
@@ -56,7 +58,7 @@ def _outcome(cover: Cover, tensor: str, candidate: Candidate, price: Price) -> s
         return "ruled out: it did not pass verification"
     if price.macs > entry.original.macs:
         return "refused: more multiply-adds"
-    if price.convolutions > entry.original.convolutions or price.nodes > entry.original.nodes:
+    if any(now > then for now, then in zip(price[2:], entry.original[2:], strict=True)):
         return "refused: more operators"
     return "not cheaper"
 
@@ -71,10 +73,12 @@ def _written(written: Written) -> str:
 
 
 def _step(step: Step) -> str:
+    if step.view is not None:
+        return clean(str(step.view.node.op))
     if step.kernel is None or step.op != "Conv":
         return _OPS.get(step.op, step.op)
     geometry: Geometry = step.kernel.geometry
-    op = "ConvTranspose" if geometry.transposed else "Conv" if geometry.kernel else "MatMul"
+    op = "ConvTranspose" if geometry.transposed else "Conv" if geometry.channel_axis != -1 else "MatMul"
     size = "x".join(map(str, geometry.kernel))
     groups = f" groups {geometry.groups}" if geometry.groups > 1 else ""
     return f"{op} {size} {geometry.c_in}->{geometry.c_out}{groups}".replace("  ", " ")

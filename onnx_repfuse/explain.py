@@ -89,7 +89,7 @@ def _is(ref: NodeRef, node: str) -> bool:
 
 def _nothing_to_decide(op: str, lifted: bool) -> str:
     if lifted:
-        return "Stays as it is: it is linear, but nothing linear that only it reads stands before it."
+        return "Stays as it is: it is linear, but none of the forms considered is cheaper."
     return f"Stays as it is: this {clean(op)} is not a linear map of one tensor in inference, so regions end here."
 
 
