@@ -58,9 +58,9 @@ def _with_shapes(scope: Scope, nodes: Sequence[onnx.NodeProto]) -> list[onnx.Nod
     """Nodes and, each behind what it reads, the Shape nodes beside them that tell a Reshape what to restore."""
     if not any(node.op_type == "Reshape" for node in nodes):
         return list(nodes)
-    names = {name for node in nodes for name in node.input}
-    told = [node for node in scope.original.values() if node.op == "Shape" and node.outputs[0].name in names]
     made = {name for node in nodes for name in node.output}
+    names = {name for node in nodes for name in node.input} - made
+    told = [node for node in scope.original.values() if node.op == "Shape" and node.outputs[0].name in names]
     result = [export(node) for node in told if node.inputs[0].name not in made]
     for node in nodes:
         result.append(node)
