@@ -30,7 +30,7 @@ from onnx_repfuse.graph.save import save
 from onnx_repfuse.graph.scope import Scope, inner_graphs, node_name
 from onnx_repfuse.graph.skeleton import read_scopes
 from onnx_repfuse.options import Options
-from onnx_repfuse.plan.rounds import Made, Planned, plan_scope
+from onnx_repfuse.plan.rounds import Made, Planned, originals, plan_scope
 from onnx_repfuse.reasons import Reason
 from onnx_repfuse.report.record import Counts, Fold, NodeRef, Refusal, Report
 from onnx_repfuse.verify.verdict import FoldVerdict, Status, Verification
@@ -242,12 +242,13 @@ def _fold_case(plan: Plan, planned: Planned, made: Made, *, sized: bool) -> Fold
 
     scope = planned.scope
     proto = plan.protos[scope.key]
+    created = {id(node) for node in made.created}
     before, after = before_and_after(
         scope,
         plan.frames[scope.key],
         made.root,
-        [proto.node[scope.anchor[id(node)]] for node in made.absorbed],
-        [n for n in made.created if n in scope.nodes],
+        originals(planned, made, proto),
+        [node for node in scope.nodes if id(node) in created],
         plan.document.model.ir_version,
         made.groups,
         sized=sized,

@@ -291,6 +291,8 @@ class Cover:
         for name, lifted in self.lifts.items():
             if name not in self.entries or (self.is_private(name) and self._read_by_lifted(name)):
                 continue
+            if name in self.exposed:
+                continue  # nobody reads it any more
             pending = [name]
             while pending:
                 root = pending.pop()

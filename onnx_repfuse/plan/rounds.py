@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.emit import emit
@@ -27,7 +28,7 @@ from onnx_repfuse.plan.joint import expose
 from onnx_repfuse.plan.refusals import refusals
 from onnx_repfuse.report.record import Kind, Refusal
 
-__all__ = ["Made", "Planned", "plan_scope"]
+__all__ = ["Made", "Planned", "originals", "plan_scope"]
 
 SOURCES = 4  # tensors a fold may read if it grew over several rounds
 ROUNDS = 64  # an alarm, not a limit: integer costs fall in every round
@@ -62,12 +63,29 @@ class Made:
 
 @dataclass(eq=False)
 class Planned:
-    """A scope after planning: its nodes are the new ones."""
+    """A scope after planning: its nodes are the new ones. `aliases` are tensors that became another one's name."""
 
     scope: Scope
     folds: list[Made] = field(default_factory=list)
+    aliases: dict[str, Made] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+def originals(
+    planned: Planned, made: Made, proto: onnx.GraphProto | onnx.FunctionProto
+) -> list[onnx.NodeProto]:
+    """The nodes a fold absorbed, as they were; and those that became names of what it reads now."""
+    anchor = planned.scope.anchor
+    found = {anchor[id(node)] for node in made.absorbed}
+    pending = [proto.node[position] for position in found]
+    while pending:
+        for name in pending.pop().input:
+            below = planned.aliases.get(name)
+            fresh = {anchor[id(node)] for node in below.absorbed} - found if below is not None else set()
+            found |= fresh
+            pending.extend(proto.node[position] for position in fresh)
+    return [proto.node[position] for position in sorted(found)]
 
 
 def plan_scope(scope: Scope, options: Options, banned: frozenset[str] = frozenset()) -> Planned:
@@ -152,7 +170,8 @@ def _apply(
     aliases: dict[str, str] = {}
     for tile in tiles:
         node = tile.lifted.node
-        if _take_over(scope, tile, owners):
+        taken = _take_over(scope, tile, owners)
+        if taken is not None:
             nodes, constants = [], {}
         elif tile.written.steps:
             emission = emit(
@@ -170,7 +189,9 @@ def _apply(
         replaced[id(node)] = nodes
         scope.constants.update(constants)
         scope.created.update(constants)
-        _note(tile, nodes, result, owners, order)
+        fold = _note(tile, nodes, taken, result, owners, order)
+        if tile.root in aliases:
+            result.aliases[tile.root] = fold
     put(scope, replaced)
     rename(scope, aliases)
 
@@ -187,19 +208,22 @@ def _is_wide(scope: Scope, tile: Tile, owners: dict[int, Made]) -> bool:
     return sum(1 for name in read if name and name not in scope.constants) > SOURCES
 
 
-def _take_over(scope: Scope, tile: Tile, owners: dict[int, Made]) -> bool:
-    """Give the name of a root that is only its source to the source, if we made that and nobody else reads it."""
+def _take_over(scope: Scope, tile: Tile, owners: dict[int, Made]) -> gs.Node | None:
+    """Give the name of a root that is only its source to the source, if we made that and nobody else reads it.
+
+    Returns the node that makes it.
+    """
     steps = tile.written.steps
     if len(steps) != 1 or steps[0].op != "Identity":
-        return False
+        return None
     name = str(steps[0].inputs[0])
     producer = scope.producer.get(name)
     if producer is None or id(producer) not in owners or len(scope.readers.get(name, [])) != 1:
-        return False
+        return None
     if name in scope.outputs or name in scope.captured or len(producer.outputs) != 1:
-        return False
+        return None
     producer.outputs[0].name = tile.root
-    return True
+    return producer
 
 
 def _data_type(scope: Scope, context: Context, tile: Tile) -> int:
@@ -227,17 +251,32 @@ def _type(scope: Scope, cover: Cover, tile: Tile, nodes: list[gs.Node]) -> None:
             scope.assumed[name] = tuple(sizes)
 
 
+def _is_inside(made: Made, node: gs.Node, name: str) -> bool:
+    """Whether a tensor is one that a fold made on its way."""
+    return made.root != name and any(tensor.name == name for tensor in node.outputs)
+
+
 def _note(
-    tile: Tile, nodes: list[gs.Node], result: Planned, owners: dict[int, Made], order: dict[int, int]
-) -> None:
-    earlier = list({id(owners[id(n)]): owners[id(n)] for n in tile.absorbed if id(n) in owners}.values())
+    tile: Tile,
+    nodes: list[gs.Node],
+    taken: gs.Node | None,
+    result: Planned,
+    owners: dict[int, Made],
+    order: dict[int, int],
+) -> Made:
+    """A tile as a fold, joined with those whose nodes it absorbs or, at the end, takes over."""
+    joined = (*tile.absorbed, *([taken] if taken is not None else []))
+    earlier = list({id(owners[id(n)]): owners[id(n)] for n in joined if id(n) in owners}.values())
     gone = {id(node) for node in tile.absorbed}
     absorbed = [n for made in earlier for n in made.absorbed]
     absorbed += [n for n in tile.absorbed if id(n) not in owners]
     created = [n for made in earlier for n in made.created if id(n) not in gone] + nodes
     roles = tile.roles.union(*(made.roles for made in earlier)) if earlier else tile.roles
+    inner = next(
+        (made.root for made in earlier for n in made.created if _is_inside(made, n, tile.root)), None
+    )
     fold = Made(
-        tile.root,
+        inner or tile.root,
         sorted({id(n): n for n in absorbed}.values(), key=lambda n: order[id(n)]),
         created,
         roles,
@@ -251,3 +290,4 @@ def _note(
     result.folds.append(fold)
     for node in created:
         owners[id(node)] = fold
+    return fold
