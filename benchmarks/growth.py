@@ -1,0 +1,77 @@
+"""How the tool's time grows with nodes and with weights: planning, and the whole unverified run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import describe
+from benchmarks.synthetic import SHAPES, write
+from benchmarks.timing import interleaved, spread
+from benchmarks.tools import measured
+
+NODES = (100, 300, 1000, 2500, 5000, 10000)
+MEGABYTES = (1, 4, 16, 64, 125, 250, 500)
+_BLOCK = 8  # nodes of a RepVGG block
+
+
+def run(
+    work: Path, *, nodes: tuple[int, ...] = NODES, megabytes: tuple[int, ...] = MEGABYTES
+) -> dict[str, Any]:
+    return {"machine": describe(), "nodes": _nodes(work, nodes), "weights": _weights(work, megabytes)}
+
+
+def _nodes(work: Path, counts: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Seconds of `onnx_repfuse.plan`; the sizes of one shape are timed in turns, so that their ratios hold."""
+    import onnx
+
+    from onnx_repfuse import plan
+
+    rows = []
+    for shape in SHAPES:
+        functions: dict[str, Callable[[], object]] = {}
+        sizes = {}
+        for count in counts:
+            path = work / f"{shape}.{count}.onnx"
+            write(shape, count, 8, path)
+            sizes[str(count)] = len(onnx.load(path).graph.node)
+            functions[str(count)] = lambda path=path: plan(path)
+        samples = interleaved(functions, seconds=5, fewest=3)
+        for count, values in samples.items():
+            row = {"shape": shape, "nodes": sizes[count], "seconds": spread(values)}
+            print(f"plan {shape} {row['nodes']} nodes: {row['seconds'].median:.3f} s", flush=True)
+            rows.append(row)
+    return rows
+
+
+def _weights(work: Path, megabytes: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Seconds and peak memory over files of equal form and growing weights, against load+save."""
+    rows = []
+    for size in megabytes:
+        channels = _channels(size)
+        path = work / f"weights.{size}.onnx"
+        write("blocks", 10 * _BLOCK, channels, path)
+        row: dict[str, Any] = {"megabytes": path.stat().st_size / 1e6}
+        costs: dict[str, list[Any]] = {"load+save": [], "ours, unchecked": []}
+        for _ in range(3):
+            for tool in costs:
+                costs[tool].append(measured(tool, path, work / "weights.out.onnx"))
+        for tool, found in costs.items():
+            row[tool] = {
+                "seconds": spread([c.seconds for c in found]),
+                "peak": spread([c.peak for c in found]),
+                "error": found[0].error,
+            }
+        medians = " ".join(
+            f"{t} {row[t]['seconds'].median:.2f} s {row[t]['peak'].median:.0f} MiB" for t in costs
+        )
+        print(f"{row['megabytes']:.0f} MB: {medians}", flush=True)
+        path.unlink()
+        rows.append(row)
+    return rows
+
+
+def _channels(megabytes: int) -> int:
+    """Of ten blocks, whose 3x3 and 1x1 kernels are 10 * 10 * channels**2 floats."""
+    return max(8, round((megabytes * 1e6 / 4 / 100) ** 0.5))

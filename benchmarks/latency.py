@@ -1,0 +1,100 @@
+"""Latency of a network as trained, of each tool's output, and of its author's deployed export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.exports import Model, ensure
+from benchmarks.machine import describe
+from benchmarks.runtimes import RUNTIMES, feeds
+from benchmarks.timing import interleaved, ratios, spread
+from benchmarks.tools import PEERS, measured
+
+OURS, TRAINED, DEPLOYED = "ours", "as trained", "author's"
+
+
+def run(
+    models: list[Model],
+    folder: Path,
+    work: Path,
+    *,
+    exporters: tuple[str, ...] = ("ts", "dynamo"),
+    threads: tuple[int, ...] = (1, 2),
+    seconds: float = 12.0,
+    peers: tuple[str, ...] = PEERS,
+    runtimes: tuple[str, ...] = tuple(RUNTIMES),
+) -> dict[str, Any]:
+    """One row for each model, exporter, runtime and number of threads."""
+    rows = []
+    for model in models:
+        for exporter in exporters if model.family != "ocr" else ("ts",):
+            files, errors = variants(model, folder, work, exporter, peers)
+            for name in runtimes:
+                for count in threads:
+                    row = _row(files, model, name, count, seconds, errors)
+                    rows.append({"model": model.name, "exporter": exporter, **row})
+                    _say(rows[-1])
+    return {"machine": describe(), "rows": rows}
+
+
+def variants(
+    model: Model, folder: Path, work: Path, exporter: str, peers: tuple[str, ...]
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """The files to compare, by name, and the tools that failed, with the reason."""
+    trained = ensure(model, folder, "train", exporter)
+    files, errors = {TRAINED: trained}, {}
+    for tool in (*peers, OURS):
+        target = work / f"{model.name}.{exporter}.{tool}.onnx"
+        cost = measured(tool, trained, target)
+        if cost.error:
+            errors[tool] = cost.error
+        else:
+            files[tool] = target
+    if model.family != "ocr":
+        files[DEPLOYED] = ensure(model, folder, "deploy", exporter)
+    return files, errors
+
+
+def _row(
+    files: dict[str, Path], model: Model, runtime: str, threads: int, seconds: float, errors: dict[str, str]
+) -> dict[str, Any]:
+    """Milliseconds of each file, and its time as a multiple of ours."""
+    inputs = feeds(files[TRAINED], model.shape)
+    functions, failed = {}, dict(errors)
+    for name, path in files.items():
+        function, error = _opened(runtime, path, inputs, threads)
+        if function is None:
+            failed[name] = error
+        else:
+            functions[name] = function
+    samples = interleaved(functions, seconds=seconds)
+    return {
+        "runtime": runtime,
+        "threads": threads,
+        "rounds": len(next(iter(samples.values()))),
+        "ms": {name: spread([1000 * value for value in values]) for name, values in samples.items()},
+        "ours/": {name: ratios(samples, OURS, name) for name in samples if OURS in samples},
+        "failed": failed,
+    }
+
+
+def _opened(
+    runtime: str, path: Path, inputs: list[Any], threads: int
+) -> tuple[Callable[[], object] | None, str]:
+    """The model ready to run; or None, and why it does not."""
+    try:
+        function = RUNTIMES[runtime](path, inputs, threads)
+        function()
+    except Exception as error:
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    return function, ""
+
+
+def _say(row: dict[str, Any]) -> None:
+    parts = " ".join(f"{name} {value.median:.3f}" for name, value in row["ours/"].items() if name != OURS)
+    head = f"{row['model']} {row['exporter']} {row['runtime']} x{row['threads']} {row['rounds']} rounds"
+    print(
+        f"{head}: ours {row['ms'].get(OURS, [0])[0]:.2f} ms; ours / {parts} {row['failed'] or ''}", flush=True
+    )

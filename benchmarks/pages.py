@@ -1,0 +1,181 @@
+"""Results as Markdown: each part fills its place between `<!-- measured: NAME -->` and `<!-- end -->` in a page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import plots
+from benchmarks.calibrate import by_group
+from benchmarks.latency import DEPLOYED, OURS, TRAINED
+from benchmarks.tools import PEERS
+
+BENCHMARKS, COST_MODEL = "benchmarks.md", "cost-model.md"
+EXPORTERS = {"ts": "legacy exporter", "dynamo": "dynamo exporter"}
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+
+
+def write_pages(results: dict[str, Any], docs: Path) -> None:
+    """Fill in what was measured; parts without a result keep what they say."""
+    if "latency" in results:
+        _fill(docs / BENCHMARKS, "latency", latency_text(results["latency"]))
+        plots.latency(results["latency"], docs / "benchmarks-latency.png")
+    if "tools" in results:
+        _fill(docs / BENCHMARKS, "tools", tools_text(results["tools"]))
+        plots.tools(results["tools"], docs / "benchmarks-tools.png")
+    if "growth" in results:
+        _fill(docs / BENCHMARKS, "growth", growth_text(results["growth"]))
+        plots.growth(results["growth"], docs / "benchmarks-growth.png")
+    if "calibrate" in results:
+        _fill(docs / COST_MODEL, "calibrate", calibrate_text(results["calibrate"]))
+        plots.calibration(results["calibrate"], docs / "cost-model.png")
+
+
+def _fill(page: Path, name: str, text: str) -> None:
+    before = page.read_text(encoding="utf-8")
+    pattern = rf"(<!-- measured: {name} -->\n).*?(<!-- end -->)"
+    after, count = re.subn(pattern, lambda m: f"{m[1]}\n{text.strip()}\n\n{m[2]}", before, flags=re.DOTALL)
+    if count != 1:
+        raise SystemExit(f"{page.name} has no place for '{name}'")
+    page.write_text(after, encoding="utf-8")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """
+    >>> print(table(["a", "b"], [["1", "2"]]))
+    | a | b |
+    |---|---|
+    | 1 | 2 |
+    """
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("|" + "|".join(f" {c} " if c != "---" else c for c in line) + "|" for line in lines)
+
+
+def ratio(value: Sequence[float] | None) -> str:
+    """Median and half of the distance between the quartiles.
+
+    >>> ratio((0.8871, 0.88, 0.89))
+    '0.887 ± 0.005'
+    """
+    return "" if value is None else f"{value[0]:.3f} ± {(value[2] - value[1]) / 2:.3f}"
+
+
+def _machine(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"{machine['date']}, {machine['processor']}; load average {machine['load']} at the end. {versions}."
+    )
+
+
+def latency_text(result: dict[str, Any]) -> str:
+    """A table for each runtime, number of threads and exporter."""
+    parts = [_machine(result)]
+    keys = dict.fromkeys((row["runtime"], row["threads"], row["exporter"]) for row in result["rows"])
+    for key in keys:
+        rows = [row for row in result["rows"] if (row["runtime"], row["threads"], row["exporter"]) == key]
+        runtime, threads, exporter = key
+        unit = "thread" if threads == 1 else "threads"
+        parts.append(f"### {RUNTIMES[runtime]}, {threads} {unit}, {EXPORTERS[exporter]}")
+        parts.append(_latency_table(rows))
+        failed = {(row["model"], who): why for row in rows for who, why in row["failed"].items()}
+        parts.extend(f"{model}, {who}: `{why}`" for (model, who), why in failed.items())
+    return "\n\n".join(parts)
+
+
+def _latency_table(rows: list[dict[str, Any]]) -> str:
+    variants = (TRAINED, *PEERS, OURS, DEPLOYED)
+    head = ["milliseconds", *variants, f"ours / {TRAINED}", "ours / best peer", f"ours / {DEPLOYED}"]
+    lines = []
+    for row in rows:
+        times = [f"{row['ms'][name][0]:.2f}" if name in row["ms"] else "" for name in variants]
+        against = row["ours/"]
+        peers = [against[name] for name in PEERS if name in against]
+        best = max(peers, key=lambda value: value[0], default=None)
+        ratios = [ratio(against.get(TRAINED)), ratio(best), ratio(against.get(DEPLOYED))]
+        lines.append([row["model"], *times, *ratios])
+    return table(head, lines)
+
+
+def tools_text(result: dict[str, Any]) -> str:
+    """Seconds and peak memory of every tool."""
+    parts = [_machine(result)]
+    for row in result["rows"]:
+        lines = []
+        for tool, cost in row["tools"].items():
+            if "error" in cost:
+                lines.append([tool, f"failed: `{cost['error']}`", "", "", "", ""])
+                continue
+            lines.append(
+                [
+                    tool,
+                    f"{cost['seconds'][0]:.2f} s",
+                    ratio(cost["time"]),
+                    f"{cost['peak'][0]:.0f} MiB",
+                    ratio(cost["memory"]),
+                    f"{cost['imports'][0]:.2f} s",
+                ]
+            )
+        parts.append(f"### {row['model']}, {row['megabytes']:.1f} MB")
+        parts.append(table(["", "time", "/ load+save", "peak memory", "/ load+save", "imports"], lines))
+    return "\n\n".join(parts)
+
+
+def growth_text(result: dict[str, Any]) -> str:
+    """Planning over nodes, the whole run over weights."""
+    shapes = dict.fromkeys(row["shape"] for row in result["nodes"])
+    lines = []
+    for shape in shapes:
+        rows = [row for row in result["nodes"] if row["shape"] == shape]
+        for row in rows:
+            seconds = row["seconds"]
+            lines.append(
+                [shape, str(row["nodes"]), f"{seconds[0]:.3f} s", f"{1e6 * seconds[0] / row['nodes']:.0f} µs"]
+            )
+    sizes = []
+    for row in result["weights"]:
+        base, ours = row["load+save"], row["ours, unchecked"]
+        if base["error"] or ours["error"]:
+            sizes.append([f"{row['megabytes']:.0f} MB", base["error"], ours["error"], "", "", "", ""])
+            continue
+        sizes.append(
+            [
+                f"{row['megabytes']:.0f} MB",
+                f"{base['seconds'][0]:.2f} s",
+                f"{ours['seconds'][0]:.2f} s",
+                f"{ours['seconds'][0] / base['seconds'][0]:.2f}",
+                f"{base['peak'][0]:.0f} MiB",
+                f"{ours['peak'][0]:.0f} MiB",
+                f"{ours['peak'][0] / base['peak'][0]:.2f}",
+            ]
+        )
+    head = ["file", "load+save", "ours, unchecked", "ratio", "peak of load+save", "peak of ours", "ratio"]
+    return "\n\n".join(
+        [
+            _machine(result),
+            "### Planning, by nodes",
+            table(["graph", "nodes", "plan", "a node"], lines),
+            "### The whole run, by weights",
+            table(head, sizes),
+        ]
+    )
+
+
+def calibrate_text(result: dict[str, Any]) -> str:
+    """Prices, and how well they predict."""
+    prices = table(["price", "picoseconds"], [[f"`{n}`", f"{p:,}"] for n, p in result["prices"].items()])
+    lines = []
+    for group, rows in by_group(result).items():
+        found = np.array([row["fitted"] for row in rows])
+        low, median, high = np.quantile(found, [0.1, 0.5, 0.9])
+        micro = 1e6 * float(np.median([row["time"] for row in rows]))
+        spread = f"{low:.2f} – {high:.2f}"
+        lines.append([group, str(len(rows)), f"{micro:.0f} µs", f"{median:.2f}", spread])
+    head = ["unit", "cases", "median time", "predicted / measured", "10 % – 90 %"]
+    off = np.exp(np.median([abs(np.log(row["fitted"])) for row in result["rows"]]))
+    total = f"Over all {len(result['rows'])} cases the median error is a factor of {off:.2f}."
+    return "\n\n".join([_machine(result), prices, table(head, lines), total])

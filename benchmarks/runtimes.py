@@ -1,0 +1,72 @@
+"""A model in a runtime, as a function without arguments that runs it once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Shapes = dict[str, tuple[int, ...]]
+FEWEST = 64  # for a symbolic axis nobody said anything about
+
+
+def feeds(path: Path, shape: tuple[int, ...] | None) -> list[np.ndarray[Any, Any]]:
+    """Mixed-sign noise for the inputs of a model, in their order; `shape` is that of the first one."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    weights = {item.name for item in graph.initializer}
+    rng = np.random.default_rng(0)
+    result = []
+    for value in graph.input:
+        if value.name in weights:
+            continue
+        kind = value.type.tensor_type
+        known = tuple(d.dim_value if d.dim_value > 0 else FEWEST for d in kind.shape.dim)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        result.append(rng.standard_normal(shape if shape and not result else known).astype(dtype))
+    return result
+
+
+def onnxruntime(path: Path, inputs: list[np.ndarray[Any, Any]], threads: int) -> Callable[[], object]:
+    """ONNX Runtime with all its optimizations."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feed = {port.name: value for port, value in zip(session.get_inputs(), inputs, strict=True)}
+    return lambda: session.run(None, feed)
+
+
+_CORE: list[Any] = []
+_LOCK = threading.Lock()
+
+
+def openvino(path: Path, inputs: list[np.ndarray[Any, Any]], threads: int) -> Callable[[], object]:
+    """OpenVINO's CPU plugin, one stream, float32."""
+    import openvino as ov
+
+    with _LOCK:
+        if not _CORE:
+            _CORE.append(ov.Core())
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    core = _CORE[0]
+    model = core.read_model(str(path))
+    model.reshape({port: list(value.shape) for port, value in zip(model.inputs, inputs, strict=True)})
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    return lambda: request.infer(inputs)
+
+
+RUNTIMES = {"onnxruntime": onnxruntime, "openvino": openvino}

@@ -1,0 +1,132 @@
+"""Every tool as a function from file to file, run in a process of its own: time, and peak memory.
+
+`python -m benchmarks.tools NAME INPUT OUTPUT` runs one; `measured` starts that and reads what it cost. The time is
+counted after the tool's own imports (which are timed apart), the memory is the peak of the whole process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Cost(NamedTuple):
+    """Seconds in the tool, seconds of its imports, MiB at the peak; or what went wrong."""
+
+    seconds: float
+    imports: float
+    peak: float
+    error: str = ""
+
+
+Job = Callable[[str, str], object]
+
+
+def _load_save() -> Job:
+    import onnx
+
+    return lambda source, target: onnx.save(onnx.load(source), target)
+
+
+def _onnxsim() -> Job:
+    import onnx
+    import onnxsim
+
+    return lambda source, target: onnx.save(onnxsim.simplify(source)[0], target)
+
+
+def _onnxslim() -> Job:
+    import onnxslim
+
+    return lambda source, target: onnxslim.slim(source, target)
+
+
+def _onnxoptimizer() -> Job:
+    import onnx
+    import onnxoptimizer
+
+    return lambda source, target: onnx.save(onnxoptimizer.optimize(onnx.load(source)), target)
+
+
+def _onnxscript() -> Job:
+    import onnx
+    import onnxscript.optimizer
+    import onnxscript.rewriter
+
+    def job(source: str, target: str) -> None:
+        model = onnxscript.optimizer.optimize(onnx.load(source))
+        onnx.save(onnxscript.rewriter.rewrite(model), target)
+
+    return job
+
+
+def _ours(check: bool) -> Job:
+    import onnx_graphsurgeon
+    import onnxruntime  # noqa: F401
+
+    from onnx_repfuse import Options, fuse
+
+    assert onnx_graphsurgeon
+    return lambda source, target: fuse(source, target, Options(check=check))
+
+
+TOOLS: dict[str, Callable[[], Job]] = {
+    "load+save": _load_save,
+    "onnxsim": _onnxsim,
+    "onnxslim": _onnxslim,
+    "onnxoptimizer": _onnxoptimizer,
+    "onnxscript": _onnxscript,
+    "ours": lambda: _ours(check=True),
+    "ours, unchecked": lambda: _ours(check=False),
+}
+PEERS = ("onnxsim", "onnxslim", "onnxoptimizer", "onnxscript")
+
+
+def measured(name: str, source: Path, target: Path, *, timeout: float = 900) -> Cost:
+    """Run a tool in a new process."""
+    target.unlink(missing_ok=True)
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(root), os.environ.get("PYTHONPATH", "")))}
+    command = [sys.executable, "-m", "benchmarks.tools", name, str(source), str(target)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env=environment, cwd=root, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Cost(0, 0, 0, f"no result after {timeout:g} s")
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return Cost(0, 0, 0, lines[-1][:200])
+    return Cost(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def _peak() -> float:
+    """MiB; Linux counts in KiB, macOS in bytes."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        1 << 20 if sys.platform == "darwin" else 1 << 10
+    )
+
+
+def main(arguments: list[str]) -> None:
+    name, source, target = arguments
+    start = time.perf_counter()
+    job = TOOLS[name]()
+    middle = time.perf_counter()
+    job(source, target)
+    end = time.perf_counter()
+    if not Path(target).exists():
+        raise SystemExit("wrote nothing")
+    result: dict[str, Any] = {"seconds": end - middle, "imports": middle - start, "peak": _peak()}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
