@@ -249,3 +249,11 @@ def test_auto_pad_strided_is_exact_for_the_proved_size(auto: str, size: int) -> 
     net = Net(shape=("N", 4, size, size))
     a, b = (net.conv("x", 4, 4, k, auto_pad=auto, strides=[2, 2]) for k in (3, 1))
     check(net.model(net.add(a, b)), {"Conv": 1})
+
+
+def test_long_linear_residual_chain_folds_without_doubling() -> None:
+    """x + f(x), whose x is such a sum itself: every link reads the links before it twice."""
+    net, x = Net(4), "x"
+    for _ in range(40):
+        x = net.add(net.conv(x, 4, 4, 1, bias=False), x)
+    check(net.model(x), {"Conv": 1}, tolerance=1e-3, again=False)

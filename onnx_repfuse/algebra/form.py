@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -120,7 +121,7 @@ class Bias:
             scale = kernel.scale
             late = tuple(_scaled(part, scale) for part in self.late)
             return Bias(self.known * scale, late, self.noise * np.abs(scale))
-        return Bias(np.zeros(kernel.geometry.c_out), (lambda: push(kernel, self.value()),))
+        return Bias(np.zeros(kernel.geometry.c_out), (cache(lambda: push(kernel, self.value())),))
 
 
 def _sliced(part: Callable[[], Array], lo: int, hi: int) -> Callable[[], Array]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any, Protocol
 
@@ -36,13 +37,16 @@ Array = NDArray[np.float64]
 
 
 class Kernel(Protocol):
-    """Rows of a weight; `depth` bounds the nesting of lazily evaluated kernels."""
+    """Rows of a weight; `depth` bounds the nesting of lazily evaluated kernels, `size` how many are evaluated."""
 
     @property
     def geometry(self) -> Geometry: ...
 
     @property
     def depth(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
 
     def rows(self, lo: int, hi: int) -> Array:
         """Rows lo..hi, shape (hi - lo, c_in / groups, *kernel), float64."""
@@ -56,6 +60,7 @@ class Stored:
     geometry: Geometry
     read: Callable[[], NDArray[Any]]
     depth: int = 0
+    size: int = 1
 
     def rows(self, lo: int, hi: int) -> Array:
         return np.asarray(self.read()[lo:hi]).astype(np.float64)
@@ -68,6 +73,7 @@ class Vector:
     geometry: Geometry
     scale: Array
     depth: int = 0
+    size: int = 1
 
     def rows(self, lo: int, hi: int) -> Array:
         return self.scale[lo:hi].reshape(-1, *(1,) * (self.geometry.rank + 1))
@@ -82,9 +88,13 @@ class Scaled:
     outer: Array | None
     inputs: Array | None = None
 
-    @property
+    @cached_property
     def depth(self) -> int:
         return self.inner.depth + 1
+
+    @cached_property
+    def size(self) -> int:
+        return self.inner.size + 1
 
     def rows(self, lo: int, hi: int) -> Array:
         weight = self.inner.rows(lo, hi)
@@ -105,9 +115,13 @@ class Composed:
     g: Kernel
     f: Kernel
 
-    @property
+    @cached_property
     def depth(self) -> int:
         return max(self.g.depth, self.f.depth) + 1
+
+    @cached_property
+    def size(self) -> int:
+        return self.g.size + self.f.size + 1
 
     def rows(self, lo: int, hi: int) -> Array:
         g, f, out = self.g.geometry, self.f.geometry, self.geometry
@@ -159,9 +173,13 @@ class Total:
     geometry: Geometry
     parts: tuple[Kernel, ...]
 
-    @property
+    @cached_property
     def depth(self) -> int:
         return max(part.depth for part in self.parts) + 1
+
+    @cached_property
+    def size(self) -> int:
+        return sum(part.size for part in self.parts) + 1
 
     def rows(self, lo: int, hi: int) -> Array:
         result = np.zeros((hi - lo, *self.geometry.weight_shape[1:]))
@@ -181,9 +199,13 @@ class Rows:
     start: int
     first_column: int
 
-    @property
+    @cached_property
     def depth(self) -> int:
         return self.inner.depth + 1
+
+    @cached_property
+    def size(self) -> int:
+        return self.inner.size + 1
 
     def rows(self, lo: int, hi: int) -> Array:
         f = self.inner.geometry
@@ -202,9 +224,13 @@ class Columns:
     start: int
     first_row: int
 
-    @property
+    @cached_property
     def depth(self) -> int:
         return self.inner.depth + 1
+
+    @cached_property
+    def size(self) -> int:
+        return self.inner.size + 1
 
     def rows(self, lo: int, hi: int) -> Array:
         lo, hi = lo + self.first_row, hi + self.first_row
@@ -221,9 +247,13 @@ class Relaid:
     geometry: Geometry
     inner: Kernel
 
-    @property
+    @cached_property
     def depth(self) -> int:
         return self.inner.depth
+
+    @cached_property
+    def size(self) -> int:
+        return self.inner.size
 
     def rows(self, lo: int, hi: int) -> Array:
         return self.inner.rows(lo, hi).reshape(-1, *self.geometry.weight_shape[1:])
@@ -249,9 +279,13 @@ class Stacked:
     geometry: Geometry
     parts: tuple[Kernel, ...]
 
-    @property
+    @cached_property
     def depth(self) -> int:
         return max(part.depth for part in self.parts) + 1
+
+    @cached_property
+    def size(self) -> int:
+        return sum(part.size for part in self.parts) + 1
 
     def rows(self, lo: int, hi: int) -> Array:
         blocks, start = [], 0

@@ -230,6 +230,10 @@ class _Grown:
     def depth(self) -> int:
         return self.inner.depth + 1
 
+    @property
+    def size(self) -> int:
+        return self.inner.size + 1
+
     def rows(self, lo: int, hi: int) -> NDArray[np.float64]:
         f, g = self.inner.geometry, self.geometry
         result = np.zeros((hi - lo, *g.weight_shape[1:]))

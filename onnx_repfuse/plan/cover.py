@@ -338,8 +338,12 @@ class Cover:
         nodes: list[gs.Node] = []
         groups: list[Lifted] = []
         macs, pending = 0, [root]
+        seen: set[str] = set()
         while pending:
             name = pending.pop()
+            if name in seen:
+                continue
+            seen.add(name)
             lifted = self.lifts[name]
             nodes.extend((*lifted.also, lifted.node))
             groups.extend([lifted] if lifted.also else [])

@@ -3,7 +3,9 @@
 A BatchNormalization read by two 1x1 Convs, a Pad shared by two Convs, `t + bn(t)`: folding it into one reader alone
 saves nothing, because it is still computed for the other. So it is tried as one step: let every reader look through
 it, cover their regions again, and keep the result if the whole got cheaper. Regions larger than `REGION` nodes and
-tensors with more than `READERS` readers are left alone, which keeps the search linear.
+tensors with more than `READERS` readers are left alone, which keeps the search linear. So are forms of more than
+`SHARED` nested kernels, until what is inside them is written: in `x + f(x)`, where x is such a sum itself, each link
+would double what is evaluated.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ __all__ = ["expose"]
 READERS = 16
 REGION = 64
 TRIES = 2
+SHARED = 32
 
 
 def expose(cover: Cover) -> None:
@@ -79,6 +82,8 @@ def _try(cover: Cover, name: str, roots: dict[str, str], regions: dict[str, list
     nodes = entry.original.nodes + sum(saved[root].original.nodes for root in touched)
     limit = limit._replace(nodes=nodes)
     for candidate in entry.candidates[:TRIES]:
+        if sum(term.kernel.size for term in candidate.form.terms) > SHARED:
+            continue
         cover.look_through(name, candidate.form)
         cover.solve(n for n in names)
         after = reduce(Price.plus, (cover.entries[root].best for root in touched), candidate.setup)
