@@ -49,7 +49,7 @@ def _weights(work: Path, megabytes: tuple[int, ...]) -> list[dict[str, Any]]:
     """Seconds and peak memory over files of equal form and growing weights, against load+save."""
     rows = []
     for size in megabytes:
-        channels = _channels(size)
+        channels = channels_of(size)
         path = work / f"weights.{size}.onnx"
         write("blocks", 10 * _BLOCK, channels, path)
         row: dict[str, Any] = {"megabytes": path.stat().st_size / 1e6}
@@ -72,6 +72,6 @@ def _weights(work: Path, megabytes: tuple[int, ...]) -> list[dict[str, Any]]:
     return rows
 
 
-def _channels(megabytes: int) -> int:
+def channels_of(megabytes: int) -> int:
     """Of ten blocks, whose 3x3 and 1x1 kernels are 10 * 10 * channels**2 floats."""
     return max(8, round((megabytes * 1e6 / 4 / 100) ** 0.5))

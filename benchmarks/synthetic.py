@@ -40,7 +40,7 @@ class _Graph:
     def save(self, x: str, path: Path) -> None:
         shape = [1, self.channels, 14, 14]
         first = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
-        last = helper.make_tensor_value_info(x, TensorProto.FLOAT, None)
+        last = helper.make_tensor_value_info(x, TensorProto.FLOAT, [1, None, 14, 14])
         model = helper.make_model(
             helper.make_graph(self.nodes, "synthetic", [first], [last], self.weights),
             opset_imports=[helper.make_opsetid("", 17)],
