@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def _row(
             failed[name] = error
         else:
             functions[name] = function
-    samples = interleaved(functions, seconds=seconds)
+    clock = time.process_time if threads == 1 else time.perf_counter
+    samples = interleaved(functions, seconds=seconds, clock=clock)
     return {
         "runtime": runtime,
         "threads": threads,

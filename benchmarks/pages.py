@@ -108,20 +108,26 @@ def tools_text(result: dict[str, Any]) -> str:
         lines = []
         for tool, cost in row["tools"].items():
             if "error" in cost:
-                lines.append([tool, f"failed: `{cost['error']}`", "", "", "", ""])
+                lines.append([tool, f"failed: `{cost['error']}`", *[""] * 5])
                 continue
             lines.append(
                 [
                     tool,
                     f"{cost['seconds'][0]:.2f} s",
                     ratio(cost["time"]),
+                    f"{cost['wall'][0]:.2f} s",
                     f"{cost['peak'][0]:.0f} MiB",
                     ratio(cost["memory"]),
                     f"{cost['imports'][0]:.2f} s",
                 ]
             )
         parts.append(f"### {row['model']}, {row['megabytes']:.1f} MB")
-        parts.append(table(["", "time", "/ load+save", "peak memory", "/ load+save", "imports"], lines))
+        parts.append(
+            table(
+                ["", "processor time", "/ load+save", "on the wall", "peak memory", "/ load+save", "imports"],
+                lines,
+            )
+        )
     return "\n\n".join(parts)
 
 

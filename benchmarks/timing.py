@@ -2,6 +2,9 @@
 
 Ratios are taken within rounds, where numerator and denominator see the same weather; what is printed is their median
 and the quartiles around it.
+
+What runs on one thread is timed by the processor time of this process: other work on the machine then costs it no more
+than a share of the caches. What runs on several is timed by the clock on the wall.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from typing import NamedTuple
 
 BLOCK = 0.005  # seconds; a quick function is repeated until one sample lasts this long
 WARM = 2
+
+Clock = Callable[[], float]
 
 
 class Spread(NamedTuple):
@@ -42,20 +47,26 @@ def ratios(samples: Mapping[str, list[float]], top: str, bottom: str) -> Spread:
 
 
 def interleaved(
-    functions: Mapping[str, Callable[[], object]], *, seconds: float, fewest: int = 7, most: int = 200
+    functions: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float,
+    fewest: int = 7,
+    most: int = 200,
+    clock: Clock = time.process_time,
 ) -> dict[str, list[float]]:
     """Seconds of one call of each function, in rounds; each round starts with another one.
 
     Args:
         functions: by name.
         seconds: for all of them together; slow functions take longer, for `fewest` rounds.
+        clock: what tells the time of a call; `time.perf_counter` for what uses several threads.
     """
     names = list(functions)
     repeats = {}
     for name, function in functions.items():
         for _ in range(WARM):
             function()
-        repeats[name] = max(1, round(BLOCK / max(_call(function, 1), 1e-7)))
+        repeats[name] = max(1, round(BLOCK / max(_call(function, 1, clock), 1e-7)))
     samples: dict[str, list[float]] = {name: [] for name in names}
     end = time.perf_counter() + seconds
     for number in range(most):
@@ -63,12 +74,12 @@ def interleaved(
             break
         start = number % len(names)
         for name in (*names[start:], *names[:start]):
-            samples[name].append(_call(functions[name], repeats[name]))
+            samples[name].append(_call(functions[name], repeats[name], clock))
     return samples
 
 
-def _call(function: Callable[[], object], repeats: int) -> float:
-    start = time.perf_counter()
+def _call(function: Callable[[], object], repeats: int, clock: Clock) -> float:
+    start = clock()
     for _ in range(repeats):
         function()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats

@@ -42,6 +42,7 @@ def _summary(costs: dict[str, list[Cost]]) -> dict[str, dict[str, Any]]:
         result[tool] = {
             "seconds": spread(seconds[tool]),
             "time": ratios(seconds, tool, BASE),
+            "wall": spread([cost.wall for cost in good[tool]]),
             "peak": spread(peaks[tool]),
             "memory": ratios(peaks, tool, BASE),
             "imports": spread([cost.imports for cost in good[tool]]),

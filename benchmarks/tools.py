@@ -1,4 +1,4 @@
-"""Every tool as a function from file to file, run in a process of its own: time, and peak memory.
+"""Every tool as a function from file to file, run in a process of its own: processor time, and peak memory.
 
 `python -m benchmarks.tools NAME INPUT OUTPUT` runs one; `measured` starts that and reads what it cost. The time is
 counted after the tool's own imports (which are timed apart), the memory is the peak of the whole process.
@@ -13,13 +13,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class Cost(NamedTuple):
-    """Seconds in the tool, seconds of its imports, MiB at the peak; or what went wrong."""
+    """Seconds of the processor in the tool, and on the wall, seconds of its imports, MiB at the peak; or what went
+    wrong."""
 
     seconds: float
+    wall: float
     imports: float
     peak: float
     error: str = ""
@@ -99,10 +101,10 @@ def measured(name: str, source: Path, target: Path, *, timeout: float = 900) -> 
             command, capture_output=True, text=True, timeout=timeout, env=environment, cwd=root, check=False
         )
     except subprocess.TimeoutExpired:
-        return Cost(0, 0, 0, f"no result after {timeout:g} s")
+        return Cost(0, 0, 0, 0, f"no result after {timeout:g} s")
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return Cost(0, 0, 0, lines[-1][:200])
+        return Cost(0, 0, 0, 0, lines[-1][:200])
     return Cost(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
@@ -117,14 +119,14 @@ def _peak() -> float:
 
 def main(arguments: list[str]) -> None:
     name, source, target = arguments
-    start = time.perf_counter()
+    start = time.process_time()
     job = TOOLS[name]()
-    middle = time.perf_counter()
+    middle, wall = time.process_time(), time.perf_counter()
     job(source, target)
-    end = time.perf_counter()
+    end, wall = time.process_time(), time.perf_counter() - wall
     if not Path(target).exists():
         raise SystemExit("wrote nothing")
-    result: dict[str, Any] = {"seconds": end - middle, "imports": middle - start, "peak": _peak()}
+    result = {"seconds": end - middle, "wall": wall, "imports": middle - start, "peak": _peak()}
     print(json.dumps(result))
 
 
