@@ -45,10 +45,10 @@ def explain(model: str, node: str, options: Options | None = None) -> str:
     told = _refusals(report, folds, node)
     lines += told
     for fold in folds:
-        covers = [cover_scope(scope, chosen, frozenset())[0] for scope in before if scope.label == fold.scope]
+        covers = [cover_scope(scope, chosen) for scope in before if scope.label == fold.scope]
         lines += _forms(covers, [fold.output])
     if not folds:
-        covers = [cover_scope(one.scope, chosen, frozenset())[0] for one in planned.scopes]
+        covers = [cover_scope(one.scope, chosen) for one in planned.scopes]
         covers = [cover for cover in covers if _tensors(cover, node)]
         names = [name for cover in covers for name in _tensors(cover, node)]
         lifted = any(name in cover.lifts for cover in covers for name in names)

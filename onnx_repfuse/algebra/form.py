@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property, lru_cache
 
 import numpy as np
 
@@ -73,19 +73,20 @@ class Bias:
         return cls(known, (), 2 * ulp * np.abs(known if terms is None else terms))
 
     @classmethod
+    @lru_cache(maxsize=1024)
     def zeros(cls, channels: int) -> Bias:
         """No bias."""
-        return cls(np.zeros(channels))
+        return cls(np.broadcast_to(0.0, channels))
 
-    @property
+    @cached_property
     def is_zero(self) -> bool:
         """Zero for certain."""
         return not self.late and not self.known.any()
 
-    @property
+    @cached_property
     def vanishes(self) -> bool:
         """Zero, but for what rounding may have left."""
-        return not self.late and not (np.abs(self.known) > self.noise).any()
+        return self.is_zero or (not self.late and not (np.abs(self.known) > self.noise).any())
 
     def value(self) -> Array:
         """The whole bias; reads kernels."""
@@ -95,6 +96,8 @@ class Bias:
         return result
 
     def __add__(self, other: Bias) -> Bias:
+        if isinstance(other.noise, float) and other.is_zero:
+            return self
         return Bias(self.known + other.known, self.late + other.late, self.noise + other.noise)
 
     def channels(self, lo: int, hi: int) -> Bias:
@@ -118,6 +121,8 @@ class Bias:
         if self.is_zero:
             return Bias.zeros(kernel.geometry.c_out)
         if isinstance(kernel, Vector):
+            if kernel.is_one:
+                return self
             scale = kernel.scale
             late = tuple(_scaled(part, scale) for part in self.late)
             return Bias(self.known * scale, late, self.noise * np.abs(scale))
@@ -133,7 +138,9 @@ def _scaled(part: Callable[[], Array], scale: Array) -> Callable[[], Array]:
 
 
 def _padded(value: Array, lo: int, hi: int, total: int) -> Array:
-    return np.pad(value, (lo, total - hi))
+    result = np.zeros(total)
+    result[lo:hi] = value
+    return result
 
 
 def _placed(part: Callable[[], Array], lo: int, hi: int, total: int) -> Callable[[], Array]:
@@ -176,7 +183,7 @@ class Form:
     terms: tuple[Term, ...]
     bias: Bias
 
-    @property
+    @cached_property
     def sources(self) -> tuple[Hashable, ...]:
         """The distinct sources, in order."""
         return tuple(dict.fromkeys(term.source for term in self.terms))
@@ -249,6 +256,8 @@ def apply(
         Inexact: when no form equals it for every input.
     """
     collected: dict[Hashable, Term] = {}
+    if sum(len(operand.terms) for operand in operands) > 4 * MAX_TERMS:
+        raise Inexact(Reason.COST, "the expression is too long to be taken as a whole")
     for outer, operand in zip(terms, operands, strict=True):
         g = outer.kernel.geometry
         lo, hi = outer.lo_in, outer.lo_in + g.c_in
@@ -311,13 +320,13 @@ def compose_kernels(g: Kernel, f: Kernel, *, zero_bias: bool) -> Kernel:
     if isinstance(g, Vector):
         if isinstance(f, Vector):
             return Vector(geometry, g.scale * f.scale)
-        if (g.scale == 1).all():
+        if g.is_one:
             return f
         if isinstance(f, Scaled):
             return Scaled(geometry, f.inner, g.scale if f.outer is None else g.scale * f.outer, f.inputs)
         return Scaled(geometry, f, g.scale)
     if isinstance(f, Vector):
-        if (f.scale == 1).all():
+        if f.is_one:
             return g
         if isinstance(g, Scaled):
             return Scaled(geometry, g.inner, g.outer, f.scale if g.inputs is None else f.scale * g.inputs)

@@ -21,6 +21,7 @@ A matrix product on the last axis has no spatial axis: `kernel == ()`, `channel_
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from math import prod
 
 __all__ = ["Geometry"]
@@ -104,7 +105,16 @@ class Geometry:
         slack = tuple(e - s for e, s in zip(extra, base.slack, strict=True))
         return replace(base, slack=slack, transposed=True)
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        shape = self.c_in, self.c_out, self.groups, self.kernel, self.strides, self.dilations
+        return hash((shape, self.origin, self.slack, self.channel_axis, self.transposed))
+
     @classmethod
+    @lru_cache(maxsize=1024)
     def diagonal(cls, channels: int, rank: int, channel_axis: int = 1) -> Geometry:
         """A value per channel: BatchNormalization, a constant factor, the identity."""
         ones, zeros = (1,) * rank, (0,) * rank
@@ -120,17 +130,17 @@ class Geometry:
         """Number of spatial axes."""
         return len(self.kernel)
 
-    @property
+    @cached_property
     def layout(self) -> tuple[int, int]:
         """(channel axis, rank): only operators of one layout compose."""
         return self.channel_axis, self.rank
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, ...]:
         """(c_out, c_in / groups, *kernel), for transposed convolutions too."""
         return self.c_out, self.c_in // self.groups, *self.kernel
 
-    @property
+    @cached_property
     def is_pointwise(self) -> bool:
         """One tap at the position itself: commutes with everything that only moves positions."""
         ones, zeros = (1,) * self.rank, (0,) * self.rank
@@ -149,17 +159,17 @@ class Geometry:
         ones, zeros = (1,) * rank, (0,) * rank
         return Geometry(self.c_in, self.c_out, self.groups, ones, ones, ones, zeros, (-1,) * rank, axis)
 
-    @property
+    @cached_property
     def is_diagonal(self) -> bool:
         """One value per channel."""
         return self.groups == self.c_in == self.c_out and self.is_pointwise
 
-    @property
+    @cached_property
     def pads_begin(self) -> tuple[int, ...]:
         """Per axis; negative where the operator starts inside its input."""
         return tuple(-o for o in self.origin)
 
-    @property
+    @cached_property
     def pads_end(self) -> tuple[int, ...]:
         """Per axis; for a transposed convolution, `pad_end - output_padding`."""
         reach = [d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]

@@ -75,6 +75,11 @@ class Vector:
     depth: int = 0
     size: int = 1
 
+    @cached_property
+    def is_one(self) -> bool:
+        """The identity."""
+        return bool((self.scale == 1).all())
+
     def rows(self, lo: int, hi: int) -> Array:
         return self.scale[lo:hi].reshape(-1, *(1,) * (self.geometry.rank + 1))
 

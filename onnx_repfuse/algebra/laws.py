@@ -23,6 +23,7 @@ else. The proofs are in docs/algebra.md.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from math import gcd
 
 from onnx_repfuse.algebra.geometry import Geometry
@@ -42,7 +43,13 @@ def compose(g: Geometry, f: Geometry, *, zero_bias: bool) -> Geometry:
         raise Inexact(Reason.SHAPE, f"{f.c_out} channels meet {g.c_in}" if g.layout == f.layout else "")
     if g.transposed or f.transposed:
         return _compose_transposed(g, f, zero_bias)
-    _check_border(g, f, zero_bias)
+    if not g.is_pointwise:
+        _check_border(g, f, zero_bias)
+    return _composed(g, f)
+
+
+@lru_cache(maxsize=1 << 14)
+def _composed(g: Geometry, f: Geometry) -> Geometry:
     strides, dilations, kernel = [], [], []
     for axis in range(g.rank):
         step_g = f.strides[axis] * g.dilations[axis] if g.kernel[axis] > 1 else 0
@@ -96,6 +103,7 @@ def _compose_transposed(g: Geometry, f: Geometry, zero_bias: bool) -> Geometry:
     raise Inexact(Reason.UNSUPPORTED, "a ConvTranspose composes only with one value per channel")
 
 
+@lru_cache(maxsize=1 << 14)
 def total(f: Geometry, g: Geometry, size: tuple[int, ...] | None = None) -> Geometry:
     """The geometry of `x -> f(x) + g(x)`; `size` is x's number of positions per axis, where known.
 
@@ -137,6 +145,7 @@ def total(f: Geometry, g: Geometry, size: tuple[int, ...] | None = None) -> Geom
     )
 
 
+@lru_cache(maxsize=1 << 12)
 def select_outputs(f: Geometry, lo: int, hi: int) -> tuple[Geometry, int, int]:
     """Keep output channels lo..hi. Returns the geometry and the range of input channels it still reads.
 
@@ -151,6 +160,7 @@ def select_outputs(f: Geometry, lo: int, hi: int) -> tuple[Geometry, int, int]:
     return replace(f, c_in=count * cols, c_out=hi - lo, groups=groups), first * cols, (last + 1) * cols
 
 
+@lru_cache(maxsize=1 << 12)
 def select_inputs(f: Geometry, lo: int, hi: int) -> tuple[Geometry, int, int]:
     """Feed only input channels lo..hi, the others being zero. Returns the geometry and the range of output
     channels that can still differ from the bias."""

@@ -26,6 +26,7 @@ __all__ = ["read_scopes"]
 
 INFERENCES = 8  # folding Shape of what was inferred may let inference go further
 TELLING = 64  # elements of a constant that may decide a shape
+SCALES = 5
 UNKNOWN_SPACE = 224  # an unknown height, width or length, for costs only
 logger = logging.getLogger("onnx_repfuse")
 Types = dict[str, tuple[int, Shape | None]]
@@ -236,7 +237,7 @@ def _infer(
         const = constants.get(name)
         if const is None:
             continue
-        if const.size <= TELLING and name not in overridable and const.data_type != onnx.TensorProto.STRING:
+        if _may_tell(const) and name not in overridable:
             bare.initializer.append(onnx.numpy_helper.from_array(const.read(), name))
         else:
             _declare(bare.input.add(name=name), const.data_type, const.shape)
@@ -265,6 +266,13 @@ def _infer(
         if shape is not None and None not in shape
     }
     return proved, assumed
+
+
+def _may_tell(const: Const) -> bool:
+    """Whether its value may decide a shape: integers, and the scales of a Resize."""
+    if const.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
+        return const.size <= TELLING
+    return const.data_type == onnx.TensorProto.FLOAT and const.size <= SCALES and len(const.shape) <= 1
 
 
 def _used(graph: onnx.GraphProto) -> list[str]:

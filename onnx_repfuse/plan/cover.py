@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 
 import onnx_graphsurgeon as gs
 
@@ -60,6 +60,24 @@ class Cover:
     def __post_init__(self) -> None:
         self.gates = only_readers(self.context.scope, self.lifts)
 
+    def resume(self, previous: Cover, changed: set[str]) -> set[str]:
+        """Take over what was found for regions that did not change; returns the roots of the others."""
+        roots = self.roots
+        touched = {
+            roots[name]
+            for name, lifted in self.lifts.items()
+            if name in changed
+            or previous.lifts.get(name) is not lifted
+            or any(operand.name in changed for operand in lifted.operands)
+        }
+        self.channels.update(previous.channels)
+        for name in self.lifts:
+            if roots[name] not in touched:
+                self.entries[name] = previous.entries[name]
+                if name in previous.inexact:
+                    self.inexact[name] = previous.inexact[name]
+        return touched
+
     def solve(self, names: Iterable[str]) -> None:
         """Fill `entries` for lifted tensors, in topological order."""
         for name in names:
@@ -80,7 +98,7 @@ class Cover:
         if not self.context.scope.is_private(name):
             return False
         reader = self.reader(name)
-        return len(reader.outputs) == 1 or sum(1 for t in reader.outputs if self._used(t.name)) == 1
+        return len(reader.outputs) == 1 or sum(1 for t in reader.outputs if self.is_used(t.name)) == 1
 
     def reader(self, name: str) -> gs.Node:
         """The one node that reads a private tensor."""
@@ -91,7 +109,8 @@ class Cover:
         """A graph output, or read in a subgraph: the name must stay."""
         return name in self.context.scope.outputs or name in self.context.scope.captured
 
-    def _used(self, name: str) -> bool:
+    def is_used(self, name: str) -> bool:
+        """Whether anybody reads it."""
         return bool(self.context.scope.readers.get(name)) or self.is_seen(name)
 
     def elements(self, name: Hashable) -> int:
@@ -349,8 +368,23 @@ class Cover:
             groups.extend([lifted] if lifted.also else [])
             macs += self.entries[name].own.macs
             pending.extend(o.name for o in lifted.operands if o.name not in sources)
-        position = {id(node): i for i, node in enumerate(self.context.scope.nodes)} if len(nodes) > 1 else {}
-        return tuple(sorted(nodes, key=lambda n: position.get(id(n), 0))), tuple(groups), macs
+        return tuple(sorted(nodes, key=lambda n: self._position[id(n)])), tuple(groups), macs
+
+    @cached_property
+    def _position(self) -> dict[int, int]:
+        return {id(node): i for i, node in enumerate(self.context.scope.nodes)}
+
+    @cached_property
+    def roots(self) -> dict[str, str]:
+        """The tensor that must exist at the end of each lifted tensor's region."""
+        roots: dict[str, str] = {}
+        for name in reversed(list(self.lifts)):
+            roots[name] = name
+            if self.is_private(name):
+                for tensor in self.reader(name).outputs:
+                    if tensor.name in roots and self.is_used(tensor.name):
+                        roots[name] = roots[tensor.name]
+        return roots
 
 
 def _pads(geometry: Geometry) -> bool:

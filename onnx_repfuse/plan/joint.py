@@ -23,27 +23,24 @@ TRIES = 2
 SHARED = 32
 
 
-def expose(cover: Cover) -> None:
-    """Extend the cover by joint steps, in topological order."""
-    roots = _roots(cover)
+def expose(cover: Cover, changed: set[str] | None = None) -> None:
+    """Extend the cover by joint steps, in topological order; only where regions of these roots take part."""
+    roots = cover.roots
     regions: dict[str, list[str]] = {}
     for name in cover.lifts:
         regions.setdefault(roots[name], []).append(name)
     for name in list(cover.lifts):
         if _candidate(cover, name):
-            _try(cover, name, roots, regions)
+            touched = _touched(cover, name)
+            if changed is None or roots[name] in changed or not changed.isdisjoint(touched):
+                _try(cover, name, touched, regions)
 
 
-def _roots(cover: Cover) -> dict[str, str]:
-    """The tensor that must exist at the end of each lifted tensor's region."""
-    roots: dict[str, str] = {}
-    for name in reversed(list(cover.lifts)):
-        roots[name] = name
-        if cover.is_private(name):
-            for tensor in cover.reader(name).outputs:
-                if tensor.name in roots and cover._used(tensor.name):
-                    roots[name] = roots[tensor.name]
-    return roots
+def _touched(cover: Cover, name: str) -> list[str]:
+    """The roots of the regions that read a tensor."""
+    readers = cover.context.scope.readers[name]
+    outputs = (t.name for reader in readers for t in reader.outputs)
+    return list(dict.fromkeys(cover.roots[output] for output in outputs if output in cover.lifts))
 
 
 def _candidate(cover: Cover, name: str) -> bool:
@@ -62,16 +59,12 @@ def _candidate(cover: Cover, name: str) -> bool:
             for t in r.outputs
             if t.name in cover.lifts
         )
-        and all(t.name in cover.lifts for t in r.outputs if cover._used(t.name))
+        and all(t.name in cover.lifts for t in r.outputs if cover.is_used(t.name))
         for r in readers
     )
 
 
-def _try(cover: Cover, name: str, roots: dict[str, str], regions: dict[str, list[str]]) -> None:
-    scope = cover.context.scope
-    touched = list(
-        dict.fromkeys(roots[t.name] for r in scope.readers[name] for t in r.outputs if t.name in cover.lifts)
-    )
+def _try(cover: Cover, name: str, touched: list[str], regions: dict[str, list[str]]) -> None:
     names = [n for root in touched for n in regions[root]]
     if len(names) > REGION or name in names:
         return

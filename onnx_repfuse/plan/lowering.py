@@ -20,7 +20,7 @@ from onnx_repfuse.plan.sources import Viewed, common_view, view_cost
 __all__ = ["Step", "Written", "lower", "viewed_last"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Step:
     """One operator to write.
 
@@ -177,7 +177,9 @@ def _stack_alike(first: Term, second: Term) -> bool:
         and not f.transposed
         and not isinstance(first.kernel, Vector)
         and not isinstance(second.kernel, Vector)
-        and replace(f, c_out=1) == replace(g, c_out=1)
+        and (f.c_in, f.groups, f.kernel, f.strides) == (g.c_in, g.groups, g.kernel, g.strides)
+        and (f.dilations, f.origin, f.slack, f.layout) == (g.dilations, g.origin, g.slack, g.layout)
+        and not g.transposed
     )
 
 
@@ -201,7 +203,7 @@ class _Writer:
 
     def add(self, step: Step, cost: int) -> int:
         if step.view is None:
-            step = replace(step, layout=self.layout, like=step.like or self.like)
+            step.layout, step.like = self.layout, step.like or self.like
         self.steps.append(step)
         self.cost += cost
         return len(self.steps) - 1
@@ -218,7 +220,7 @@ class _Writer:
         for term in terms:
             kernel = term.kernel
             source, moved = self.read(term)
-            if isinstance(kernel, Vector) and (kernel.scale == 1).all():
+            if isinstance(kernel, Vector) and kernel.is_one:
                 refs.append(source)
             elif isinstance(kernel, Vector) and pending is not None and self.norm and len(terms) == 1:
                 step = Step("Norm", (source,), channels, kernel, pending)

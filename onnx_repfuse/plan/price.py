@@ -25,11 +25,15 @@ class Price(NamedTuple):
 
     def plus(self, other: Price) -> Price:
         """Both together."""
-        return Price(*(a + b for a, b in zip(self, other, strict=True)))
+        a, b, c, d, e = self
+        f, g, h, i, j = other
+        return Price(a + f, b + g, c + h, d + i, e + j)
 
     def minus(self, other: Price) -> Price:
         """Without the other."""
-        return Price(*(a - b for a, b in zip(self, other, strict=True)))
+        a, b, c, d, e = self
+        f, g, h, i, j = other
+        return Price(a - f, b - g, c - h, d - i, e - j)
 
     def improves(self, cost: int, limit: Price) -> bool:
         """Cheaper than `cost`, and nothing else above `limit`."""

@@ -28,7 +28,7 @@ from onnx_repfuse.plan.joint import expose
 from onnx_repfuse.plan.refusals import refusals
 from onnx_repfuse.report.record import Kind, Refusal
 
-__all__ = ["Made", "Planned", "originals", "plan_scope"]
+__all__ = ["Made", "Planned", "cover_scope", "originals", "plan_scope"]
 
 SOURCES = 4  # tensors a fold may read if it grew over several rounds
 ROUNDS = 64  # an alarm, not a limit: integer costs fall in every round
@@ -97,47 +97,90 @@ def plan_scope(scope: Scope, options: Options, banned: frozenset[str] = frozense
     if options.allows(Kind.ACTIVATION):
         _write_activations(scope, activations(scope, _kept(options), banned), result, owners)
         drop_dead(scope, alive | set(owners))
+    previous: Round | None = None
     for _ in range(ROUNDS):
-        cover, declined = cover_scope(scope, options, banned)
-        tiles = cover.tiles()
+        current = _round(scope, options, banned, previous)
+        tiles = current.cover.tiles()
         wide = frozenset(tile.root for tile in tiles if _is_wide(scope, tile, owners))
         if wide:
             banned |= wide
+            previous = None
             continue
         if not tiles:
-            result.refusals = refusals(scope, cover, declined)
+            declined = [(node, found) for node, found, _ in current.lifted if isinstance(found, Declined)]
+            result.refusals = refusals(scope, current.cover, declined)
             return result
-        _apply(scope, cover, tiles, result, owners, order)
+        _apply(scope, current.cover, tiles, result, owners, order)
         drop_dead(scope, alive | set(owners))
+        previous = current
     result.notes.append(f"planning stopped after {ROUNDS} rounds; please report this model")
     return result
 
 
-def cover_scope(
-    scope: Scope, options: Options, banned: frozenset[str]
-) -> tuple[Cover, list[tuple[gs.Node, Declined]]]:
-    """One round: lift every node, cover the scope, look for joint steps."""
+def cover_scope(scope: Scope, options: Options) -> Cover:
+    """What the planner weighs in a scope as it is."""
+    return _round(scope, options, frozenset(), None).cover
+
+
+Lifting = tuple[gs.Node, Lifted | Declined | None, str]
+
+
+@dataclass(eq=False)
+class Round:
+    """What one round found, for the next one to build upon.
+
+    Attributes:
+        cover: of the scope as it was.
+        lifted: every output of every node that may change, and what it is.
+        edges: who made and who read each tensor.
+    """
+
+    cover: Cover
+    lifted: list[Lifting]
+    edges: dict[str, tuple[int, ...]]
+
+
+def _round(scope: Scope, options: Options, banned: frozenset[str], previous: Round | None) -> Round:
+    """Lift every node, cover the scope, look for joint steps; where nothing changed, the last round stands."""
     context = Context(scope, frames(scope), protected(scope))
-    lifts: dict[str, Lifted] = {}
-    declined: list[tuple[gs.Node, Declined]] = []
-    kept = _kept(options)
-    for node in scope.nodes:
+    edges = _edges(scope)
+    old = previous.edges if previous else {}
+    changed = {name for name in {*edges, *old} if edges.get(name) != old.get(name)}
+    lifted = _lift_all(context, _kept(options), previous, changed)
+    lifts = {name: found for _, found, name in lifted if isinstance(found, Lifted)}
+    model = cost_model(options.cost)
+    cover = Cover(context, lifts, model, lambda roles: options.allows(chief(roles)), banned)
+    touched = cover.resume(previous.cover, changed) if previous else None
+    cover.solve(name for name in lifts if touched is None or cover.roots[name] in touched)
+    expose(cover, touched)
+    return Round(cover, lifted, edges)
+
+
+def _edges(scope: Scope) -> dict[str, tuple[int, ...]]:
+    made = {t.name: id(node) for node in scope.nodes for t in node.outputs}
+    read = {name: tuple(map(id, nodes)) for name, nodes in scope.readers.items()}
+    return {name: (made.get(name, 0), *read.get(name, ())) for name in {*made, *read}}
+
+
+def _lift_all(
+    context: Context, kept: Callable[[gs.Node], bool], previous: Round | None, changed: set[str]
+) -> list[Lifting]:
+    known = {name: found for _, found, name in previous.lifted} if previous else {}
+    before = previous.cover.context if previous else context
+    result: list[Lifting] = []
+    for node in context.scope.nodes:
         if kept(node):
             continue
+        names = [t.name for t in (*node.inputs, *node.outputs) if t.name]
+        same = previous is not None and not any(
+            name in changed or context.frame(name) != before.frame(name) for name in names
+        )
         for number, tensor in enumerate(node.outputs):
-            if not tensor.name:
-                continue
-            found = lift(context, node, number)
-            if isinstance(found, Lifted):
-                lifts[tensor.name] = found
-            elif found is not None:
-                declined.append((node, found))
-    cover = Cover(
-        context, lifts, cost_model(options.cost), lambda roles: options.allows(chief(roles)), banned
-    )
-    cover.solve(lifts)
-    expose(cover)
-    return cover, declined
+            if tensor.name:
+                again = same and tensor.name in known
+                found = known[tensor.name] if again else lift(context, node, number)
+                result.append((node, found, tensor.name))
+    return result
 
 
 def _write_activations(
