@@ -6,7 +6,6 @@ deterministic, and nothing has to be undone.
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_repfuse.collector import uncollected
 from onnx_repfuse.errors import Inexact, OutputError, VerificationError
 from onnx_repfuse.graph.cases import before_and_after
 from onnx_repfuse.graph.counting import count
@@ -93,20 +93,8 @@ def make_plan(
     document: Document, options: Options, banned: frozenset[tuple[ScopeKey, str]] = frozenset()
 ) -> Plan:
     """Plan every scope of a document."""
-    with _uncollected():
+    with uncollected():
         return _make_plan(document, options, banned)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the cyclic garbage collector: planning makes many small objects and no cycles worth a walk."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _make_plan(document: Document, options: Options, banned: frozenset[tuple[ScopeKey, str]]) -> Plan:
