@@ -110,6 +110,22 @@ class FoldCase:
         return _LARGEST.get(self.precision, 1.7e308)
 
     @cached_property
+    def is_per_position(self) -> bool:
+        """No operator of either model mixes positions."""
+        mixing = {
+            "Conv",
+            "ConvTranspose",
+            "AveragePool",
+            "GlobalAveragePool",
+            "Pad",
+            "ReduceMean",
+            "ReduceSum",
+            "Resize",
+        }
+        nodes = (*self.before.graph.node, *self.after.graph.node)
+        return not any(node.op_type in mixing for node in nodes)
+
+    @cached_property
     def weights(self) -> int:
         """Number of elements of all float constants of both models: what one position costs."""
         return sum(

@@ -108,6 +108,25 @@ def _small(
         yield from _rows(case, rules, size, rng, "border", kinds)
 
 
+def _packed(case: FoldCase, made: dict[str, Array]) -> tuple[dict[str, Array], int]:
+    """Rows of impulses as fewer rows with one impulse at each position."""
+    flat = {s.name: np.moveaxis(made[s.name], s.channel, -1) for s in case.sources}
+    places = min(int(np.prod(one.shape[1:-1])) for one in flat.values())
+    if places < 2:
+        return made, len(next(iter(made.values())))
+    packed = {}
+    for source in case.sources:
+        data = flat[source.name]
+        count = -(-len(data) // places)
+        rows = data.reshape(len(data), -1, data.shape[-1])
+        result = np.zeros((count, *rows.shape[1:]), data.dtype)
+        for number, row in enumerate(rows):
+            result[number // places] += np.roll(row, number % places, axis=0)
+        whole = result.reshape(count, *data.shape[1:])
+        packed[source.name] = np.ascontiguousarray(np.moveaxis(whole, -1, source.channel))
+    return packed, count
+
+
 def _rows(
     case: FoldCase,
     rules: tuple[int, ...],
@@ -178,6 +197,8 @@ def _split(
         return
     wide = [(max(rows, shape[0]), *shape[1:]) for shape in shapes]
     made = {s.name: make(s, shape) for s, shape in zip(case.sources, wide, strict=True)}
+    if kind == "impulse" and case.is_per_position:
+        made, rows = _packed(case, made)
     for row in range(0, rows, max(fixed)):
         feed = {}
         for source, shape in zip(case.sources, shapes, strict=True):
