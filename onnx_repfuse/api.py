@@ -19,7 +19,9 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.graph.document import Document
 from onnx_repfuse.options import Options
-from onnx_repfuse.pipeline import describe, make_plan, run
+from onnx_repfuse.pipeline.describing import describe
+from onnx_repfuse.pipeline.planned import make_plan
+from onnx_repfuse.pipeline.run import run
 from onnx_repfuse.report.record import Report
 from onnx_repfuse.verify.verdict import Verification
 
@@ -87,13 +89,13 @@ def fuse(
     with document_of(model) as document:
         name = str(model) if isinstance(model, str | os.PathLike) else ""
         if target is not None:
-            done = run(document, target, chosen, name=name, progress=progress)
-            return Result(done.report, target, lambda: onnx.load(target))
+            report = run(document, target, chosen, name=name, progress=progress)
+            return Result(report, target, lambda: onnx.load(target))
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / "model.onnx"
-            done = run(document, place, chosen, name=name, progress=progress)
+            report = run(document, place, chosen, name=name, progress=progress)
             fused = onnx.load(place)
-        return Result(done.report, None, lambda: fused)
+        return Result(report, None, lambda: fused)
 
 
 def plan(model: Model, options: Options | None = None) -> Report:
@@ -118,9 +120,8 @@ def plan(model: Model, options: Options | None = None) -> Report:
     """
     chosen = options or Options()
     with document_of(model) as document:
-        planned = make_plan(document, chosen)
         name = str(model) if isinstance(model, str | os.PathLike) else ""
-        return describe(planned, chosen, 0, [], None, {}, name, "")
+        return describe(make_plan(document, chosen), name=name)
 
 
 def verify(

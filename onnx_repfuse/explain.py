@@ -11,7 +11,8 @@ from onnx_repfuse.errors import InputError
 from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.graph.skeleton import read_scopes
 from onnx_repfuse.options import Options
-from onnx_repfuse.pipeline import describe, make_plan
+from onnx_repfuse.pipeline.describing import describe
+from onnx_repfuse.pipeline.planned import make_plan
 from onnx_repfuse.plan.cover import Cover
 from onnx_repfuse.plan.rounds import cover_scope
 from onnx_repfuse.report.record import Fold, NodeRef, Report
@@ -36,7 +37,7 @@ def explain(model: str, node: str, options: Options | None = None) -> str:
         before = read_scopes(document, freeze_initializers=chosen.freeze_initializers)
         op = _op(before, node)
         planned = make_plan(document, chosen)
-        report = describe(planned, chosen, 0, [], None, {}, str(model), "")
+        report = describe(planned, name=str(model))
     folds = [fold for fold in report.folds if any(_is(ref, node) for ref in fold.absorbed)]
     lines = [f"{clean(op)} '{clean(node)}'"]
     covers: list[Cover] = []

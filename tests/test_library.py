@@ -75,7 +75,7 @@ def test_every_error_is_a_repfuse_error(tmp_path):
 def test_nothing_compared_is_a_failure_with_figures(monkeypatch, tmp_path):
     failed = onnx_repfuse.Verification()  # no output was compared, although every fold passes its probes
     outputs = importlib.import_module("onnx_repfuse.verify.outputs")  # onnx_repfuse.verify is the function
-    monkeypatch.setattr(outputs, "verify_outputs", lambda *_, **__: failed)
+    monkeypatch.setattr(outputs, "against", lambda *_, **__: failed)
     with pytest.raises(VerificationError) as caught:
         fuse(ACNET, tmp_path / "out.onnx")
     assert len(caught.value.report.folds) == 4

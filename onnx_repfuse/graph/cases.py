@@ -15,7 +15,7 @@ from onnx_repfuse.graph.rewrite import export
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.graph.standin import stand_in
 
-__all__ = ["before_and_after"]
+__all__ = ["before_and_after", "sources"]
 
 
 def before_and_after(
@@ -35,23 +35,35 @@ def before_and_after(
     give them, and what the group does is written in their place.
     `sized` declares the sources with the sizes the file proves: a fold may be exact for them alone.
     """
-    for group in groups:
-        absorbed = stand_in(scope, absorbed, group)
-    absorbed = _with_shapes(scope, absorbed)
-    new = _with_shapes(scope, [export(node) for node in created])
-    made = {name for node in (*absorbed, *new) for name in node.output}
-    sources = list(
-        dict.fromkeys(
-            name
-            for node in (*absorbed, *new)
-            for name in node.input
-            if name and name not in made and name not in scope.constants
-        )
-    )
-    inputs = [_declare(scope, frames, name, sized=sized) for name in sources]
+    absorbed, new = _sides(scope, absorbed, created, groups)
+    inputs = [_declare(scope, frames, name, sized=sized) for name in _read(scope, absorbed, new)]
     return tuple(  # type: ignore[return-value]
         _model(scope, nodes, inputs, root, ir_version) for nodes in (absorbed, new)
     )
+
+
+def sources(
+    scope: Scope,
+    absorbed: Sequence[onnx.NodeProto],
+    created: Sequence[gs.Node],
+    groups: Sequence[Lifted] = (),
+) -> list[str]:
+    """The tensors that the two sides read: the inputs of both models."""
+    return _read(scope, *_sides(scope, absorbed, created, groups))
+
+
+def _sides(
+    scope: Scope, absorbed: Sequence[onnx.NodeProto], created: Sequence[gs.Node], groups: Sequence[Lifted]
+) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto]]:
+    for group in groups:
+        absorbed = stand_in(scope, absorbed, group)
+    return _with_shapes(scope, absorbed), _with_shapes(scope, [export(node) for node in created])
+
+
+def _read(scope: Scope, absorbed: Sequence[onnx.NodeProto], new: Sequence[onnx.NodeProto]) -> list[str]:
+    made = {name for node in (*absorbed, *new) for name in node.output}
+    read = dict.fromkeys(name for node in (*absorbed, *new) for name in node.input)
+    return [name for name in read if name and name not in made and name not in scope.constants]
 
 
 def _with_shapes(scope: Scope, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:

@@ -32,7 +32,7 @@ from onnx_repfuse.graph.splice import Splice
 from onnx_repfuse.graph.staging import Staging
 from onnx_repfuse.graph.wire import shown
 
-__all__ = ["Edit", "NewTensor", "ScopeKey", "save", "to_model"]
+__all__ = ["Edit", "NewTensor", "ScopeKey", "publish", "save", "to_model"]
 
 PROTOBUF_LIMIT = (1 << 31) - 1
 INLINE_LIMIT = 1_900_000_000  # protobuf ends at 2**31 - 1; runtimes add to what they read
@@ -48,9 +48,7 @@ def save(
     """
     target = Path(path)
     edits = {scope: edit for scope, edit in edits.items() if edit}
-    for file in document.files.files.values():
-        if file.path is not None and os.path.realpath(file.path) == os.path.realpath(target):
-            raise OutputError(f"cannot write {shown(target)}: the input keeps its weights there")
+    _guard(document, target)
     with Staging(target) as staging:
         if not edits and external is None:
             size = _copy(document, target, staging)
@@ -69,6 +67,30 @@ def save(
         )
 
 
+def publish(
+    document: Document,
+    edits: Edits,
+    staged: Path,
+    path: str | os.PathLike[str],
+    *,
+    external: bool | None = None,
+) -> int:
+    """Give what `save` wrote elsewhere on the file system, with these arguments, its place: as `save` does it.
+
+    Weights are not computed again. Only a model whose data file gets another name is written anew.
+    """
+    target, edits = Path(path), {scope: edit for scope, edit in edits.items() if edit}
+    payload = staged.with_name(f"{staged.name}.data")
+    _guard(document, target)
+    with Staging(target) as staging:
+        if payload.exists():
+            spill = external is True or not document.external
+            return _save_external(document, edits, target, staging, spill=spill, payload=payload)
+        size = staged.stat().st_size
+        _publish_alone(staging.adopt(staged, target), target, staging, document)
+        return size
+
+
 def to_model(document: Document, edits: Edits, *, inline: bool | None = None) -> onnx.ModelProto:
     """The edited model in memory.
 
@@ -84,6 +106,12 @@ def to_model(document: Document, edits: Edits, *, inline: bool | None = None) ->
     except DecodeError as error:
         raise OutputError(f"the edited model is nested too deeply: {error}") from error
     return model
+
+
+def _guard(document: Document, target: Path) -> None:
+    for file in document.files.files.values():
+        if file.path is not None and os.path.realpath(file.path) == os.path.realpath(target):
+            raise OutputError(f"cannot write {shown(target)}: the input keeps its weights there")
 
 
 def _copy(document: Document, target: Path, staging: Staging) -> int | None:
@@ -124,15 +152,26 @@ def _whole(source: Source) -> Callable[[BinaryIO], None]:
 
 
 def _save_inline(rope: Rope, target: Path, staging: Staging, document: Document) -> int:
-    model = staging.write(rope.write, target)
+    _publish_alone(staging.write(rope.write, target), target, staging, document)
+    return rope.size
+
+
+def _publish_alone(model: Path, target: Path, staging: Staging, document: Document) -> None:
     with staging.alone():
         old = _data_files(target)
         staging.publish(model, target)
         _remove_stale(old, target, document)
-    return rope.size
 
 
-def _save_external(document: Document, edits: Edits, target: Path, staging: Staging, *, spill: bool) -> int:
+def _save_external(
+    document: Document,
+    edits: Edits,
+    target: Path,
+    staging: Staging,
+    *,
+    spill: bool,
+    payload: Path | None = None,
+) -> int:
     names = _data_names(target)
     data = DataFile(next(names))
     rope = Splice(document, edits, External.MOVE, data, spill).model()
@@ -140,7 +179,8 @@ def _save_external(document: Document, edits: Edits, target: Path, staging: Stag
         raise OutputError(f"cannot write {shown(target)}: {rope.size} bytes are too many for one model file")
     if data.size == 0:
         return _save_inline(rope, target, staging, document)
-    payload = staging.write(data.write, target.parent / data.name)
+    beside = target.parent / data.name
+    payload = staging.write(data.write, beside) if payload is None else staging.adopt(payload, beside)
     with staging.alone():
         while (target.parent / data.name).exists():
             if filecmp.cmp(payload, target.parent / data.name, shallow=False):

@@ -24,6 +24,12 @@ __all__ = ["Staging"]
 _BUFFER = 1 << 20
 
 
+def _allow(path: Path, beside: Path) -> None:
+    """Give a file the permissions of the one it will replace, if there is one."""
+    with contextlib.suppress(OSError):
+        os.chmod(path, stat.S_IMODE(beside.stat().st_mode))
+
+
 class Staging:
     """A context in which files are written and published; what was not published is removed at its end."""
 
@@ -64,9 +70,14 @@ class Staging:
         with open(descriptor, "wb", buffering=_BUFFER) as file:
             fill(file)
             file.flush()
-            with contextlib.suppress(OSError):
-                os.chmod(path, stat.S_IMODE(beside.stat().st_mode))
+            _allow(path, beside)
             os.fsync(file.fileno())
+        return path
+
+    def adopt(self, path: Path, beside: Path) -> Path:
+        """Take charge of a file that another context wrote on this file system; as for `write`."""
+        self._temporary.append(path)
+        _allow(path, beside)
         return path
 
     def folder(self, path: Path) -> None:

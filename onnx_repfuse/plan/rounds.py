@@ -45,6 +45,7 @@ class Made:
         roles: kinds of what was absorbed.
         macs_before, macs_after: multiply-adds.
         groups: what several of the absorbed nodes were lifted as together.
+        alias: where nothing was created, the tensor that readers of the root read now.
     """
 
     root: str
@@ -54,6 +55,7 @@ class Made:
     macs_before: int
     macs_after: int
     groups: tuple[Lifted, ...] = ()
+    alias: str = ""
 
     @property
     def kind(self) -> Kind:
@@ -232,7 +234,7 @@ def _apply(
         replaced[id(node)] = nodes
         scope.constants.update(constants)
         scope.created.update(constants)
-        fold = _note(tile, nodes, taken, result, owners, order)
+        fold = _note(tile, nodes, taken, result, owners, order, aliases.get(tile.root, ""))
         if tile.root in aliases:
             result.aliases[tile.root] = fold
     put(scope, replaced)
@@ -306,6 +308,7 @@ def _note(
     result: Planned,
     owners: dict[int, Made],
     order: dict[int, int],
+    alias: str,
 ) -> Made:
     """A tile as a fold, joined with those whose nodes it absorbs or, at the end, takes over."""
     joined = (*tile.absorbed, *([taken] if taken is not None else []))
@@ -326,6 +329,7 @@ def _note(
         sum(m.macs_before for m in earlier) + max(0, tile.macs_before - sum(m.macs_after for m in earlier)),
         tile.macs_after,
         (*(g for m in earlier for g in m.groups), *tile.groups),
+        alias,
     )
     result.folds = [
         made for made in result.folds if made not in earlier

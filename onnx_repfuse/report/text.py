@@ -24,6 +24,7 @@ __all__ = ["show", "summarize"]
 _FIRST = ("Conv", "ConvTranspose", "BatchNormalization", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Sum")
 _FEW = 3
 _SOME = 8
+_STAGES = {"probe": "on made-up inputs", "tap": "on the model's own activations"}
 _COLOR = {"passed": "green", "failed": "bold red", "not observed": "yellow"}
 
 
@@ -184,9 +185,10 @@ def _verification(verification: Verification, verbose: int) -> list[Text]:
     if len(outputs) > len(shown):
         lines.append(Text(f"  and {len(outputs) - len(shown)} more outputs (-v shows all)"))
     if verification.folds:
-        states = Counter(str(verdict.status) for verdict in verification.folds)
-        counted = ", ".join(f"{count} {state}" for state, count in states.most_common())
-        lines.append(Text(f"  folds checked one by one: {counted}"))
+        for stage, words in _STAGES.items():
+            states = Counter(str(one.status) for one in verification.folds if one.stage == stage)
+            counted = ", ".join(f"{count} {state}" for state, count in states.most_common())
+            lines += [Text(f"  folds one by one, {words}: {counted}")] if counted else []
         lines += [
             Text(f"    {verdict.status}: '{clean(verdict.output)}' {clean(verdict.message)}", style="yellow")
             for verdict in verification.folds

@@ -7,26 +7,24 @@ reach.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from onnx_repfuse.errors import InputError
+from onnx_repfuse.verify.activations import MEMORY, Seen, activations
 from onnx_repfuse.verify.cases import FoldCase, reach
 from onnx_repfuse.verify.feeds import Feed, FeedSpec, scenes
 from onnx_repfuse.verify.measure import difference
 from onnx_repfuse.verify.noise import nudge_feed
-from onnx_repfuse.verify.sessions import DoesNotRun, Model, Runner, open_model
-from onnx_repfuse.verify.tapped import open_tapped, tensor_names
+from onnx_repfuse.verify.sessions import DoesNotRun, Model, open_model
 from onnx_repfuse.verify.tolerance import Side, Worst, ulps_tolerance
 from onnx_repfuse.verify.truth import Unsupported
 from onnx_repfuse.verify.verdict import FoldVerdict, Status
 
-__all__ = ["tap"]
+__all__ = ["judge", "tap"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_MEMORY = 1 << 30
 _REFERENCE_PRODUCTS = 300_000_000
 
 
@@ -36,7 +34,7 @@ def tap(
     feeds: FeedSpec | Sequence[Feed] | None = None,
     *,
     threads: int = 1,
-    memory: int = _MEMORY,
+    memory: int = MEMORY,
 ) -> list[FoldVerdict]:
     """Judge folds in place.
 
@@ -54,28 +52,12 @@ def tap(
     Raises:
         InputError: the original does not run.
     """
-    made, public = tensor_names(original)
     wanted = [(*(source.name for source in case.sources), case.output) for case in cases]
-    verdicts: list[FoldVerdict | None] = [
-        None if set(names) <= made else _unseen(case, "its tensors are not in the main graph")
-        for case, names in zip(cases, wanted, strict=True)
-    ]
-    live = [index for index, verdict in enumerate(verdicts) if verdict is None]
-    if not live:
-        return [verdict for verdict in verdicts if verdict is not None]
     feed = _feed(original, feeds, threads)
-    needed = {name for index in live for name in wanted[index]}
-    extra = sorted(needed - public - set(feed))
-    with open_tapped(original, extra, threads) as runner:
-        for batch in _batches(runner, feed, live, wanted, memory):
-            names = sorted({name for index in batch for name in wanted[index]} - set(feed))
-            try:
-                values = {**feed, **runner.run(feed, names)}
-            except DoesNotRun as error:
-                raise InputError(f"the model does not run: {error}") from error
-            for index in batch:
-                verdicts[index] = _judge(cases[index], values, threads)
-    return [verdict for verdict in verdicts if verdict is not None]
+    verdicts: dict[int, FoldVerdict] = {}
+    for batch, seen in activations(original, wanted, feed, threads=threads, memory=memory):
+        verdicts.update({index: judge(cases[index], seen, threads) for index in batch})
+    return [verdicts[index] for index in range(len(cases))]
 
 
 def _feed(original: Model, feeds: FeedSpec | Sequence[Feed] | None, threads: int) -> Feed:
@@ -88,32 +70,12 @@ def _feed(original: Model, feeds: FeedSpec | Sequence[Feed] | None, threads: int
     return dict(scene.feeds[0])
 
 
-def _batches(
-    runner: Runner, feed: Feed, live: Sequence[int], wanted: Sequence[tuple[str, ...]], memory: int
-) -> Iterator[list[int]]:
-    """Folds whose tensors fit into memory together, by the shapes the runtime infers."""
-    guess = max((int(np.size(value)) for value in feed.values() if not isinstance(value, list)), default=1)
-    sizes: dict[str, int] = dict.fromkeys(feed, 0)
-    for port in runner.outputs:
-        known = [dim for dim in port.shape if isinstance(dim, int) and dim > 0]
-        whole = len(known) == len(port.shape) and port.shape
-        sizes[port.name] = 4 * (int(np.prod(known)) if whole else max(guess * 8, int(np.prod(known or [1]))))
-    batch: list[int] = []
-    held: set[str] = set()
-    for index in live:
-        more = held | set(wanted[index])
-        if batch and sum(sizes.get(name, 4 * guess) for name in more) > memory:
-            yield batch
-            batch, more = [], set(wanted[index])
-        batch.append(index)
-        held = more
-    if batch:
-        yield batch
-
-
-def _judge(case: FoldCase, values: Mapping[str, Any], threads: int) -> FoldVerdict:
-    inputs = {source.name: values[source.name] for source in case.sources}
-    root = np.asarray(values[case.output])
+def judge(case: FoldCase, seen: Seen, threads: int = 1) -> FoldVerdict:
+    """Judge one fold by tensors of the original that were read, its sources and its output among them."""
+    if isinstance(seen, str):
+        return _unseen(case, seen)
+    inputs = {source.name: seen[source.name] for source in case.sources}
+    root = np.asarray(seen[case.output])
     if not root.size or not any(np.any(value) for value in inputs.values()):
         return _unseen(case, "the activations it reads are all zero")
     try:
@@ -131,7 +93,7 @@ def _judge(case: FoldCase, values: Mapping[str, Any], threads: int) -> FoldVerdi
         return _unseen(case, "the original's activations overflow there", after.judge)
     gap = np.where(usable, difference(root, new), 0.0)
     try:
-        allowed = _allowed(case, inputs, root.ndim)
+        allowed = _allowed(case, inputs, root.shape)
     except Unsupported as reason:
         worst.note(f"the oracle does not know {reason}; the runtime alone was the judge")
         try:
@@ -142,8 +104,8 @@ def _judge(case: FoldCase, values: Mapping[str, Any], threads: int) -> FoldVerdi
     return worst.verdict("tap")
 
 
-def _allowed(case: FoldCase, inputs: Mapping[str, Array], rank: int) -> Array:
-    """Per output channel, broadcastable to the root: what rounding may change at these activations."""
+def _allowed(case: FoldCase, inputs: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
+    """Per output channel, broadcastable to the root's shape: what rounding may change at these activations."""
     first, second = Side(case, case.before), Side(case, case.after)
     extents, stride = reach(case)
     size = tuple(extent + stride + 1 for extent in extents) or (2,)
@@ -154,10 +116,14 @@ def _allowed(case: FoldCase, inputs: Mapping[str, Array], rank: int) -> Array:
         except (ValueError, IndexError, ZeroDivisionError) as error:
             last = error
             continue
-        channel = case.sources[0].channel if rank > 1 else 0
         total = after.fold(before) + before.run(spread=True) + after.run(spread=True)
         total = np.broadcast_to(total, before.value.shape)
-        axes = tuple(axis for axis in range(rank) if axis != channel % rank)
+        rank = len(shape)
+        if total.ndim != rank:
+            raise Unsupported("their rank")
+        likely = [axis % rank for axis in (case.sources[0].channel, 1, -1) if -rank <= axis < rank]
+        channel = next((axis for axis in likely if total.shape[axis] == shape[axis]), None)
+        axes = tuple(axis for axis in range(rank) if axis != channel)
         return np.asarray(total.max(axes, keepdims=True))
     raise Unsupported(f"these nodes at a small size ({last})")
 
@@ -168,7 +134,15 @@ def _tiles(case: FoldCase, inputs: Mapping[str, Array], size: tuple[int, ...]) -
     if len(case.sources) == 1:
         (source,) = case.sources
         axes = max(len(source.space), 1)
-        yield {source.name: np.broadcast_to(levels[source.name], source.shape(1, (size * axes)[:axes]))}
+        level = levels[source.name]
+        if level.ndim == len(source.dims):
+            guess = source.shape(
+                1, (size * axes)[:axes]
+            )  # channels that nobody declared have a made-up number
+            shape = tuple(
+                known if known > 1 else made for known, made in zip(level.shape, guess, strict=True)
+            )
+            yield {source.name: np.broadcast_to(level, shape)}
     yield {
         name: np.broadcast_to(level, (1, *np.shape(inputs[name])[1:]) if level.ndim > 1 else level.shape)
         for name, level in levels.items()

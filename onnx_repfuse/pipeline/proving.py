@@ -1,0 +1,119 @@
+"""Each fold alone, before and after: on made-up inputs, and on the original's own activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.errors import Inexact
+from onnx_repfuse.graph.cases import before_and_after, sources
+from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.pipeline.planned import Plan
+from onnx_repfuse.pipeline.undoing import Failure
+from onnx_repfuse.plan.rounds import Made, originals
+from onnx_repfuse.reasons import Reason
+from onnx_repfuse.verify.verdict import FoldVerdict, Status
+
+if TYPE_CHECKING:
+    from onnx_repfuse.verify.activations import Seen
+    from onnx_repfuse.verify.baseline import Baseline
+    from onnx_repfuse.verify.probes import FoldCase
+
+__all__ = ["prove"]
+
+INSIDE = [""]  # no tensor has this name: the tensors of a subgraph or a function are not to be had
+
+
+def prove(
+    plan: Plan, baseline: Baseline, tell: Callable[[int, int], None]
+) -> tuple[list[Failure], list[FoldVerdict]]:
+    """Judge every fold of a plan: the folds that failed, and all verdicts.
+
+    The original runs once more, with the tensors at the ends of the folds as outputs. Weights are computed for
+    one fold at a time.
+    """
+    from onnx_repfuse.verify.activations import activations
+
+    folds = _folds(plan)
+    wanted = [[*fold.sources, fold.made.root] if not fold.scope.key else INSIDE for fold in folds]
+    failed: list[Failure] = []
+    verdicts: list[FoldVerdict] = []
+    done = 0
+    for batch, seen in activations(baseline.original, wanted, baseline.scenes[0].feeds[0]):
+        for index in batch:
+            fold = folds[index]
+            tell(done, len(folds))
+            done += 1
+            try:
+                found = _judge(plan, fold, seen)
+            except Inexact as reason:
+                failed.append(Failure(fold.scope.key, fold.made, reason.reason, reason.detail))
+                continue
+            verdicts += found
+            if found[-1].status is Status.FAILED:
+                failed.append(Failure(fold.scope.key, fold.made, Reason.VERIFICATION, found[-1].message))
+    return failed, verdicts
+
+
+@dataclass(frozen=True, eq=False)
+class _Fold:
+    """A fold with its two sides: nodes of the document, and nodes that came and are still there."""
+
+    scope: Scope
+    made: Made
+    absorbed: list[onnx.NodeProto]
+    created: list[gs.Node]
+
+    @property
+    def sources(self) -> list[str]:
+        return sources(self.scope, self.absorbed, self.created, self.made.groups)
+
+
+def _folds(plan: Plan) -> list[_Fold]:
+    """The folds of a plan; where nodes came to nothing, they are held against an Identity."""
+    found: list[_Fold] = []
+    for planned in plan.scopes:
+        scope = planned.scope
+        proto = plan.protos[scope.key]
+        place = {id(node): position for position, node in enumerate(scope.nodes)}
+        for made in planned.folds:
+            absorbed = originals(planned, made, proto)
+            present = [node for node in made.created if id(node) in place]
+            created = sorted(present, key=lambda node: place[id(node)])
+            if not created and made.alias in sources(scope, absorbed, [], made.groups):
+                created = [gs.Node("Identity", "", {}, [gs.Variable(made.alias)], [gs.Variable(made.root)])]
+            if created:
+                found.append(_Fold(scope, made, absorbed, created))
+    return found
+
+
+def _judge(plan: Plan, fold: _Fold, seen: Seen) -> list[FoldVerdict]:
+    """The verdicts of the probes and, if they passed, of the tap. Raises Inexact where a weight overflows."""
+    from onnx_repfuse.verify.probes import probe
+    from onnx_repfuse.verify.taps import judge
+
+    case = _case(plan, fold, sized=False)
+    verdict = probe(case)
+    if verdict.status is Status.FAILED:
+        case = _case(plan, fold, sized=True)
+        verdict = probe(case)
+    if verdict.status is Status.FAILED:
+        return [verdict]
+    return [verdict, judge(case, seen)]
+
+
+def _case(plan: Plan, fold: _Fold, *, sized: bool) -> FoldCase:
+    """A fold for the verifier: at any size, or at the sizes the file proves, for which alone it may be exact."""
+    from onnx_repfuse.verify.probes import FoldCase
+
+    root, ir_version = fold.made.root, plan.document.model.ir_version
+    known = plan.frames[fold.scope.key]
+    groups = fold.made.groups
+    before, after = before_and_after(
+        fold.scope, known, root, fold.absorbed, fold.created, ir_version, groups, sized=sized
+    )
+    return FoldCase(root, before, after)
