@@ -34,7 +34,7 @@ def refusals(scope: Scope, cover: Cover, declined: list[tuple[gs.Node, Declined]
     result = [
         Refusal(
             found.reason,
-            f"{_title(node)} stays: {found.detail or found.reason.prose}.",
+            f"{_title(scope, node)} stays: {found.detail or found.reason.prose}.",
             (node_name(node),),
             scope.label,
         )
@@ -50,8 +50,11 @@ def refusals(scope: Scope, cover: Cover, declined: list[tuple[gs.Node, Declined]
     return result
 
 
-def _title(node: gs.Node) -> str:
-    return f"{node.op} '{node_name(node)}'"
+def _title(scope: Scope, node: gs.Node) -> str:
+    """A node in words; one that this run made goes by the tensor it makes, which the user knows."""
+    if id(node) in scope.original:
+        return f"{node.op} '{node_name(node)}'"
+    return f"the fused {node.op} of '{node.outputs[0].name}'"
 
 
 def _inexact(scope: Scope, cover: Cover, name: str) -> Refusal | None:
@@ -62,11 +65,11 @@ def _inexact(scope: Scope, cover: Cover, name: str) -> Refusal | None:
     node, below = cover.lifts[name].node, cover.lifts.get(through)
     if below is None:
         return Refusal(
-            reason.reason, f"{_title(node)} stays: {reason.detail}.", (node_name(node),), scope.label
+            reason.reason, f"{_title(scope, node)} stays: {reason.detail}.", (node_name(node),), scope.label
         )
     return Refusal(
         reason.reason,
-        f"{_title(node)} and {_title(below.node)} stay apart: {reason.detail}.",
+        f"{_title(scope, node)} and {_title(scope, below.node)} stay apart: {reason.detail}.",
         (node_name(node), node_name(below.node)),
         scope.label,
     )
@@ -89,14 +92,14 @@ def _readers(scope: Scope, cover: Cover, name: str) -> Refusal | None:
     if source in scope.outputs:
         why = "is a graph output"
     elif others:
-        why = f"also feeds {_title(others[0])}"
+        why = f"also feeds {_title(scope, others[0])}"
     else:
         why = "is read inside a subgraph"
     macs = cover.entries[source].own.macs
     return Refusal(
         Reason.READERS,
-        f"{_title(lifted.node)} stays: its input '{source}' {why}, so folding would compute "
-        f"{_title(below.node)} twice (+{_mega(macs)} MMAC).",
+        f"{_title(scope, lifted.node)} stays: its input '{source}' {why}, so folding would compute "
+        f"{_title(scope, below.node)} twice (+{_mega(macs)} MMAC).",
         (node_name(lifted.node), node_name(below.node)),
         scope.label,
     )
@@ -120,7 +123,7 @@ def _cost(scope: Scope, cover: Cover, name: str) -> Refusal | None:
         return None
     return Refusal(
         Reason.COST,
-        f"{_title(lifted.node)} and {_title(below.node)} stay apart: as one operator they would take "
+        f"{_title(scope, lifted.node)} and {_title(scope, below.node)} stay apart: as one operator they would take "
         f"{_mega(macs)} MMAC instead of {_mega(entry.original.macs)}.",
         (node_name(lifted.node), node_name(below.node)),
         scope.label,
