@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from onnx_repfuse import fuse
+from onnx_repfuse import Options, fuse
 from onnx_repfuse.reasons import Reason
 from tests.build import Net, check, counts, equal
 
@@ -337,3 +337,22 @@ def test_inside_a_subgraph() -> None:
     model = net.model(net.op("Relu", result))
     fused = fuse(model)
     assert equal(model, fused.model) > 0
+
+
+def test_a_node_of_the_group_that_the_user_keeps() -> None:
+    net, y, value = start()
+    y = scattered(net, y, value, 1)
+    kept = next(n.name for n in net.nodes if n.op_type == "ScatterND")
+    model = net.model(net.op("Relu", net.add(net.conv(y, C, 5, 3, pad=0), net.conv("x", 3, 5, 3))))
+    result = fuse(model, options=Options(keep=(kept,)))
+    assert kept in [n.name for n in result.model.graph.node]
+    assert equal(model, result.model) > 0
+
+
+def test_kinds_that_are_skipped() -> None:
+    net, y, value = start()
+    y = scattered(net, y, value, 1)
+    model = net.model(net.op("Relu", net.add(net.conv(y, C, 5, 3, pad=0), net.conv("x", 3, 5, 3))))
+    result = fuse(model, options=Options(skip=frozenset(("pad",))))
+    assert counts(result.model)["Conv"] == 3
+    assert equal(model, result.model) > 0

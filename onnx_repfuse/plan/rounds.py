@@ -178,10 +178,14 @@ def _lift_all(
             name in changed or context.frame(name) != before.frame(name) for name in names
         )
         for number, tensor in enumerate(node.outputs):
-            if tensor.name:
-                again = same and tensor.name in known
-                found = known[tensor.name] if again else lift(context, node, number)
-                result.append((node, found, tensor.name))
+            if not tensor.name:
+                continue
+            found = known.get(tensor.name)
+            if not same or tensor.name not in known or (isinstance(found, Lifted) and found.also):
+                found = lift(context, node, number)
+            if isinstance(found, Lifted) and any(kept(inner) for inner in found.also):
+                continue
+            result.append((node, found, tensor.name))
     return result
 
 
