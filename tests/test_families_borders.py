@@ -356,3 +356,15 @@ def test_kinds_that_are_skipped() -> None:
     result = fuse(model, options=Options(skip=frozenset(("pad",))))
     assert counts(result.model)["Conv"] == 3
     assert equal(model, result.model) > 0
+
+
+@pytest.mark.parametrize("axis", [0, 1, 3])
+def test_empty_rows_are_no_border(axis: int) -> None:
+    """ONNX Runtime leaves out of a Concat what has no element, whatever its other sizes."""
+    net, y, value = start()
+    shape = [1, C, 1, SIZE[1]]
+    shape[axis] = 0
+    side = net.const(np.broadcast_to(value.reshape(1, -1, 1, 1)[:, : shape[1]], shape).copy())
+    model = net.model(net.conv(net.op("Concat", side, y, side, axis=2), C, 5, 3, pad=0))
+    result = fuse(model, options=Options(check=False))
+    assert counts(result.model)["Conv"] == 2

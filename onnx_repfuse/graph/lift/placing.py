@@ -133,8 +133,13 @@ def _concatenated(painter: Painter, node: gs.Node) -> Canvas | None:
     rank, axis = known[0].rank, node.attrs.get("axis", 1)
     if any(p.rank != rank for p in known):
         return None
-    counts = [sizes(painter.context, t.name, rank)[axis] for t in node.inputs]
-    return concatenated(known, counts, axis % rank)
+    axis %= rank
+    whole = [sizes(painter.context, t.name, rank) for t in node.inputs]
+    for other in range(rank):
+        told = {n for n in (size[other] for size in whole) if n is not None}
+        if 0 in told or (other != axis and len(told) > 1):
+            return None  # ONNX Runtime leaves out what is empty, whatever its other sizes
+    return concatenated(known, [size[axis] for size in whole], axis)
 
 
 def _elementwise(painter: Painter, node: gs.Node) -> Canvas | None:
