@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks import calibrate, growth, latency, toolcost
 from benchmarks.exports import BY_NAME, LARGEST, MODELS, Model
 from benchmarks.pages import write_pages
+from benchmarks.runtimes import RUNTIMES
 
 PARTS = ("calibrate", "latency", "tools", "growth")
 DOCS = Path(__file__).parent.parent / "docs"
@@ -21,11 +23,10 @@ def main() -> None:
     arguments = _arguments()
     arguments.results.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        for part in arguments.only or PARTS:
-            if not arguments.pages:
-                result = _run(part, arguments, Path(folder))
-                text = json.dumps(result, indent=1)
-                (arguments.results / f"{part}.json").write_text(text, encoding="utf-8")
+        for part in () if arguments.pages else arguments.only or PARTS:
+            path = arguments.results / f"{part}.json"
+            for result in _run(part, arguments, Path(folder)):
+                path.write_text(json.dumps(_merged(path, result), indent=1), encoding="utf-8")
     found = {
         path.stem: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(arguments.results.glob("*.json"))
@@ -33,27 +34,39 @@ def main() -> None:
     write_pages(found, arguments.docs)
 
 
-def _run(part: str, arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
+def _merged(path: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """A result, and the rows of earlier runs that it has none for: so a selection replaces its own rows only."""
+    if path.stem not in ("latency", "tools") or not path.exists():
+        return result
+    rows = {latency.key(row): row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+    rows.update({latency.key(row): row for row in result["rows"]})
+    order = list(BY_NAME)
+    return {**result, "rows": sorted(rows.values(), key=lambda row: order.index(row["model"]))}
+
+
+def _run(part: str, arguments: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]:
+    """The results of a part, one after each model where there are several."""
     if part == "calibrate":
         result = calibrate.run(passes=1 if arguments.quick else 4)
         if arguments.write_constants:
             calibrate.write_constants(result)
-        return result
+        yield result
     if part == "latency":
-        return latency.run(
-            arguments.models or list(MODELS),
-            arguments.exports,
-            work,
-            exporters=tuple(arguments.exporters),
-            threads=tuple(arguments.threads),
-            seconds=2 if arguments.quick else 15,
-        )
+        for model in arguments.models or MODELS:
+            yield latency.run(
+                [model],
+                arguments.exports,
+                work,
+                exporters=tuple(arguments.exporters),
+                threads=tuple(arguments.threads),
+                seconds=2 if arguments.quick else arguments.seconds,
+                runtimes=tuple(arguments.runtimes),
+            )
     if part == "tools":
-        models = arguments.models or [BY_NAME[name] for name in TOOL_MODELS]
-        return toolcost.run(models, arguments.exports, work, rounds=2 if arguments.quick else 5)
-    if arguments.quick:
-        return growth.run(work, nodes=(100, 1000), megabytes=(1, 16))
-    return growth.run(work)
+        for model in arguments.models or [BY_NAME[name] for name in TOOL_MODELS]:
+            yield toolcost.run([model], arguments.exports, work, rounds=2 if arguments.quick else 5)
+    if part == "growth":
+        yield growth.run(work, *(((100, 1000), (1, 16)) if arguments.quick else ()))
 
 
 def _arguments() -> argparse.Namespace:
@@ -62,7 +75,9 @@ def _arguments() -> argparse.Namespace:
     add("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
     add("--models", nargs="+", type=_model, metavar="NAME", help=f"of {', '.join(BY_NAME)}")
     add("--exporters", nargs="+", choices=("ts", "dynamo"), default=["ts", "dynamo"])
+    add("--runtimes", nargs="+", choices=tuple(RUNTIMES), default=list(RUNTIMES))
     add("--threads", nargs="+", type=int, default=[1, 2], metavar="N")
+    add("--seconds", type=float, default=15, metavar="S", help="for one row of the latencies")
     add("--quick", action="store_true", help="few rounds: to see that it runs; the figures are worth nothing")
     add(
         "--exports",

@@ -45,6 +45,9 @@ MODELS = (
             "repghostnet_100",
             "ghostnetv3_100",
             "levit_128s",
+            "efficientvit_m0",
+            "shvit_s1",
+            "tiny_vit_5m_224",
         )
     ),
     Model("yolov9t", _SCENE, "ultralytics"),

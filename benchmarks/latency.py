@@ -40,6 +40,11 @@ def run(
     return {"machine": describe(), "rows": rows}
 
 
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a row is about."""
+    return tuple(row.get(name) for name in ("model", "exporter", "runtime", "threads"))
+
+
 def variants(
     model: Model, folder: Path, work: Path, exporter: str, peers: tuple[str, ...]
 ) -> tuple[dict[str, Path], dict[str, str]]:
@@ -71,7 +76,7 @@ def _row(
         else:
             functions[name] = function
     clock = time.process_time if threads == 1 else time.perf_counter
-    samples = interleaved(functions, seconds=seconds, clock=clock)
+    samples = interleaved(functions, seconds=seconds, fewest=9, clock=clock)
     return {
         "runtime": runtime,
         "threads": threads,

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 BLOCK = 0.005  # seconds; a quick function is repeated until one sample lasts this long
-WARM = 2
+WARM = 3
+SLOW = 0.5  # seconds; what takes longer needs no second warming up
 
 Clock = Callable[[], float]
 
@@ -65,8 +66,10 @@ def interleaved(
     repeats = {}
     for name, function in functions.items():
         for _ in range(WARM):
-            function()
-        repeats[name] = max(1, round(BLOCK / max(_call(function, 1, clock), 1e-7)))
+            first = _call(function, 1, clock)
+            if first > SLOW:
+                break
+        repeats[name] = max(1, round(BLOCK / max(first, 1e-7)))
     samples: dict[str, list[float]] = {name: [] for name in names}
     end = time.perf_counter() + seconds
     for number in range(most):
