@@ -31,6 +31,7 @@ __all__ = [
     "Total",
     "Vector",
     "push",
+    "streams",
 ]
 
 Array = NDArray[np.float64]
@@ -49,7 +50,7 @@ class Kernel(Protocol):
     def size(self) -> int: ...
 
     def rows(self, lo: int, hi: int) -> Array:
-        """Rows lo..hi, shape (hi - lo, c_in / groups, *kernel), float64."""
+        """Rows lo..hi, shape (hi - lo, c_in / groups, *kernel), float64: an array that the caller may change."""
         ...
 
 
@@ -81,7 +82,7 @@ class Vector:
         return bool((self.scale == 1).all())
 
     def rows(self, lo: int, hi: int) -> Array:
-        return self.scale[lo:hi].reshape(-1, *(1,) * (self.geometry.rank + 1))
+        return np.array(self.scale[lo:hi].reshape(-1, *(1,) * (self.geometry.rank + 1)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +106,10 @@ class Scaled:
         weight = self.inner.rows(lo, hi)
         shape = (-1, *(1,) * (weight.ndim - 1))
         if self.outer is not None:
-            weight = weight * self.outer[lo:hi].reshape(shape)
+            weight *= self.outer[lo:hi].reshape(shape)
         if self.inputs is not None:
             columns = _columns(self.geometry, lo, hi)
-            weight = weight * self.inputs[columns].reshape(*columns.shape, *(1,) * self.geometry.rank)
+            weight *= self.inputs[columns].reshape(*columns.shape, *(1,) * self.geometry.rank)
         return weight
 
 
@@ -187,12 +188,20 @@ class Total:
         return sum(part.size for part in self.parts) + 1
 
     def rows(self, lo: int, hi: int) -> Array:
-        result = np.zeros((hi - lo, *self.geometry.weight_shape[1:]))
-        for part in self.parts:
-            f, out = part.geometry, self.geometry
+        out = self.geometry
+        shape = (hi - lo, *out.weight_shape[1:])
+        result: Array | None = None
+        for part in sorted(self.parts, key=lambda part: part.geometry.weight_shape != out.weight_shape):
+            f = part.geometry
+            weight = _regroup(part.rows(lo, hi), f, lo, out.groups)
+            if result is None and weight.shape == shape:  # it has every tap: the others are added to it
+                result = weight
+                continue
+            if result is None:
+                result = np.zeros(shape)
             shift = [(o - o0) // d for o, o0, d in zip(f.origin, out.origin, out.dilations, strict=True)]
-            result[_shifted(_grid(f, out), shift)] += _regroup(part.rows(lo, hi), f, lo, out.groups)
-        return result
+            result[_shifted(_grid(f, out), shift)] += weight
+        return np.zeros(shape) if result is None else result
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,6 +271,15 @@ class Relaid:
 
     def rows(self, lo: int, hi: int) -> Array:
         return self.inner.rows(lo, hi).reshape(-1, *self.geometry.weight_shape[1:])
+
+
+def streams(kernel: Kernel) -> bool:
+    """Whether rows cost their share: a dense composition reads the whole inner kernel for every block of rows."""
+    if isinstance(kernel, Composed):
+        f, g = kernel.f.geometry, kernel.g.geometry
+        return (_is_depthwise(g) or _is_depthwise(f)) and streams(kernel.f) and streams(kernel.g)
+    inner = getattr(kernel, "parts", None) or (getattr(kernel, "inner", None),)
+    return all(part is None or streams(part) for part in inner)
 
 
 def push(kernel: Kernel, bias: Array) -> Array:

@@ -15,7 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnx_repfuse.algebra.kernels import Kernel, Vector
+from onnx_repfuse.algebra.kernels import Kernel, Vector, streams
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.constants import Const
 from onnx_repfuse.graph.dtypes import numpy_dtype
@@ -25,7 +25,7 @@ from onnx_repfuse.reasons import Reason
 
 __all__ = ["Emission", "emit"]
 
-BLOCK = 1 << 20  # elements of a float64 block
+BLOCK = 1 << 18  # elements of a float64 block: 2 MB, which stays in the processor's cache
 
 
 @dataclass(eq=False)
@@ -264,8 +264,8 @@ def _materialized(kernel: Kernel, data_type: int) -> NDArray[Any]:
     g = kernel.geometry
     result = np.empty(g.weight_shape, numpy_dtype(data_type))
     size = int(np.prod(g.weight_shape))
-    whole = kernel.depth > 1 and size <= 16 * BLOCK  # a composition reads its inner kernel once per block
-    step = g.c_out if whole else max(1, BLOCK * g.c_out // max(1, size))
+    limit = BLOCK if streams(kernel) else 64 * BLOCK
+    step = g.c_out if size <= limit else max(1, BLOCK * g.c_out // size)
     for lo in range(0, g.c_out, step):
         hi = min(lo + step, g.c_out)
         result[lo:hi] = _rounded(kernel.rows(lo, hi), data_type)
