@@ -1,8 +1,9 @@
 """What a group of nodes does, written alone.
 
-Where an exporter does not know a size, it computes it from the model's inputs; a probe of a few nodes cannot. Then the
-group stands in the probe as what it was lifted as, from its own operand; whether it was lifted rightly is for the
-comparison of whole models to say.
+Where an exporter does not know a size, it computes it from the model's inputs; a probe of a few nodes cannot. Where
+it does, the indices fit that size alone, and a probe of many feeds is slow at a large one. Then the group stands in the
+probe as what it was lifted as, from its own operand; whether it was lifted rightly is for the taps and the comparison
+of whole models to say.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ from onnx_repfuse.graph.scope import Scope
 
 __all__ = ["stand_in"]
 
+LARGEST = 1 << 14  # elements of an operand at which its own nodes are probed
+
 
 def stand_in(scope: Scope, absorbed: Sequence[onnx.NodeProto], group: Lifted) -> list[onnx.NodeProto]:
-    """`absorbed`, with a group that reads more than its operand replaced by pad(x) + v * (1 - pad(1))."""
+    """`absorbed`; a group that reads more than its operand, or a large one, as pad(x) + v * (1 - pad(1))."""
     inner = {scope.anchor[id(node)]: node for node in (*group.also, group.node) if id(node) in scope.original}
     outputs = {t.name for node in inner.values() for t in node.outputs}
     mine = [proto for proto in absorbed if outputs & set(proto.output)]
     made = {name for proto in mine for name in proto.output}
     (operand,) = group.operands
     outside = {name for proto in mine for name in proto.input if name} - made - scope.constants.keys()
-    if outside <= {operand.name} or scope.opset < 13 or len(mine) <= len(group.also):
+    alone = outside <= {operand.name} and (scope.elements(operand.name) or 0) <= LARGEST
+    if alone or scope.opset < 13 or len(mine) <= len(group.also):
         return list(absorbed)
     pads = group.terms[0].kernel.geometry
     number = itertools.count()
