@@ -129,6 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - lives as long as the process
         elif hasattr(getattr(sys, name), "reconfigure"):
             getattr(sys, name).reconfigure(errors="backslashreplace")
+    # One thread for numpy's products, as the sessions have: ours are small, and its threads wait by spinning, which
+    # on a busy machine takes seven times as long. numpy reads this when it is imported, which is later.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     verbose = 0
     try:
         given = command.main(
