@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import calibrate, growth, latency, toolcost
+from benchmarks import authors, calibrate, growth, latency, toolcost
 from benchmarks.exports import BY_NAME, LARGEST, MODELS, Model
 from benchmarks.pages import write_pages
 from benchmarks.runtimes import RUNTIMES
 
-PARTS = ("calibrate", "latency", "tools", "growth")
+PARTS = ("calibrate", "latency", "authors", "tools", "growth")
 DOCS = Path(__file__).parent.parent / "docs"
 TOOL_MODELS = ("ppocr_cls", "repvgg_a0", "mobileone_s0", "fastvit_t8", "yolov10n", LARGEST.name)
 
@@ -36,7 +36,7 @@ def main() -> None:
 
 def _merged(path: Path, result: dict[str, Any]) -> dict[str, Any]:
     """A result, and the rows of earlier runs that it has none for: so a selection replaces its own rows only."""
-    if path.stem not in ("latency", "tools") or not path.exists():
+    if path.stem not in ("latency", "authors", "tools") or not path.exists():
         return result
     rows = {latency.key(row): row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
     rows.update({latency.key(row): row for row in result["rows"]})
@@ -62,11 +62,15 @@ def _run(part: str, arguments: argparse.Namespace, work: Path) -> Iterator[dict[
                 seconds=2 if arguments.quick else arguments.seconds,
                 runtimes=tuple(arguments.runtimes),
             )
+    if part == "authors":
+        for model in arguments.models or MODELS:
+            seconds = 2 if arguments.quick else arguments.seconds
+            yield authors.run(model, arguments.exports, work, tuple(arguments.exporters), seconds)
     if part == "tools":
         for model in arguments.models or [BY_NAME[name] for name in TOOL_MODELS]:
             yield toolcost.run([model], arguments.exports, work, rounds=2 if arguments.quick else 5)
     if part == "growth":
-        yield growth.run(work, *(((100, 1000), (1, 16)) if arguments.quick else ()))
+        yield from growth.run(work, *(((100, 1000), (1, 16)) if arguments.quick else ()))
 
 
 def _arguments() -> argparse.Namespace:
@@ -82,14 +86,14 @@ def _arguments() -> argparse.Namespace:
     add(
         "--exports",
         type=Path,
-        default=Path("build/exports"),
+        default=Path(".bench/exports"),
         metavar="DIR",
         help="full-size models, made if absent",
     )
     add(
         "--results",
         type=Path,
-        default=Path("build/benchmarks"),
+        default=Path(".bench/results"),
         metavar="DIR",
         help="raw results, one JSON a part",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,59 +17,59 @@ _BLOCK = 8  # nodes of a RepVGG block
 
 
 def run(
-    work: Path, *, nodes: tuple[int, ...] = NODES, megabytes: tuple[int, ...] = MEGABYTES
-) -> dict[str, Any]:
-    return {"machine": describe(), "nodes": _nodes(work, nodes), "weights": _weights(work, megabytes)}
+    work: Path, nodes: tuple[int, ...] = NODES, megabytes: tuple[int, ...] = MEGABYTES
+) -> Iterator[dict[str, Any]]:
+    """The result so far, after every shape of graph and every size of file."""
+    planned: list[dict[str, Any]] = []
+    weighed: list[dict[str, Any]] = []
+    for size in megabytes:
+        weighed.append(_weights(work, size))
+        yield {"machine": describe(), "nodes": planned, "weights": weighed}
+    for shape in SHAPES:
+        planned.extend(_nodes(work, shape, nodes))
+        yield {"machine": describe(), "nodes": planned, "weights": weighed}
 
 
-def _nodes(work: Path, counts: tuple[int, ...]) -> list[dict[str, Any]]:
+def _nodes(work: Path, shape: str, counts: tuple[int, ...]) -> list[dict[str, Any]]:
     """Seconds of `onnx_repfuse.plan`; the sizes of one shape are timed in turns, so that their ratios hold."""
     import onnx
 
     from onnx_repfuse import plan
 
+    functions: dict[str, Callable[[], object]] = {}
+    sizes = {}
+    for count in counts:
+        path = work / f"{shape}.{count}.onnx"
+        write(shape, count, 8, path)
+        sizes[str(count)] = len(onnx.load(path).graph.node)
+        functions[str(count)] = lambda path=path: plan(path)
     rows = []
-    for shape in SHAPES:
-        functions: dict[str, Callable[[], object]] = {}
-        sizes = {}
-        for count in counts:
-            path = work / f"{shape}.{count}.onnx"
-            write(shape, count, 8, path)
-            sizes[str(count)] = len(onnx.load(path).graph.node)
-            functions[str(count)] = lambda path=path: plan(path)
-        samples = interleaved(functions, seconds=5, fewest=3)
-        for count, values in samples.items():
-            row = {"shape": shape, "nodes": sizes[count], "seconds": spread(values)}
-            print(f"plan {shape} {row['nodes']} nodes: {row['seconds'].median:.3f} s", flush=True)
-            rows.append(row)
-    return rows
-
-
-def _weights(work: Path, megabytes: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Seconds and peak memory over files of equal form and growing weights, against load+save."""
-    rows = []
-    for size in megabytes:
-        channels = channels_of(size)
-        path = work / f"weights.{size}.onnx"
-        write("blocks", 10 * _BLOCK, channels, path)
-        row: dict[str, Any] = {"megabytes": path.stat().st_size / 1e6}
-        costs: dict[str, list[Any]] = {"load+save": [], "ours, unchecked": []}
-        for _ in range(3):
-            for tool in costs:
-                costs[tool].append(measured(tool, path, work / "weights.out.onnx"))
-        for tool, found in costs.items():
-            row[tool] = {
-                "seconds": spread([c.seconds for c in found]),
-                "peak": spread([c.peak for c in found]),
-                "error": found[0].error,
-            }
-        medians = " ".join(
-            f"{t} {row[t]['seconds'].median:.2f} s {row[t]['peak'].median:.0f} MiB" for t in costs
-        )
-        print(f"{row['megabytes']:.0f} MB: {medians}", flush=True)
-        path.unlink()
+    for count, values in interleaved(functions, seconds=5, fewest=3).items():
+        row = {"shape": shape, "nodes": sizes[count], "seconds": spread(values)}
+        print(f"plan {shape} {row['nodes']} nodes: {row['seconds'].median:.3f} s", flush=True)
         rows.append(row)
     return rows
+
+
+def _weights(work: Path, size: int) -> dict[str, Any]:
+    """Seconds and peak memory over a file of ten blocks, against load+save."""
+    path = work / f"weights.{size}.onnx"
+    write("blocks", 10 * _BLOCK, channels_of(size), path)
+    row: dict[str, Any] = {"megabytes": path.stat().st_size / 1e6}
+    costs: dict[str, list[Any]] = {"load+save": [], "ours, unchecked": []}
+    for _ in range(3):
+        for tool in costs:
+            costs[tool].append(measured(tool, path, work / "weights.out.onnx"))
+    for tool, found in costs.items():
+        row[tool] = {
+            "seconds": spread([c.seconds for c in found]),
+            "peak": spread([c.peak for c in found]),
+            "error": found[0].error,
+        }
+    medians = " ".join(f"{t} {row[t]['seconds'].median:.2f} s {row[t]['peak'].median:.0f} MiB" for t in costs)
+    print(f"{row['megabytes']:.0f} MB: {medians}", flush=True)
+    path.unlink()
+    return row
 
 
 def channels_of(megabytes: int) -> int:

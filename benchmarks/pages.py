@@ -24,6 +24,8 @@ def write_pages(results: dict[str, Any], docs: Path) -> None:
     if "latency" in results:
         _fill(docs / BENCHMARKS, "latency", latency_text(results["latency"]))
         plots.latency(results["latency"], docs / "benchmarks-latency.png")
+    if "authors" in results:
+        _fill(docs / BENCHMARKS, "authors", authors_text(results["authors"]))
     if "tools" in results:
         _fill(docs / BENCHMARKS, "tools", tools_text(results["tools"]))
         plots.tools(results["tools"], docs / "benchmarks-tools.png")
@@ -99,6 +101,18 @@ def _latency_table(rows: list[dict[str, Any]]) -> str:
         ratios = [ratio(against.get(TRAINED)), ratio(best), ratio(against.get(DEPLOYED))]
         lines.append([row["model"], *times, *ratios])
     return table(head, lines)
+
+
+def authors_text(result: dict[str, Any]) -> str:
+    """What was left to fold, and what it brings."""
+    lines = []
+    for row in result["rows"]:
+        gone = ", ".join(f"{-n:+d} {op}" for op, n in row["gone"].items())
+        where = f"{EXPORTERS[row['exporter']]}, {RUNTIMES[row['runtime']]}"
+        times = [f"{row['ms'][name][0]:.2f}" for name in ("author's", "ours")]
+        lines.append([row["model"], where, gone, *times, ratio(row["ratio"])])
+    head = ["", "export, runtime", "nodes", "author's, ms", "ours, ms", "ours / author's"]
+    return "\n\n".join([_machine(result), table(head, lines)])
 
 
 def tools_text(result: dict[str, Any]) -> str:
