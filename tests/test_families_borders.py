@@ -368,3 +368,22 @@ def test_empty_rows_are_no_border(axis: int) -> None:
     model = net.model(net.conv(net.op("Concat", side, y, side, axis=2), C, 5, 3, pad=0))
     result = fuse(model, options=Options(check=False))
     assert counts(result.model)["Conv"] == 2
+
+
+def test_bfloat16() -> None:
+    """No runtime takes it: nothing is compared but the counts."""
+    net, y, value = start(dtype=onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16))
+    out = net.add(net.conv(chosen(net, y, value, 1), C, 5, 3, pad=0), net.conv("x", 3, 5, 3))
+    result = fuse(net.model(net.op("Relu", out)), options=Options(check=False))
+    assert counts(result.model) == {"Conv": 1, "Relu": 1}
+
+
+def test_strings_are_no_values() -> None:
+    """Placed and compared, they are none of ours; and nothing breaks."""
+    net = Net(3)
+    one = net.fresh("w")
+    net.tensors.append(onnx.helper.make_tensor(one, onnx.TensorProto.STRING, [1], [b"a"]))
+    mask = net.op("Equal", one, one)
+    y = net.op("Where", mask, net.conv("x", 3, C, 1), net.const(np.array(0.0)))
+    result = fuse(net.model(net.conv(y, C, 5, 3)), options=Options(check=False))
+    assert counts(result.model)["Conv"] == 2

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
+from onnx_repfuse.graph.constants import Const
+from onnx_repfuse.graph.frames import FLOATS
 from onnx_repfuse.graph.lift.canvas import (
     Canvas,
     Cells,
@@ -33,6 +36,7 @@ __all__ = ["Painter"]
 LARGEST = 1 << 22  # elements of a constant that may be looked at
 DEEPEST = 64
 INT_MAX = 1 << 31
+WHOLE = frozenset((TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL))
 
 
 @dataclass(eq=False)
@@ -54,7 +58,7 @@ class Painter:
     def _paint(self, name: str) -> Canvas | None:
         const = self.context.scope.const(name)
         if const is not None:
-            return constant(np.asarray(const.read())) if const.size <= LARGEST else None
+            return _read(const) if const.size <= LARGEST else None
         node = self.context.scope.producer.get(name)
         rule = _RULES.get(node.op) if node is not None and node.domain in ONNX_DOMAINS else None
         found = rule(self, node) if rule is not None and node is not None else None
@@ -62,6 +66,12 @@ class Painter:
             return found
         rank = self.context.rank(name)
         return None if rank is None else blank(name, rank)
+
+
+def _read(const: Const) -> Canvas | None:
+    if const.data_type in FLOATS:
+        return constant(np.asarray(const.read()).astype(np.float64))
+    return constant(np.asarray(const.read())) if const.data_type in WHOLE else None
 
 
 def _same(painter: Painter, node: gs.Node) -> Canvas | None:
