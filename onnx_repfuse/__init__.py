@@ -18,6 +18,7 @@ __all__ = [
     "FeedSpec",
     "Fold",
     "Geometry",
+    "Inexact",
     "InputError",
     "Kind",
     "Options",
@@ -41,6 +42,7 @@ _HOMES = {
     "algebra.geometry": ("Geometry",),
     "api": ("Result", "fuse", "plan", "verify"),
     "errors": (
+        "Inexact",
         "InputError",
         "OutputError",
         "RepfuseError",

@@ -8,7 +8,7 @@ RepfuseError
 └── OutputError           the result cannot be written                      exit 1
 
 `Inexact` stands apart: the algebra raises it when a law does not hold, and the planner turns it into a
-`Refusal` for the report. It never leaves the package.
+`Refusal` for the report. Only who computes with `AffineConv` sees it.
 """
 
 from __future__ import annotations

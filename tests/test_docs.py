@@ -1,0 +1,160 @@
+"""What the documents show works as it stands: commands, blocks in order, links, options, tables."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from models.planned import table
+from onnx_repfuse.arguments import KIND_HELP
+from onnx_repfuse.cli import command, main
+from onnx_repfuse.graph import lift
+from onnx_repfuse.graph.frames import FLOATS
+from onnx_repfuse.graph.lift import affine
+from tests.build import Net, check
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    (name, part.strip())
+    for name, text in TEXTS.items()
+    for language, block in BLOCK.findall(text)
+    if language == "sh"
+    for line in block.splitlines()
+    for part in line.split("&&")
+    if re.match(r"(\.venv/bin/)?onnx-repfuse ", part.strip())
+]
+SNIPPETS = {
+    name: [block for language, block in BLOCK.findall(text) if language == "python"]
+    for name, text in TEXTS.items()
+    if name != "CONTRIBUTING.md"
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A place that looks like the repository's root and may be written to."""
+    (tmp_path / "models").symlink_to(ROOT / "models", target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_readme_has_both_ci_blocks():
+    readme = TEXTS["README.md"]
+    assert readme.count("<!-- ci: main -->\n```sh\n") == readme.count("<!-- ci: tests -->\n```sh\n") == 1
+    assert len(COMMANDS) >= 10
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_command(page, line, folder, capsys):
+    words = shlex.split(line, comments=True)[1:]
+    words = [path for word in words for path in (sorted(glob.glob(word)) or [word])]
+    assert main(words) == 0, capsys.readouterr()
+    if "-o" in words:
+        assert (folder / words[words.index("-o") + 1]).stat().st_size > 0
+
+
+@pytest.mark.parametrize("page", [name for name, blocks in SNIPPETS.items() if blocks])
+@pytest.mark.filterwarnings("default")  # onnxruntime's quantizer warns
+def test_snippets(page, folder, capsys):
+    names = {"__name__": "docs"}
+    for block in SNIPPETS[page]:
+        exec(compile(block, page, "exec"), names)
+
+
+def test_the_operator_in_twenty_lines(monkeypatch):
+    """CONTRIBUTING's lift, in place of our own, passes CONTRIBUTING's test."""
+    lifting, testing = (
+        block for language, block in BLOCK.findall(TEXTS["CONTRIBUTING.md"]) if language == "python"
+    )
+    assert len(lifting.splitlines()) <= 20
+    names = {**vars(affine), "FLOATS": FLOATS, "Net": Net, "check": check}
+    exec(compile(lifting + testing, "CONTRIBUTING.md", "exec"), names)
+    called = []
+    monkeypatch.setitem(lift._LIFTS, "Neg", lambda *given: called.append(given) or names["lift_neg"](*given))
+    names["test_neg"]()
+    assert called
+
+
+def test_the_hook_fuses_once_and_then_leaves_alone(folder):
+    (entry,) = re.findall(r"^ +entry: (.*)$", TEXTS["docs/library.md"], re.MULTILINE)
+    models = []
+    for name in ("acnet.train.onnx", "two words.onnx"):
+        (folder / name).write_bytes((ROOT / "models" / "acnet.train.onnx").read_bytes())
+        models.append(folder / name)
+    tool = folder / "onnx-repfuse"
+    tool.write_text(f"#!/bin/sh\nexec '{sys.executable}' -m onnx_repfuse \"$@\"\n")
+    tool.chmod(0o755)
+    env = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+
+    def hook():
+        words = [*shlex.split(entry), *(model.name for model in models)]
+        subprocess.run(words, check=True, env=env, cwd=folder, timeout=120)
+        return [model.read_bytes() for model in models]
+
+    once = hook()
+    assert all(len(onnx.load(model).graph.node) == 8 for model in models)
+    assert hook() == once
+
+
+def test_links_lead_somewhere():
+    for name, text in TEXTS.items():
+        plain = BLOCK.sub("", text)
+        for target in re.findall(r"\]\(([^)\s]+)\)", plain):
+            path, _, anchor = target.partition("#")
+            if re.match(r"\w+:", target):
+                assert target.startswith("https://"), (name, target)
+                continue
+            file = (ROOT / name).parent / path if path else ROOT / name
+            assert file.exists(), (name, target)
+            if anchor:
+                heads = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+                assert anchor in {slug(head) for head in heads}, (name, target)
+
+
+def slug(heading):
+    """As mkdocs makes anchors."""
+    return re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+
+
+def test_every_page_is_in_the_menu():
+    pages = set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
+    assert pages <= {page.name for page in (ROOT / "docs").glob("*.md")}
+    assert {"index.md", "cli.md", "library.md", "families.md", "faq.md"} <= pages
+
+
+def test_the_command_line_page_names_every_option_and_kind():
+    page = TEXTS["docs/cli.md"]
+    options = {
+        name for option in command.params for name in (*option.opts, *option.secondary_opts) if name[0] == "-"
+    }
+    assert len(options) > 30
+    assert {name for name in options if f"`{name}" not in page} == set()
+    for kind, text in KIND_HELP.items():
+        assert f"| `{kind}` | {text} |" in page
+
+
+def test_networks_fold_at_least_as_far_as_stated():
+    """After a better plan, `python -m models.planned` writes the table anew."""
+
+    def cells(text):
+        rows = [line.strip("| ").split(" | ") for line in text.splitlines()[2:]]
+        return {name: [re.findall(r"\d+", cell) for cell in row] for name, *row in rows}
+
+    stated = re.search(r"<!-- table -->\n(.*)<!-- end of table -->", TEXTS["docs/families.md"], re.DOTALL)
+    stated, found = cells(stated[1]), cells(table(ROOT / "models"))
+    assert stated.keys() == found.keys()
+    for name, row in found.items():
+        for now, then in zip(row, stated[name], strict=True):
+            assert int(now[0]) == int(then[0]), name
+            assert int(now[-1]) <= int(then[-1]), name
