@@ -38,6 +38,8 @@ def targets(given: Given) -> list[tuple[str, str]]:
     if not given.plan:
         for _, output in pairs:
             _writable(output, given.models if given.many else given.models[:1])
+            if not given.many:
+                _reachable(output)
     return pairs
 
 
@@ -56,7 +58,7 @@ def reports(given: Given, pairs: Iterable[tuple[str, str]]) -> None:
         if Path(name).is_dir():
             raise UsageError(f"{option} takes a file, but '{name}' is a folder")
         if not Path(name).absolute().parent.is_dir():
-            raise OutputError(f"cannot write '{name}': its folder does not exist")
+            raise OutputError(f"cannot write '{name}': its folder does not exist; create it first")
 
 
 def _into(given: Given) -> list[tuple[str, str]]:
@@ -78,6 +80,12 @@ def _writable(output: str, models: Iterable[str]) -> None:
             raise UsageError(f"the output '{output}' is an input: --in-place overwrites it, if you want that")
     if Path(output).is_dir():
         raise UsageError(f"the output '{output}' is a folder: give a file, or --out-dir")
+
+
+def _reachable(output: str) -> None:
+    folder = Path(output).absolute().parent
+    if not folder.is_dir():
+        raise OutputError(f"cannot write '{output}': there is no folder '{folder}'; create it first")
 
 
 def _same(first: str, second: str) -> bool:

@@ -255,6 +255,12 @@ def test_report_that_cannot_be_written_is_exit_1(model, capsys):
     assert not Path("net.fused.onnx").exists()
 
 
+def test_a_missing_folder_is_told_before_any_work(model, capsys, monkeypatch):
+    monkeypatch.setattr("onnx_repfuse.api.fuse", lambda *_, **__: pytest.fail("it began"))
+    assert main(["net.onnx", "-o", "no/where.onnx"]) == 1
+    assert "create it first" in capsys.readouterr().err
+
+
 def test_batch_goes_on_after_a_bad_file(model, capsys):
     Path("bad.onnx").write_bytes(b"junk")
     Path("two words \u00fc.onnx").write_bytes(TRAIN.read_bytes())

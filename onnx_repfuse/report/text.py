@@ -198,7 +198,8 @@ def _verification(verification: Verification, verbose: int) -> list[Text]:
         for case in verification.shapes:
             dims = ", ".join(f"{clean(n)}:{','.join(map(str, shape))}" for n, shape in case.items())
             lines.append(Text(f"  shape {dims}"))
-    lines += [Text(f"  note: {clean(note)}") for note in verification.notes]
+    told = {verdict.message for verdict in shown}
+    lines += [Text(f"  note: {clean(note)}") for note in verification.notes if note not in told]
     return lines
 
 
@@ -256,4 +257,9 @@ def _closing(outcome: Outcome) -> str:
         total = sum(outcome.report.seconds.values())
         took = f" in {duration(total)}" if total else ""
         return f"Wrote {clean(outcome.output)} ({size(outcome.report.after.bytes)}){took}"
-    return "FAILED: nothing was written." if outcome.exit_code == 3 else "Nothing was written."
+    if outcome.exit_code == 3:
+        return (
+            "FAILED: nothing was written. This should not happen: please report it. --input-data verifies with real "
+            "inputs; --skip and --keep leave folds out."
+        )
+    return "Nothing was written."
