@@ -6,6 +6,7 @@ Any joblib backend will do: `joblib.parallel_config(backend="dask")` (or "ray", 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ def run_all(
         jobs: number of processes, -1 for one per core, None for what joblib's configuration says (else one).
         done: called with the number of models finished.
     """
+    given, tasks = tasks, [_absolute(task) for task in tasks]  # workers may live in another folder
     outcomes: list[Outcome] = []
     folder_made = {str(Path(task.output).parent) for task in tasks if task.command == "fuse"}
     for folder in folder_made:
@@ -42,7 +44,27 @@ def run_all(
             outcomes.append(_alone(task))
             if done is not None:
                 done(len(outcomes))
-    return outcomes
+    return [_named(outcome, there, task) for outcome, there, task in zip(outcomes, tasks, given, strict=True)]
+
+
+def _absolute(task: Task) -> Task:
+    data = tuple((name, path.absolute()) for name, path in task.options.input_data)
+    return replace(
+        task,
+        model=os.path.abspath(task.model),
+        output=os.path.abspath(task.output),
+        options=replace(task.options, input_data=data),
+    )
+
+
+def _named(outcome: Outcome, there: Task, task: Task) -> Outcome:
+    """The outcome under the names that were given."""
+    output = task.output if outcome.output else ""
+    report = outcome.report
+    if report is not None:
+        report = replace(report, model=task.model, output=task.output if report.output else "")
+    error = outcome.error.replace(there.model, task.model).replace(there.output, task.output)
+    return replace(outcome, model=task.model, output=output, error=error, report=report)
 
 
 def _parallel(tasks: list[Task], jobs: int | None) -> Iterator[Outcome]:

@@ -285,6 +285,24 @@ def test_batch_in_processes(model):
     assert len(list(Path("out").iterdir())) == 2
 
 
+def test_processes_that_stand_elsewhere(model, tmp_path, monkeypatch, capsys):
+    """joblib keeps its processes for the next call, in the folder where they began."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        for file in ("a.onnx", "b.onnx"):
+            Path(file).write_bytes(TRAIN.read_bytes())
+        Path("bad.onnx").write_bytes(b"junk")
+        words = ["a.onnx", "b.onnx", "bad.onnx", "--out-dir", "out", "--jobs", "2", "--json", "r.json"]
+        assert main(words) == 1
+        assert sorted(path.name for path in Path("out").iterdir()) == ["a.onnx", "b.onnx"]
+        shown, err = capsys.readouterr()
+        assert str(tmp_path) not in shown + err
+        found = json.loads(Path("r.json").read_text())["models"]
+        assert [one["model"] for one in found] == ["a.onnx", "b.onnx", "bad.onnx"]
+        assert [one["output"] for one in found] == ["out/a.onnx", "out/b.onnx", None]
+
+
 def test_worst_of_several():
     from onnx_repfuse.report.outcome import worst
 
