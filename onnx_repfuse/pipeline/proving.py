@@ -53,6 +53,8 @@ def prove(
             except Inexact as reason:
                 failed.append(Failure(fold.scope.key, fold.made, reason.reason, reason.detail))
                 continue
+            finally:
+                plan.document.release()  # the pages of the weights just read
             verdicts += found
             if found[-1].status is Status.FAILED:
                 failed.append(Failure(fold.scope.key, fold.made, Reason.VERIFICATION, found[-1].message))
