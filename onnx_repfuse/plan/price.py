@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 from onnx_repfuse.graph.lift import Lifted
-from onnx_repfuse.plan.cost import CostModel
+from onnx_repfuse.plan.cost import CostModel, multiply_adds
 from onnx_repfuse.plan.sources import view_cost
 
 __all__ = ["UNKNOWN_POSITIONS", "Price", "keep"]
@@ -51,10 +51,7 @@ def keep(lifted: Lifted, model: CostModel, elements: Callable[[Hashable], int]) 
         count = 1 + len(lifted.also)
         return Price(count * model.elementwise(moved, 0), 0, count)
     if lifted.node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-        positions = (elements(lifted.operands[0].name) if geometry.transposed else out) // (
-            geometry.c_in if geometry.transposed else geometry.c_out
-        )
-        macs = geometry.macs(max(1, positions))
+        macs = multiply_adds(geometry, elements(lifted.operands[0].name), out)
         product = geometry.channel_axis == -1
         return Price(model.convolution(geometry, macs, moved), macs, 1, not product, product)
     if lifted.node.op == "Split":
