@@ -15,11 +15,12 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from onnx_repfuse import Options, fuse, pipeline
+from onnx_repfuse import Options, fuse
 from onnx_repfuse.cli import main
 from onnx_repfuse.errors import VerificationError
 from onnx_repfuse.graph import emit
 from onnx_repfuse.graph.lift import affine
+from onnx_repfuse.pipeline import run
 from onnx_repfuse.reasons import Reason
 from tests.build import Net, counts
 from tests.random_graphs import compare
@@ -140,7 +141,7 @@ def test_what_the_probes_would_miss_is_seen_before_anything_is_written(
 ) -> None:
     model, feeds = network(stride)
     plant(fault, monkeypatch)
-    monkeypatch.setattr(pipeline, "_probe", lambda *_: ([], []))
+    monkeypatch.setattr(run, "prove", lambda *_: ([], []))
     output = tmp_path / "out.onnx"
     try:
         result = fuse(model, output)
@@ -161,7 +162,7 @@ def test_the_command_line_never_ends_well_with_a_wrong_file(
     assert main(["in.onnx", "out.onnx", "-q"]) == 0
     assert compare(model, onnx.load("out.onnx"), feeds) == len(feeds)
     Path("out.onnx").unlink()
-    monkeypatch.setattr(pipeline, "_probe", lambda *_: ([], []))
+    monkeypatch.setattr(run, "prove", lambda *_: ([], []))
     code = main(["in.onnx", "out.onnx", "-q"])
     assert code == 3 or compare(model, onnx.load("out.onnx"), feeds) == len(feeds)
     assert code == 0 or not Path("out.onnx").exists()

@@ -43,7 +43,9 @@ class Price(NamedTuple):
 def keep(lifted: Lifted, model: CostModel, elements: Callable[[Hashable], int]) -> Price:
     """The node as it is."""
     out = elements(lifted.output)
-    moved = sum(elements(operand.name) for operand in lifted.operands) + out
+    moved = elements(lifted.operands[0].name) + out
+    if len(lifted.operands) > 1:  # as new ones are priced, whatever is assumed of the operands
+        moved = (2 if lifted.node.op == "Concat" else 1 + len(lifted.operands)) * out
     if lifted.view is not None:
         return Price(view_cost(model, lifted.view, moved - out, out), 0, 1)
     geometry = lifted.terms[0].kernel.geometry
