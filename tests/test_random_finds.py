@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from onnx import TensorProto, helper
 
 from onnx_repfuse.reasons import Reason
 from tests.build import Net, check
@@ -69,3 +70,16 @@ def test_an_overflow_that_a_later_round_reads_is_refused() -> None:
     total = net.op("Add", net.op("Add", wide, wide), net.conv(net.op("Relu", "x"), 4, 4, 3))
     result = check(net.model(net.bn(total, 4)), None, Reason.OVERFLOW)
     assert result.path is None
+
+
+def test_a_stack_of_a_part_of_unknown_size_is_not_rewritten_as_itself() -> None:
+    net = Net(4)
+    branches = []
+    for op in ("Add", "Sub"):
+        inner = helper.make_tensor_value_info(f"inner_{op}", TensorProto.FLOAT, None)
+        node = helper.make_node(op, ["x", "x"], [inner.name])
+        branches.append(helper.make_graph([node], op, [], [inner]))
+    unknown = net.op("If", net.const(np.array(True)), then_branch=branches[0], else_branch=branches[1])
+    branch = net.conv("x", 4, 2, 5)
+    total = net.op("Sum", unknown, "x")
+    check(net.model(net.op("Concat", branch, total, axis=1)), None)

@@ -31,7 +31,7 @@ from onnx_repfuse.plan.commuting import restoring, under_view
 from onnx_repfuse.plan.cost import CostModel
 from onnx_repfuse.plan.groups import only_readers
 from onnx_repfuse.plan.lowering import Step, Written, lower, viewed_last
-from onnx_repfuse.plan.price import UNKNOWN_POSITIONS, Price, keep
+from onnx_repfuse.plan.price import Price, keep, nearest_positions
 from onnx_repfuse.plan.sources import Viewed, seen_through, view_cost
 from onnx_repfuse.report.record import Kind
 
@@ -120,7 +120,7 @@ class Cover:
             return found
         lifted, frame = self.lifts.get(str(name)), self.context.frame(str(name))
         known = lifted.channels if lifted else frame.channels if frame else self.channels.get(str(name), 1)
-        return UNKNOWN_POSITIONS * known
+        return nearest_positions(self.lifts, self.context.scope.elements, str(name)) * known
 
     def size(self, name: Hashable, rank: int) -> tuple[int, ...] | None:
         """Proved positions per axis of a source."""

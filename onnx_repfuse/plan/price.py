@@ -9,9 +9,10 @@ from onnx_repfuse.graph.lift import Lifted
 from onnx_repfuse.plan.cost import CostModel, multiply_adds
 from onnx_repfuse.plan.sources import view_cost
 
-__all__ = ["UNKNOWN_POSITIONS", "Price", "keep"]
+__all__ = ["UNKNOWN_POSITIONS", "Price", "keep", "nearest_positions"]
 
 UNKNOWN_POSITIONS = 1 << 12
+REACH = 8  # nodes to look back for a known size
 
 
 class Price(NamedTuple):
@@ -38,6 +39,20 @@ class Price(NamedTuple):
     def improves(self, cost: int, limit: Price) -> bool:
         """Cheaper than `cost`, and nothing else above `limit`."""
         return self.cost < cost and all(a <= b for a, b in zip(self[1:], limit[1:], strict=True))
+
+
+def nearest_positions(lifts: dict[str, Lifted], elements: Callable[[str], int | None], name: str) -> int:
+    """Positions of a tensor of unknown size: those of what it is made of, so that neighbours are priced alike."""
+    for _ in range(REACH):
+        lifted = lifts.get(name)
+        if lifted is None:
+            break
+        for operand in lifted.operands:
+            found = elements(operand.name)
+            if found:
+                return max(1, found // operand.channels)
+        name = lifted.operands[0].name
+    return UNKNOWN_POSITIONS
 
 
 def keep(lifted: Lifted, model: CostModel, elements: Callable[[Hashable], int]) -> Price:
