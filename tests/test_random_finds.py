@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+from onnx import TensorProto, helper
+
+from onnx_repfuse.reasons import Reason
 from tests.build import Net, check
 
 
@@ -18,3 +22,64 @@ def test_an_output_that_is_another_tensor_takes_an_identity_once() -> None:
     check(net.model(net.op("Identity", name)), {"Relu": 1, "BatchNormalization": 1})
     net = Net(4)
     check(net.model(net.op("Identity", net.op("Relu", "x"))), None)
+
+
+def test_what_nobody_reads_is_left_alone() -> None:
+    net = Net(4)
+    double = net.add("x", "x")
+    dead = net.conv(net.op("Mul", double, net.channel(4)), 4, 4, 3)
+    sizes = net.const(np.array([1, 3]))
+    _, used = net.op("Split", double, sizes, outputs=2, axis=1)
+    result = check(net.model(used), {"Mul": 2, "Conv": 1, "Split": 1})
+    assert dead in {n for node in result.model.graph.node for n in node.output}
+    net = Net(4)
+    _, used = net.op(
+        "Split", net.add(net.conv("x", 4, 4, 3), "x"), net.const(np.array([1, 3])), outputs=2, axis=1
+    )
+    check(net.model(used), {"Conv": 1})
+
+
+def test_a_conv_of_no_known_positions_is_not_rewritten_as_itself() -> None:
+    net = Net(4)
+    bounds = [net.const(np.array([value])) for value in (1, 2, 0)]
+    part = net.op("Slice", "x", *bounds)  # of the batch, of which one is assumed
+    check(net.model(net.conv(part, 4, 4, 3, auto_pad="SAME_UPPER")), None)
+
+
+def test_what_is_taken_for_empty_is_not_rewritten_as_itself() -> None:
+    net = Net(4)
+    part = net.op("Slice", "x", *(net.const(np.array([value])) for value in (1, 4, 0)))
+    first = net.op("Slice", part, *(net.const(np.array([value])) for value in (0, 1, 1)))
+    rest = net.op("Slice", part, *(net.const(np.array([value])) for value in (1, 4, 1)))
+    joined = net.op("Concat", net.conv(first, 1, 1, 1), rest, axis=1)
+    check(net.model(net.op("Relu", joined), net.op("Mul", part, "x")), None)
+
+
+def test_no_batch_normalization_is_written_for_channels_on_the_last_axis() -> None:
+    net = Net(4)
+    last = net.op("Transpose", "x", perm=[0, 2, 3, 1])
+    product = net.op("MatMul", last, net.random(4, 3))
+    first = net.op("Transpose", net.op("Add", product, net.random(3)), perm=[0, 3, 1, 2])
+    model = net.model(net.bn(first, 3), net.op("Relu", product))
+    check(model, {"Transpose": 2, "MatMul": 1, "Relu": 1, "BatchNormalization": 1})
+
+
+def test_an_overflow_that_a_later_round_reads_is_refused() -> None:
+    net = Net(4)
+    wide = net.op("Conv", "x", net.random(4, 4, 1, 1), net.const(np.full(4, 3e38)))
+    total = net.op("Add", net.op("Add", wide, wide), net.conv(net.op("Relu", "x"), 4, 4, 3))
+    result = check(net.model(net.bn(total, 4)), None, Reason.OVERFLOW)
+    assert result.path is None
+
+
+def test_a_stack_of_a_part_of_unknown_size_is_not_rewritten_as_itself() -> None:
+    net = Net(4)
+    branches = []
+    for op in ("Add", "Sub"):
+        inner = helper.make_tensor_value_info(f"inner_{op}", TensorProto.FLOAT, None)
+        node = helper.make_node(op, ["x", "x"], [inner.name])
+        branches.append(helper.make_graph([node], op, [], [inner]))
+    unknown = net.op("If", net.const(np.array(True)), then_branch=branches[0], else_branch=branches[1])
+    branch = net.conv("x", 4, 2, 5)
+    total = net.op("Sum", unknown, "x")
+    check(net.model(net.op("Concat", branch, total, axis=1)), None)

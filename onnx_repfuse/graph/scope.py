@@ -80,6 +80,14 @@ class Scope:
         """Read exactly once, by a node of this scope, and seen by nobody else."""
         return len(self.readers.get(name, ())) == 1 and name not in self.outputs and name not in self.captured
 
+    def is_seen(self, name: str) -> bool:
+        """A graph output, or read in a subgraph: the name must stay."""
+        return name in self.outputs or name in self.captured
+
+    def is_used(self, name: str) -> bool:
+        """Read by anybody, or seen."""
+        return bool(self.readers.get(name)) or self.is_seen(name)
+
     def const(self, name: str) -> Const | None:
         """The constant of that name, unless a caller may override it."""
         return None if name in self.overridable else self.constants.get(name)

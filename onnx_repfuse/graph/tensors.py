@@ -176,5 +176,8 @@ def inline_array(label: str, tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
     dtype = numpy_dtype(tensor.data_type)
     if tensor.HasField("raw_data"):
         return unpack(tensor.data_type, tensor.dims, tensor.raw_data)
-    array = np.asarray(numpy_helper.to_array(tensor))
+    try:
+        array = np.asarray(numpy_helper.to_array(tensor))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{label} cannot be read: {error}") from error
     return array if array.dtype == dtype else array.astype(dtype)

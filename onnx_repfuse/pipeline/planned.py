@@ -15,6 +15,7 @@ from onnx_repfuse.graph.frames import Frame, frames
 from onnx_repfuse.graph.rewrite import difference, used_names
 from onnx_repfuse.graph.scope import inner_graphs
 from onnx_repfuse.graph.skeleton import read_scopes
+from onnx_repfuse.malformed import blaming
 from onnx_repfuse.options import Options
 from onnx_repfuse.plan.rounds import Made, Planned, plan_scope
 from onnx_repfuse.report.record import Counts
@@ -63,8 +64,12 @@ class Plan:
 
 
 def make_plan(document: Document, options: Options, banned: Set[FoldKey] = frozenset()) -> Plan:
-    """Plan every scope of a document; `banned` names tensors that must stay computed as they are."""
-    with uncollected():
+    """Plan every scope of a document; `banned` names tensors that must stay computed as they are.
+
+    Raises:
+        InputError: the model is not valid.
+    """
+    with blaming(document), uncollected():
         scopes = read_scopes(document, freeze_initializers=options.freeze_initializers)
         before = count(document, scopes, None, document.nbytes)
         protos = dict(_protos(document.model))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from onnx_repfuse.errors import Inexact, VerificationError
 from onnx_repfuse.graph.document import Document
 from onnx_repfuse.graph.save import publish, save
+from onnx_repfuse.malformed import blaming
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.describing import describe
 from onnx_repfuse.pipeline.planned import make_plan
@@ -62,7 +63,7 @@ def run(
             seconds=seconds,
         )
 
-    with workspace(output) as folder:
+    with blaming(document), workspace(output) as folder:
         staged = folder / output.name
         for _ in range(ATTEMPTS):
             with _timed(seconds, "plan"):

@@ -13,7 +13,7 @@ from typing import Literal
 
 from onnx_repfuse.algebra.geometry import Geometry
 
-__all__ = ["MACS", "ORT_CPU", "CostModel", "cost_model", "mac_price"]
+__all__ = ["MACS", "ORT_CPU", "CostModel", "cost_model", "mac_price", "multiply_adds"]
 
 MacPrice = Literal["dense_mac", "grouped_mac", "depthwise_mac"]
 
@@ -28,6 +28,12 @@ def mac_price(geometry: Geometry) -> MacPrice:
     if geometry.groups == 1 or width >= _WIDE:
         return "dense_mac"
     return "depthwise_mac" if width == 1 else "grouped_mac"
+
+
+def multiply_adds(geometry: Geometry, read: int, written: int) -> int:
+    """Of a convolution or matrix product that reads and writes so many elements; at least one position's."""
+    positions = read // geometry.c_in if geometry.transposed else written // geometry.c_out
+    return geometry.macs(max(1, positions))
 
 
 @dataclass(frozen=True)

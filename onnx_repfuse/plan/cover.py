@@ -31,7 +31,7 @@ from onnx_repfuse.plan.commuting import restoring, under_view
 from onnx_repfuse.plan.cost import CostModel
 from onnx_repfuse.plan.groups import only_readers
 from onnx_repfuse.plan.lowering import Step, Written, lower, viewed_last
-from onnx_repfuse.plan.price import UNKNOWN_POSITIONS, Price, keep
+from onnx_repfuse.plan.price import Price, keep, nearest_positions
 from onnx_repfuse.plan.sources import Viewed, seen_through, view_cost
 from onnx_repfuse.report.record import Kind
 
@@ -97,34 +97,30 @@ class Cover:
             return True
         if not self.context.scope.is_private(name):
             return False
-        reader = self.reader(name)
-        return len(reader.outputs) == 1 or sum(1 for t in reader.outputs if self.is_used(t.name)) == 1
+        return self._is_sole(self.reader(name))
+
+    def _is_sole(self, node: gs.Node) -> bool:
+        """It has one output anybody uses."""
+        scope = self.context.scope
+        return len(node.outputs) == 1 or sum(1 for t in node.outputs if scope.is_used(t.name)) == 1
 
     def reader(self, name: str) -> gs.Node:
         """The one node that reads a private tensor."""
         gate = self.gates.get(name)
         return self.context.scope.readers[name][0] if gate is None else gate.node
 
-    def is_seen(self, name: str) -> bool:
-        """A graph output, or read in a subgraph: the name must stay."""
-        return name in self.context.scope.outputs or name in self.context.scope.captured
-
-    def is_used(self, name: str) -> bool:
-        """Whether anybody reads it."""
-        return bool(self.context.scope.readers.get(name)) or self.is_seen(name)
-
     def elements(self, name: Hashable) -> int:
-        """Assumed elements of a tensor; where nothing is known, a fixed number of positions."""
+        """Assumed elements of a tensor; where nothing is known, or none are left, a fixed number of positions."""
         if isinstance(name, Viewed):
             view = name.view
             inner = self.elements(name.inner)
             return max(1, inner * self.elements(view.output) // self.elements(view.operand))
         found = self.context.scope.elements(str(name))
-        if found is not None:
-            return max(1, found)
+        if found:
+            return found
         lifted, frame = self.lifts.get(str(name)), self.context.frame(str(name))
         known = lifted.channels if lifted else frame.channels if frame else self.channels.get(str(name), 1)
-        return UNKNOWN_POSITIONS * known
+        return nearest_positions(self.lifts, self.context.scope.elements, str(name)) * known
 
     def size(self, name: Hashable, rank: int) -> tuple[int, ...] | None:
         """Proved positions per axis of a source."""
@@ -151,7 +147,7 @@ class Cover:
         )
         if written is not None and view is not None:
             written = viewed_last(written, view, form.channels, view_cost(self.model, view, size, out), "")
-        if written is None or written.steps or not self.is_seen(lifted.output):
+        if written is None or written.steps or not self.context.scope.is_seen(lifted.output):
             return written
         copy = Step("Identity", (written.result,), form.channels, layout=form.layout)
         return Written((copy,), 0, self.model.elementwise(2 * out, 0), 0)
@@ -232,6 +228,7 @@ class Cover:
             price.improves(entry.best.cost, entry.original)
             and self.allowed(candidate.roles)
             and lifted.output not in self.banned
+            and self._is_sole(lifted.node)
         ):
             entry.best, entry.choice, entry.written = price, candidate, written
         return price.cost
@@ -382,7 +379,7 @@ class Cover:
             roots[name] = name
             if self.is_private(name):
                 for tensor in self.reader(name).outputs:
-                    if tensor.name in roots and self.is_used(tensor.name):
+                    if tensor.name in roots and self.context.scope.is_used(tensor.name):
                         roots[name] = roots[tensor.name]
         return roots
 

@@ -59,7 +59,7 @@ def _candidate(cover: Cover, name: str) -> bool:
             for t in r.outputs
             if t.name in cover.lifts
         )
-        and all(t.name in cover.lifts for t in r.outputs if cover.is_used(t.name))
+        and all(t.name in cover.lifts for t in r.outputs if scope.is_used(t.name))
         for r in readers
     )
 

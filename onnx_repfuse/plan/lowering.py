@@ -14,7 +14,7 @@ from itertools import pairwise
 from onnx_repfuse.algebra.form import Bias, Form, Shifted, Term
 from onnx_repfuse.algebra.kernels import Kernel, Stacked, Vector
 from onnx_repfuse.graph.views import View
-from onnx_repfuse.plan.cost import CostModel
+from onnx_repfuse.plan.cost import CostModel, multiply_adds
 from onnx_repfuse.plan.sources import Viewed, common_view, view_cost
 
 __all__ = ["Step", "Written", "lower", "viewed_last"]
@@ -222,7 +222,7 @@ class _Writer:
             source, moved = self.read(term)
             if isinstance(kernel, Vector) and kernel.is_one:
                 refs.append(source)
-            elif isinstance(kernel, Vector) and pending is not None and self.norm and len(terms) == 1:
+            elif isinstance(kernel, Vector) and pending is not None and self.normalizes(terms):
                 step = Step("Norm", (source,), channels, kernel, pending)
                 refs.append(self.add(step, self.model.elementwise(moved + size, 2)))
                 pending = None
@@ -240,16 +240,17 @@ class _Writer:
             result = self.add(step, self.model.elementwise(2 * size))
         return result
 
+    def normalizes(self, terms: list[Term]) -> bool:
+        """Whether a BatchNormalization may be written: its channels are on axis 1."""
+        return self.norm and len(terms) == 1 and self.takes_bias(terms[0])
+
     def takes_bias(self, term: Term) -> bool:
         return term.kernel.geometry.channel_axis == 1 or self.matrix(term.source)
 
     def convolution(self, term: Term, source: Hashable, moved: int, size: int, pending: Bias | None) -> int:
         kernel = term.kernel
         geometry = kernel.geometry.grown()
-        positions = size // geometry.c_out
-        macs = geometry.macs(positions)
-        if geometry.transposed:
-            macs = macs * moved // max(1, geometry.c_in) // max(1, positions)
+        macs = multiply_adds(geometry, moved, size)
         self.macs += macs
         bias = pending if self.takes_bias(term) else None
         step = Step("Conv", (source,), geometry.c_out, kernel, bias, matrix=self.matrix(term.source))

@@ -6,12 +6,13 @@ from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 from onnx_repfuse.graph.lift import Lifted
-from onnx_repfuse.plan.cost import CostModel
+from onnx_repfuse.plan.cost import CostModel, multiply_adds
 from onnx_repfuse.plan.sources import view_cost
 
-__all__ = ["UNKNOWN_POSITIONS", "Price", "keep"]
+__all__ = ["UNKNOWN_POSITIONS", "Price", "keep", "nearest_positions"]
 
 UNKNOWN_POSITIONS = 1 << 12
+REACH = 8  # nodes to look back for a known size
 
 
 class Price(NamedTuple):
@@ -40,10 +41,26 @@ class Price(NamedTuple):
         return self.cost < cost and all(a <= b for a, b in zip(self[1:], limit[1:], strict=True))
 
 
+def nearest_positions(lifts: dict[str, Lifted], elements: Callable[[str], int | None], name: str) -> int:
+    """Positions of a tensor of unknown size: those of what it is made of, so that neighbours are priced alike."""
+    for _ in range(REACH):
+        lifted = lifts.get(name)
+        if lifted is None:
+            break
+        for operand in lifted.operands:
+            found = elements(operand.name)
+            if found:
+                return max(1, found // operand.channels)
+        name = lifted.operands[0].name
+    return UNKNOWN_POSITIONS
+
+
 def keep(lifted: Lifted, model: CostModel, elements: Callable[[Hashable], int]) -> Price:
     """The node as it is."""
     out = elements(lifted.output)
-    moved = sum(elements(operand.name) for operand in lifted.operands) + out
+    moved = elements(lifted.operands[0].name) + out
+    if len(lifted.operands) > 1:  # as new ones are priced, whatever is assumed of the operands
+        moved = (2 if lifted.node.op == "Concat" else 1 + len(lifted.operands)) * out
     if lifted.view is not None:
         return Price(view_cost(model, lifted.view, moved - out, out), 0, 1)
     geometry = lifted.terms[0].kernel.geometry
@@ -51,10 +68,7 @@ def keep(lifted: Lifted, model: CostModel, elements: Callable[[Hashable], int]) 
         count = 1 + len(lifted.also)
         return Price(count * model.elementwise(moved, 0), 0, count)
     if lifted.node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-        positions = (elements(lifted.operands[0].name) if geometry.transposed else out) // (
-            geometry.c_in if geometry.transposed else geometry.c_out
-        )
-        macs = geometry.macs(max(1, positions))
+        macs = multiply_adds(geometry, elements(lifted.operands[0].name), out)
         product = geometry.channel_axis == -1
         return Price(model.convolution(geometry, macs, moved), macs, 1, not product, product)
     if lifted.node.op == "Split":

@@ -178,7 +178,7 @@ def _lift_all(
             name in changed or context.frame(name) != before.frame(name) for name in names
         )
         for number, tensor in enumerate(node.outputs):
-            if not tensor.name:
+            if not context.scope.is_used(tensor.name):
                 continue
             found = known.get(tensor.name)
             if not same or tensor.name not in known or (isinstance(found, Lifted) and found.also):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import onnx_graphsurgeon as gs
 
+from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import affine, border, channels, combine, convolution, space, views
 from onnx_repfuse.graph.lift.lifted import Context, Declined, Lifted, Operand
 from onnx_repfuse.graph.scope import ONNX_DOMAINS
@@ -50,6 +51,15 @@ _LIFTS: dict[str, Callable[[Context, gs.Node], Lifted | Declined | None]] = {
 
 def lift(context: Context, node: gs.Node, output: int = 0) -> Lifted | Declined | None:
     """Output number `output` of `node` as an operator of the algebra."""
+    try:
+        return _lift(context, node, output)
+    except (
+        Inexact
+    ) as reason:  # a constant of an earlier round that cannot be written: its fold will be undone
+        return Declined(reason.reason, reason.detail)
+
+
+def _lift(context: Context, node: gs.Node, output: int) -> Lifted | Declined | None:
     if node.domain not in ONNX_DOMAINS or not node.inputs or not node.inputs[0].name:
         return None
     if context.scope.const(node.outputs[output].name) is not None:

@@ -1,0 +1,264 @@
+"""Random affine-and-not graphs, and what must hold for each of them.
+
+    python -m tests.random_graphs --examples 20000 --seed 1
+
+draws that many, prints the first find without the steps it does not need, and then ends with exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as seeded
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import helper
+
+from onnx_repfuse import Options, fuse
+from onnx_repfuse.report.record import Report
+from tests.build import Net
+from tests.random_builder import Builder
+from tests.random_steps import grow, steps
+from tests.reference import Tally, evaluate
+
+Array = NDArray[Any]
+Recipe = dict[str, Any]
+TALLY = Counter[str]()
+SPACES = ((1, 1, 2), (2, 4, 1), (3, 3, 3), (5, 6, 4))  # the last one is the largest
+WORST = {"float32": 0.0, "float16": 0.0}
+ALLOWED = 16  # standard deviations
+UNCHECKED = Options(check=False)  # wrong folds shall be seen, not undone
+
+recipes: st.SearchStrategy[Recipe] = st.fixed_dictionaries(
+    {
+        "steps": steps(),
+        "channels": st.sampled_from([4, 2, 3, 1]),
+        "rank": st.sampled_from([2, 2, 2, 2, 1, 3]),
+        "dynamic": st.sampled_from([True, True, False]),
+        "half": st.sampled_from([False] * 5 + [True]),
+        "opset": st.sampled_from([17, 9, 11, 13, 18, 20]),
+        "old": st.sampled_from([False] * 5 + [True]),
+        "second": st.sampled_from([""] * 4 + ["same", "loose"]),
+        "outputs": st.lists(st.integers(0, 9), max_size=2),
+        "all_outputs": st.booleans(),
+        "annotated": st.booleans(),
+        "constants": st.sampled_from([False] * 4 + [True]),
+        "seed": st.integers(0, 1000),
+    }
+)
+
+
+def build(recipe: Recipe) -> tuple[onnx.ModelProto, list[dict[str, Array]]]:
+    """A model, and feeds of several sizes (of one if it is static), border-dominated ones among them."""
+    rank, channels, opset = recipe["rank"], recipe["channels"], recipe["opset"]
+    dtype = np.dtype(np.float16 if recipe["half"] else np.float32)
+    spaces = [s[:rank] for s in SPACES] if recipe["dynamic"] else [SPACES[-1][:rank]]
+    symbols: tuple[int | str, ...] = ("N", channels, *("H", "W", "D")[:rank])
+    others: tuple[int | str, ...] = symbols
+    if recipe["second"] == "loose":
+        others = ("N", channels, *("H2", "W2", "D2")[:rank])
+    rng = np.random.default_rng(recipe["seed"])
+    feeds = []
+    for number, space in enumerate(spaces):
+        batch = 1 + number % 2 if recipe["dynamic"] else 2
+        feed = {"x": rng.standard_normal((batch, channels, *space)).astype(dtype)}
+        if recipe["second"]:
+            one = (1,) * rank if recipe["second"] == "loose" and number == 1 else space
+            feed["x2"] = rng.standard_normal((batch, channels, *one)).astype(dtype)
+        feeds.append(feed)
+    if not recipe["dynamic"]:
+        symbols = others = feeds[0]["x"].shape
+    # IR 3 keeps initializers among the graph inputs
+    net = Net(
+        shape=symbols,
+        opset=opset,
+        ir=3 if recipe["old"] and opset < 10 else 8,
+        dtype=dtype,
+        seed=recipe["seed"],
+    )
+    if recipe["second"]:
+        net.more_inputs.append(
+            helper.make_tensor_value_info("x2", helper.np_dtype_to_tensor_dtype(dtype), others)
+        )
+    builder = Builder(net, feeds)
+    builder.nodes_as_constants = recipe["constants"]
+    grow(builder, recipe["steps"])
+    made = [n for node in net.nodes if node.op_type != "Constant" for n in node.output]
+    if not made:
+        builder.op("Identity", "x")
+        made = [builder.pick(0)]
+    read = {n for node in net.nodes for n in node.input}
+    wanted = [made[-1], *(made[-1 - back % len(made)] for back in recipe["outputs"])]
+    if recipe["all_outputs"]:
+        wanted += [n for n in made if n not in read]
+    kept = [feeds[i] for i in sorted(builder.alive)]
+    model = net.model(*dict.fromkeys(wanted))
+    if recipe["annotated"]:
+        model = onnx.shape_inference.infer_shapes(model)
+    return model, kept
+
+
+def session(model: onnx.ModelProto) -> ort.InferenceSession:
+    """Nothing optimized, one thread."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def plain(model: onnx.ModelProto) -> bytes:
+    return model.SerializeToString(deterministic=True)
+
+
+def compare(first: onnx.ModelProto, second: onnx.ModelProto, feeds: list[dict[str, Array]]) -> int:
+    """Hold the second model, run by ONNX Runtime, against the first in float64; returns how many feeds ran.
+
+    The first model must itself pass, so that a fault of the evaluator does not go for one of the package."""
+    try:
+        before = session(first)
+    except Exception as error:  # ONNX Runtime refuses some graphs onnx allows
+        TALLY[f"no session: {str(error)[:200]}"] += 1
+        return 0
+    after = session(second)
+    names = [o.name for o in first.graph.output]
+    assert names == [o.name for o in second.graph.output]
+    ran = 0
+    for feed in feeds:
+        kind = str(feed["x"].dtype)
+        u, tiny, top = (2.0**-24, 0.0, 1e30) if kind == "float32" else (2.0**-11, 2.0**-25, 1e4)
+        try:
+            old = before.run(names, feed)
+        except Exception as error:
+            TALLY[f"no run: {str(error)[:200]}"] += 1
+            continue
+        new = after.run(names, feed)
+        known = evaluate(first, feed, Tally(u, tiny))
+        if any(np.abs(v.x).max(initial=0) > top for v in known.values() if v.x.dtype.kind == "f"):
+            continue
+        ran += 1
+        for name, was, now in zip(names, old, new, strict=True):
+            truth = known[name]
+            assert was.shape == now.shape == truth.x.shape, f"{name}: {was.shape} became {now.shape}"
+            assert was.dtype == now.dtype
+            scale = truth.e + u * np.abs(truth.x) + 2 * tiny
+            for who, got in (("the evaluator", was), ("the result", now)):
+                error = np.abs(got.astype(np.float64) - truth.x) / np.maximum(scale, 1e-300)
+                assert not np.isnan(error).any(), f"{who}: {name} is not a number"
+                assert error.max() < ALLOWED, f"{who}: {name} is off by {error.max():.3g} deviations"
+                WORST[kind] = max(WORST[kind], float(error.max()))
+    return ran
+
+
+def macs(model: onnx.ModelProto, feed: dict[str, Array]) -> int:
+    """Multiply-adds of an evaluation."""
+    tally = Tally(0.0)
+    evaluate(model, feed, tally)
+    return tally.macs
+
+
+def examine(recipe: Recipe, options: Options = UNCHECKED) -> Report:
+    """Everything that must hold."""
+    model, feeds = build(recipe)
+    return examine_model(model, feeds, options)
+
+
+def examine_model(
+    model: onnx.ModelProto, feeds: list[dict[str, Array]], options: Options = UNCHECKED
+) -> Report:
+    """Everything that must hold."""
+    onnx.checker.check_model(model, full_check=True)
+    original = plain(model)
+    result = fuse(model, options=options)
+    fused, report = result.model, result.report
+    assert plain(model) == original, "the input was changed"
+    TALLY["examples"] += 1
+    if not report.folds:
+        assert plain(fused) == original, "changed without a fold"
+        return report
+    TALLY["folded"] += 1
+    TALLY.update(f"fold: {fold.kind}" for fold in report.folds)
+    onnx.checker.check_model(fused, full_check=True)
+    TALLY["compared"] += bool(compare(model, fused, feeds))
+    assert [r.message for r in report.refusals if r.reason.value == "verification"] == []
+    before, after = macs(model, feeds[-1]), macs(fused, feeds[-1])
+    if after > before and any(d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim):
+        usual = {n: np.zeros((*a.shape[:2], *(8 * d for d in a.shape[2:]))) for n, a in feeds[-1].items()}
+        before, after = (
+            macs(model, usual) * 1.1,
+            macs(fused, usual),
+        )  # sizes unknown: a border may come on top
+    assert after <= before, f"{after} multiply-adds instead of {before}"
+    assert report.before.macs is None or report.after.macs is None or report.after.macs <= report.before.macs
+    assert len(_inner(fused)) <= len(_inner(model)), "more nodes"
+    assert plain(fuse(model, options=options).model) == plain(fused), "two runs differ"
+    second = fuse(fused, options=options)
+    assert not second.report.folds, f"a second run folds {[f.output for f in second.report.folds]}"
+    assert plain(second.model) == plain(fused), "a second run changes bytes"
+    return report
+
+
+def _inner(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [n for n in model.graph.node if n.op_type != "Constant"]
+
+
+def hunt(examples: int, seed: int, options: Options = UNCHECKED) -> str | None:
+    """Draw examples; the find with the steps it does not need left out, or None."""
+
+    @seeded(seed)
+    @settings(
+        max_examples=examples,
+        derandomize=False,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(recipes)
+    def test(recipe: Recipe) -> None:
+        last.append(recipe)
+        examine(recipe, options)
+
+    last: list[Recipe] = []
+    try:
+        test()
+    except Exception as error:
+        recipe = last[-1]
+        for number in reversed(range(len(recipe["steps"]))):
+            fewer = {**recipe, "steps": [s for i, s in enumerate(recipe["steps"]) if i != number]}
+            if _fails(fewer, options):
+                recipe = fewer
+        return f"{type(error).__name__}: {error}\n{recipe}"
+    return None
+
+
+def _fails(recipe: Recipe, options: Options) -> bool:
+    try:
+        examine(recipe, options)
+    except Exception:
+        return True
+    return False
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--examples", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--check", action="store_true", help="with the package's own proof")
+    arguments = parser.parse_args()
+    start = time.perf_counter()
+    found = hunt(arguments.examples, arguments.seed, Options(check=arguments.check))
+    print(f"seed {arguments.seed}: {dict(TALLY)}, worst {WORST}, {time.perf_counter() - start:.0f} s")
+    print(found or "nothing found")
+    return int(found is not None)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

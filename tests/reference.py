@@ -1,0 +1,452 @@
+"""A float64 evaluator of its own, that also says how much rounding its operators may show.
+
+Each tensor is a `Value`: what it is, and the standard deviation `e` of the error that a faithful evaluation in a
+precision of unit roundoff `u` may have. Per operator
+
+    e_out = sqrt(sum (w * e_in)**2) + u * (sum |w * x| + |bias|)
+
+that is, errors from before add up like independent ones, and what the operator itself adds is bounded. Folding
+moves roundings around (a weight is rounded once more, a bias is added elsewhere) but stays within that scale.
+Nothing here comes from the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+Array = NDArray[Any]
+
+
+class Value(NamedTuple):
+    """A tensor and its error."""
+
+    x: Array
+    e: Array
+
+
+class UnsupportedError(Exception):
+    """An operator the evaluator does not know."""
+
+
+class InvalidError(Exception):
+    """A node that cannot run on these shapes."""
+
+
+class Tally:
+    """What an evaluation counts and assumes: multiply-adds, unit roundoff, smallest step near zero."""
+
+    def __init__(self, u: float, tiny: float = 0.0) -> None:
+        self.u, self.tiny, self.macs = u, tiny, 0
+
+
+Run = Callable[[Tally, list[Value], dict[str, Any]], list[Value]]
+
+
+def exact(x: Any) -> Value:
+    """A constant or a graph input."""
+    array = np.asarray(x)
+    array = array.astype(np.float64) if array.dtype.kind == "f" else array
+    return Value(array, np.zeros(array.shape))
+
+
+def _need(condition: bool, what: str = "") -> None:
+    if not condition:
+        raise InvalidError(what)
+
+
+def _windows(x: Array, kernel: Any, strides: Any, dilations: Any) -> tuple[Array, tuple[int, ...]]:
+    """(taps, n, c, *out) views of a padded x."""
+    size = x.shape[2:]
+    reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
+    out = tuple((n - r) // s + 1 for n, r, s in zip(size, reach, strides, strict=True))
+    _need(all(n >= r for n, r in zip(size, reach, strict=True)), "kernel larger than its input")
+    taps = []
+    for at in product(*(range(k) for k in kernel)):
+        index = tuple(
+            slice(a * d, a * d + s * (o - 1) + 1, s)
+            for a, d, s, o in zip(at, dilations, strides, out, strict=True)
+        )
+        taps.append(x[(slice(None), slice(None), *index)])
+    return np.stack(taps), out
+
+
+def _pads(attrs: dict[str, Any], size: Any, kernel: Any, strides: Any, dilations: Any) -> list[int]:
+    rank, auto = len(kernel), attrs.get("auto_pad", b"NOTSET")
+    auto = auto.decode() if isinstance(auto, bytes) else auto
+    if auto == "NOTSET":
+        return list(attrs.get("pads") or [0] * (2 * rank))
+    if auto == "VALID":
+        return [0] * (2 * rank)
+    begin, end = [], []
+    for n, k, s, d in zip(size, kernel, strides, dilations, strict=True):
+        whole = max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
+        small, large = whole // 2, whole - whole // 2
+        begin.append(small if auto == "SAME_UPPER" else large)
+        end.append(large if auto == "SAME_UPPER" else small)
+    return begin + end
+
+
+def _padded(x: Array, pads: list[int], value: float = 0.0, mode: str = "constant") -> Array:
+    rank = len(pads) // 2
+    width = [(0, 0)] * (x.ndim - rank) + [(pads[a], pads[rank + a]) for a in range(rank)]
+    crop = tuple(
+        slice(max(0, -b), x.shape[a] - max(0, -e) if e < 0 else None) for a, (b, e) in enumerate(width)
+    )
+    x, width = x[crop], [(max(0, b), max(0, e)) for b, e in width]
+    if mode == "constant":
+        return np.pad(x, width, constant_values=value)
+    _need(all(max(w) < n or max(w) == 0 for w, n in zip(width, x.shape, strict=True)))
+    return np.pad(x, width, mode=mode)  # type: ignore[call-overload,no-any-return]
+
+
+def _linear(tally: Tally, run: Callable[[Array, Array], Array], x: Value, w: Array, b: Array | None) -> Value:
+    """Any map linear in x and w, `run(x, w)`, plus b."""
+    y = run(x.x, w)
+    spread = run(np.abs(x.x), np.abs(w))
+    e = np.sqrt(run(x.e**2, w**2)) + tally.u * spread + tally.tiny * run(np.abs(x.x), np.ones_like(w))
+    if b is not None:
+        y, e = y + b, e + tally.u * (np.abs(b) + np.abs(y))
+    return Value(y, e)
+
+
+def _conv(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+    x, w = ins[0], ins[1].x
+    kernel, group = w.shape[2:], attrs.get("group", 1)
+    rank = len(kernel)
+    _need(x.x.ndim == rank + 2 and x.x.shape[1] == w.shape[1] * group and w.shape[0] % group == 0)
+    strides, dilations = attrs.get("strides") or [1] * rank, attrs.get("dilations") or [1] * rank
+    pads = _pads(attrs, x.x.shape[2:], kernel, strides, dilations)
+
+    def run(value: Array, weight: Array) -> Array:
+        taps, out = _windows(_padded(value, pads), kernel, strides, dilations)
+        n, c = value.shape[:2]
+        taps = taps.reshape(len(taps), n, group, c // group, prod(out))
+        split = weight.reshape(group, weight.shape[0] // group, weight.shape[1], prod(kernel))
+        return np.einsum("tngcp,goct->ngop", taps, split).reshape(n, weight.shape[0], *out)
+
+    y = _linear(tally, run, x, w, _bias(ins, rank))
+    tally.macs += y.x.size * prod(w.shape[1:])
+    return [y]
+
+
+def _bias(ins: list[Value], rank: int) -> Array | None:
+    return ins[2].x.reshape(-1, *(1,) * rank) if len(ins) > 2 else None
+
+
+def _conv_transpose(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+    x, w = ins[0], ins[1].x
+    kernel, group = w.shape[2:], attrs.get("group", 1)
+    rank = len(kernel)
+    _need(x.x.ndim == rank + 2 and x.x.shape[1] == w.shape[0])
+    strides, dilations = attrs.get("strides") or [1] * rank, attrs.get("dilations") or [1] * rank
+    pads, extra = attrs.get("pads") or [0] * 2 * rank, attrs.get("output_padding") or [0] * rank
+    size = x.x.shape[2:]
+    whole = [
+        s * (n - 1) + d * (k - 1) + 1 + e
+        for n, s, d, k, e in zip(size, strides, dilations, kernel, extra, strict=True)
+    ]
+    _need(all(n - pads[a] - pads[rank + a] > 0 for a, n in enumerate(whole)))
+
+    def run(value: Array, weight: Array) -> Array:
+        n, c = value.shape[:2]
+        rows = weight.shape[1]
+        result = np.zeros((n, group, rows, *whole))
+        split = weight.reshape(group, c // group, rows, *kernel)
+        flat = value.reshape(n, group, c // group, *size)
+        for at in product(*(range(k) for k in kernel)):
+            index = tuple(
+                slice(a * d, a * d + s * (m - 1) + 1, s)
+                for a, d, s, m in zip(at, dilations, strides, size, strict=True)
+            )
+            part = np.einsum("ngc...,gco->ngo...", flat, split[(slice(None),) * 3 + at])
+            result[(slice(None), slice(None), slice(None), *index)] += part
+        result = result.reshape(n, group * rows, *whole)
+        return result[
+            (slice(None), slice(None), *(slice(pads[a], m - pads[rank + a]) for a, m in enumerate(whole)))
+        ]
+
+    y = _linear(tally, run, x, w, _bias(ins, rank))
+    tally.macs += x.x.size * prod(w.shape[1:])
+    return [y]
+
+
+def _matmul(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+    a, b = ins
+    _need(a.x.ndim >= 2 and b.x.ndim >= 2 and a.x.shape[-1] == b.x.shape[-2])
+    y = _linear(tally, np.matmul, a, b.x, None)
+    if b.e.any():
+        y = Value(y.x, y.e + np.matmul(np.abs(a.x), b.e))
+    tally.macs += y.x.size * a.x.shape[-1]
+    return [y]
+
+
+def _gemm(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+    a, b = ins[0], ins[1].x
+    a = Value(a.x.T, a.e.T) if attrs.get("transA") else a
+    b = (b.T if attrs.get("transB") else b) * attrs.get("alpha", 1.0)
+    c = attrs.get("beta", 1.0) * ins[2].x if len(ins) > 2 else None
+    _need(a.x.ndim == 2 and b.ndim == 2 and a.x.shape[1] == b.shape[0])
+    y = _linear(tally, np.matmul, a, b, c)
+    tally.macs += y.x.size * a.x.shape[1]
+    return [y]
+
+
+def _batch_norm(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+    x = ins[0]
+    _need(x.x.ndim >= 2 and x.x.shape[1] == ins[1].x.size)
+    s, b, m, v = (i.x.reshape(-1, *(1,) * (x.x.ndim - 2)) for i in ins[1:5])
+    t = s / np.sqrt(v + np.float32(attrs.get("epsilon", 1e-5)))
+    spread = np.abs(t) * (np.abs(x.x) + np.abs(m)) + np.abs(b)
+    return [Value(t * x.x + (b - m * t), np.abs(t) * x.e + 3 * tally.u * spread)]
+
+
+def _arithmetic(op: str) -> Run:
+    def run(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+        a, b = ins
+        try:
+            if op == "Mul":
+                y = a.x * b.x
+                e = np.abs(a.x) * b.e + np.abs(b.x) * a.e + a.e * b.e
+            elif op == "Div":
+                y = a.x / b.x
+                e = (a.e + np.abs(y) * b.e) / np.abs(b.x)
+            else:
+                y = a.x + b.x if op == "Add" else a.x - b.x
+                e = np.sqrt(a.e**2 + b.e**2) + tally.u * (np.abs(a.x) + np.abs(b.x))
+        except ValueError as error:
+            raise InvalidError(str(error)) from error
+        return [Value(y, e + tally.u * np.abs(y))]
+
+    return run
+
+
+def _sum(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+    total = ins[0]
+    for value in ins[1:]:
+        (total,) = _arithmetic("Add")(tally, [total, value], {})
+    return [total]
+
+
+def _mean(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+    (total,) = _sum(tally, ins, attrs)
+    return [Value(total.x / len(ins), total.e / len(ins))]
+
+
+def _each(f: Callable[[Array], Array], slope: float = 1.0, step: float = 0.0) -> Run:
+    """A pointwise function with a Lipschitz constant, rounding `step` ulps of 1."""
+
+    def run(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+        return [Value(f(ins[0].x), slope * ins[0].e + step * tally.u)]
+
+    return run
+
+
+def _clip(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+    lo = attrs.get("min", ins[1].x if len(ins) > 1 else -np.inf)
+    hi = attrs.get("max", ins[2].x if len(ins) > 2 else np.inf)
+    return [Value(np.clip(ins[0].x, lo, hi), ins[0].e)]
+
+
+def _pool(kind: str) -> Run:
+    def run(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+        x, kernel = ins[0], attrs["kernel_shape"]
+        rank = len(kernel)
+        _need(x.x.ndim == rank + 2)
+        strides, dilations = attrs.get("strides") or [1] * rank, attrs.get("dilations") or [1] * rank
+        size = x.x.shape[2:]
+        pads = _pads(attrs, size, kernel, strides, dilations)
+        more = [0] * rank
+        if attrs.get("ceil_mode"):
+            for a in range(rank):
+                n = size[a] + pads[a] + pads[rank + a] - dilations[a] * (kernel[a] - 1) - 1
+                _need(n >= 0)
+                count = -(-n // strides[a]) + 1
+                if (count - 1) * strides[a] >= size[a] + pads[a]:
+                    count -= 1
+                more[a] = max(0, (count - 1) * strides[a] - n)
+        wide = [*pads[:rank], *(p + m for p, m in zip(pads[rank:], more, strict=True))]
+        if kind == "Max":
+            taps, _ = _windows(_padded(x.x, wide, -np.inf), kernel, strides, dilations)
+            errors, _ = _windows(_padded(x.e, wide), kernel, strides, dilations)
+            return [Value(taps.max(0), errors.max(0))]
+        inside = np.ones(x.x.shape)
+        if attrs.get("count_include_pad"):
+            inside = _padded(inside, pads, 1.0)
+            inside = _padded(inside, [0] * rank + more)
+        else:
+            inside = _padded(inside, wide)
+        count, _ = _windows(inside, kernel, strides, dilations)
+        size_of = count.sum(0)
+        taps, _ = _windows(_padded(x.x, wide), kernel, strides, dilations)
+        errors, _ = _windows(_padded(x.e, wide), kernel, strides, dilations)
+        e = np.sqrt((errors**2).sum(0)) / size_of + 2 * tally.u * np.abs(taps).sum(0) / size_of
+        return [Value(taps.sum(0) / size_of, e)]
+
+    return run
+
+
+def _global_average(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+    axes = tuple(range(2, ins[0].x.ndim))
+    return _reduce(tally, ins[:1], {"axes": axes, "keepdims": 1})
+
+
+def _reduce(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+    x = ins[0]
+    axes = tuple(int(a) for a in (ins[1].x if len(ins) > 1 else attrs["axes"]))
+    keep = bool(attrs.get("keepdims", 1))
+    count = prod(x.x.shape[a] for a in axes)
+    e = np.sqrt((x.e**2).sum(axes, keepdims=keep)) / count
+    e = e + 2 * tally.u * np.abs(x.x).mean(axes, keepdims=keep)
+    return [Value(x.x.mean(axes, keepdims=keep), e)]
+
+
+def _pad(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+    x = ins[0]
+    pads = [int(p) for p in (ins[1].x if len(ins) > 1 else attrs["pads"])]
+    value = float(ins[2].x) if len(ins) > 2 else attrs.get("value", 0.0)
+    mode = attrs.get("mode", b"constant").decode()
+    _need(len(pads) == 2 * x.x.ndim)
+    _need(all(n + pads[a] + pads[x.x.ndim + a] > 0 for a, n in enumerate(x.x.shape)))
+    return [Value(_padded(x.x, pads, value, mode), _padded(x.e, pads, 0.0, mode))]
+
+
+def _moves(f: Callable[[Array, list[Value], dict[str, Any]], Any]) -> Run:
+    """An operator that only moves elements."""
+
+    def run(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+        try:
+            x, e = f(ins[0].x, ins, attrs), f(ins[0].e, ins, attrs)
+        except (ValueError, IndexError) as error:
+            raise InvalidError(str(error)) from error
+        pairs = zip(x, e, strict=True) if isinstance(x, list) else [(x, e)]
+        return [Value(*pair) for pair in pairs]
+
+    return run
+
+
+def _concat(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+    try:
+        parts = ([v.x for v in ins], [v.e for v in ins])
+        return [Value(*(np.concatenate(p, attrs["axis"]) for p in parts))]
+    except ValueError as error:
+        raise InvalidError(str(error)) from error
+
+
+def _slice(x: Array, ins: list[Value], attrs: dict[str, Any]) -> Array:
+    if len(ins) > 1:
+        starts, ends, axes = (ins[i].x for i in (1, 2, 3))
+        steps = ins[4].x if len(ins) > 4 else np.ones(len(starts), int)
+    else:
+        starts, ends, axes = attrs["starts"], attrs["ends"], attrs["axes"]
+        steps = [1] * len(starts)
+    index = [slice(None)] * x.ndim
+    for lo, hi, axis, step in zip(starts, ends, axes, steps, strict=True):
+        index[axis] = slice(int(lo), int(hi), int(step))
+    found = x[tuple(index)]
+    _need(found.size > 0)
+    return found
+
+
+def _split(x: Array, ins: list[Value], attrs: dict[str, Any]) -> list[Array]:
+    sizes = [int(s) for s in (ins[1].x if len(ins) > 1 else attrs["split"])]
+    axis = attrs.get("axis", 0)
+    _need(sum(sizes) == x.shape[axis])
+    return list(np.split(x, np.cumsum(sizes)[:-1], axis))
+
+
+def _reshape(x: Array, ins: list[Value], attrs: dict[str, Any]) -> Array:
+    dims = [x.shape[i] if d == 0 else int(d) for i, d in enumerate(ins[1].x)]
+    return x.reshape(dims)
+
+
+def _flatten(x: Array, ins: list[Value], attrs: dict[str, Any]) -> Array:
+    return x.reshape(prod(x.shape[: attrs.get("axis", 1)]), -1)
+
+
+def _nearest(x: Array, ins: list[Value], attrs: dict[str, Any]) -> Array:
+    for axis, scale in enumerate(ins[-1].x):
+        x = np.repeat(x, int(scale), axis)
+    return x
+
+
+_RUN: dict[str, Run] = {
+    "Add": _arithmetic("Add"),
+    "AveragePool": _pool("Average"),
+    "BatchNormalization": _batch_norm,
+    "Clip": _clip,
+    "Concat": _concat,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Div": _arithmetic("Div"),
+    "Dropout": _each(lambda x: x),
+    "Flatten": _moves(_flatten),
+    "Gemm": _gemm,
+    "GlobalAveragePool": _global_average,
+    "HardSigmoid": _each(lambda x: np.clip(x * 0.2 + 0.5, 0, 1), 0.2, 1),
+    "HardSwish": _each(lambda x: x * np.clip(x / 6 + 0.5, 0, 1), 1.5, 4),
+    "Identity": _each(lambda x: x),
+    "MatMul": _matmul,
+    "MaxPool": _pool("Max"),
+    "Mean": _mean,
+    "Mul": _arithmetic("Mul"),
+    "Neg": _each(np.negative),
+    "Pad": _pad,
+    "ReduceMean": _reduce,
+    "Relu": _each(lambda x: np.maximum(x, 0)),
+    "Reshape": _moves(_reshape),
+    "Resize": _moves(_nearest),
+    "Sigmoid": _each(lambda x: 1 / (1 + np.exp(-x)), 0.25, 2),
+    "Slice": _moves(_slice),
+    "Split": _moves(_split),
+    "Squeeze": _moves(lambda x, ins, attrs: np.squeeze(x, tuple(attrs.get("axes") or ins[1].x))),
+    "Sub": _arithmetic("Sub"),
+    "Sum": _sum,
+    "Tanh": _each(np.tanh, 1.0, 2),
+    "Transpose": _moves(lambda x, ins, attrs: np.transpose(x, attrs["perm"])),
+    "Unsqueeze": _moves(lambda x, ins, attrs: np.expand_dims(x, tuple(attrs.get("axes") or ins[1].x))),
+    "Upsample": _moves(_nearest),
+}
+
+
+def step(node: onnx.NodeProto, known: dict[str, Value], tally: Tally) -> None:
+    """Evaluate one node into `known`.
+
+    Raises:
+        InvalidError: it cannot run on these shapes.
+        UnsupportedError: the evaluator does not know it.
+    """
+    attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if node.op_type == "Constant":
+        known[node.output[0]] = exact(numpy_helper.to_array(attrs["value"]))
+        return
+    if node.op_type == "If":
+        branch = attrs["then_branch"] if bool(known[node.input[0]].x) else attrs["else_branch"]
+        inner = dict(known)
+        for child in branch.node:
+            step(child, inner, tally)
+        for mine, theirs in zip(node.output, branch.output, strict=True):
+            known[mine] = inner[theirs.name]
+        return
+    if node.op_type not in _RUN:
+        raise UnsupportedError(node.op_type)
+    with np.errstate(all="ignore"):
+        results = _RUN[node.op_type](tally, [known[name] for name in node.input if name], attrs)
+    _need(all(r.x.size for r in results), "an empty tensor")
+    known.update(zip(node.output, results, strict=False))
+
+
+def evaluate(model: onnx.ModelProto, feeds: dict[str, Array], tally: Tally) -> dict[str, Value]:
+    """Every tensor of a model, in float64."""
+    known = {t.name: exact(numpy_helper.to_array(t)) for t in model.graph.initializer}
+    known |= {name: exact(array) for name, array in feeds.items()}
+    for node in model.graph.node:
+        step(node, known, tally)
+    return known
