@@ -322,7 +322,7 @@ class Cover:
                     continue
                 swallowed.add(entry.choice.swallowed)
                 sources = {str(s) for s in entry.choice.form.sources}
-                absorbed, groups, before = self._between(root, sources)
+                absorbed, groups, before = self._between(root, sources, entry.choice.swallowed)
                 pending.extend(s for s in sources if self.is_private(s))
                 kept = sum(
                     self.entries[n].own.cost for t in absorbed if (n := t.outputs[0].name) in self.entries
@@ -349,8 +349,13 @@ class Cover:
             for t in self.reader(name).outputs
         )
 
-    def _between(self, root: str, sources: set[str]) -> tuple[tuple[gs.Node, ...], tuple[Lifted, ...], int]:
-        """The nodes from `root` down to `sources`, the groups among them, and their multiply-adds."""
+    def _between(
+        self, root: str, sources: set[str], swallowed: str
+    ) -> tuple[tuple[gs.Node, ...], tuple[Lifted, ...], int]:
+        """The nodes from `root` down to `sources`, the groups among them, and their multiply-adds.
+
+        A form may need less than the nodes read, channels that are sliced away again: what others read stays.
+        """
         nodes: list[gs.Node] = []
         groups: list[Lifted] = []
         macs, pending = 0, [root]
@@ -364,7 +369,16 @@ class Cover:
             nodes.extend((*lifted.also, lifted.node))
             groups.extend([lifted] if lifted.also else [])
             macs += self.entries[name].own.macs
-            pending.extend(o.name for o in lifted.operands if o.name not in sources)
+            pending.extend(
+                o.name
+                for o in lifted.operands
+                if o.name not in sources
+                and (
+                    o.name == swallowed
+                    or o.name in self.exposed
+                    or (o.name in self.lifts and self.is_private(o.name))
+                )
+            )
         return tuple(sorted(nodes, key=lambda n: self._position[id(n)])), tuple(groups), macs
 
     @cached_property
