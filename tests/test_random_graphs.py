@@ -43,7 +43,7 @@ def test_random_graphs_with_their_proof() -> None:
     folds_and_proof()
 
 
-@pytest.mark.parametrize("fault", [1e-4, 1e-3, -2])
+@pytest.mark.parametrize("fault", [1e-3, -2])
 def test_the_comparison_can_fail(fault: float) -> None:
     net = Net(4)
     model = net.model(net.conv_bn("x", 4, 4, 3))

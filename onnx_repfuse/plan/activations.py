@@ -3,9 +3,9 @@
     c * Clip(p*x + q, 0, m)  =  HardSigmoid(x; alpha = c*p, beta = c*q)               if c*m = 1
     z * Clip(p*x + q, 0, m) * c  =  z * HardSigmoid(x; alpha = c*p, beta = c*q)       likewise
 
-With p = 1, q = 3, m = 6, c = 1/6 and z = x that is HardSwish. ONNX Runtime computes it in one pass instead of three and
-keeps its blocked layout around it. HardSigmoid(x) = max(0, min(1, alpha*x + beta)) (ONNX spec). float32 only: that is
-what runtimes have it for.
+With p = 1, q = 3, m = 6, c = 1/6 and z = x that is HardSwish, an operator of its own from opset 14. ONNX Runtime
+computes it in one pass instead of three and keeps its blocked layout around it. HardSigmoid(x) is
+max(0, min(1, alpha*x + beta)) (ONNX spec). float32 only: that is what runtimes have it for.
 """
 
 from __future__ import annotations
@@ -67,6 +67,12 @@ def _hard_sigmoid(scope: Scope, clip: gs.Node) -> Activation | None:
     attrs = {"alpha": p * factor, "beta": q * factor}
     if not all(np.isfinite(np.float32(value)) for value in attrs.values()) or attrs["alpha"] == 0:
         return None
+    if scope.opset >= 14 and _is_hard_swish(attrs):
+        product = last if other == source else _product(scope, root, source)
+        if product is not None and (other is None or product is last):
+            absorbed += [] if product is last else [product]
+            root = product.outputs[0].name
+            return Activation(root, product, absorbed, [_node(scope, "HardSwish", [source], root, {})])
     gate = root if other is None else scope.fresh(f"{root}_gate")
     created = [_node(scope, "HardSigmoid", [source], gate, attrs)]
     if other is not None:
@@ -75,6 +81,18 @@ def _hard_sigmoid(scope: Scope, clip: gs.Node) -> Activation | None:
         if root in scope.assumed:
             scope.assumed[gate] = scope.assumed[root]
     return Activation(root, last, absorbed, created)
+
+
+def _product(scope: Scope, gate: str, source: str) -> gs.Node | None:
+    """The node that multiplies `source` with its gate, if that alone reads the gate."""
+    reader = scope.readers[gate][0] if scope.is_private(gate) else None
+    if reader is None or reader.op != "Mul" or {t.name for t in reader.inputs} != {gate, source}:
+        return None
+    return reader
+
+
+def _is_hard_swish(attrs: dict[str, float]) -> bool:
+    return abs(attrs["alpha"] * 6 - 1) <= ULP and abs(attrs["beta"] * 2 - 1) <= ULP
 
 
 def _node(scope: Scope, op: str, inputs: list[str], output: str, attrs: dict[str, float]) -> gs.Node:

@@ -26,7 +26,7 @@ from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import Context, Lifted, Operand
 from onnx_repfuse.graph.views import View
-from onnx_repfuse.plan.candidates import Candidate, Entry, Option, Tile, combinations, free, prune
+from onnx_repfuse.plan.candidates import Candidate, Entry, Option, combinations, free, prune
 from onnx_repfuse.plan.commuting import restoring, under_view
 from onnx_repfuse.plan.cost import CostModel
 from onnx_repfuse.plan.groups import only_readers
@@ -298,92 +298,6 @@ class Cover:
             all(not (str(s) in self.entries and self.is_private(str(s))) for s in form.sources),
             convolution or below,
         )
-
-    def tiles(self) -> list[Tile]:
-        """The forms chosen, from the tensors that must exist downwards."""
-        result: list[Tile] = []
-        seen: set[str] = set()
-        swallowed: set[str] = set()
-        for name, lifted in self.lifts.items():
-            if name not in self.entries or (self.is_private(name) and self._read_by_lifted(name)):
-                continue
-            if name in self.exposed:
-                continue  # nobody reads it any more
-            pending = [name]
-            while pending:
-                root = pending.pop()
-                entry = self.entries.get(root)
-                if entry is None or root in seen:
-                    continue
-                seen.add(root)
-                lifted = self.lifts[root]
-                if entry.choice is None or entry.written is None:
-                    pending.extend(o.name for o in lifted.operands if self.is_private(o.name))
-                    continue
-                swallowed.add(entry.choice.swallowed)
-                sources = {str(s) for s in entry.choice.form.sources}
-                absorbed, groups, before = self._between(root, sources, entry.choice.swallowed)
-                pending.extend(s for s in sources if self.is_private(s))
-                kept = sum(
-                    self.entries[n].own.cost for t in absorbed if (n := t.outputs[0].name) in self.entries
-                )
-                result.append(
-                    Tile(
-                        root,
-                        lifted,
-                        entry.choice.form,
-                        entry.written,
-                        absorbed,
-                        groups,
-                        entry.choice.roles,
-                        kept - entry.written.cost,
-                        before,
-                        entry.written.macs,
-                    )
-                )
-        return [tile for tile in result if tile.root not in swallowed]
-
-    def _read_by_lifted(self, name: str) -> bool:
-        return any(
-            t.name in self.entries and any(o.name == name for o in self.lifts[t.name].operands)
-            for t in self.reader(name).outputs
-        )
-
-    def _between(
-        self, root: str, sources: set[str], swallowed: str
-    ) -> tuple[tuple[gs.Node, ...], tuple[Lifted, ...], int]:
-        """The nodes from `root` down to `sources`, the groups among them, and their multiply-adds.
-
-        A form may need less than the nodes read, channels that are sliced away again: what others read stays.
-        """
-        nodes: list[gs.Node] = []
-        groups: list[Lifted] = []
-        macs, pending = 0, [root]
-        seen: set[str] = set()
-        while pending:
-            name = pending.pop()
-            if name in seen:
-                continue
-            seen.add(name)
-            lifted = self.lifts[name]
-            nodes.extend((*lifted.also, lifted.node))
-            groups.extend([lifted] if lifted.also else [])
-            macs += self.entries[name].own.macs
-            pending.extend(
-                o.name
-                for o in lifted.operands
-                if o.name not in sources
-                and (
-                    o.name == swallowed
-                    or o.name in self.exposed
-                    or (o.name in self.lifts and self.is_private(o.name))
-                )
-            )
-        return tuple(sorted(nodes, key=lambda n: self._position[id(n)])), tuple(groups), macs
-
-    @cached_property
-    def _position(self) -> dict[int, int]:
-        return {id(node): i for i, node in enumerate(self.context.scope.nodes)}
 
     @cached_property
     def roots(self) -> dict[str, str]:

@@ -26,6 +26,7 @@ from onnx_repfuse.plan.cover import Cover
 from onnx_repfuse.plan.idioms import protected
 from onnx_repfuse.plan.joint import expose
 from onnx_repfuse.plan.refusals import refusals
+from onnx_repfuse.plan.tiling import tiles
 from onnx_repfuse.report.record import Kind, Refusal
 
 __all__ = ["Made", "Planned", "cover_scope", "originals", "plan_scope"]
@@ -102,17 +103,17 @@ def plan_scope(scope: Scope, options: Options, banned: frozenset[str] = frozense
     previous: Round | None = None
     for _ in range(ROUNDS):
         current = _round(scope, options, banned, previous)
-        tiles = current.cover.tiles()
-        wide = frozenset(tile.root for tile in tiles if _is_wide(scope, tile, owners))
+        found = tiles(current.cover)
+        wide = frozenset(tile.root for tile in found if _is_wide(scope, tile, owners))
         if wide:
             banned |= wide
             previous = None
             continue
-        if not tiles:
-            declined = [(node, found) for node, found, _ in current.lifted if isinstance(found, Declined)]
+        if not found:
+            declined = [(node, one) for node, one, _ in current.lifted if isinstance(one, Declined)]
             result.refusals = refusals(scope, current.cover, declined)
             return result
-        _apply(scope, current.cover, tiles, result, owners, order)
+        _apply(scope, current.cover, found, result, owners, order)
         drop_dead(scope, alive | set(owners))
         previous = current
     result.notes.append(f"planning stopped after {ROUNDS} rounds; please report this model")
