@@ -106,8 +106,7 @@ def test_block_of_every_rank(block: Callable[[Net, int], str], rank: int) -> Non
     check(net.model(net.op("Relu", block(net, rank))), {"Conv": 1, "Relu": 1}, largest=4 if rank < 3 else 3)
 
 
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("group", [1, 2, 4])
+@pytest.mark.parametrize(("rank", "group"), [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (2, 4), (3, 2)])
 def test_conv_transpose_of_every_rank(rank: int, group: int) -> None:
     net = net_of(rank)
     shape = {"strides": [2] * rank, "pads": [1] * (2 * rank), "output_padding": [1] * rank}

@@ -14,7 +14,7 @@ from onnx_repfuse.verify.bisect import culprits
 from onnx_repfuse.verify.feeds import FeedSpec
 from onnx_repfuse.verify.probes import FoldCase, probe
 from onnx_repfuse.verify.stimuli import stimuli
-from onnx_repfuse.verify.taps import tap
+from onnx_repfuse.verify.taps import judge, tap
 from onnx_repfuse.verify.verdict import Status
 
 F = TensorProto.FLOAT
@@ -288,3 +288,28 @@ def test_bisection_finds_every_culprit(bad: set[int]) -> None:
 
 def test_bisection_gives_up() -> None:
     assert culprits(range(100), lambda kept: False, limit=3)[-1] == 99
+
+
+@pytest.mark.parametrize("scale", [1.5, 1.6])
+def test_taps_take_the_rank_they_see(scale: float) -> None:
+    """A product on the last axis of a tensor whose rank the file does not prove."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((4, 3)).astype(np.float32)
+
+    def model(nodes: list[onnx.NodeProto], **tensors: Any) -> onnx.ModelProto:
+        value = helper.make_tensor_value_info
+        graph = helper.make_graph(
+            nodes,
+            "fold",
+            [value("x", TensorProto.FLOAT, ["batch", 4])],
+            [value("y", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(np.asarray(v, np.float32), n) for n, v in tensors.items()],
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    product = helper.make_node("MatMul", ["x", "w"], ["t"])
+    before = model([product, helper.make_node("Mul", ["t", "s"], ["y"])], w=weight, s=1.5)
+    after = model([helper.make_node("MatMul", ["x", "w"], ["y"])], w=weight * scale)
+    x = rng.standard_normal((2, 5, 4)).astype(np.float32)
+    verdict = judge(FoldCase("y", before, after), {"x": x, "y": (x @ weight) * np.float32(1.5)})
+    assert verdict.status is (Status.PASSED if scale == 1.5 else Status.FAILED)

@@ -8,9 +8,11 @@ reach.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx
 
 from onnx_repfuse.verify.activations import MEMORY, Seen, activations
 from onnx_repfuse.verify.cases import FoldCase, reach
@@ -78,6 +80,7 @@ def judge(case: FoldCase, seen: Seen, threads: int = 1) -> FoldVerdict:
     root = np.asarray(seen[case.output])
     if not root.size or not any(np.any(value) for value in inputs.values()):
         return _unseen(case, "the activations it reads are all zero")
+    case = _of_seen_ranks(case, inputs)
     try:
         after = open_model(case.after, threads=threads)
         if after.judge == "reference" and case.weights * root.size > _REFERENCE_PRODUCTS * root.shape[1]:
@@ -102,6 +105,28 @@ def judge(case: FoldCase, seen: Seen, threads: int = 1) -> FoldVerdict:
             return _failed(case, f"its nodes do not run alone: {error}", after.judge)
     worst.see(gap, allowed, "on the model's own activations")
     return worst.verdict("tap")
+
+
+def _of_seen_ranks(case: FoldCase, inputs: Mapping[str, Array]) -> FoldCase:
+    """The case with the ranks that were seen, where it was declared with others: a product on the last axis takes
+    any, and the file need not prove one."""
+    other = {s.name: s for s in case.sources if len(s.dims) != np.ndim(inputs[s.name])}
+    if not other:
+        return case
+    models = []
+    for model in (case.before, case.after):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        for value in copy.graph.input:
+            source = other.get(value.name)
+            if source is not None:
+                rank, channels = np.ndim(inputs[value.name]), source.dims[source.channel]
+                last = channels if source.channel == len(source.dims) - 1 else None
+                dims = [*(f"d{axis}" for axis in range(rank - 1)), last or "channels"]
+                kind = value.type.tensor_type.elem_type
+                value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, dims))
+        models.append(copy)
+    return replace(case, before=models[0], after=models[1])
 
 
 def _allowed(case: FoldCase, inputs: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
