@@ -83,3 +83,13 @@ def test_a_stack_of_a_part_of_unknown_size_is_not_rewritten_as_itself() -> None:
     branch = net.conv("x", 4, 2, 5)
     total = net.op("Sum", unknown, "x")
     check(net.model(net.op("Concat", branch, total, axis=1)), None)
+
+
+def test_a_tensor_read_along_two_axes_has_two_numbers_of_channels() -> None:
+    net = Net(shape=(2, 3, 4, 6))
+    both = net.conv("x", 3, 3, 3)
+    last = net.op("Sigmoid", net.op("MatMul", both, net.random(6, 2)))
+    pooled = net.op("Flatten", net.op("GlobalAveragePool", net.conv(both, 3, 4, 1)))
+    head = net.op("Gemm", net.bn(pooled, 4), net.random(4, 3), net.random(3))
+    ops = {"Conv": 1, "MatMul": 1, "Sigmoid": 1, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1}
+    check(net.model(last, head), ops)

@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.constants import Const
 from onnx_repfuse.graph.scope import Scope, Shape
 
-__all__ = ["FREE", "VIEWS", "View", "after", "is_identity"]
+__all__ = ["FREE", "VIEWS", "Layout", "View", "after", "is_identity", "restored"]
 
 FREE = frozenset(("Flatten", "Reshape", "Squeeze", "Unsqueeze"))  # these keep the order of elements
 VIEWS = FREE | frozenset(("GlobalAveragePool", "ReduceMean", "Resize", "Upsample", "Transpose"))

@@ -25,7 +25,7 @@ from onnx_repfuse.algebra.form import Form, apply, identity, scale_out
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import Context, Lifted, Operand
-from onnx_repfuse.graph.views import View
+from onnx_repfuse.graph.views import Layout, View
 from onnx_repfuse.plan.candidates import Candidate, Entry, Option, combinations, free, prune
 from onnx_repfuse.plan.commuting import restoring, under_view
 from onnx_repfuse.plan.cost import CostModel
@@ -52,7 +52,7 @@ class Cover:
     entries: dict[str, Entry] = field(default_factory=dict)
     inexact: dict[str, list[tuple[Inexact, str]]] = field(default_factory=dict)
     exposed: dict[str, Form] = field(default_factory=dict)
-    channels: dict[str, int] = field(default_factory=dict)
+    channels: dict[tuple[str, Layout], int] = field(default_factory=dict)
     shifted: dict[int, tuple[Form, Form | None]] = field(default_factory=dict)
     shared: Counter[str] = field(default_factory=Counter)
     gates: dict[str, Lifted] = field(init=False)
@@ -119,12 +119,21 @@ class Cover:
         if found:
             return found
         lifted, frame = self.lifts.get(str(name)), self.context.frame(str(name))
-        known = lifted.channels if lifted else frame.channels if frame else self.channels.get(str(name), 1)
+        known = lifted.channels if lifted else frame.channels if frame else self._any_channels(str(name))
         return nearest_positions(self.lifts, self.context.scope.elements, str(name)) * known
 
     def size(self, name: Hashable, rank: int) -> tuple[int, ...] | None:
         """Proved positions per axis of a source."""
         return self.context.size(name.view.output if isinstance(name, Viewed) else str(name), rank)
+
+    def _channels(self, source: Hashable, layout: Layout) -> int:
+        """Channels of a source in a layout: one tensor may be read along two axes."""
+        if isinstance(source, Viewed):
+            return self._channels(source.inner, source.view.before)
+        return self.channels[str(source), layout]
+
+    def _any_channels(self, name: str) -> int:
+        return next((count for (one, _), count in self.channels.items() if one == name), 1)
 
     def _matrix(self, source: Hashable) -> bool:
         return (source.view.dims if isinstance(source, Viewed) else self.context.rank(str(source))) == 2
@@ -139,7 +148,7 @@ class Cover:
             form,
             self.model,
             elements=self.elements,
-            channels=lambda source: self.channels[str(source)],
+            channels=self._channels,
             out_elements=size,
             norm=norm,
             matrix=self._matrix,
@@ -168,12 +177,12 @@ class Cover:
         """`scale_out`, the same object for the same form: what two branches shift alike is shifted once."""
         if id(form) not in self.shifted:
             found = scale_out(form)
-            whole = found is not None and self.channels[str(found.sources[0])] == form.channels
+            whole = found is not None and self._channels(str(found.sources[0]), form.layout) == form.channels
             self.shifted[id(form)] = (form, found if whole else None)
         return self.shifted[id(form)][1]
 
     def _plain_options(self, operand: Operand) -> list[Option]:
-        self.channels[operand.name] = operand.channels
+        self.channels[operand.name, operand.layout] = operand.channels
         itself = identity(operand.name, operand.channels, operand.layout)
         entry = self.entries.get(operand.name)
         exposed = self.exposed.get(operand.name)

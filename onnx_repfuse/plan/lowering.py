@@ -69,7 +69,7 @@ def lower(
     model: CostModel,
     *,
     elements: Callable[[Hashable], int],
-    channels: Callable[[Hashable], int],
+    channels: Callable[[Hashable, tuple[int, int]], int],
     out_elements: int,
     norm: bool,
     matrix: Callable[[Hashable], bool],
@@ -78,7 +78,7 @@ def lower(
     """Write a form, views first or last, whichever is cheaper.
 
     Args:
-        elements, channels: of a source.
+        elements, channels: of a source; its channels in a layout.
         out_elements: of the result.
         norm: whether BatchNormalization may be written.
         matrix: whether a source is known to be two-dimensional, so that Gemm can take the bias.
@@ -118,7 +118,7 @@ def _straight(
     form: Form,
     model: CostModel,
     elements: Callable[[Hashable], int],
-    channels: Callable[[Hashable], int],
+    channels: Callable[[Hashable, tuple[int, int]], int],
     out_elements: int,
     norm: bool,
     matrix: Callable[[Hashable], bool],
@@ -187,7 +187,7 @@ def _stack_alike(first: Term, second: Term) -> bool:
 class _Writer:
     model: CostModel
     elements: Callable[[Hashable], int]
-    channels: Callable[[Hashable], int]
+    channels: Callable[[Hashable, tuple[int, int]], int]
     out_elements: int
     out_channels: int
     layout: tuple[int, int]
@@ -258,7 +258,7 @@ class _Writer:
 
     def read(self, term: Term) -> tuple[Hashable, int]:
         """The channels a term reads, sliced if they are not all there are; and their elements."""
-        total, wanted = self.channels(term.source), term.kernel.geometry.c_in
+        total, wanted = self.channels(term.source, self.layout), term.kernel.geometry.c_in
         elements = self.elements(term.source)
         source = self.source(term.source)
         if wanted == total:
@@ -271,14 +271,14 @@ class _Writer:
         """Whether its views can be written for its channels."""
         if not isinstance(source, Viewed):
             return True
-        return source.view.fits(self.channels(source)) and self.can_read(source.inner)
+        return source.view.fits(self.channels(source, self.layout)) and self.can_read(source.inner)
 
     def source(self, source: Hashable) -> Hashable:
         """A tensor, or the step that shifts or views one; every such step is written once."""
         if not isinstance(source, Shifted | Viewed):
             return source
         if source not in self.made:
-            size, channels = self.elements(source), self.channels(source)
+            size, channels = self.elements(source), self.channels(source, self.layout)
             if isinstance(source, Shifted):
                 step = Step("Shift", (source.name,), channels, bias=Bias(source.shift), like=source.name)
                 self.made[source] = self.add(step, self.model.elementwise(2 * size))
