@@ -28,10 +28,7 @@ class Reason(str, Enum):
     QUANTIZED = "quantized"
     NON_FINITE = "non-finite"
     OVERFLOW = "overflow"
-    UNDERFLOW = "underflow"
-    DTYPE = "dtype"
     IDIOM = "idiom"
-    USER = "user"
     VERIFICATION = "verification"
     UNSUPPORTED = "unsupported"
 
@@ -59,10 +56,7 @@ _PROSE = {
     Reason.QUANTIZED: "its weights or activations are quantized: fuse before you quantize",
     Reason.NON_FINITE: "its parameters contain NaN or infinity",
     Reason.OVERFLOW: "the folded weights would overflow the model's data type",
-    Reason.UNDERFLOW: "the folded weights would vanish or lose their precision in the model's data type",
-    Reason.DTYPE: "its operands differ in data type",
     Reason.IDIOM: "it belongs to an activation or normalization that runtimes fuse as a whole",
-    Reason.USER: "the options ask for it to be kept",
     Reason.VERIFICATION: "the fold did not pass verification and was undone",
     Reason.UNSUPPORTED: "this form of the operator is not handled",
 }

@@ -37,3 +37,10 @@ def test_no_more_than_the_author_leaves(path: Path) -> None:
     if result.report.folds:
         assert result.report.verification is not None
         assert result.report.verification.status.value == "passed"
+
+
+def test_what_has_nothing_to_fuse_counts_as_verified() -> None:
+    result = fuse(FOLDER / "repvgg.deploy.onnx")
+    assert not result.report.folds
+    assert result.report.verification
+    assert result.report.verification.unchanged

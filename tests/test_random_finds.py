@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper
 
+from onnx_repfuse.errors import Inexact
+from onnx_repfuse.graph.constants import Const
+from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.reasons import Reason
 from tests.build import Net, check
 
@@ -93,3 +96,18 @@ def test_a_tensor_read_along_two_axes_has_two_numbers_of_channels() -> None:
     head = net.op("Gemm", net.bn(pooled, 4), net.random(4, 3), net.random(3))
     ops = {"Conv": 1, "MatMul": 1, "Sigmoid": 1, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1}
     check(net.model(last, head), ops)
+
+
+def test_a_scalar_that_cannot_be_held_is_no_scalar() -> None:
+    """An overflow that an earlier round made: who looks for activations and idioms must not stumble over it."""
+
+    def overflowing() -> np.ndarray:
+        raise Inexact(Reason.OVERFLOW)
+
+    consts = {
+        "bad": Const((), TensorProto.FLOAT, overflowing),
+        "good": Const((1,), TensorProto.FLOAT, lambda: np.array([2.5], np.float32)),
+        "long": Const((2,), TensorProto.FLOAT, lambda: np.zeros(2, np.float32)),
+    }
+    scope = Scope((), "", 17, [], {}, {}, consts, set(), set(), set())
+    assert [scope.scalar(name) for name in ("bad", "good", "long", "none")] == [None, 2.5, None, None]

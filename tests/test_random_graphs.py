@@ -43,7 +43,7 @@ def test_random_graphs_with_their_proof() -> None:
     folds_and_proof()
 
 
-@pytest.mark.parametrize("fault", [1e-3, -2])
+@pytest.mark.parametrize("fault", [1e-4, 1e-3, -2])
 def test_the_comparison_can_fail(fault: float) -> None:
     net = Net(4)
     model = net.model(net.conv_bn("x", 4, 4, 3))
@@ -51,7 +51,7 @@ def test_the_comparison_can_fail(fault: float) -> None:
     assert compare(model, model, feeds) == 1
     other = type(model).FromString(model.SerializeToString())
     weight = np.frombuffer(other.graph.initializer[0].raw_data, np.float32).copy()
-    weight[3] *= 1 + fault
+    weight[2] *= 1 + fault  # of ordinary size: a fault of a weight near zero drowns in rounding
     other.graph.initializer[0].raw_data = weight.tobytes()
     with pytest.raises(AssertionError, match="deviations"):
         compare(model, other, feeds)

@@ -66,7 +66,7 @@ def test_failure_says_what_would_have_passed():
 def test_gate_identical_unverified_and_error():
     assert "2 Add remain" in text(replace(outcome(), exit_code=4, gates=(Gate("Add", 2),)))
     base = outcome(folds=0)
-    identical = replace(base, report=replace(base.report, verification=Verification()))
+    identical = replace(base, report=replace(base.report, verification=Verification(unchanged=True)))
     assert "byte for byte" in text(identical)
     assert "Not verified" in text(replace(base, report=replace(base.report, verification=None)))
     assert "cannot" in text([Outcome("fuse", "net.onnx", exit_code=1, error="cannot be read")], many=True)

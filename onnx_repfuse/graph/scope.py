@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.constants import Const
 from onnx_repfuse.graph.save import ScopeKey
 
@@ -91,6 +93,16 @@ class Scope:
     def const(self, name: str) -> Const | None:
         """The constant of that name, unless a caller may override it."""
         return None if name in self.overridable else self.constants.get(name)
+
+    def scalar(self, name: str) -> float | None:
+        """The value of a constant of one element; None if it is none, or cannot be held in its data type."""
+        const = self.const(name)
+        if const is None or const.size != 1:
+            return None
+        try:
+            return float(np.asarray(const.read()).astype(np.float64).ravel()[0])
+        except Inexact:
+            return None
 
     def shape(self, name: str) -> Shape | None:
         """The proved shape; None if not even the rank is known."""

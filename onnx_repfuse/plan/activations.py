@@ -108,13 +108,10 @@ def _node(scope: Scope, op: str, inputs: list[str], output: str, attrs: dict[str
 def _limits(scope: Scope, clip: gs.Node) -> tuple[float, float] | None:
     if scope.opset < 11:
         return float(clip.attrs.get("min", -np.inf)), float(clip.attrs.get("max", np.inf))
-    values = []
-    for number in (1, 2):
-        const = scope.const(clip.inputs[number].name) if len(clip.inputs) > number else None
-        if const is None or const.size != 1:
-            return None
-        values.append(float(np.asarray(const.read()).astype(np.float64).ravel()[0]))
-    return values[0], values[1]
+    if len(clip.inputs) < 3:
+        return None
+    least, most = (scope.scalar(tensor.name) for tensor in clip.inputs[1:3])
+    return None if least is None or most is None else (least, most)
 
 
 def _scalar(scope: Scope, node: gs.Node) -> tuple[str, float, float] | None:
@@ -128,10 +125,10 @@ def _scalar(scope: Scope, node: gs.Node) -> tuple[str, float, float] | None:
     consts = [scope.const(tensor.name) for tensor in node.inputs]
     place = 0 if consts[0] is not None else 1
     const, name = consts[place], node.inputs[1 - place].name
-    if const is None or scope.const(name) is not None or const.size != 1 or len(const.shape) > 1:
+    if const is None or scope.const(name) is not None or len(const.shape) > 1:
         return None
-    value = float(np.asarray(const.read()).astype(np.float64).ravel()[0])
-    if not np.isfinite(value):
+    value = scope.scalar(node.inputs[place].name)
+    if value is None or not np.isfinite(value):
         return None
     if node.op == "Add":
         return name, 1.0, value

@@ -30,7 +30,7 @@ from onnx_repfuse.plan.candidates import Candidate, Entry, Option, combinations,
 from onnx_repfuse.plan.commuting import restoring, under_view
 from onnx_repfuse.plan.cost import CostModel
 from onnx_repfuse.plan.groups import only_readers
-from onnx_repfuse.plan.lowering import Step, Written, lower, viewed_last
+from onnx_repfuse.plan.lowering import Step, Surroundings, Written, lower, viewed_last
 from onnx_repfuse.plan.price import Price, keep, nearest_positions
 from onnx_repfuse.plan.sources import Viewed, seen_through, view_cost
 from onnx_repfuse.report.record import Kind
@@ -135,6 +135,10 @@ class Cover:
     def _any_channels(self, name: str) -> int:
         return next((count for (one, _), count in self.channels.items() if one == name), 1)
 
+    @cached_property
+    def _around(self) -> Surroundings:
+        return Surroundings(self.model, self.elements, self._channels, self._matrix)
+
     def _matrix(self, source: Hashable) -> bool:
         return (source.view.dims if isinstance(source, Viewed) else self.context.rank(str(source))) == 2
 
@@ -146,12 +150,9 @@ class Cover:
         )
         written = lower(
             form,
-            self.model,
-            elements=self.elements,
-            channels=self._channels,
+            self._around,
             out_elements=size,
             norm=norm,
-            matrix=self._matrix,
             like="" if view is None else view.operand,
         )
         if written is not None and view is not None:

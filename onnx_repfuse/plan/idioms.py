@@ -6,7 +6,6 @@ the runtime. LayerNorm is written `(x - mean) / sqrt(var + eps) * gamma + beta`;
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.scope import Scope
@@ -27,11 +26,8 @@ def protected(scope: Scope) -> frozenset[int]:
 
 def _scalar(scope: Scope, node: gs.Node) -> float | None:
     """The constant beside a tensor, if it is one number."""
-    for tensor in node.inputs:
-        const = scope.const(tensor.name) if tensor.name else None
-        if const is not None and const.size == 1:
-            return float(np.asarray(const.read()).astype(np.float64).ravel()[0])
-    return None
+    values = (scope.scalar(tensor.name) for tensor in node.inputs if tensor.name)
+    return next((value for value in values if value is not None), None)
 
 
 def _readers(scope: Scope, node: gs.Node) -> list[gs.Node]:

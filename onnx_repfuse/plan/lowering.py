@@ -17,7 +17,7 @@ from onnx_repfuse.graph.views import View
 from onnx_repfuse.plan.cost import CostModel, multiply_adds
 from onnx_repfuse.plan.sources import Viewed, common_view, view_cost
 
-__all__ = ["Step", "Written", "lower", "viewed_last"]
+__all__ = ["Step", "Surroundings", "Written", "lower", "viewed_last"]
 
 
 @dataclass(eq=False)
@@ -64,46 +64,44 @@ class Written:
         return len(self.steps), axes.count(1), axes.count(-1)
 
 
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """What forms are written among.
+
+    Attributes:
+        model: the prices.
+        elements, channels: of a source; its channels in a layout.
+        matrix: whether a source is known to be two-dimensional, so that Gemm can take the bias.
+    """
+
+    model: CostModel
+    elements: Callable[[Hashable], int]
+    channels: Callable[[Hashable, tuple[int, int]], int]
+    matrix: Callable[[Hashable], bool]
+
+
 def lower(
-    form: Form,
-    model: CostModel,
-    *,
-    elements: Callable[[Hashable], int],
-    channels: Callable[[Hashable, tuple[int, int]], int],
-    out_elements: int,
-    norm: bool,
-    matrix: Callable[[Hashable], bool],
-    like: str = "",
+    form: Form, around: Surroundings, *, out_elements: int, norm: bool, like: str = ""
 ) -> Written | None:
     """Write a form, views first or last, whichever is cheaper.
 
     Args:
-        elements, channels: of a source; its channels in a layout.
         out_elements: of the result.
         norm: whether BatchNormalization may be written.
-        matrix: whether a source is known to be two-dimensional, so that Gemm can take the bias.
         like: see `Step`.
     """
-    first = _straight(form, model, elements, channels, out_elements, norm, matrix, like)
+    first = _straight(form, around, out_elements, norm, like)
     viewed = common_view(form)
     if viewed is None:
         return first
     inner, view = viewed
-    wide, narrow = elements(view.operand), elements(view.output)
+    wide, narrow = around.elements(view.operand), around.elements(view.output)
     size = max(1, out_elements * wide // narrow)
-    before = lower(
-        inner,
-        model,
-        elements=elements,
-        channels=channels,
-        out_elements=size,
-        norm=norm,
-        matrix=matrix,
-        like=view.operand,
-    )
+    before = lower(inner, around, out_elements=size, norm=norm, like=view.operand)
     if before is None:
         return first
-    last = viewed_last(before, view, form.channels, view_cost(model, view, size, out_elements), like)
+    cost = view_cost(around.model, view, size, out_elements)
+    last = viewed_last(before, view, form.channels, cost, like)
     return last if first is None or last.cost < first.cost else first
 
 
@@ -114,16 +112,7 @@ def viewed_last(written: Written, view: View, channels: int, cost: int, like: st
     return Written((*written.steps, step), len(written.steps), written.cost + cost, written.macs)
 
 
-def _straight(
-    form: Form,
-    model: CostModel,
-    elements: Callable[[Hashable], int],
-    channels: Callable[[Hashable, tuple[int, int]], int],
-    out_elements: int,
-    norm: bool,
-    matrix: Callable[[Hashable], bool],
-    like: str,
-) -> Written | None:
+def _straight(form: Form, around: Surroundings, out_elements: int, norm: bool, like: str) -> Written | None:
     """Views first."""
     if not form.terms:
         return None
@@ -136,7 +125,7 @@ def _straight(
         return None
     if any(a[1] != b[0] for a, b in pairwise(order)):
         return None
-    writer = _Writer(model, elements, channels, out_elements, form.channels, form.layout, like, norm, matrix)
+    writer = _Writer(around, out_elements, form.channels, form.layout, like, norm)
     if not all(writer.can_read(source) for source in form.sources):
         return None
     parts = [
@@ -145,7 +134,9 @@ def _straight(
     ]
     if len(parts) > 1:
         parts = [
-            writer.add(Step("Concat", tuple(parts), form.channels), model.elementwise(2 * out_elements, 0))
+            writer.add(
+                Step("Concat", tuple(parts), form.channels), around.model.elementwise(2 * out_elements, 0)
+            )
         ]
     return Written(tuple(writer.steps), parts[0], writer.cost, writer.macs)
 
@@ -185,15 +176,12 @@ def _stack_alike(first: Term, second: Term) -> bool:
 
 @dataclass(eq=False)
 class _Writer:
-    model: CostModel
-    elements: Callable[[Hashable], int]
-    channels: Callable[[Hashable, tuple[int, int]], int]
+    around: Surroundings
     out_elements: int
     out_channels: int
     layout: tuple[int, int]
     like: str
     norm: bool
-    matrix: Callable[[Hashable], bool]
 
     def __post_init__(self) -> None:
         self.made: dict[Hashable, Hashable] = {}
@@ -224,20 +212,20 @@ class _Writer:
                 refs.append(source)
             elif isinstance(kernel, Vector) and pending is not None and self.normalizes(terms):
                 step = Step("Norm", (source,), channels, kernel, pending)
-                refs.append(self.add(step, self.model.elementwise(moved + size, 2)))
+                refs.append(self.add(step, self.around.model.elementwise(moved + size, 2)))
                 pending = None
             elif isinstance(kernel, Vector):
                 step = Step("Mul", (source,), channels, kernel)
-                refs.append(self.add(step, self.model.elementwise(moved + size)))
+                refs.append(self.add(step, self.around.model.elementwise(moved + size)))
             else:
                 refs.append(self.convolution(term, source, moved, size, pending))
                 pending = None if self.takes_bias(term) else pending
         result = refs[0]
         for ref in refs[1:]:
-            result = self.add(Step("Add", (result, ref), channels), self.model.elementwise(3 * size))
+            result = self.add(Step("Add", (result, ref), channels), self.around.model.elementwise(3 * size))
         if pending is not None:
             step = Step("Shift", (result,), channels, bias=pending)
-            result = self.add(step, self.model.elementwise(2 * size))
+            result = self.add(step, self.around.model.elementwise(2 * size))
         return result
 
     def normalizes(self, terms: list[Term]) -> bool:
@@ -245,7 +233,7 @@ class _Writer:
         return self.norm and len(terms) == 1 and self.takes_bias(terms[0])
 
     def takes_bias(self, term: Term) -> bool:
-        return term.kernel.geometry.channel_axis == 1 or self.matrix(term.source)
+        return term.kernel.geometry.channel_axis == 1 or self.around.matrix(term.source)
 
     def convolution(self, term: Term, source: Hashable, moved: int, size: int, pending: Bias | None) -> int:
         kernel = term.kernel
@@ -253,39 +241,39 @@ class _Writer:
         macs = multiply_adds(geometry, moved, size)
         self.macs += macs
         bias = pending if self.takes_bias(term) else None
-        step = Step("Conv", (source,), geometry.c_out, kernel, bias, matrix=self.matrix(term.source))
-        return self.add(step, self.model.convolution(geometry, macs, moved + size))
+        step = Step("Conv", (source,), geometry.c_out, kernel, bias, matrix=self.around.matrix(term.source))
+        return self.add(step, self.around.model.convolution(geometry, macs, moved + size))
 
     def read(self, term: Term) -> tuple[Hashable, int]:
         """The channels a term reads, sliced if they are not all there are; and their elements."""
-        total, wanted = self.channels(term.source, self.layout), term.kernel.geometry.c_in
-        elements = self.elements(term.source)
+        total, wanted = self.around.channels(term.source, self.layout), term.kernel.geometry.c_in
+        elements = self.around.elements(term.source)
         source = self.source(term.source)
         if wanted == total:
             return source, elements
         part = elements * wanted // total
         step = Step("Slice", (source,), wanted, lo=term.lo_in, like=_shape_of(term.source))
-        return self.add(step, self.model.elementwise(2 * part, 0)), part
+        return self.add(step, self.around.model.elementwise(2 * part, 0)), part
 
     def can_read(self, source: Hashable) -> bool:
         """Whether its views can be written for its channels."""
         if not isinstance(source, Viewed):
             return True
-        return source.view.fits(self.channels(source, self.layout)) and self.can_read(source.inner)
+        return source.view.fits(self.around.channels(source, self.layout)) and self.can_read(source.inner)
 
     def source(self, source: Hashable) -> Hashable:
         """A tensor, or the step that shifts or views one; every such step is written once."""
         if not isinstance(source, Shifted | Viewed):
             return source
         if source not in self.made:
-            size, channels = self.elements(source), self.channels(source, self.layout)
+            size, channels = self.around.elements(source), self.around.channels(source, self.layout)
             if isinstance(source, Shifted):
                 step = Step("Shift", (source.name,), channels, bias=Bias(source.shift), like=source.name)
-                self.made[source] = self.add(step, self.model.elementwise(2 * size))
+                self.made[source] = self.add(step, self.around.model.elementwise(2 * size))
             else:
                 view, inner = source.view, self.source(source.inner)
                 step = Step("View", (inner,), channels, layout=view.after, like=view.output, view=view)
-                cost = view_cost(self.model, view, self.elements(source.inner), size)
+                cost = view_cost(self.around.model, view, self.around.elements(source.inner), size)
                 self.made[source] = self.add(step, cost)
         return self.made[source]
 

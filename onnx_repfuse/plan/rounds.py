@@ -336,9 +336,8 @@ def _note(
         (*(g for m in earlier for g in m.groups), *tile.groups),
         alias,
     )
-    result.folds = [
-        made for made in result.folds if made not in earlier
-    ]  # two roots may share an earlier fold
+    if earlier:  # two roots may share an earlier fold
+        result.folds = [made for made in result.folds if made not in earlier]
     result.folds.append(fold)
     for node in created:
         owners[id(node)] = fold

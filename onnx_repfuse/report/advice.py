@@ -21,7 +21,7 @@ _ADVICE = {
     Reason.NON_FINITE: "NaN or infinity in the parameters is what training or conversion left behind; look at the "
     "nodes named above before anything else",
 }
-_LAST = (Reason.IDIOM, Reason.USER)  # known beforehand, or asked for
+_LAST = (Reason.IDIOM,)  # nothing to be done about
 
 
 def advice(report: Report) -> tuple[str, ...]:

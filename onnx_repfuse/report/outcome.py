@@ -84,9 +84,7 @@ class Outcome:
         found = self.verification
         if found is None:
             return "not verified"
-        if not found.outputs and not found.folds and self.report is not None and not self.report.folds:
-            return "identical"
-        return str(found.status)
+        return "identical" if found.unchanged else str(found.status)
 
     @property
     def counts(self) -> tuple[Counts, Counts] | None:

@@ -66,6 +66,7 @@ def _folder(folder: Path, inputs: Sequence[str]) -> dict[str, Any]:
 
 def _tensor(path: Path) -> Any:
     data = path.read_bytes()
+    reason = f"'{path.name}' is not a tensor"
     for kind, convert in (
         (onnx.TensorProto, onnx.numpy_helper.to_array),
         (onnx.SequenceProto, onnx.numpy_helper.to_list),
@@ -73,10 +74,8 @@ def _tensor(path: Path) -> Any:
         proto = kind()
         try:
             proto.ParseFromString(data)
-            if kind is onnx.TensorProto and not proto.data_type:
-                continue
-            return convert(proto)
-        except Exception as error:
+            if kind is onnx.SequenceProto or proto.data_type:
+                return convert(proto)
+        except Exception as error:  # protobuf's and numpy_helper's; said below, if the other kind fails, too
             reason = one_line(error)
-            continue
-    raise ValueError(f"'{path.name}' is not a tensor" if "reason" not in locals() else reason)
+    raise ValueError(reason)

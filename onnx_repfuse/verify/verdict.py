@@ -116,6 +116,7 @@ class Verification:
         shapes: the input shapes tried, one dict (name -> shape) each.
         notes: sentences about what was left out and why.
         runs: whole-model runs at the largest shape, (of the original, of the result).
+        unchanged: the result is the original, byte for byte: there was nothing to compare.
     """
 
     outputs: tuple[OutputVerdict, ...] = ()
@@ -125,10 +126,13 @@ class Verification:
     shapes: tuple[dict[str, tuple[int, ...]], ...] = ()
     notes: tuple[str, ...] = field(default=())
     runs: tuple[int, int] = (0, 0)
+    unchanged: bool = False
 
     @property
     def status(self) -> Status:
-        """FAILED if anything failed or no output was compared, PASSED if something was observed."""
+        """FAILED if anything failed or no output was compared, PASSED if something was observed or nothing changed."""
+        if self.unchanged:
+            return Status.PASSED
         found = {verdict.status for verdict in self.outputs} | {verdict.status for verdict in self.folds}
         if not self.outputs or Status.FAILED in found:
             return Status.FAILED
