@@ -129,7 +129,8 @@ def pool(b: Builder, x: int, op: str, k: int, s: int, p: int, include: int, ceil
     if op == "AveragePool":
         attrs["count_include_pad"] = include
     if b.net.opset >= 10:
-        attrs["ceil_mode"] = ceil
+        # ONNX and its runtime dispute the size where a last window may begin past the end.
+        attrs["ceil_mode"] = ceil if k >= s else 0
     b.op(op, name, **attrs)
 
 
