@@ -130,7 +130,7 @@ def pool(b: Builder, x: int, op: str, k: int, s: int, p: int, include: int, ceil
         attrs["count_include_pad"] = include
     if b.net.opset >= 10:
         # ONNX and its runtime dispute the size where a last window may begin past the end.
-        attrs["ceil_mode"] = ceil if k >= s else 0
+        attrs["ceil_mode"] = ceil if k >= s and attrs["pads"][0] == 0 else 0
     b.op(op, name, **attrs)
 
 

@@ -88,6 +88,33 @@ def test_a_stack_of_a_part_of_unknown_size_is_not_rewritten_as_itself() -> None:
     check(net.model(net.op("Concat", branch, total, axis=1)), None)
 
 
+def test_what_pools_over_the_columns_of_a_product_does_not_keep_them() -> None:
+    for op, attrs in (
+        ("GlobalAveragePool", {}),
+        ("AveragePool", {"kernel_shape": [1, 2], "strides": [1, 2]}),
+    ):
+        net = Net(shape=(2, 4, 5, 6))
+        pooled = net.op(op, net.op("MatMul", "x", net.random(6, 3)), **attrs)
+        check(net.model(net.op("Sum", pooled, pooled, pooled)), None)
+    net = Net(shape=(2, 4, 5, 6))
+    padded = net.op("Pad", net.op("MatMul", "x", net.random(6, 3)), net.const(np.array([0] * 7 + [2])))
+    check(net.model(net.op("Sum", padded, padded, padded)), None)
+
+
+def test_weights_have_the_type_of_what_they_replace_where_inference_gives_up() -> None:
+    net = Net(shape=("N", 3, "H", "W"), opset=18, dtype=np.dtype(np.float16))
+    branches = []
+    for op in ("Add", "Sub"):
+        inner = helper.make_tensor_value_info(f"inner_{op}", TensorProto.FLOAT16, None)
+        branches.append(helper.make_graph([helper.make_node(op, ["x", "x"], [inner.name])], op, [], [inner]))
+    unknown = net.op("If", net.const(np.array(True)), then_branch=branches[0], else_branch=branches[1])
+    scaled = net.conv(net.op("Mul", unknown, net.channel(3)), 3, 3, 3)
+    _, part = net.op("Split", scaled, net.const(np.array([1, 2])), outputs=2, axis=1)
+    model = net.model(net.op("Relu", net.bn(part, 2)), net.op("Sigmoid", part))
+    counted = {"If": 1, "Conv": 1, "Relu": 1, "Sigmoid": 1, "BatchNormalization": 1}
+    check(model, counted, tolerance=5e-3)  # ten roundings to eleven bits
+
+
 def test_a_tensor_read_along_two_axes_has_two_numbers_of_channels() -> None:
     net = Net(shape=(2, 3, 4, 6))
     both = net.conv("x", 3, 3, 3)

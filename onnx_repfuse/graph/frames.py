@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope
+from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope, Shape
 from onnx_repfuse.graph.views import VIEWS, after
 
 __all__ = ["FLOATS", "Frame", "frames", "rank_of"]
@@ -54,7 +54,7 @@ ELEMENTWISE = frozenset(
         "Dropout",
     )
 )
-CHANNEL_KEEPING = ELEMENTWISE | frozenset(
+OVER_SPACE = frozenset(  # channels stand on axis 1, by definition
     (
         "MaxPool",
         "AveragePool",
@@ -62,14 +62,13 @@ CHANNEL_KEEPING = ELEMENTWISE | frozenset(
         "GlobalAveragePool",
         "GlobalMaxPool",
         "GlobalLpPool",
-        "Pad",
-        "Resize",
-        "Upsample",
         "InstanceNormalization",
         "LRN",
         "BatchNormalization",
     )
 )
+RESIZING = frozenset(("Pad", "Resize", "Upsample"))  # any axis, that of the channels too
+CHANNEL_KEEPING = ELEMENTWISE | OVER_SPACE | RESIZING
 COMBINING = frozenset(("Add", "Sub", "Mul", "Div", "Sum", "Mean", "Max", "Min", "Pow"))
 
 
@@ -117,10 +116,41 @@ def _forward(scope: Scope, known: dict[str, Frame]) -> None:
         if not node.outputs or node.outputs[0].name in known or node.domain not in ONNX_DOMAINS:
             continue
         frame = _output_frame(scope, node, known)
-        if frame is not None:
+        if frame is not None and _agrees(frame, scope.shape(node.outputs[0].name)):
             known[node.outputs[0].name] = frame
             if node.op == "Split":
                 _split(scope, node, frame, known)
+
+
+def _agrees(frame: Frame, dims: Shape | None) -> bool:
+    """Whether what is proved of a tensor's shape allows a frame."""
+    if dims is None:
+        return True
+    if not dims or (frame.channel_axis == 1 and len(dims) != frame.rank + 2):
+        return False
+    return dims[frame.channel_axis] in (None, frame.channels)
+
+
+def _keeps(scope: Scope, node: gs.Node, frame: Frame) -> bool:
+    """Whether an operator that leaves channels alone leaves those of this frame alone."""
+    dims = scope.shape(node.outputs[0].name)
+    if node.op in OVER_SPACE and frame.channel_axis != 1:
+        return dims is not None and len(dims) == 2  # both axes are the same
+    if node.op in RESIZING:
+        return dims is not None and len(dims) > 1 and dims[frame.channel_axis] == frame.channels
+    return True
+
+
+def _combined(scope: Scope, known: dict[str, Frame], node: gs.Node, names: list[str]) -> Frame | None:
+    """The frame of operands that broadcast: theirs, if they agree and none can widen the channels."""
+    found = [known[n] for n in names if n in known]
+    if not found:
+        return None
+    widest = max(found, key=lambda frame: frame.channels)
+    if scope.shape(node.outputs[0].name) is not None:
+        return next((f for f in found if _agrees(f, scope.shape(node.outputs[0].name))), None)
+    sure = widest.channels > 1 or len(found) == len(names)
+    return widest if sure and all(f.layout == widest.layout for f in found) else None
 
 
 def _names(node: gs.Node) -> list[str]:
@@ -146,7 +176,7 @@ def _output_frame(scope: Scope, node: gs.Node, known: dict[str, Frame]) -> Frame
     if node.op in COMBINING:
         constant = [n for n in names if scope.const(n) is not None]
         varying = [n for n in names if scope.const(n) is None]
-        own = next((known[n] for n in varying if n in known), None)
+        own = _combined(scope, known, node, varying)
         if constant and len(varying) == 1:
             return _beside_constant(scope, varying[0], constant[0], own) or own
         return own
@@ -164,7 +194,7 @@ def _output_frame(scope: Scope, node: gs.Node, known: dict[str, Frame]) -> Frame
             axis, rank = found[0]
             return Frame(axis, rank, first.channels, first.data_type)
     if node.op in CHANNEL_KEEPING and first is not None:
-        return first
+        return first if _keeps(scope, node, first) else None
     if node.op in ("Slice", "Split", "ReduceMean") and first is not None:
         dims = scope.shape(node.outputs[0].name)
         if dims is None or (first.channel_axis == 1 and len(dims) != first.rank + 2):
@@ -242,7 +272,9 @@ def _demands(scope: Scope, node: gs.Node, known: dict[str, Frame]) -> list[tuple
         frame = Frame(axis, rank, scale[0], data_type)
         return [(name, frame), *((t.name, frame) for t in node.outputs[:1])]
     if node.op in CHANNEL_KEEPING and node.outputs and node.outputs[0].name in known:
-        return [(name, known[node.outputs[0].name])]
+        frame = known[node.outputs[0].name]
+        kept = _keeps(scope, node, frame) and _agrees(frame, scope.shape(name))
+        return [(name, frame)] if kept else []
     if node.op in COMBINING and node.outputs and node.outputs[0].name in known:
         frame = known[node.outputs[0].name]
         out = scope.shape(node.outputs[0].name)

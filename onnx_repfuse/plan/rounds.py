@@ -14,7 +14,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.emit import emit
-from onnx_repfuse.graph.frames import frames
+from onnx_repfuse.graph.frames import FLOATS, frames
 from onnx_repfuse.graph.lift import Context, Declined, Lifted, lift
 from onnx_repfuse.graph.rewrite import drop_dead, needed_nodes, put, rename
 from onnx_repfuse.graph.scope import Scope, node_name
@@ -277,9 +277,18 @@ def _take_over(scope: Scope, tile: Tile, owners: dict[int, Made]) -> gs.Node | N
 
 
 def _data_type(scope: Scope, context: Context, tile: Tile) -> int:
-    found = scope.data_type(tile.root)
-    frame = context.frame(tile.root)
-    return found or (frame.data_type if frame else 0) or 1
+    """That of the root or, where inference gave up (behind an If), of any tensor of the tile: they are all alike.
+
+    Parameters of a BatchNormalization come last, as they may be of another type than its data.
+    """
+    inputs = [t.name for n in tile.absorbed for t in n.inputs[: 1 if n.op == "BatchNormalization" else None]]
+    parameters = [t.name for n in tile.absorbed if n.op == "BatchNormalization" for t in n.inputs[1:]]
+    for name in (tile.root, *(t.name for n in tile.absorbed for t in n.outputs), *inputs, *parameters):
+        frame = context.frame(name)
+        found = scope.data_type(name) or (frame.data_type if frame else 0)
+        if found in FLOATS:
+            return found
+    return onnx.TensorProto.FLOAT
 
 
 def _type(scope: Scope, cover: Cover, tile: Tile, nodes: list[gs.Node]) -> None:
