@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_repfuse.collector import uncollected
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.graph.document import Document
 from onnx_repfuse.options import Options
@@ -121,7 +122,8 @@ def plan(model: Model, options: Options | None = None) -> Report:
     chosen = options or Options()
     with document_of(model) as document:
         name = str(model) if isinstance(model, str | os.PathLike) else ""
-        return describe(make_plan(document, chosen), name=name)
+        with uncollected():
+            return describe(make_plan(document, chosen), name=name)
 
 
 def verify(

@@ -17,7 +17,6 @@ from functools import cache, cached_property, lru_cache
 import numpy as np
 
 from onnx_repfuse.algebra import laws
-from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import (
     Array,
     Columns,
@@ -34,6 +33,8 @@ from onnx_repfuse.errors import Inexact
 from onnx_repfuse.reasons import Reason
 
 __all__ = [
+    "MAX_DEPTH",
+    "MAX_TERMS",
     "Bias",
     "Form",
     "Shifted",
@@ -104,6 +105,8 @@ class Bias:
         """The bias of channels lo..hi."""
         if lo == 0 and hi == len(self.known):
             return self
+        if isinstance(self.noise, float) and self.is_zero:
+            return Bias.zeros(hi - lo)
         noise = self.noise if isinstance(self.noise, float) else self.noise[lo:hi]
         return Bias(self.known[lo:hi], tuple(_sliced(part, lo, hi) for part in self.late), noise)
 
@@ -191,9 +194,7 @@ class Form:
 
 def identity(source: Hashable, channels: int, layout: tuple[int, int]) -> Form:
     """`t = source`."""
-    axis, rank = layout
-    kernel = Vector(Geometry.diagonal(channels, rank, axis), np.ones(channels))
-    return Form(channels, layout, (Term(source, kernel),), Bias.zeros(channels))
+    return Form(channels, layout, (Term(source, Vector.unit(channels, layout)),), Bias.zeros(channels))
 
 
 def scale_out(form: Form) -> Form | None:
@@ -260,42 +261,54 @@ def apply(
         raise Inexact(Reason.COST, "the expression is too long to be taken as a whole")
     for outer, operand in zip(terms, operands, strict=True):
         g = outer.kernel.geometry
-        lo, hi = outer.lo_in, outer.lo_in + g.c_in
-        inner_bias = operand.bias.channels(lo, hi)
+        inner_bias = operand.bias.channels(outer.lo_in, outer.lo_in + g.c_in)
         if border is not None:
             if inner_bias.late:
                 raise Inexact(Reason.BORDER, "the padding value is not known to equal the inner bias")
             inner_bias = inner_bias + Bias(-border.known, (), border.noise)
             bias = bias + border
-        if not inner_bias.vanishes and (g.transposed or max((*g.pads_begin, *g.pads_end, 0)) > 0):
+        if g.reads_padding and not inner_bias.vanishes:
             raise Inexact(Reason.BORDER, "" if border is None else "the padding value is not the inner bias")
         for inner in operand.terms:
             term = _compose_term(outer, inner, inner_bias.vanishes)
             if term is None:
                 continue
-            known = collected.get(term.key)
+            key = term.key
+            known = collected.get(key)
             if known is not None:
                 term = replace(known, kernel=add_kernels(known.kernel, term.kernel, size_of(term.source)))
-            collected[term.key] = term
-        bias = bias + inner_bias.through(outer.kernel).placed(outer.lo_out, channels)
+            collected[key] = term
+        if not inner_bias.is_zero:
+            bias = bias + inner_bias.through(outer.kernel).placed(outer.lo_out, channels)
     if len(collected) > MAX_TERMS or any(t.kernel.depth > MAX_DEPTH for t in collected.values()):
         raise Inexact(Reason.COST, "the expression is too long to be taken as a whole")
     return Form(channels, layout, tuple(collected.values()), bias)
 
 
 def _compose_term(outer: Term, inner: Term, zero_bias: bool) -> Term | None:
-    """`outer` after `inner`, over the channels both touch; None if there are none."""
+    """`outer` after `inner`, over the channels both touch; None if there are none.
+
+    `zero_bias`: the bias of what `outer` reads vanishes; it does wherever `outer` reads padding.
+    """
     g, f = outer.kernel, inner.kernel
-    lo = max(outer.lo_in, inner.lo_out)
-    hi = min(outer.lo_in + g.geometry.c_in, inner.lo_out + f.geometry.c_out)
+    begin_g, end_g = outer.lo_in, outer.lo_in + g.geometry.c_in
+    begin_f, end_f = inner.lo_out, inner.lo_out + f.geometry.c_out
+    lo, hi = max(begin_g, begin_f), min(end_g, end_f)
     if lo >= hi:
         return None
     lo_in, lo_out = inner.lo_in, outer.lo_out
-    if (lo, hi) != (inner.lo_out, inner.lo_out + f.geometry.c_out):
-        f, first = _rows(f, lo - inner.lo_out, hi - inner.lo_out)
+    if (
+        g.geometry.layout == f.geometry.layout
+    ):  # an identity on more than the other touches leaves it as it is
+        if lo == begin_g and hi == end_g and isinstance(f, Vector) and f.is_one:
+            return Term(inner.source, g, lo_in + lo - begin_f, lo_out)
+        if lo == begin_f and hi == end_f and isinstance(g, Vector) and g.is_one:
+            return Term(inner.source, f, lo_in, lo_out + lo - begin_g)
+    if lo != begin_f or hi != end_f:
+        f, first = _rows(f, lo - begin_f, hi - begin_f)
         lo_in += first
-    if (lo, hi) != (outer.lo_in, outer.lo_in + g.geometry.c_in):
-        g, first = _columns(g, lo - outer.lo_in, hi - outer.lo_in)
+    if lo != begin_g or hi != end_g:
+        g, first = _columns(g, lo - begin_g, hi - begin_g)
         lo_out += first
     return Term(inner.source, compose_kernels(g, f, zero_bias=zero_bias), lo_in, lo_out)
 

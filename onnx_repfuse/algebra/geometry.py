@@ -52,6 +52,7 @@ class Geometry:
     transposed: bool = False
 
     @classmethod
+    @lru_cache(maxsize=1 << 12)  # a network has few: all nodes of one geometry share what it knows of itself
     def conv(
         cls,
         c_in: int,
@@ -141,6 +142,16 @@ class Geometry:
         return self.c_out, self.c_in // self.groups, *self.kernel
 
     @cached_property
+    def weights(self) -> int:
+        """Number of weights: multiply-adds per output position (input position if transposed)."""
+        return prod(self.weight_shape)
+
+    @cached_property
+    def reads_padding(self) -> bool:
+        """It may read zeros beside its input, which a bias before it would not reach."""
+        return self.transposed or max((*self.pads_begin, *self.pads_end), default=0) > 0
+
+    @cached_property
     def is_pointwise(self) -> bool:
         """One tap at the position itself: commutes with everything that only moves positions."""
         ones, zeros = (1,) * self.rank, (0,) * self.rank
@@ -185,11 +196,15 @@ class Geometry:
 
     def macs(self, positions: int) -> int:
         """Multiply-adds for `positions` output positions (input positions if transposed), batch included."""
-        return self.c_out * (self.c_in // self.groups) * prod(self.kernel) * positions
+        return self.weights * positions
+
+    @cached_property
+    def _crops(self) -> bool:
+        return not self.transposed and min((*self.pads_begin, *self.pads_end), default=0) < 0
 
     def grown(self) -> Geometry:
         """The same operator with zero taps added until no pad is negative, as ONNX Conv asks."""
-        if self.transposed or (min(self.pads_begin, default=0) >= 0 and min(self.pads_end, default=0) >= 0):
+        if not self._crops:
             return self
         kernel, origin = list(self.kernel), list(self.origin)
         for axis, (begin, end) in enumerate(zip(self.pads_begin, self.pads_end, strict=True)):

@@ -8,8 +8,8 @@ temporaries bounded by one block. Rounding to the model's data type happens once
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any, Protocol
 
@@ -60,8 +60,8 @@ class Stored:
 
     geometry: Geometry
     read: Callable[[], NDArray[Any]]
-    depth: int = 0
-    size: int = 1
+    depth: int = field(default=0, init=False)
+    size: int = field(default=1, init=False)
 
     def rows(self, lo: int, hi: int) -> Array:
         return np.asarray(self.read()[lo:hi]).astype(np.float64)
@@ -73,8 +73,15 @@ class Vector:
 
     geometry: Geometry
     scale: Array
-    depth: int = 0
-    size: int = 1
+    depth: int = field(default=0, init=False)
+    size: int = field(default=1, init=False)
+
+    @classmethod
+    @lru_cache(maxsize=1024)
+    def unit(cls, channels: int, layout: tuple[int, int]) -> Vector:
+        """The identity on so many channels; `layout` is that of a `Form`."""
+        axis, rank = layout
+        return cls(Geometry.diagonal(channels, rank, axis), np.broadcast_to(1.0, channels))
 
     @cached_property
     def is_one(self) -> bool:

@@ -8,7 +8,6 @@ integers: a step is taken only if it lowers the total, so plans end.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Literal
 
 from onnx_repfuse.algebra.geometry import Geometry
@@ -61,8 +60,7 @@ class CostModel:
     def convolution(self, geometry: Geometry, macs: int, elements: int) -> int:
         """A Conv, ConvTranspose, MatMul or Gemm that moves `elements` in and out."""
         price: int = getattr(self, mac_price(geometry))
-        weights = geometry.c_out * (geometry.c_in // geometry.groups) * prod(geometry.kernel)
-        return macs * price + weights * self.weight + elements * self.conv_element + self.node
+        return macs * price + geometry.weights * self.weight + elements * self.conv_element + self.node
 
     def elementwise(self, elements: int, operations: int = 1) -> int:
         """A node that reads and writes `elements` in total, with `operations` per element."""

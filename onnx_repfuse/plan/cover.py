@@ -21,8 +21,7 @@ from functools import cached_property, reduce
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.algebra.form import Form, apply, identity, scale_out
-from onnx_repfuse.algebra.geometry import Geometry
+from onnx_repfuse.algebra.form import MAX_DEPTH, MAX_TERMS, Form, apply, identity, scale_out
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import Context, Lifted, Operand
 from onnx_repfuse.graph.views import Layout, View
@@ -56,6 +55,8 @@ class Cover:
     shifted: dict[int, tuple[Form, Form | None]] = field(default_factory=dict)
     shared: Counter[str] = field(default_factory=Counter)
     gates: dict[str, Lifted] = field(init=False)
+    private: dict[str, bool] = field(default_factory=dict)  # what `is_private` said
+    sizes: dict[str, int | None] = field(default_factory=dict)  # what the scope assumes
 
     def __post_init__(self) -> None:
         self.gates = only_readers(self.context.scope, self.lifts)
@@ -93,11 +94,11 @@ class Cover:
 
     def is_private(self, name: str) -> bool:
         """One reader, and that reader has one output anybody uses: the reader may look through."""
-        if name in self.gates:
-            return True
-        if not self.context.scope.is_private(name):
-            return False
-        return self._is_sole(self.reader(name))
+        found = self.private.get(name)
+        if found is None:
+            alone = self.context.scope.is_private(name)
+            found = self.private[name] = name in self.gates or (alone and self._is_sole(self.reader(name)))
+        return found
 
     def _is_sole(self, node: gs.Node) -> bool:
         """It has one output anybody uses."""
@@ -115,7 +116,10 @@ class Cover:
             view = name.view
             inner = self.elements(name.inner)
             return max(1, inner * self.elements(view.output) // self.elements(view.operand))
-        found = self.context.scope.elements(str(name))
+        key = str(name)
+        if key not in self.sizes:
+            self.sizes[key] = self.context.scope.elements(key)
+        found = self.sizes[key]
         if found:
             return found
         lifted, frame = self.lifts.get(str(name)), self.context.frame(str(name))
@@ -199,7 +203,7 @@ class Cover:
         return result
 
     def _entry(self, lifted: Lifted) -> Entry:
-        pads = lifted.border is None and any(_pads(term.kernel.geometry) for term in lifted.terms)
+        pads = lifted.border is None and any(term.kernel.geometry.reads_padding for term in lifted.terms)
         options = [self._options(operand, pads) for operand in lifted.operands]
         own = keep(lifted, self.model, self.elements)
         below = [
@@ -274,6 +278,8 @@ class Cover:
         if lifted.view is not None:
             seen = seen_through(forms[0], lifted.view)
             return None if seen is None else self._joined(lifted, seen, combination)
+        if lifted.same_shape and _never_meet(lifted, forms):
+            return None
         try:
             form = apply(
                 lifted.channels,
@@ -322,9 +328,18 @@ class Cover:
         return roots
 
 
-def _pads(geometry: Geometry) -> bool:
-    """Whether it may read zeros beside its input, which a bias before it would not reach."""
-    return geometry.transposed or max((*geometry.pads_begin, *geometry.pads_end), default=0) > 0
+def _never_meet(lifted: Lifted, operands: list[Form]) -> bool:
+    """No source is shared, so that no shapes will be proved equal, and `apply` would find no other fault."""
+    seen: set[Hashable] = set()
+    count = 0
+    for form in operands:
+        if form.layout != lifted.layout or not seen.isdisjoint(form.sources):
+            return False
+        if any(term.kernel.depth >= MAX_DEPTH for term in form.terms):
+            return False
+        seen.update(form.sources)
+        count += len(form.terms)
+    return count <= MAX_TERMS
 
 
 def _proves_shape(form: Form, operands: list[Form]) -> bool:

@@ -128,10 +128,8 @@ def _straight(form: Form, around: Surroundings, out_elements: int, norm: bool, l
     writer = _Writer(around, out_elements, form.channels, form.layout, like, norm)
     if not all(writer.can_read(source) for source in form.sources):
         return None
-    parts = [
-        writer.segment(terms, form.bias.channels(lo, hi), hi - lo)
-        for (lo, hi), terms in _stacked([(key, segments[key]) for key in order])
-    ]
+    stacked = _stacked([(key, segments[key]) for key in order]) if len(order) > 1 else segments.items()
+    parts = [writer.segment(terms, form.bias.channels(lo, hi), hi - lo) for (lo, hi), terms in stacked]
     if len(parts) > 1:
         parts = [
             writer.add(
@@ -202,7 +200,8 @@ class _Writer:
     def segment(self, terms: list[Term], bias: Bias, channels: int) -> Hashable:
         """A sum of terms plus a bias."""
         size = self.size(channels)
-        terms = sorted(terms, key=lambda t: isinstance(t.kernel, Vector))  # convolutions first
+        if len(terms) > 1:
+            terms = sorted(terms, key=lambda t: isinstance(t.kernel, Vector))  # convolutions first
         pending: Bias | None = None if bias.is_zero else bias
         refs: list[Hashable] = []
         for term in terms:

@@ -38,7 +38,11 @@ class Price(NamedTuple):
 
     def improves(self, cost: int, limit: Price) -> bool:
         """Cheaper than `cost`, and nothing else above `limit`."""
-        return self.cost < cost and all(a <= b for a, b in zip(self[1:], limit[1:], strict=True))
+        if self.cost >= cost:
+            return False
+        _, a, b, c, d = self
+        _, e, f, g, h = limit
+        return a <= e and b <= f and c <= g and d <= h
 
 
 def nearest_positions(lifts: dict[str, Lifted], elements: Callable[[str], int | None], name: str) -> int:

@@ -13,14 +13,18 @@ __all__ = ["tiles"]
 def tiles(cover: Cover) -> list[Tile]:
     """The forms chosen that are needed, each with the nodes it replaces."""
     position = {id(node): i for i, node in enumerate(cover.context.scope.nodes)}
+    # whose operand it is, and the node that takes it: a Sum of thousands is not searched for each of them
+    read = {
+        (o.name, id(cover.lifts[name].node)) for name in cover.entries for o in cover.lifts[name].operands
+    }
     result: list[Tile] = []
     seen: set[str] = set()
     swallowed: set[str] = set()
     for name in cover.lifts:
         if name not in cover.entries or name in cover.exposed:
             continue  # an exposed tensor has no reader left
-        if cover.is_private(name) and _read_by_lifted(cover, name):
-            continue
+        if cover.is_private(name) and (name, id(cover.reader(name))) in read:
+            continue  # whoever reads it decides
         pending = [name]
         while pending:
             root = pending.pop()
@@ -36,13 +40,6 @@ def tiles(cover: Cover) -> list[Tile]:
                 swallowed.add(entry.choice.swallowed)
             pending.extend(sorted(one for one in below if cover.is_private(one)))
     return [tile for tile in result if tile.root not in swallowed]
-
-
-def _read_by_lifted(cover: Cover, name: str) -> bool:
-    return any(
-        t.name in cover.entries and any(o.name == name for o in cover.lifts[t.name].operands)
-        for t in cover.reader(name).outputs
-    )
 
 
 def _tile(cover: Cover, root: str, entry: Entry, position: dict[int, int]) -> Tile:

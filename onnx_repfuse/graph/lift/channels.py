@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.form import Bias, Term
-from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.frames import FLOATS, Frame
 from onnx_repfuse.graph.lift.lifted import Context, Lifted, Operand
@@ -16,8 +14,7 @@ __all__ = ["lift_concat", "lift_slice", "lift_split"]
 
 
 def _unit(frame: Frame, channels: int) -> Vector:
-    axis, rank = frame.layout
-    return Vector(Geometry.diagonal(channels, rank, axis), np.ones(channels))
+    return Vector.unit(channels, frame.layout)
 
 
 def _is_channel_axis(context: Context, frame: Frame, name: str, axis: int) -> bool:

@@ -10,7 +10,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.form import Bias, Term
-from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.frames import FLOATS
 from onnx_repfuse.graph.lift.lifted import Context, Declined, Lifted, Operand, diagonal
@@ -38,7 +37,7 @@ def lift_sum(context: Context, node: gs.Node) -> Lifted | Declined | None:
     if any(scope.const(name) is not None for name in names):
         return None
     axis, rank = frame.layout
-    geometry = Geometry.diagonal(frame.channels, rank, axis)
+    unit = Vector.unit(frame.channels, frame.layout)
     operands = []
     for name in names:
         own = context.frame(name)
@@ -52,7 +51,9 @@ def lift_sum(context: Context, node: gs.Node) -> Lifted | Declined | None:
         frame.channels,
         frame.layout,
         tuple(operands),
-        tuple(Term(i, Vector(geometry, np.full(frame.channels, s))) for i, s in enumerate(signs)),
+        tuple(
+            Term(i, unit if s == 1 else Vector(unit.geometry, s * unit.scale)) for i, s in enumerate(signs)
+        ),
         Bias.zeros(frame.channels),
         same_shape=len(names) > 1 and not _equal_shapes(context, names),
         size=context.size(names[0], rank) if axis == 1 else None,

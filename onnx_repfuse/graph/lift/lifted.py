@@ -17,6 +17,12 @@ from onnx_repfuse.graph.views import View
 from onnx_repfuse.reasons import Reason
 from onnx_repfuse.report.record import Kind
 
+_FRACTION: dict[int, int] = {
+    onnx.TensorProto.FLOAT16: 10,
+    onnx.TensorProto.BFLOAT16: 7,
+    onnx.TensorProto.DOUBLE: 52,
+}
+
 __all__ = ["Context", "Declined", "Lifted", "Operand", "diagonal", "ulp", "vector_of"]
 
 
@@ -126,12 +132,7 @@ def diagonal(
 
 def ulp(data_type: int) -> float:
     """The unit in the last place of 1 in an ONNX float type; float32's where it is not known."""
-    bits: dict[int, int] = {
-        onnx.TensorProto.FLOAT16: 10,
-        onnx.TensorProto.BFLOAT16: 7,
-        onnx.TensorProto.DOUBLE: 52,
-    }
-    return float(2.0 ** -bits.get(data_type, 23))
+    return float(2.0 ** -_FRACTION.get(data_type, 23))
 
 
 def vector_of(values: object) -> Array:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.form import Bias, Term
-from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.frames import FLOATS
 from onnx_repfuse.graph.lift.lifted import Context, Lifted, Operand
@@ -47,8 +45,6 @@ def lift_view(context: Context, node: gs.Node) -> Lifted | None:
         shape,
         restored(scope, node),
     )
-    axis, rank = frame.layout
-    unit = Vector(Geometry.diagonal(frame.channels, rank, axis), np.ones(frame.channels))
     return Lifted(
         node,
         output,
@@ -56,7 +52,7 @@ def lift_view(context: Context, node: gs.Node) -> Lifted | None:
         frame.channels,
         layout,
         (Operand(name, frame.channels, frame.layout),),
-        (Term(0, unit),),
+        (Term(0, Vector.unit(frame.channels, frame.layout)),),
         Bias.zeros(frame.channels),
         view=view,
     )
