@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from onnx_repfuse import Reason, Refusal, fuse, plan
+from onnx_repfuse import Kind, Reason, Refusal, fuse, plan
 from onnx_repfuse.report.advice import advice, brief, by_reason
 from onnx_repfuse.verify.verdict import FoldVerdict, Status
 
@@ -44,6 +44,18 @@ def test_what_the_user_can_do(text, reason, words):
     assert report.folds == ()
     assert reason in {refusal.reason for refusal in report.refusals}
     assert [words in sentence for sentence in advice(report)] == [True]
+
+
+@pytest.mark.parametrize(("opset", "words"), [(13, "convert it to opset 14 first"), (14, None)])
+def test_a_gate_before_hard_swish_was_an_operator(opset, words):
+    text = (
+        f'<ir_version: 8, opset_import: ["" : {opset}]> net (float[N,2,H,W] x) => (float[N,2,H,W] y) '
+        "<float three = {3}, float zero = {0}, float six = {6}> "
+        "{ a = Add(x, three)  c = Clip(a, zero, six)  m = Mul(x, c)  y = Div(m, six) }"
+    )
+    report = plan(onnx.parser.parse_model(text))
+    assert [fold.kind for fold in report.folds] == [Kind.ACTIVATION]
+    assert [words in sentence for sentence in advice(report)] == ([True] if words else [])
 
 
 def test_no_advice_without_a_cause():

@@ -1,4 +1,4 @@
-"""What to do next about what was not fused: one sentence for each cause that is in the user's hand."""
+"""What to do next: a sentence for each cause in the user's hand that kept something whole or may slow it down."""
 
 from __future__ import annotations
 
@@ -21,13 +21,19 @@ _ADVICE = {
     Reason.NON_FINITE: "NaN or infinity in the parameters is what training or conversion left behind; look at the "
     "nodes named above before anything else",
 }
+_GATED = (
+    "OpenVINO runs HardSigmoid and Mul slower than what they replace; if the model is to run there, convert it to opset "
+    "14 first (onnx.version_converter.convert_version), from which HardSwish is one operator, or give --skip activation"
+)
 _LAST = (Reason.IDIOM,)  # nothing to be done about
 
 
 def advice(report: Report) -> tuple[str, ...]:
-    """Sentences without a full stop, one for each reason among the refusals that the user can do something about."""
+    """Sentences without a full stop, one for each reason among the refusals that the user can do something about, and
+    one if an activation was written in a way that one runtime dislikes."""
     found = {refusal.reason for refusal in report.refusals}
-    return tuple(text for reason, text in _ADVICE.items() if reason in found)
+    gated = any({"HardSigmoid", "Mul"} <= {node.op for node in fold.created} for fold in report.folds)
+    return (*(text for reason, text in _ADVICE.items() if reason in found), *((_GATED,) if gated else ()))
 
 
 def by_reason(refusals: Iterable[Refusal]) -> list[tuple[Reason, list[Refusal]]]:
