@@ -1,0 +1,173 @@
+"""The types of a scope's tensors, inferred from scratch on graph inputs and weights alone.
+
+Annotations in the file may be wrong, and a wrong shape would make a wrong proof. A second inference with a number for
+every unknown input dim gives the sizes the cost model works with.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+
+import onnx
+
+from onnx_repfuse.graph.constants import Const
+from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope, Shape, outer_names
+
+__all__ = ["Sizes", "Types", "infer"]
+
+TELLING = 64  # elements of a constant that may decide a shape
+SCALES = 5
+UNKNOWN_SPACE = 224  # an unknown height, width or length, for costs only
+SHAPED_BY_SHAPES = frozenset(  # the values of their weights decide no shape, of nothing behind them either
+    (
+        "Conv",
+        "ConvTranspose",
+        "BatchNormalization",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "Gemm",
+        "MatMul",
+    )
+)
+logger = logging.getLogger("onnx_repfuse")
+Types = dict[str, tuple[int, Shape | None]]
+Sizes = dict[str, tuple[int, ...]]
+
+
+def infer(
+    graph: onnx.GraphProto,
+    nodes: Sequence[onnx.NodeProto],
+    outer: Scope | None,
+    constants: dict[str, Const],
+    overridable: set[str],
+    opset: int,
+    model: onnx.ModelProto,
+) -> tuple[Types, Sizes]:
+    """Proved types, and assumed sizes, of the tensors of a scope.
+
+    Args:
+        graph, nodes: the scope, and its nodes without subgraphs.
+        outer: the scope around it.
+        constants, overridable: what is constant, and which of it a caller may override.
+        opset: version of the ONNX operator set in force.
+        model: for its other operator sets.
+    """
+    whole = onnx.ModelProto(ir_version=max(model.ir_version, 4))
+    whole.opset_import.add(domain="", version=opset)
+    whole.opset_import.extend(i for i in model.opset_import if i.domain not in ONNX_DOMAINS)
+    scope = whole.graph
+    scope.name = "scope"
+    initial = {i.name for i in graph.initializer}
+    for value in graph.input:
+        if value.name not in initial and value.type.HasField("tensor_type"):
+            scope.input.add(name=value.name).type.CopyFrom(value.type)
+    for name in sorted(outer_names(graph)) if outer else ():
+        data_type, shape = outer.types.get(name, (0, None)) if outer else (0, None)
+        if data_type and name not in constants:
+            scope.input.add(name=name, type=_type(data_type, shape))
+    varying = len(scope.input)
+    weights = _add_weights(scope, nodes, constants, overridable)
+    made = {i.name for i in scope.input[:varying]} | weights.keys()
+    scope.node.extend(node for node in nodes if not made.issuperset(node.output))
+    scope.output.extend(onnx.ValueInfoProto(name=value.name) for value in graph.output)
+    proved = {**_run(whole, varying), **weights}
+    sized = proved
+    if _assume(scope.input[:varying], outer):
+        sized = {**_run(whole, varying), **weights}
+    return proved, {
+        name: shape  # type: ignore[misc]
+        for name, (_, shape) in sized.items()
+        if shape is not None and None not in shape
+    }
+
+
+def _add_weights(
+    scope: onnx.GraphProto,
+    nodes: Sequence[onnx.NodeProto],
+    constants: dict[str, Const],
+    overridable: set[str],
+) -> Types:
+    """Declare the constants that nodes read, with their values where these may decide a shape."""
+    types: Types = {}
+    protos: dict[tuple[int, Shape], onnx.TypeProto] = {}
+    read = dict.fromkeys(name for node in nodes for name in node.input if name)
+    telling = {
+        name
+        for node in nodes
+        if node.op_type not in SHAPED_BY_SHAPES or node.domain not in ONNX_DOMAINS
+        for name in node.input
+    }
+    for name in read:
+        const = constants.get(name)
+        if const is None:
+            continue
+        kind = const.data_type, const.shape
+        types[name] = kind
+        if name in telling and name not in overridable and _may_tell(const):
+            scope.initializer.append(onnx.numpy_helper.from_array(const.read(), name))
+            continue
+        proto = protos.get(kind)
+        if proto is None:
+            proto = protos[kind] = _type(*kind)
+        scope.input.add(name=name, type=proto)
+    return types
+
+
+def _may_tell(const: Const) -> bool:
+    """Whether its value may decide a shape: integers, and the scales of a Resize."""
+    if const.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
+        return const.size <= TELLING
+    return const.data_type == onnx.TensorProto.FLOAT and const.size <= SCALES and len(const.shape) <= 1
+
+
+def _type(data_type: int, shape: Shape | None) -> onnx.TypeProto:
+    proto = onnx.TypeProto()
+    tensor = proto.tensor_type
+    tensor.elem_type = data_type
+    if shape is not None:
+        tensor.shape.SetInParent()
+        for dim in shape:
+            added = tensor.shape.dim.add()
+            if dim is not None:
+                added.dim_value = dim
+    return proto
+
+
+def _assume(inputs: Iterable[onnx.ValueInfoProto], outer: Scope | None) -> bool:
+    """Give every unknown dim a number; whether there was one."""
+    unknown = False
+    for value in inputs:
+        dims = value.type.tensor_type.shape.dim
+        given = outer.assumed.get(value.name) if outer else None
+        for axis, dim in enumerate(dims):
+            if not dim.HasField("dim_value") or dim.dim_value < 0:
+                unknown = True
+                usual = 1 if axis == 0 else UNKNOWN_SPACE
+                dim.dim_value = given[axis] if given and len(given) == len(dims) else usual
+    return unknown
+
+
+def _run(model: onnx.ModelProto, varying: int) -> Types:
+    """The types of everything but the weights, which are the inputs from number `varying` on."""
+    try:
+        result = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError) as error:
+        logger.info("shape inference gave up: %s", error)
+        result = model.graph
+    return dict(_types((*result.value_info, *result.input[:varying], *result.output)))
+
+
+def _types(values: Iterable[onnx.ValueInfoProto]) -> Iterator[tuple[str, tuple[int, Shape | None]]]:
+    for value in values:
+        if value.type.HasField("tensor_type"):
+            tensor = value.type.tensor_type
+            yield value.name, (tensor.elem_type, _dims(tensor))
+
+
+def _dims(tensor: onnx.TypeProto.Tensor) -> Shape | None:
+    if not tensor.HasField("shape"):
+        return None
+    return tuple(
+        [d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in tensor.shape.dim]
+    )
