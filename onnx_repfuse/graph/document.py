@@ -79,14 +79,14 @@ class Document:
     def array(self, tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
         """The elements of a tensor of the skeleton; a read-only view of the file where its dtype allows."""
         payload = self.payload(tensor)
-        label = tensors.label_of(tensor)
         if payload is None:
-            return tensors.inline_array(label, tensor)
+            return tensors.inline_array(tensor)
         if payload.source is not self.source:
             self.files.touch(payload.source)
         if not payload.raw:
             whole = onnx.TensorProto.FromString(payload.source.buffer[payload.begin : payload.end])
-            return tensors.inline_array(label, whole)
+            tensors.check(tensors.label_of(tensor), whole)
+            return tensors.inline_array(whole)
         numpy_dtype(tensor.data_type)  # strings and unknown types end here
         octets = np.frombuffer(payload.source.buffer, np.uint8, payload.end - payload.begin, payload.begin)
         return unpack(tensor.data_type, tuple(tensor.dims), octets)

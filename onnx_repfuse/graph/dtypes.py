@@ -106,7 +106,7 @@ def unpack(
     array: np.ndarray[Any, Any] = octets.view(dtype)
     if sys.byteorder == "big":
         array = array.byteswap()
-    return array.reshape(shape)
+    return array.reshape(tuple(shape))
 
 
 def pack(data_type: int, array: np.ndarray[Any, Any]) -> memoryview:

@@ -130,4 +130,5 @@ class Relocation:
     def _typed(self, begin: int, end: int) -> memoryview:
         """The elements in `float_data` and its like, as `raw_data` would hold them."""
         tensor = onnx.TensorProto.FromString(self._source.buffer[begin:end])
-        return pack(tensor.data_type, tensors.inline_array(tensors.label_of(tensor), tensor))
+        tensors.check(tensors.label_of(tensor), tensor)
+        return pack(tensor.data_type, tensors.inline_array(tensor))

@@ -7,6 +7,7 @@ costs nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -128,12 +129,10 @@ def elements(label: str, tensor: onnx.TensorProto) -> int:
     """The number of elements that the shape claims."""
     if len(tensor.dims) > MAX_RANK:
         raise InputError(f"{label} has {len(tensor.dims)} dimensions; {MAX_RANK} are the most there can be")
-    count = 1
-    for size in tensor.dims:
-        if size < 0:
-            raise InputError(f"{label} has a negative dimension: {list(tensor.dims)}")
-        count *= size
-    return count
+    dims = list(tensor.dims)
+    if dims and min(dims) < 0:
+        raise InputError(f"{label} has a negative dimension: {dims}")
+    return prod(dims)
 
 
 def check(label: str, tensor: onnx.TensorProto) -> None:
@@ -166,11 +165,10 @@ def expect(label: str, tensor: onnx.TensorProto, held: int, size: int | None) ->
         raise InputError(f"{label} claims {claim}, which is {size} bytes, but holds {held}")
 
 
-def inline_array(label: str, tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
-    """The elements of a tensor that holds its data itself."""
-    check(label, tensor)
+def inline_array(tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
+    """The elements of a tensor that holds its data itself; `check` has to have been content with it."""
     if tensor.HasField("segment"):
-        raise InputError(f"{label} is one segment of a tensor: not supported")
+        raise InputError(f"{label_of(tensor)} is one segment of a tensor: not supported")
     if tensor.data_type == onnx.TensorProto.STRING:
         return np.array(list(tensor.string_data), dtype=object).reshape(tuple(tensor.dims))
     dtype = numpy_dtype(tensor.data_type)
@@ -179,5 +177,5 @@ def inline_array(label: str, tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
     try:
         array = np.asarray(numpy_helper.to_array(tensor))
     except (TypeError, ValueError) as error:
-        raise InputError(f"{label} cannot be read: {error}") from error
+        raise InputError(f"{label_of(tensor)} cannot be read: {error}") from error
     return array if array.dtype == dtype else array.astype(dtype)
