@@ -22,8 +22,8 @@ _ADVICE = {
     "nodes named above before anything else",
 }
 _GATED = (
-    "OpenVINO runs HardSigmoid and Mul slower than what they replace; if the model is to run there, convert it to opset "
-    "14 first (onnx.version_converter.convert_version), from which HardSwish is one operator, or give --skip activation"
+    "OpenVINO runs HardSigmoid and Mul slower than what they replace; if the model is to run there, convert it to "
+    "opset 14 first (onnx.version_converter.convert_version), from which HardSwish is one operator, or give --skip activation"
 )
 _LAST = (Reason.IDIOM,)  # nothing to be done about
 
