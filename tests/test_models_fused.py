@@ -10,6 +10,7 @@ import pytest
 
 from onnx_repfuse import fuse
 from onnx_repfuse.reasons import Reason
+from onnx_repfuse.verify import sessions
 
 FOLDER = Path(__file__).parent.parent / "models"
 TRAINED = sorted(FOLDER.glob("*.train*.onnx"))
@@ -37,6 +38,27 @@ def test_no_more_than_the_author_leaves(path: Path) -> None:
     if result.report.folds:
         assert result.report.verification is not None
         assert result.report.verification.status.value == "passed"
+        of_original, of_result = result.report.verification.runs
+        assert of_original <= 6
+        assert of_result <= 3
+
+
+@pytest.mark.parametrize("name", ["levit", "efficientvit", "repvgg"])
+def test_the_runs_that_are_reported_are_all_there_are(name: str, tmp_path: Path, monkeypatch) -> None:
+    path = FOLDER / f"{name}.train.onnx"
+    graph = onnx.load(path).graph
+    outputs = {value.name for value in graph.output}
+    sizes: list[int] = []
+    real = sessions.Runner.run
+
+    def counted(self, feed, names=None):
+        if outputs <= {port.name for port in self.outputs} and graph.input[0].name in feed:
+            sizes.append(feed[graph.input[0].name].size)
+        return real(self, feed, names)
+
+    monkeypatch.setattr(sessions.Runner, "run", counted)
+    runs = fuse(path, tmp_path / "o.onnx").report.verification.runs
+    assert sizes.count(max(sizes)) == sum(runs) <= 6 + 3
 
 
 def test_what_has_nothing_to_fuse_counts_as_verified() -> None:

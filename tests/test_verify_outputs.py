@@ -65,6 +65,26 @@ def test_the_budget_of_runs() -> None:
     assert check(linear(), linear()).runs == (5, 3)
 
 
+def test_only_a_feed_that_fails_has_its_noise_measured_again() -> None:
+    """The third feed meets a division by almost nothing: its noise is not that of the first, scaled."""
+    last = np.random.default_rng(2).standard_normal((4, 16)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["t"]), helper.make_node("ReduceMean", ["x"], ["m"], axes=[0, 1]),
+             helper.make_node("Sub", ["m", "near"], ["d"]), helper.make_node("Div", ["t", "d"], ["y"])]  # fmt: skip
+    near = {"w": linear().graph.initializer, "near": np.float32(last.mean() - 1e-5)}
+    near["w"] = numpy_helper.to_array(near["w"][0])
+
+    def model(factor: float) -> onnx.ModelProto:
+        moved = np.float32(near["near"] * np.float32(factor))
+        return build(nodes, [info("x", [4, 16])], [info("y", None)], {**near, "near": moved})
+
+    rounded = check(model(1), model(1 + 2.0**-23))
+    assert rounded.runs == (6, 3)
+    assert rounded
+    wrong = check(model(1), model(1.001))
+    assert wrong.status is Status.FAILED
+    assert wrong.runs[0] <= 5 + 2 * 3
+
+
 def test_a_relative_change_of_a_thousandth_fails_and_says_what_would_have_passed() -> None:
     result = check(linear(), linear(1.001))
     (verdict,) = result.outputs

@@ -33,17 +33,24 @@ def prove(
 ) -> tuple[list[Failure], list[FoldVerdict]]:
     """Judge every fold of a plan: the folds that failed, and all verdicts.
 
-    The original runs once more, with the tensors at the ends of the folds as outputs. Weights are computed for
-    one fold at a time.
+    The original runs on its first feed moved by an ulp, which also measures its noise, with the tensors at the ends
+    of the folds as outputs. Weights are computed for one fold at a time.
     """
     from onnx_repfuse.verify.activations import activations
+    from onnx_repfuse.verify.baseline import read_noise
+    from onnx_repfuse.verify.noise import nudge_feed
 
     folds = _folds(plan)
     wanted = [[*fold.sources, fold.made.root] if not fold.scope.key else INSIDE for fold in folds]
     failed: list[Failure] = []
     verdicts: list[FoldVerdict] = []
     done = 0
-    for batch, seen in activations(baseline.original, wanted, baseline.scenes[0].feeds[0]):
+    feed = baseline.scenes[0].feeds[0]
+    moved = nudge_feed(feed)
+    beside = [*baseline.ports[1], *baseline.hidden]
+    for batch, seen in activations(baseline.original, wanted, moved, beside=beside, otherwise=feed):
+        if not isinstance(seen, str):
+            read_noise(baseline, moved, seen)
         for index in batch:
             fold = folds[index]
             tell(done, len(folds))

@@ -26,6 +26,8 @@ def activations(
     *,
     threads: int = 1,
     memory: int = MEMORY,
+    beside: Sequence[str] = (),
+    otherwise: Feed | None = None,
 ) -> Iterator[tuple[list[int], Seen]]:
     """Read tensors of the original's main graph in one run, or in several where memory is short.
 
@@ -35,6 +37,8 @@ def activations(
         feed: the whole-model input.
         threads: of the session, which is closed before the last values are handed out.
         memory: bytes to hold at once.
+        beside: graph outputs and inner tensors to read along with the first folds.
+        otherwise: another input, for a model that does not run on `feed`.
 
     Yields:
         (indices into `wanted`, the values); every index once.
@@ -46,15 +50,25 @@ def activations(
     live = [index for index, names in enumerate(wanted) if set(names) <= made]
     if not live:
         return
-    extra = sorted({name for index in live for name in wanted[index]} - public - set(feed))
+    named = {name for index in live for name in wanted[index]} | set(beside)
+    extra = sorted(named - public - set(feed))
     left = list(live)
     with ExitStack() as stack:
         try:
             runner = stack.enter_context(open_tapped(original, extra, threads))
             batches = list(_batches(runner, feed, live, wanted, memory))
             for number, batch in enumerate(batches):
-                names = sorted({name for index in batch for name in wanted[index]} - set(feed))
-                values = {**feed, **runner.run(feed, names)}
+                read = {name for index in batch for name in wanted[index]}
+                read |= set(beside) if number == 0 else set()
+                names = sorted(read - set(feed))
+                try:
+                    found = runner.run(feed, names)
+                except DoesNotRun:
+                    if otherwise is None:
+                        raise
+                    feed = otherwise
+                    found = runner.run(feed, names)
+                values = {**feed, **found}
                 if number == len(batches) - 1:
                     stack.close()
                 left = left[len(batch) :]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from onnx_repfuse.verify.noise import WEIGHTS_LIMIT, nudge_feed, nudged_weights
 from onnx_repfuse.verify.sessions import DoesNotRun, Model, Runner, load, open_model
 from onnx_repfuse.verify.tapped import open_tapped, tensor_names
 
-__all__ = ["Baseline", "Row", "measure_noise", "measure_original"]
+__all__ = ["Baseline", "Key", "Row", "complete", "measure_noise", "measure_original", "read_noise"]
 
 _SMALL = 16 << 20  # bytes; the ORT_ENABLE_ALL figure is shown by default for models up to this size
 Row = dict[str, "Array | None"]
 Key = tuple[int, int]  # scene, feed
+FIRST: Key = (0, 0)
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Baseline:
         original: the model.
         scenes: the shapes and feeds.
         values: per scene and feed, the outputs and the tensors behind decisions.
+        tapped: the noise of the inputs on the very first feed is left to a run that reads activations as well.
         by_inputs, by_weights, optimized: the same with inputs or weights moved by an ulp, or under
             ORT_ENABLE_ALL; by (scene, feed), where measured.
         ports: names of the inputs and the outputs.
@@ -47,6 +49,7 @@ class Baseline:
     tails: dict[str, Tail]
     judge: str
     threads: int
+    tapped: bool = False
     by_inputs: dict[Key, Row] = field(default_factory=dict)
     by_weights: dict[Key, Row] = field(default_factory=dict)
     optimized: dict[Key, Row] = field(default_factory=dict)
@@ -70,7 +73,12 @@ class Baseline:
 
 
 def measure_original(
-    original: Model, *, feeds: FeedSpec | None = None, threads: int = 1, optimized: bool | None = None
+    original: Model,
+    *,
+    feeds: FeedSpec | None = None,
+    threads: int = 1,
+    optimized: bool | None = None,
+    tapped: bool = False,
 ) -> Baseline:
     """Run the original on its inputs, and on inputs and weights moved by an ulp.
 
@@ -79,6 +87,8 @@ def measure_original(
         feeds: what is known about the inputs.
         threads: of the sessions.
         optimized: also run it under ORT_ENABLE_ALL; None: where that is cheap.
+        tapped: `read_noise` will be given what the original makes of its first feed moved by an ulp; else
+            `complete` measures it.
 
     Raises:
         InputError: it does not run; the message is one line.
@@ -86,9 +96,9 @@ def measure_original(
     found = _tails(original)
     hidden = sorted({name for tail in found.values() for name in tail.reads} - _public(original, found))
     try:
-        baseline = _measure(original, found, hidden, feeds or FeedSpec(), threads)
+        baseline = _measure(original, found, hidden, feeds or FeedSpec(), threads, tapped)
     except DoesNotRun:
-        baseline = _measure(original, {}, [], feeds or FeedSpec(), threads)
+        baseline = _measure(original, {}, [], feeds or FeedSpec(), threads, tapped)
     first = [(index, 0) for index in range(len(baseline.scenes))]
     _weights_noise(baseline, first)
     small = not isinstance(original, Path | str) or Path(original).stat().st_size <= _SMALL
@@ -97,19 +107,49 @@ def measure_original(
     return baseline
 
 
-def measure_noise(baseline: Baseline) -> bool:
-    """Measure the noise on the feeds where it was only scaled from another. Whether there were any."""
-    missing = [key for key in baseline.each() if key not in baseline.by_inputs]
-    if not missing:
-        return False
+def read_noise(baseline: Baseline, moved: Mapping[str, Any], seen: Mapping[str, Any]) -> None:
+    """Take the noise of the inputs from a run that read other tensors as well.
+
+    Args:
+        moved: the very first feed, moved by an ulp.
+        seen: what was read, and the feed; nothing is taken if that was another, or outputs are missing.
+    """
+    baseline.runs += baseline.is_large(FIRST[0])
+    names = {*baseline.ports[1], *baseline.hidden}
+    if names <= set(seen) and all(seen.get(name) is value for name, value in moved.items()):
+        _enter(baseline, FIRST, moved, flatten({name: seen[name] for name in names}))
+
+
+def complete(baseline: Baseline) -> None:
+    """Measure the noise of the inputs on the very first feed, if nobody did. Raises DoesNotRun."""
+    if FIRST not in baseline.by_inputs:
+        _by_inputs(baseline, [FIRST])
+
+
+def measure_noise(baseline: Baseline, keys: Sequence[Key]) -> bool:
+    """Measure noise on feeds where it was only scaled from another: that of the weights, and when that was done
+    before, that of the inputs. Whether anything was measured. Raises DoesNotRun."""
+    for table, measure in ((baseline.by_weights, _weights_noise), (baseline.by_inputs, _by_inputs)):
+        missing = [key for key in keys if key not in table]
+        if missing:
+            measure(baseline, missing)
+            if any(key in table for key in missing):
+                return True
+    return False
+
+
+def _by_inputs(baseline: Baseline, keys: Sequence[Key]) -> None:
     with open_tapped(baseline.original, baseline.hidden, baseline.threads) as runner:
-        _inputs_noise(baseline, runner, missing)
-    _weights_noise(baseline, missing)
-    return True
+        _inputs_noise(baseline, runner, keys)
 
 
 def _measure(
-    original: Model, found: dict[str, Tail], hidden: Sequence[str], spec: FeedSpec, threads: int
+    original: Model,
+    found: dict[str, Tail],
+    hidden: Sequence[str],
+    spec: FeedSpec,
+    threads: int,
+    tapped: bool,
 ) -> Baseline:
     with open_tapped(original, hidden, threads) as runner:
         chosen = scenes(runner, spec, integer_bounds(original, runner.inputs))
@@ -117,13 +157,20 @@ def _measure(
         outputs = tuple(port.name for port in runner.outputs if port.name not in hidden)
         values = [[flatten(row) for row in rows] for _, rows in chosen]
         baseline = Baseline(
-            original, [scene for scene, _ in chosen], values, (inputs, outputs), found, runner.judge, threads
+            original,
+            [scene for scene, _ in chosen],
+            values,
+            (inputs, outputs),
+            found,
+            runner.judge,
+            threads,
+            tapped,
         )
         for scene, rows in zip(baseline.scenes, values, strict=True):
             for feed, row in zip(scene.feeds, rows, strict=True):
                 row.update({name: value for name, value in feed.items() if _is_read(found, name)})
         baseline.runs = sum(len(s.feeds) for i, s in enumerate(baseline.scenes) if baseline.is_large(i))
-        _inputs_noise(baseline, runner, [(index, 0) for index in range(len(baseline.scenes))])
+        _inputs_noise(baseline, runner, [(index, 0) for index in range(int(tapped), len(baseline.scenes))])
     return baseline
 
 
@@ -155,10 +202,13 @@ def _public(original: Model, found: dict[str, Tail]) -> set[str]:
 def _inputs_noise(baseline: Baseline, runner: Runner, keys: Sequence[Key]) -> None:
     for scene, feed in keys:
         moved = nudge_feed(baseline.scenes[scene].feeds[feed])
-        row = _run(runner, moved)
-        row.update({name: value for name, value in moved.items() if _is_read(baseline.tails, name)})
-        baseline.by_inputs[scene, feed] = row
+        _enter(baseline, (scene, feed), moved, _run(runner, moved))
         baseline.runs += baseline.is_large(scene)
+
+
+def _enter(baseline: Baseline, key: Key, moved: Mapping[str, Any], row: Row) -> None:
+    row.update({name: value for name, value in moved.items() if _is_read(baseline.tails, name)})
+    baseline.by_inputs[key] = row
 
 
 def _weights_noise(baseline: Baseline, keys: Sequence[Key]) -> None:

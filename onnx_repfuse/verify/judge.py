@@ -3,7 +3,7 @@
     tolerance = 4 * max(b, c) + 8 ulp(max|y|)
 
 b and c are the original's own changes when its inputs and its weights move by one ulp. They are measured on
-one sample per shape; another sample of that shape scales them by its size, unless its own were measured.
+the first sample of each shape; another of that shape scales them by its size, unless its own were measured.
 Correct folds measure 0.8 to 2.2 times the noise, so 4 leaves room for the largest of many elements, and the
 ulps for what is exact by luck. Where one tensor holds quantities of different scales (boxes in pixels beside
 class scores), each index of that axis has a tolerance of its own.
@@ -20,7 +20,7 @@ from onnx_repfuse.verify.blindness import blind
 from onnx_repfuse.verify.measure import Array, cosine, difference, is_float, largest, top1, ulp
 from onnx_repfuse.verify.verdict import OutputVerdict, Status
 
-__all__ = ["Sample", "judge_output"]
+__all__ = ["Sample", "beyond", "judge_output"]
 
 _FACTOR = 4.0
 _ULPS = 8.0
@@ -66,6 +66,18 @@ def judge_output(
     if not is_float(pairs[0][0].dtype):
         return _discrete(name, samples, pairs)
     return _float(name, [s for s in samples if s.original is not None], pairs, rtol, atol)
+
+
+def beyond(samples: Sequence[Sample]) -> list[int]:
+    """The samples of a float output that differ by more than the calibrated tolerance."""
+    found = []
+    for index, sample in enumerate(samples):
+        first, second = sample.original, sample.fused
+        if first is None or second is None or _structure(sample) or not is_float(first.dtype):
+            continue
+        if bool((difference(first, second) > _tolerance(sample, samples, first)[1]).any()):
+            found.append(index)
+    return found
 
 
 def _structure(sample: Sample) -> str:
@@ -153,7 +165,7 @@ def _tolerance(sample: Sample, samples: Sequence[Sample], value: Array) -> tuple
     step = np.vectorize(lambda top: ulp(float(top), value.dtype), otypes=[float])(size)
     noise = np.zeros_like(size)
     measured = [s for s in samples if s.scene == sample.scene and _has_noise(s)]
-    for other in [sample] if _has_noise(sample) else measured:
+    for other in [sample] if _has_noise(sample) else measured[:1]:
         base = other.original
         if base is None or base.shape != value.shape:
             continue
