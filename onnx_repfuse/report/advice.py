@@ -23,7 +23,8 @@ _ADVICE = {
 }
 _GATED = (
     "OpenVINO runs HardSigmoid and Mul slower than what they replace; if the model is to run there, convert it to "
-    "opset 14 first (onnx.version_converter.convert_version), from which HardSwish is one operator, or give --skip activation"
+    "opset 14 first (onnx.version_converter.convert_version), from which HardSwish is one operator, or "
+    "give --skip activation"
 )
 _LAST = (Reason.IDIOM,)  # nothing to be done about
 
