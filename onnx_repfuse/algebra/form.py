@@ -6,6 +6,9 @@ Slicing channels and concatenating tensors are such sums too, with kernels that 
 terms carry the range of channels they read and the range they write. Forms are closed under `apply`, the
 substitution of forms for the operands of an operator; it raises Inexact where a law of the algebra says no.
 The bias stands once, whatever the number of terms.
+
+Nothing here is changed once made. The classes are not declared frozen because a plan makes hundreds of thousands of
+their objects, and a frozen one takes several times as long to make.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ TAME = 2.0**-12, 2.0**12  # factors and shifts of a `Shifted` source: normal in 
 MAX_DEPTH = 64  # likewise for the nesting of kernels, which are evaluated recursively
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Bias:
     """One value per channel: a part known while planning, and parts that need a kernel.
 
@@ -150,7 +153,7 @@ def _placed(part: Callable[[], Array], lo: int, hi: int, total: int) -> Callable
     return lambda: _padded(part(), lo, hi, total)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Term:
     """One linear map: reads channels `lo_in ..` of `source`, writes channels `lo_out ..`."""
 
@@ -177,7 +180,7 @@ class Shifted:
         return self.name
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Form:
     """See the module's docstring. `layout` is (channel axis, rank)."""
 

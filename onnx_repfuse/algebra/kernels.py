@@ -67,7 +67,7 @@ class Stored:
         return np.asarray(self.read()[lo:hi]).astype(np.float64)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen, see `form`
 class Vector:
     """One value per channel, in memory: shape (channels,), float64."""
 
@@ -92,7 +92,7 @@ class Vector:
         return np.array(self.scale[lo:hi].reshape(-1, *(1,) * (self.geometry.rank + 1)))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen, see `form`
 class Scaled:
     """`diag(outer) @ inner @ diag(inputs)`: factors per output channel and, if given, per input channel."""
 

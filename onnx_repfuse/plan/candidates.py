@@ -40,7 +40,7 @@ def chief(roles: Iterable[Kind]) -> Kind:
     return next((kind for kind in PRIORITY if kind in present), Kind.AFFINE)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen, see `algebra.form`
 class Candidate:
     """A form a tensor may be computed by.
 

@@ -48,7 +48,7 @@ class Step:
     view: View | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen, see `algebra.form`
 class Written:
     """Steps in order, the last one being the result (an alias of `result` if there are none), and their cost."""
 
@@ -142,19 +142,24 @@ def _straight(form: Form, around: Surroundings, out_elements: int, norm: bool, l
 def _stacked(
     segments: list[tuple[tuple[int, int], list[Term]]],
 ) -> list[tuple[tuple[int, int], list[Term]]]:
-    result: list[tuple[tuple[int, int], list[Term]]] = []
-    for (lo, hi), terms in segments:
-        if result and len(terms) == len(result[-1][1]) == 1 and _stack_alike(result[-1][1][0], terms[0]):
-            (start, _), (first,) = result[-1]
-            kernels = (
-                *(first.kernel.parts if isinstance(first.kernel, Stacked) else (first.kernel,)),
-                terms[0].kernel,
-            )
-            geometry = replace(first.kernel.geometry, c_out=hi - start)
-            result[-1] = (start, hi), [replace(first, kernel=Stacked(geometry, kernels))]
+    """Each run of alike segments as one."""
+    runs: list[list[tuple[tuple[int, int], list[Term]]]] = []
+    for segment in segments:
+        before, terms = runs[-1][0][1] if runs else [], segment[1]
+        if len(before) == len(terms) == 1 and _stack_alike(before[0], terms[0]):
+            runs[-1].append(segment)
         else:
-            result.append(((lo, hi), terms))
-    return result
+            runs.append([segment])
+    return [run[0] if len(run) == 1 else _stack(run) for run in runs]
+
+
+def _stack(run: list[tuple[tuple[int, int], list[Term]]]) -> tuple[tuple[int, int], list[Term]]:
+    (start, _), (first,) = run[0]
+    hi = run[-1][0][1]
+    head = first.kernel.parts if isinstance(first.kernel, Stacked) else (first.kernel,)
+    geometry = replace(first.kernel.geometry, c_out=hi - start)
+    kernel = Stacked(geometry, (*head, *(term.kernel for _, (term,) in run[1:])))
+    return (start, hi), [replace(first, kernel=kernel)]
 
 
 def _stack_alike(first: Term, second: Term) -> bool:

@@ -88,11 +88,11 @@ def _readers(scope: Scope, cover: Cover, name: str) -> Refusal | None:
         or below.node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul")
     ):
         return None
-    others = [r for r in scope.readers.get(source, []) if r is not lifted.node]
+    other = next((r for r in scope.readers.get(source, []) if r is not lifted.node), None)
     if source in scope.outputs:
         why = "is a graph output"
-    elif others:
-        why = f"also feeds {_title(scope, others[0])}"
+    elif other is not None:
+        why = f"also feeds {_title(scope, other)}"
     else:
         why = "is read inside a subgraph"
     macs = cover.entries[source].own.macs
