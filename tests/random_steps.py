@@ -351,6 +351,25 @@ def capture(b: Builder, x: int, y: int) -> None:
     b.op("If", b.const(np.array(True)), then_branch=graphs[0], else_branch=graphs[1])
 
 
+def hidden(b: Builder, x: int, axes: list[bool], op: str, first: bool) -> None:
+    """A tensor whose shape inference does not see, for an If makes it, beside one that may be wider."""
+    name = b.pick(x)
+    shape = b.shape(name)
+    kind = helper.np_dtype_to_tensor_dtype(b.net.dtype)
+    kept = [axis for axis, gone in zip(range(len(shape)), axes, strict=False) if gone]
+    narrow = b.mean(name, kept, 1) if kept else name
+    graphs = []
+    for number, inner in enumerate(("Relu", "Neg")):
+        made = b.net.fresh("hidden")
+        value = helper.make_tensor_value_info(made, kind, None)
+        graphs.append(
+            helper.make_graph([helper.make_node(inner, [narrow], [made])], f"h{number}", [], [value])
+        )
+    unseen = b.op("If", b.const(np.array(True)), then_branch=graphs[0], else_branch=graphs[1])
+    scaled = b.op("Mul", unseen, b.const(np.float32(2).astype(b.net.dtype)))
+    b.op(op, *((scaled, name) if first else (name, scaled)))
+
+
 BACK = st.integers(0, 5)
 FEW = st.integers(1, 4)
 FLAG = st.booleans()
@@ -396,6 +415,15 @@ STEPS: dict[str, tuple[Callable[..., None], dict[str, st.SearchStrategy[Any]]]] 
         {"x": BACK, "lo": st.integers(0, 3), "width": FEW, "axis": st.sampled_from([1, 1, 1, 2, 3])},
     ),
     "split": (split, {"x": BACK, "at": FEW, "swap": FLAG, "join": FLAG}),
+    "hidden": (
+        hidden,
+        {
+            "x": BACK,
+            "axes": st.lists(FLAG, min_size=5, max_size=5),
+            "op": st.sampled_from(["Add", "Sub", "Mul"]),
+            "first": FLAG,
+        },
+    ),
     "pool": (
         pool,
         {

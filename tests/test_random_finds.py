@@ -108,11 +108,27 @@ def test_weights_have_the_type_of_what_they_replace_where_inference_gives_up() -
         inner = helper.make_tensor_value_info(f"inner_{op}", TensorProto.FLOAT16, None)
         branches.append(helper.make_graph([helper.make_node(op, ["x", "x"], [inner.name])], op, [], [inner]))
     unknown = net.op("If", net.const(np.array(True)), then_branch=branches[0], else_branch=branches[1])
-    scaled = net.conv(net.op("Mul", unknown, net.channel(3)), 3, 3, 3)
+    scaled = net.conv(net.op("Mul", unknown, net.const(np.float16(2))), 3, 3, 3)
     _, part = net.op("Split", scaled, net.const(np.array([1, 2])), outputs=2, axis=1)
     model = net.model(net.op("Relu", net.bn(part, 2)), net.op("Sigmoid", part))
     counted = {"If": 1, "Conv": 1, "Relu": 1, "Sigmoid": 1, "BatchNormalization": 1}
     check(model, counted, tolerance=5e-3)  # ten roundings to eleven bits
+
+
+def test_what_is_beside_a_wider_tensor_need_not_be_as_wide() -> None:
+    """Inference does not see the shape behind an If; neither Add nor a Mul that a Conv reads says what it is."""
+    net = Net(4)
+    narrow = net.op("ReduceMean", "x", axes=[1], keepdims=1)
+    branches = []
+    for op in ("Relu", "Neg"):
+        inner = helper.make_tensor_value_info(f"inner_{op}", TensorProto.FLOAT, None)
+        branches.append(helper.make_graph([helper.make_node(op, [narrow], [inner.name])], op, [], [inner]))
+    unseen = net.op("If", net.const(np.array(True)), then_branch=branches[0], else_branch=branches[1])
+    total = net.op("Mul", net.op("Mul", unseen, net.channel(4)), net.const(np.float32(2)))
+    result = check(
+        net.model(net.conv(total, 4, 4, 3), unseen), {"ReduceMean": 1, "If": 1, "Mul": 1, "Conv": 1}
+    )
+    assert Reason.SHAPE in {refusal.reason for refusal in result.report.refusals}
 
 
 def test_a_tensor_read_along_two_axes_has_two_numbers_of_channels() -> None:

@@ -131,6 +131,14 @@ def _agrees(frame: Frame, dims: Shape | None) -> bool:
     return dims[frame.channel_axis] in (None, frame.channels)
 
 
+def _fits(shape: tuple[int, ...], frame: Frame) -> bool:
+    """Whether a constant of that shape, combined with a tensor of this frame, leaves rank and channels alone."""
+    if frame.channel_axis == -1:
+        return not shape or shape[-1] in (1, frame.channels)
+    aligned = (1,) * (frame.rank + 2 - len(shape)) + shape
+    return len(aligned) == frame.rank + 2 and aligned[1] in (1, frame.channels)
+
+
 def _keeps(scope: Scope, node: gs.Node, frame: Frame) -> bool:
     """Whether an operator that leaves channels alone leaves those of this frame alone."""
     dims = scope.shape(node.outputs[0].name)
@@ -177,6 +185,8 @@ def _output_frame(scope: Scope, node: gs.Node, known: dict[str, Frame]) -> Frame
         constant = [n for n in names if scope.const(n) is not None]
         varying = [n for n in names if scope.const(n) is None]
         own = _combined(scope, known, node, varying)
+        if own is not None and not all(_fits(scope.constants[n].shape, own) for n in constant):
+            own = None
         if constant and len(varying) == 1:
             return _beside_constant(scope, varying[0], constant[0], own) or own
         return own
@@ -278,7 +288,18 @@ def _demands(scope: Scope, node: gs.Node, known: dict[str, Frame]) -> list[tuple
     if node.op in COMBINING and node.outputs and node.outputs[0].name in known:
         frame = known[node.outputs[0].name]
         out = scope.shape(node.outputs[0].name)
+        alone = all(_is_scalar(scope, t.name) for t in node.inputs[1:]) or (
+            len(node.inputs) == 2 and _is_scalar(scope, name)
+        )
         return [
-            (t.name, frame) for t in node.inputs if t.name and (out is None or scope.shape(t.name) == out)
+            (t.name, frame)
+            for t in node.inputs
+            if t.name and (alone if out is None else scope.shape(t.name) == out)
         ]
     return []
+
+
+def _is_scalar(scope: Scope, name: str) -> bool:
+    """A constant that cannot widen what it is combined with."""
+    const = scope.const(name)
+    return const is not None and const.size == 1 and len(const.shape) <= 1
