@@ -8,15 +8,22 @@ from contextlib import contextmanager
 
 __all__ = ["uncollected"]
 
+_left_over = False  # whether an earlier pause made objects old that may be garbage
+
 
 @contextmanager
 def uncollected() -> Iterator[None]:
     """Without the collector: planning makes many small objects, and hardly a cycle.
 
     What was made meanwhile then counts as old: the next round of collecting, which would come at once, need not look
-    at all of it.
+    at all of it. Nor would a later one for long, and graphs are full of cycles; so the next pause begins with a full
+    collection, and never more than one pause is left over.
     """
+    global _left_over
     enabled = gc.isenabled()
+    if enabled and _left_over:
+        gc.collect()
+        _left_over = False
     gc.disable()
     try:
         yield
@@ -25,4 +32,5 @@ def uncollected() -> Iterator[None]:
             if not gc.get_freeze_count():  # else somebody's frozen objects would thaw
                 gc.freeze()
                 gc.unfreeze()
+                _left_over = True
             gc.enable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 from pathlib import Path
 
@@ -92,3 +93,17 @@ def test_progress_is_told():
 def test_the_result_outlives_its_temporary_files():
     session = ort.InferenceSession(fuse(ACNET).model.SerializeToString())
     assert np.isfinite(session.run(None, {"input": np.ones((1, 3, 32, 32), np.float32)})[0]).all()
+
+
+def test_planning_again_and_again_keeps_nothing():
+    """The garbage collector is paused meanwhile, and graphs are full of cycles."""
+
+    def alive():
+        return sum(isinstance(thing, gs.Node) for thing in gc.get_objects())
+
+    plan(ACNET)
+    plan(ACNET)
+    once = alive()
+    for _ in range(3):
+        plan(ACNET)
+    assert alive() <= once
