@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_repfuse.verify import truth, truth_conv
 from onnx_repfuse.verify.sessions import open_model
 from onnx_repfuse.verify.truth import Oracle, Unsupported
 
@@ -174,3 +175,29 @@ def test_shapes_that_do_not_fit_are_value_errors() -> None:
     for shape in ((1, 4, 2, 5), (1, 3, 5, 5)):
         with pytest.raises(ValueError, match="fit"):
             Oracle(model)({"x": rand(*shape)})
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize(("groups", "dtype"), [(1, np.float32), (4, np.float32), (1, np.float16)])
+def test_large_kernels_are_evaluated_in_blocks(power, groups, dtype, monkeypatch) -> None:
+    """The same values and magnitudes as at once, of which only the order of summation may differ."""
+    rng = np.random.default_rng(0)
+    weight = numpy_helper.from_array(rng.standard_normal((24, 8 // groups, 3, 3)).astype(dtype), "w")
+    kind = weight.data_type
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], group=groups, pads=[1] * 4)], "g",
+        [helper.make_tensor_value_info("x", kind, [2, 8, 5, 6])],
+        [helper.make_tensor_value_info("y", kind, None)], [weight],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    feed = {"x": rng.standard_normal((2, 8, 5, 6)).astype(dtype)}
+    whole = truth.Oracle(model, power)(feed)
+    monkeypatch.setattr(truth, "_LARGE", 100)
+    monkeypatch.setattr(truth_conv, "_WEIGHTS", 5 * 8 * 9)
+    blocks = truth.Oracle(model, power)
+    assert isinstance(blocks.constants["w"], truth.Weight)
+    found = blocks(feed)
+    np.testing.assert_allclose(found.value, whole.value, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found.magnitude, whole.magnitude, rtol=1e-6)
+    assert found.magnitude.dtype == np.float32
+    np.testing.assert_array_equal(found.terms, whole.terms)

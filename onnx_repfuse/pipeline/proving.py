@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["prove"]
 
+LARGE = 1 << 20  # elements of a weight
 INSIDE = [""]  # no tensor has this name: the tensors of a subgraph or a function are not to be had
 
 
@@ -38,6 +39,7 @@ def prove(
     """
     from onnx_repfuse.verify.activations import activations
     from onnx_repfuse.verify.baseline import read_noise
+    from onnx_repfuse.verify.heap import give_back
     from onnx_repfuse.verify.noise import nudge_feed
 
     folds = _folds(plan)
@@ -48,7 +50,10 @@ def prove(
     feed = baseline.scenes[0].feeds[0]
     moved = nudge_feed(feed)
     beside = [*baseline.ports[1], *baseline.hidden]
-    for batch, seen in activations(baseline.original, wanted, moved, beside=beside, otherwise=feed):
+    reading = activations(
+        baseline.original, wanted, moved, beside=beside, otherwise=feed, skeleton=plan.document.model
+    )
+    for batch, seen in reading:
         if not isinstance(seen, str):
             read_noise(baseline, moved, seen)
         for index in batch:
@@ -62,6 +67,8 @@ def prove(
                 continue
             finally:
                 plan.document.release()  # the pages of the weights just read
+                if fold.is_large:
+                    give_back()
             verdicts += found
             if found[-1].status is Status.FAILED:
                 failed.append(Failure(fold.scope.key, fold.made, Reason.VERIFICATION, found[-1].message))
@@ -80,6 +87,14 @@ class _Fold:
     @property
     def sources(self) -> list[str]:
         return sources(self.scope, self.absorbed, self.created, self.made.groups)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether judging it takes memory worth giving back at once."""
+        tables = (self.scope.constants, self.scope.created)
+        names = [tensor.name for node in self.created for tensor in node.inputs]
+        read = (table[name] for table in tables for name in names if name in table)
+        return any(const.size > LARGE for const in read)
 
 
 def _folds(plan: Plan) -> list[_Fold]:
@@ -102,11 +117,17 @@ def _folds(plan: Plan) -> list[_Fold]:
 
 def _judge(plan: Plan, fold: _Fold, seen: Seen) -> list[FoldVerdict]:
     """The verdicts of the probes and, if they passed, of the tap. Raises Inexact where a weight overflows."""
+    from onnx_repfuse.verify.heap import give_back
     from onnx_repfuse.verify.probes import probe
     from onnx_repfuse.verify.taps import judge
 
     case = _case(plan, fold, sized=False)
+    if fold.is_large:  # what folding its weights took
+        plan.document.release()
+        give_back()
     verdict = probe(case)
+    if fold.is_large:
+        give_back()  # what the sessions and the oracles held
     if verdict.status is Status.FAILED:
         case = _case(plan, fold, sized=True)
         verdict = probe(case)

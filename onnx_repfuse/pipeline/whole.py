@@ -41,7 +41,7 @@ def measure(document: Document, options: Options, folder: Path) -> Baseline:
         original = folder / "original.onnx"
         save(document, {}, original)
     document.release()
-    return measure_original(original, feeds=feeds, tapped=True)
+    return measure_original(original, feeds=feeds, tapped=True, skeleton=document.model)
 
 
 def compare(baseline: Baseline, result: Path, options: Options) -> Verification:

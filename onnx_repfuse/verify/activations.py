@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
+import onnx
 
 from onnx_repfuse.verify.feeds import Feed
 from onnx_repfuse.verify.sessions import DoesNotRun, Model, Runner
@@ -28,6 +29,7 @@ def activations(
     memory: int = MEMORY,
     beside: Sequence[str] = (),
     otherwise: Feed | None = None,
+    skeleton: onnx.ModelProto | None = None,
 ) -> Iterator[tuple[list[int], Seen]]:
     """Read tensors of the original's main graph in one run, or in several where memory is short.
 
@@ -39,11 +41,12 @@ def activations(
         memory: bytes to hold at once.
         beside: graph outputs and inner tensors to read along with the first folds.
         otherwise: another input, for a model that does not run on `feed`.
+        skeleton: the model without its weights, so that they need not be read for its names.
 
     Yields:
         (indices into `wanted`, the values); every index once.
     """
-    made, public = tensor_names(original)
+    made, public = tensor_names(skeleton or original)
     hidden = [index for index, names in enumerate(wanted) if not set(names) <= made]
     if hidden:
         yield hidden, "its tensors are not in the main graph"

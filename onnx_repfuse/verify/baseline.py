@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from onnx_repfuse.verify.bounds import integer_bounds
 from onnx_repfuse.verify.decisions import Tail, tails
 from onnx_repfuse.verify.feeds import FeedSpec, Scene, scenes
@@ -79,6 +81,7 @@ def measure_original(
     threads: int = 1,
     optimized: bool | None = None,
     tapped: bool = False,
+    skeleton: onnx.ModelProto | None = None,
 ) -> Baseline:
     """Run the original on its inputs, and on inputs and weights moved by an ulp.
 
@@ -89,6 +92,7 @@ def measure_original(
         optimized: also run it under ORT_ENABLE_ALL; None: where that is cheap.
         tapped: `read_noise` will be given what the original makes of its first feed moved by an ulp; else
             `complete` measures it.
+        skeleton: the original without its weights, so that they need not be read for its integer inputs.
 
     Raises:
         InputError: it does not run; the message is one line.
@@ -96,9 +100,9 @@ def measure_original(
     found = _tails(original)
     hidden = sorted({name for tail in found.values() for name in tail.reads} - _public(original, found))
     try:
-        baseline = _measure(original, found, hidden, feeds or FeedSpec(), threads, tapped)
+        baseline = _measure(original, skeleton, found, hidden, feeds or FeedSpec(), threads, tapped)
     except DoesNotRun:
-        baseline = _measure(original, {}, [], feeds or FeedSpec(), threads, tapped)
+        baseline = _measure(original, skeleton, {}, [], feeds or FeedSpec(), threads, tapped)
     first = [(index, 0) for index in range(len(baseline.scenes))]
     _weights_noise(baseline, first)
     small = not isinstance(original, Path | str) or Path(original).stat().st_size <= _SMALL
@@ -145,6 +149,7 @@ def _by_inputs(baseline: Baseline, keys: Sequence[Key]) -> None:
 
 def _measure(
     original: Model,
+    skeleton: onnx.ModelProto | None,
     found: dict[str, Tail],
     hidden: Sequence[str],
     spec: FeedSpec,
@@ -152,7 +157,7 @@ def _measure(
     tapped: bool,
 ) -> Baseline:
     with open_tapped(original, hidden, threads) as runner:
-        chosen = scenes(runner, spec, integer_bounds(original, runner.inputs))
+        chosen = scenes(runner, spec, integer_bounds(skeleton or original, runner.inputs))
         inputs = tuple(port.name for port in runner.inputs)
         outputs = tuple(port.name for port in runner.outputs if port.name not in hidden)
         values = [[flatten(row) for row in rows] for _, rows in chosen]

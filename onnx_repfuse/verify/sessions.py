@@ -15,12 +15,14 @@ import onnx
 import onnxruntime as ort
 
 from onnx_repfuse.errors import InputError
+from onnx_repfuse.verify.heap import give_back
 
 __all__ = ["DoesNotRun", "Model", "Port", "Runner", "load", "one_line", "open_model"]
 
 Model = Path | str | bytes | onnx.ModelProto
 _NO_KERNEL = ("NOT_IMPLEMENTED", "Could not find an implementation", "guarantees* support", "IR version")
 _TWICE = "two nodes with same node name"
+LARGE = 16 << 20  # bytes
 
 
 class DoesNotRun(InputError):  # noqa: N818 - an outcome, like Inexact
@@ -43,8 +45,16 @@ class Runner:
         inputs, outputs: the ports, without overridable initializers.
     """
 
-    def __init__(self, engine: Any, judge: str, inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        judge: str,
+        inputs: tuple[Port, ...],
+        outputs: tuple[Port, ...],
+        large: bool = False,
+    ) -> None:
         self._engine = engine
+        self._large = large
         self.judge = judge
         self.inputs = inputs
         self.outputs = outputs
@@ -72,6 +82,8 @@ class Runner:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._engine = None
+        if self._large:
+            give_back()
 
 
 def open_model(
@@ -97,7 +109,11 @@ def open_model(
     if isinstance(model, onnx.ModelProto):
         model = model.SerializeToString()
     try:
-        return _open_ort(model, optimize, threads, folder)
+        runner = _open_ort(model, optimize, threads, folder)
+        if isinstance(model, bytes) and len(model) > LARGE:
+            model = b""  # the runtime has made its own
+            give_back()
+        return runner
     except Exception as error:  # onnxruntime's exceptions share no base
         reason = str(error)
         if _TWICE in reason:
@@ -142,7 +158,15 @@ def _open_ort(model: Path | str | bytes, optimize: bool, threads: int, folder: P
         )
     source = model if isinstance(model, bytes) else str(model)
     engine = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
-    return Runner(engine, "onnxruntime", _ports(engine.get_inputs()), _ports(engine.get_outputs()))
+    return Runner(
+        engine, "onnxruntime", _ports(engine.get_inputs()), _ports(engine.get_outputs()), _is_large(model)
+    )
+
+
+def _is_large(model: Path | str | bytes) -> bool:
+    """Whether closing it frees so much that the system should have it; external data lies beside a path."""
+    size = len(model) if isinstance(model, bytes) else Path(model).stat().st_size
+    return size > LARGE or not isinstance(model, bytes)
 
 
 def _ports(args: Sequence[Any]) -> tuple[Port, ...]:

@@ -22,6 +22,7 @@ __all__ = [
     "Truth",
     "Unsupported",
     "Value",
+    "Weight",
     "attributes",
     "load_operators",
     "register",
@@ -48,6 +49,28 @@ class Value:
         if v.dtype.kind != "f":
             return Value(v, v)
         return Value(v, (np.abs(v) if power == 1 else np.square(v)).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Weight(Value):
+    """A large kernel as it is stored, in both `v` and `m`: `values` and `sizes` make blocks of it what they mean."""
+
+    power: int = 1
+
+    @staticmethod
+    def view(tensor: onnx.TensorProto, power: int) -> Weight:
+        stored = onnx.numpy_helper.to_array(tensor)
+        return Weight(stored, stored, power)
+
+    def values(self, block: Array) -> Array:
+        """In float64."""
+        return Value.of(block).v
+
+    def sizes(self, block: Array) -> Array:
+        """In float32, to the power."""
+        if self.power == 1 and block.dtype == np.float32:
+            return np.asarray(np.abs(block))
+        return Value.of(block, self.power).m
 
 
 @dataclass(frozen=True)
@@ -88,6 +111,13 @@ class Context:
 
 Op = Callable[..., Any]
 OPS: dict[str, Op] = {}
+_LARGE = 1 << 22  # elements; converting blocks anew for each stimulus takes twice the time
+_FLOATS = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+)
 _ROUNDING = frozenset(
     [
         "Add",
@@ -154,7 +184,13 @@ class Oracle:
             if node.domain not in ("", "ai.onnx") or node.op_type not in OPS:
                 raise Unsupported(f"{node.domain + '.' if node.domain else ''}{node.op_type}")
         self.output = graph.output[0].name
-        self.constants = {t.name: Value.of(onnx.numpy_helper.to_array(t), power) for t in graph.initializer}
+        large = _large_weights(graph)
+        self.constants = {
+            t.name: Weight.view(t, power)
+            if t.name in large
+            else Value.of(onnx.numpy_helper.to_array(t), power)
+            for t in graph.initializer
+        }
         self._attributes = [attributes(node) for node in self.nodes]
 
     def __call__(self, feed: Mapping[str, Array]) -> Truth:
@@ -175,6 +211,18 @@ class Oracle:
             values.update(zip(node.output, produced, strict=False))
         found = values[self.output]
         return Truth(found.v, found.m, _total(counted, found.v))
+
+
+def _large_weights(graph: onnx.GraphProto) -> set[str]:
+    """Float constants that are read as kernels of convolutions alone, and worth evaluating block by block."""
+    large = {
+        tensor.name
+        for tensor in graph.initializer
+        if np.prod(tensor.dims, dtype=np.int64) > _LARGE and tensor.data_type in _FLOATS
+    }
+    for node in graph.node:
+        large -= {name for at, name in enumerate(node.input) if node.op_type != "Conv" or at != 1}
+    return large
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:

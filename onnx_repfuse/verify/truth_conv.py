@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from onnx_repfuse.verify.truth import Context, Unsupported, Value, register
+from onnx_repfuse.verify.truth import Context, Unsupported, Value, Weight, register
 
 __all__ = ["column", "correlate"]
-_PATCHES = 1 << 24  # elements of the patch matrix at once
+_PATCHES = 1 << 22  # elements of the patch matrix at once
+_WEIGHTS = 1 << 20  # elements of a large kernel in float64 at once
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Window = tuple[list[int], list[int], list[int], list[int]]  # strides, dilations, pads begin, pads end
@@ -43,12 +44,20 @@ def window(context: Context, space: Sequence[int], kernel: Sequence[int]) -> Win
     return list(strides), list(dilations), begin, end
 
 
-def correlate(x: Array, w: Array, groups: int, how: Window, ceil: bool = False) -> Array:
+def correlate(
+    x: Array,
+    w: Array,
+    groups: int,
+    how: Window,
+    ceil: bool = False,
+    meaning: Callable[[Array], Array] | None = None,
+) -> Array:
     """y[n, o, i] = sum w[o, c, k] x[n, c, s*i - begin + d*k], in the type of its operands.
 
     Args:
         x: (N, C, *space).
         w: (M, C/groups, *kernel).
+        meaning: what to make of w, a block of its output channels at a time; None: it is meant as it is.
     """
     strides, dilations, begin, end = how
     kernel, space = w.shape[2:], x.shape[2:]
@@ -65,10 +74,11 @@ def correlate(x: Array, w: Array, groups: int, how: Window, ceil: bool = False) 
     padded = np.pad(x, [(0, 0), (0, 0), *slack])
     n, m, deep = x.shape[0], w.shape[0], w.shape[1]
     if deep == 1:
-        return _depthwise(padded, w, groups, how, out)
+        return _depthwise(padded, w if meaning is None else meaning(w), groups, how, out)
     positions = int(np.prod(out, dtype=int))
     taps = int(np.prod(kernel, dtype=int))
-    total = np.empty((n, m, positions), dtype=np.result_type(x, w))
+    kind = np.result_type(x, w if meaning is None else meaning(w[:1]))
+    total = np.empty((n, m, positions), dtype=kind)
     flat = w.reshape(groups, m // groups, deep * taps)  # as it lies: positions are few, weights are many
     rows = max(1, _PATCHES // max(1, groups * deep * taps * positions))
     for first in range(0, n, rows):
@@ -81,9 +91,26 @@ def correlate(x: Array, w: Array, groups: int, how: Window, ceil: bool = False) 
             )
             where: Any = (slice(None), slice(None), *at)
             patches[:, :, index] = some[where].reshape(len(some), groups, deep, -1).transpose(1, 2, 0, 3)
-        product = np.matmul(flat, patches.reshape(groups, deep * taps, -1))
+        columns = patches.reshape(groups, deep * taps, -1)
+        product = _product(flat, columns, kind, meaning)
         total[first : first + rows] = product.reshape(m, len(some), positions).transpose(1, 0, 2)
     return total.reshape(n, m, *out)
+
+
+def _product(
+    flat: Array, columns: Array, kind: np.dtype[Any], meaning: Callable[[Array], Array] | None
+) -> Array:
+    """flat @ columns, (groups, rows, k) by (groups, k, positions), with few converted weights at a time."""
+    if meaning is None:
+        return np.asarray(np.matmul(flat, columns))
+    groups, rows, deep = flat.shape
+    result = np.empty((groups, rows, columns.shape[2]), dtype=kind)
+    block = max(1, _WEIGHTS // deep)
+    for group in range(groups):
+        for first in range(0, rows, block):
+            some = slice(first, first + block)
+            result[group, some] = np.matmul(meaning(flat[group, some]), columns[group])
+    return result
 
 
 def _depthwise(padded: Array, w: Array, groups: int, how: Window, out: Sequence[int]) -> Array:
@@ -121,8 +148,9 @@ def _depthwise(padded: Array, w: Array, groups: int, how: Window, out: Sequence[
 def conv(context: Context, x: Value, w: Value, b: Value | None = None) -> Value:
     groups = context.attributes.get("group", 1)
     how = window(context, x.v.shape[2:], w.v.shape[2:])
-    v = correlate(x.v, w.v, groups, how)
-    m = correlate(x.m, w.m, groups, how)
+    values, sizes = (w.values, w.sizes) if isinstance(w, Weight) else (None, None)
+    v = correlate(x.v, w.v, groups, how, meaning=values)
+    m = correlate(x.m, w.m, groups, how, meaning=sizes)
     context.count(int(np.prod(w.v.shape[1:])), x.v)
     if b is not None:
         v, m = v + column(b.v, v.ndim), m + column(b.m, v.ndim)
