@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_repfuse.verify.activations import activations
 from onnx_repfuse.verify.bisect import culprits
 from onnx_repfuse.verify.feeds import FeedSpec
 from onnx_repfuse.verify.probes import FoldCase, probe
@@ -313,3 +314,30 @@ def test_taps_take_the_rank_they_see(scale: float) -> None:
     x = rng.standard_normal((2, 5, 4)).astype(np.float32)
     verdict = judge(FoldCase("y", before, after), {"x": x, "y": (x @ weight) * np.float32(1.5)})
     assert verdict.status is (Status.PASSED if scale == 1.5 else Status.FAILED)
+
+
+def test_sizes_that_the_runtime_does_not_infer_are_asked_for_once() -> None:
+    """A guess at the sizes of dynamic tensors would run the original once for every two of them."""
+    names = [f"t{index}" for index in range(12)]
+    nodes = [helper.make_node("Sin", [a], [b]) for a, b in zip(["x", *names], names, strict=False)]
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "h", "w"])],
+        [helper.make_tensor_value_info(names[-1], TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    feed = {"x": np.ones((1, 3, 32, 32), np.float32)}
+    runs: list[int] = []
+    size = feed["x"].nbytes
+
+    def read(memory: int) -> list[list[int]]:
+        runs.clear()
+        wanted = [[name] for name in names]
+        return [b for b, _ in activations(model, wanted, feed, memory=memory, ran=lambda: runs.append(1))]
+
+    assert read(12 * size) == [list(range(12))]
+    assert len(runs) == 2
+    assert read(5 * size) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
+    assert len(runs) == 4
+    assert read(1000 * size) == [list(range(12))]
+    assert len(runs) == 1

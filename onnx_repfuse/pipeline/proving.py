@@ -38,7 +38,7 @@ def prove(
     of the folds as outputs. Weights are computed for one fold at a time.
     """
     from onnx_repfuse.verify.activations import activations
-    from onnx_repfuse.verify.baseline import read_noise
+    from onnx_repfuse.verify.baseline import count_run, read_noise
     from onnx_repfuse.verify.heap import give_back
     from onnx_repfuse.verify.noise import nudge_feed
 
@@ -51,7 +51,13 @@ def prove(
     moved = nudge_feed(feed)
     beside = [*baseline.ports[1], *baseline.hidden]
     reading = activations(
-        baseline.original, wanted, moved, beside=beside, otherwise=feed, skeleton=plan.document.model
+        baseline.original,
+        wanted,
+        moved,
+        beside=beside,
+        otherwise=feed,
+        skeleton=plan.document.model,
+        ran=lambda: count_run(baseline),
     )
     for batch, seen in reading:
         if not isinstance(seen, str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,11 +11,12 @@ import onnx
 
 from onnx_repfuse.verify.feeds import Feed
 from onnx_repfuse.verify.sessions import DoesNotRun, Model, Runner
-from onnx_repfuse.verify.tapped import open_tapped, tensor_names
+from onnx_repfuse.verify.tapped import count_name, open_tapped, tensor_names
 
 __all__ = ["MEMORY", "Seen", "activations"]
 
 MEMORY = 1 << 30  # bytes of activations to hold at once
+_WIDTH = 4  # bytes of an element, as a rule
 Seen = Mapping[str, Any] | str
 """Values by tensor name, or why they cannot be read."""
 
@@ -30,6 +31,7 @@ def activations(
     beside: Sequence[str] = (),
     otherwise: Feed | None = None,
     skeleton: onnx.ModelProto | None = None,
+    ran: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[list[int], Seen]]:
     """Read tensors of the original's main graph in one run, or in several where memory is short.
 
@@ -42,6 +44,7 @@ def activations(
         beside: graph outputs and inner tensors to read along with the first folds.
         otherwise: another input, for a model that does not run on `feed`.
         skeleton: the model without its weights, so that they need not be read for its names.
+        ran: is told of each run of the original.
 
     Yields:
         (indices into `wanted`, the values); every index once.
@@ -59,7 +62,13 @@ def activations(
     with ExitStack() as stack:
         try:
             runner = stack.enter_context(open_tapped(original, extra, threads))
-            batches = list(_batches(runner, feed, live, wanted, memory))
+            sizes, unsure = _sizes(runner, feed)
+            batches = list(_batches(sizes, live, wanted, memory))
+            if len(batches) > 1 and unsure:
+                stack.close()
+                sizes.update(_counted(original, unsure, [feed, otherwise or feed], threads, ran))
+                batches = list(_batches(sizes, live, wanted, memory))
+                runner = stack.enter_context(open_tapped(original, extra, threads))
             for number, batch in enumerate(batches):
                 read = {name for index in batch for name in wanted[index]}
                 read |= set(beside) if number == 0 else set()
@@ -71,6 +80,7 @@ def activations(
                         raise
                     feed = otherwise
                     found = runner.run(feed, names)
+                ran()
                 values = {**feed, **found}
                 if number == len(batches) - 1:
                     stack.close()
@@ -80,21 +90,51 @@ def activations(
             yield left, f"its tensors cannot be read: {error}"
 
 
-def _batches(
-    runner: Runner, feed: Feed, live: Sequence[int], wanted: Sequence[Sequence[str]], memory: int
-) -> Iterator[list[int]]:
-    """Folds whose tensors fit into memory together, by the shapes the runtime infers."""
+def _sizes(runner: Runner, feed: Feed) -> tuple[dict[str, int], list[str]]:
+    """Bytes of the outputs, as the runtime infers them, and those of which it does not know all dims: a bold guess."""
     guess = max((int(np.size(value)) for value in feed.values() if not isinstance(value, list)), default=1)
     sizes: dict[str, int] = dict.fromkeys(feed, 0)
+    unsure = []
     for port in runner.outputs:
         known = [dim for dim in port.shape if isinstance(dim, int) and dim > 0]
-        whole = len(known) == len(port.shape) and port.shape
-        sizes[port.name] = 4 * (int(np.prod(known)) if whole else max(guess * 8, int(np.prod(known or [1]))))
+        if len(known) == len(port.shape) and port.shape:
+            sizes[port.name] = _WIDTH * int(np.prod(known))
+        else:
+            sizes[port.name] = _WIDTH * max(guess * 8, int(np.prod(known or [1])))
+            if port.type.startswith("tensor("):
+                unsure.append(port.name)
+    return sizes, unsure
+
+
+def _counted(
+    original: Model, names: Sequence[str], feeds: Sequence[Feed], threads: int, ran: Callable[[], None]
+) -> dict[str, int]:
+    """Bytes of tensors that the runtime cannot infer, from a run that keeps none of them: one more, and many less.
+
+    Nothing where it cannot be told; then the guess stands.
+    """
+    asked = [count_name(name) for name in names]
+    for feed in feeds:
+        try:
+            with open_tapped(original, [], threads, names) as runner:
+                found = runner.run(feed, asked)
+        except DoesNotRun:
+            continue
+        ran()
+        return {name: _WIDTH * int(found[count]) for name, count in zip(names, asked, strict=True)}
+    return {}
+
+
+def _batches(
+    sizes: Mapping[str, int], live: Sequence[int], wanted: Sequence[Sequence[str]], memory: int
+) -> Iterator[list[int]]:
+    """Folds whose tensors fit into memory together."""
+    most = max(sizes.values(), default=_WIDTH)
     batch: list[int] = []
     held: set[str] = set()
     for index in live:
         more = held | set(wanted[index])
-        if batch and sum(sizes.get(name, 4 * guess) for name in more) > memory:
+        if batch and sum(sizes.get(name, most) for name in more) > memory:
             yield batch
             batch, more = [], set(wanted[index])
         batch.append(index)

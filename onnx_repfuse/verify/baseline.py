@@ -17,7 +17,16 @@ from onnx_repfuse.verify.noise import WEIGHTS_LIMIT, nudge_feed, nudged_weights
 from onnx_repfuse.verify.sessions import DoesNotRun, Model, Runner, load, open_model
 from onnx_repfuse.verify.tapped import open_tapped, tensor_names
 
-__all__ = ["Baseline", "Key", "Row", "complete", "measure_noise", "measure_original", "read_noise"]
+__all__ = [
+    "Baseline",
+    "Key",
+    "Row",
+    "complete",
+    "count_run",
+    "measure_noise",
+    "measure_original",
+    "read_noise",
+]
 
 _SMALL = 16 << 20  # bytes; the ORT_ENABLE_ALL figure is shown by default for models up to this size
 Row = dict[str, "Array | None"]
@@ -111,6 +120,11 @@ def measure_original(
     return baseline
 
 
+def count_run(baseline: Baseline) -> None:
+    """Count a run of the original on its very first feed."""
+    baseline.runs += baseline.is_large(FIRST[0])
+
+
 def read_noise(baseline: Baseline, moved: Mapping[str, Any], seen: Mapping[str, Any]) -> None:
     """Take the noise of the inputs from a run that read other tensors as well.
 
@@ -118,7 +132,6 @@ def read_noise(baseline: Baseline, moved: Mapping[str, Any], seen: Mapping[str, 
         moved: the very first feed, moved by an ulp.
         seen: what was read, and the feed; nothing is taken if that was another, or outputs are missing.
     """
-    baseline.runs += baseline.is_large(FIRST[0])
     names = {*baseline.ports[1], *baseline.hidden}
     if names <= set(seen) and all(seen.get(name) is value for name, value in moved.items()):
         _enter(baseline, FIRST, moved, flatten({name: seen[name] for name in names}))

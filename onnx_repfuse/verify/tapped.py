@@ -16,7 +16,7 @@ import onnx
 
 from onnx_repfuse.verify.sessions import DoesNotRun, Model, Runner, load, one_line, open_model
 
-__all__ = ["open_tapped", "tensor_names"]
+__all__ = ["count_name", "open_tapped", "tensor_names"]
 
 _IN_MEMORY = 128 << 20
 
@@ -30,19 +30,30 @@ def tensor_names(model: Model) -> tuple[set[str], set[str]]:
     return made, {value.name for value in graph.output}
 
 
+def count_name(name: str) -> str:
+    """The output that tells how many elements a tensor has."""
+    return f"{name}/repfuse-count"
+
+
 @contextmanager
-def open_tapped(model: Model, names: Sequence[str], threads: int = 1) -> Iterator[Runner]:
-    """The model, opened with `names` (node outputs that are not graph outputs yet) among its outputs.
+def open_tapped(
+    model: Model, names: Sequence[str], threads: int = 1, counted: Sequence[str] = ()
+) -> Iterator[Runner]:
+    """The model, opened with `names` (node outputs that are not graph outputs yet) among its outputs, and the number
+    of elements of those `counted`.
 
     Raises:
         DoesNotRun: the runtime refuses it, or the file cannot be read.
     """
-    if not names:
+    if not names and not counted:
         with open_model(model, threads=threads) as runner:
             yield runner
         return
     extra = onnx.ModelProto()
     extra.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    for name in counted:
+        extra.graph.node.add(op_type="Size", input=[name], output=[count_name(name)])
+        extra.graph.output.add(name=count_name(name))
     suffix = extra.SerializeToString()
     if isinstance(model, onnx.ModelProto):
         model = model.SerializeToString()
