@@ -131,6 +131,14 @@ def test_what_is_beside_a_wider_tensor_need_not_be_as_wide() -> None:
     assert Reason.SHAPE in {refusal.reason for refusal in result.report.refusals}
 
 
+def test_a_border_costs_multiply_adds_where_sizes_are_unknown_too() -> None:
+    """A Pad after a 1x1 Conv is not taken into it: the border would be computed instead of filled in."""
+    for shape in ((1, 4, 8, 8), ("N", 4, "H", "W")):
+        net = Net(shape=shape)
+        padded = net.op("Pad", net.conv("x", 4, 4, 1), net.const(np.array([0, 0, 1, 1, 0, 0, 1, 1])))
+        check(net.model(net.op("Relu", padded)), None)
+
+
 def test_a_tensor_read_along_two_axes_has_two_numbers_of_channels() -> None:
     net = Net(shape=(2, 3, 4, 6))
     both = net.conv("x", 3, 3, 3)
