@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import gc
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe
 from benchmarks.synthetic import SHAPES, write
-from benchmarks.timing import interleaved, spread
+from benchmarks.timing import spread
 from benchmarks.tools import measured
 
 NODES = (100, 300, 1000, 2500, 5000, 10000)
 MEGABYTES = (1, 4, 16, 64, 125, 250, 500)
+_ROUNDS = 3
 _BLOCK = 8  # nodes of a RepVGG block
 
 
@@ -36,16 +39,19 @@ def _nodes(work: Path, shape: str, counts: tuple[int, ...]) -> list[dict[str, An
 
     from onnx_repfuse import plan
 
-    functions: dict[str, Callable[[], object]] = {}
-    sizes = {}
-    for count in counts:
-        path = work / f"{shape}.{count}.onnx"
+    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    paths = {count: work / f"{shape}.{count}.onnx" for count in counts}
+    for count, path in paths.items():
         write(shape, count, 8, path)
-        sizes[str(count)] = len(onnx.load(path).graph.node)
-        functions[str(count)] = lambda path=path: plan(path)
+    for _ in range(_ROUNDS):
+        for count, path in paths.items():
+            gc.collect()  # else this plan pays for the one before
+            start = time.process_time()
+            plan(path)
+            seconds[count].append(time.process_time() - start)
     rows = []
-    for count, values in interleaved(functions, seconds=5, fewest=3).items():
-        row = {"shape": shape, "nodes": sizes[count], "seconds": spread(values)}
+    for count, values in seconds.items():
+        row = {"shape": shape, "nodes": len(onnx.load(paths[count]).graph.node), "seconds": spread(values)}
         print(f"plan {shape} {row['nodes']} nodes: {row['seconds'].median:.3f} s", flush=True)
         rows.append(row)
     return rows
