@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 __all__ = ["uncollected"]
 
+LARGE = 200_000  # objects; fewer are looked at in less time than a full collection takes
 _left_over = False  # whether an earlier pause made objects old that may be garbage
 
 
@@ -15,7 +16,7 @@ _left_over = False  # whether an earlier pause made objects old that may be garb
 def uncollected() -> Iterator[None]:
     """Without the collector: planning makes many small objects, and hardly a cycle.
 
-    What was made meanwhile then counts as old: the next round of collecting, which would come at once, need not look
+    What was made meanwhile then counts as old if it is much: the next round of collecting, which would come at once, need not look
     at all of it. Nor would a later one for long, and graphs are full of cycles; so the next pause begins with a full
     collection, and never more than one pause is left over.
     """
@@ -29,7 +30,8 @@ def uncollected() -> Iterator[None]:
         yield
     finally:
         if enabled:
-            if not gc.get_freeze_count():  # else somebody's frozen objects would thaw
+            # not a handful, and not if somebody's frozen objects would thaw
+            if gc.get_count()[0] > LARGE and not gc.get_freeze_count():
                 gc.freeze()
                 gc.unfreeze()
                 _left_over = True
