@@ -16,9 +16,9 @@ _left_over = False  # whether an earlier pause made objects old that may be garb
 def uncollected() -> Iterator[None]:
     """Without the collector: planning makes many small objects, and hardly a cycle.
 
-    What was made meanwhile then counts as old if it is much: the next round of collecting, which would come at once, need not look
-    at all of it. Nor would a later one for long, and graphs are full of cycles; so the next pause begins with a full
-    collection, and never more than one pause is left over.
+    Much that was made meanwhile then counts as old: the next round of collecting, which would come at once, need not
+    look at all of it. Nor would a later one for long, and graphs are full of cycles; so the next pause begins with a
+    full collection, and never more than one pause is left over.
     """
     global _left_over
     enabled = gc.isenabled()
