@@ -152,6 +152,16 @@ class Geometry:
         return self.transposed or max((*self.pads_begin, *self.pads_end), default=0) > 0
 
     @cached_property
+    def enlarges(self) -> bool:
+        """It writes more positions than it reads: at stride 1 it pads an axis by more than its window takes, and none
+        by less."""
+        if self.transposed or any(stride != 1 for stride in self.strides):
+            return False
+        ends = zip(self.pads_begin, self.pads_end, self.dilations, self.kernel, strict=True)
+        gained = [begin + end - d * (k - 1) for begin, end, d, k in ends]
+        return min(gained, default=0) >= 0 and max(gained, default=0) > 0
+
+    @cached_property
     def is_pointwise(self) -> bool:
         """One tap at the position itself: commutes with everything that only moves positions."""
         ones, zeros = (1,) * self.rank, (0,) * self.rank

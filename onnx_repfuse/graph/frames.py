@@ -154,9 +154,10 @@ def _combined(scope: Scope, known: dict[str, Frame], node: gs.Node, names: list[
     found = [known[n] for n in names if n in known]
     if not found:
         return None
+    dims = scope.shape(node.outputs[0].name)
+    if dims is not None:
+        return next((frame for frame in found if _agrees(frame, dims)), None)
     widest = max(found, key=lambda frame: frame.channels)
-    if scope.shape(node.outputs[0].name) is not None:
-        return next((f for f in found if _agrees(f, scope.shape(node.outputs[0].name))), None)
     sure = widest.channels > 1 or len(found) == len(names)
     return widest if sure and all(f.layout == widest.layout for f in found) else None
 

@@ -75,7 +75,9 @@ def make_plan(document: Document, options: Options, banned: Set[FoldKey] = froze
         protos = dict(_protos(document.model))
         known = {scope.key: frames(scope) for scope in scopes}
         planned = [
-            plan_scope(scope, options, frozenset(root for key, root in banned if key == scope.key))
+            plan_scope(
+                scope, options, frozenset(root for key, root in banned if key == scope.key), known[scope.key]
+            )
             for scope in scopes
         ]
         return Plan(document, planned, before, protos, known)

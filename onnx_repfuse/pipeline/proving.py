@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import onnx
@@ -94,7 +95,7 @@ class _Fold:
     def sources(self) -> list[str]:
         return sources(self.scope, self.absorbed, self.created, self.made.groups)
 
-    @property
+    @cached_property
     def is_large(self) -> bool:
         """Whether judging it takes memory worth giving back at once."""
         tables = (self.scope.constants, self.scope.created)

@@ -35,22 +35,9 @@ def multiply_adds(geometry: Geometry, read: int, written: int) -> int:
     What pads by more than its window takes has more positions than it reads, whatever is assumed of unknown sizes.
     """
     positions = read // geometry.c_in if geometry.transposed else written // geometry.c_out
-    if _enlarges(geometry):
+    if geometry.enlarges:
         positions = max(positions, read // geometry.c_in + 1)
     return geometry.macs(max(1, positions))
-
-
-def _enlarges(geometry: Geometry) -> bool:
-    """Whether a convolution of stride 1 pads an axis by more than it loses, and none by less."""
-    if geometry.transposed or any(stride != 1 for stride in geometry.strides):
-        return False
-    gained = [
-        begin + end - d * (k - 1)
-        for begin, end, d, k in zip(
-            geometry.pads_begin, geometry.pads_end, geometry.dilations, geometry.kernel, strict=True
-        )
-    ]
-    return min(gained, default=0) >= 0 and max(gained, default=0) > 0
 
 
 @dataclass(frozen=True)

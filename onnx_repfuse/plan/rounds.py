@@ -14,7 +14,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.emit import emit
-from onnx_repfuse.graph.frames import FLOATS, frames
+from onnx_repfuse.graph.frames import FLOATS, Frame, frames
 from onnx_repfuse.graph.lift import Context, Declined, Lifted, lift
 from onnx_repfuse.graph.rewrite import drop_dead, needed_nodes, put, rename
 from onnx_repfuse.graph.scope import Scope, node_name
@@ -91,18 +91,25 @@ def originals(
     return [proto.node[position] for position in sorted(found)]
 
 
-def plan_scope(scope: Scope, options: Options, banned: frozenset[str] = frozenset()) -> Planned:
-    """Fold what can be folded in one scope; `banned` names roots that must stay as they are."""
+def plan_scope(
+    scope: Scope,
+    options: Options,
+    banned: frozenset[str] = frozenset(),
+    known: dict[str, Frame] | None = None,
+) -> Planned:
+    """Fold what can be folded in one scope; `banned` names roots that must stay as they are, `known` are its frames."""
     result = Planned(scope)
     alive = needed_nodes(scope)
     order = {id(node): i for i, node in enumerate(scope.nodes)}
     owners: dict[int, Made] = {}
     if options.allows(Kind.ACTIVATION):
         _write_activations(scope, activations(scope, _kept(options), banned), result, owners)
-        drop_dead(scope, alive | set(owners))
+        if owners:
+            drop_dead(scope, alive | set(owners))
+            known = None
     previous: Round | None = None
     for _ in range(ROUNDS):
-        current = _round(scope, options, banned, previous)
+        current = _round(scope, options, banned, previous, known)
         found = tiles(current.cover)
         wide = frozenset(tile.root for tile in found if _is_wide(scope, tile, owners))
         if wide:
@@ -115,14 +122,14 @@ def plan_scope(scope: Scope, options: Options, banned: frozenset[str] = frozense
             return result
         _apply(scope, current.cover, found, result, owners, order)
         drop_dead(scope, alive | set(owners))
-        previous = current
+        previous, known = current, None
     result.notes.append(f"planning stopped after {ROUNDS} rounds; please report this model")
     return result
 
 
 def cover_scope(scope: Scope, options: Options) -> Cover:
     """What the planner weighs in a scope as it is."""
-    return _round(scope, options, frozenset(), None).cover
+    return _round(scope, options, frozenset(), None, None).cover
 
 
 Lifting = tuple[gs.Node, Lifted | Declined | None, str]
@@ -143,9 +150,15 @@ class Round:
     edges: dict[str, tuple[int, ...]]
 
 
-def _round(scope: Scope, options: Options, banned: frozenset[str], previous: Round | None) -> Round:
+def _round(
+    scope: Scope,
+    options: Options,
+    banned: frozenset[str],
+    previous: Round | None,
+    known: dict[str, Frame] | None,
+) -> Round:
     """Lift every node, cover the scope, look for joint steps; where nothing changed, the last round stands."""
-    context = Context(scope, frames(scope), protected(scope))
+    context = Context(scope, frames(scope) if known is None else known, protected(scope))
     edges = _edges(scope)
     old = previous.edges if previous else {}
     changed = {name for name in {*edges, *old} if edges.get(name) != old.get(name)}

@@ -165,8 +165,7 @@ def _open_ort(model: Path | str | bytes, optimize: bool, threads: int, folder: P
 
 def _is_large(model: Path | str | bytes) -> bool:
     """Whether closing it frees so much that the system should have it; external data lies beside a path."""
-    size = len(model) if isinstance(model, bytes) else Path(model).stat().st_size
-    return size > LARGE or not isinstance(model, bytes)
+    return not isinstance(model, bytes) or len(model) > LARGE
 
 
 def _ports(args: Sequence[Any]) -> tuple[Port, ...]:
