@@ -15,6 +15,7 @@ from onnx_repfuse.verify.feeds import FeedSpec, make_feed, scenes
 from onnx_repfuse.verify.noise import nudge_feed, nudged_weights
 from onnx_repfuse.verify.outputs import verify_outputs
 from onnx_repfuse.verify.sessions import Port, open_model
+from onnx_repfuse.verify.sizes import LENGTHS, ORDINARY, assignments
 from onnx_repfuse.verify.userdata import read_inputs
 
 F = TensorProto.FLOAT
@@ -103,6 +104,21 @@ def test_sizes_that_do_not_run_are_passed_over() -> None:
     output = [helper.make_tensor_value_info("y", F, None)]
     model = build(nodes, inputs, output, {"s": np.array([1, 3 * 224 * 224])})
     assert shapes_of(model) == [(1, 3, 224, 224)]
+
+
+def test_volumes_are_not_tried_at_the_sizes_of_images() -> None:
+    """640 cubed is 6 GB; found by random graphs."""
+    nodes = [helper.make_node("Reshape", ["x", "s"], ["y"])]
+    inputs = [helper.make_tensor_value_info("x", F, ["n", 3, "d", "h", "w"])]
+    output = [helper.make_tensor_value_info("y", F, None)]
+    assert shapes_of(build(nodes, inputs, output, {"s": np.array([1, 3 * 8**3])})) == [(1, 3, 8, 8, 8)]
+    ports = [
+        Port("x", "tensor(float)", ("n", 3, "d", "h", "w")),
+        Port("z", "tensor(float)", ("n", 3, 4096, 4096)),
+    ]
+    tried = [shapes["x"] for shapes in assignments(ports, {}, 1, ORDINARY, LENGTHS)]
+    assert tried
+    assert max(np.prod(shape[2:]) for shape in tried) <= 1 << 20
 
 
 def test_a_model_that_runs_at_no_size_asks_for_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 
 from onnx_repfuse.verify.sessions import Port
 
@@ -23,6 +24,7 @@ ORDINARY = (
 TINY = ((17, 23), (33, 33), (7, 7), (32, 32), (64, 64))
 LENGTHS = (16, 32, 77, 128, 8, 1)
 SHORT = (5, 3, 2, 1)
+MOST = 1 << 20  # positions of an input that are guessed
 
 
 def is_free(port: Port, given: Mapping[str, Sequence[int]]) -> bool:
@@ -36,7 +38,7 @@ def assignments(
     sizes: Sequence[tuple[int, int]],
     lengths: Sequence[int],
 ) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Shapes to try, one dict per attempt; a dim that has a name gets one size everywhere."""
+    """Shapes to try, one dict per attempt, none of them vast; a dim that has a name gets one size everywhere."""
     free = any(is_free(port, given) for port in inputs)
     for rows in (batch, 3 - batch):
         for attempt in range(max(len(sizes), len(lengths)) if free else 1):
@@ -46,14 +48,21 @@ def assignments(
                 for dim, size_given in zip(port.shape, given.get(port.name, ()), strict=False):
                     if isinstance(dim, str):
                         named[dim] = int(size_given)
-            yield {
+            shapes = {
                 port.name: tuple(int(v) for v in given[port.name])
                 if port.name in given
                 else tuple(_size(port, axis, named, rows, size, length) for axis in range(len(port.shape)))
                 for port in inputs
             }
+            if not any(is_free(port, given) and _guessed(port, shapes[port.name]) > MOST for port in inputs):
+                yield shapes
         if not free:
             return
+
+
+def _guessed(port: Port, shape: tuple[int, ...]) -> int:
+    """Positions that are our own choice: an image's size cubed may be more than memory holds."""
+    return prod(size for dim, size in zip(port.shape, shape, strict=True) if dim != size)
 
 
 def _size(port: Port, axis: int, named: dict[str, int], rows: int, size: tuple[int, int], length: int) -> int:
