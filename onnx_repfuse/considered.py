@@ -22,12 +22,10 @@ def considered(cover: Cover, tensor: str) -> list[str]:
     for candidate in dict.fromkeys([entry.choice, *entry.candidates]):
         if candidate is None or (candidate.nodes < 2 and candidate is not entry.choice):
             continue  # the node itself, written anew
-        written = entry.written
-        if candidate is not entry.choice:
-            written = cover.write(lifted, candidate.form, norm=False, view=candidate.view)
+        written = cover.write(lifted, candidate)
         if written is None:
             continue
-        price = candidate.setup.plus(Price(written.cost, written.macs, *written.count))
+        price = candidate.setup.plus(written.price)
         lines.append(
             f"  {_written(written)} of {', '.join(repr(clean(str(s))) for s in candidate.form.sources)}, in place of "
             f"{plural(candidate.nodes, 'node')}: {_price(cover, price)} - {_outcome(cover, tensor, candidate, price)}"

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 
 from onnx_repfuse.algebra import laws
+from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import (
     Array,
     Columns,
@@ -30,7 +31,6 @@ from onnx_repfuse.algebra.kernels import (
     Scaled,
     Total,
     Vector,
-    push,
 )
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.reasons import Reason
@@ -38,119 +38,24 @@ from onnx_repfuse.reasons import Reason
 __all__ = [
     "MAX_DEPTH",
     "MAX_TERMS",
-    "Bias",
     "Form",
+    "Part",
     "Shifted",
     "Term",
     "add_kernels",
     "apply",
     "compose_kernels",
+    "gather",
     "identity",
     "relaid",
     "scale_out",
+    "substitute",
 ]
 
 MAX_TERMS = 32  # a form with more terms is cut at a tensor: keeps sums of many sources linear in time
 TAME = 2.0**-12, 2.0**12  # factors and shifts of a `Shifted` source: normal in every float type
 MAX_DEPTH = 64  # likewise for the nesting of kernels, which are evaluated recursively
-
-
-@dataclass(eq=False)
-class Bias:
-    """One value per channel: a part known while planning, and parts that need a kernel.
-
-    Attributes:
-        known: float64, (channels,).
-        late: functions that return more of the same shape, called when weights are folded.
-        noise: what rounding in the model's data type may have done to `known`, (channels,) or one for all. Exporters
-            and we fold the same bias in different orders and precisions.
-    """
-
-    known: Array
-    late: tuple[Callable[[], Array], ...] = ()
-    noise: Array | float = 0.0
-
-    @classmethod
-    def rounded(cls, known: Array, ulp: float, terms: Array | None = None) -> Bias:
-        """A value that was summed from `terms` (their magnitudes; itself, if it was not) in a data type whose unit in
-        the last place of 1 is `ulp`: two of those are its noise."""
-        return cls(known, (), 2 * ulp * np.abs(known if terms is None else terms))
-
-    @classmethod
-    @lru_cache(maxsize=1024)
-    def zeros(cls, channels: int) -> Bias:
-        """No bias."""
-        return cls(np.broadcast_to(0.0, channels))
-
-    @cached_property
-    def is_zero(self) -> bool:
-        """Zero for certain."""
-        return not self.late and not self.known.any()
-
-    @cached_property
-    def vanishes(self) -> bool:
-        """Zero, but for what rounding may have left."""
-        return self.is_zero or (not self.late and not (np.abs(self.known) > self.noise).any())
-
-    def value(self) -> Array:
-        """The whole bias; reads kernels."""
-        result: Array = self.known.copy()
-        for part in self.late:
-            result += part()
-        return result
-
-    def __add__(self, other: Bias) -> Bias:
-        if isinstance(other.noise, float) and other.is_zero:
-            return self
-        return Bias(self.known + other.known, self.late + other.late, self.noise + other.noise)
-
-    def channels(self, lo: int, hi: int) -> Bias:
-        """The bias of channels lo..hi."""
-        if lo == 0 and hi == len(self.known):
-            return self
-        if isinstance(self.noise, float) and self.is_zero:
-            return Bias.zeros(hi - lo)
-        noise = self.noise if isinstance(self.noise, float) else self.noise[lo:hi]
-        return Bias(self.known[lo:hi], tuple(_sliced(part, lo, hi) for part in self.late), noise)
-
-    def placed(self, lo: int, total: int) -> Bias:
-        """The same bias as channels lo.. of `total`, zero elsewhere."""
-        if lo == 0 and total == len(self.known):
-            return self
-        hi = lo + len(self.known)
-        noise = self.noise if isinstance(self.noise, float) else _padded(self.noise, lo, hi, total)
-        late = tuple(_placed(part, lo, hi, total) for part in self.late)
-        return Bias(_padded(self.known, lo, hi, total), late, noise)
-
-    def through(self, kernel: Kernel) -> Bias:
-        """What `kernel` makes of it. One value per channel is multiplied now, anything else when folding."""
-        if self.is_zero:
-            return Bias.zeros(kernel.geometry.c_out)
-        if isinstance(kernel, Vector):
-            if kernel.is_one:
-                return self
-            scale = kernel.scale
-            late = tuple(_scaled(part, scale) for part in self.late)
-            return Bias(self.known * scale, late, self.noise * np.abs(scale))
-        return Bias(np.zeros(kernel.geometry.c_out), (cache(lambda: push(kernel, self.value())),))
-
-
-def _sliced(part: Callable[[], Array], lo: int, hi: int) -> Callable[[], Array]:
-    return lambda: part()[lo:hi]
-
-
-def _scaled(part: Callable[[], Array], scale: Array) -> Callable[[], Array]:
-    return lambda: part() * scale
-
-
-def _padded(value: Array, lo: int, hi: int, total: int) -> Array:
-    result = np.zeros(total)
-    result[lo:hi] = value
-    return result
-
-
-def _placed(part: Callable[[], Array], lo: int, hi: int, total: int) -> Callable[[], Array]:
-    return lambda: _padded(part(), lo, hi, total)
+TOO_LONG = "the expression is too long to be taken as a whole"
 
 
 @dataclass(eq=False)
@@ -237,6 +142,9 @@ def relaid(form: Form, layout: tuple[int, int], rename: Callable[[Hashable], Has
     return replace(form, layout=layout, terms=tuple(terms))
 
 
+Part = tuple[list[Term], Bias]
+
+
 def apply(
     channels: int,
     layout: tuple[int, int],
@@ -252,39 +160,73 @@ def apply(
     Args:
         channels, layout, terms, bias: the operator; its output is `bias + sum(terms)`.
         operands: what each term reads, as a form of earlier tensors.
-        border: the value the (only) term pads with instead of zero. An operand whose bias equals it commutes with
-            the padding: with f = f0 + v, pad_v(f) = pad_0(f0) + v.
-        size_of: a source's positions per axis, where proved; lets terms of unlike slack add.
+        border: see `substitute`.
+        size_of: see `gather`.
 
     Raises:
         Inexact: when no form equals it for every input.
     """
+    pairs = zip(terms, operands, strict=True)
+    parts = [substitute(outer, operand, channels, border) for outer, operand in pairs]
+    return gather(channels, layout, bias, parts, size_of)
+
+
+def substitute(outer: Term, operand: Form, channels: int, border: Bias | None = None) -> Part:
+    """What one term of an operator becomes when it reads a form: terms of its sources, and what is added to the bias.
+
+    Args:
+        channels: of the operator's output.
+        border: the value the term pads with instead of zero. An operand whose bias equals it commutes with the
+            padding: with f = f0 + v, pad_v(f) = pad_0(f0) + v.
+
+    Raises:
+        Inexact: when no form equals it for every input.
+    """
+    kernel = outer.kernel
+    g = kernel.geometry
+    inner_bias = operand.bias.channels(outer.lo_in, outer.lo_in + g.c_in)
+    added = Bias.zeros(channels)
+    if border is not None:
+        if inner_bias.late:
+            raise Inexact(Reason.BORDER, "the padding value is not known to equal the inner bias")
+        inner_bias = inner_bias + Bias(-border.known, (), border.noise)
+        added = border
+    vanishes = inner_bias.vanishes
+    if g.reads_padding and not vanishes:
+        raise Inexact(Reason.BORDER, "" if border is None else "the padding value is not the inner bias")
+    composed = [_compose_term(outer, inner, vanishes) for inner in operand.terms]
+    if not inner_bias.is_zero:
+        added = added + inner_bias.through(kernel).placed(outer.lo_out, channels)
+    return [term for term in composed if term is not None], added
+
+
+def gather(
+    channels: int,
+    layout: tuple[int, int],
+    bias: Bias,
+    parts: Sequence[Part],
+    size_of: Callable[[Hashable], tuple[int, ...] | None],
+) -> Form:
+    """The sum of what the terms of an operator became, and of its bias.
+
+    `size_of` gives a source's positions per axis, where proved; it lets terms of unlike slack add.
+
+    Raises:
+        Inexact: terms that do not add, or too many of them.
+    """
+    if sum(len(terms) for terms, _ in parts) > 4 * MAX_TERMS:
+        raise Inexact(Reason.COST, TOO_LONG)
     collected: dict[Hashable, Term] = {}
-    if sum(len(operand.terms) for operand in operands) > 4 * MAX_TERMS:
-        raise Inexact(Reason.COST, "the expression is too long to be taken as a whole")
-    for outer, operand in zip(terms, operands, strict=True):
-        g = outer.kernel.geometry
-        inner_bias = operand.bias.channels(outer.lo_in, outer.lo_in + g.c_in)
-        if border is not None:
-            if inner_bias.late:
-                raise Inexact(Reason.BORDER, "the padding value is not known to equal the inner bias")
-            inner_bias = inner_bias + Bias(-border.known, (), border.noise)
-            bias = bias + border
-        if g.reads_padding and not inner_bias.vanishes:
-            raise Inexact(Reason.BORDER, "" if border is None else "the padding value is not the inner bias")
-        for inner in operand.terms:
-            term = _compose_term(outer, inner, inner_bias.vanishes)
-            if term is None:
-                continue
+    for terms, added in parts:
+        for term in terms:
             key = term.key
             known = collected.get(key)
             if known is not None:
                 term = replace(known, kernel=add_kernels(known.kernel, term.kernel, size_of(term.source)))
             collected[key] = term
-        if not inner_bias.is_zero:
-            bias = bias + inner_bias.through(outer.kernel).placed(outer.lo_out, channels)
+        bias = bias + added
     if len(collected) > MAX_TERMS or any(t.kernel.depth > MAX_DEPTH for t in collected.values()):
-        raise Inexact(Reason.COST, "the expression is too long to be taken as a whole")
+        raise Inexact(Reason.COST, TOO_LONG)
     return Form(channels, layout, tuple(collected.values()), bias)
 
 
@@ -306,6 +248,8 @@ def _compose_term(outer: Term, inner: Term, zero_bias: bool) -> Term | None:
         if lo == begin_g and hi == end_g and isinstance(f, Vector) and f.is_one:
             return Term(inner.source, g, lo_in + lo - begin_f, lo_out)
         if lo == begin_f and hi == end_f and isinstance(g, Vector) and g.is_one:
+            if lo_out == begin_g:
+                return inner
             return Term(inner.source, f, lo_in, lo_out + lo - begin_g)
     if lo != begin_f or hi != end_f:
         f, first = _rows(f, lo - begin_f, hi - begin_f)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from itertools import product
+from math import prod
 
 import onnx_graphsurgeon as gs
 
@@ -18,6 +19,7 @@ from onnx_repfuse.report.record import Kind
 __all__ = ["Candidate", "Entry", "Option", "Tile", "chief", "combinations", "free", "prune"]
 
 KEEP = 4
+CHOICES = 9
 PRODUCT = 25
 
 PRIORITY = (
@@ -78,7 +80,6 @@ class Entry:
     original: Price
     own: Price
     choice: Candidate | None = None
-    written: Written | None = None
     candidates: list[Candidate] = field(default_factory=list)
 
 
@@ -102,20 +103,28 @@ def free(form: Form) -> Candidate:
     return Candidate(form, Price(), frozenset(), 0, True, False)
 
 
-def combinations(
-    options: list[list[Option]],
-) -> Iterable[tuple[Option, ...]]:
-    """Choices of one option per operand: all of them when they are few, else the uniform ones."""
-    count = 1
-    for choice in options:
-        count *= len(choice)
-    if count <= PRODUCT:
+def combinations(options: list[list[Option]]) -> Iterable[tuple[Option, ...]]:
+    """Choices of one option per operand, at most `CHOICES` and the one that reaches furthest.
+
+    All of them where they are few; the first ones by their places in the lists, which are ordered by price; and of
+    very many the uniform ones.
+    """
+    if len(options) == 1:
+        return [(option,) for option in options[0]]
+    count = prod(map(len, options))
+    if count <= CHOICES:
         return product(*options)
     deepest = tuple(
         next((o for o in choice if o[1] is not None and o[1].leaves), choice[0]) for choice in options
     )
-    first = tuple(choice[min(1, len(choice) - 1)] for choice in options)
-    return (tuple(choice[0] for choice in options), deepest, first)
+    if count > PRODUCT:
+        first = tuple(choice[min(1, len(choice) - 1)] for choice in options)
+        return (tuple(choice[0] for choice in options), deepest, first)
+    places = sorted(product(*(range(len(choice)) for choice in options)), key=sum)
+    nearest = [
+        tuple(choice[place] for choice, place in zip(options, one, strict=True)) for one in places[:CHOICES]
+    ]
+    return nearest if deepest in nearest else [*nearest, deepest]
 
 
 def prune(ranked: list[tuple[int, Candidate]]) -> list[Candidate]:

@@ -21,15 +21,16 @@ from functools import cached_property, reduce
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.algebra.form import MAX_DEPTH, MAX_TERMS, Form, apply, identity, scale_out
+from onnx_repfuse.algebra.form import Form, identity, scale_out
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import Context, Lifted, Operand
-from onnx_repfuse.graph.views import Layout, View
+from onnx_repfuse.graph.views import Layout
+from onnx_repfuse.plan.applying import Parts, applied
 from onnx_repfuse.plan.candidates import Candidate, Entry, Option, combinations, free, prune
 from onnx_repfuse.plan.commuting import restoring, under_view
 from onnx_repfuse.plan.cost import CostModel
 from onnx_repfuse.plan.groups import only_readers
-from onnx_repfuse.plan.lowering import Step, Surroundings, Written, lower, viewed_last
+from onnx_repfuse.plan.lowering import Step, Surroundings, Written, estimate, lower, viewed_last
 from onnx_repfuse.plan.price import Price, keep, nearest_positions
 from onnx_repfuse.plan.sources import Viewed, seen_through, view_cost
 from onnx_repfuse.report.record import Kind
@@ -146,25 +147,37 @@ class Cover:
     def _matrix(self, source: Hashable) -> bool:
         return (source.view.dims if isinstance(source, Viewed) else self.context.rank(str(source))) == 2
 
-    def write(self, lifted: Lifted, form: Form, *, norm: bool, view: View | None = None) -> Written | None:
-        """Lower a form of `lifted`'s output, or of what `view` makes that output of."""
-        out = self.elements(lifted.output)
+    def write(self, lifted: Lifted, candidate: Candidate) -> Written | None:
+        """Lower a candidate for a tensor."""
+        form, view, out = candidate.form, candidate.view, self.elements(lifted.output)
+        norm = self._norm(lifted, candidate)
         size = (
             out if view is None else max(1, out * self.elements(view.operand) // self.elements(view.output))
         )
-        written = lower(
-            form,
-            self._around,
-            out_elements=size,
-            norm=norm,
-            like="" if view is None else view.operand,
-        )
+        like = "" if view is None else view.operand
+        written = lower(form, self._around, out_elements=size, norm=norm, like=like)
         if written is not None and view is not None:
             written = viewed_last(written, view, form.channels, view_cost(self.model, view, size, out), "")
         if written is None or written.steps or not self.context.scope.is_seen(lifted.output):
             return written
         copy = Step("Identity", (written.result,), form.channels, layout=form.layout)
-        return Written((copy,), 0, self.model.elementwise(2 * out, 0), 0)
+        return Written((copy,), 0, self._copy(out).cost, 0)
+
+    def price(self, lifted: Lifted, candidate: Candidate) -> Price | None:
+        """What a candidate for a tensor would cost, with what it reads; None if it cannot be written."""
+        if candidate.view is not None:
+            written = self.write(lifted, candidate)
+            found = None if written is None else written.price
+        else:
+            out, norm = self.elements(lifted.output), self._norm(lifted, candidate)
+            found = estimate(candidate.form, self._around, out_elements=out, norm=norm)
+            if found is not None and not found.nodes and self.context.scope.is_seen(lifted.output):
+                found = self._copy(out)
+        return None if found is None else candidate.setup.plus(found)
+
+    def _copy(self, elements: int) -> Price:
+        """Of an Identity: a tensor that must keep its name."""
+        return Price(self.model.elementwise(2 * elements, 0), 0, 1)
 
     def _options(self, operand: Operand, pads: bool) -> list[Option]:
         """What an operand may be replaced by: (form, candidate, price); itself comes first.
@@ -218,9 +231,14 @@ class Cover:
             original = original.plus(self.entries[name].original)
         entry = Entry(best, original, own)
         ranked: list[tuple[int, Candidate]] = []
+        parts: Parts = {}
+        plain = _is_plain(lifted) and not any(operand.name in self.exposed for operand in lifted.operands)
         for combination in combinations(options):
-            candidate = self._candidate(lifted, combination)
+            candidate = self._candidate(lifted, combination, parts)
             if candidate is None:
+                continue
+            if plain and candidate.nodes == 1:
+                ranked.append((candidate.setup.cost + own.cost, candidate))
                 continue
             cost = self._consider(lifted, candidate, entry)
             if cost is None:
@@ -233,18 +251,16 @@ class Cover:
 
     def _consider(self, lifted: Lifted, candidate: Candidate, entry: Entry) -> int | None:
         """Choose a candidate if it is the best so far; its cost, or None if it cannot be written."""
-        norm = self._norm(lifted, candidate)
-        written = self.write(lifted, candidate.form, norm=norm, view=candidate.view)
-        if written is None:
+        price = self.price(lifted, candidate)
+        if price is None:
             return None
-        price = candidate.setup.plus(Price(written.cost, written.macs, *written.count))
         if (
             price.improves(entry.best.cost, entry.original)
             and self.allowed(candidate.roles)
             and lifted.output not in self.banned
             and self._is_sole(lifted.node)
         ):
-            entry.best, entry.choice, entry.written = price, candidate, written
+            entry.best, entry.choice = price, candidate
         return price.cost
 
     def _across_views(self, lifted: Lifted, candidate: Candidate) -> Iterable[Candidate]:
@@ -271,49 +287,40 @@ class Cover:
             lifted = found
         return False
 
-    def _candidate(self, lifted: Lifted, combination: tuple[Option, ...]) -> Candidate | None:
+    def _candidate(self, lifted: Lifted, combination: tuple[Option, ...], parts: Parts) -> Candidate | None:
+        """An operator applied to these options; `parts` holds what its terms became with others."""
         forms = [form for form, _, _ in combination]
-        chosen = [candidate for _, candidate, _ in combination]
         rank = lifted.layout[1]
         if lifted.view is not None:
             seen = seen_through(forms[0], lifted.view)
             return None if seen is None else self._joined(lifted, seen, combination)
-        if lifted.same_shape and _never_meet(lifted, forms):
-            return None
         try:
-            form = apply(
-                lifted.channels,
-                lifted.layout,
-                lifted.terms,
-                lifted.bias,
-                [forms[int(str(t.source))] for t in lifted.terms],
-                border=lifted.border,
-                size_of=lambda source: self.size(source, rank),
-            )
+            form = applied(lifted, forms, parts, lambda source: self.size(source, rank))
         except Inexact as reason:
+            chosen = [candidate for _, candidate, _ in combination]
             if any(chosen) or lifted.border is not None:
                 through = next((o.name for o, c in zip(lifted.operands, chosen, strict=True) if c), "")
-                self.inexact.setdefault(lifted.output, []).append((reason, through))
+                self.inexact.setdefault(lifted.output, []).append((reason.with_traceback(None), through))
             return None
-        if lifted.same_shape and not _proves_shape(form, forms):
-            return None
-        return self._joined(lifted, form, combination)
+        return None if form is None else self._joined(lifted, form, combination)
 
     def _joined(self, lifted: Lifted, form: Form, combination: tuple[Option, ...]) -> Candidate:
-        chosen = [candidate for _, candidate, _ in combination]
         convolution = lifted.node.op in ("Conv", "Gemm", "MatMul")
-        below = any(c.convolutions for c in chosen if c)
-        roles = frozenset().union(*(c.roles for c in chosen if c), {lifted.role} if lifted.role else set())
+        setup, nodes, below = combination[0][2], 1, False
+        roles = lifted.roles
+        for place, (_, candidate, price) in enumerate(combination):
+            if place:
+                setup = setup.plus(price)
+            if candidate is not None:
+                nodes += candidate.nodes
+                below = below or candidate.convolutions
+                roles |= candidate.roles
         if convolution and below:
             roles |= {Kind.SEQUENCE}
-        return Candidate(
-            form,
-            reduce(Price.plus, (price for _, _, price in combination), Price()),
-            roles,
-            1 + sum(c.nodes for c in chosen if c),
-            all(not (str(s) in self.entries and self.is_private(str(s))) for s in form.sources),
-            convolution or below,
+        leaves = not any(
+            source in self.entries and self.is_private(source) for source in map(str, form.sources)
         )
+        return Candidate(form, setup, roles, nodes, leaves, convolution or below)
 
     @cached_property
     def roots(self) -> dict[str, str]:
@@ -328,20 +335,12 @@ class Cover:
         return roots
 
 
-def _never_meet(lifted: Lifted, operands: list[Form]) -> bool:
-    """No source is shared, so that no shapes will be proved equal, and `apply` would find no other fault."""
-    seen: set[Hashable] = set()
-    count = 0
-    for form in operands:
-        if form.layout != lifted.layout or not seen.isdisjoint(form.sources):
-            return False
-        if any(term.kernel.depth >= MAX_DEPTH for term in form.terms):
-            return False
-        seen.update(form.sources)
-        count += len(form.terms)
-    return count <= MAX_TERMS
-
-
-def _proves_shape(form: Form, operands: list[Form]) -> bool:
-    """Every term of every operand met its like: one source, equal stride and slack, so equal shapes."""
-    return all(len(operand.terms) == len(form.terms) for operand in operands)
+def _is_plain(lifted: Lifted) -> bool:
+    """Written as it stands it would be the node itself again, at the same price."""
+    if lifted.view is not None or lifted.also or lifted.border is not None:
+        return False
+    if lifted.node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return True
+    if lifted.node.op not in ("Add", "Sum", "Concat") or not lifted.bias.is_zero:
+        return False
+    return len(lifted.terms) == len(lifted.operands) == len({o.name for o in lifted.operands}) > 1

@@ -7,17 +7,19 @@ that are one convolution each of the same channels, alike but for their outputs,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from onnx_repfuse.algebra.form import Bias, Form, Shifted, Term
+from onnx_repfuse.algebra.bias import Bias
+from onnx_repfuse.algebra.form import Form, Shifted, Term
 from onnx_repfuse.algebra.kernels import Kernel, Stacked, Vector
 from onnx_repfuse.graph.views import View
 from onnx_repfuse.plan.cost import CostModel, multiply_adds
+from onnx_repfuse.plan.price import Price
 from onnx_repfuse.plan.sources import Viewed, common_view, view_cost
 
-__all__ = ["Step", "Surroundings", "Written", "lower", "viewed_last"]
+__all__ = ["Step", "Surroundings", "Written", "estimate", "lower", "viewed_last"]
 
 
 @dataclass(eq=False)
@@ -58,10 +60,10 @@ class Written:
     macs: int
 
     @property
-    def count(self) -> tuple[int, int, int]:
-        """(nodes, convolutions, matrix products) written."""
+    def price(self) -> Price:
+        """What is paid for it."""
         axes = [step.layout[0] for step in self.steps if step.op == "Conv"]
-        return len(self.steps), axes.count(1), axes.count(-1)
+        return Price(self.cost, self.macs, len(self.steps), axes.count(1), axes.count(-1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +74,14 @@ class Surroundings:
         model: the prices.
         elements, channels: of a source; its channels in a layout.
         matrix: whether a source is known to be two-dimensional, so that Gemm can take the bias.
+        prices: of segments of one term, with the term: Concats of Concats hold the same ones again and again.
     """
 
     model: CostModel
     elements: Callable[[Hashable], int]
     channels: Callable[[Hashable, tuple[int, int]], int]
     matrix: Callable[[Hashable], bool]
+    prices: dict[tuple[int, int, bool, bool], tuple[Term, Price]] = field(default_factory=dict)
 
 
 def lower(
@@ -112,52 +116,86 @@ def viewed_last(written: Written, view: View, channels: int, cost: int, like: st
     return Written((*written.steps, step), len(written.steps), written.cost + cost, written.macs)
 
 
+def estimate(form: Form, around: Surroundings, *, out_elements: int, norm: bool) -> Price | None:
+    """What `lower` would ask, without the steps."""
+    if any(isinstance(source, Shifted | Viewed) for source in form.sources):
+        written = lower(form, around, out_elements=out_elements, norm=norm)
+        return None if written is None else written.price
+    segments = _segments(form)
+    if segments is None:
+        return None
+    if len(segments) == 1:
+        writer = _Writer(around, out_elements, form.channels, form.layout, "", norm)
+        return writer.written(writer.segment(segments[0][1], form.bias, form.channels)).price
+    total = Price(around.model.elementwise(2 * out_elements, 0), 0, 1)
+    for ((lo, hi), terms), biased in zip(
+        segments, form.bias.is_in([lo for (lo, _), _ in segments]), strict=True
+    ):
+        size = out_elements * (hi - lo) // form.channels
+        key = id(terms[0]), size, biased, norm
+        found = around.prices.get(key) if len(terms) == 1 else None
+        if found is None:
+            writer = _Writer(around, size, hi - lo, form.layout, "", norm)
+            bias = form.bias if biased else Bias.zeros(hi - lo)
+            price = writer.written(writer.segment(terms, bias, hi - lo)).price
+            found = terms[0], price
+            if len(terms) == 1:
+                around.prices[key] = found
+        total = total.plus(found[1])
+    return total
+
+
 def _straight(form: Form, around: Surroundings, out_elements: int, norm: bool, like: str) -> Written | None:
     """Views first."""
-    if not form.terms:
+    segments = _segments(form)
+    writer = _Writer(around, out_elements, form.channels, form.layout, like, norm)
+    if segments is None or not all(writer.can_read(source) for source in form.sources):
         return None
-    segments: dict[tuple[int, int], list[Term]] = {}
+    parts = [writer.segment(terms, form.bias.channels(lo, hi), hi - lo) for (lo, hi), terms in segments]
+    if len(parts) > 1:
+        step = Step("Concat", tuple(parts), form.channels)
+        parts = [writer.add(step, around.model.elementwise(2 * out_elements, 0))]
+    return writer.written(parts[0])
+
+
+Segment = tuple[tuple[int, int], Sequence[Term]]
+
+
+def _segments(form: Form) -> list[Segment] | None:
+    """The terms by the channels they write, with their ranges; None if these leave channels out or overlap."""
+    found: dict[tuple[int, int], list[Term]] = {}
     for term in form.terms:
-        hi = term.lo_out + term.kernel.geometry.c_out
-        segments.setdefault((term.lo_out, hi), []).append(term)
-    order = sorted(segments)
-    if order[0][0] != 0 or order[-1][1] != form.channels:
+        lo = term.lo_out
+        found.setdefault((lo, lo + term.kernel.geometry.c_out), []).append(term)
+    if len(found) == 1:
+        return list(found.items()) if (0, form.channels) in found else None
+    order = sorted(found)
+    if not order or order[0][0] != 0 or order[-1][1] != form.channels:
         return None
     if any(a[1] != b[0] for a, b in pairwise(order)):
         return None
-    writer = _Writer(around, out_elements, form.channels, form.layout, like, norm)
-    if not all(writer.can_read(source) for source in form.sources):
-        return None
-    stacked = _stacked([(key, segments[key]) for key in order]) if len(order) > 1 else segments.items()
-    parts = [writer.segment(terms, form.bias.channels(lo, hi), hi - lo) for (lo, hi), terms in stacked]
-    if len(parts) > 1:
-        parts = [
-            writer.add(
-                Step("Concat", tuple(parts), form.channels), around.model.elementwise(2 * out_elements, 0)
-            )
-        ]
-    return Written(tuple(writer.steps), parts[0], writer.cost, writer.macs)
+    return _stacked([(key, found[key]) for key in order])
 
 
-def _stacked(
-    segments: list[tuple[tuple[int, int], list[Term]]],
-) -> list[tuple[tuple[int, int], list[Term]]]:
+def _stacked(segments: list[Segment]) -> list[Segment]:
     """Each run of alike segments as one."""
-    runs: list[list[tuple[tuple[int, int], list[Term]]]] = []
+    runs: list[list[Segment]] = []
+    before: Sequence[Term] = ()
     for segment in segments:
-        before, terms = runs[-1][0][1] if runs else [], segment[1]
+        terms = segment[1]
         if len(before) == len(terms) == 1 and _stack_alike(before[0], terms[0]):
             runs[-1].append(segment)
         else:
             runs.append([segment])
+            before = terms
     return [run[0] if len(run) == 1 else _stack(run) for run in runs]
 
 
-def _stack(run: list[tuple[tuple[int, int], list[Term]]]) -> tuple[tuple[int, int], list[Term]]:
+def _stack(run: list[Segment]) -> Segment:
     (start, _), (first,) = run[0]
     hi = run[-1][0][1]
     head = first.kernel.parts if isinstance(first.kernel, Stacked) else (first.kernel,)
-    geometry = replace(first.kernel.geometry, c_out=hi - start)
+    geometry = first.kernel.geometry.widened(hi - start)
     kernel = Stacked(geometry, (*head, *(term.kernel for _, (term,) in run[1:])))
     return (start, hi), [replace(first, kernel=kernel)]
 
@@ -166,12 +204,12 @@ def _stack_alike(first: Term, second: Term) -> bool:
     f, g = first.kernel.geometry, second.kernel.geometry
     return (
         first.source == second.source
+        and f.groups == g.groups == 1
         and first.lo_in == second.lo_in
-        and f.groups == 1
         and not f.transposed
         and not isinstance(first.kernel, Vector)
         and not isinstance(second.kernel, Vector)
-        and (f.c_in, f.groups, f.kernel, f.strides) == (g.c_in, g.groups, g.kernel, g.strides)
+        and (f.c_in, f.kernel, f.strides) == (g.c_in, g.kernel, g.strides)
         and (f.dilations, f.origin, f.slack, f.layout) == (g.dilations, g.origin, g.slack, g.layout)
         and not g.transposed
     )
@@ -199,10 +237,13 @@ class _Writer:
         self.cost += cost
         return len(self.steps) - 1
 
+    def written(self, result: Hashable) -> Written:
+        return Written(tuple(self.steps), result, self.cost, self.macs)
+
     def size(self, channels: int) -> int:
         return self.out_elements * channels // self.out_channels
 
-    def segment(self, terms: list[Term], bias: Bias, channels: int) -> Hashable:
+    def segment(self, terms: Sequence[Term], bias: Bias, channels: int) -> Hashable:
         """A sum of terms plus a bias."""
         size = self.size(channels)
         if len(terms) > 1:
@@ -232,7 +273,7 @@ class _Writer:
             result = self.add(step, self.around.model.elementwise(2 * size))
         return result
 
-    def normalizes(self, terms: list[Term]) -> bool:
+    def normalizes(self, terms: Sequence[Term]) -> bool:
         """Whether a BatchNormalization may be written: its channels are on axis 1."""
         return self.norm and len(terms) == 1 and self.takes_bias(terms[0])
 

@@ -114,17 +114,16 @@ def _cost(scope: Scope, cover: Cover, name: str) -> Refusal | None:
     if entry.choice is not None or not deeper or not cover.is_private(lifted.operands[0].name):
         return None
     best = min(deeper, key=lambda c: c.nodes)
-    written = cover.write(lifted, best.form, norm=False)
+    price = cover.price(lifted, best)
     below = cover.lifts.get(lifted.operands[0].name)
-    if written is None or below is None:
+    if price is None or below is None:
         return None
-    macs = best.setup.macs + written.macs
-    if macs <= entry.original.macs:
+    if price.macs <= entry.original.macs:
         return None
     return Refusal(
         Reason.COST,
         f"{_title(scope, lifted.node)} and {_title(scope, below.node)} stay apart: as one operator they would take "
-        f"{_mega(macs)} MMAC instead of {_mega(entry.original.macs)}.",
+        f"{_mega(price.macs)} MMAC instead of {_mega(entry.original.macs)}.",
         (node_name(lifted.node), node_name(below.node)),
         scope.label,
     )

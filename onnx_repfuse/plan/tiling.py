@@ -43,8 +43,9 @@ def tiles(cover: Cover) -> list[Tile]:
 
 
 def _tile(cover: Cover, root: str, entry: Entry, position: dict[int, int]) -> Tile:
-    choice, written = entry.choice, entry.written
+    choice = entry.choice
     assert choice is not None
+    written = cover.write(cover.lifts[root], choice)
     assert written is not None
     sources = {str(source) for source in choice.form.sources}
     names = _between(cover, root, sources, choice.swallowed)

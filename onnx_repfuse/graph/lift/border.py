@@ -13,7 +13,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnx_repfuse.algebra.form import Bias, Term
+from onnx_repfuse.algebra.bias import Bias
+from onnx_repfuse.algebra.form import Term
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Array, Stored
 from onnx_repfuse.graph.frames import FLOATS

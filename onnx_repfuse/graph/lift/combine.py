@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.algebra.form import Bias, Term
+from onnx_repfuse.algebra.bias import Bias
+from onnx_repfuse.algebra.form import Term
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.frames import FLOATS
 from onnx_repfuse.graph.lift.lifted import Context, Declined, Lifted, Operand, diagonal

@@ -14,7 +14,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnx_repfuse.algebra.form import Bias, Term
+from onnx_repfuse.algebra.bias import Bias
+from onnx_repfuse.algebra.form import Term
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Kernel, Scaled, Stored, Vector
 from onnx_repfuse.graph.constants import SMALL, Const

@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.algebra.form import Bias, Term
+from onnx_repfuse.algebra.bias import Bias
+from onnx_repfuse.algebra.form import Term
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Array, Vector
 from onnx_repfuse.graph.frames import Frame
@@ -21,6 +22,11 @@ _FRACTION: dict[int, int] = {
     onnx.TensorProto.FLOAT16: 10,
     onnx.TensorProto.BFLOAT16: 7,
     onnx.TensorProto.DOUBLE: 52,
+}
+
+_ROLES: dict[Kind | None, frozenset[Kind]] = {
+    None: frozenset(),
+    **{kind: frozenset((kind,)) for kind in Kind},
 }
 
 __all__ = ["Context", "Declined", "Lifted", "Operand", "diagonal", "ulp", "vector_of"]
@@ -73,6 +79,11 @@ class Lifted:
     size: tuple[int, ...] | None = None
     also: tuple[gs.Node, ...] = ()
     view: View | None = None
+
+    @property
+    def roles(self) -> frozenset[Kind]:
+        """`role` as a set."""
+        return _ROLES[self.role]
 
 
 @dataclass(frozen=True, eq=False)

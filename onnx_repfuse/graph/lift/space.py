@@ -15,7 +15,8 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.algebra.form import Bias, Term
+from onnx_repfuse.algebra.bias import Bias
+from onnx_repfuse.algebra.form import Term
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Stored
 from onnx_repfuse.graph.frames import FLOATS

@@ -1,0 +1,76 @@
+"""An operator applied to forms of its operands.
+
+Several of its combinations share the form of an operand: what becomes of that one is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+from onnx_repfuse.algebra.form import MAX_DEPTH, MAX_TERMS, Form, Part, gather, substitute
+from onnx_repfuse.errors import Inexact
+from onnx_repfuse.graph.lift import Lifted
+
+__all__ = ["Parts", "applied"]
+
+Parts = dict[tuple[int, int], Part | Inexact]  # by the number of a term and the id of the form it reads
+
+
+def applied(
+    lifted: Lifted,
+    forms: list[Form],
+    parts: Parts,
+    size_of: Callable[[Hashable], tuple[int, ...] | None],
+) -> Form | None:
+    """The form of the operator's output; None where an Add is not proved to leave shapes alone.
+
+    Args:
+        lifted: not a view.
+        forms: of its operands; they must live as long as `parts`.
+        parts: what other combinations found out, extended.
+        size_of: see `gather`.
+
+    Raises:
+        Inexact: when no form equals it for every input.
+    """
+    if lifted.same_shape and _never_meet(lifted, forms):
+        return None
+    found = [_part(lifted, number, forms, parts) for number in range(len(lifted.terms))]
+    form = gather(lifted.channels, lifted.layout, lifted.bias, found, size_of)
+    return None if lifted.same_shape and not _proves_shape(form, forms) else form
+
+
+def _part(lifted: Lifted, number: int, forms: list[Form], parts: Parts) -> Part:
+    """What one term of an operator becomes. Raises Inexact."""
+    term = lifted.terms[number]
+    form = forms[int(str(term.source))]
+    key = number, id(form)
+    found = parts.get(key)
+    if found is None:
+        try:
+            found = substitute(term, form, lifted.channels, lifted.border)
+        except Inexact as reason:
+            found = reason
+        parts[key] = found
+    if isinstance(found, Inexact):
+        raise found
+    return found
+
+
+def _never_meet(lifted: Lifted, operands: list[Form]) -> bool:
+    """No source is shared, so that no shapes will be proved equal, and `apply` would find no other fault."""
+    seen: set[Hashable] = set()
+    count = 0
+    for form in operands:
+        if form.layout != lifted.layout or not seen.isdisjoint(form.sources):
+            return False
+        if any(term.kernel.depth >= MAX_DEPTH for term in form.terms):
+            return False
+        seen.update(form.sources)
+        count += len(form.terms)
+    return count <= MAX_TERMS
+
+
+def _proves_shape(form: Form, operands: list[Form]) -> bool:
+    """Every term of every operand met its like: one source, equal stride and slack, so equal shapes."""
+    return all(len(operand.terms) == len(form.terms) for operand in operands)
