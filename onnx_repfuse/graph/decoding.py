@@ -57,8 +57,29 @@ def decode(nodes: Iterable[onnx.NodeProto]) -> list[gs.Node]:
         except UnicodeDecodeError:
             op, domain, attributes = "Opaque", "onnx_repfuse", {}
         inputs, outputs = [tensor(name) for name in node.input], [tensor(name) for name in node.output]
-        result.append(gs.Node(op, node.name, attributes, inputs, outputs, domain))
+        result.append(_node(op, node.name, attributes, inputs, outputs, domain))
     return result
+
+
+def _node(
+    op: str,
+    name: str,
+    attrs: dict[str, object],
+    inputs: list[gs.Variable],
+    outputs: list[gs.Variable],
+    domain: str,
+) -> gs.Node:
+    """`gs.Node(...)`, past its hook on every assignment."""
+    node: gs.Node = object.__new__(gs.Node)
+    vars(node).update(
+        op=op,
+        name=name,
+        attrs=attrs,
+        inputs=SynchronizedList(node, "outputs", inputs),
+        outputs=SynchronizedList(node, "inputs", outputs),
+        domain=domain,
+    )
+    return node
 
 
 def _variable(name: str) -> gs.Variable:

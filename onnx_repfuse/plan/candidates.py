@@ -19,8 +19,9 @@ from onnx_repfuse.report.record import Kind
 __all__ = ["Candidate", "Entry", "Option", "Tile", "chief", "combinations", "free", "prune"]
 
 KEEP = 4
-CHOICES = 9
+CHOICES = 6
 PRODUCT = 25
+TERMS = 64
 
 PRIORITY = (
     Kind.ACTIVATION,
@@ -104,15 +105,15 @@ def free(form: Form) -> Candidate:
 
 
 def combinations(options: list[list[Option]]) -> Iterable[tuple[Option, ...]]:
-    """Choices of one option per operand, at most `CHOICES` and the one that reaches furthest.
+    """Choices of one option per operand.
 
-    All of them where they are few; the first ones by their places in the lists, which are ordered by price; and of
-    very many the uniform ones.
+    All of them where they are few, or their sums short; else the first `CHOICES` by their places in the lists, which
+    are ordered by price, and the one that reaches furthest; and of very many, only the uniform ones.
     """
     if len(options) == 1:
         return [(option,) for option in options[0]]
     count = prod(map(len, options))
-    if count <= CHOICES:
+    if count <= CHOICES or (count <= PRODUCT and _terms(options, count) <= TERMS):
         return product(*options)
     deepest = tuple(
         next((o for o in choice if o[1] is not None and o[1].leaves), choice[0]) for choice in options
@@ -125,6 +126,11 @@ def combinations(options: list[list[Option]]) -> Iterable[tuple[Option, ...]]:
         tuple(choice[place] for choice, place in zip(options, one, strict=True)) for one in places[:CHOICES]
     ]
     return nearest if deepest in nearest else [*nearest, deepest]
+
+
+def _terms(options: list[list[Option]], count: int) -> int:
+    """Terms of all the sums that `count` combinations make."""
+    return sum(count // len(choice) * sum(len(form.terms) for form, _, _ in choice) for choice in options)
 
 
 def prune(ranked: list[tuple[int, Candidate]]) -> list[Candidate]:

@@ -5,9 +5,10 @@ order every lifted tensor gets a few candidate forms - its own operator applied 
 operands - and the cheapest way to compute it: keep the node, or write one of the forms. Where a private tensor
 ends up inside a form it is not computed at all.
 
-Bounds: at most `candidates.KEEP` candidates a tensor, at most `PRODUCT` combinations an operator; forms of more than
-`form.MAX_TERMS` terms are cut. So time is linear in the number of nodes. A form is taken only if multiply-adds, nodes
-and convolutions do not rise and the cost falls strictly; with integer costs that makes the fixed point end.
+Bounds: at most `candidates.KEEP` candidates a tensor, at most `candidates.CHOICES` of their combinations an operator
+and one more; forms of more than `form.MAX_TERMS` terms are cut. So time is linear in the number of nodes. A form is
+taken only if multiply-adds, nodes and convolutions do not rise and the cost falls strictly; with integer costs that
+makes the fixed point end.
 
 No kernel is read here: forms carry kernels that compute themselves later.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property
 
 import onnx_graphsurgeon as gs
 
@@ -57,6 +58,7 @@ class Cover:
     shared: Counter[str] = field(default_factory=Counter)
     gates: dict[str, Lifted] = field(init=False)
     private: dict[str, bool] = field(default_factory=dict)  # what `is_private` said
+    owns: dict[str, Price] = field(default_factory=dict)  # what nodes cost as they are
     sizes: dict[str, int | None] = field(default_factory=dict)  # what the scope assumes
 
     def __post_init__(self) -> None:
@@ -218,21 +220,20 @@ class Cover:
     def _entry(self, lifted: Lifted) -> Entry:
         pads = lifted.border is None and any(term.kernel.geometry.reads_padding for term in lifted.terms)
         options = [self._options(operand, pads) for operand in lifted.operands]
-        own = keep(lifted, self.model, self.elements)
-        below = [
-            self.entries[o.name]
-            for o in lifted.operands
-            if o.name in self.entries and self.is_private(o.name)
-        ]
-        best = reduce(Price.plus, (e.best for e in below), own)
-        original = reduce(Price.plus, (e.original for e in below), own)
-        for name in {operand.name for operand in lifted.operands if operand.name in self.exposed}:
+        own = self._own(lifted)
+        best = original = own
+        for operand in lifted.operands:
+            below = self.entries.get(operand.name)
+            if below is not None and self.is_private(operand.name):
+                best, original = best.plus(below.best), original.plus(below.original)
+        exposed = {operand.name for operand in lifted.operands} & self.exposed.keys()
+        for name in exposed:
             best = best._replace(cost=best.cost + PROHIBITIVE)  # it is there only if somebody still reads it
             original = original.plus(self.entries[name].original)
         entry = Entry(best, original, own)
         ranked: list[tuple[int, Candidate]] = []
         parts: Parts = {}
-        plain = _is_plain(lifted) and not any(operand.name in self.exposed for operand in lifted.operands)
+        plain = not exposed and _is_plain(lifted)
         for combination in combinations(options):
             candidate = self._candidate(lifted, combination, parts)
             if candidate is None:
@@ -248,6 +249,13 @@ class Cover:
                 self._consider(lifted, other, entry)
         entry.candidates = prune(ranked)
         return entry
+
+    def _own(self, lifted: Lifted) -> Price:
+        """The node as it is; a joint step asks again."""
+        found = self.owns.get(lifted.output)
+        if found is None:
+            found = self.owns[lifted.output] = keep(lifted, self.model, self.elements)
+        return found
 
     def _consider(self, lifted: Lifted, candidate: Candidate, entry: Entry) -> int | None:
         """Choose a candidate if it is the best so far; its cost, or None if it cannot be written."""

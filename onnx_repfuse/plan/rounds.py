@@ -132,6 +132,8 @@ def cover_scope(scope: Scope, options: Options) -> Cover:
     return _round(scope, options, frozenset(), None, None).cover
 
 
+# what these are depends on their constants and on the frames of their tensors, not on who makes or reads those
+_ALONE = frozenset(("BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"))
 Lifting = tuple[gs.Node, Lifted | Declined | None, str]
 
 
@@ -189,18 +191,28 @@ def _lift_all(
             continue
         names = [t.name for t in (*node.inputs, *node.outputs) if t.name]
         same = previous is not None and not any(
-            name in changed or context.frame(name) != before.frame(name) for name in names
+            (name in changed and node.op not in _ALONE) or context.frame(name) != before.frame(name)
+            for name in names
         )
         for number, tensor in enumerate(node.outputs):
             if not context.scope.is_used(tensor.name):
                 continue
             found = known.get(tensor.name)
-            if not same or tensor.name not in known or (isinstance(found, Lifted) and found.also):
+            if not same or tensor.name not in known or not _stands(context, before, node, found):
                 found = lift(context, node, number)
             if isinstance(found, Lifted) and any(kept(inner) for inner in found.also):
                 continue
             result.append((node, found, tensor.name))
     return result
+
+
+def _stands(context: Context, before: Context, node: gs.Node, found: Lifted | Declined | None) -> bool:
+    """Whether a node whose frames are the same is what it was: nothing else about it matters."""
+    if (id(node) in context.protected) != (id(node) in before.protected):
+        return False
+    if not isinstance(found, Lifted):
+        return node.op not in _ALONE
+    return not found.also and (node.op not in _ALONE or found.operands[0].name == node.inputs[0].name)
 
 
 def _write_activations(

@@ -65,8 +65,10 @@ def lift_batch_normalization(context: Context, node: gs.Node) -> Lifted | Declin
     epsilon = float(np.float32(node.attrs.get("epsilon", 1e-5)))  # attributes are float32, the default too
     with np.errstate(all="ignore"):
         factor = scale / np.sqrt(variance + epsilon)
-        offset, terms = shift - mean * factor, np.abs(shift) + np.abs(mean * factor)
-    if not (np.isfinite(factor).all() and np.isfinite(offset).all()):
+        moved = mean * factor
+        offset, terms = shift - moved, np.abs(shift) + np.abs(moved)
+        finite = np.isfinite(factor + terms).all()
+    if not finite:
         return Declined(Reason.NON_FINITE)
     role = Kind.MATMUL if layout == (-1, 0) else Kind.AFFINE
     own = Frame(*layout, len(scale), data_type)

@@ -1,0 +1,56 @@
+"""What the planner leaves out to be fast changes nothing: prices are estimated, and few combinations are tried."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+import onnx_repfuse
+from onnx_repfuse import InputError, Options
+from onnx_repfuse.graph.document import Document
+from onnx_repfuse.graph.skeleton import read_scopes
+from onnx_repfuse.plan import candidates
+from onnx_repfuse.plan.rounds import cover_scope
+from tests.random_graphs import Recipe, build, recipes
+
+MODELS = sorted((Path(__file__).parents[1] / "models").glob("*.train*.onnx"))
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name.removesuffix(".onnx"))
+def test_a_candidate_costs_what_is_written(path: Path) -> None:
+    with Document.open(path) as document:
+        compared = 0
+        for scope in read_scopes(document):
+            cover = cover_scope(scope, Options())
+            for name, entry in cover.entries.items():
+                for candidate in filter(None, (*entry.candidates, entry.choice)):
+                    written = cover.write(cover.lifts[name], candidate)
+                    price = cover.price(cover.lifts[name], candidate)
+                    assert (price is None) == (written is None)
+                    if price is not None and written is not None:
+                        assert price == candidate.setup.plus(written.price)
+                        compared += 1
+    assert compared > 10
+
+
+@settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=(HealthCheck.too_slow,))
+@given(recipes)
+def plans_alike(recipe: Recipe) -> None:
+    model, _ = build(recipe)
+    found = []
+    for bound in (candidates.CHOICES, 1 << 20):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(candidates, "CHOICES", bound)
+            patch.setattr(candidates, "PRODUCT", max(bound, candidates.PRODUCT))
+            try:
+                after = onnx_repfuse.plan(model).after
+            except InputError:
+                return
+        found.append((after.macs, after.ops))
+    assert found[0] == found[1]
+
+
+def test_the_combinations_left_out_were_dearer() -> None:
+    plans_alike()
