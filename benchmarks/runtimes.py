@@ -39,6 +39,8 @@ def onnxruntime(path: Path, inputs: list[np.ndarray[Any, Any]], threads: int) ->
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    # sessions take turns, and the threads of one that waits by spinning would take the time of the next
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     feed = {port.name: value for port, value in zip(session.get_inputs(), inputs, strict=True)}

@@ -23,6 +23,7 @@ from functools import cached_property
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.form import Form, identity, scale_out
+from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import Context, Lifted, Operand
 from onnx_repfuse.graph.views import Layout
@@ -348,7 +349,7 @@ def _is_plain(lifted: Lifted) -> bool:
     if lifted.view is not None or lifted.also or lifted.border is not None:
         return False
     if lifted.node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-        return True
+        return not isinstance(lifted.terms[0].kernel, Vector)
     if lifted.node.op not in ("Add", "Sum", "Concat") or not lifted.bias.is_zero:
         return False
     return len(lifted.terms) == len(lifted.operands) == len({o.name for o in lifted.operands}) > 1

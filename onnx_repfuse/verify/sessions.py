@@ -152,6 +152,8 @@ def _open_ort(model: Path | str | bytes, optimize: bool, threads: int, folder: P
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    # two sessions are timed in turns: the threads of one that waits by spinning would take the time of the other
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if folder is not None:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(Path(folder).resolve())
