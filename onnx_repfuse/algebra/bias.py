@@ -41,7 +41,9 @@ class Bias:
     @lru_cache(maxsize=1024)
     def zeros(cls, channels: int) -> Bias:
         """No bias."""
-        return cls(np.broadcast_to(0.0, channels))
+        made = cls(np.broadcast_to(0.0, channels))
+        made.is_zero = made.vanishes = True
+        return made
 
     @cached_property
     def is_zero(self) -> bool:

@@ -81,7 +81,9 @@ class Vector:
     def unit(cls, channels: int, layout: tuple[int, int]) -> Vector:
         """The identity on so many channels; `layout` is that of a `Form`."""
         axis, rank = layout
-        return cls(Geometry.diagonal(channels, rank, axis), np.broadcast_to(1.0, channels))
+        made = cls(Geometry.diagonal(channels, rank, axis), np.broadcast_to(1.0, channels))
+        made.is_one = True
+        return made
 
     @cached_property
     def is_one(self) -> bool:
