@@ -12,11 +12,13 @@ import pytest
 from benchmarks import calibrate
 from benchmarks.fit import errors, nonnegative
 from benchmarks.growth import channels_of
+from benchmarks.latency import OPENINGS, _turned
 from benchmarks.pages import latency_text
 from benchmarks.synthetic import SHAPES, write
 from benchmarks.timing import interleaved, ratios
 from benchmarks.units import FEATURES, convolutions, others
 from onnx_repfuse.plan.cost import ORT_CPU
+from onnx_repfuse.verify.sessions import open_model
 
 
 def test_prices_are_recovered_and_never_negative() -> None:
@@ -95,3 +97,18 @@ def test_a_latency_row() -> None:
     assert "### ONNX Runtime, 1 thread, legacy exporter" in text
     assert "| net | 2.00 |  | 1.50 |  |  | 1.00 |  | 0.500 ± 0.020 | 0.667 ± 0.005 |  |" in text
     assert "net, onnxsim: `no`" in text
+
+
+def test_sessions_that_take_turns_do_not_wait_by_spinning(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    write("blocks", 8, 4, path)
+    with open_model(path, optimize=True, threads=2) as runner:
+        options = runner._engine.get_session_options()
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
+def test_each_opening_begins_with_another_file() -> None:
+    names = ["as trained", "onnxsim", "ours", "author's"]
+    orders = [_turned(names, opening) for opening in range(OPENINGS)]
+    assert all(sorted(order) == sorted(names) for order in orders)
+    assert len({order[0] for order in orders}) == OPENINGS

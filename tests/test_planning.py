@@ -13,6 +13,8 @@ from onnx_repfuse.graph.document import Document
 from onnx_repfuse.graph.skeleton import read_scopes
 from onnx_repfuse.plan import candidates
 from onnx_repfuse.plan.rounds import cover_scope
+from onnx_repfuse.reasons import Reason
+from tests.build import Net, check
 from tests.random_graphs import Recipe, build, recipes
 
 MODELS = sorted((Path(__file__).parents[1] / "models").glob("*.train*.onnx"))
@@ -54,3 +56,15 @@ def plans_alike(recipe: Recipe) -> None:
 
 def test_the_combinations_left_out_were_dearer() -> None:
     plans_alike()
+
+
+def test_a_node_that_came_in_an_earlier_round_is_seen_as_itself() -> None:
+    net = Net(4)
+    x = net.op("Relu", "x")
+    inner = net.op(
+        "Add", x, net.conv(x, 4, 4, 3, group=4)
+    )  # becomes one Conv; the next one cannot see its bias
+    outer = net.conv(inner, 4, 4, 3)
+    result = check(net.model(net.op("Relu", outer)), {"Relu": 2, "Conv": 2})
+    refused = [refusal for refusal in result.report.refusals if refusal.reason is Reason.BORDER]
+    assert [refusal.nodes for refusal in refused] == [(outer, f"{inner}_fused")], result.report.refusals

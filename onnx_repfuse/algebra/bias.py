@@ -42,7 +42,7 @@ class Bias:
     def zeros(cls, channels: int) -> Bias:
         """No bias."""
         made = cls(np.broadcast_to(0.0, channels))
-        made.is_zero = made.vanishes = True
+        made.is_zero = made.vanishes = True  # known without looking at every channel
         return made
 
     @cached_property

@@ -180,11 +180,6 @@ class Geometry:
         ones, zeros = (1,) * rank, (0,) * rank
         return Geometry(self.c_in, self.c_out, self.groups, ones, ones, ones, zeros, (-1,) * rank, axis)
 
-    @lru_cache(maxsize=1 << 12)  # noqa: B019 - geometries are few, and shared
-    def widened(self, c_out: int) -> Geometry:
-        """The same with other output channels."""
-        return replace(self, c_out=c_out)
-
     @cached_property
     def is_diagonal(self) -> bool:
         """One value per channel."""

@@ -82,7 +82,7 @@ class Vector:
         """The identity on so many channels; `layout` is that of a `Form`."""
         axis, rank = layout
         made = cls(Geometry.diagonal(channels, rank, axis), np.broadcast_to(1.0, channels))
-        made.is_one = True
+        made.is_one = True  # known without looking at every channel
         return made
 
     @cached_property

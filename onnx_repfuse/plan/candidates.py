@@ -18,10 +18,10 @@ from onnx_repfuse.report.record import Kind
 
 __all__ = ["Candidate", "Entry", "Option", "Tile", "chief", "combinations", "free", "prune"]
 
-KEEP = 4
-CHOICES = 6
-PRODUCT = 25
-TERMS = 64
+KEEP = 4  # candidates of a tensor
+PRODUCT = 25  # combinations of an operator, if their sums have at most
+TERMS = 64  # terms in all; else
+CHOICES = 6  # and the one that reaches furthest
 
 PRIORITY = (
     Kind.ACTIVATION,

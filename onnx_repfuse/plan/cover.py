@@ -5,10 +5,10 @@ order every lifted tensor gets a few candidate forms - its own operator applied 
 operands - and the cheapest way to compute it: keep the node, or write one of the forms. Where a private tensor
 ends up inside a form it is not computed at all.
 
-Bounds: at most `candidates.KEEP` candidates a tensor, at most `candidates.CHOICES` of their combinations an operator
-and one more; forms of more than `form.MAX_TERMS` terms are cut. So time is linear in the number of nodes. A form is
-taken only if multiply-adds, nodes and convolutions do not rise and the cost falls strictly; with integer costs that
-makes the fixed point end.
+Bounds: at most `candidates.KEEP` candidates a tensor, at most `candidates.PRODUCT` combinations an operator, and fewer
+where sums are long; forms of more than `form.MAX_TERMS` terms are cut. So time is linear in the number of nodes.
+A form is taken only if multiply-adds, nodes and convolutions do not rise and the cost falls strictly; with integer
+costs that makes the fixed point end.
 
 No kernel is read here: forms carry kernels that compute themselves later.
 """

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import pairwise
 
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.form import Form, Shifted, Term
+from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Kernel, Stacked, Vector
 from onnx_repfuse.graph.views import View
 from onnx_repfuse.plan.cost import CostModel, multiply_adds
@@ -125,24 +127,29 @@ def estimate(form: Form, around: Surroundings, *, out_elements: int, norm: bool)
     if segments is None:
         return None
     if len(segments) == 1:
-        writer = _Writer(around, out_elements, form.channels, form.layout, "", norm)
-        return writer.written(writer.segment(segments[0][1], form.bias, form.channels)).price
-    total = Price(around.model.elementwise(2 * out_elements, 0), 0, 1)
-    for ((lo, hi), terms), biased in zip(
-        segments, form.bias.is_in([lo for (lo, _), _ in segments]), strict=True
-    ):
+        return _segment_price(segments[0][1], form.bias, around, out_elements, form, norm)
+    total = Price(around.model.elementwise(2 * out_elements, 0), 0, 1)  # of the Concat
+    biased = form.bias.is_in([lo for (lo, _), _ in segments])
+    for ((lo, hi), terms), has_bias in zip(segments, biased, strict=True):
         size = out_elements * (hi - lo) // form.channels
-        key = id(terms[0]), size, biased, norm
+        key = id(terms[0]), size, has_bias, norm
         found = around.prices.get(key) if len(terms) == 1 else None
         if found is None:
-            writer = _Writer(around, size, hi - lo, form.layout, "", norm)
-            bias = form.bias if biased else Bias.zeros(hi - lo)
-            price = writer.written(writer.segment(terms, bias, hi - lo)).price
-            found = terms[0], price
-            if len(terms) == 1:
-                around.prices[key] = found
+            bias = form.bias if has_bias else Bias.zeros(form.channels)
+            found = terms[0], _segment_price(terms, bias, around, size, form, norm)
+        if len(terms) == 1 and not isinstance(terms[0].kernel, Stacked):  # stacks are made anew each time
+            around.prices[key] = found
         total = total.plus(found[1])
     return total
+
+
+def _segment_price(
+    terms: Sequence[Term], bias: Bias, around: Surroundings, size: int, form: Form, norm: bool
+) -> Price:
+    """Of a segment of `form`, of so many elements; of the bias it only matters whether there is one."""
+    channels = terms[0].kernel.geometry.c_out
+    writer = _Writer(around, size, channels, form.layout, "", norm)
+    return writer.written(writer.segment(terms, bias, channels)).price
 
 
 def _straight(form: Form, around: Surroundings, out_elements: int, norm: bool, like: str) -> Written | None:
@@ -195,9 +202,14 @@ def _stack(run: list[Segment]) -> Segment:
     (start, _), (first,) = run[0]
     hi = run[-1][0][1]
     head = first.kernel.parts if isinstance(first.kernel, Stacked) else (first.kernel,)
-    geometry = first.kernel.geometry.widened(hi - start)
+    geometry = _widened(first.kernel.geometry, hi - start)
     kernel = Stacked(geometry, (*head, *(term.kernel for _, (term,) in run[1:])))
     return (start, hi), [replace(first, kernel=kernel)]
+
+
+@lru_cache(maxsize=1 << 12)
+def _widened(geometry: Geometry, c_out: int) -> Geometry:
+    return replace(geometry, c_out=c_out)
 
 
 def _stack_alike(first: Term, second: Term) -> bool:
@@ -206,7 +218,7 @@ def _stack_alike(first: Term, second: Term) -> bool:
         return False
     if isinstance(first.kernel, Vector) or isinstance(second.kernel, Vector):
         return False
-    return f is g or f.widened(g.c_out) == g
+    return f is g or _widened(f, g.c_out) == g
 
 
 @dataclass(eq=False)

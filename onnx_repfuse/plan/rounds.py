@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.emit import emit
 from onnx_repfuse.graph.frames import FLOATS, Frame, frames
-from onnx_repfuse.graph.lift import Context, Declined, Lifted, lift
+from onnx_repfuse.graph.lift import Context, Declined, Lifted
 from onnx_repfuse.graph.rewrite import drop_dead, needed_nodes, put, rename
 from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.options import Options
@@ -25,6 +25,7 @@ from onnx_repfuse.plan.cost import cost_model
 from onnx_repfuse.plan.cover import Cover
 from onnx_repfuse.plan.idioms import protected
 from onnx_repfuse.plan.joint import expose
+from onnx_repfuse.plan.lifting import Lifting, lift_all
 from onnx_repfuse.plan.refusals import refusals
 from onnx_repfuse.plan.tiling import tiles
 from onnx_repfuse.report.record import Kind, Refusal
@@ -132,11 +133,6 @@ def cover_scope(scope: Scope, options: Options) -> Cover:
     return _round(scope, options, frozenset(), None, None).cover
 
 
-# what these are depends on their constants and on the frames of their tensors, not on who makes or reads those
-_ALONE = frozenset(("BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"))
-Lifting = tuple[gs.Node, Lifted | Declined | None, str]
-
-
 @dataclass(eq=False)
 class Round:
     """What one round found, for the next one to build upon.
@@ -164,7 +160,8 @@ def _round(
     edges = _edges(scope)
     old = previous.edges if previous else {}
     changed = {name for name in {*edges, *old} if edges.get(name) != old.get(name)}
-    lifted = _lift_all(context, _kept(options), previous, changed)
+    before = (previous.cover.context, previous.lifted) if previous else None
+    lifted = lift_all(context, _kept(options), before, changed)
     lifts = {name: found for _, found, name in lifted if isinstance(found, Lifted)}
     model = cost_model(options.cost)
     cover = Cover(context, lifts, model, lambda roles: options.allows(chief(roles)), banned)
@@ -178,41 +175,6 @@ def _edges(scope: Scope) -> dict[str, tuple[int, ...]]:
     made = {t.name: id(node) for node in scope.nodes for t in node.outputs}
     read = {name: tuple(map(id, nodes)) for name, nodes in scope.readers.items()}
     return {name: (made.get(name, 0), *read.get(name, ())) for name in {*made, *read}}
-
-
-def _lift_all(
-    context: Context, kept: Callable[[gs.Node], bool], previous: Round | None, changed: set[str]
-) -> list[Lifting]:
-    known = {name: found for _, found, name in previous.lifted} if previous else {}
-    before = previous.cover.context if previous else context
-    result: list[Lifting] = []
-    for node in context.scope.nodes:
-        if kept(node):
-            continue
-        names = [t.name for t in (*node.inputs, *node.outputs) if t.name]
-        same = previous is not None and not any(
-            (name in changed and node.op not in _ALONE) or context.frame(name) != before.frame(name)
-            for name in names
-        )
-        for number, tensor in enumerate(node.outputs):
-            if not context.scope.is_used(tensor.name):
-                continue
-            found = known.get(tensor.name)
-            if not same or tensor.name not in known or not _stands(context, before, node, found):
-                found = lift(context, node, number)
-            if isinstance(found, Lifted) and any(kept(inner) for inner in found.also):
-                continue
-            result.append((node, found, tensor.name))
-    return result
-
-
-def _stands(context: Context, before: Context, node: gs.Node, found: Lifted | Declined | None) -> bool:
-    """Whether a node whose frames are the same is what it was: nothing else about it matters."""
-    if (id(node) in context.protected) != (id(node) in before.protected):
-        return False
-    if not isinstance(found, Lifted):
-        return node.op not in _ALONE
-    return not found.also and (node.op not in _ALONE or found.operands[0].name == node.inputs[0].name)
 
 
 def _write_activations(
