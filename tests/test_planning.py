@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 import onnx_repfuse
 from onnx_repfuse import InputError, Options
+from onnx_repfuse.algebra.kernels import Composed, Scaled, Stored, Total
 from onnx_repfuse.graph.document import Document
 from onnx_repfuse.graph.skeleton import read_scopes
 from onnx_repfuse.plan import candidates
@@ -68,3 +70,29 @@ def test_a_node_that_came_in_an_earlier_round_is_seen_as_itself() -> None:
     result = check(net.model(net.op("Relu", outer)), {"Relu": 2, "Conv": 2})
     refused = [refusal for refusal in result.report.refusals if refusal.reason is Reason.BORDER]
     assert [refusal.nodes for refusal in refused] == [(outer, f"{inner}_fused")], result.report.refusals
+
+
+def _chain(links: int) -> onnx.ModelProto:
+    """`x + bn(conv(x))`, a number of times: its folds grow over several rounds."""
+    net = Net(4)
+    x = net.op("Relu", "x")
+    for _ in range(links):
+        x = net.op("Add", net.bn(net.conv(x, 4, 4, 1), 4), x)
+    return net.model(net.op("Relu", x))
+
+
+@pytest.mark.parametrize("links", [2, 40, 80])
+def test_no_kernel_is_read_in_any_round(links: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _chain(links)
+
+    def read(*_: object) -> None:
+        raise AssertionError("a kernel was read")
+
+    for kind in (Stored, Composed, Total, Scaled):
+        monkeypatch.setattr(kind, "rows", read)
+    after = onnx_repfuse.plan(model).after
+    assert after.ops == {"Conv": 1, "Relu": 2}
+
+
+def test_a_bias_that_was_not_computed_is_added_up_exactly() -> None:
+    check(_chain(40), {"Conv": 1, "Relu": 2})

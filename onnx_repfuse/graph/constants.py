@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Kernel
 from onnx_repfuse.graph.dtypes import numpy_dtype
 
@@ -34,13 +35,15 @@ class Const:
         shape: its dims.
         data_type: `onnx.TensorProto.DataType`.
         read: returns the payload, in the numpy dtype of `data_type`.
-        kernel: for weights this run computed, the exact float64 kernel behind them (never rounded twice).
+        kernel, bias: for weights and biases this run made, what is behind them in float64: never rounded twice, and
+            not computed while planning goes on.
     """
 
     shape: tuple[int, ...]
     data_type: int
     read: Callable[[], Values]
     kernel: Kernel | None = None
+    bias: Bias | None = None
 
     @property
     def size(self) -> int:

@@ -15,6 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Kernel, Vector, streams
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.constants import Const
@@ -56,18 +57,25 @@ def emit(
         return names[ref] if isinstance(ref, int) else str(ref)
 
     def constant(
-        label: str, shape: tuple[int, ...], value: Callable[[], NDArray[Any]], kernel: Kernel | None
+        label: str,
+        shape: tuple[int, ...],
+        value: Callable[[], NDArray[Any]],
+        kernel: Kernel | None = None,
+        bias: Bias | None = None,
     ) -> str:
         fresh = scope.fresh(f"{name}.{label}")
-        made.constants[fresh] = Const(shape, data_type, value, kernel)
+        made.constants[fresh] = Const(shape, data_type, value, kernel, bias)
         return fresh
 
     def channel_shape(step: Step) -> tuple[int, ...]:
         axis, space = step.layout
         return (step.channels, *(1,) * space) if axis == 1 else (step.channels,)
 
-    def vector(label: str, shape: tuple[int, ...], value: Callable[[], NDArray[np.float64]]) -> str:
-        return constant(label, shape, lambda: _rounded(value().reshape(shape), data_type), None)
+    def vector(label: str, shape: tuple[int, ...], value: NDArray[np.float64]) -> str:
+        return constant(label, shape, lambda: _rounded(value.reshape(shape), data_type))
+
+    def shift(label: str, shape: tuple[int, ...], bias: Bias) -> str:
+        return constant(label, shape, lambda: _rounded(bias.value().reshape(shape), data_type), bias=bias)
 
     def node(op: str, inputs: list[str], output: str, attrs: dict[str, Any] | None = None) -> None:
         made.nodes.append(
@@ -88,25 +96,25 @@ def emit(
             assert isinstance(step.kernel, Vector)
             node(
                 "Mul",
-                [*inputs, vector("scale", channel_shape(step), _of(step.kernel.scale))],
+                [*inputs, vector("scale", channel_shape(step), step.kernel.scale)],
                 output,
             )
         elif step.op == "Shift":
             assert step.bias is not None
-            node("Add", [*inputs, vector("shift", channel_shape(step), step.bias.value)], output)
+            node("Add", [*inputs, shift("shift", channel_shape(step), step.bias)], output)
         elif step.op == "Norm":
             assert isinstance(step.kernel, Vector)
             assert step.bias is not None
             shape, ones, zeros = (step.channels,), np.ones(step.channels), np.zeros(step.channels)
             parameters = [
-                vector("scale", shape, _of(step.kernel.scale)),
-                vector("shift", shape, step.bias.value),
-                vector("mean", shape, _of(zeros)),
-                vector("var", shape, _of(ones)),
+                vector("scale", shape, step.kernel.scale),
+                shift("shift", shape, step.bias),
+                vector("mean", shape, zeros),
+                vector("var", shape, ones),
             ]
             node("BatchNormalization", [*inputs, *parameters], output, {"epsilon": 0.0})
         elif step.op == "Conv":
-            _emit_convolution(step, inputs[0], output, data_type, constant, vector, node)
+            _emit_convolution(step, inputs[0], output, data_type, constant, shift, node)
         elif step.op == "Slice":
             _emit_slice(scope, step, inputs[0], output, step.layout[0], made, node, name)
         elif step.op == "Concat":
@@ -149,7 +157,7 @@ def _emit_convolution(
     output: str,
     data_type: int,
     constant: Callable[..., str],
-    vector: Callable[..., str],
+    shift: Callable[..., str],
     node: Callable[..., None],
 ) -> None:
     assert step.kernel is not None
@@ -159,7 +167,7 @@ def _emit_convolution(
     def weight() -> NDArray[Any]:
         return _materialized(kernel, data_type)
 
-    bias = [] if step.bias is None else [vector("bias", (g.c_out,), step.bias.value)]
+    bias = [] if step.bias is None else [shift("bias", (g.c_out,), step.bias)]
     if g.channel_axis == -1 and bias:
         node(
             "Gemm", [source, constant("weight", g.weight_shape, weight, kernel), *bias], output, {"transB": 1}

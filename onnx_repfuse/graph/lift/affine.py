@@ -9,13 +9,15 @@ its length happens to equal C; and a constant with more dims than the tensor cha
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.kernels import Array
 from onnx_repfuse.graph.constants import SMALL
 from onnx_repfuse.graph.frames import Frame
-from onnx_repfuse.graph.lift.lifted import Context, Declined, Lifted, diagonal, vector_of
+from onnx_repfuse.graph.lift.lifted import Context, Declined, Lifted, added, diagonal, vector_of
 from onnx_repfuse.reasons import Reason
 from onnx_repfuse.report.record import Kind
 
@@ -38,14 +40,15 @@ def lift_batch_normalization(context: Context, node: gs.Node) -> Lifted | Declin
         return Declined(Reason.TRAINING)
     if scope.opset < 9 and not node.attrs.get("spatial", 1):
         return Declined(Reason.SPATIAL)
-    values = []
+    values, made = [], None  # the shift, if it is one of this run
     for name in names[1:5]:
         const = scope.const(name)
         if const is None:
             return Declined(Reason.OVERRIDABLE) if name in scope.overridable else None
         if len(const.shape) != 1 or const.size > SMALL:
             return Declined(Reason.SPATIAL)
-        values.append(vector_of(const.read()))
+        made = made or const.bias
+        values.append(vector_of(const.read()) if const.bias is None else const.bias.known)
     scale, shift, mean, variance = values
     if len({len(v) for v in values}) != 1:
         return None
@@ -72,7 +75,8 @@ def lift_batch_normalization(context: Context, node: gs.Node) -> Lifted | Declin
         return Declined(Reason.NON_FINITE)
     role = Kind.MATMUL if layout == (-1, 0) else Kind.AFFINE
     own = Frame(*layout, len(scale), data_type)
-    return diagonal(node, names[0], own, role, factor, offset, terms=terms)
+    lifted = diagonal(node, names[0], own, role, factor, offset, terms=terms)
+    return lifted if made is None else replace(lifted, bias=made)  # we write means of 0 and variances of 1
 
 
 def lift_arithmetic(context: Context, node: gs.Node) -> Lifted | Declined | None:
@@ -91,10 +95,14 @@ def lift_arithmetic(context: Context, node: gs.Node) -> Lifted | Declined | None
         return found
     if const.size > SMALL:
         return None
+    role = Kind.MATMUL if found.layout == (-1, 0) else Kind.AFFINE
+    ones, zeros = np.ones(found.channels), np.zeros(found.channels)
+    if const.bias is not None and node.op == "Add":
+        lifted = diagonal(node, name, found, role, ones, zeros)
+        return replace(lifted, bias=added(const, found.channels, found.data_type))
     value = np.broadcast_to(vector_of(const.read()), (found.channels,))
     if not np.isfinite(value).all():
         return Declined(Reason.NON_FINITE)
-    ones, zeros = np.ones(found.channels), np.zeros(found.channels)
     scale: Array
     shift: Array
     if node.op == "Add":
@@ -108,7 +116,6 @@ def lift_arithmetic(context: Context, node: gs.Node) -> Lifted | Declined | None
             scale, shift = 1.0 / value, zeros
         if not np.isfinite(scale).all():
             return Declined(Reason.NON_FINITE, "it divides by zero")
-    role = Kind.MATMUL if found.layout == (-1, 0) else Kind.AFFINE
     return diagonal(node, name, found, role, np.array(scale), np.array(shift))
 
 

@@ -20,7 +20,7 @@ from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Kernel, Scaled, Stored, Vector
 from onnx_repfuse.graph.constants import SMALL, Const
 from onnx_repfuse.graph.frames import FLOATS
-from onnx_repfuse.graph.lift.lifted import Context, Declined, Lifted, Operand, ulp, vector_of
+from onnx_repfuse.graph.lift.lifted import Context, Declined, Lifted, Operand, added, vector_of
 from onnx_repfuse.reasons import Reason
 from onnx_repfuse.report.record import Kind
 
@@ -56,10 +56,8 @@ def _bias(context: Context, node: gs.Node, channels: int) -> Bias | Declined | N
         return None
     if const.shape != (channels,):
         return None
-    value = vector_of(const.read())
-    if not np.isfinite(value).all():
-        return Declined(Reason.NON_FINITE)
-    return Bias.rounded(value, ulp(const.data_type))
+    bias = added(const, channels, const.data_type)
+    return bias if np.isfinite(bias.known).all() else Declined(Reason.NON_FINITE)
 
 
 def _kernel(geometry: Geometry, const: Const, view: Callable[[NDArray[Any]], NDArray[Any]]) -> Kernel:
@@ -233,10 +231,11 @@ def lift_gemm(context: Context, node: gs.Node) -> Lifted | Declined | None:
         aligned = (1,) * (2 - len(found.shape)) + found.shape
         if len(aligned) != 2 or aligned[0] != 1 or aligned[1] not in (1, c_out):
             return Declined(Reason.BROADCAST, f"its C of shape {list(found.shape)} is not per column")
-        value = beta * np.broadcast_to(vector_of(found.read()), (c_out,))
-        if not np.isfinite(value).all():
+        bias = added(found, c_out, const.data_type)
+        if beta != 1.0:
+            bias = bias.through(Vector(Geometry.diagonal(c_out, 0, -1), np.full(c_out, beta)))
+        if not np.isfinite(bias.known).all():
             return Declined(Reason.NON_FINITE)
-        bias = Bias.rounded(value, ulp(const.data_type))
     operand = Operand(node.inputs[0].name, c_in, (-1, 0))
     return Lifted(
         node, node.outputs[0].name, Kind.MATMUL, c_out, (-1, 0), (operand,), (Term(0, kernel),), bias

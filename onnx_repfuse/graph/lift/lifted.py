@@ -12,6 +12,7 @@ from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.form import Term
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Array, Vector
+from onnx_repfuse.graph.constants import Const
 from onnx_repfuse.graph.frames import Frame
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.graph.views import View
@@ -29,7 +30,7 @@ _ROLES: dict[Kind | None, frozenset[Kind]] = {
     **{kind: frozenset((kind,)) for kind in Kind},
 }
 
-__all__ = ["Context", "Declined", "Lifted", "Operand", "diagonal", "ulp", "vector_of"]
+__all__ = ["Context", "Declined", "Lifted", "Operand", "added", "diagonal", "ulp", "vector_of"]
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,16 @@ def diagonal(
 def ulp(data_type: int) -> float:
     """The unit in the last place of 1 in an ONNX float type; float32's where it is not known."""
     return float(2.0 ** -_FRACTION.get(data_type, 23))
+
+
+def added(const: Const, channels: int, data_type: int) -> Bias:
+    """A constant of one value per channel, or one for all, as what it adds to each.
+
+    One of this run comes as it was made: to read it would read kernels.
+    """
+    if const.bias is not None and len(const.bias.known) == channels:
+        return const.bias
+    return Bias.rounded(np.broadcast_to(vector_of(const.read()), (channels,)), ulp(data_type))
 
 
 def vector_of(values: object) -> Array:
