@@ -76,14 +76,14 @@ class Surroundings:
         model: the prices.
         elements, channels: of a source; its channels in a layout.
         matrix: whether a source is known to be two-dimensional, so that Gemm can take the bias.
-        prices: of segments of one term, with the term: Concats of Concats hold the same ones again and again.
+        prices: of segments, by what they ask for: a network repeats itself.
     """
 
     model: CostModel
     elements: Callable[[Hashable], int]
     channels: Callable[[Hashable, tuple[int, int]], int]
     matrix: Callable[[Hashable], bool]
-    prices: dict[tuple[int, int, bool, bool], tuple[Term, Price]] = field(default_factory=dict)
+    prices: dict[tuple[Hashable, ...], Price] = field(default_factory=dict)
 
 
 def lower(
@@ -127,29 +127,36 @@ def estimate(form: Form, around: Surroundings, *, out_elements: int, norm: bool)
     if segments is None:
         return None
     if len(segments) == 1:
-        return _segment_price(segments[0][1], form.bias, around, out_elements, form, norm)
+        return _segment_price(segments[0][1], not form.bias.is_zero, around, out_elements, form, norm)
     total = Price(around.model.elementwise(2 * out_elements, 0), 0, 1)  # of the Concat
     biased = form.bias.is_in([lo for (lo, _), _ in segments])
     for ((lo, hi), terms), has_bias in zip(segments, biased, strict=True):
         size = out_elements * (hi - lo) // form.channels
-        key = id(terms[0]), size, has_bias, norm
-        found = around.prices.get(key) if len(terms) == 1 else None
-        if found is None:
-            bias = form.bias if has_bias else Bias.zeros(form.channels)
-            found = terms[0], _segment_price(terms, bias, around, size, form, norm)
-        if len(terms) == 1 and not isinstance(terms[0].kernel, Stacked):  # stacks are made anew each time
-            around.prices[key] = found
-        total = total.plus(found[1])
+        total = total.plus(_segment_price(terms, has_bias, around, size, form, norm))
     return total
 
 
 def _segment_price(
-    terms: Sequence[Term], bias: Bias, around: Surroundings, size: int, form: Form, norm: bool
+    terms: Sequence[Term], has_bias: bool, around: Surroundings, size: int, form: Form, norm: bool
 ) -> Price:
-    """Of a segment of `form`, of so many elements; of the bias it only matters whether there is one."""
-    channels = terms[0].kernel.geometry.c_out
-    writer = _Writer(around, size, channels, form.layout, "", norm)
-    return writer.written(writer.segment(terms, bias, channels)).price
+    """Of a segment of `form`, of so many elements."""
+    key = size, has_bias, norm, *[_asked(term, around, form.layout) for term in terms]
+    found = around.prices.get(key)
+    if found is None:
+        channels = terms[0].kernel.geometry.c_out
+        writer = _Writer(around, size, channels, form.layout, "", norm)
+        bias = form.bias if has_bias else Bias.zeros(form.channels)
+        found = writer.written(writer.segment(terms, bias, channels)).price
+        around.prices[key] = found
+    return found
+
+
+def _asked(term: Term, around: Surroundings, layout: tuple[int, int]) -> tuple[Hashable, ...]:
+    """All that the price of a term hangs on."""
+    source, kernel = term.source, term.kernel
+    factor = kernel.is_one if isinstance(kernel, Vector) else None
+    gemm = layout[0] == -1 and around.matrix(source)
+    return kernel.geometry, factor, around.elements(source), around.channels(source, layout), gemm
 
 
 def _straight(form: Form, around: Surroundings, out_elements: int, norm: bool, like: str) -> Written | None:
