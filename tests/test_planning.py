@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 import onnx_repfuse
+from benchmarks.synthetic import write
 from onnx_repfuse import InputError, Options
 from onnx_repfuse.algebra.kernels import Composed, Scaled, Stored, Total
 from onnx_repfuse.graph.document import Document
@@ -96,3 +97,26 @@ def test_no_kernel_is_read_in_any_round(links: int, monkeypatch: pytest.MonkeyPa
 
 def test_a_bias_that_was_not_computed_is_added_up_exactly() -> None:
     check(_chain(40), {"Conv": 1, "Relu": 2})
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name.removesuffix(".onnx"))
+def test_the_multiply_adds_of_the_folds_add_up(path: Path) -> None:
+    report = onnx_repfuse.plan(path)
+    if report.before.macs is None or report.after.macs is None:
+        assert path.name.startswith(("dbb_", "efficientvit"))  # sizes that no inference finds
+        return
+    absorbed = [node.name for fold in report.folds for node in fold.absorbed]
+    saved = sum(fold.macs_before - fold.macs_after for fold in report.folds)
+    shared = len(absorbed) > len(set(absorbed))  # a node that two folds absorb is on both bills
+    assert saved == report.before.macs - report.after.macs or (
+        shared and saved > report.before.macs - report.after.macs
+    )
+
+
+def test_the_multiply_adds_of_folds_that_grow_add_up(tmp_path: Path) -> None:
+    path = tmp_path / "concats.onnx"
+    write("concats", 4000, 2, path)  # several rounds, and folds that two others build upon
+    report = onnx_repfuse.plan(path)
+    saved = sum(fold.macs_before - fold.macs_after for fold in report.folds)
+    assert report.before.macs == report.after.macs
+    assert saved == 0

@@ -21,7 +21,8 @@ __all__ = ["Candidate", "Entry", "Option", "Tile", "chief", "combinations", "fre
 KEEP = 4  # candidates of a tensor
 PRODUCT = 25  # combinations of an operator, if their sums have at most
 TERMS = 64  # terms in all; else
-CHOICES = 6  # and the one that reaches furthest
+CHOICES = 6  # of short sums,
+FEWEST = 3  # of the longest, and the one that reaches furthest
 
 PRIORITY = (
     Kind.ACTIVATION,
@@ -86,7 +87,10 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """A tensor to be computed by other nodes: `absorbed` go, `written` come; `groups` stood for several of them."""
+    """A tensor to be computed by other nodes: `absorbed` go, `written` come; `groups` stood for several of them.
+
+    `macs` are the multiply-adds of absorbed nodes that have any, by id().
+    """
 
     root: str
     lifted: Lifted
@@ -95,9 +99,7 @@ class Tile:
     absorbed: tuple[gs.Node, ...]
     groups: tuple[Lifted, ...]
     roles: frozenset[Kind]
-    saving: int
-    macs_before: int
-    macs_after: int
+    macs: dict[int, int]
 
 
 def free(form: Form) -> Candidate:
@@ -107,13 +109,15 @@ def free(form: Form) -> Candidate:
 def combinations(options: list[list[Option]]) -> Iterable[tuple[Option, ...]]:
     """Choices of one option per operand.
 
-    All of them where they are few, or their sums short; else the first `CHOICES` by their places in the lists, which
-    are ordered by price, and the one that reaches furthest; and of very many, only the uniform ones.
+    All of them where they are few, or their sums short; else the first ones by their places in the lists, which are
+    ordered by price, as many as have `TERMS` terms or so, and the one that reaches furthest; and of very many, only
+    the uniform ones.
     """
     if len(options) == 1:
         return [(option,) for option in options[0]]
     count = prod(map(len, options))
-    if count <= CHOICES or (count <= PRODUCT and _terms(options, count) <= TERMS):
+    terms = _terms(options, count) if CHOICES < count <= PRODUCT else 0
+    if count <= PRODUCT and terms <= TERMS:
         return product(*options)
     deepest = tuple(
         next((o for o in choice if o[1] is not None and o[1].leaves), choice[0]) for choice in options
@@ -122,8 +126,9 @@ def combinations(options: list[list[Option]]) -> Iterable[tuple[Option, ...]]:
         first = tuple(choice[min(1, len(choice) - 1)] for choice in options)
         return (tuple(choice[0] for choice in options), deepest, first)
     places = sorted(product(*(range(len(choice)) for choice in options)), key=sum)
+    tried = max(FEWEST, min(CHOICES, TERMS * count // terms))
     nearest = [
-        tuple(choice[place] for choice, place in zip(options, one, strict=True)) for one in places[:CHOICES]
+        tuple(choice[place] for choice, place in zip(options, one, strict=True)) for one in places[:tried]
     ]
     return nearest if deepest in nearest else [*nearest, deepest]
 

@@ -140,12 +140,13 @@ class Round:
     Attributes:
         cover: of the scope as it was.
         lifted: every output of every node that may change, and what it is.
-        edges: who made and who read each tensor.
+        producer, readers: of each tensor, as they were.
     """
 
     cover: Cover
     lifted: list[Lifting]
-    edges: dict[str, tuple[int, ...]]
+    producer: dict[str, gs.Node]
+    readers: dict[str, list[gs.Node]]
 
 
 def _round(
@@ -157,9 +158,7 @@ def _round(
 ) -> Round:
     """Lift every node, cover the scope, look for joint steps; where nothing changed, the last round stands."""
     context = Context(scope, frames(scope) if known is None else known, protected(scope))
-    edges = _edges(scope)
-    old = previous.edges if previous else {}
-    changed = {name for name in {*edges, *old} if edges.get(name) != old.get(name)}
+    changed = _changed(scope, previous) if previous else set()
     before = (previous.cover.context, previous.lifted) if previous else None
     lifted = lift_all(context, _kept(options), before, changed)
     lifts = {name: found for _, found, name in lifted if isinstance(found, Lifted)}
@@ -168,13 +167,22 @@ def _round(
     touched = cover.resume(previous.cover, changed) if previous else None
     cover.solve(name for name in lifts if touched is None or cover.roots[name] in touched)
     expose(cover, touched)
-    return Round(cover, lifted, edges)
+    return Round(cover, lifted, scope.producer, scope.readers)
 
 
-def _edges(scope: Scope) -> dict[str, tuple[int, ...]]:
-    made = {t.name: id(node) for node in scope.nodes for t in node.outputs}
-    read = {name: tuple(map(id, nodes)) for name, nodes in scope.readers.items()}
-    return {name: (made.get(name, 0), *read.get(name, ())) for name in {*made, *read}}
+def _changed(scope: Scope, previous: Round) -> set[str]:
+    """The tensors that others make or read than before."""
+
+    def readers(of: dict[str, list[gs.Node]], name: str) -> list[int]:
+        return list(map(id, of.get(name, ())))
+
+    names = {*scope.producer, *scope.readers, *previous.producer, *previous.readers}
+    return {
+        name
+        for name in names
+        if scope.producer.get(name) is not previous.producer.get(name)
+        or readers(scope.readers, name) != readers(previous.readers, name)
+    }
 
 
 def _write_activations(
@@ -322,13 +330,14 @@ def _note(
     inner = next(
         (made.root for made in earlier for n in made.created if _is_inside(made, n, tile.root)), None
     )
+    written_anew = sum(macs for node, macs in tile.macs.items() if node in owners)
     fold = Made(
         inner or tile.root,
         sorted({id(n): n for n in absorbed}.values(), key=lambda n: order[id(n)]),
         created,
         roles,
-        sum(m.macs_before for m in earlier) + max(0, tile.macs_before - sum(m.macs_after for m in earlier)),
-        tile.macs_after,
+        sum(m.macs_before for m in earlier) + sum(tile.macs.values()) - written_anew,
+        sum(m.macs_after for m in earlier) + tile.written.macs - written_anew,
         (*(g for m in earlier for g in m.groups), *tile.groups),
         alias,
     )

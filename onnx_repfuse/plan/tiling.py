@@ -51,7 +51,7 @@ def _tile(cover: Cover, root: str, entry: Entry, position: dict[int, int]) -> Ti
     names = _between(cover, root, sources, choice.swallowed)
     lifts = [cover.lifts[name] for name in names]
     nodes: list[gs.Node] = [node for lifted in lifts for node in (*lifted.also, lifted.node)]
-    kept = sum(cover.entries[name].own.cost for name in names)
+    owns = ((cover.lifts[name].node, cover.entries[name].own.macs) for name in names)
     return Tile(
         root,
         cover.lifts[root],
@@ -60,9 +60,7 @@ def _tile(cover: Cover, root: str, entry: Entry, position: dict[int, int]) -> Ti
         tuple(sorted(nodes, key=lambda node: position[id(node)])),
         tuple(lifted for lifted in lifts if lifted.also),
         choice.roles,
-        kept - written.cost,
-        sum(cover.entries[name].own.macs for name in names),
-        written.macs,
+        {id(node): macs for node, macs in owns if macs},
     )
 
 
