@@ -55,6 +55,7 @@ __all__ = [
 MAX_TERMS = 32  # a form with more terms is cut at a tensor: keeps sums of many sources linear in time
 TAME = 2.0**-12, 2.0**12  # factors and shifts of a `Shifted` source: normal in every float type
 MAX_DEPTH = 64  # likewise for the nesting of kernels, which are evaluated recursively
+_TENSOR = {str}
 TOO_LONG = "the expression is too long to be taken as a whole"
 
 
@@ -97,7 +98,12 @@ class Form:
     @cached_property
     def sources(self) -> tuple[Hashable, ...]:
         """The distinct sources, in order."""
-        return tuple(dict.fromkeys(term.source for term in self.terms))
+        return tuple(dict.fromkeys([term.source for term in self.terms]))
+
+    @property
+    def reads_tensors(self) -> bool:
+        """Its sources are tensors as they are."""
+        return set(map(type, self.sources)) == _TENSOR
 
 
 def identity(source: Hashable, channels: int, layout: tuple[int, int]) -> Form:
@@ -214,9 +220,10 @@ def gather(
     Raises:
         Inexact: terms that do not add, or too many of them.
     """
-    if sum(len(terms) for terms, _ in parts) > 4 * MAX_TERMS:
+    if len(parts) > 4 and sum(len(terms) for terms, _ in parts) > 4 * MAX_TERMS:
         raise Inexact(Reason.COST, TOO_LONG)
     collected: dict[Hashable, Term] = {}
+    deepest = 0
     for terms, added in parts:
         for term in terms:
             key = term.key
@@ -224,8 +231,9 @@ def gather(
             if known is not None:
                 term = replace(known, kernel=add_kernels(known.kernel, term.kernel, size_of(term.source)))
             collected[key] = term
+            deepest = max(deepest, term.kernel.depth)
         bias = bias + added
-    if len(collected) > MAX_TERMS or any(t.kernel.depth > MAX_DEPTH for t in collected.values()):
+    if len(collected) > MAX_TERMS or deepest > MAX_DEPTH:
         raise Inexact(Reason.COST, TOO_LONG)
     return Form(channels, layout, tuple(collected.values()), bias)
 

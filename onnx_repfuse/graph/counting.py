@@ -27,25 +27,24 @@ def count(document: Document, scopes: Iterable[Scope], used: set[str] | None, nb
         if scope.key == ():
             found = _macs(scope)
             known, macs = found is not None, found or 0
-        initializers = _initializers(document, scope)
-        parameters += sum(size for name, size in initializers.items() if used is None or name in used)
+        tensors = _initializers(document, scope)
+        parameters += sum(prod(i.dims) for i in tensors if used is None or i.name in used)
         parameters += sum(c.size for name, c in scope.created.items() if used is None or name in used)
     return Counts(dict(sorted(ops.items())), parameters, nbytes, macs if known else None)
 
 
-def _initializers(document: Document, scope: Scope) -> dict[str, int]:
-    if scope.key and scope.key[0] == "function" and len(scope.key) == 2:
-        return {}
+def _initializers(document: Document, scope: Scope) -> Iterable[onnx.TensorProto]:
     graph = document.model.graph
     key = list(scope.key)
     if key and key[0] == "function":
-        return {}
+        return ()
     while key:
         node = graph.node[int(key.pop(0))]
         name = str(key.pop(0))
         attr = next(a for a in node.attribute if a.name == name)
         graph = attr.g if attr.type == onnx.AttributeProto.GRAPH else attr.graphs[int(key.pop(0))]
-    return {i.name: prod(i.dims) for i in graph.initializer}
+    tensors: Iterable[onnx.TensorProto] = graph.initializer
+    return tensors
 
 
 def _macs(scope: Scope) -> int | None:

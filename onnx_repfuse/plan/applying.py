@@ -6,12 +6,13 @@ Several of its combinations share the form of an operand: what becomes of that o
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Any
 
-from onnx_repfuse.algebra.form import MAX_DEPTH, MAX_TERMS, Form, Part, gather, substitute
+from onnx_repfuse.algebra.form import MAX_DEPTH, MAX_TERMS, Form, Part, Term, gather, substitute
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import Lifted
 
-__all__ = ["Parts", "applied"]
+__all__ = ["Parts", "applied", "as_it_stands"]
 
 Parts = dict[tuple[int, int], Part | Inexact]  # by the number of a term and the id of the form it reads
 
@@ -40,10 +41,30 @@ def applied(
     return None if lifted.same_shape and not _proves_shape(form, forms) else form
 
 
+def as_it_stands(lifted: Lifted) -> Form | None:
+    """What `applied` makes of the operands themselves; None where more than their names goes into it."""
+    operands, terms = lifted.operands, []
+    if lifted.same_shape or lifted.border is not None or not len(operands) == len(lifted.terms) <= MAX_TERMS:
+        return None
+    for term in lifted.terms:
+        place: Any = term.source
+        operand, kernel = operands[place], term.kernel
+        geometry = kernel.geometry
+        if geometry.layout != operand.layout or term.lo_in + geometry.c_in > operand.channels:
+            return None
+        if kernel.depth > MAX_DEPTH:
+            return None
+        terms.append(Term(operand.name, kernel, term.lo_in, term.lo_out))
+    if len(operands) > 1 and len({operand.name for operand in operands}) < len(operands):
+        return None
+    return Form(lifted.channels, lifted.layout, tuple(terms), lifted.bias)
+
+
 def _part(lifted: Lifted, number: int, forms: list[Form], parts: Parts) -> Part:
     """What one term of an operator becomes. Raises Inexact."""
     term = lifted.terms[number]
-    form = forms[int(str(term.source))]
+    place: Any = term.source
+    form = forms[place]
     key = number, id(form)
     found = parts.get(key)
     if found is None:

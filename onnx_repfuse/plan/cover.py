@@ -27,7 +27,7 @@ from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import Context, Lifted, Operand
 from onnx_repfuse.graph.views import Layout
-from onnx_repfuse.plan.applying import Parts, applied
+from onnx_repfuse.plan.applying import Parts, applied, as_it_stands
 from onnx_repfuse.plan.candidates import Candidate, Entry, Option, combinations, free, prune
 from onnx_repfuse.plan.commuting import restoring, under_view
 from onnx_repfuse.plan.cost import CostModel
@@ -120,7 +120,7 @@ class Cover:
             view = name.view
             inner = self.elements(name.inner)
             return max(1, inner * self.elements(view.output) // self.elements(view.operand))
-        key = str(name)
+        key = name if type(name) is str else str(name)
         if key not in self.sizes:
             self.sizes[key] = self.context.scope.elements(key)
         found = self.sizes[key]
@@ -227,7 +227,7 @@ class Cover:
             below = self.entries.get(operand.name)
             if below is not None and self.is_private(operand.name):
                 best, original = best.plus(below.best), original.plus(below.original)
-        exposed = {operand.name for operand in lifted.operands} & self.exposed.keys()
+        exposed = {o.name for o in lifted.operands} & self.exposed.keys() if self.exposed else ()
         for name in exposed:
             best = best._replace(cost=best.cost + PROHIBITIVE)  # it is there only if somebody still reads it
             original = original.plus(self.entries[name].original)
@@ -274,8 +274,10 @@ class Cover:
 
     def _across_views(self, lifted: Lifted, candidate: Candidate) -> Iterable[Candidate]:
         """Further ways to compute a tensor that reads views, for itself alone."""
-        yield from under_view(candidate, self.entries, lambda n: self.is_private(n) and not self.shared[n])
-        yield from restoring(lifted, candidate, self.entries, self.context.scope)
+        if lifted.view is None and Kind.COMMUTE not in candidate.roles and candidate.form.reads_tensors:
+            return ()
+        free = under_view(candidate, self.entries, lambda n: self.is_private(n) and not self.shared[n])
+        return (*free, *restoring(lifted, candidate, self.entries, self.context.scope))
 
     def _norm(self, lifted: Lifted, candidate: Candidate) -> bool:
         return lifted.node.op == "BatchNormalization" or (
@@ -298,6 +300,10 @@ class Cover:
 
     def _candidate(self, lifted: Lifted, combination: tuple[Option, ...], parts: Parts) -> Candidate | None:
         """An operator applied to these options; `parts` holds what its terms became with others."""
+        if not parts and lifted.view is None and not any(chosen for _, chosen, _ in combination):
+            itself = as_it_stands(lifted)
+            if itself is not None:
+                return self._joined(lifted, itself, combination)
         forms = [form for form, _, _ in combination]
         rank = lifted.layout[1]
         if lifted.view is not None:
@@ -326,9 +332,7 @@ class Cover:
                 roles |= candidate.roles
         if convolution and below:
             roles |= {Kind.SEQUENCE}
-        leaves = not any(
-            source in self.entries and self.is_private(source) for source in map(str, form.sources)
-        )
+        leaves = not any(name in self.entries and self.is_private(name) for name in map(str, form.sources))
         return Candidate(form, setup, roles, nodes, leaves, convolution or below)
 
     @cached_property

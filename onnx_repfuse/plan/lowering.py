@@ -120,7 +120,7 @@ def viewed_last(written: Written, view: View, channels: int, cost: int, like: st
 
 def estimate(form: Form, around: Surroundings, *, out_elements: int, norm: bool) -> Price | None:
     """What `lower` would ask, without the steps."""
-    if any(isinstance(source, Shifted | Viewed) for source in form.sources):
+    if not form.reads_tensors:
         written = lower(form, around, out_elements=out_elements, norm=norm)
         return None if written is None else written.price
     segments = _segments(form)
@@ -177,14 +177,14 @@ Segment = tuple[tuple[int, int], Sequence[Term]]
 
 def _segments(form: Form) -> list[Segment] | None:
     """The terms by the channels they write, with their ranges; None if these leave channels out or overlap."""
+    if all(not term.lo_out and term.kernel.geometry.c_out == form.channels for term in form.terms):
+        return [((0, form.channels), form.terms)] if form.terms else None
     found: dict[tuple[int, int], list[Term]] = {}
     for term in form.terms:
         lo = term.lo_out
         found.setdefault((lo, lo + term.kernel.geometry.c_out), []).append(term)
-    if len(found) == 1:
-        return list(found.items()) if (0, form.channels) in found else None
     order = sorted(found)
-    if not order or order[0][0] != 0 or order[-1][1] != form.channels:
+    if order[0][0] != 0 or order[-1][1] != form.channels:
         return None
     if any(a[1] != b[0] for a, b in pairwise(order)):
         return None

@@ -28,6 +28,8 @@ class Kind(str, Enum):
     COMMUTE = "commute"
     ACTIVATION = "activation"
 
+    __hash__ = str.__hash__  # an Enum's own is many times as slow
+
     def __str__(self) -> str:
         return self.value
 
