@@ -13,17 +13,15 @@ from onnx_repfuse.algebra import laws
 from onnx_repfuse.algebra.conv import AffineConv
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import (
-    Columns,
     Composed,
     Kernel,
-    Rows,
     Scaled,
-    Stacked,
     Stored,
     Total,
     Vector,
     push,
 )
+from onnx_repfuse.algebra.selections import Columns, Rows, Stacked
 
 
 def affine(geometry: Geometry, seed: int = 0) -> AffineConv:

@@ -23,15 +23,13 @@ from onnx_repfuse.algebra import laws
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import (
     Array,
-    Columns,
     Composed,
     Kernel,
-    Relaid,
-    Rows,
     Scaled,
     Total,
     Vector,
 )
+from onnx_repfuse.algebra.selections import Columns, Relaid, Rows
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.reasons import Reason
 

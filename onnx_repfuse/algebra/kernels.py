@@ -17,24 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_repfuse.algebra.geometry import Geometry
+from onnx_repfuse.algebra.grouping import Array, columns_of, regroup
 
 __all__ = [
     "Array",
-    "Columns",
     "Composed",
     "Kernel",
-    "Relaid",
-    "Rows",
     "Scaled",
-    "Stacked",
     "Stored",
     "Total",
     "Vector",
     "push",
     "streams",
 ]
-
-Array = NDArray[np.float64]
 
 
 class Kernel(Protocol):
@@ -117,7 +112,7 @@ class Scaled:
         if self.outer is not None:
             weight *= self.outer[lo:hi].reshape(shape)
         if self.inputs is not None:
-            columns = _columns(self.geometry, lo, hi)
+            columns = columns_of(self.geometry, lo, hi)
             weight *= self.inputs[columns].reshape(*columns.shape, *(1,) * self.geometry.rank)
         return weight
 
@@ -162,12 +157,12 @@ class Composed:
                 yield tap, outer[_at(tap)].reshape(-1, 1, *ones) * inner
             return
         if _is_depthwise(f):  # entry c of g meets row c of f only
-            inner = self.f.rows(0, f.c_out)[:, 0][_columns(g, lo, hi)]
+            inner = self.f.rows(0, f.c_out)[:, 0][columns_of(g, lo, hi)]
             for tap in taps:
                 yield tap, outer[_at(tap)].reshape(*inner.shape[:2], *ones) * inner
             return
-        outer = _regroup(outer, g, lo, out.groups)
-        inner = _regroup(self.f.rows(0, f.c_out), f, 0, out.groups)
+        outer = regroup(outer, g, lo, out.groups)
+        inner = regroup(self.f.rows(0, f.c_out), f, 0, out.groups)
         rows, middle = out.c_out // out.groups, g.c_in // out.groups
         blocks = [
             (slice(max(group * rows, lo) - lo, min((group + 1) * rows, hi) - lo), group * middle)
@@ -202,7 +197,7 @@ class Total:
         result: Array | None = None
         for part in sorted(self.parts, key=lambda part: part.geometry.weight_shape != out.weight_shape):
             f = part.geometry
-            weight = _regroup(part.rows(lo, hi), f, lo, out.groups)
+            weight = regroup(part.rows(lo, hi), f, lo, out.groups)
             if result is None and weight.shape == shape:  # it has every tap: the others are added to it
                 result = weight
                 continue
@@ -211,75 +206,6 @@ class Total:
             shift = [(o - o0) // d for o, o0, d in zip(f.origin, out.origin, out.dilations, strict=True)]
             result[_shifted(_grid(f, out), shift)] += weight
         return np.zeros(shape) if result is None else result
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Output channels `start ..` of `inner`, as `laws.select_outputs` selects them."""
-
-    geometry: Geometry
-    inner: Kernel
-    start: int
-    first_column: int
-
-    @cached_property
-    def depth(self) -> int:
-        return self.inner.depth + 1
-
-    @cached_property
-    def size(self) -> int:
-        return self.inner.size + 1
-
-    def rows(self, lo: int, hi: int) -> Array:
-        f = self.inner.geometry
-        weight = self.inner.rows(self.start + lo, self.start + hi)
-        return _place(
-            weight, _columns(f, self.start + lo, self.start + hi) - self.first_column, self.geometry, lo
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Columns:
-    """`inner` fed only input channels `start ..`, as `laws.select_inputs` selects them."""
-
-    geometry: Geometry
-    inner: Kernel
-    start: int
-    first_row: int
-
-    @cached_property
-    def depth(self) -> int:
-        return self.inner.depth + 1
-
-    @cached_property
-    def size(self) -> int:
-        return self.inner.size + 1
-
-    def rows(self, lo: int, hi: int) -> Array:
-        lo, hi = lo + self.first_row, hi + self.first_row
-        weight = self.inner.rows(lo, hi)
-        return _place(
-            weight, _columns(self.inner.geometry, lo, hi) - self.start, self.geometry, lo - self.first_row
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Relaid:
-    """A pointwise kernel on another number of spatial axes: the same numbers."""
-
-    geometry: Geometry
-    inner: Kernel
-
-    @cached_property
-    def depth(self) -> int:
-        return self.inner.depth
-
-    @cached_property
-    def size(self) -> int:
-        return self.inner.size
-
-    def rows(self, lo: int, hi: int) -> Array:
-        return self.inner.rows(lo, hi).reshape(-1, *self.geometry.weight_shape[1:])
 
 
 def streams(kernel: Kernel) -> bool:
@@ -300,62 +226,8 @@ def push(kernel: Kernel, bias: Array) -> Array:
         hi = min(lo + step, g.c_out)
         weight = kernel.rows(lo, hi)
         weight = weight.reshape(*weight.shape[:2], -1).sum(axis=2)
-        result[lo:hi] = (weight * bias[_columns(g, lo, hi)]).sum(axis=1)
+        result[lo:hi] = (weight * bias[columns_of(g, lo, hi)]).sum(axis=1)
     return result
-
-
-@dataclass(frozen=True, eq=False)
-class Stacked:
-    """Kernels of one input, their output channels one after the other."""
-
-    geometry: Geometry
-    parts: tuple[Kernel, ...]
-
-    @cached_property
-    def depth(self) -> int:
-        return max(part.depth for part in self.parts) + 1
-
-    @cached_property
-    def size(self) -> int:
-        return sum(part.size for part in self.parts) + 1
-
-    def rows(self, lo: int, hi: int) -> Array:
-        blocks, start = [], 0
-        for part in self.parts:
-            end = start + part.geometry.c_out
-            if start < hi and end > lo:
-                blocks.append(part.rows(max(lo, start) - start, min(hi, end) - start))
-            start = end
-        return np.concatenate(blocks)
-
-
-def _columns(f: Geometry, lo: int, hi: int) -> NDArray[np.intp]:
-    """The input channels that rows lo..hi read: shape (hi - lo, c_in / groups)."""
-    width = f.c_in // f.groups
-    group = np.arange(lo, hi) // (f.c_out // f.groups)
-    return group[:, None] * width + np.arange(width)
-
-
-def _place(weight: Array, columns: NDArray[np.intp], target: Geometry, lo: int) -> Array:
-    """Lay rows, whose entries belong to the input channels `columns`, into the groups of `target`."""
-    width = target.c_in // target.groups
-    start = (np.arange(lo, lo + len(weight)) // (target.c_out // target.groups)) * width
-    local = columns - start[:, None]
-    inside = (local >= 0) & (local < width)
-    if weight.shape[1] == width and inside.all():
-        return weight
-    result = np.zeros((len(weight), width, *weight.shape[2:]))
-    row, entry = np.nonzero(inside)
-    result[row, local[row, entry]] = weight[row, entry]
-    return result
-
-
-def _regroup(weight: Array, f: Geometry, lo: int, groups: int) -> Array:
-    """Rows of `f` written for fewer groups, with zeros where a group did not look."""
-    if f.groups == groups:
-        return weight
-    wide = Geometry.conv(f.c_in, f.c_out, (), groups=groups)
-    return _place(weight, _columns(f, lo, lo + len(weight)), wide, lo)
 
 
 def _grid(f: Geometry, out: Geometry) -> list[slice]:

@@ -1,21 +1,18 @@
 """From a form to the operators that compute it: the cheapest straight writing, or None when there is none.
 
-The output channels fall into consecutive segments. A segment is a sum of terms; a term is nothing (an identity), a
-factor per channel, or a convolution; the bias rides on a convolution where there is one. Neighbouring segments
-that are one convolution each of the same channels, alike but for their outputs, are stacked into one.
+The output channels fall into consecutive segments (`algebra.segments`). A segment is a sum of terms; a term is nothing
+(an identity), a factor per channel, or a convolution; the bias rides on a convolution where there is one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from itertools import pairwise
+from dataclasses import dataclass, field
 
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.form import Form, Shifted, Term
-from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.algebra.kernels import Kernel, Stacked, Vector
+from onnx_repfuse.algebra.kernels import Kernel, Vector
+from onnx_repfuse.algebra.segments import segmented
 from onnx_repfuse.graph.views import View
 from onnx_repfuse.plan.cost import CostModel, multiply_adds
 from onnx_repfuse.plan.price import Price
@@ -123,7 +120,7 @@ def estimate(form: Form, around: Surroundings, *, out_elements: int, norm: bool)
     if not form.reads_tensors:
         written = lower(form, around, out_elements=out_elements, norm=norm)
         return None if written is None else written.price
-    segments = _segments(form)
+    segments = segmented(form)
     if segments is None:
         return None
     if len(segments) == 1:
@@ -161,7 +158,7 @@ def _asked(term: Term, around: Surroundings, layout: tuple[int, int]) -> tuple[H
 
 def _straight(form: Form, around: Surroundings, out_elements: int, norm: bool, like: str) -> Written | None:
     """Views first."""
-    segments = _segments(form)
+    segments = segmented(form)
     writer = _Writer(around, out_elements, form.channels, form.layout, like, norm)
     if segments is None or not all(writer.can_read(source) for source in form.sources):
         return None
@@ -170,62 +167,6 @@ def _straight(form: Form, around: Surroundings, out_elements: int, norm: bool, l
         step = Step("Concat", tuple(parts), form.channels)
         parts = [writer.add(step, around.model.elementwise(2 * out_elements, 0))]
     return writer.written(parts[0])
-
-
-Segment = tuple[tuple[int, int], Sequence[Term]]
-
-
-def _segments(form: Form) -> list[Segment] | None:
-    """The terms by the channels they write, with their ranges; None if these leave channels out or overlap."""
-    if all(not term.lo_out and term.kernel.geometry.c_out == form.channels for term in form.terms):
-        return [((0, form.channels), form.terms)] if form.terms else None
-    found: dict[tuple[int, int], list[Term]] = {}
-    for term in form.terms:
-        lo = term.lo_out
-        found.setdefault((lo, lo + term.kernel.geometry.c_out), []).append(term)
-    order = sorted(found)
-    if order[0][0] != 0 or order[-1][1] != form.channels:
-        return None
-    if any(a[1] != b[0] for a, b in pairwise(order)):
-        return None
-    return _stacked([(key, found[key]) for key in order])
-
-
-def _stacked(segments: list[Segment]) -> list[Segment]:
-    """Each run of alike segments as one."""
-    runs: list[list[Segment]] = []
-    before: Sequence[Term] = ()
-    for segment in segments:
-        terms = segment[1]
-        if len(before) == len(terms) == 1 and _stack_alike(before[0], terms[0]):
-            runs[-1].append(segment)
-        else:
-            runs.append([segment])
-            before = terms
-    return [run[0] if len(run) == 1 else _stack(run) for run in runs]
-
-
-def _stack(run: list[Segment]) -> Segment:
-    (start, _), (first,) = run[0]
-    hi = run[-1][0][1]
-    head = first.kernel.parts if isinstance(first.kernel, Stacked) else (first.kernel,)
-    geometry = _widened(first.kernel.geometry, hi - start)
-    kernel = Stacked(geometry, (*head, *(term.kernel for _, (term,) in run[1:])))
-    return (start, hi), [replace(first, kernel=kernel)]
-
-
-@lru_cache(maxsize=1 << 12)
-def _widened(geometry: Geometry, c_out: int) -> Geometry:
-    return replace(geometry, c_out=c_out)
-
-
-def _stack_alike(first: Term, second: Term) -> bool:
-    f, g = first.kernel.geometry, second.kernel.geometry
-    if first.source != second.source or first.lo_in != second.lo_in or f.groups > 1 or f.transposed:
-        return False
-    if isinstance(first.kernel, Vector) or isinstance(second.kernel, Vector):
-        return False
-    return f is g or _widened(f, g.c_out) == g
 
 
 @dataclass(eq=False)
