@@ -40,7 +40,7 @@ def considered(cover: Cover, tensor: str) -> list[str]:
 
 def looking_through(cover: Cover, tensor: str) -> list[str]:
     """The lifted tensors that are computed from `tensor` and may absorb it."""
-    if not cover.is_private(tensor):
+    if not cover.regions.is_private(tensor):
         return []
     (reader,) = cover.context.scope.readers[tensor]
     return [t.name for t in reader.outputs if t.name in cover.entries]

@@ -10,7 +10,7 @@ from onnx_repfuse.graph.counting import count
 from onnx_repfuse.graph.rewrite import used_names
 from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.pipeline.planned import Plan
-from onnx_repfuse.plan.rounds import Made, Planned
+from onnx_repfuse.plan.made import Made, Planned
 from onnx_repfuse.report.record import Fold, NodeRef, Refusal, Report
 from onnx_repfuse.verify.verdict import Verification
 

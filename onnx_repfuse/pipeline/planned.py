@@ -17,7 +17,8 @@ from onnx_repfuse.graph.scope import inner_graphs
 from onnx_repfuse.graph.skeleton import read_scopes
 from onnx_repfuse.malformed import blaming
 from onnx_repfuse.options import Options
-from onnx_repfuse.plan.rounds import Made, Planned, plan_scope
+from onnx_repfuse.plan.made import Made, Planned
+from onnx_repfuse.plan.rounds import plan_scope
 from onnx_repfuse.report.record import Counts
 
 __all__ = ["FoldKey", "Plan", "make_plan"]

@@ -15,7 +15,7 @@ from onnx_repfuse.graph.cases import before_and_after, sources
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.pipeline.planned import Plan
 from onnx_repfuse.pipeline.undoing import Failure
-from onnx_repfuse.plan.rounds import Made, originals
+from onnx_repfuse.plan.made import Made, originals
 from onnx_repfuse.reasons import Reason
 from onnx_repfuse.verify.verdict import FoldVerdict, Status
 

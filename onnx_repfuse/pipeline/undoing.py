@@ -10,7 +10,7 @@ from onnx_repfuse.errors import Inexact, OutputError
 from onnx_repfuse.graph.document import ScopeKey
 from onnx_repfuse.graph.scope import node_name
 from onnx_repfuse.pipeline.planned import FoldKey, Plan
-from onnx_repfuse.plan.rounds import Made
+from onnx_repfuse.plan.made import Made
 from onnx_repfuse.reasons import Reason
 from onnx_repfuse.report.record import Refusal
 

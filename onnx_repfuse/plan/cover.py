@@ -16,25 +16,23 @@ No kernel is read here: forms carry kernels that compute themselves later.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-
-import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.form import Form, identity, scale_out
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import Context, Lifted, Operand
-from onnx_repfuse.graph.views import Layout
 from onnx_repfuse.plan.applying import Parts, applied, as_it_stands
 from onnx_repfuse.plan.candidates import Candidate, Entry, Option, combinations, free, prune
 from onnx_repfuse.plan.commuting import restoring, under_view
 from onnx_repfuse.plan.cost import CostModel
-from onnx_repfuse.plan.groups import only_readers
 from onnx_repfuse.plan.lowering import Step, Surroundings, Written, estimate, lower, viewed_last
-from onnx_repfuse.plan.price import Price, keep, nearest_positions
-from onnx_repfuse.plan.sources import Viewed, seen_through, view_cost
+from onnx_repfuse.plan.measures import Measures
+from onnx_repfuse.plan.price import Price, keep
+from onnx_repfuse.plan.regions import Regions
+from onnx_repfuse.plan.sources import seen_through, view_cost
 from onnx_repfuse.report.record import Kind
 
 __all__ = ["Cover"]
@@ -54,20 +52,19 @@ class Cover:
     entries: dict[str, Entry] = field(default_factory=dict)
     inexact: dict[str, list[tuple[Inexact, str]]] = field(default_factory=dict)
     exposed: dict[str, Form] = field(default_factory=dict)
-    channels: dict[tuple[str, Layout], int] = field(default_factory=dict)
     shifted: dict[int, tuple[Form, Form | None]] = field(default_factory=dict)
     shared: Counter[str] = field(default_factory=Counter)
-    gates: dict[str, Lifted] = field(init=False)
-    private: dict[str, bool] = field(default_factory=dict)  # what `is_private` said
     owns: dict[str, Price] = field(default_factory=dict)  # what nodes cost as they are
-    sizes: dict[str, int | None] = field(default_factory=dict)  # what the scope assumes
+    regions: Regions = field(init=False)
+    measures: Measures = field(init=False)
 
     def __post_init__(self) -> None:
-        self.gates = only_readers(self.context.scope, self.lifts)
+        self.regions = Regions(self.context.scope, self.lifts)
+        self.measures = Measures(self.context, self.lifts)
 
     def resume(self, previous: Cover, changed: set[str]) -> set[str]:
         """Take over what was found for regions that did not change; returns the roots of the others."""
-        roots = self.roots
+        roots = self.regions.roots
         touched = {
             roots[name]
             for name, lifted in self.lifts.items()
@@ -75,7 +72,7 @@ class Cover:
             or previous.lifts.get(name) is not lifted
             or any(operand.name in changed for operand in lifted.operands)
         }
-        self.channels.update(previous.channels)
+        self.measures.known.update(previous.measures.known)
         for name in self.lifts:
             if roots[name] not in touched:
                 self.entries[name] = previous.entries[name]
@@ -96,66 +93,20 @@ class Cover:
         self.shared.subtract(map(str, gone.sources if gone else ()))
         self.shared.update(map(str, form.sources if form else ()))
 
-    def is_private(self, name: str) -> bool:
-        """One reader, and that reader has one output anybody uses: the reader may look through."""
-        found = self.private.get(name)
-        if found is None:
-            alone = self.context.scope.is_private(name)
-            found = self.private[name] = name in self.gates or (alone and self._is_sole(self.reader(name)))
-        return found
-
-    def _is_sole(self, node: gs.Node) -> bool:
-        """It has one output anybody uses."""
-        scope = self.context.scope
-        return len(node.outputs) == 1 or sum(1 for t in node.outputs if scope.is_used(t.name)) == 1
-
-    def reader(self, name: str) -> gs.Node:
-        """The one node that reads a private tensor."""
-        gate = self.gates.get(name)
-        return self.context.scope.readers[name][0] if gate is None else gate.node
-
-    def elements(self, name: Hashable) -> int:
-        """Assumed elements of a tensor; where nothing is known, or none are left, a fixed number of positions."""
-        if isinstance(name, Viewed):
-            view = name.view
-            inner = self.elements(name.inner)
-            return max(1, inner * self.elements(view.output) // self.elements(view.operand))
-        key = name if type(name) is str else str(name)
-        if key not in self.sizes:
-            self.sizes[key] = self.context.scope.elements(key)
-        found = self.sizes[key]
-        if found:
-            return found
-        lifted, frame = self.lifts.get(str(name)), self.context.frame(str(name))
-        known = lifted.channels if lifted else frame.channels if frame else self._any_channels(str(name))
-        return nearest_positions(self.lifts, self.context.scope.elements, str(name)) * known
-
-    def size(self, name: Hashable, rank: int) -> tuple[int, ...] | None:
-        """Proved positions per axis of a source."""
-        return self.context.size(name.view.output if isinstance(name, Viewed) else str(name), rank)
-
-    def _channels(self, source: Hashable, layout: Layout) -> int:
-        """Channels of a source in a layout: one tensor may be read along two axes."""
-        if isinstance(source, Viewed):
-            return self._channels(source.inner, source.view.before)
-        return self.channels[str(source), layout]
-
-    def _any_channels(self, name: str) -> int:
-        return next((count for (one, _), count in self.channels.items() if one == name), 1)
-
     @cached_property
     def _around(self) -> Surroundings:
-        return Surroundings(self.model, self.elements, self._channels, self._matrix)
-
-    def _matrix(self, source: Hashable) -> bool:
-        return (source.view.dims if isinstance(source, Viewed) else self.context.rank(str(source))) == 2
+        return Surroundings(
+            self.model, self.measures.elements, self.measures.channels, self.measures.is_matrix
+        )
 
     def write(self, lifted: Lifted, candidate: Candidate) -> Written | None:
         """Lower a candidate for a tensor."""
-        form, view, out = candidate.form, candidate.view, self.elements(lifted.output)
+        form, view, out = candidate.form, candidate.view, self.measures.elements(lifted.output)
         norm = self._norm(lifted, candidate)
         size = (
-            out if view is None else max(1, out * self.elements(view.operand) // self.elements(view.output))
+            out
+            if view is None
+            else max(1, out * self.measures.elements(view.operand) // self.measures.elements(view.output))
         )
         like = "" if view is None else view.operand
         written = lower(form, self._around, out_elements=size, norm=norm, like=like)
@@ -172,7 +123,7 @@ class Cover:
             written = self.write(lifted, candidate)
             found = None if written is None else written.price
         else:
-            out, norm = self.elements(lifted.output), self._norm(lifted, candidate)
+            out, norm = self.measures.elements(lifted.output), self._norm(lifted, candidate)
             found = estimate(candidate.form, self._around, out_elements=out, norm=norm)
             if found is not None and not found.nodes and self.context.scope.is_seen(lifted.output):
                 found = self._copy(out)
@@ -198,18 +149,21 @@ class Cover:
         """`scale_out`, the same object for the same form: what two branches shift alike is shifted once."""
         if id(form) not in self.shifted:
             found = scale_out(form)
-            whole = found is not None and self._channels(str(found.sources[0]), form.layout) == form.channels
+            whole = (
+                found is not None
+                and self.measures.channels(str(found.sources[0]), form.layout) == form.channels
+            )
             self.shifted[id(form)] = (form, found if whole else None)
         return self.shifted[id(form)][1]
 
     def _plain_options(self, operand: Operand) -> list[Option]:
-        self.channels[operand.name, operand.layout] = operand.channels
+        self.measures.known[operand.name, operand.layout] = operand.channels
         itself = identity(operand.name, operand.channels, operand.layout)
         entry = self.entries.get(operand.name)
         exposed = self.exposed.get(operand.name)
         if exposed is not None:
             return [(exposed, free(exposed), Price())]  # whoever still reads it ends the joint step
-        if entry is None or not self.is_private(operand.name):
+        if entry is None or not self.regions.is_private(operand.name):
             return [(itself, None, Price())]
         result: list[Option] = [(itself, None, entry.best)]
         for candidate in entry.candidates:
@@ -225,7 +179,7 @@ class Cover:
         best = original = own
         for operand in lifted.operands:
             below = self.entries.get(operand.name)
-            if below is not None and self.is_private(operand.name):
+            if below is not None and self.regions.is_private(operand.name):
                 best, original = best.plus(below.best), original.plus(below.original)
         exposed = {o.name for o in lifted.operands} & self.exposed.keys() if self.exposed else ()
         for name in exposed:
@@ -255,7 +209,7 @@ class Cover:
         """The node as it is; a joint step asks again."""
         found = self.owns.get(lifted.output)
         if found is None:
-            found = self.owns[lifted.output] = keep(lifted, self.model, self.elements)
+            found = self.owns[lifted.output] = keep(lifted, self.model, self.measures.elements)
         return found
 
     def _consider(self, lifted: Lifted, candidate: Candidate, entry: Entry) -> int | None:
@@ -267,7 +221,7 @@ class Cover:
             price.improves(entry.best.cost, entry.original)
             and self.allowed(candidate.roles)
             and lifted.output not in self.banned
-            and self._is_sole(lifted.node)
+            and self.regions.is_sole(lifted.node)
         ):
             entry.best, entry.choice = price, candidate
         return price.cost
@@ -276,7 +230,9 @@ class Cover:
         """Further ways to compute a tensor that reads views, for itself alone."""
         if lifted.view is None and Kind.COMMUTE not in candidate.roles and candidate.form.reads_tensors:
             return ()
-        free = under_view(candidate, self.entries, lambda n: self.is_private(n) and not self.shared[n])
+        free = under_view(
+            candidate, self.entries, lambda n: self.regions.is_private(n) and not self.shared[n]
+        )
         return (*free, *restoring(lifted, candidate, self.entries, self.context.scope))
 
     def _norm(self, lifted: Lifted, candidate: Candidate) -> bool:
@@ -310,7 +266,7 @@ class Cover:
             seen = seen_through(forms[0], lifted.view)
             return None if seen is None else self._joined(lifted, seen, combination)
         try:
-            form = applied(lifted, forms, parts, lambda source: self.size(source, rank))
+            form = applied(lifted, forms, parts, lambda source: self.measures.size(source, rank))
         except Inexact as reason:
             chosen = [candidate for _, candidate, _ in combination]
             if any(chosen) or lifted.border is not None:
@@ -332,20 +288,10 @@ class Cover:
                 roles |= candidate.roles
         if convolution and below:
             roles |= {Kind.SEQUENCE}
-        leaves = not any(name in self.entries and self.is_private(name) for name in map(str, form.sources))
+        leaves = not any(
+            name in self.entries and self.regions.is_private(name) for name in map(str, form.sources)
+        )
         return Candidate(form, setup, roles, nodes, leaves, convolution or below)
-
-    @cached_property
-    def roots(self) -> dict[str, str]:
-        """The tensor that must exist at the end of each lifted tensor's region."""
-        roots: dict[str, str] = {}
-        for name in reversed(list(self.lifts)):
-            roots[name] = name
-            if self.is_private(name):
-                for tensor in self.reader(name).outputs:
-                    if tensor.name in roots and self.context.scope.is_used(tensor.name):
-                        roots[name] = roots[tensor.name]
-        return roots
 
 
 def _is_plain(lifted: Lifted) -> bool:

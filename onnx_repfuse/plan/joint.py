@@ -25,7 +25,7 @@ SHARED = 32
 
 def expose(cover: Cover, changed: set[str] | None = None) -> None:
     """Extend the cover by joint steps, in topological order; only where regions of these roots take part."""
-    roots = cover.roots
+    roots = cover.regions.roots
     regions: dict[str, list[str]] = {}
     for name in cover.lifts:
         regions.setdefault(roots[name], []).append(name)
@@ -40,12 +40,17 @@ def _touched(cover: Cover, name: str) -> list[str]:
     """The roots of the regions that read a tensor."""
     readers = cover.context.scope.readers[name]
     outputs = (t.name for reader in readers for t in reader.outputs)
-    return list(dict.fromkeys(cover.roots[output] for output in outputs if output in cover.lifts))
+    return list(dict.fromkeys(cover.regions.roots[output] for output in outputs if output in cover.lifts))
 
 
 def _candidate(cover: Cover, name: str) -> bool:
     scope = cover.context.scope
-    if cover.is_private(name) or name in scope.outputs or name in scope.captured or name in cover.banned:
+    if (
+        cover.regions.is_private(name)
+        or name in scope.outputs
+        or name in scope.captured
+        or name in cover.banned
+    ):
         return False
     readers = scope.readers.get(name, [])
     if not 1 <= len(readers) <= READERS or len(cover.lifts[name].node.outputs) != 1:
@@ -99,5 +104,5 @@ def _still_read(cover: Cover, name: str, touched: list[str]) -> bool:
             reads = [str(s) for s in entry.choice.form.sources]
         if name in reads:
             return True
-        pending.extend(n for n in reads if cover.is_private(n))
+        pending.extend(n for n in reads if cover.regions.is_private(n))
     return False

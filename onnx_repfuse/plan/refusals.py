@@ -84,7 +84,7 @@ def _readers(scope: Scope, cover: Cover, name: str) -> Refusal | None:
     below = cover.lifts.get(source)
     if (
         below is None
-        or cover.is_private(source)
+        or cover.regions.is_private(source)
         or below.node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul")
     ):
         return None
@@ -111,7 +111,7 @@ def _cost(scope: Scope, cover: Cover, name: str) -> Refusal | None:
         return None  # not for its price: it did not pass verification, which is told already
     lifted, entry = cover.lifts[name], cover.entries[name]
     deeper = [c for c in entry.candidates if c.nodes > 1 and c.convolutions]
-    if entry.choice is not None or not deeper or not cover.is_private(lifted.operands[0].name):
+    if entry.choice is not None or not deeper or not cover.regions.is_private(lifted.operands[0].name):
         return None
     best = min(deeper, key=lambda c: c.nodes)
     price = cover.price(lifted, best)

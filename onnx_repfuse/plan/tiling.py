@@ -23,7 +23,7 @@ def tiles(cover: Cover) -> list[Tile]:
     for name in cover.lifts:
         if name not in cover.entries or name in cover.exposed:
             continue  # an exposed tensor has no reader left
-        if cover.is_private(name) and (name, id(cover.reader(name))) in read:
+        if cover.regions.is_private(name) and (name, id(cover.regions.reader(name))) in read:
             continue  # whoever reads it decides
         pending = [name]
         while pending:
@@ -38,7 +38,7 @@ def tiles(cover: Cover) -> list[Tile]:
                 result.append(_tile(cover, root, entry, position))
                 below = {str(source) for source in entry.choice.form.sources}
                 swallowed.add(entry.choice.swallowed)
-            pending.extend(sorted(one for one in below if cover.is_private(one)))
+            pending.extend(sorted(one for one in below if cover.regions.is_private(one)))
     return [tile for tile in result if tile.root not in swallowed]
 
 
@@ -78,7 +78,7 @@ def _between(cover: Cover, root: str, sources: set[str], swallowed: str) -> list
         names[name] = None
         for operand in cover.lifts[name].operands:
             one = operand.name
-            gone = one == swallowed or one in cover.exposed or cover.is_private(one)
+            gone = one == swallowed or one in cover.exposed or cover.regions.is_private(one)
             if one not in sources and one in cover.lifts and gone:
                 pending.append(one)
     return list(names)
