@@ -7,14 +7,11 @@ of one shape. A softmax that is all zeros and ones, a constant, or a signal belo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnx_repfuse.verify.measure import Array, difference
-
-if TYPE_CHECKING:
-    from onnx_repfuse.verify.judge import Sample
+from onnx_repfuse.verify.sample import Sample
 
 __all__ = ["blind"]
 

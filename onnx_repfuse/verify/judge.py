@@ -12,15 +12,15 @@ class scores), each index of that axis has a tolerance of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from onnx_repfuse.verify.blindness import blind
 from onnx_repfuse.verify.measure import Array, cosine, difference, is_float, largest, top1, ulp
+from onnx_repfuse.verify.sample import Sample
 from onnx_repfuse.verify.verdict import OutputVerdict, Status
 
-__all__ = ["Sample", "beyond", "judge_output"]
+__all__ = ["beyond", "judge_output"]
 
 _FACTOR = 4.0
 _ULPS = 8.0
@@ -28,26 +28,6 @@ _SLICE = 256  # elements a slice needs for its largest to be typical
 _SLICES = 2048
 _HOPELESS = (float("inf"), float("inf"), float("inf"), (0.0, 0.0), 0.0, float("inf"))
 _NOTHING = (0.0, 0.0, 0.0, (0.0, 0.0), 0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One output on one feed.
-
-    Attributes:
-        scene: which shape; noise and variation are only compared within it.
-        original, fused: the two values, None where an optional is absent.
-        by_inputs, by_weights: the original's values with inputs, or weights, moved by one ulp;
-            None where not measured.
-        optimized: the original's values under ORT_ENABLE_ALL, or None.
-    """
-
-    scene: int
-    original: Array | None
-    fused: Array | None
-    by_inputs: Array | None = None
-    by_weights: Array | None = None
-    optimized: Array | None = None
 
 
 def judge_output(

@@ -13,8 +13,9 @@ from dataclasses import replace
 from onnx_repfuse.verify.baseline import Baseline, Key, Row, complete, measure_noise, measure_original
 from onnx_repfuse.verify.decisions import explains
 from onnx_repfuse.verify.feeds import FeedSpec
-from onnx_repfuse.verify.judge import Sample, beyond, judge_output
+from onnx_repfuse.verify.judge import beyond, judge_output
 from onnx_repfuse.verify.measure import flatten
+from onnx_repfuse.verify.sample import Sample
 from onnx_repfuse.verify.sessions import DoesNotRun, Model, load
 from onnx_repfuse.verify.tapped import open_tapped, tensor_names
 from onnx_repfuse.verify.verdict import OutputVerdict, Status, Verification

@@ -18,8 +18,9 @@ from onnx_repfuse.errors import InputError
 from onnx_repfuse.verify.bounds import integer_bounds
 from onnx_repfuse.verify.feeds import FeedSpec, scenes
 from onnx_repfuse.verify.measure import Array, difference, flatten, is_float, largest
+from onnx_repfuse.verify.operators import Context, Unsupported, Value, attributes
 from onnx_repfuse.verify.sessions import Model, load, one_line, open_model
-from onnx_repfuse.verify.truth import OPS, Context, Unsupported, Value, attributes, load_operators
+from onnx_repfuse.verify.truth import OPS
 from onnx_repfuse.verify.verdict import Precision
 
 __all__ = ["evaluate", "study"]
@@ -62,7 +63,6 @@ def evaluate(model: onnx.ModelProto, feed: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: an operator cannot be evaluated.
     """
-    load_operators()
     if model.functions:
         from onnx import inliner
 

@@ -21,10 +21,10 @@ import numpy as np
 from onnx_repfuse.verify.cases import FoldCase
 from onnx_repfuse.verify.measure import difference
 from onnx_repfuse.verify.noise import nudge_feed, nudged_weights
+from onnx_repfuse.verify.operators import Unsupported
 from onnx_repfuse.verify.sessions import DoesNotRun, Runner, open_model
 from onnx_repfuse.verify.stimuli import RULES, Stimulus, stimuli
 from onnx_repfuse.verify.tolerance import Side, Worst, ulps_tolerance
-from onnx_repfuse.verify.truth import Unsupported
 from onnx_repfuse.verify.verdict import FoldVerdict, Status
 
 __all__ = ["FoldCase", "probe"]

@@ -19,9 +19,9 @@ from onnx_repfuse.verify.cases import FoldCase, reach
 from onnx_repfuse.verify.feeds import Feed, FeedSpec, scenes
 from onnx_repfuse.verify.measure import difference
 from onnx_repfuse.verify.noise import nudge_feed
+from onnx_repfuse.verify.operators import Unsupported
 from onnx_repfuse.verify.sessions import DoesNotRun, Model, open_model
 from onnx_repfuse.verify.tolerance import Side, Worst, ulps_tolerance
-from onnx_repfuse.verify.truth import Unsupported
 from onnx_repfuse.verify.verdict import FoldVerdict, Status
 
 __all__ = ["judge", "tap"]

@@ -1,76 +1,25 @@
 """The verifier's own oracle: a small graph evaluated in float64, with the size of what was summed.
 
-Beside each value v it carries its magnitude m = sum |w| |x| over all terms that made it up (a Sub adds,
-nothing cancels), or, when asked for squares, sum w^2 x^2. Rounding errors of any evaluation in a shorter
-format scale with these, not with |v|. It shares no code with the algebra that made the fold, and ONNX Runtime
-checks it: what the runtime makes of the nodes before must agree.
+Beside each value it carries its magnitude (`operators`): rounding errors of any evaluation in a shorter format scale
+with that. It shares no code with the algebra that made the fold, and ONNX Runtime checks it: what the runtime makes of
+the nodes before must agree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 
-__all__ = [
-    "OPS",
-    "Context",
-    "Oracle",
-    "Truth",
-    "Unsupported",
-    "Value",
-    "Weight",
-    "attributes",
-    "load_operators",
-    "register",
-]
+from onnx_repfuse.verify import truth_linear, truth_pointwise, truth_shape  # noqa: F401 - they fill OPS
+from onnx_repfuse.verify.operators import OPS, Context, Unsupported, Value, Weight, attributes
+
+__all__ = ["OPS", "Oracle", "Truth"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-class Unsupported(Exception):  # noqa: N818 - an outcome: another judge takes over
-    """The oracle does not know this operator, or this form of it."""
-
-
-@dataclass(frozen=True)
-class Value:
-    """A tensor: `v` in float64 (integers and booleans as they are), `m` its magnitude in float32, v.shape."""
-
-    v: Array
-    m: Array
-
-    @staticmethod
-    def of(array: Array, power: int = 1) -> Value:
-        """A value whose magnitude is its own size, to a power."""
-        v = array.astype(np.float64) if array.dtype.kind == "f" or array.dtype.name == "bfloat16" else array
-        if v.dtype.kind != "f":
-            return Value(v, v)
-        return Value(v, (np.abs(v) if power == 1 else np.square(v)).astype(np.float32))
-
-
-@dataclass(frozen=True)
-class Weight(Value):
-    """A large kernel as it is stored, in both `v` and `m`: `values` and `sizes` make blocks of it what they mean."""
-
-    power: int = 1
-
-    @staticmethod
-    def view(tensor: onnx.TensorProto, power: int) -> Weight:
-        stored = onnx.numpy_helper.to_array(tensor)
-        return Weight(stored, stored, power)
-
-    def values(self, block: Array) -> Array:
-        """In float64."""
-        return Value.of(block).v
-
-    def sizes(self, block: Array) -> Array:
-        """In float32, to the power."""
-        if self.power == 1 and block.dtype == np.float32:
-            return np.asarray(np.abs(block))
-        return Value.of(block, self.power).m
 
 
 @dataclass(frozen=True)
@@ -89,28 +38,6 @@ class Truth:
     terms: Array
 
 
-@dataclass
-class Context:
-    """What an operator sees of its node: attributes, opset, number of outputs, a place to count terms, and
-    the power the magnitudes are summed in."""
-
-    attributes: dict[str, Any]
-    opset: int
-    outputs: int
-    counted: list[Array]
-    power: int = 1
-
-    def count(self, fan_in: int, operand: Array) -> None:
-        """Note that this node sums `fan_in` products of `operand`, whose axis 0 may be rows."""
-        if operand.ndim < 2:
-            self.counted.append(np.array([float(fan_in)]))
-            return
-        rows = np.count_nonzero(operand.reshape(operand.shape[0], -1), axis=1)
-        self.counted.append(np.minimum(rows, fan_in).astype(np.float64))
-
-
-Op = Callable[..., Any]
-OPS: dict[str, Op] = {}
 _LARGE = 1 << 22  # elements; converting blocks anew for each stimulus takes twice the time
 _FLOATS = (
     onnx.TensorProto.FLOAT,
@@ -144,22 +71,6 @@ _ROUNDING = frozenset(
 )
 
 
-def register(*names: str) -> Callable[[Op], Op]:
-    """Add an operator: f(context, *values) -> Value or a list of them; an absent input is None."""
-
-    def add(function: Op) -> Op:
-        for name in names:
-            OPS[name] = function
-        return function
-
-    return add
-
-
-def load_operators() -> None:
-    """Fill OPS."""
-    from onnx_repfuse.verify import truth_linear, truth_pointwise, truth_shape  # noqa: F401
-
-
 class Oracle:
     """A small model, ready to be evaluated many times.
 
@@ -174,7 +85,6 @@ class Oracle:
     """
 
     def __init__(self, model: onnx.ModelProto, power: int = 1, storage: bool = False) -> None:
-        load_operators()
         graph = model.graph
         self.power = power
         self.storage = storage
@@ -223,15 +133,6 @@ def _large_weights(graph: onnx.GraphProto) -> set[str]:
     for node in graph.node:
         large -= {name for at, name in enumerate(node.input) if node.op_type != "Conv" or at != 1}
     return large
-
-
-def attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """A node's attributes as Python values, strings decoded."""
-    found: dict[str, Any] = {}
-    for attribute in node.attribute:
-        value = onnx.helper.get_attribute_value(attribute)
-        found[attribute.name] = value.decode() if isinstance(value, bytes) else value
-    return found
 
 
 def _total(counted: list[Array], value: Array) -> Array:

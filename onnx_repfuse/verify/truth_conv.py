@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_repfuse.verify.truth import Context, Unsupported, Value, Weight, register
+from onnx_repfuse.verify.operators import Context, Unsupported, Value, Weight, register
 
 __all__ = ["column", "correlate"]
 _PATCHES = 1 << 22  # elements of the patch matrix at once

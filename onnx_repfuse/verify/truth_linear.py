@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_repfuse.verify.truth import Context, Unsupported, Value, register
+from onnx_repfuse.verify.operators import Context, Unsupported, Value, register
 from onnx_repfuse.verify.truth_conv import column
 
 __all__: list[str] = []

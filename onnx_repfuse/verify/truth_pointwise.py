@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnx_repfuse.verify.truth import Context, Value, register
+from onnx_repfuse.verify.operators import Context, Value, register
 
 __all__: list[str] = []
 

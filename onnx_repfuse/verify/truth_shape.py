@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_repfuse.verify.truth import Context, Unsupported, Value, register
+from onnx_repfuse.verify.operators import Context, Unsupported, Value, register
 
 __all__: list[str] = []
 
