@@ -74,7 +74,7 @@ def network(stride: int = 1) -> tuple[onnx.ModelProto, list[dict[str, Array]]]:
 def plant(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the first fold wrong wherever it is computed."""
     if fault in WEIGHTS:
-        right = emit._materialized
+        right = emit.materialized
 
         def wrong(kernel: Any, data_type: int) -> Array:
             weight = np.array(right(kernel, data_type))
@@ -82,7 +82,7 @@ def plant(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 WEIGHTS[fault](weight)
             return weight
 
-        monkeypatch.setattr(emit, "_materialized", wrong)
+        monkeypatch.setattr(emit, "materialized", wrong)
     elif fault == "mean":
         true = affine.diagonal
 

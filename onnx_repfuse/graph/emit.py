@@ -1,7 +1,6 @@
-"""From steps to ONNX nodes: attributes, weights in the operators' own layout, fresh names.
+"""From steps to ONNX nodes: attributes and fresh names.
 
-Weights are `Const`s that compute themselves: float64 by blocks of output channels, rounded once to the model's data
-type. A weight that overflows raises Inexact(OVERFLOW) when it is computed.
+Weights are `Const`s that compute themselves (`payloads`); one that overflows raises Inexact(OVERFLOW) when it does.
 """
 
 from __future__ import annotations
@@ -16,17 +15,13 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnx_repfuse.algebra.bias import Bias
-from onnx_repfuse.algebra.kernels import Kernel, Vector, streams
-from onnx_repfuse.errors import Inexact
+from onnx_repfuse.algebra.kernels import Kernel, Vector
 from onnx_repfuse.graph.constants import Const
-from onnx_repfuse.graph.dtypes import numpy_dtype
+from onnx_repfuse.graph.payloads import grown, materialized, rounded, transposed, transposed_shape
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.plan.lowering import Step, Written
-from onnx_repfuse.reasons import Reason
 
 __all__ = ["Emission", "emit"]
-
-BLOCK = 1 << 18  # elements of a float64 block: 2 MB, which stays in the processor's cache
 
 
 @dataclass(eq=False)
@@ -72,10 +67,10 @@ def emit(
         return (step.channels, *(1,) * space) if axis == 1 else (step.channels,)
 
     def vector(label: str, shape: tuple[int, ...], value: NDArray[np.float64]) -> str:
-        return constant(label, shape, lambda: _rounded(value.reshape(shape), data_type))
+        return constant(label, shape, lambda: rounded(value.reshape(shape), data_type))
 
     def shift(label: str, shape: tuple[int, ...], bias: Bias) -> str:
-        return constant(label, shape, lambda: _rounded(bias.value().reshape(shape), data_type), bias=bias)
+        return constant(label, shape, lambda: rounded(bias.value().reshape(shape), data_type), bias=bias)
 
     def node(op: str, inputs: list[str], output: str, attrs: dict[str, Any] | None = None) -> None:
         made.nodes.append(
@@ -161,11 +156,11 @@ def _emit_convolution(
     node: Callable[..., None],
 ) -> None:
     assert step.kernel is not None
-    kernel = _grown(step.kernel)
+    kernel = grown(step.kernel)
     g = kernel.geometry
 
     def weight() -> NDArray[Any]:
-        return _materialized(kernel, data_type)
+        return materialized(kernel, data_type)
 
     bias = [] if step.bias is None else [shift("bias", (g.c_out,), step.bias)]
     if g.channel_axis == -1 and bias:
@@ -180,7 +175,7 @@ def _emit_convolution(
             "ConvTranspose",
             [
                 source,
-                constant("weight", _transposed_shape(kernel), lambda: _transposed(weight(), kernel), kernel),
+                constant("weight", transposed_shape(kernel), lambda: transposed(weight(), kernel), kernel),
                 *bias,
             ],
             output,
@@ -222,73 +217,6 @@ def _emit_slice(
 
 def _of(value: NDArray[Any]) -> Callable[[], NDArray[Any]]:
     return lambda: value
-
-
-@dataclass(frozen=True, eq=False)
-class _Grown:
-    """A kernel with zero taps added, where a pad would be negative."""
-
-    inner: Kernel
-
-    @property
-    def geometry(self) -> Any:
-        return self.inner.geometry.grown()
-
-    @property
-    def depth(self) -> int:
-        return self.inner.depth + 1
-
-    @property
-    def size(self) -> int:
-        return self.inner.size + 1
-
-    def rows(self, lo: int, hi: int) -> NDArray[np.float64]:
-        f, g = self.inner.geometry, self.geometry
-        result = np.zeros((hi - lo, *g.weight_shape[1:]))
-        place = tuple(
-            slice((of - og) // d, (of - og) // d + k)
-            for of, og, d, k in zip(f.origin, g.origin, g.dilations, f.kernel, strict=True)
-        )
-        index = (slice(None), slice(None), *place)
-        result[index] = self.inner.rows(lo, hi)
-        return result
-
-
-def _grown(kernel: Kernel) -> Kernel:
-    return kernel if kernel.geometry.grown() == kernel.geometry else _Grown(kernel)
-
-
-def _rounded(value: NDArray[np.float64], data_type: int) -> NDArray[Any]:
-    with np.errstate(all="ignore"):
-        result = value.astype(numpy_dtype(data_type))
-    finite = np.isfinite(result.astype(np.float64) if result.dtype.kind == "V" else result)
-    if not finite.all():
-        reason = Reason.OVERFLOW if np.isfinite(value).all() else Reason.NON_FINITE
-        raise Inexact(reason)
-    return np.asarray(result)
-
-
-def _materialized(kernel: Kernel, data_type: int) -> NDArray[Any]:
-    g = kernel.geometry
-    result = np.empty(g.weight_shape, numpy_dtype(data_type))
-    size = int(np.prod(g.weight_shape))
-    limit = BLOCK if streams(kernel) else 64 * BLOCK
-    step = g.c_out if size <= limit else max(1, BLOCK * g.c_out // size)
-    for lo in range(0, g.c_out, step):
-        hi = min(lo + step, g.c_out)
-        result[lo:hi] = _rounded(kernel.rows(lo, hi), data_type)
-    return result
-
-
-def _transposed_shape(kernel: Kernel) -> tuple[int, ...]:
-    g = kernel.geometry
-    return (g.c_in, g.c_out // g.groups, *g.kernel)
-
-
-def _transposed(weight: NDArray[Any], kernel: Kernel) -> NDArray[Any]:
-    g = kernel.geometry
-    split = weight.reshape(g.groups, g.c_out // g.groups, g.c_in // g.groups, *g.kernel)
-    return np.ascontiguousarray(np.swapaxes(split, 1, 2).reshape(_transposed_shape(kernel)))
 
 
 def _transposed_attributes(kernel: Kernel) -> dict[str, Any]:
