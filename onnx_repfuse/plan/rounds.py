@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -48,13 +48,14 @@ def plan_scope(
             drop_dead(scope, alive | set(owners))
             known = None
     previous: Round | None = None
+    stale: set[str] = set()
     for _ in range(ROUNDS):
-        current = _round(scope, options, banned, previous, known)
+        current = _round(scope, options, banned, previous, known, stale)
         found = tiles(current.cover)
         wide = frozenset(tile.root for tile in found if is_wide(scope, tile, owners))
         if wide:
             banned |= wide
-            previous = None
+            previous, stale = current, {*wide, *current.cover.exposed}
             continue
         if not found:
             declined = [(node, one) for node, one, _ in current.lifted if isinstance(one, Declined)]
@@ -62,7 +63,7 @@ def plan_scope(
             return result
         write(scope, current.cover, found, result, owners, order)
         drop_dead(scope, alive | set(owners))
-        previous, known = current, None
+        previous, known, stale = current, None, set()
     result.notes.append(f"planning stopped after {ROUNDS} rounds; please report this model")
     return result
 
@@ -94,10 +95,14 @@ def _round(
     banned: frozenset[str],
     previous: Round | None,
     known: dict[str, Frame] | None,
+    stale: Set[str] = frozenset(),
 ) -> Round:
-    """Lift every node, cover the scope, look for joint steps; where nothing changed, the last round stands."""
+    """Lift every node, cover the scope, look for joint steps; where nothing changed, the last round stands.
+
+    `stale` are tensors to be covered again although nothing changed: new bans, and joint steps not taken.
+    """
     context = Context(scope, frames(scope) if known is None else known, protected(scope))
-    changed = _changed(scope, previous) if previous else set()
+    changed = _changed(scope, previous) | stale if previous else set()
     before = (previous.cover.context, previous.lifted) if previous else None
     lifted = lift_all(context, _kept(options), before, changed)
     lifts = {name: found for _, found, name in lifted if isinstance(found, Lifted)}
@@ -115,6 +120,8 @@ def _changed(scope: Scope, previous: Round) -> set[str]:
     def readers(of: dict[str, list[gs.Node]], name: str) -> list[int]:
         return list(map(id, of.get(name, ())))
 
+    if scope.producer is previous.producer:
+        return set()
     names = {*scope.producer, *scope.readers, *previous.producer, *previous.readers}
     return {
         name
