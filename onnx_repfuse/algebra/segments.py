@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import pairwise
+from operator import attrgetter
 
 from onnx_repfuse.algebra.form import Form, Term
 from onnx_repfuse.algebra.geometry import Geometry
@@ -19,26 +19,29 @@ from onnx_repfuse.algebra.selections import Stacked
 __all__ = ["Segment", "segmented"]
 
 Segment = tuple[tuple[int, int], Sequence[Term]]
+_START = attrgetter("lo_out")
 
 
 def segmented(form: Form) -> list[Segment] | None:
     """The terms by the channels they write, with their ranges; None if these leave channels out or overlap."""
-    if all(not term.lo_out and term.kernel.geometry.c_out == form.channels for term in form.terms):
-        return [((0, form.channels), form.terms)] if form.terms else None
-    found: dict[tuple[int, int], list[Term]] = {}
-    for term in form.terms:
-        lo = term.lo_out
-        found.setdefault((lo, lo + term.kernel.geometry.c_out), []).append(term)
-    order = sorted(found)
-    if order[0][0] != 0 or order[-1][1] != form.channels:
-        return None
-    if any(a[1] != b[0] for a, b in pairwise(order)):
-        return None
-    return _stacked([(key, found[key]) for key in order])
+    apart: list[tuple[tuple[int, int], list[Term]]] = []
+    end = 0
+    for term in sorted(form.terms, key=_START):
+        channels = term.lo_out, term.lo_out + term.kernel.geometry.c_out
+        if channels[0] == end:
+            apart.append((channels, [term]))
+            end = channels[1]
+        elif apart and channels == apart[-1][0]:
+            apart[-1][1].append(term)
+        else:
+            return None
+    return _stacked(apart) if end == form.channels else None
 
 
-def _stacked(apart: list[Segment]) -> list[Segment]:
+def _stacked(apart: Sequence[Segment]) -> list[Segment]:
     """Each run of alike segments as one."""
+    if len(apart) == 1:
+        return [apart[0]]
     runs: list[list[Segment]] = []
     before: Sequence[Term] = ()
     for segment in apart:
