@@ -115,7 +115,8 @@ def _write(model: Model, folder: Path, trained: Any, deployed: Any, example: Any
     for exporter in ("ts",) if model is LARGEST else ("ts", "dynamo"):
         for form, network in {"train": trained, "deploy": deployed}.items():
             keep = form == "train" and exporter == "ts"
-            made = export(network, example, dynamo=exporter == "dynamo", keep_batchnorm=keep)
+            fresh = copy.deepcopy(network)  # a network may remember what an exporter made of its sizes
+            made = export(fresh, example, dynamo=exporter == "dynamo", keep_batchnorm=keep)
             path = model.file(folder, form, exporter)
             part = path.with_suffix(".part")
             onnx.save(made, part)
