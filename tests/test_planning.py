@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
+from onnx import helper
 
 import onnx_repfuse
 from benchmarks.synthetic import write
@@ -18,7 +20,7 @@ from onnx_repfuse.plan import candidates
 from onnx_repfuse.plan.rounds import cover_scope
 from onnx_repfuse.reasons import Reason
 from tests.build import Net, check
-from tests.random_graphs import Recipe, build, recipes
+from tests.random_graphs import Recipe, build, recipes, session
 
 MODELS = sorted((Path(__file__).parents[1] / "models").glob("*.train*.onnx"))
 
@@ -120,3 +122,24 @@ def test_the_multiply_adds_of_folds_that_grow_add_up(tmp_path: Path) -> None:
     saved = sum(fold.macs_before - fold.macs_after for fold in report.folds)
     assert report.before.macs == report.after.macs
     assert saved == 0
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_a_concat_of_tensors_of_unknown_rank_does_not_say_how_many_channels_it_has(axis: int) -> None:
+    net = Net(4, shape=(2, 4))
+    body = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["inner"])],
+        "body",
+        [],
+        [helper.make_empty_tensor_value_info("inner")],
+    )
+    unknown = net.op("If", net.const(np.array(True)), then_branch=body, else_branch=body)
+    first = net.op("Gemm", unknown, net.random(4, 4), net.random(4))
+    scaled = net.op("Mul", unknown, net.random(4))
+    joined = net.op("Concat", first, scaled, axis=axis)
+    model = net.model(net.op("Sum", joined, joined))
+    result = onnx_repfuse.fuse(model, options=Options(check=False))
+    feed = {"x": np.ones((2, 4), np.float32)}
+    before, after = (session(one).run(None, feed)[0] for one in (model, result.model))
+    assert before.shape == after.shape == (2, 8)
+    assert np.allclose(before, after)

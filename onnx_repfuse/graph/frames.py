@@ -196,7 +196,9 @@ def _output_frame(scope: Scope, node: gs.Node, known: dict[str, Frame]) -> Frame
         parts = [known.get(n) for n in names]
         if any(p is None or p.layout != first.layout for p in parts):
             return None
-        if axis in (first.channel_axis, None if rank is None else first.channel_axis % rank):
+        if axis is None or (rank is None and (axis < 0) != (first.channel_axis < 0)):
+            return None  # it may be the axis of the channels or another one
+        if axis == first.channel_axis or (rank is not None and axis % rank == first.channel_axis % rank):
             return replace(first, channels=sum(p.channels for p in parts if p))
         return first
     if node.op in VIEWS and first is not None:
