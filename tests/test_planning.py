@@ -84,17 +84,28 @@ def _chain(links: int) -> onnx.ModelProto:
     return net.model(net.op("Relu", x))
 
 
-@pytest.mark.parametrize("links", [2, 40, 80])
-def test_no_kernel_is_read_in_any_round(links: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = _chain(links)
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kernel fails the test that reads it."""
 
     def read(*_: object) -> None:
         raise AssertionError("a kernel was read")
 
     for kind in (Stored, Composed, Total, Scaled):
         monkeypatch.setattr(kind, "rows", read)
-    after = onnx_repfuse.plan(model).after
+
+
+@pytest.mark.parametrize("links", [2, 40, 80])
+@pytest.mark.usefixtures("unreadable")
+def test_no_kernel_is_read_in_any_round(links: int) -> None:
+    after = onnx_repfuse.plan(_chain(links)).after
     assert after.ops == {"Conv": 1, "Relu": 2}
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name.removesuffix(".onnx"))
+@pytest.mark.usefixtures("unreadable")
+def test_no_kernel_of_a_network_is_read(path: Path) -> None:
+    assert onnx_repfuse.plan(path).before.ops
 
 
 def test_a_bias_that_was_not_computed_is_added_up_exactly() -> None:
