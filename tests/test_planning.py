@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +155,29 @@ def test_a_concat_of_tensors_of_unknown_rank_does_not_say_how_many_channels_it_h
     before, after = (session(one).run(None, feed)[0] for one in (model, result.model))
     assert before.shape == after.shape == (2, 8)
     assert np.allclose(before, after)
+
+
+def a_concat_behind_an_if(net: Net) -> str:
+    empty = [helper.make_empty_tensor_value_info("inner")]
+    body = helper.make_graph([helper.make_node("Relu", ["x"], ["inner"])], "body", [], empty)
+    unknown = net.op("If", net.const(np.array(True)), then_branch=body, else_branch=body)
+    return str(
+        net.op("Concat", net.conv("x", 4, 4, (3,)), net.conv(net.op("Neg", unknown), 4, 4, (3,)), axis=1)
+    )
+
+
+def a_concat_of_a_fixed_and_a_free_length(net: Net) -> str:
+    net.more_inputs = [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 4, 32])]
+    return str(net.op("Concat", net.conv("y", 4, 4, (3,)), net.conv(net.op("Neg", "x"), 4, 4, (3,)), axis=1))
+
+
+@pytest.mark.parametrize("make", [a_concat_behind_an_if, a_concat_of_a_fixed_and_a_free_length])
+def test_sizes_nobody_knows_or_that_disagree_do_not_write_the_same_for_ever(
+    make: Callable[[Net], str],
+) -> None:
+    net = Net(4, shape=("N", 4, "L"))
+    first = onnx_repfuse.fuse(net.model(make(net)), options=Options(check=False))
+    assert len(first.report.folds) == 1
+    assert not first.report.notes
+    again = onnx_repfuse.plan(first.model)
+    assert not again.folds

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from onnx_repfuse.graph.lift import Context, Lifted
 from onnx_repfuse.graph.views import Layout
-from onnx_repfuse.plan.price import nearest_positions
+from onnx_repfuse.plan.positions import UNKNOWN_POSITIONS, agreed_positions
 from onnx_repfuse.plan.sources import Viewed
 
 __all__ = ["Measures"]
@@ -20,7 +21,12 @@ class Measures:
     context: Context
     lifts: dict[str, Lifted]
     known: dict[tuple[str, Layout], int] = field(default_factory=dict)
-    sizes: dict[str, int | None] = field(default_factory=dict)  # what the scope assumes
+    sizes: dict[str, int] = field(default_factory=dict)  # what `elements` said
+
+    @cached_property
+    def agreed(self) -> dict[str, int]:
+        """Positions, if the sizes that the scope assumes do not suffice."""
+        return agreed_positions(self.lifts, self.context.scope.elements)
 
     def elements(self, name: Hashable) -> int:
         """Assumed elements of a tensor; where nothing is known, or none are left, a fixed number of positions."""
@@ -29,14 +35,19 @@ class Measures:
             inner = self.elements(name.inner)
             return max(1, inner * self.elements(view.output) // self.elements(view.operand))
         key = name if type(name) is str else str(name)
-        if key not in self.sizes:
-            self.sizes[key] = self.context.scope.elements(key)
-        found = self.sizes[key]
-        if found:
-            return found
-        lifted, frame = self.lifts.get(str(name)), self.context.frame(str(name))
-        known = lifted.channels if lifted else frame.channels if frame else self._any_channels(str(name))
-        return nearest_positions(self.lifts, self.context.scope.elements, str(name)) * known
+        found = self.sizes.get(key)
+        if found is None:
+            found = self.sizes[key] = self._elements(key)
+        return found
+
+    def _elements(self, name: str) -> int:
+        if name not in self.agreed:
+            found = self.context.scope.elements(name)
+            if found:
+                return found
+        lifted, frame = self.lifts.get(name), self.context.frame(name)
+        channels = lifted.channels if lifted else frame.channels if frame else self._any_channels(name)
+        return self.agreed.get(name, UNKNOWN_POSITIONS) * channels
 
     def size(self, name: Hashable, rank: int) -> tuple[int, ...] | None:
         """Proved positions per axis of a source."""

@@ -9,10 +9,7 @@ from onnx_repfuse.graph.lift import Lifted
 from onnx_repfuse.plan.cost import CostModel, multiply_adds
 from onnx_repfuse.plan.sources import view_cost
 
-__all__ = ["UNKNOWN_POSITIONS", "Price", "keep", "nearest_positions"]
-
-UNKNOWN_POSITIONS = 1 << 12
-REACH = 8  # nodes to look back for a known size
+__all__ = ["Price", "keep"]
 
 
 class Price(NamedTuple):
@@ -43,20 +40,6 @@ class Price(NamedTuple):
         _, a, b, c, d = self
         _, e, f, g, h = limit
         return a <= e and b <= f and c <= g and d <= h
-
-
-def nearest_positions(lifts: dict[str, Lifted], elements: Callable[[str], int | None], name: str) -> int:
-    """Positions of a tensor of unknown size: those of what it is made of, so that neighbours are priced alike."""
-    for _ in range(REACH):
-        lifted = lifts.get(name)
-        if lifted is None:
-            break
-        for operand in lifted.operands:
-            found = elements(operand.name)
-            if found:
-                return max(1, found // operand.channels)
-        name = lifted.operands[0].name
-    return UNKNOWN_POSITIONS
 
 
 def keep(lifted: Lifted, model: CostModel, elements: Callable[[Hashable], int]) -> Price:
