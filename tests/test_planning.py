@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from onnx_repfuse import InputError, Options
 from onnx_repfuse.algebra.kernels import Composed, Scaled, Stored, Total
 from onnx_repfuse.graph.document import Document
 from onnx_repfuse.graph.skeleton import read_scopes
-from onnx_repfuse.plan import candidates
+from onnx_repfuse.plan import alike, candidates
+from onnx_repfuse.plan.cover import Cover
 from onnx_repfuse.plan.rounds import cover_scope
 from onnx_repfuse.reasons import Reason
 from tests.build import Net, check
@@ -181,3 +183,35 @@ def test_sizes_nobody_knows_or_that_disagree_do_not_write_the_same_for_ever(
     assert not first.report.notes
     again = onnx_repfuse.plan(first.model)
     assert not again.folds
+
+
+@pytest.mark.parametrize("cost", ["ort-cpu", "macs"])
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name.removesuffix(".onnx"))
+def test_what_was_useless_to_one_operator_is_useless_to_its_likes(path: Path, cost: str) -> None:
+    options = Options(cost=cost)
+    plan = onnx_repfuse.plan(path, options=options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(alike, "WORTH", candidates.PRODUCT + 1)
+        everything = onnx_repfuse.plan(path, options=options)
+    assert (plan.after, plan.folds, plan.refusals) == (
+        everything.after,
+        everything.folds,
+        everything.refusals,
+    )
+
+
+def test_a_block_is_tried_whole_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    kept = alike.useless
+
+    def counted(
+        found: dict[int, candidates.Candidate], entry: candidates.Entry, *, final: bool
+    ) -> frozenset[int]:
+        tried.append(len(found))
+        return kept(found, entry, final=final)
+
+    monkeypatch.setattr(sys.modules[Cover.__module__], "useless", counted)
+    write("blocks", 160, 4, tmp_path / "blocks.onnx")
+    report = onnx_repfuse.plan(tmp_path / "blocks.onnx")
+    assert len(report.folds) == 20
+    assert len(tried) == 2  # two Adds a block

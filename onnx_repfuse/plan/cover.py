@@ -24,6 +24,7 @@ from onnx_repfuse.algebra.form import Form, identity, scale_out
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import Context, Lifted, Operand
+from onnx_repfuse.plan.alike import Likeness, likeness, useless
 from onnx_repfuse.plan.applying import Parts, applied, as_it_stands
 from onnx_repfuse.plan.candidates import Candidate, Entry, Option, combinations, free, prune
 from onnx_repfuse.plan.commuting import restoring, under_view
@@ -54,6 +55,7 @@ class Cover:
     exposed: dict[str, Form] = field(default_factory=dict)
     shifted: dict[int, tuple[Form, Form | None]] = field(default_factory=dict)
     shared: Counter[str] = field(default_factory=Counter)
+    useless: dict[Likeness | None, frozenset[int]] = field(default_factory=dict)  # combinations, by number
     owns: dict[str, Price] = field(default_factory=dict)  # what nodes cost as they are
     regions: Regions = field(init=False)
     measures: Measures = field(init=False)
@@ -189,10 +191,14 @@ class Cover:
         ranked: list[tuple[int, Candidate]] = []
         parts: Parts = {}
         plain = not exposed and _is_plain(lifted)
-        for combination in combinations(options):
-            candidate = self._candidate(lifted, combination, parts)
+        alike = None if exposed else self._likeness(lifted, options)
+        useless_ones = self.useless.get(alike, frozenset())
+        tried: dict[int, Candidate] = {}
+        for number, combination in enumerate(combinations(options)):
+            candidate = None if number in useless_ones else self._candidate(lifted, combination, parts)
             if candidate is None:
                 continue
+            tried[number] = candidate
             if plain and candidate.nodes == 1:
                 ranked.append((candidate.setup.cost + own.cost, candidate))
                 continue
@@ -203,7 +209,17 @@ class Cover:
             for other in self._across_views(lifted, candidate):
                 self._consider(lifted, other, entry)
         entry.candidates = prune(ranked)
+        if alike is not None and alike not in self.useless:
+            self.useless[alike] = useless(tried, entry, final=self.regions.is_final(lifted.output))
         return entry
+
+    def _likeness(self, lifted: Lifted, options: list[list[Option]]) -> Likeness | None:
+        """What is to be known of an operator to know which combinations are `useless`."""
+        found = None if lifted.output in self.banned else likeness(lifted, options, self._around)
+        if found is None:
+            return None
+        name = lifted.output
+        return self.context.scope.is_seen(name), self.regions.is_final(name), *found
 
     def _own(self, lifted: Lifted) -> Price:
         """The node as it is; a joint step asks again."""

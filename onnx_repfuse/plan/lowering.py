@@ -18,7 +18,7 @@ from onnx_repfuse.plan.cost import CostModel, multiply_adds
 from onnx_repfuse.plan.price import Price
 from onnx_repfuse.plan.sources import Viewed, common_view, view_cost
 
-__all__ = ["Step", "Surroundings", "Written", "estimate", "lower", "viewed_last"]
+__all__ = ["Step", "Surroundings", "Written", "asked", "estimate", "lower", "viewed_last"]
 
 
 @dataclass(eq=False)
@@ -137,7 +137,7 @@ def _segment_price(
     terms: Sequence[Term], has_bias: bool, around: Surroundings, size: int, form: Form, norm: bool
 ) -> Price:
     """Of a segment of `form`, of so many elements."""
-    key = size, has_bias, norm, *[_asked(term, around, form.layout) for term in terms]
+    key = size, has_bias, norm, *[asked(term, around, form.layout) for term in terms]
     found = around.prices.get(key)
     if found is None:
         channels = terms[0].kernel.geometry.c_out
@@ -148,7 +148,7 @@ def _segment_price(
     return found
 
 
-def _asked(term: Term, around: Surroundings, layout: tuple[int, int]) -> tuple[Hashable, ...]:
+def asked(term: Term, around: Surroundings, layout: tuple[int, int]) -> tuple[Hashable, ...]:
     """All that the price of a term hangs on."""
     source, kernel = term.source, term.kernel
     factor = kernel.is_one if isinstance(kernel, Vector) else None

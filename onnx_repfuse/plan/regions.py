@@ -39,6 +39,13 @@ class Regions:
         scope = self.scope
         return len(node.outputs) == 1 or sum(1 for t in node.outputs if scope.is_used(t.name)) == 1
 
+    def is_final(self, name: str) -> bool:
+        """No reader, now or in a joint step, can look through."""
+        scope = self.scope
+        if name in self.gates or name in scope.outputs or name in scope.captured:
+            return name not in self.gates
+        return not all(t.name in self.lifts for reader in scope.readers.get(name, ()) for t in reader.outputs)
+
     def reader(self, name: str) -> gs.Node:
         """The one node that reads a private tensor."""
         gate = self.gates.get(name)

@@ -1,0 +1,69 @@
+"""Operators that look alike, down to what their operands may be replaced by: a network repeats its blocks.
+
+Which combinations are too dear is a matter of prices, and these hang on nothing but what is compared here. So what was
+of no use to the first of its kind is not tried for the next. What is tried is worked out as ever: where two look alike
+and are not, because the biases of one cancel say, a cheaper way may be missed, but none is mistaken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from math import prod
+
+from onnx_repfuse.graph.lift import Lifted
+from onnx_repfuse.plan.candidates import PRODUCT, Candidate, Entry, Option
+from onnx_repfuse.plan.lowering import Surroundings, asked
+
+__all__ = ["Likeness", "likeness", "useless"]
+
+WORTH = 6  # combinations, from which on it pays to compare
+LONGEST = 4  # terms of a form that still may have its like
+
+Likeness = tuple[Hashable, ...]
+
+
+def likeness(lifted: Lifted, options: list[list[Option]], around: Surroundings) -> Likeness | None:
+    """What operators that look alike have in common; None for one of a kind.
+
+    Args:
+        lifted: the operator.
+        options: what each of its operands may be replaced by.
+        around: their surroundings.
+    """
+    if not WORTH <= prod(map(len, options)) <= PRODUCT or lifted.border is not None or lifted.also:
+        return None
+    numbers: dict[Hashable, int] = {}
+    seen: list[Hashable] = [
+        lifted.node.op,
+        lifted.bias.is_zero,
+        lifted.same_shape,
+        around.elements(lifted.output),
+    ]
+    seen += [(term.source, term.kernel.geometry, term.lo_in, term.lo_out) for term in lifted.terms]
+    for choice in options:
+        seen.append(len(choice))
+        for form, candidate, price in choice:
+            if len(form.terms) > LONGEST or not form.reads_tensors:
+                return None
+            seen += (price, form.channels, form.layout, form.bias.is_zero)
+            if candidate is not None:
+                seen += (candidate.roles, candidate.nodes, candidate.leaves, candidate.convolutions)
+            for term in form.terms:
+                number = numbers.setdefault(term.source, len(numbers))
+                seen.append((number, term.lo_in, term.lo_out, asked(term, around, form.layout)))
+    return tuple(seen)
+
+
+def useless(tried: dict[int, Candidate], entry: Entry, *, final: bool) -> frozenset[int]:
+    """The numbers of those combinations tried that served for nothing.
+
+    Args:
+        tried: what became of them.
+        entry: what came of it all.
+        final: nobody will look through the tensor, so that a choice is all that counts.
+    """
+    choice = [] if entry.choice is None else [entry.choice]
+    useful = choice if choice and final else [*choice, *entry.candidates]
+    if not all(any(one is candidate for candidate in tried.values()) for one in choice):
+        return frozenset()  # a combination was of use for what it led to
+    return frozenset(number for number, one in tried.items() if not any(one is other for other in useful))
