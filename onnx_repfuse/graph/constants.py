@@ -27,7 +27,7 @@ SMALL = 1 << 16  # elements; what may be evaluated while planning
 Values = NDArray[Any]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen, see `algebra.form`
 class Const:
     """A constant tensor.
 

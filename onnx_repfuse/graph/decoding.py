@@ -1,7 +1,8 @@
 """NodeProtos as graphsurgeon nodes, without any payload.
 
 graphsurgeon's importer takes a whole model and tells its logger about every tensor that has no type. A scope has none,
-so only its reading of attributes is used; the nodes and tensors are made here.
+so only its reading of attributes is used; the nodes and tensors are made here. Tensors do not know their nodes: a
+`Scope` keeps an index of its own, and graphsurgeon's is quadratic where one tensor has many readers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections.abc import Iterable
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
-from onnx_graphsurgeon.util.misc import SynchronizedList
 
 __all__ = ["bare", "decode"]
 
@@ -71,24 +71,12 @@ def _node(
 ) -> gs.Node:
     """`gs.Node(...)`, past its hook on every assignment."""
     node: gs.Node = object.__new__(gs.Node)
-    vars(node).update(
-        op=op,
-        name=name,
-        attrs=attrs,
-        inputs=SynchronizedList(node, "outputs", inputs),
-        outputs=SynchronizedList(node, "inputs", outputs),
-        domain=domain,
-    )
+    vars(node).update(op=op, name=name, attrs=attrs, inputs=inputs, outputs=outputs, domain=domain)
     return node
 
 
 def _variable(name: str) -> gs.Variable:
     """`gs.Variable(name)`, past its hook on every assignment, which takes two thirds of the time."""
     tensor: gs.Variable = object.__new__(gs.Variable)
-    vars(tensor).update(
-        _NEW,
-        name=name,
-        inputs=SynchronizedList(tensor, "outputs", ()),
-        outputs=SynchronizedList(tensor, "inputs", ()),
-    )
+    vars(tensor).update(_NEW, name=name, inputs=[], outputs=[])
     return tensor

@@ -67,9 +67,11 @@ def infer(
         if data_type and name not in constants:
             scope.input.add(name=name, type=_type(data_type, shape))
     varying = len(scope.input)
-    weights = _add_weights(scope, nodes, constants, overridable)
-    made = {i.name for i in scope.input[:varying]} | weights.keys()
+    read = dict.fromkeys(name for node in nodes for name in node.input)
+    weights = {name: (constants[name].data_type, constants[name].shape) for name in read if name in constants}
+    made = {i.name for i in scope.input} | weights.keys()
     scope.node.extend(node for node in nodes if not made.issuperset(node.output))
+    _add_weights(scope, {name: constants[name] for name in weights}, overridable)
     scope.output.extend(onnx.ValueInfoProto(name=value.name) for value in graph.output)
     proved = {**_run(whole, varying), **weights}
     sized = proved
@@ -82,36 +84,38 @@ def infer(
     }
 
 
-def _add_weights(
-    scope: onnx.GraphProto,
-    nodes: Sequence[onnx.NodeProto],
-    constants: dict[str, Const],
-    overridable: set[str],
-) -> Types:
-    """Declare the constants that nodes read, with their values where these may decide a shape."""
-    types: Types = {}
-    protos: dict[tuple[int, Shape], onnx.TypeProto] = {}
-    read = dict.fromkeys(name for node in nodes for name in node.input if name)
+def _add_weights(scope: onnx.GraphProto, weights: dict[str, Const], overridable: set[str]) -> None:
+    """Declare the constants that nodes read: with their values where these may decide a shape, else one for all of a
+    type and shape."""
+    names = {i.name for i in scope.input} | {name for node in scope.node for name in node.output}
     telling = {
         name
-        for node in nodes
+        for node in scope.node
         if node.op_type not in SHAPED_BY_SHAPES or node.domain not in ONNX_DOMAINS
         for name in node.input
+        if name in weights and name not in overridable and _may_tell(weights[name])
     }
-    for name in read:
-        const = constants.get(name)
-        if const is None:
-            continue
-        kind = const.data_type, const.shape
-        types[name] = kind
-        if name in telling and name not in overridable and _may_tell(const):
-            scope.initializer.append(onnx.numpy_helper.from_array(const.read(), name))
-            continue
-        proto = protos.get(kind)
-        if proto is None:
-            proto = protos[kind] = _type(*kind)
-        scope.input.add(name=name, type=proto)
-    return types
+    for name in sorted(telling):
+        scope.initializer.append(onnx.numpy_helper.from_array(weights[name].read(), name))
+    names |= weights.keys()
+    stand_ins: dict[tuple[int, Shape], str] = {}
+    for node in scope.node:
+        for place, name in enumerate(node.input):
+            const = weights.get(name)
+            if const is None or name in telling:
+                continue
+            kind = const.data_type, const.shape
+            if kind not in stand_ins:
+                stand_ins[kind] = _fresh(f"{kind}", names)
+                scope.input.add(name=stand_ins[kind], type=_type(*kind))
+            node.input[place] = stand_ins[kind]
+
+
+def _fresh(name: str, names: set[str]) -> str:
+    """A name that is not among `names`."""
+    while name in names:
+        name += "'"
+    return name
 
 
 def _may_tell(const: Const) -> bool:
@@ -159,10 +163,15 @@ def _run(model: onnx.ModelProto, varying: int) -> Types:
 
 
 def _types(values: Iterable[onnx.ValueInfoProto]) -> Iterator[tuple[str, tuple[int, Shape | None]]]:
+    met: dict[bytes, tuple[int, Shape | None] | None] = {}  # most tensors of a network are like others
     for value in values:
-        if value.type.HasField("tensor_type"):
+        key = value.type.SerializeToString(deterministic=True)
+        if key not in met:
             tensor = value.type.tensor_type
-            yield value.name, (tensor.elem_type, _dims(tensor))
+            met[key] = (tensor.elem_type, _dims(tensor)) if value.type.HasField("tensor_type") else None
+        found = met[key]
+        if found is not None:
+            yield value.name, found
 
 
 def _dims(tensor: onnx.TypeProto.Tensor) -> Shape | None:

@@ -50,7 +50,7 @@ class Operand:
     layout: tuple[int, int]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen, see `algebra.form`
 class Lifted:
     """An operator of the algebra.
 
