@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import GraphProto, TensorProto, helper
 
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.constants import Const
@@ -160,5 +160,5 @@ def test_a_scalar_that_cannot_be_held_is_no_scalar() -> None:
         "good": Const((1,), TensorProto.FLOAT, lambda: np.array([2.5], np.float32)),
         "long": Const((2,), TensorProto.FLOAT, lambda: np.zeros(2, np.float32)),
     }
-    scope = Scope((), "", 17, [], {}, {}, consts, set(), set(), set())
+    scope = Scope((), "", 17, GraphProto(), [], {}, {}, consts, set(), set(), set())
     assert [scope.scalar(name) for name in ("bad", "good", "long", "none")] == [None, 2.5, None, None]

@@ -48,12 +48,12 @@ class Bias:
     @cached_property
     def is_zero(self) -> bool:
         """Zero for certain."""
-        return not self.late and not self.known.any()
+        return not self.late and not np.count_nonzero(self.known)
 
     @cached_property
     def vanishes(self) -> bool:
         """Zero, but for what rounding may have left."""
-        return self.is_zero or (not self.late and not (np.abs(self.known) > self.noise).any())
+        return self.is_zero or (not self.late and not np.count_nonzero(np.abs(self.known) > self.noise))
 
     def value(self) -> Array:
         """The whole bias; reads kernels."""

@@ -83,7 +83,7 @@ class Vector:
     @cached_property
     def is_one(self) -> bool:
         """The identity."""
-        return bool((self.scale == 1).all())
+        return not np.count_nonzero(self.scale != 1)
 
     def rows(self, lo: int, hi: int) -> Array:
         return np.array(self.scale[lo:hi].reshape(-1, *(1,) * (self.geometry.rank + 1)))

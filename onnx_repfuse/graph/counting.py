@@ -8,14 +8,13 @@ from math import prod
 
 import onnx
 
-from onnx_repfuse.graph.document import Document
 from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope
 from onnx_repfuse.report.record import Counts
 
 __all__ = ["count"]
 
 
-def count(document: Document, scopes: Iterable[Scope], used: set[str] | None, nbytes: int) -> Counts:
+def count(scopes: Iterable[Scope], used: set[str] | None, nbytes: int) -> Counts:
     """Counts of the scopes as they are now; `used` are the tensors still read (None: everything counts)."""
     ops: Counter[str] = Counter()
     parameters, macs, known = 0, 0, True
@@ -27,24 +26,11 @@ def count(document: Document, scopes: Iterable[Scope], used: set[str] | None, nb
         if scope.key == ():
             found = _macs(scope)
             known, macs = found is not None, found or 0
-        tensors = _initializers(document, scope)
-        parameters += sum(prod(i.dims) for i in tensors if used is None or i.name in used)
+        if isinstance(scope.proto, onnx.GraphProto):
+            tensors = scope.proto.initializer
+            parameters += sum(prod(i.dims) for i in tensors if used is None or i.name in used)
         parameters += sum(c.size for name, c in scope.created.items() if used is None or name in used)
     return Counts(dict(sorted(ops.items())), parameters, nbytes, macs if known else None)
-
-
-def _initializers(document: Document, scope: Scope) -> Iterable[onnx.TensorProto]:
-    graph = document.model.graph
-    key = list(scope.key)
-    if key and key[0] == "function":
-        return ()
-    while key:
-        node = graph.node[int(key.pop(0))]
-        name = str(key.pop(0))
-        attr = next(a for a in node.attribute if a.name == name)
-        graph = attr.g if attr.type == onnx.AttributeProto.GRAPH else attr.graphs[int(key.pop(0))]
-    tensors: Iterable[onnx.TensorProto] = graph.initializer
-    return tensors
 
 
 def _macs(scope: Scope) -> int | None:

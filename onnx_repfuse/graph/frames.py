@@ -102,6 +102,8 @@ def frames(scope: Scope) -> dict[str, Frame]:
     _forward(scope, known)
     wanted = dict(known)
     for node in reversed(scope.nodes):
+        if all(t.name in wanted or t.name in scope.constants for t in (*node.inputs, *node.outputs[:1])):
+            continue  # nothing to learn
         for name, frame in _demands(scope, node, wanted):
             if name not in wanted and scope.const(name) is None:
                 wanted[name] = frame

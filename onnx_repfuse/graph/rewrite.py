@@ -88,17 +88,14 @@ def used_names(scopes: Iterable[Scope]) -> set[str]:
     }
 
 
-def difference(
-    scope: Scope, proto: onnx.GraphProto | onnx.FunctionProto, used: set[str], kept_inputs: set[str]
-) -> Edit:
+def difference(scope: Scope, used: set[str], kept_inputs: set[str]) -> Edit:
     """What changed in a scope since it was read.
 
     Args:
-        proto: the scope in the document's skeleton.
         used: `used_names` of all scopes, now.
         kept_inputs: initializers that stay even when unused, being part of the interface.
     """
-    edit = Edit()
+    edit, proto = Edit(), scope.proto
     present = {scope.anchor[id(n)]: n for n in scope.nodes if id(n) in scope.original}
     made = {t.name for node in scope.nodes for t in node.outputs}
     for position, node in enumerate(proto.node):

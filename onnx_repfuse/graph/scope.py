@@ -32,6 +32,7 @@ class Scope:
     Attributes:
         key, label: where it stands in the document, for the writer and for people.
         opset: version of the ONNX operator set in force.
+        proto: the scope in the document's skeleton.
         nodes: in topological order.
         anchor: id(node) -> position in the input; a new node has that of the node it replaces.
         original: id(node) of the nodes that come from the input.
@@ -46,6 +47,7 @@ class Scope:
     key: ScopeKey
     label: str
     opset: int
+    proto: onnx.GraphProto | onnx.FunctionProto
     nodes: list[gs.Node]
     types: dict[str, tuple[int, Shape | None]]
     assumed: dict[str, tuple[int, ...]]

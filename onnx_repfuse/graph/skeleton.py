@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx_repfuse.graph.constants import Const, fold_constant, from_attributes
 from onnx_repfuse.graph.decoding import bare, decode
 from onnx_repfuse.graph.document import Document
-from onnx_repfuse.graph.inference import Types, infer
+from onnx_repfuse.graph.inference import Sizes, Types, infer
 from onnx_repfuse.graph.save import ScopeKey
 from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope, Shape, inner_graphs, outer_names
 
@@ -29,21 +29,45 @@ def read_scopes(document: Document, *, freeze_initializers: bool = False) -> lis
     `freeze_initializers` treats initializers that are also graph inputs as constants (they are in IR < 4).
     """
     model = document.model
-    taken = _all_names(model)
+    taken: set[str] = set()
     opset = _opset(model.opset_import)
     scopes: list[Scope] = []
     overridable: set[str] = set()
     if model.ir_version >= 4 and not freeze_initializers:
         overridable = {i.name for i in model.graph.input} & {i.name for i in model.graph.initializer}
 
-    def visit(graph: onnx.GraphProto, key: ScopeKey, label: str, outer: Scope | None, version: int) -> None:
+    def visit(
+        graph: onnx.GraphProto,
+        key: ScopeKey,
+        label: str,
+        outer: Scope | None,
+        version: int,
+        function: onnx.FunctionProto | None = None,
+    ) -> None:
+        nested = [(i, node, *found) for i, node in enumerate(graph.node) for found in inner_graphs(node)]
+        captured = {name for *_, inner in nested for name in outer_names(inner)}
         inputs = overridable if outer is None else outer.overridable
-        scope = _read(document, graph, key, label, outer, version, taken, inputs)
+        constants, read = _read(document, graph, outer, version, inputs)
+        scope = Scope(
+            key,
+            label,
+            version,
+            graph if function is None else function,
+            *read,
+            constants,
+            {i.name for i in graph.input} - {i.name for i in graph.initializer},
+            {o.name for o in graph.output},
+            captured,
+            overridable=inputs,
+            taken=taken,
+        )
         scopes.append(scope)
-        for position, node in enumerate(graph.node):
-            for tail, inner in inner_graphs(node):
-                name = f"{node.op_type} '{node.name or position}' {' '.join(map(str, tail))}"
-                visit(inner, (*key, position, *tail), f"{label} / {name}" if label else name, scope, version)
+        taken.update(scope.producer, scope.readers, [node.name for node in scope.nodes])
+        taken.update(i.name for i in (*graph.input, *graph.output, *graph.initializer, *graph.value_info))
+        taken.update(i.values.name for i in graph.sparse_initializer)
+        for position, node, tail, inner in nested:
+            name = f"{node.op_type} '{node.name or position}' {' '.join(map(str, tail))}"
+            visit(inner, (*key, position, *tail), f"{label} / {name}" if label else name, scope, version)
 
     visit(model.graph, (), "", None, opset)
     for number, function in enumerate(model.functions):
@@ -51,7 +75,8 @@ def read_scopes(document: Document, *, freeze_initializers: bool = False) -> lis
         body.input.extend(onnx.ValueInfoProto(name=name) for name in function.input)
         body.output.extend(onnx.ValueInfoProto(name=name) for name in function.output)
         label = f"function '{function.domain}:{function.name}'"
-        visit(body, ("function", number), label, None, _opset(function.opset_import) or opset)
+        version = _opset(function.opset_import) or opset
+        visit(body, ("function", number), label, None, version, function)
     return scopes
 
 
@@ -59,49 +84,20 @@ def _opset(imports: Iterable[onnx.OperatorSetIdProto]) -> int:
     return max((i.version for i in imports if i.domain in ONNX_DOMAINS), default=0)
 
 
-def _all_names(model: onnx.ModelProto) -> set[str]:
-    taken: set[str] = set()
-
-    def visit(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
-        for node in graph.node:
-            taken.add(node.name)
-            taken.update(node.input)
-            taken.update(node.output)
-            for _, inner in inner_graphs(node):
-                visit(inner)
-        if isinstance(graph, onnx.GraphProto):
-            taken.update(i.name for i in (*graph.input, *graph.output, *graph.initializer, *graph.value_info))
-            taken.update(i.values.name for i in graph.sparse_initializer)
-
-    visit(model.graph)
-    for function in model.functions:
-        visit(function)
-    return taken
-
-
 def _read(
-    document: Document,
-    graph: onnx.GraphProto,
-    key: ScopeKey,
-    label: str,
-    outer: Scope | None,
-    opset: int,
-    taken: set[str],
-    overridable: set[str],
-) -> Scope:
+    document: Document, graph: onnx.GraphProto, outer: Scope | None, opset: int, overridable: set[str]
+) -> tuple[dict[str, Const], tuple[list[gs.Node], Types, Sizes]]:
+    """What is constant in a graph; its nodes, their types and the sizes assumed."""
     constants = dict(outer.constants) if outer else {}
     for tensor in graph.initializer:
         constants[tensor.name] = Const(tuple(tensor.dims), tensor.data_type, _reader(document, tensor))
-    captured: set[str] = set()
-    for node in graph.node:
-        if node.op_type == "Constant" and node.domain in ONNX_DOMAINS and node.output:
-            const = from_attributes(node, document.array)
-            if const is not None:
-                constants[node.output[0]] = const
-        for _, inner in inner_graphs(node):
-            captured |= outer_names(inner)
     protos = bare(graph.node)
     nodes = decode(protos)
+    for node, proto in zip(nodes, graph.node, strict=True):
+        if node.op == "Constant" and node.domain in ONNX_DOMAINS and node.outputs:
+            const = from_attributes(proto, document.array)
+            if const is not None:
+                constants[node.outputs[0].name] = const
     infer_types = partial(infer, graph, protos, outer, constants, overridable, opset, document.model)
     types, assumed = infer_types()
     for _ in range(INFERENCES):
@@ -111,20 +107,7 @@ def _read(
         types, assumed = infer_types()
         if _unknown(types) >= unknown:
             break
-    return Scope(
-        key,
-        label,
-        opset,
-        nodes,
-        types,
-        assumed,
-        constants,
-        {i.name for i in graph.input} - {i.name for i in graph.initializer},
-        {o.name for o in graph.output},
-        captured,
-        overridable=overridable,
-        taken=taken,
-    )
+    return constants, (nodes, types, assumed)
 
 
 def _unknown(types: Types) -> int:
@@ -142,6 +125,8 @@ def _fold(nodes: list[gs.Node], constants: dict[str, Const], types: Types, overr
         if node.op == "Constant" or node.domain not in ONNX_DOMAINS or len(node.outputs) != 1:
             continue
         output = node.outputs[0].name
+        if node.op != "Shape" and not (node.inputs and node.inputs[0].name in constants):
+            continue  # as nearly all do
         if output in constants or any(_is_reference(value) for value in node.attrs.values()):
             continue
         names = [t.name for t in node.inputs if t.name]

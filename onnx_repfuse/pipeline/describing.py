@@ -29,7 +29,7 @@ def describe(
 ) -> Report:
     """The report of a run, or of a dry run."""
     scopes = [planned.scope for planned in plan.scopes]
-    after = count(plan.document, scopes, used_names(scopes), nbytes)
+    after = count(scopes, used_names(scopes), nbytes)
     folds = tuple(_fold(planned, made) for planned, made in plan.folds)
     refused = (*undone, *(r for planned in plan.scopes for r in planned.refusals))
     notes = tuple(note for planned in plan.scopes for note in planned.notes)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Set
 from dataclasses import dataclass, field
-
-import onnx
 
 from onnx_repfuse.collector import uncollected
 from onnx_repfuse.graph.counting import count
@@ -13,7 +11,6 @@ from onnx_repfuse.graph.document import Document, ScopeKey
 from onnx_repfuse.graph.edit import Edit
 from onnx_repfuse.graph.frames import Frame, frames
 from onnx_repfuse.graph.rewrite import difference, used_names
-from onnx_repfuse.graph.scope import inner_graphs
 from onnx_repfuse.graph.skeleton import read_scopes
 from onnx_repfuse.malformed import blaming
 from onnx_repfuse.options import Options
@@ -24,7 +21,6 @@ from onnx_repfuse.report.record import Counts
 __all__ = ["FoldKey", "Plan", "make_plan"]
 
 FoldKey = tuple[ScopeKey, str]
-Proto = onnx.GraphProto | onnx.FunctionProto
 
 
 @dataclass(eq=False)
@@ -34,7 +30,6 @@ class Plan:
     document: Document
     scopes: list[Planned]
     before: Counts
-    protos: dict[ScopeKey, Proto]
     frames: dict[ScopeKey, dict[str, Frame]] = field(default_factory=dict)
 
     @property
@@ -58,7 +53,7 @@ class Plan:
         result = {}
         for planned in self.scopes:
             scope = planned.scope
-            edit = difference(scope, self.protos[scope.key], used, interface)
+            edit = difference(scope, used, interface)
             if edit:
                 result[scope.key] = edit
         return result
@@ -72,8 +67,7 @@ def make_plan(document: Document, options: Options, banned: Set[FoldKey] = froze
     """
     with blaming(document), uncollected():
         scopes = read_scopes(document, freeze_initializers=options.freeze_initializers)
-        before = count(document, scopes, None, document.nbytes)
-        protos = dict(_protos(document.model))
+        before = count(scopes, None, document.nbytes)
         known = {scope.key: frames(scope) for scope in scopes}
         planned = [
             plan_scope(
@@ -81,16 +75,4 @@ def make_plan(document: Document, options: Options, banned: Set[FoldKey] = froze
             )
             for scope in scopes
         ]
-        return Plan(document, planned, before, protos, known)
-
-
-def _protos(model: onnx.ModelProto) -> Iterator[tuple[ScopeKey, Proto]]:
-    def visit(proto: Proto, key: ScopeKey) -> Iterator[tuple[ScopeKey, Proto]]:
-        yield key, proto
-        for position, node in enumerate(proto.node):
-            for tail, inner in inner_graphs(node):
-                yield from visit(inner, (*key, position, *tail))
-
-    yield from visit(model.graph, ())
-    for number, function in enumerate(model.functions):
-        yield from visit(function, ("function", number))
+        return Plan(document, planned, before, known)

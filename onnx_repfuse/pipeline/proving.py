@@ -109,10 +109,9 @@ def _folds(plan: Plan) -> list[_Fold]:
     found: list[_Fold] = []
     for planned in plan.scopes:
         scope = planned.scope
-        proto = plan.protos[scope.key]
         place = {id(node): position for position, node in enumerate(scope.nodes)}
         for made in planned.folds:
-            absorbed = originals(planned, made, proto)
+            absorbed = originals(planned, made)
             present = [node for node in made.created if id(node) in place]
             created = sorted(present, key=lambda node: place[id(node)])
             if not created and made.alias in sources(scope, absorbed, [], made.groups):

@@ -55,11 +55,9 @@ class Planned:
     notes: list[str] = field(default_factory=list)
 
 
-def originals(
-    planned: Planned, made: Made, proto: onnx.GraphProto | onnx.FunctionProto
-) -> list[onnx.NodeProto]:
+def originals(planned: Planned, made: Made) -> list[onnx.NodeProto]:
     """The nodes a fold absorbed, as they were; and those that became names of what it reads now."""
-    anchor = planned.scope.anchor
+    anchor, proto = planned.scope.anchor, planned.scope.proto
     found = {anchor[id(node)] for node in made.absorbed}
     pending = [proto.node[position] for position in found]
     while pending:
