@@ -304,7 +304,7 @@ class Cover:
                 roles |= candidate.roles
         if convolution and below:
             roles |= {Kind.SEQUENCE}
-        leaves = not any(
+        leaves = all(c is not None and c.leaves for _, c, _ in combination) or not any(
             name in self.entries and self.regions.is_private(name) for name in map(str, form.sources)
         )
         return Candidate(form, setup, roles, nodes, leaves, convolution or below)

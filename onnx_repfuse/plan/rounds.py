@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from operator import is_
 
 import onnx_graphsurgeon as gs
 
@@ -117,18 +118,16 @@ def _round(
 def _changed(scope: Scope, previous: Round) -> set[str]:
     """The tensors that others make or read than before."""
 
-    def readers(of: dict[str, list[gs.Node]], name: str) -> list[int]:
-        return list(map(id, of.get(name, ())))
-
     if scope.producer is previous.producer:
         return set()
     names = {*scope.producer, *scope.readers, *previous.producer, *previous.readers}
-    return {
-        name
-        for name in names
-        if scope.producer.get(name) is not previous.producer.get(name)
-        or readers(scope.readers, name) != readers(previous.readers, name)
-    }
+
+    def stands(name: str) -> bool:
+        now, then = scope.readers.get(name, ()), previous.readers.get(name, ())
+        made_alike = scope.producer.get(name) is previous.producer.get(name)
+        return made_alike and len(now) == len(then) and all(map(is_, now, then))
+
+    return {name for name in names if not stands(name)}
 
 
 def _write_activations(
