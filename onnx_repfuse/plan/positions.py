@@ -41,13 +41,14 @@ def agreed_positions(lifts: dict[str, Lifted], elements: Callable[[str], int | N
                 leader[first] = second
     positions: dict[str, int] = {}
     for lifted in lifts.values():
-        read = [(operand.name, operand.channels) for operand in lifted.operands]
-        for name, channels in (*read, (lifted.output, lifted.channels)):
+        tensors = [(operand.name, operand.channels) for operand in lifted.operands]
+        for name, channels in (*tensors, (lifted.output, lifted.channels)):
             found = elements(name)
             if found:
                 positions.setdefault(find(name), max(1, found // channels))
-    for lifted in lifts.values():
-        below = positions.setdefault(find(lifted.operands[0].name), UNKNOWN_POSITIONS)
+    for lifted in lifts.values():  # else those of what it is made of, so that neighbours are priced alike
+        read = [find(operand.name) for operand in lifted.operands]
+        below = next((positions[name] for name in read if name in positions), UNKNOWN_POSITIONS)
         positions.setdefault(find(lifted.output), below)
     return {name: positions.get(find(name), UNKNOWN_POSITIONS) for name in leader}
 
