@@ -8,12 +8,13 @@ so only its reading of attributes is used; the nodes and tensors are made here. 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
-__all__ = ["bare", "decode"]
+__all__ = ["bare", "decode", "new_node"]
 
 _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 _NEW = vars(gs.Variable(""))
@@ -61,13 +62,22 @@ def decode(nodes: Iterable[onnx.NodeProto]) -> list[gs.Node]:
     return result
 
 
+def new_node(
+    op: str, name: str, attrs: dict[str, Any], inputs: Iterable[str], outputs: Iterable[str]
+) -> gs.Node:
+    """A node of ONNX's own domain, with tensors that no other node shares."""
+    return _node(
+        op, name, attrs, [_variable(one) for one in inputs], [_variable(one) for one in outputs], None
+    )
+
+
 def _node(
     op: str,
     name: str,
-    attrs: dict[str, object],
+    attrs: dict[str, Any],
     inputs: list[gs.Variable],
     outputs: list[gs.Variable],
-    domain: str,
+    domain: str | None,
 ) -> gs.Node:
     """`gs.Node(...)`, past its hook on every assignment."""
     node: gs.Node = object.__new__(gs.Node)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Kernel, Vector
 from onnx_repfuse.graph.constants import Const
+from onnx_repfuse.graph.decoding import new_node
 from onnx_repfuse.graph.payloads import grown, materialized, rounded, transposed, transposed_shape
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.plan.lowering import Step, Written
@@ -73,15 +74,7 @@ def emit(
         return constant(label, shape, lambda: rounded(bias.value().reshape(shape), data_type), bias=bias)
 
     def node(op: str, inputs: list[str], output: str, attrs: dict[str, Any] | None = None) -> None:
-        made.nodes.append(
-            gs.Node(
-                op,
-                scope.fresh(name),
-                attrs or {},
-                [gs.Variable(i) for i in inputs],
-                [gs.Variable(output)],
-            )
-        )
+        made.nodes.append(new_node(op, scope.fresh(name), attrs or {}, inputs, [output]))
 
     for number, step in enumerate(written.steps):
         output = root if number == len(written.steps) - 1 else scope.fresh(f"{name}.{step.op.lower()}")

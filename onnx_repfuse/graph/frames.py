@@ -6,6 +6,7 @@ stands between inherits from what it reads or, where that says nothing, from wha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import onnx
@@ -96,9 +97,9 @@ def rank_of(scope: Scope, known: dict[str, Frame], name: str) -> int | None:
     return frame.rank + 2 if frame is not None and frame.channel_axis == 1 else None
 
 
-def frames(scope: Scope) -> dict[str, Frame]:
-    """The frame of every tensor for which one is known."""
-    known: dict[str, Frame] = {}
+def frames(scope: Scope, before: Mapping[str, Frame] | None = None) -> dict[str, Frame]:
+    """The frame of every tensor for which one is known; `before` are those known already."""
+    known = dict(before or {})
     _forward(scope, known)
     wanted = dict(known)
     for node in reversed(scope.nodes):

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.cases import before_and_after, sources
+from onnx_repfuse.graph.decoding import new_node
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.pipeline.planned import Plan
 from onnx_repfuse.pipeline.undoing import Failure
@@ -115,7 +116,7 @@ def _folds(plan: Plan) -> list[_Fold]:
             present = [node for node in made.created if id(node) in place]
             created = sorted(present, key=lambda node: place[id(node)])
             if not created and made.alias in sources(scope, absorbed, [], made.groups):
-                created = [gs.Node("Identity", "", {}, [gs.Variable(made.alias)], [gs.Variable(made.root)])]
+                created = [new_node("Identity", "", {}, [made.alias], [made.root])]
             if created:
                 found.append(_Fold(scope, made, absorbed, created))
     return found

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_repfuse.graph.decoding import new_node
 from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope
 
 __all__ = ["Activation", "activations"]
@@ -96,13 +97,7 @@ def _is_hard_swish(attrs: dict[str, float]) -> bool:
 
 
 def _node(scope: Scope, op: str, inputs: list[str], output: str, attrs: dict[str, float]) -> gs.Node:
-    return gs.Node(
-        op,
-        scope.fresh(f"{output}_{op.lower()}"),
-        attrs,
-        [gs.Variable(name) for name in inputs],
-        [gs.Variable(output)],
-    )
+    return new_node(op, scope.fresh(f"{output}_{op.lower()}"), attrs, inputs, [output])
 
 
 def _limits(scope: Scope, clip: gs.Node) -> tuple[float, float] | None:

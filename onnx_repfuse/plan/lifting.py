@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 import onnx_graphsurgeon as gs
 
@@ -32,11 +32,12 @@ def lift_all(
     """
     before, lifted = previous or (context, ())
     known = {name: found for _, found, name in lifted}
+    fresh = context.frames.keys() - before.frames.keys()
     result: list[Lifting] = []
     for node in context.scope.nodes:
         if kept(node):
             continue
-        stands = previous is not None and _is_as_before(context, before, node)
+        stands = previous is not None and _is_as_before(context, before, fresh, node)
         moved = stands and any(t.name in changed for t in (*node.inputs, *node.outputs))
         for number, tensor in enumerate(node.outputs):
             if not context.scope.is_used(tensor.name):
@@ -50,11 +51,10 @@ def lift_all(
     return result
 
 
-def _is_as_before(context: Context, before: Context, node: gs.Node) -> bool:
-    """Whether the frames of its tensors, and its part in an idiom, are the same."""
-    names = [t.name for t in (*node.inputs, *node.outputs) if t.name]
+def _is_as_before(context: Context, before: Context, fresh: Set[str], node: gs.Node) -> bool:
+    """Whether none of its tensors has a `fresh` frame, and its part in an idiom is the same."""
     idiom = (id(node) in context.protected) == (id(node) in before.protected)
-    return idiom and not any(context.frame(name) != before.frame(name) for name in names)
+    return idiom and fresh.isdisjoint([t.name for t in (*node.inputs, *node.outputs)])
 
 
 def _may_differ(node: gs.Node, found: Lifted | Declined | None, moved: bool) -> bool:

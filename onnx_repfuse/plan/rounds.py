@@ -102,7 +102,9 @@ def _round(
 
     `stale` are tensors to be covered again although nothing changed: new bans, and joint steps not taken.
     """
-    context = Context(scope, frames(scope) if known is None else known, protected(scope))
+    if known is None:
+        known = frames(scope, previous.cover.context.frames if previous else None)
+    context = Context(scope, known, protected(scope))
     changed = _changed(scope, previous) | stale if previous else set()
     before = (previous.cover.context, previous.lifted) if previous else None
     lifted = lift_all(context, _kept(options), before, changed)
