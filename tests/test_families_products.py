@@ -317,6 +317,14 @@ def test_overridable_initializers() -> None:
     check(model, {"Conv": 1}, options=Options(freeze_initializers=True))
 
 
+def test_an_overridable_initializer_that_is_convolved() -> None:
+    net = Net(4, shape=(1, 4, 8, 8))
+    image = net.random(1, 4, 8, 8)
+    net.more_inputs.append(helper.make_tensor_value_info(image, TensorProto.FLOAT, [1, 4, 8, 8]))
+    joined = net.op("Concat", net.conv(image, 4, 4, 1), image, axis=1)
+    check(net.model(net.conv(joined, 8, 4, 1)), {"Conv": 1})
+
+
 def test_weights_that_are_graph_inputs() -> None:
     net = Net(4)
     net.more_inputs.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4, 4, 3, 3]))

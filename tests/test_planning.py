@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +16,7 @@ from onnx_repfuse import InputError, Options
 from onnx_repfuse.algebra.kernels import Composed, Scaled, Stored, Total
 from onnx_repfuse.graph.document import Document
 from onnx_repfuse.graph.skeleton import read_scopes
-from onnx_repfuse.plan import alike, candidates
-from onnx_repfuse.plan.cover import Cover
+from onnx_repfuse.plan import candidates
 from onnx_repfuse.plan.rounds import cover_scope
 from onnx_repfuse.reasons import Reason
 from tests.build import Net, check
@@ -157,61 +154,3 @@ def test_a_concat_of_tensors_of_unknown_rank_does_not_say_how_many_channels_it_h
     before, after = (session(one).run(None, feed)[0] for one in (model, result.model))
     assert before.shape == after.shape == (2, 8)
     assert np.allclose(before, after)
-
-
-def a_concat_behind_an_if(net: Net) -> str:
-    empty = [helper.make_empty_tensor_value_info("inner")]
-    body = helper.make_graph([helper.make_node("Relu", ["x"], ["inner"])], "body", [], empty)
-    unknown = net.op("If", net.const(np.array(True)), then_branch=body, else_branch=body)
-    return str(
-        net.op("Concat", net.conv("x", 4, 4, (3,)), net.conv(net.op("Neg", unknown), 4, 4, (3,)), axis=1)
-    )
-
-
-def a_concat_of_a_fixed_and_a_free_length(net: Net) -> str:
-    net.more_inputs = [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 4, 32])]
-    return str(net.op("Concat", net.conv("y", 4, 4, (3,)), net.conv(net.op("Neg", "x"), 4, 4, (3,)), axis=1))
-
-
-@pytest.mark.parametrize("make", [a_concat_behind_an_if, a_concat_of_a_fixed_and_a_free_length])
-def test_sizes_nobody_knows_or_that_disagree_do_not_write_the_same_for_ever(
-    make: Callable[[Net], str],
-) -> None:
-    net = Net(4, shape=("N", 4, "L"))
-    first = onnx_repfuse.fuse(net.model(make(net)), options=Options(check=False))
-    assert len(first.report.folds) == 1
-    assert not first.report.notes
-    again = onnx_repfuse.plan(first.model)
-    assert not again.folds
-
-
-@pytest.mark.parametrize("cost", ["ort-cpu", "macs"])
-@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name.removesuffix(".onnx"))
-def test_what_was_useless_to_one_operator_is_useless_to_its_likes(path: Path, cost: str) -> None:
-    options = Options(cost=cost)
-    plan = onnx_repfuse.plan(path, options=options)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(alike, "WORTH", candidates.PRODUCT + 1)
-        everything = onnx_repfuse.plan(path, options=options)
-    assert (plan.after, plan.folds, plan.refusals) == (
-        everything.after,
-        everything.folds,
-        everything.refusals,
-    )
-
-
-def test_a_block_is_tried_whole_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[int] = []
-    kept = alike.useless
-
-    def counted(
-        found: dict[int, candidates.Candidate], entry: candidates.Entry, *, final: bool
-    ) -> frozenset[int]:
-        tried.append(len(found))
-        return kept(found, entry, final=final)
-
-    monkeypatch.setattr(sys.modules[Cover.__module__], "useless", counted)
-    write("blocks", 160, 4, tmp_path / "blocks.onnx")
-    report = onnx_repfuse.plan(tmp_path / "blocks.onnx")
-    assert len(report.folds) == 20
-    assert len(tried) == 2  # two Adds a block

@@ -13,7 +13,7 @@ their objects, and a frozen one takes several times as long to make.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -34,7 +34,6 @@ from onnx_repfuse.errors import Inexact
 from onnx_repfuse.reasons import Reason
 
 __all__ = [
-    "MAX_DEPTH",
     "MAX_TERMS",
     "Form",
     "Part",
@@ -43,6 +42,7 @@ __all__ = [
     "add_kernels",
     "apply",
     "compose_kernels",
+    "fits",
     "gather",
     "identity",
     "relaid",
@@ -221,7 +221,6 @@ def gather(
     if len(parts) > 4 and sum(len(terms) for terms, _ in parts) > 4 * MAX_TERMS:
         raise Inexact(Reason.COST, TOO_LONG)
     collected: dict[Hashable, Term] = {}
-    deepest = 0
     for terms, added in parts:
         for term in terms:
             key = term.key
@@ -229,11 +228,15 @@ def gather(
             if known is not None:
                 term = replace(known, kernel=add_kernels(known.kernel, term.kernel, size_of(term.source)))
             collected[key] = term
-            deepest = max(deepest, term.kernel.depth)
         bias = bias + added
-    if len(collected) > MAX_TERMS or deepest > MAX_DEPTH:
+    if not fits(collected.values()):
         raise Inexact(Reason.COST, TOO_LONG)
     return Form(channels, layout, tuple(collected.values()), bias)
+
+
+def fits(terms: Collection[Term]) -> bool:
+    """Whether they are few and shallow enough for one form."""
+    return len(terms) <= MAX_TERMS and max([term.kernel.depth for term in terms], default=0) <= MAX_DEPTH
 
 
 def _compose_term(outer: Term, inner: Term, zero_bias: bool) -> Term | None:

@@ -103,7 +103,8 @@ def frames(scope: Scope, before: Mapping[str, Frame] | None = None) -> dict[str,
     _forward(scope, known)
     wanted = dict(known)
     for node in reversed(scope.nodes):
-        if all(t.name in wanted or t.name in scope.constants for t in (*node.inputs, *node.outputs[:1])):
+        named = (*node.inputs, *node.outputs[:1])
+        if all(t.name in wanted or scope.const(t.name) is not None for t in named):
             continue  # nothing to learn
         for name, frame in _demands(scope, node, wanted):
             if name not in wanted and scope.const(name) is None:

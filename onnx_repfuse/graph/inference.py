@@ -87,7 +87,8 @@ def infer(
 def _add_weights(scope: onnx.GraphProto, weights: dict[str, Const], overridable: set[str]) -> None:
     """Declare the constants that nodes read: with their values where these may decide a shape, else one for all of a
     type and shape."""
-    names = {i.name for i in scope.input} | {name for node in scope.node for name in node.output}
+    names = {i.name for i in scope.input}
+    names.update(name for node in scope.node for name in (*node.input, *node.output))
     telling = {
         name
         for node in scope.node
@@ -97,7 +98,6 @@ def _add_weights(scope: onnx.GraphProto, weights: dict[str, Const], overridable:
     }
     for name in sorted(telling):
         scope.initializer.append(onnx.numpy_helper.from_array(weights[name].read(), name))
-    names |= weights.keys()
     stand_ins: dict[tuple[int, Shape], str] = {}
     for node in scope.node:
         for place, name in enumerate(node.input):

@@ -47,13 +47,15 @@ def read_scopes(document: Document, *, freeze_initializers: bool = False) -> lis
         nested = [(i, node, *found) for i, node in enumerate(graph.node) for found in inner_graphs(node)]
         captured = {name for *_, inner in nested for name in outer_names(inner)}
         inputs = overridable if outer is None else outer.overridable
-        constants, read = _read(document, graph, outer, version, inputs)
+        nodes, types, assumed, constants = _read(document, graph, outer, version, inputs)
         scope = Scope(
             key,
             label,
             version,
             graph if function is None else function,
-            *read,
+            nodes,
+            types,
+            assumed,
             constants,
             {i.name for i in graph.input} - {i.name for i in graph.initializer},
             {o.name for o in graph.output},
@@ -86,8 +88,8 @@ def _opset(imports: Iterable[onnx.OperatorSetIdProto]) -> int:
 
 def _read(
     document: Document, graph: onnx.GraphProto, outer: Scope | None, opset: int, overridable: set[str]
-) -> tuple[dict[str, Const], tuple[list[gs.Node], Types, Sizes]]:
-    """What is constant in a graph; its nodes, their types and the sizes assumed."""
+) -> tuple[list[gs.Node], Types, Sizes, dict[str, Const]]:
+    """The nodes of a graph, types and assumed sizes of its tensors, and what is constant."""
     constants = dict(outer.constants) if outer else {}
     for tensor in graph.initializer:
         constants[tensor.name] = Const(tuple(tensor.dims), tensor.data_type, _reader(document, tensor))
@@ -107,7 +109,7 @@ def _read(
         types, assumed = infer_types()
         if _unknown(types) >= unknown:
             break
-    return constants, (nodes, types, assumed)
+    return nodes, types, assumed, constants
 
 
 def _unknown(types: Types) -> int:
@@ -126,7 +128,7 @@ def _fold(nodes: list[gs.Node], constants: dict[str, Const], types: Types, overr
             continue
         output = node.outputs[0].name
         if node.op != "Shape" and not (node.inputs and node.inputs[0].name in constants):
-            continue  # as nearly all do
+            continue  # what reads one tensor that is no constant is none itself: nearly all nodes
         if output in constants or any(_is_reference(value) for value in node.attrs.values()):
             continue
         names = [t.name for t in node.inputs if t.name]

@@ -1,20 +1,21 @@
 """Operators that look alike, down to what their operands may be replaced by: a network repeats its blocks.
 
-Which combinations are too dear is a matter of prices, and these hang on nothing but what is compared here. So what was
-of no use to the first of its kind is not tried for the next. What is tried is worked out as ever: where two look alike
-and are not, because the biases of one cancel say, a cheaper way may be missed, but none is mistaken.
+Which combinations are too dear is a matter of prices and limits, and these hang on nothing but what is compared here.
+So what was of no use to the first of its kind is not tried for the next. What is tried is worked out as ever: where two
+look alike and are not, because the biases of one cancel say, a cheaper way may be missed, but none is mistaken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from math import prod
 
 from onnx_repfuse.graph.lift import Lifted
 from onnx_repfuse.plan.candidates import PRODUCT, Candidate, Entry, Option
 from onnx_repfuse.plan.lowering import Surroundings, asked
+from onnx_repfuse.plan.price import Price
 
-__all__ = ["Likeness", "likeness", "useless"]
+__all__ = ["Likeness", "likeness", "of_no_use"]
 
 WORTH = 6  # combinations, from which on it pays to compare
 LONGEST = 4  # terms of a form that still may have its like
@@ -22,18 +23,27 @@ LONGEST = 4  # terms of a form that still may have its like
 Likeness = tuple[Hashable, ...]
 
 
-def likeness(lifted: Lifted, options: list[list[Option]], around: Surroundings) -> Likeness | None:
+def likeness(
+    lifted: Lifted,
+    options: list[list[Option]],
+    limits: tuple[Price, Price],
+    around: Surroundings,
+    size_of: Callable[[Hashable, int], tuple[int, ...] | None],
+) -> Likeness | None:
     """What operators that look alike have in common; None for one of a kind.
 
     Args:
         lifted: the operator.
         options: what each of its operands may be replaced by.
+        limits: the prices a combination has to beat.
         around: their surroundings.
+        size_of: positions per axis of a source, where proved.
     """
     if not WORTH <= prod(map(len, options)) <= PRODUCT or lifted.border is not None or lifted.also:
         return None
     numbers: dict[Hashable, int] = {}
     seen: list[Hashable] = [
+        *limits,
         lifted.node.op,
         lifted.bias.is_zero,
         lifted.same_shape,
@@ -51,10 +61,10 @@ def likeness(lifted: Lifted, options: list[list[Option]], around: Surroundings) 
             for term in form.terms:
                 number = numbers.setdefault(term.source, len(numbers))
                 seen.append((number, term.lo_in, term.lo_out, asked(term, around, form.layout)))
-    return tuple(seen)
+    return *seen, *(size_of(source, lifted.layout[1]) for source in numbers)
 
 
-def useless(tried: dict[int, Candidate], entry: Entry, *, final: bool) -> frozenset[int]:
+def of_no_use(tried: dict[int, Candidate], entry: Entry, *, final: bool) -> frozenset[int]:
     """The numbers of those combinations tried that served for nothing.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from onnx_repfuse.algebra.form import MAX_DEPTH, MAX_TERMS, Form, Part, Term, gather, substitute
+from onnx_repfuse.algebra.form import Form, Part, Term, fits, gather, substitute
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import Lifted
 
@@ -44,7 +44,7 @@ def applied(
 def as_it_stands(lifted: Lifted) -> Form | None:
     """What `applied` makes of the operands themselves; None where more than their names goes into it."""
     operands, terms = lifted.operands, []
-    if lifted.same_shape or lifted.border is not None or not len(operands) == len(lifted.terms) <= MAX_TERMS:
+    if lifted.same_shape or lifted.border is not None or len(operands) != len(lifted.terms):
         return None
     for term in lifted.terms:
         place: Any = term.source
@@ -52,12 +52,10 @@ def as_it_stands(lifted: Lifted) -> Form | None:
         geometry = kernel.geometry
         if geometry.layout != operand.layout or term.lo_in + geometry.c_in > operand.channels:
             return None
-        if kernel.depth > MAX_DEPTH:
-            return None
         terms.append(Term(operand.name, kernel, term.lo_in, term.lo_out))
     if len(operands) > 1 and len({operand.name for operand in operands}) < len(operands):
         return None
-    return Form(lifted.channels, lifted.layout, tuple(terms), lifted.bias)
+    return Form(lifted.channels, lifted.layout, tuple(terms), lifted.bias) if fits(terms) else None
 
 
 def _part(lifted: Lifted, number: int, forms: list[Form], parts: Parts) -> Part:
@@ -81,15 +79,11 @@ def _part(lifted: Lifted, number: int, forms: list[Form], parts: Parts) -> Part:
 def _never_meet(lifted: Lifted, operands: list[Form]) -> bool:
     """No source is shared, so that no shapes will be proved equal, and `apply` would find no other fault."""
     seen: set[Hashable] = set()
-    count = 0
     for form in operands:
         if form.layout != lifted.layout or not seen.isdisjoint(form.sources):
             return False
-        if any(term.kernel.depth >= MAX_DEPTH for term in form.terms):
-            return False
         seen.update(form.sources)
-        count += len(form.terms)
-    return count <= MAX_TERMS
+    return fits([term for form in operands for term in form.terms])
 
 
 def _proves_shape(form: Form, operands: list[Form]) -> bool:

@@ -103,7 +103,8 @@ class Tile:
 
 
 def free(form: Form) -> Candidate:
-    return Candidate(form, Price(), frozenset(), 0, True, False)
+    """A form that stands in the place of a tensor, whatever it reads."""
+    return Candidate(form, Price(), frozenset(), 0, False, False)
 
 
 def combinations(options: list[list[Option]]) -> Iterable[tuple[Option, ...]]:

@@ -24,7 +24,7 @@ from onnx_repfuse.algebra.form import Form, identity, scale_out
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import Context, Lifted, Operand
-from onnx_repfuse.plan.alike import Likeness, likeness, useless
+from onnx_repfuse.plan.alike import Likeness, likeness, of_no_use
 from onnx_repfuse.plan.applying import Parts, applied, as_it_stands
 from onnx_repfuse.plan.candidates import Candidate, Entry, Option, combinations, free, prune
 from onnx_repfuse.plan.commuting import restoring, under_view
@@ -50,12 +50,13 @@ class Cover:
     model: CostModel
     allowed: Callable[[frozenset[Kind]], bool]
     banned: frozenset[str] = frozenset()
+    thorough: bool = False  # try for all what was of no use to their likes
     entries: dict[str, Entry] = field(default_factory=dict)
     inexact: dict[str, list[tuple[Inexact, str]]] = field(default_factory=dict)
     exposed: dict[str, Form] = field(default_factory=dict)
     shifted: dict[int, tuple[Form, Form | None]] = field(default_factory=dict)
     shared: Counter[str] = field(default_factory=Counter)
-    useless: dict[Likeness | None, frozenset[int]] = field(default_factory=dict)  # combinations, by number
+    useless: dict[Likeness, frozenset[int]] = field(default_factory=dict)  # combinations, by number
     owns: dict[str, Price] = field(default_factory=dict)  # what nodes cost as they are
     regions: Regions = field(init=False)
     measures: Measures = field(init=False)
@@ -191,11 +192,11 @@ class Cover:
         ranked: list[tuple[int, Candidate]] = []
         parts: Parts = {}
         plain = not exposed and _is_plain(lifted)
-        alike = None if exposed else self._likeness(lifted, options)
-        useless_ones = self.useless.get(alike, frozenset())
+        alike = None if exposed else self._likeness(lifted, options, (best, original))
+        skipped = frozenset() if alike is None else self.useless.get(alike, frozenset())
         tried: dict[int, Candidate] = {}
         for number, combination in enumerate(combinations(options)):
-            candidate = None if number in useless_ones else self._candidate(lifted, combination, parts)
+            candidate = None if number in skipped else self._candidate(lifted, combination, parts)
             if candidate is None:
                 continue
             tried[number] = candidate
@@ -210,16 +211,18 @@ class Cover:
                 self._consider(lifted, other, entry)
         entry.candidates = prune(ranked)
         if alike is not None and alike not in self.useless:
-            self.useless[alike] = useless(tried, entry, final=self.regions.is_final(lifted.output))
+            self.useless[alike] = of_no_use(tried, entry, final=self.regions.is_final(lifted.output))
         return entry
 
-    def _likeness(self, lifted: Lifted, options: list[list[Option]]) -> Likeness | None:
+    def _likeness(
+        self, lifted: Lifted, options: list[list[Option]], limits: tuple[Price, Price]
+    ) -> Likeness | None:
         """What is to be known of an operator to know which combinations are `useless`."""
-        found = None if lifted.output in self.banned else likeness(lifted, options, self._around)
-        if found is None:
-            return None
         name = lifted.output
-        return self.context.scope.is_seen(name), self.regions.is_final(name), *found
+        if self.thorough or name in self.banned:
+            return None
+        found = likeness(lifted, options, limits, self._around, self.measures.size)
+        return found and (self.context.scope.is_seen(name), self.regions.is_final(name), *found)
 
     def _own(self, lifted: Lifted) -> Price:
         """The node as it is; a joint step asks again."""

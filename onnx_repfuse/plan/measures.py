@@ -8,7 +8,7 @@ from functools import cached_property
 
 from onnx_repfuse.graph.lift import Context, Lifted
 from onnx_repfuse.graph.views import Layout
-from onnx_repfuse.plan.positions import UNKNOWN_POSITIONS, agreed_positions
+from onnx_repfuse.plan.positions import UNKNOWN_POSITIONS, agreed_elements
 from onnx_repfuse.plan.sources import Viewed
 
 __all__ = ["Measures"]
@@ -25,8 +25,8 @@ class Measures:
 
     @cached_property
     def agreed(self) -> dict[str, int]:
-        """Positions, if the sizes that the scope assumes do not suffice."""
-        return agreed_positions(self.lifts, self.context.scope.elements)
+        """Elements, where what the scope assumes does not suffice."""
+        return agreed_elements(self.lifts, self.context.scope.elements)
 
     def elements(self, name: Hashable) -> int:
         """Assumed elements of a tensor; where nothing is known, or none are left, a fixed number of positions."""
@@ -41,13 +41,12 @@ class Measures:
         return found
 
     def _elements(self, name: str) -> int:
-        if name not in self.agreed:
-            found = self.context.scope.elements(name)
-            if found:
-                return found
+        found = self.agreed.get(name) or self.context.scope.elements(name)
+        if found:
+            return found
         lifted, frame = self.lifts.get(name), self.context.frame(name)
         channels = lifted.channels if lifted else frame.channels if frame else self._any_channels(name)
-        return self.agreed.get(name, UNKNOWN_POSITIONS) * channels
+        return UNKNOWN_POSITIONS * channels
 
     def size(self, name: Hashable, rank: int) -> tuple[int, ...] | None:
         """Proved positions per axis of a source."""

@@ -10,47 +10,58 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from onnx_repfuse.graph.lift import Lifted
+from onnx_repfuse.graph.views import Layout
 
-__all__ = ["UNKNOWN_POSITIONS", "agreed_positions"]
+__all__ = ["UNKNOWN_POSITIONS", "agreed_elements"]
 
 UNKNOWN_POSITIONS = 1 << 12
 
+Key = tuple[str, Layout]
 
-def agreed_positions(lifts: dict[str, Lifted], elements: Callable[[str], int | None]) -> dict[str, int]:
-    """Positions of all tensors that lifted operators read or make; none where the sizes of all are known.
+
+def agreed_elements(lifts: dict[str, Lifted], elements: Callable[[str], int | None]) -> dict[str, int]:
+    """Elements of the tensors that lifted operators read or make, where they are unknown or do not agree.
 
     Args:
         lifts: in topological order.
         elements: of a tensor, where known.
     """
     if all(map(elements, lifts)):
-        return {}
-    leader: dict[str, str] = {}
+        return {}  # sizes that disagree leave what is made of them unknown
+    leader: dict[Key, Key] = {}
 
-    def find(name: str) -> str:
-        above = leader.setdefault(name, name)
-        while above != name:
-            leader[name] = leader[above]
-            name, above = above, leader[above]
-        return name
+    def find(key: Key) -> Key:
+        above = leader.setdefault(key, key)
+        while above != key:
+            leader[key] = leader[above]
+            key, above = above, leader[above]
+        return key
 
+    channels: dict[Key, int] = {}
     for lifted in lifts.values():
+        output = lifted.output, lifted.layout
+        channels[output] = lifted.channels
         for operand in lifted.operands:
-            first, second = find(operand.name), find(lifted.output)
+            read = operand.name, operand.layout
+            channels.setdefault(read, operand.channels)
             if _is_pointwise(lifted):
-                leader[first] = second
-    positions: dict[str, int] = {}
-    for lifted in lifts.values():
-        tensors = [(operand.name, operand.channels) for operand in lifted.operands]
-        for name, channels in (*tensors, (lifted.output, lifted.channels)):
-            found = elements(name)
-            if found:
-                positions.setdefault(find(name), max(1, found // channels))
+                leader[find(read)] = find(output)
+    known: dict[Key, list[int]] = {}
+    for key, count in channels.items():
+        found = elements(key[0])
+        if found:
+            known.setdefault(find(key), []).append(max(1, found // count))
+    positions = {key: found[0] for key, found in known.items()}
     for lifted in lifts.values():  # else those of what it is made of, so that neighbours are priced alike
-        read = [find(operand.name) for operand in lifted.operands]
-        below = next((positions[name] for name in read if name in positions), UNKNOWN_POSITIONS)
-        positions.setdefault(find(lifted.output), below)
-    return {name: positions.get(find(name), UNKNOWN_POSITIONS) for name in leader}
+        below = [find((operand.name, operand.layout)) for operand in lifted.operands]
+        first = next((positions[key] for key in below if key in positions), UNKNOWN_POSITIONS)
+        positions.setdefault(find((lifted.output, lifted.layout)), first)
+    result: dict[str, int] = {}
+    for key, count in channels.items():
+        group = find(key)
+        if not elements(key[0]) or len(set(known.get(group, ()))) > 1:
+            result.setdefault(key[0], positions.get(group, UNKNOWN_POSITIONS) * count)
+    return result
 
 
 def _is_pointwise(lifted: Lifted) -> bool:

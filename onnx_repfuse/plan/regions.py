@@ -42,9 +42,12 @@ class Regions:
     def is_final(self, name: str) -> bool:
         """No reader, now or in a joint step, can look through."""
         scope = self.scope
-        if name in self.gates or name in scope.outputs or name in scope.captured:
-            return name not in self.gates
-        return not all(t.name in self.lifts for reader in scope.readers.get(name, ()) for t in reader.outputs)
+        if name in self.gates:
+            return False
+        if scope.is_seen(name):
+            return True
+        outputs = [t.name for reader in scope.readers.get(name, ()) for t in reader.outputs]
+        return not all(output in self.lifts for output in outputs if scope.is_used(output))
 
     def reader(self, name: str) -> gs.Node:
         """The one node that reads a private tensor."""

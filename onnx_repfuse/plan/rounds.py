@@ -71,7 +71,7 @@ def plan_scope(
 
 def cover_scope(scope: Scope, options: Options) -> Cover:
     """What the planner weighs in a scope as it is."""
-    return _round(scope, options, frozenset(), None, None).cover
+    return _round(scope, options, frozenset(), None, None, thorough=True).cover
 
 
 @dataclass(eq=False)
@@ -97,10 +97,13 @@ def _round(
     previous: Round | None,
     known: dict[str, Frame] | None,
     stale: Set[str] = frozenset(),
+    *,
+    thorough: bool = False,
 ) -> Round:
     """Lift every node, cover the scope, look for joint steps; where nothing changed, the last round stands.
 
-    `stale` are tensors to be covered again although nothing changed: new bans, and joint steps not taken.
+    `stale` are tensors to be covered again although nothing changed: new bans, and joint steps not taken; see `Cover`
+    for `thorough`.
     """
     if known is None:
         known = frames(scope, previous.cover.context.frames if previous else None)
@@ -110,7 +113,7 @@ def _round(
     lifted = lift_all(context, _kept(options), before, changed)
     lifts = {name: found for _, found, name in lifted if isinstance(found, Lifted)}
     model = cost_model(options.cost)
-    cover = Cover(context, lifts, model, lambda roles: options.allows(chief(roles)), banned)
+    cover = Cover(context, lifts, model, lambda roles: options.allows(chief(roles)), banned, thorough)
     touched = cover.resume(previous.cover, changed) if previous else None
     cover.solve(name for name in lifts if touched is None or cover.regions.roots[name] in touched)
     expose(cover, touched)
