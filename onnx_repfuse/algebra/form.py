@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -66,12 +66,6 @@ class Term:
     lo_in: int = 0
     lo_out: int = 0
 
-    @property
-    def key(self) -> tuple[Hashable, int, int, int, int]:
-        """Terms of one key add up."""
-        g = self.kernel.geometry
-        return self.source, self.lo_in, g.c_in, self.lo_out, g.c_out
-
 
 @dataclass(frozen=True, eq=False)
 class Shifted:
@@ -104,6 +98,7 @@ class Form:
         return set(map(type, self.sources)) == _TENSOR
 
 
+@lru_cache(maxsize=1 << 12)
 def identity(source: Hashable, channels: int, layout: tuple[int, int]) -> Form:
     """`t = source`."""
     return Form(channels, layout, (Term(source, Vector.unit(channels, layout)),), Bias.zeros(channels))
@@ -146,7 +141,7 @@ def relaid(form: Form, layout: tuple[int, int], rename: Callable[[Hashable], Has
     return replace(form, layout=layout, terms=tuple(terms))
 
 
-Part = tuple[list[Term], Bias]
+Part = tuple[Sequence[Term], Bias]
 
 
 def apply(
@@ -198,9 +193,12 @@ def substitute(outer: Term, operand: Form, channels: int, border: Bias | None = 
     vanishes = inner_bias.vanishes
     if g.reads_padding and not vanishes:
         raise Inexact(Reason.BORDER, "" if border is None else "the padding value is not the inner bias")
-    composed = [_compose_term(outer, inner, vanishes) for inner in operand.terms]
     if not inner_bias.is_zero:
         added = added + inner_bias.through(kernel).placed(outer.lo_out, channels)
+    whole = outer.lo_in == outer.lo_out == 0 and g.c_in == operand.channels and g.layout == operand.layout
+    if whole and isinstance(kernel, Vector) and kernel.is_one:
+        return operand.terms, added
+    composed = [_compose_term(outer, inner, vanishes) for inner in operand.terms]
     return [term for term in composed if term is not None], added
 
 
@@ -223,10 +221,12 @@ def gather(
     collected: dict[Hashable, Term] = {}
     for terms, added in parts:
         for term in terms:
-            key = term.key
+            g = term.kernel.geometry
+            key = term.source, term.lo_in, g.c_in, term.lo_out, g.c_out  # terms of one key add up
             known = collected.get(key)
             if known is not None:
-                term = replace(known, kernel=add_kernels(known.kernel, term.kernel, size_of(term.source)))
+                kernel = add_kernels(known.kernel, term.kernel, size_of(term.source))
+                term = Term(term.source, kernel, term.lo_in, term.lo_out)
             collected[key] = term
         bias = bias + added
     if not fits(collected.values()):

@@ -60,7 +60,7 @@ def _stack(run: list[Segment]) -> Segment:
     head = first.kernel.parts if isinstance(first.kernel, Stacked) else (first.kernel,)
     geometry = _widened(first.kernel.geometry, hi - start)
     kernel = Stacked(geometry, (*head, *(term.kernel for _, (term,) in run[1:])))
-    return (start, hi), [replace(first, kernel=kernel)]
+    return (start, hi), [Term(first.source, kernel, first.lo_in, first.lo_out)]
 
 
 @lru_cache(maxsize=1 << 12)
