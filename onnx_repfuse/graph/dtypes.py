@@ -95,15 +95,15 @@ def unpack(
     """Elements from the bytes of `raw_data`, whose size has been checked; a view where numpy can."""
     dtype = numpy_dtype(data_type)
     width = _BITS[data_type]
-    octets = raw if isinstance(raw, np.ndarray) else np.frombuffer(raw, np.uint8)
     if width < 8:
+        octets = raw if isinstance(raw, np.ndarray) else np.frombuffer(raw, np.uint8)
         each = np.unpackbits(octets, bitorder="little")[: math.prod(shape) * width].reshape(-1, width)
         codes = np.packbits(each, axis=1, bitorder="little").reshape(-1)
         if data_type in (getattr(onnx.TensorProto, "INT4", -1), getattr(onnx.TensorProto, "INT2", -1)):
             codes = (codes ^ (1 << width - 1)).astype(np.int8) - np.int8(1 << width - 1)
             return np.asarray(codes.astype(dtype).reshape(shape))
         return np.asarray(codes.view(dtype).reshape(shape))
-    array: np.ndarray[Any, Any] = octets.view(dtype)
+    array = raw.view(dtype) if isinstance(raw, np.ndarray) else np.frombuffer(raw, dtype)
     if sys.byteorder == "big":
         array = array.byteswap()
     return array.reshape(tuple(shape))

@@ -48,7 +48,7 @@ def lift_batch_normalization(context: Context, node: gs.Node) -> Lifted | Declin
         if len(const.shape) != 1 or const.size > SMALL:
             return Declined(Reason.SPATIAL)
         made = made or const.bias
-        values.append(vector_of(const.read()) if const.bias is None else const.bias.known)
+        values.append(const.read().astype(np.float64) if const.bias is None else const.bias.known)
     scale, shift, mean, variance = values
     if len({len(v) for v in values}) != 1:
         return None
