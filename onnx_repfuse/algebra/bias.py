@@ -11,7 +11,7 @@ from functools import cache, cached_property, lru_cache
 
 import numpy as np
 
-from onnx_repfuse.algebra.kernels import Array, Kernel, Vector, push
+from onnx_repfuse.algebra.kernels import Array, Kernel, Vector, push, repeated
 
 __all__ = ["Bias"]
 
@@ -41,7 +41,7 @@ class Bias:
     @lru_cache(maxsize=1024)
     def zeros(cls, channels: int) -> Bias:
         """No bias."""
-        made = cls(np.broadcast_to(0.0, channels))
+        made = cls(repeated(0.0, channels))
         made.is_zero = made.vanishes = True  # known without looking at every channel
         return made
 

@@ -28,6 +28,7 @@ __all__ = [
     "Total",
     "Vector",
     "push",
+    "repeated",
     "streams",
 ]
 
@@ -62,6 +63,12 @@ class Stored:
         return np.asarray(self.read()[lo:hi]).astype(np.float64)
 
 
+def repeated(value: float, count: int) -> Array:
+    """So many times the same value, in the room of one: read-only, shape (count,)."""
+    result: Array = np.ndarray((count,), np.float64, np.float64(value).tobytes(), 0, (0,))
+    return result
+
+
 @dataclass(eq=False)  # not frozen, see `form`
 class Vector:
     """One value per channel, in memory: shape (channels,), float64."""
@@ -76,7 +83,7 @@ class Vector:
     def unit(cls, channels: int, layout: tuple[int, int]) -> Vector:
         """The identity on so many channels; `layout` is that of a `Form`."""
         axis, rank = layout
-        made = cls(Geometry.diagonal(channels, rank, axis), np.broadcast_to(1.0, channels))
+        made = cls(Geometry.diagonal(channels, rank, axis), repeated(1.0, channels))
         made.is_one = True  # known without looking at every channel
         return made
 

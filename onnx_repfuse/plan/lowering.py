@@ -125,12 +125,12 @@ def estimate(form: Form, around: Surroundings, *, out_elements: int, norm: bool)
         return None
     if len(segments) == 1:
         return _segment_price(segments[0][1], not form.bias.is_zero, around, out_elements, form, norm)
-    total = Price(around.model.elementwise(2 * out_elements, 0), 0, 1)  # of the Concat
+    prices = [Price(around.model.elementwise(2 * out_elements, 0), 0, 1)]  # of the Concat
     biased = form.bias.is_in([lo for (lo, _), _ in segments])
     for ((lo, hi), terms), has_bias in zip(segments, biased, strict=True):
         size = out_elements * (hi - lo) // form.channels
-        total = total.plus(_segment_price(terms, has_bias, around, size, form, norm))
-    return total
+        prices.append(_segment_price(terms, has_bias, around, size, form, norm))
+    return Price(*map(sum, zip(*prices, strict=True)))
 
 
 def _segment_price(
