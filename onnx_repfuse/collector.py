@@ -9,7 +9,7 @@ from contextlib import contextmanager
 __all__ = ["uncollected"]
 
 LARGE = 200_000  # objects; fewer are looked at in less time than a full collection takes
-_left_over = False  # whether an earlier pause made objects old that may be garbage
+_left_over = -1  # full collections there had been when a pause made objects old that may be garbage
 
 
 @contextmanager
@@ -18,13 +18,12 @@ def uncollected() -> Iterator[None]:
 
     Much that was made meanwhile then counts as old: the next round of collecting, which would come at once, need not
     look at all of it. Nor would a later one for long, and graphs are full of cycles; so the next pause begins with a
-    full collection, and never more than one pause is left over.
+    full collection, unless there was one, and never more than one pause is left over.
     """
     global _left_over
     enabled = gc.isenabled()
-    if enabled and _left_over:
+    if enabled and _left_over == _full_collections():
         gc.collect()
-        _left_over = False
     gc.disable()
     try:
         yield
@@ -34,5 +33,9 @@ def uncollected() -> Iterator[None]:
             if gc.get_count()[0] > LARGE and not gc.get_freeze_count():
                 gc.freeze()
                 gc.unfreeze()
-                _left_over = True
+                _left_over = _full_collections()
             gc.enable()
+
+
+def _full_collections() -> int:
+    return int(gc.get_stats()[-1]["collections"])

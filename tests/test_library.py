@@ -108,3 +108,18 @@ def test_planning_again_and_again_keeps_nothing(monkeypatch):
     for _ in range(3):
         plan(ACNET)
     assert alive() <= once
+
+
+def test_what_was_collected_meanwhile_is_not_collected_again(monkeypatch):
+    collector = importlib.import_module("onnx_repfuse.collector")
+    monkeypatch.setattr(collector, "LARGE", 0)
+    collections = []
+    whole = gc.collect
+    monkeypatch.setattr(collector.gc, "collect", lambda: collections.append(whole()))
+    plan(ACNET)
+    collections.clear()
+    plan(ACNET)
+    assert len(collections) == 1
+    whole()
+    plan(ACNET)
+    assert len(collections) == 1
