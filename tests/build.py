@@ -70,6 +70,12 @@ class Net:
         self.nodes.append(helper.make_node(op, list(inputs), made, name or made[0], **attrs))
         return made[0] if outputs == 1 else made
 
+    def behind_an_if(self) -> str:
+        """Relu of the input "x", of a type that nobody infers."""
+        empty = [helper.make_empty_tensor_value_info("inner")]
+        body = helper.make_graph([helper.make_node("Relu", ["x"], ["inner"])], "body", [], empty)
+        return str(self.op("If", self.const(np.array(True)), then_branch=body, else_branch=body))
+
     def conv(
         self, x: str, c_in: int, c_out: int, k: Any, *, bias: bool = True, pad: Any = None, **attrs: Any
     ) -> str:

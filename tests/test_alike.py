@@ -23,19 +23,21 @@ from tests.build import Net
 MODELS = sorted((Path(__file__).parents[1] / "models").glob("*.train*.onnx"))
 
 
+def same_as_everything(model: Path | onnx.ModelProto, options: Options | None = None) -> bool:
+    """Whether a plan is what comes of trying every combination for every operator."""
+    with pytest.MonkeyPatch.context() as patch:
+        found = []
+        for worth in (alike.WORTH, candidates.PRODUCT + 1):
+            patch.setattr(alike, "WORTH", worth)
+            plan = onnx_repfuse.plan(model, options=options)
+            found.append((plan.after, plan.folds, plan.refusals))
+    return found[0] == found[1]
+
+
 @pytest.mark.parametrize("cost", ["ort-cpu", "macs"])
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name.removesuffix(".onnx"))
 def test_what_was_useless_to_one_operator_is_useless_to_its_likes(path: Path, cost: str) -> None:
-    options = Options(cost=cost)
-    plan = onnx_repfuse.plan(path, options=options)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(alike, "WORTH", candidates.PRODUCT + 1)
-        everything = onnx_repfuse.plan(path, options=options)
-    assert (plan.after, plan.folds, plan.refusals) == (
-        everything.after,
-        everything.folds,
-        everything.refusals,
-    )
+    assert same_as_everything(path, Options(cost=cost))
 
 
 def test_a_block_is_tried_whole_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,10 +65,7 @@ def test_likes_have_the_same_limits() -> None:
         inner = net.op("Neg", net.op("Neg", net.op("Sum", *parts, net.conv(y, 4, 4, kernel))))
         outer = net.op("Sum", inner, net.conv(y, 4, 4, (3, 1)), net.conv(y, 4, 4, 1, group=4))
         y = net.op("Relu", outer)
-    after = onnx_repfuse.plan(net.model(y)).after
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(alike, "WORTH", candidates.PRODUCT + 1)
-        assert onnx_repfuse.plan(net.model(y)).after == after
+    assert same_as_everything(net.model(y))
 
 
 def test_a_tensor_read_by_a_split_with_a_dead_output_is_looked_through() -> None:
@@ -133,13 +132,4 @@ def blocks_that_differ_a_little(seed: int) -> onnx.ModelProto:
 
 def test_nothing_is_missed_in_blocks_that_differ_a_little() -> None:
     for seed in range(120):
-        model = blocks_that_differ_a_little(seed)
-        plan = onnx_repfuse.plan(model)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(alike, "WORTH", candidates.PRODUCT + 1)
-            everything = onnx_repfuse.plan(model)
-        assert (plan.after, plan.folds, plan.refusals) == (
-            everything.after,
-            everything.folds,
-            everything.refusals,
-        ), seed
+        assert same_as_everything(blocks_that_differ_a_little(seed)), seed

@@ -15,7 +15,7 @@ def test_a_tensor_is_not_taken_for_the_weights_of_its_name() -> None:
     product = net.op("MatMul", "x", net.random(4, 4))
     name = str((int(TensorProto.FLOAT), (4, 4)))  # what such weights are called while types are inferred
     other = net.op("MatMul", "x", name)
-    graph = net.graph((product, other))
+    graph = net.graph((product, other, name))
     values = numpy_helper.from_array(np.ones(2, np.float32), name)
     places = numpy_helper.from_array(np.array([0, 5], np.int64), f"{name}_places")
     graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [4, 7]))
@@ -24,3 +24,4 @@ def test_a_tensor_is_not_taken_for_the_weights_of_its_name() -> None:
         (scope,) = read_scopes(document)
     assert scope.shape(product) == (1, 4)
     assert scope.shape(other) is None
+    assert scope.shape(name) is None

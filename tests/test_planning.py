@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
-from onnx import helper
 
 import onnx_repfuse
 from benchmarks.synthetic import write
@@ -138,13 +137,7 @@ def test_the_multiply_adds_of_folds_that_grow_add_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize("axis", [1, -1])
 def test_a_concat_of_tensors_of_unknown_rank_does_not_say_how_many_channels_it_has(axis: int) -> None:
     net = Net(4, shape=(2, 4))
-    body = helper.make_graph(
-        [helper.make_node("Relu", ["x"], ["inner"])],
-        "body",
-        [],
-        [helper.make_empty_tensor_value_info("inner")],
-    )
-    unknown = net.op("If", net.const(np.array(True)), then_branch=body, else_branch=body)
+    unknown = net.behind_an_if()
     first = net.op("Gemm", unknown, net.random(4, 4), net.random(4))
     scaled = net.op("Mul", unknown, net.random(4))
     joined = net.op("Concat", first, scaled, axis=axis)

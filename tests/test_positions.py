@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import onnx
 import pytest
 from onnx import helper
@@ -19,11 +18,13 @@ from tests.build import Net
 
 
 def a_concat_behind_an_if(net: Net) -> str:
-    empty = [helper.make_empty_tensor_value_info("inner")]
-    body = helper.make_graph([helper.make_node("Relu", ["x"], ["inner"])], "body", [], empty)
-    unknown = net.op("If", net.const(np.array(True)), then_branch=body, else_branch=body)
     return str(
-        net.op("Concat", net.conv("x", 4, 4, (3,)), net.conv(net.op("Neg", unknown), 4, 4, (3,)), axis=1)
+        net.op(
+            "Concat",
+            net.conv("x", 4, 4, (3,)),
+            net.conv(net.op("Neg", net.behind_an_if()), 4, 4, (3,)),
+            axis=1,
+        )
     )
 
 
@@ -48,10 +49,7 @@ def test_a_size_that_is_known_stays_whatever_is_not_known_elsewhere() -> None:
     net = Net(64, shape=(1, 64, 49))  # read along two axes
     conv = net.op("Relu", net.conv("x", 64, 64, (1,)))
     product = net.op("MatMul", net.op("MatMul", "x", net.random(49, 64)), net.random(64, 10))
-    empty = [helper.make_empty_tensor_value_info("inner")]
-    body = helper.make_graph([helper.make_node("Relu", ["x"], ["inner"])], "body", [], empty)
-    unknown = net.op("If", net.const(np.array(True)), then_branch=body, else_branch=body)
-    elsewhere = net.conv(net.op("Neg", unknown), 64, 64, (1,))
+    elsewhere = net.conv(net.op("Neg", net.behind_an_if()), 64, 64, (1,))
     with Document.from_model(net.model(conv, product, elsewhere)) as document:
         scope = read_scopes(document)[0]
         measures = cover_scope(scope, Options()).measures

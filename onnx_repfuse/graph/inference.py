@@ -68,15 +68,16 @@ def infer(
             scope.input.add(name=name, type=_type(data_type, shape))
     varying = len(scope.input)
     read = dict.fromkeys(name for node in nodes for name in node.input)
-    weights = {name: (constants[name].data_type, constants[name].shape) for name in read if name in constants}
+    weights = {name: constants[name] for name in read if name in constants}
     made = {i.name for i in scope.input} | weights.keys()
     scope.node.extend(node for node in nodes if not made.issuperset(node.output))
-    _add_weights(scope, {name: constants[name] for name in weights}, overridable)
     scope.output.extend(onnx.ValueInfoProto(name=value.name) for value in graph.output)
-    proved = {**_run(whole, varying), **weights}
+    _add_weights(scope, weights, overridable)
+    declared = {name: (const.data_type, const.shape) for name, const in weights.items()}
+    proved = {**_run(whole, varying), **declared}
     sized = proved
     if _assume(scope.input[:varying], outer):
-        sized = {**_run(whole, varying), **weights}
+        sized = {**_run(whole, varying), **declared}
     return proved, {
         name: shape  # type: ignore[misc]
         for name, (_, shape) in sized.items()
@@ -87,7 +88,7 @@ def infer(
 def _add_weights(scope: onnx.GraphProto, weights: dict[str, Const], overridable: set[str]) -> None:
     """Declare the constants that nodes read: with their values where these may decide a shape, else one for all of a
     type and shape."""
-    names = {i.name for i in scope.input}
+    names = {value.name for value in (*scope.input, *scope.output)}
     names.update(name for node in scope.node for name in (*node.input, *node.output))
     telling = {
         name
@@ -106,7 +107,7 @@ def _add_weights(scope: onnx.GraphProto, weights: dict[str, Const], overridable:
                 continue
             kind = const.data_type, const.shape
             if kind not in stand_ins:
-                stand_ins[kind] = _fresh(f"{kind}", names)
+                stand_ins[kind] = _fresh(str(kind), names)
                 scope.input.add(name=stand_ins[kind], type=_type(*kind))
             node.input[place] = stand_ins[kind]
 

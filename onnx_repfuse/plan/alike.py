@@ -72,8 +72,7 @@ def of_no_use(tried: dict[int, Candidate], entry: Entry, *, final: bool) -> froz
         entry: what came of it all.
         final: nobody will look through the tensor, so that a choice is all that counts.
     """
-    choice = [] if entry.choice is None else [entry.choice]
-    useful = choice if choice and final else [*choice, *entry.candidates]
-    if not all(any(one is candidate for candidate in tried.values()) for one in choice):
+    if entry.choice is not None and entry.choice not in tried.values():
         return frozenset()  # a combination was of use for what it led to
-    return frozenset(number for number, one in tried.items() if not any(one is other for other in useful))
+    useful = [entry.choice] if entry.choice is not None and final else [entry.choice, *entry.candidates]
+    return frozenset(number for number, one in tried.items() if one not in useful)

@@ -48,6 +48,7 @@ def plan_scope(
         if owners:
             drop_dead(scope, alive | set(owners))
             known = None
+    known = frames(scope) if known is None else known
     previous: Round | None = None
     stale: set[str] = set()
     for _ in range(ROUNDS):
@@ -64,14 +65,14 @@ def plan_scope(
             return result
         write(scope, current.cover, found, result, owners, order)
         drop_dead(scope, alive | set(owners))
-        previous, known, stale = current, None, set()
+        previous, known, stale = current, frames(scope, known), set()
     result.notes.append(f"planning stopped after {ROUNDS} rounds; please report this model")
     return result
 
 
 def cover_scope(scope: Scope, options: Options) -> Cover:
     """What the planner weighs in a scope as it is."""
-    return _round(scope, options, frozenset(), None, None, thorough=True).cover
+    return _round(scope, options, frozenset(), None, frames(scope), thorough=True).cover
 
 
 @dataclass(eq=False)
@@ -95,7 +96,7 @@ def _round(
     options: Options,
     banned: frozenset[str],
     previous: Round | None,
-    known: dict[str, Frame] | None,
+    known: dict[str, Frame],
     stale: Set[str] = frozenset(),
     *,
     thorough: bool = False,
@@ -105,8 +106,6 @@ def _round(
     `stale` are tensors to be covered again although nothing changed: new bans, and joint steps not taken; see `Cover`
     for `thorough`.
     """
-    if known is None:
-        known = frames(scope, previous.cover.context.frames if previous else None)
     context = Context(scope, known, protected(scope))
     changed = _changed(scope, previous) | stale if previous else set()
     before = (previous.cover.context, previous.lifted) if previous else None
