@@ -29,6 +29,7 @@ class Reason(str, Enum):
     NON_FINITE = "non-finite"
     OVERFLOW = "overflow"
     IDIOM = "idiom"
+    OPSET = "opset"
     VERIFICATION = "verification"
     UNSUPPORTED = "unsupported"
 
@@ -57,6 +58,7 @@ _PROSE = {
     Reason.NON_FINITE: "its parameters contain NaN or infinity",
     Reason.OVERFLOW: "the folded weights would overflow the model's data type",
     Reason.IDIOM: "it belongs to an activation or normalization that runtimes fuse as a whole",
+    Reason.OPSET: "it belongs to a HardSwish, which is an operator of its own only from opset 14 on",
     Reason.VERIFICATION: "the fold did not pass verification and was undone",
     Reason.UNSUPPORTED: "this form of the operator is not handled",
 }

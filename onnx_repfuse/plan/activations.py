@@ -3,9 +3,9 @@
     c * Clip(p*x + q, 0, m)  =  HardSigmoid(x; alpha = c*p, beta = c*q)               if c*m = 1
     z * Clip(p*x + q, 0, m) * c  =  z * HardSigmoid(x; alpha = c*p, beta = c*q)       likewise
 
-With p = 1, q = 3, m = 6, c = 1/6 and z = x that is HardSwish, an operator of its own from opset 14. ONNX Runtime
-computes it in one pass instead of three and keeps its blocked layout around it. HardSigmoid(x) is
-max(0, min(1, alpha*x + beta)) (ONNX spec). float32 only: that is what runtimes have it for.
+HardSigmoid(x) is max(0, min(1, alpha*x + beta)) (ONNX spec). With p = 1, q = 3, m = 6, c = 1/6 and z = x the second is
+HardSwish, an operator of its own from opset 14 on. Before that its parts stay: OpenVINO fuses them, and is slower with
+HardSigmoid and Mul (docs/benchmarks.md). float32 only: that is what runtimes have it for.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope
 __all__ = ["Activation", "activations"]
 
 LONGEST = 4  # scalar operators before the Clip
+HARD_SWISH = 14  # the opset that brought it
 ULP = 2.0**-23
 
 
 @dataclass(frozen=True, eq=False)
 class Activation:
-    """One activation: `absorbed` go, `created` come and compute `root`, written where `place` stood."""
+    """One activation: `absorbed` go, `created` come and compute `root`, written where `place` stood.
+
+    Nothing is created, and nothing goes, where the opset has no operator for it; `place` is the Clip then.
+    """
 
     root: str
     place: gs.Node
@@ -39,7 +43,7 @@ class Activation:
 def activations(
     scope: Scope, kept: Callable[[gs.Node], bool], banned: frozenset[str]
 ) -> Iterator[Activation]:
-    """Every HardSigmoid that is written out; `kept` nodes and `banned` roots stay."""
+    """Every HardSigmoid and HardSwish that is written out; `kept` nodes and `banned` roots stay."""
     if scope.opset < 6:
         return
     for node in scope.nodes:
@@ -68,9 +72,11 @@ def _hard_sigmoid(scope: Scope, clip: gs.Node) -> Activation | None:
     attrs = {"alpha": p * factor, "beta": q * factor}
     if not all(np.isfinite(np.float32(value)) for value in attrs.values()) or attrs["alpha"] == 0:
         return None
-    if scope.opset >= 14 and _is_hard_swish(attrs):
-        product = last if other == source else _product(scope, root, source)
-        if product is not None and (other is None or product is last):
+    if _is_hard_swish(attrs):
+        product = last if other == source else None if other is not None else _product(scope, root, source)
+        if product is not None:
+            if scope.opset < HARD_SWISH:
+                return Activation(root, clip, absorbed, [])
             absorbed += [] if product is last else [product]
             root = product.outputs[0].name
             return Activation(root, product, absorbed, [_node(scope, "HardSwish", [source], root, {})])

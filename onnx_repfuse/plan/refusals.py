@@ -10,7 +10,7 @@ from onnx_repfuse.plan.cover import Cover
 from onnx_repfuse.reasons import Reason
 from onnx_repfuse.report.record import Refusal
 
-__all__ = ["refusals"]
+__all__ = ["refusals", "too_old"]
 
 _WORTH_TELLING = frozenset(
     (
@@ -48,6 +48,12 @@ def refusals(scope: Scope, cover: Cover, declined: list[tuple[gs.Node, Declined]
         if told is not None:
             result.append(told)
     return result
+
+
+def too_old(scope: Scope, node: gs.Node) -> Refusal:
+    """A node of an activation that later opsets have an operator for."""
+    message = f"{_title(scope, node)} stays: {Reason.OPSET.prose}."
+    return Refusal(Reason.OPSET, message, (node_name(node),), scope.label)
 
 
 def _title(scope: Scope, node: gs.Node) -> str:

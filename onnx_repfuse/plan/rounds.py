@@ -22,7 +22,7 @@ from onnx_repfuse.plan.idioms import protected
 from onnx_repfuse.plan.joint import expose
 from onnx_repfuse.plan.lifting import Lifting, lift_all
 from onnx_repfuse.plan.made import Made, Planned
-from onnx_repfuse.plan.refusals import refusals
+from onnx_repfuse.plan.refusals import refusals, too_old
 from onnx_repfuse.plan.tiling import tiles
 from onnx_repfuse.plan.writing import is_wide, write
 from onnx_repfuse.report.record import Kind
@@ -61,7 +61,7 @@ def plan_scope(
             continue
         if not found:
             declined = [(node, one) for node, one, _ in current.lifted if isinstance(one, Declined)]
-            result.refusals = refusals(scope, current.cover, declined)
+            result.refusals += refusals(scope, current.cover, declined)
             return result
         write(scope, current.cover, found, result, owners, order)
         drop_dead(scope, alive | set(owners))
@@ -139,6 +139,9 @@ def _write_activations(
 ) -> None:
     replaced: dict[int, list[gs.Node]] = {}
     for one in found:
+        if not one.created:
+            result.refusals.append(too_old(scope, one.place))
+            continue
         fold = Made(one.root, one.absorbed, one.created, frozenset((Kind.ACTIVATION,)), 0, 0)
         replaced[id(one.place)] = one.created
         result.folds.append(fold)

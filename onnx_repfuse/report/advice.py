@@ -20,21 +20,17 @@ _ADVICE = {
     "them into the file with onnx.tools.update_model_dims (--input-shape is for verification only)",
     Reason.NON_FINITE: "NaN or infinity in the parameters is what training or conversion left behind; look at the "
     "nodes named above before anything else",
+    Reason.OPSET: "HardSwish is written out, as the model's opset has no operator for it, and OpenVINO alone fuses "
+    "what stands there; convert the model to opset 14 (onnx.version_converter.convert_version) and fuse again: it "
+    "becomes one operator, which ONNX Runtime runs faster, too",
 }
-_GATED = (
-    "OpenVINO runs HardSigmoid and Mul slower than what they replace; if the model is to run there, convert it to "
-    "opset 14 first (onnx.version_converter.convert_version), from which HardSwish is one operator, or "
-    "give --skip activation"
-)
 _LAST = (Reason.IDIOM,)  # nothing to be done about
 
 
 def advice(report: Report) -> tuple[str, ...]:
-    """Sentences without a full stop, one for each reason among the refusals that the user can do something about, and
-    one if an activation was written in a way that one runtime dislikes."""
+    """Sentences without a full stop, one for each reason among the refusals that the user can do something about."""
     found = {refusal.reason for refusal in report.refusals}
-    gated = any({"HardSigmoid", "Mul"} <= {node.op for node in fold.created} for fold in report.folds)
-    return (*(text for reason, text in _ADVICE.items() if reason in found), *((_GATED,) if gated else ()))
+    return tuple(text for reason, text in _ADVICE.items() if reason in found)
 
 
 def by_reason(refusals: Iterable[Refusal]) -> list[tuple[Reason, list[Refusal]]]:
