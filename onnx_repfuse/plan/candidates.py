@@ -21,8 +21,7 @@ __all__ = ["Candidate", "Entry", "Option", "Tile", "chief", "combinations", "fre
 KEEP = 4  # candidates of a tensor
 PRODUCT = 25  # combinations of an operator, if their sums have at most
 TERMS = 64  # terms in all; else
-CHOICES = 6  # of short sums,
-FEWEST = 3  # of the longest, and the one that reaches furthest
+CHOICES = 4  # in order of price, and the one that reaches furthest
 
 PRIORITY = (
     Kind.ACTIVATION,
@@ -111,8 +110,7 @@ def combinations(options: list[list[Option]]) -> Iterable[tuple[Option, ...]]:
     """Choices of one option per operand.
 
     All of them where they are few, or their sums short; else the first ones by their places in the lists, which are
-    ordered by price, as many as have `TERMS` terms or so, and the one that reaches furthest; and of very many, only
-    the uniform ones.
+    ordered by price, and the one that reaches furthest; and of very many, only the uniform ones.
     """
     if len(options) == 1:
         return [(option,) for option in options[0]]
@@ -127,9 +125,8 @@ def combinations(options: list[list[Option]]) -> Iterable[tuple[Option, ...]]:
         first = tuple(choice[min(1, len(choice) - 1)] for choice in options)
         return (tuple(choice[0] for choice in options), deepest, first)
     places = sorted(product(*(range(len(choice)) for choice in options)), key=sum)
-    tried = max(FEWEST, min(CHOICES, TERMS * count // terms))
     nearest = [
-        tuple(choice[place] for choice, place in zip(options, one, strict=True)) for one in places[:tried]
+        tuple(choice[place] for choice, place in zip(options, one, strict=True)) for one in places[:CHOICES]
     ]
     return nearest if deepest in nearest else [*nearest, deepest]
 
