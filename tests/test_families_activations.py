@@ -41,6 +41,13 @@ def test_hard_swish(opset: int, sixth: str, early: bool) -> None:
     assert [fold.kind for fold in result.report.folds] == [Kind.ACTIVATION]
 
 
+def test_hard_swish_behind_a_convolution_is_told_of_once() -> None:
+    net = Net(4, opset=13)
+    result = check(net.model(hard_swish(net, net.conv("x", 4, 4, 3))), None, Reason.OPSET)
+    (refusal,) = result.report.refusals
+    assert len(refusal.nodes) == 2  # the Add, which is linear, and the Clip
+
+
 def test_the_parts_of_hard_swish_still_fold() -> None:
     """Before opset 14 its Div goes into the next Conv."""
     net = Net(4, opset=13)

@@ -31,7 +31,7 @@ ULP = 2.0**-23
 class Activation:
     """One activation: `absorbed` go, `created` come and compute `root`, written where `place` stood.
 
-    Nothing is created, and nothing goes, where the opset has no operator for it; `place` is the Clip then.
+    Nothing is created, and nothing goes, where the opset has no operator for it.
     """
 
     root: str
@@ -76,7 +76,7 @@ def _hard_sigmoid(scope: Scope, clip: gs.Node) -> Activation | None:
         product = last if other == source else None if other is not None else _product(scope, root, source)
         if product is not None:
             if scope.opset < HARD_SWISH:
-                return Activation(root, clip, absorbed, [])
+                return Activation(root, clip, [*before, clip], [])  # what scales behind it may still fold
             absorbed += [] if product is last else [product]
             root = product.outputs[0].name
             return Activation(root, product, absorbed, [_node(scope, "HardSwish", [source], root, {})])

@@ -50,10 +50,10 @@ def refusals(scope: Scope, cover: Cover, declined: list[tuple[gs.Node, Declined]
     return result
 
 
-def too_old(scope: Scope, node: gs.Node) -> Refusal:
-    """A node of an activation that later opsets have an operator for."""
+def too_old(scope: Scope, node: gs.Node, others: list[gs.Node]) -> Refusal:
+    """A node of an activation that later opsets have an operator for, and those that stay with it."""
     message = f"{_title(scope, node)} stays: {Reason.OPSET.prose}."
-    return Refusal(Reason.OPSET, message, (node_name(node),), scope.label)
+    return Refusal(Reason.OPSET, message, tuple(map(node_name, others)), scope.label)
 
 
 def _title(scope: Scope, node: gs.Node) -> str:

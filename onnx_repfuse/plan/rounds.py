@@ -61,7 +61,9 @@ def plan_scope(
             continue
         if not found:
             declined = [(node, one) for node, one, _ in current.lifted if isinstance(one, Declined)]
-            result.refusals += refusals(scope, current.cover, declined)
+            told = {name for one in result.refusals for name in one.nodes}
+            others = refusals(scope, current.cover, declined)
+            result.refusals += [one for one in others if told.isdisjoint(one.nodes[:1])]
             return result
         write(scope, current.cover, found, result, owners, order)
         drop_dead(scope, alive | set(owners))
@@ -140,7 +142,7 @@ def _write_activations(
     replaced: dict[int, list[gs.Node]] = {}
     for one in found:
         if not one.created:
-            result.refusals.append(too_old(scope, one.place))
+            result.refusals.append(too_old(scope, one.place, one.absorbed))
             continue
         fold = Made(one.root, one.absorbed, one.created, frozenset((Kind.ACTIVATION,)), 0, 0)
         replaced[id(one.place)] = one.created

@@ -21,8 +21,8 @@ _ADVICE = {
     Reason.NON_FINITE: "NaN or infinity in the parameters is what training or conversion left behind; look at the "
     "nodes named above before anything else",
     Reason.OPSET: "HardSwish is written out, as the model's opset has no operator for it, and OpenVINO alone fuses "
-    "what stands there; convert the model to opset 14 (onnx.version_converter.convert_version) and fuse again: it "
-    "becomes one operator, which ONNX Runtime runs faster, too",
+    "what stands there; convert the original, not this result, to opset 14 (onnx.version_converter.convert_version) "
+    "and fuse that: it becomes one operator, which ONNX Runtime runs faster, too",
 }
 _LAST = (Reason.IDIOM,)  # nothing to be done about
 
