@@ -65,7 +65,8 @@ def fuse(
 
     Args:
         model: a file, or a model in memory; never changed.
-        output: where to write the result; nothing is written without it.
+        output: where to write the result; nothing is written without it, and what is there is replaced, be it the
+            model's own file.
         options: see `Options`.
         progress: called with (stage, done, total).
 
@@ -145,7 +146,7 @@ def verify(
         A record that is true if they are equal; it has the figures of every output.
 
     Raises:
-        InputError: the original does not run.
+        InputError: one of them cannot be read, or the original does not run.
 
     >>> model = onnx.parser.parse_model('''
     ...     <ir_version: 8, opset_import: ["" : 17]>
@@ -156,6 +157,8 @@ def verify(
     """
     from onnx_repfuse.verify.outputs import verify_outputs
 
+    for model in (original, fused):
+        document_of(model).close()
     return verify_outputs(_plain(original), _plain(fused), feeds=feeds, rtol=rtol, atol=atol)
 
 

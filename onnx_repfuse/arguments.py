@@ -24,6 +24,7 @@ KIND_HELP = {
     Kind.COMMUTE: "an affine or pointwise operator moved past a pool, reshape or resize, to where it folds",
     Kind.ACTIVATION: "an activation written out, as one operator: Clip(x + 3, 0, 6) / 6 as HardSigmoid",
 }
+LARGEST = 1 << 40  # of a dim
 _SHAPE = re.compile(r"(?P<name>.+):(?P<dims>[0-9]+(?:[,x][0-9]+)*|scalar)", re.DOTALL)
 
 
@@ -64,6 +65,8 @@ def input_shapes(values: Iterable[str]) -> dict[str, tuple[int, ...]]:
         if name in shapes:
             raise UsageError(f"--input-shape names the input '{name}' twice")
         shapes[name] = () if dims == "scalar" else tuple(int(dim) for dim in re.split("[,x]", dims))
+        if any(dim > LARGEST for dim in shapes[name]):
+            raise UsageError(f"--input-shape: nothing is as large as '{value}'")
     return shapes
 
 

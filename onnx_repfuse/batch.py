@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from onnx_repfuse.errors import OutputError
 from onnx_repfuse.report.outcome import Outcome
 from onnx_repfuse.single import Task, run
 
@@ -26,12 +27,18 @@ def run_all(
         tasks: one per model.
         jobs: number of processes, -1 for one per core, None for what joblib's configuration says (else one).
         done: called with the number of models finished.
+
+    Raises:
+        OutputError: there is no folder to write to.
     """
     given, tasks = tasks, [_absolute(task) for task in tasks]  # workers may live in another folder
     outcomes: list[Outcome] = []
     folder_made = {str(Path(task.output).parent) for task in tasks if task.command == "fuse"}
-    for folder in folder_made:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        for folder in folder_made:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder '{error.filename}': {error.strerror}") from error
     try:
         for outcome in _parallel(tasks, jobs):
             outcomes.append(outcome)

@@ -47,6 +47,8 @@ def execute(given: Given, version: str) -> int:
 
 def _options(given: Given) -> Options:
     only = arguments.kinds("--only", given.only) if given.only else None
+    if only is not None and not only:
+        raise UsageError("--only names no kind of fold; --list-kinds shows what there is")
     skip = arguments.kinds("--skip", given.skip)
     both = sorted(str(kind) for kind in skip & (only or frozenset()))
     if both:
@@ -117,6 +119,8 @@ def _to_stdout(write: Callable[[], object], code: int) -> int:
     try:
         write()
         sys.stdout.flush()
+    except SystemExit:  # rich, to a reader who has gone
+        return code
     except OSError as error:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -138,9 +142,11 @@ def _attempt(name: str, text: str, code: int) -> int:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write whole or not at all, except into what is no regular file (/dev/stdout, a named pipe)."""
+    """Write whole or not at all, except through a link (/dev/stdout is one) or into what is no regular file."""
     data = text.encode("utf-8", "backslashreplace")
-    if path.exists() and not path.is_file():
+    if targets.is_precious(path):
+        raise FileExistsError(0, "it is no report, and came in the meantime")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
         path.write_bytes(data)
         return
     mode = 0o666 & ~_umask()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnx_repfuse.errors import RepfuseError, UsageError
+from onnx_repfuse.errors import InputError, RepfuseError, UsageError
 from onnx_repfuse.report.outcome import Bench, Gate, Outcome
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ def _compare(task: Task, progress: Progress | None) -> Outcome:
 
     options = task.options
     first, second = Path(task.model), Path(task.output)
+    for model in (first, second):
+        _readable(model)  # one that cannot be read is no other model
     if progress is not None:
         progress("comparing", 0, 0)
     found = compare(
@@ -114,6 +116,15 @@ def _compare(task: Task, progress: Progress | None) -> Outcome:
     fine = bool(found) or (chosen and found.status.value == "not observed")
     error = "" if fine else _verdict(found.status.value)
     return Outcome("compare", task.model, task.output, 0 if fine else 3, error, compared=found, bench=bench)
+
+
+def _readable(model: Path) -> None:
+    from onnx_repfuse.api import document_of
+
+    try:
+        document_of(model).close()
+    except InputError as error:
+        raise InputError(f"'{model}': {error}") from error
 
 
 _COMMANDS = {"fuse": _fuse, "plan": _plan, "compare": _compare}

@@ -9,16 +9,18 @@ from pathlib import Path
 from onnx_repfuse.errors import OutputError, UsageError
 from onnx_repfuse.usage import Given
 
-__all__ = ["beside", "reports", "targets"]
+__all__ = ["beside", "is_precious", "reports", "targets"]
 
 
 def beside(model: str) -> str:
-    """The default output.
+    """The default output. Raises UsageError for what has no name.
 
     >>> beside("nets/model.onnx").replace(os.sep, "/")
     'nets/model.fused.onnx'
     """
     path = Path(model)
+    if not path.name:
+        raise UsageError(f"'{model}' is no model file")
     return str(path.with_name(f"{path.stem}.fused{path.suffix}"))
 
 
@@ -45,7 +47,7 @@ def targets(given: Given) -> list[tuple[str, str]]:
 
 def reports(given: Given, pairs: Iterable[tuple[str, str]]) -> None:
     """Refuse report files that cannot be written, or that are a model."""
-    models = [name for pair in pairs for name in pair]
+    models = [name for pair in pairs for name in (*pair, f"{pair[1]}.data")]
     seen: list[str] = []
     for option, name in (("--json", given.json_file), ("--report", given.report_file)):
         if name is None or (option == "--json" and name == "-"):
@@ -59,6 +61,17 @@ def reports(given: Given, pairs: Iterable[tuple[str, str]]) -> None:
             raise UsageError(f"{option} takes a file, but '{name}' is a folder")
         if not Path(name).absolute().parent.is_dir():
             raise OutputError(f"cannot write '{name}': its folder does not exist; create it first")
+        if is_precious(Path(name)):
+            raise UsageError(f"{option} would overwrite '{name}', which is no report: remove it first")
+
+
+def is_precious(path: Path) -> bool:
+    """Whether a file is not text, as a report is: weights, say, that a model keeps beside it."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        begin = file.read(1 << 16)
+    return b"\0" in begin
 
 
 def _into(given: Given) -> list[tuple[str, str]]:
@@ -80,6 +93,14 @@ def _writable(output: str, models: Iterable[str]) -> None:
             raise UsageError(f"the output '{output}' is an input: --in-place overwrites it, if you want that")
     if Path(output).is_dir():
         raise UsageError(f"the output '{output}' is a folder: give a file, or --out-dir")
+    if _is_stream(output):
+        raise UsageError(f"the output '{output}' is a stream: a model is written to a file")
+
+
+def _is_stream(output: str) -> bool:
+    """/dev/stdout and its like, even where they lead to a file."""
+    folder = os.path.realpath(os.path.dirname(os.path.abspath(output)))
+    return os.path.islink(output) and "/proc/" in f"{folder}/{os.readlink(output)}"
 
 
 def _reachable(output: str) -> None:

@@ -57,8 +57,21 @@ def check(given: Given) -> None:
     """Raise UsageError with one sentence if two askings contradict each other."""
     if not given.models:
         raise UsageError("no model was given; --help shows how")
-    for problem in (*_modes(given), *_outputs(given), *_checks(given), *_rest(given)):
+    for problem in (*_names(given), *_modes(given), *_outputs(given), *_checks(given), *_rest(given)):
         raise UsageError(problem)
+
+
+def _names(given: Given) -> list[str]:
+    """What a shell makes of a variable that is not set."""
+    names = {
+        "the model": "" in given.models,
+        "-o": given.output == "",
+        "--out-dir": given.out_dir == "",
+        "--json": given.json_file == "",
+        "--report": given.report_file == "",
+        "--input-data": "" in given.input_data,
+    }
+    return [f"the name given for {name} is empty" for name in _on(names)]
 
 
 def _modes(given: Given) -> list[str]:

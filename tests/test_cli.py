@@ -111,6 +111,17 @@ def test_second_run_is_identical(model, capsys):
         (["net.onnx", "--json", "x", "--report", "x"], "one file"),
         (["net.onnx", "--cost", "love"], "love"),
         (["net.onnx", "--frobnicate"], "--frobnicate"),
+        (["net.onnx", "--json", "net.fused.onnx.data"], "overwrite"),
+        (["net.onnx", "--report", "weights.bin"], "no report"),
+        (["net.onnx", "--plan", "--json", "weights.bin"], "no report"),
+        (["net.onnx", "-o", "stream"], "a stream"),
+        (["net.onnx", "-o", ""], "-o is empty"),
+        (["net.onnx", "--out-dir", ""], "--out-dir is empty"),
+        (["net.onnx", "--json", ""], "--json is empty"),
+        ([""], "the model is empty"),
+        (["."], "no model file"),
+        (["net.onnx", "--only", ","], "no kind of fold"),
+        (["net.onnx", "--input-shape", "x:99999999999999999999,3,1,1"], "nothing is as large"),
         ([], "no model"),
     ],
 )
@@ -118,6 +129,8 @@ def test_wrong_usage_is_one_sentence_and_writes_nothing(model, capsys, words, wh
     Path("other.onnx").write_bytes(b"precious")
     Path("folder").mkdir()
     Path("link.onnx").symlink_to("net.onnx")
+    Path("stream").symlink_to("/proc/self/fd/1")
+    Path("weights.bin").write_bytes(np.ones(9, np.float32).tobytes())
     before = sorted(Path().rglob("*"))
     assert main(words) == 2
     out, err = capsys.readouterr()
@@ -364,6 +377,44 @@ def test_no_reader_and_no_room(model):
         assert Path("net.fused.onnx").exists()
     gone = shell_line("net.onnx --fail-on-remaining Relu --json - 2>/dev/null | true; exit ${PIPESTATUS[0]}")
     assert gone.returncode == 4
+
+
+def test_a_reader_who_goes_is_no_fault(model):
+    assert shell_line("net.onnx 2>/dev/null | true; exit ${PIPESTATUS[0]}").returncode == 0
+
+
+def test_a_report_goes_through_a_link(model, capsys):
+    Path("there.json").write_text("{}")
+    Path("here.json").symlink_to("there.json")
+    assert main(["net.onnx", "--json", "here.json", "-q"]) == 0
+    assert Path("here.json").is_symlink()
+    assert json.loads(Path("there.json").read_text())["exit_code"] == 0
+
+
+def test_a_report_spares_what_came_in_the_meantime(model, capsys, monkeypatch):
+    monkeypatch.setattr("onnx_repfuse.targets.reports", lambda given, pairs: None)
+    Path("weights.bin").write_bytes(bytes(9))
+    assert main(["net.onnx", "--json", "weights.bin", "-q"]) == 1
+    assert "no report" in capsys.readouterr().err
+    assert Path("weights.bin").read_bytes() == bytes(9)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("content", [None, b"no model"])
+def test_compare_with_what_cannot_be_read_is_exit_1(model, capsys, place, content):
+    if content is not None:
+        Path("other.onnx").write_bytes(content)
+    names = ["net.onnx", "net.onnx"]
+    names[place] = "other.onnx"
+    assert main(["--compare", *names]) == 1
+    err = capsys.readouterr().err
+    assert "other.onnx" in err
+    assert "differ" not in err
+
+
+def test_a_folder_that_cannot_be_made_is_exit_1(model, capsys):
+    assert main(["net.onnx", "--out-dir", "net.onnx/sub"]) == 1
+    assert "cannot make the folder" in capsys.readouterr().err
 
 
 def test_any_joblib_backend(model):
