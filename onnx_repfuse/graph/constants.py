@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Kernel
+from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.dtypes import numpy_dtype
+from onnx_repfuse.reasons import Reason
 
 __all__ = ["FOLDABLE", "SMALL", "Const", "fold_constant", "from_attributes"]
 
@@ -183,29 +185,39 @@ FOLDABLE: dict[str, Callable[..., Any]] = {
 def fold_constant(
     op: str,
     attrs: Mapping[str, Any],
-    inputs: Sequence[Const],
+    inputs: Sequence[Const | None],
     shape: tuple[int, ...] | None,
     data_type: int | None,
 ) -> Const | None:
     """The output of a foldable node over constants, or None when nothing certain can be said.
 
-    With an inferred `shape` and `data_type` the value stays unread; else small inputs are evaluated now.
+    An input is None where it is left out. With an inferred `shape` and `data_type` the value stays unread; else small
+    inputs are evaluated now.
     """
     function = FOLDABLE.get(op)
     if function is None:
         return None
+    given = [c for c in inputs if c is not None]
+    types = {data_type, *(c.data_type for c in given)}
+    if onnx.TensorProto.STRING in types:
+        return None
 
     def evaluate() -> Values:
         with np.errstate(all="ignore"):
-            return np.asarray(function(*(c.read() for c in inputs), dict(attrs)))
+            value = np.asarray(function(*(c and c.read() for c in inputs), dict(attrs)))
+        if shape is not None and value.shape != shape:
+            raise Inexact(Reason.SHAPE)
+        return value
 
-    if shape is not None and data_type is not None:
+    whole = any(numpy_dtype(c.data_type).kind in "iu" for c in given)
+    fails = op == "Range" or (op == "Pow" and whole)  # for some values
+    if shape is not None and data_type is not None and not fails:
         return Const(shape, data_type, evaluate)
-    if max((c.size for c in inputs), default=0) > SMALL:
+    if max((c.size for c in given), default=0) > SMALL:
         return None
     try:
         value = evaluate()
-    except (ArithmeticError, KeyError, TypeError, ValueError, IndexError, AttributeError):
+    except (Inexact, ArithmeticError, KeyError, TypeError, ValueError, IndexError, AttributeError):
         return None  # malformed: the runtime will say so
     if value.size > SMALL:
         return None

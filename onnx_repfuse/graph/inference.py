@@ -62,6 +62,8 @@ def infer(
     for value in graph.input:
         if value.name not in initial and value.type.HasField("tensor_type"):
             scope.input.add(name=value.name).type.CopyFrom(value.type)
+            for dim in scope.input[-1].type.tensor_type.shape.dim if outer else ():
+                dim.Clear()  # runtimes do not hold a Loop to what its body says
     for name in sorted(outer_names(graph)) if outer else ():
         data_type, shape = outer.types.get(name, (0, None)) if outer else (0, None)
         if data_type and name not in constants:

@@ -19,7 +19,7 @@ from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.constants import Const
 from onnx_repfuse.graph.save import ScopeKey
 
-__all__ = ["Scope", "Shape", "inner_graphs", "node_name", "outer_names"]
+__all__ = ["Scope", "Shape", "inner_graphs", "is_shape", "node_name", "outer_names"]
 
 Shape = tuple[int | None, ...]
 ONNX_DOMAINS = ("", "ai.onnx", None)
@@ -129,6 +129,11 @@ class Scope:
             name = f"{stem}_{number}"
         self.taken.add(name)
         return name
+
+
+def is_shape(node: gs.Node) -> bool:
+    """Whether it is ONNX's Shape, and no function of that name."""
+    return node.op == "Shape" and node.domain in ONNX_DOMAINS
 
 
 def node_name(node: gs.Node) -> str:

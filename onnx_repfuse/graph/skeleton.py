@@ -131,7 +131,11 @@ def _fold(nodes: list[gs.Node], constants: dict[str, Const], types: Types, overr
             continue  # what reads one tensor that is no constant is none itself: nearly all nodes
         if output in constants or any(_is_reference(value) for value in node.attrs.values()):
             continue
-        names = [t.name for t in node.inputs if t.name]
+        names = [t.name for t in node.inputs]
+        while names and not names[-1]:
+            names.pop()
+        if "" in names and node.op != "Slice":
+            continue
         data_type, shape = types.get(output, (0, None))
         static = _static(shape)
         if node.op == "Shape" and names and _static(types.get(names[0], (0, None))[1]) is not None:
@@ -139,10 +143,12 @@ def _fold(nodes: list[gs.Node], constants: dict[str, Const], types: Types, overr
             value = np.array(dims, np.int64)[node.attrs.get("start", 0) : node.attrs.get("end")]
             constants[output] = Const(value.shape, onnx.TensorProto.INT64, partial(np.copy, value))
             continue
-        inputs = [constants.get(name) for name in names if name not in overridable]
-        if not inputs or len(inputs) < len(names) or any(c is None for c in inputs):
+        inputs = [constants.get(name) for name in names]
+        if not inputs or any(
+            n in overridable or (n and c is None) for n, c in zip(names, inputs, strict=True)
+        ):
             continue
-        const = fold_constant(node.op, node.attrs, [c for c in inputs if c], static, data_type or None)
+        const = fold_constant(node.op, node.attrs, inputs, static, data_type or None)
         if const is not None:
             constants[output] = const
     return len(constants) > before

@@ -19,7 +19,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.constants import Const
-from onnx_repfuse.graph.scope import Scope, Shape
+from onnx_repfuse.graph.scope import Scope, Shape, is_shape
 
 __all__ = ["FREE", "VIEWS", "Layout", "View", "after", "is_identity", "restored"]
 
@@ -88,7 +88,7 @@ def restored(scope: Scope, node: gs.Node) -> str:
     if node.op != "Reshape" or len(node.inputs) != 2 or node.attrs.get("allowzero"):
         return ""
     made = scope.producer.get(node.inputs[1].name)
-    if made is None or made.op != "Shape" or made.attrs.get("start") or made.attrs.get("end") is not None:
+    if made is None or not is_shape(made) or made.attrs.get("start") or made.attrs.get("end") is not None:
         return ""
     return str(made.inputs[0].name)
 
@@ -129,7 +129,7 @@ def _layout(
     if node.op == "Transpose":
         return _place(_permutation(node, rank).index(channel), rank)
     if node.op in ("Resize", "Upsample"):
-        return before if spatial and _resizes_space(node, shape, result) else None
+        return before if spatial and _resizes_space(scope, node, shape, result) else None
     if node.op in ("ReduceMean", "Squeeze", "Unsqueeze"):
         return _by_axes(scope, node, channel, shape, result)
     if node.op == "Flatten":
@@ -156,7 +156,7 @@ def _rows(shape: Shape, channel: int) -> Layout | None:
     return (-1, 0) if all(dim == 1 for dim in shape[channel + 1 :]) else None
 
 
-def _resizes_space(node: gs.Node, shape: Shape, result: Shape) -> bool:
+def _resizes_space(scope: Scope, node: gs.Node, shape: Shape, result: Shape) -> bool:
     given = node.attrs
     return bool(
         given.get("mode", "nearest") == "nearest"
@@ -165,7 +165,18 @@ def _resizes_space(node: gs.Node, shape: Shape, result: Shape) -> bool:
         and len(result) == len(shape)
         and result[1] == shape[1]
         and _scales(node)
+        and _keeps_channels(scope, node)
     )
+
+
+def _keeps_channels(scope: Scope, node: gs.Node) -> bool:
+    """Whether channels are not scaled: by 1.2, four of them would be four still, and others."""
+    scales = node.attrs.get("scales")
+    if scales is None:
+        place = 1 if len(node.inputs) == 2 else 2
+        const = scope.const(node.inputs[place].name) if len(node.inputs) > place else None
+        scales = [] if const is None else const.read().ravel()
+    return len(scales) == 0 or float(scales[1]) == 1.0  # none where it is told sizes
 
 
 def _scales(node: gs.Node) -> bool:

@@ -50,6 +50,9 @@ class Plan:
         model = self.document.model
         interface = {i.name for i in model.graph.input} if model.ir_version >= 4 else set()
         interface |= {o.name for o in model.graph.output}
+        for info in model.training_info:
+            interface.update(name for node in info.algorithm.node for name in node.input)
+            interface.update(binding.key for binding in (*info.initialization_binding, *info.update_binding))
         result = {}
         for planned in self.scopes:
             scope = planned.scope

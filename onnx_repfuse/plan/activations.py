@@ -62,6 +62,9 @@ def _hard_sigmoid(scope: Scope, clip: gs.Node) -> Activation | None:
     limits = _limits(scope, clip)
     if limits is None or limits[0] != 0 or not 0 < limits[1] < float("inf"):
         return None
+    shape = scope.shape(clip.inputs[0].name)
+    if shape is not None and len(shape) < 2:
+        return None  # verification wants channels
     source, p, q, before = _scalars_before(scope, clip)
     after, factor, other = _factor_after(scope, clip, limits[1])
     absorbed = [*before, clip, *after]
@@ -93,9 +96,13 @@ def _hard_sigmoid(scope: Scope, clip: gs.Node) -> Activation | None:
 def _product(scope: Scope, gate: str, source: str) -> gs.Node | None:
     """The node that multiplies `source` with its gate, if that alone reads the gate."""
     reader = scope.readers[gate][0] if scope.is_private(gate) else None
-    if reader is None or reader.op != "Mul" or {t.name for t in reader.inputs} != {gate, source}:
+    if reader is None or not _is_product(reader) or {t.name for t in reader.inputs} != {gate, source}:
         return None
     return reader
+
+
+def _is_product(node: gs.Node) -> bool:
+    return node.op == "Mul" and node.domain in ONNX_DOMAINS
 
 
 def _is_hard_swish(attrs: dict[str, float]) -> bool:
@@ -126,7 +133,9 @@ def _scalar(scope: Scope, node: gs.Node) -> tuple[str, float, float] | None:
     consts = [scope.const(tensor.name) for tensor in node.inputs]
     place = 0 if consts[0] is not None else 1
     const, name = consts[place], node.inputs[1 - place].name
-    if const is None or scope.const(name) is not None or len(const.shape) > 1:
+    if const is None or scope.const(name) is not None:
+        return None
+    if len(const.shape) > min(1, len(scope.shape(name) or ())):  # it may add an axis
         return None
     value = scope.scalar(node.inputs[place].name)
     if value is None or not np.isfinite(value):
@@ -164,7 +173,7 @@ def _factor_after(scope: Scope, clip: gs.Node, largest: float) -> tuple[list[gs.
     factor = _scales_to_one(scope, reader, largest)
     if factor is not None:
         return [reader], factor, None
-    if reader.op != "Mul" or not scope.is_private(reader.outputs[0].name):
+    if not _is_product(reader) or not scope.is_private(reader.outputs[0].name):
         return [], 0.0, None
     names = [tensor.name for tensor in reader.inputs]
     other = names[1 - names.index(output)]

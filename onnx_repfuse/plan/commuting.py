@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.algebra.form import Form, apply
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import Lifted
-from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.graph.scope import Scope, is_shape
 from onnx_repfuse.plan.candidates import Candidate, Entry
 from onnx_repfuse.plan.price import Price
 from onnx_repfuse.plan.sources import common_view
@@ -58,7 +58,7 @@ def restoring(
 def _read_for_shape(scope: Scope, name: str, node: gs.Node) -> bool:
     """Whether all readers but one ask for its shape, on behalf of `node`."""
     readers = scope.readers.get(name, [])
-    shapes = [reader for reader in readers if reader.op == "Shape"]
+    shapes = [reader for reader in readers if is_shape(reader)]
     if name in scope.outputs or name in scope.captured or len(readers) != len(shapes) + 1:
         return False
     told = [reader.outputs[0].name for reader in shapes]

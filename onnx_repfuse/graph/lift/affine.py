@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.kernels import Array
 from onnx_repfuse.graph.constants import SMALL
-from onnx_repfuse.graph.frames import Frame
+from onnx_repfuse.graph.frames import FLOATS, Frame
 from onnx_repfuse.graph.lift.lifted import Context, Declined, Lifted, added, diagonal, vector_of
 from onnx_repfuse.reasons import Reason
 from onnx_repfuse.report.record import Kind
@@ -88,7 +88,7 @@ def lift_arithmetic(context: Context, node: gs.Node) -> Lifted | Declined | None
         return None
     const = left if left is not None else right
     name = node.inputs[0 if left is None else 1].name
-    if const is None or (node.op == "Div" and left is not None):
+    if const is None or const.data_type not in FLOATS or (node.op == "Div" and left is not None):
         return None
     found = per_channel(context, name, node.outputs[0].name, const.shape)
     if not isinstance(found, Frame):

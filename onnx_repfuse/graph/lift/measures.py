@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.constants import SMALL
 from onnx_repfuse.graph.lift.lifted import Context, Declined
 from onnx_repfuse.graph.lift.space import read_pads
-from onnx_repfuse.graph.scope import ONNX_DOMAINS
+from onnx_repfuse.graph.scope import ONNX_DOMAINS, is_shape
 
 __all__ = ["Ints", "entries", "extent", "ints", "sizes"]
 
@@ -109,7 +109,7 @@ def sizes(context: Context, name: str, rank: int, depth: int = 0) -> Ints:
 def _shape_of(context: Context, name: str, depth: int) -> Ints | None:
     """A shape given as a tensor, the Shape of another one among them."""
     node = context.scope.producer.get(name)
-    if node is not None and node.op == "Shape" and not node.attrs.get("start") and "end" not in node.attrs:
+    if node is not None and is_shape(node) and not node.attrs.get("start") and "end" not in node.attrs:
         rank = context.rank(node.inputs[0].name)
         return None if rank is None else sizes(context, node.inputs[0].name, rank, depth + 1)
     return entries(context, name)

@@ -7,12 +7,28 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.form import Term
 from onnx_repfuse.algebra.kernels import Vector
+from onnx_repfuse.graph.constants import Const
 from onnx_repfuse.graph.frames import FLOATS
 from onnx_repfuse.graph.lift.lifted import Context, Lifted, Operand
 from onnx_repfuse.graph.views import View, after, restored
 from onnx_repfuse.report.record import Kind
 
 __all__ = ["lift_view"]
+
+
+def _listed(target: Const, entry: int, channel: int) -> tuple[int | None, Const | None]:
+    """`entry` and `target` of a Reshape's `View`, whose zeros copy dims of the same position in the input.
+
+    Args:
+        target: the list of sizes.
+        entry: the position of the channels in it.
+        channel: their axis in the input.
+    """
+    sizes = [int(size) for size in target.read().ravel()]
+    copies = {place for place, size in enumerate(sizes) if size == 0}
+    if entry != channel and not copies.isdisjoint((entry, channel)):
+        return entry, None  # right for this number of channels alone
+    return (None if sizes[entry] <= 0 else entry), target
 
 
 def lift_view(context: Context, node: gs.Node) -> Lifted | None:
@@ -30,8 +46,9 @@ def lift_view(context: Context, node: gs.Node) -> Lifted | None:
     if node.op == "Reshape" or (node.op == "Resize" and len(node.inputs) == 4 and node.inputs[3].name):
         entry = layout[0] % len(shape)
         target = scope.const(node.inputs[-1].name) if len(node.inputs) > 1 else None
-        if target is not None and int(target.read().ravel()[entry]) <= 0:
-            entry = None  # inferred or copied
+        if target is not None and node.op == "Reshape":
+            channel = frame.layout[0] % len(scope.shape(name) or shape)
+            entry, target = _listed(target, entry, channel)
     view = View(
         node,
         name,
