@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
+from onnx_repfuse.errors import UsageError
 from onnx_repfuse.report.record import Kind
 
 __all__ = ["Options"]
@@ -28,6 +30,9 @@ class Options:
         external: True writes weights as external data; None does so where the input did or the size demands it.
         precision_study: (command line) compare both models with a float64 evaluation as well.
 
+    Raises:
+        UsageError: one of them cannot be meant.
+
     >>> Options(skip=frozenset({Kind.POOL})).allows(Kind.POOL)
     False
     """
@@ -44,6 +49,18 @@ class Options:
     input_data: tuple[tuple[str | None, Path], ...] = ()
     external: bool | None = None
     precision_study: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for what could only be a slip: a text is a sequence of letters, and * is one."""
+        for name in ("skip", "only", "keep"):
+            if isinstance(getattr(self, name), str):
+                raise UsageError(f"Options.{name} takes a collection, not the text '{getattr(self, name)}'")
+        if self.cost not in ("ort-cpu", "macs"):
+            raise UsageError(f"Options.cost is 'ort-cpu' or 'macs', not '{self.cost}'")
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            if value is not None and not (isfinite(value) and value >= 0):
+                raise UsageError(f"Options.{name} must be a number >= 0, not {value}")
 
     def allows(self, kind: Kind) -> bool:
         """Whether folds of this kind are wanted."""

@@ -14,6 +14,7 @@ import pytest
 
 import onnx_repfuse
 from onnx_repfuse import InputError, OutputError, RepfuseError, VerificationError, fuse, plan, verify
+from onnx_repfuse.errors import UsageError
 
 MODELS = Path(__file__).parent.parent / "models"
 ACNET = MODELS / "acnet.train.onnx"
@@ -53,6 +54,22 @@ def test_accepts_paths_protos_and_graphs_and_changes_none(given):
 def test_refuses_anything_else(work):
     with pytest.raises(InputError, match="not int"):
         work(3)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"keep": "/head/*"},
+        {"skip": "pool"},
+        {"only": "pool"},
+        {"cost": "foo"},
+        {"rtol": -1.0},
+        {"atol": np.nan},
+    ],
+)
+def test_options_that_cannot_be_meant(words):
+    with pytest.raises(UsageError, match=next(iter(words))):
+        onnx_repfuse.Options(**words)
 
 
 def test_writes_where_it_is_told(tmp_path):
