@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from onnx import GraphProto, TensorProto, helper
 
 from onnx_repfuse.errors import Inexact
@@ -162,3 +163,12 @@ def test_a_scalar_that_cannot_be_held_is_no_scalar() -> None:
     }
     scope = Scope((), "", 17, GraphProto(), [], {}, {}, consts, set(), set(), set())
     assert [scope.scalar(name) for name in ("bad", "good", "long", "none")] == [None, 2.5, None, None]
+
+
+@pytest.mark.parametrize("out", [3, 4])
+def test_readers_that_have_their_channels_elsewhere_do_not_look_through(out: int) -> None:
+    """A product along the last axis, read by two operators along the second: seed 916."""
+    net = Net(4)
+    product = net.op("Add", net.op("MatMul", "x", net.random(4, out)), net.random(out))
+    first, second = net.bn(product, 4), net.op("ConvTranspose", product, net.random(4, 2, 3, 3))
+    check(net.model(first, second), None)

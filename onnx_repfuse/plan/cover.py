@@ -164,7 +164,7 @@ class Cover:
         itself = identity(operand.name, operand.channels, operand.layout)
         entry = self.entries.get(operand.name)
         exposed = self.exposed.get(operand.name)
-        if exposed is not None:
+        if exposed is not None and (exposed.layout, exposed.channels) == (operand.layout, operand.channels):
             return [(exposed, free(exposed), Price())]  # whoever still reads it ends the joint step
         if entry is None or not self.regions.is_private(operand.name):
             return [(itself, None, Price())]
