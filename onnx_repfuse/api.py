@@ -157,9 +157,11 @@ def verify(
     """
     from onnx_repfuse.verify.outputs import verify_outputs
 
-    for model in (original, fused):
-        document_of(model).close()
-    return verify_outputs(_plain(original), _plain(fused), feeds=feeds, rtol=rtol, atol=atol)
+    first, second = _plain(original), _plain(fused)
+    for model in (first, second):
+        if isinstance(model, Path):
+            Document.open(model).close()  # one that cannot be read is no other model
+    return verify_outputs(first, second, feeds=feeds, rtol=rtol, atol=atol)
 
 
 def _plain(model: Model) -> onnx.ModelProto | Path:

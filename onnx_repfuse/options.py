@@ -60,7 +60,7 @@ class Options:
         for name in ("rtol", "atol"):
             value = getattr(self, name)
             if value is not None and not (isfinite(value) and value >= 0):
-                raise UsageError(f"Options.{name} must be a number >= 0, not {value}")
+                raise UsageError(f"{name} must be a number >= 0, not {value}")
 
     def allows(self, kind: Kind) -> bool:
         """Whether folds of this kind are wanted."""

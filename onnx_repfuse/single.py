@@ -105,7 +105,7 @@ def _compare(task: Task, progress: Progress | None) -> Outcome:
     options = task.options
     first, second = Path(task.model), Path(task.output)
     for model in (first, second):
-        _readable(model)  # one that cannot be read is no other model
+        _readable(model)
     if progress is not None:
         progress("comparing", 0, 0)
     found = compare(
@@ -119,6 +119,7 @@ def _compare(task: Task, progress: Progress | None) -> Outcome:
 
 
 def _readable(model: Path) -> None:
+    """Raise InputError, with the file's name, for one that is not."""
     from onnx_repfuse.api import document_of
 
     try:

@@ -140,3 +140,11 @@ def test_what_was_collected_meanwhile_is_not_collected_again(monkeypatch):
     whole()
     plan(ACNET)
     assert len(collections) == 1
+
+
+def test_a_library_user_learns_what_cannot_be_read(tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    for bad in (tmp_path / "bad.onnx", tmp_path / "none.onnx"):
+        for pair in ((ACNET, bad), (bad, ACNET)):
+            with pytest.raises(InputError):
+                verify(*pair)

@@ -10,6 +10,8 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_repfuse import Options, fuse
+from onnx_repfuse.errors import Inexact
+from onnx_repfuse.graph.constants import Const, fold_constant
 from tests.build import run
 
 RNG = np.random.default_rng(0)
@@ -116,6 +118,14 @@ def test_activations_without_channels(dims: str, three: Any, gate: str) -> None:
 def test_constants_that_are_not_evaluated(made: str, weights: dict[str, Any]) -> None:
     text = f"(float[n,4] x) => (float[n,4] y) {{ {made}  u = Mul(x, k)  y = Add(u, k) }}"
     same(text, weights, {"x": random(2, 4)})
+
+
+def test_a_value_of_another_shape_than_inferred_is_not_taken() -> None:
+    whole = Const((4, 4), onnx.TensorProto.FLOAT, lambda: random(4, 4))
+    found = fold_constant("Transpose", {}, [whole], (2, 8), onnx.TensorProto.FLOAT)
+    assert found is not None
+    with pytest.raises(Inexact):
+        found.read()
 
 
 def test_a_long_range() -> None:

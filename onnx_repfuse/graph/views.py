@@ -176,7 +176,7 @@ def _keeps_channels(scope: Scope, node: gs.Node) -> bool:
         place = 1 if len(node.inputs) == 2 else 2
         const = scope.const(node.inputs[place].name) if len(node.inputs) > place else None
         scales = [] if const is None else const.read().ravel()
-    return len(scales) == 0 or float(scales[1]) == 1.0  # none where it is told sizes
+    return all(float(scale) == 1.0 for scale in scales[1:2])  # none where it is told sizes
 
 
 def _scales(node: gs.Node) -> bool:
