@@ -103,3 +103,11 @@ def test_a_kind_is_skipped_done_alone_and_kept_node_by_node(kind: Kind) -> None:
     everything = fuse(model, options=Options(keep=("*",)))
     assert everything.model.SerializeToString() == original
     assert fuse(model, options=Options(keep=("nothing*",))).report.folds
+
+
+def test_what_a_joint_step_absorbs_counts() -> None:
+    net = Net(4)
+    padded = net.op("Pad", "x", net.const(np.array([0, 0, 1, 1, 0, 0, 1, 1])))
+    model = net.model(*(net.conv(padded, 4, 4, 3, pad=0) for _ in range(2)))
+    assert [fold.kind for fold in fuse(model).report.folds] == [Kind.PAD] * 2
+    assert not fuse(model, options=Options(skip=frozenset((Kind.PAD,)))).report.folds

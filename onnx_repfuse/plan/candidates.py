@@ -16,7 +16,7 @@ from onnx_repfuse.plan.lowering import Written
 from onnx_repfuse.plan.price import Price
 from onnx_repfuse.report.record import Kind
 
-__all__ = ["Candidate", "Entry", "Option", "Tile", "chief", "combinations", "free", "prune"]
+__all__ = ["Candidate", "Entry", "Option", "Tile", "chief", "combinations", "prune"]
 
 KEEP = 4  # candidates of a tensor
 PRODUCT = 25  # combinations of an operator, if their sums have at most
@@ -99,11 +99,6 @@ class Tile:
     groups: tuple[Lifted, ...]
     roles: frozenset[Kind]
     macs: dict[int, int]
-
-
-def free(form: Form) -> Candidate:
-    """A form that stands in the place of a tensor, whatever it reads."""
-    return Candidate(form, Price(), frozenset(), 0, False, False)
 
 
 def combinations(options: list[list[Option]]) -> Iterable[tuple[Option, ...]]:

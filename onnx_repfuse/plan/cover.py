@@ -26,7 +26,7 @@ from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import Context, Lifted, Operand
 from onnx_repfuse.plan.alike import Likeness, likeness, of_no_use
 from onnx_repfuse.plan.applying import Parts, applied, as_it_stands
-from onnx_repfuse.plan.candidates import Candidate, Entry, Option, combinations, free, prune
+from onnx_repfuse.plan.candidates import Candidate, Entry, Option, combinations, prune
 from onnx_repfuse.plan.commuting import restoring, under_view
 from onnx_repfuse.plan.cost import CostModel
 from onnx_repfuse.plan.lowering import Step, Surroundings, Written, estimate, lower, viewed_last
@@ -53,7 +53,7 @@ class Cover:
     thorough: bool = False  # try for all what was of no use to their likes
     entries: dict[str, Entry] = field(default_factory=dict)
     inexact: dict[str, list[tuple[Inexact, str]]] = field(default_factory=dict)
-    exposed: dict[str, Form] = field(default_factory=dict)
+    exposed: dict[str, Candidate] = field(default_factory=dict)
     shifted: dict[int, tuple[Form, Form | None]] = field(default_factory=dict)
     shared: Counter[str] = field(default_factory=Counter)
     useless: dict[Likeness, frozenset[int]] = field(default_factory=dict)  # combinations, by number
@@ -88,13 +88,13 @@ class Cover:
         for name in names:
             self.entries[name] = self._entry(self.lifts[name])
 
-    def look_through(self, name: str, form: Form | None) -> None:
+    def look_through(self, name: str, candidate: Candidate | None) -> None:
         """Let every reader of a tensor see this form in its place; None: no longer."""
         gone = self.exposed.pop(name, None)
-        if form is not None:
-            self.exposed[name] = form
-        self.shared.subtract(map(str, gone.sources if gone else ()))
-        self.shared.update(map(str, form.sources if form else ()))
+        if candidate is not None:
+            self.exposed[name] = candidate
+        self.shared.subtract(map(str, gone.form.sources if gone else ()))
+        self.shared.update(map(str, candidate.form.sources if candidate else ()))
 
     @cached_property
     def _around(self) -> Surroundings:
@@ -164,16 +164,12 @@ class Cover:
         itself = identity(operand.name, operand.channels, operand.layout)
         entry = self.entries.get(operand.name)
         exposed = self.exposed.get(operand.name)
-        if exposed is not None and (exposed.layout, exposed.channels) == (operand.layout, operand.channels):
-            return [(exposed, free(exposed), Price())]  # whoever still reads it ends the joint step
+        if exposed is not None and _fits(exposed.form, operand):
+            return [(exposed.form, exposed, Price())]  # whoever still reads it ends the joint step
         if entry is None or not self.regions.is_private(operand.name):
             return [(itself, None, Price())]
-        result: list[Option] = [(itself, None, entry.best)]
-        for candidate in entry.candidates:
-            form = candidate.form
-            if form.layout == operand.layout and form.channels == operand.channels:
-                result.append((form, candidate, candidate.setup))
-        return result
+        fitting = [(c.form, c, c.setup) for c in entry.candidates if _fits(c.form, operand)]
+        return [(itself, None, entry.best), *fitting]
 
     def _entry(self, lifted: Lifted) -> Entry:
         pads = lifted.border is None and any(term.kernel.geometry.reads_padding for term in lifted.terms)
@@ -311,6 +307,11 @@ class Cover:
             name in self.entries and self.regions.is_private(name) for name in map(str, form.sources)
         )
         return Candidate(form, setup, roles, nodes, leaves, convolution or below)
+
+
+def _fits(form: Form, operand: Operand) -> bool:
+    """The operand is read in the layout the form is in."""
+    return form.layout == operand.layout and form.channels == operand.channels
 
 
 def _is_plain(lifted: Lifted) -> bool:

@@ -82,7 +82,7 @@ def _try(cover: Cover, name: str, touched: list[str], regions: dict[str, list[st
     for candidate in entry.candidates[:TRIES]:
         if sum(term.kernel.size for term in candidate.form.terms) > SHARED:
             continue
-        cover.look_through(name, candidate.form)
+        cover.look_through(name, candidate)
         cover.solve(n for n in names)
         after = reduce(Price.plus, (cover.entries[root].best for root in touched), candidate.setup)
         if after.improves(before, limit) and not _still_read(cover, name, touched):
