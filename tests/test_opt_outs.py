@@ -111,3 +111,14 @@ def test_what_a_joint_step_absorbs_counts() -> None:
     model = net.model(*(net.conv(padded, 4, 4, 3, pad=0) for _ in range(2)))
     assert [fold.kind for fold in fuse(model).report.folds] == [Kind.PAD] * 2
     assert not fuse(model, options=Options(skip=frozenset((Kind.PAD,)))).report.folds
+
+
+def test_what_is_put_in_counts() -> None:
+    net = Net(4)
+    link = "x"
+    for _ in range(3):
+        link = net.add(net.conv(link, 4, 4, 1), link)
+    model = net.model(link)
+    assert [fold.kind for fold in fuse(model).report.folds] == [Kind.SEQUENCE]
+    apart = fuse(model, options=Options(skip=frozenset((Kind.SEQUENCE,))))
+    assert [fold.kind for fold in apart.report.folds] == [Kind.BRANCHES] * 3

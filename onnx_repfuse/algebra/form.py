@@ -3,9 +3,9 @@
     t = bias + sum_i  place_i( kernel_i( source_i[channels lo_in ..] ) )          place: at channels lo_out ..
 
 Slicing channels and concatenating tensors are such sums too, with kernels that are the identity: that is why
-terms carry the range of channels they read and the range they write. Forms are closed under `apply`, the
-substitution of forms for the operands of an operator; it raises Inexact where a law of the algebra says no.
-The bias stands once, whatever the number of terms.
+terms carry the range of channels they read and the range they write. Forms are closed under substitution for the
+operands of an operator: `substitute` says what one of its terms becomes, `gather` adds these up; both raise Inexact
+where a law of the algebra says no. The bias stands once, whatever the number of terms.
 
 Nothing here is changed once made. The classes are not declared frozen because a plan makes hundreds of thousands of
 their objects, and a frozen one takes several times as long to make.
@@ -40,7 +40,6 @@ __all__ = [
     "Shifted",
     "Term",
     "add_kernels",
-    "apply",
     "compose_kernels",
     "fits",
     "gather",
@@ -142,32 +141,6 @@ def relaid(form: Form, layout: tuple[int, int], rename: Callable[[Hashable], Has
 
 
 Part = tuple[Sequence[Term], Bias]
-
-
-def apply(
-    channels: int,
-    layout: tuple[int, int],
-    terms: Sequence[Term],
-    bias: Bias,
-    operands: Sequence[Form],
-    *,
-    border: Bias | None = None,
-    size_of: Callable[[Hashable], tuple[int, ...] | None] = lambda source: None,
-) -> Form:
-    """Substitute forms into an operator: term `i` reads `operands[i]` in place of its source.
-
-    Args:
-        channels, layout, terms, bias: the operator; its output is `bias + sum(terms)`.
-        operands: what each term reads, as a form of earlier tensors.
-        border: see `substitute`.
-        size_of: see `gather`.
-
-    Raises:
-        Inexact: when no form equals it for every input.
-    """
-    pairs = zip(terms, operands, strict=True)
-    parts = [substitute(outer, operand, channels, border) for outer, operand in pairs]
-    return gather(channels, layout, bias, parts, size_of)
 
 
 def substitute(outer: Term, operand: Form, channels: int, border: Bias | None = None) -> Part:

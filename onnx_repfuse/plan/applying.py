@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.form import Form, Part, Term, fits, gather, substitute
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import Lifted
 
-__all__ = ["Parts", "applied", "as_it_stands"]
+__all__ = ["Parts", "applied", "as_it_stands", "put_in"]
 
 Parts = dict[tuple[int, int], Part | Inexact]  # by the number of a term and the id of the form it reads
 
@@ -58,6 +59,33 @@ def as_it_stands(lifted: Lifted) -> Form | None:
     return Form(lifted.channels, lifted.layout, tuple(terms), lifted.bias) if fits(terms) else None
 
 
+def put_in(
+    outer: Form,
+    name: str,
+    inner: Form,
+    size_of: Callable[[Hashable, int], tuple[int, ...] | None] = lambda source, rank: None,
+) -> Form | None:
+    """`outer` with a form in the place of one of its sources; None if no form equals that, or it reads no tensors.
+
+    Args:
+        outer: what reads it.
+        name: the source.
+        inner: what it is.
+        size_of: positions per axis of a source of that rank, where proved.
+    """
+    if outer.layout != inner.layout or not outer.reads_tensors:
+        return None
+    none, rank = Bias.zeros(outer.channels), outer.layout[1]
+    try:
+        parts = [
+            substitute(term, inner, outer.channels) if term.source == name else ((term,), none)
+            for term in outer.terms
+        ]
+        return gather(outer.channels, outer.layout, outer.bias, parts, lambda source: size_of(source, rank))
+    except Inexact:
+        return None
+
+
 def _part(lifted: Lifted, number: int, forms: list[Form], parts: Parts) -> Part:
     """What one term of an operator becomes. Raises Inexact."""
     term = lifted.terms[number]
@@ -77,7 +105,7 @@ def _part(lifted: Lifted, number: int, forms: list[Form], parts: Parts) -> Part:
 
 
 def _never_meet(lifted: Lifted, operands: list[Form]) -> bool:
-    """No source is shared, so that no shapes will be proved equal, and `apply` would find no other fault."""
+    """No source is shared, so that no shapes will be proved equal, and `gather` would find no other fault."""
     seen: set[Hashable] = set()
     for form in operands:
         if form.layout != lifted.layout or not seen.isdisjoint(form.sources):

@@ -16,7 +16,7 @@ from onnx_repfuse.plan.lowering import Written
 from onnx_repfuse.plan.price import Price
 from onnx_repfuse.report.record import Kind
 
-__all__ = ["Candidate", "Entry", "Option", "Tile", "chief", "combinations", "prune"]
+__all__ = ["Candidate", "Entry", "Option", "Tile", "chief", "combinations", "prune", "stacked"]
 
 KEEP = 4  # candidates of a tensor
 PRODUCT = 25  # combinations of an operator, if their sums have at most
@@ -99,6 +99,18 @@ class Tile:
     groups: tuple[Lifted, ...]
     roles: frozenset[Kind]
     macs: dict[int, int]
+
+
+def stacked(above: Candidate, below: Candidate, form: Form, setup: Price) -> Candidate:
+    """What `above` becomes with `below` put in: a form, and what is paid for its private sources."""
+    return Candidate(
+        form,
+        setup,
+        above.roles | below.roles,
+        above.nodes + below.nodes,
+        below.leaves,
+        above.convolutions or below.convolutions,
+    )
 
 
 def combinations(options: list[list[Option]]) -> Iterable[tuple[Option, ...]]:

@@ -7,12 +7,10 @@ from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.algebra.form import Form, apply
-from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import Lifted
 from onnx_repfuse.graph.scope import Scope, is_shape
-from onnx_repfuse.plan.candidates import Candidate, Entry
-from onnx_repfuse.plan.price import Price
+from onnx_repfuse.plan.applying import put_in
+from onnx_repfuse.plan.candidates import Candidate, Entry, stacked
 from onnx_repfuse.plan.sources import common_view
 from onnx_repfuse.report.record import Kind
 
@@ -34,10 +32,10 @@ def under_view(
     if len(inner.sources) > 1 or not isinstance(source, str) or entry is None or not is_free(source):
         return
     for below in entry.candidates:
-        form = _substituted(inner, below.form)
+        form = put_in(inner, source, below.form)
         if form is not None:
             setup = candidate.setup.minus(entry.best).plus(below.setup)
-            yield replace(_stacked_on(candidate, below, form), setup=setup, view=view)
+            yield replace(stacked(candidate, below, form, setup), view=view)
 
 
 def restoring(
@@ -49,10 +47,10 @@ def restoring(
     if entry is None or candidate.form.sources != (like,) or not _read_for_shape(scope, like, lifted.node):
         return
     for below in entry.candidates:
-        form = _substituted(candidate.form, below.form)
+        form = put_in(candidate.form, like, below.form)
         if form is not None:
             setup = candidate.setup.plus(below.setup).minus(entry.best)
-            yield replace(_stacked_on(candidate, below, form), setup=setup, swallowed=like)
+            yield replace(stacked(candidate, below, form, setup), swallowed=like)
 
 
 def _read_for_shape(scope: Scope, name: str, node: gs.Node) -> bool:
@@ -63,24 +61,3 @@ def _read_for_shape(scope: Scope, name: str, node: gs.Node) -> bool:
         return False
     told = [reader.outputs[0].name for reader in shapes]
     return all(scope.is_private(shape) and scope.readers[shape][0] is node for shape in told)
-
-
-def _substituted(outer: Form, inner: Form) -> Form | None:
-    """`inner` put in for the only source of `outer`."""
-    if outer.layout != inner.layout:
-        return None
-    try:
-        return apply(outer.channels, outer.layout, outer.terms, outer.bias, [inner] * len(outer.terms))
-    except Inexact:
-        return None
-
-
-def _stacked_on(candidate: Candidate, below: Candidate, form: Form) -> Candidate:
-    return Candidate(
-        form,
-        Price(),
-        candidate.roles | below.roles,
-        candidate.nodes + below.nodes,
-        below.leaves,
-        candidate.convolutions or below.convolutions,
-    )

@@ -2,18 +2,24 @@
 
 A BatchNormalization read by two 1x1 Convs, a Pad shared by two Convs, `t + bn(t)`: folding it into one reader alone
 saves nothing, because it is still computed for the other. So it is tried as one step: let every reader look through
-it, cover their regions again, and keep the result if the whole got cheaper. Regions larger than `REGION` nodes and
-tensors with more than `READERS` readers are left alone, which keeps the search linear. So are forms of more than
-`SHARED` nested kernels, until what is inside them is written: in `x + f(x)`, where x is such a sum itself, each link
-would double what is evaluated.
+it, cover their regions again, and keep the result if the whole got cheaper. Where each region is one form of tensors
+that exist anyway, as in `x + f(x)`, it suffices to put what the tensor is into that form. Regions larger than `REGION`
+nodes and tensors with more than `READERS` readers are left alone, which keeps the search linear. So are forms of more
+than `SHARED` nested kernels, until what is inside them is written: if several readers take in a form, and one of these
+is the next to be taken in, each link would double what is evaluated.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import reduce
 
+from onnx_repfuse.algebra.kernels import Vector
+from onnx_repfuse.plan.applying import put_in
+from onnx_repfuse.plan.candidates import Candidate, Entry, stacked
 from onnx_repfuse.plan.cover import Cover
 from onnx_repfuse.plan.price import Price
+from onnx_repfuse.report.record import Kind
 
 __all__ = ["expose"]
 
@@ -83,12 +89,47 @@ def _try(cover: Cover, name: str, touched: list[str], regions: dict[str, list[st
         if sum(term.kernel.size for term in candidate.form.terms) > SHARED:
             continue
         cover.look_through(name, candidate)
-        cover.solve(n for n in names)
-        after = reduce(Price.plus, (cover.entries[root].best for root in touched), candidate.setup)
-        if after.improves(before, limit) and not _still_read(cover, name, touched):
-            return
-        cover.entries.update(saved)
+        for solve in (_put_in, _cover_again):
+            found = solve(cover, name, touched, names)
+            after = reduce(Price.plus, (cover.entries[root].best for root in touched), candidate.setup)
+            if found and after.improves(before, limit) and not _still_read(cover, name, touched):
+                return
+            cover.entries.update(saved)
         cover.look_through(name, None)
+
+
+def _put_in(cover: Cover, name: str, touched: list[str], names: list[str]) -> bool:
+    """Put what `name` is in its place, if all regions are computed straight from what exists anyway."""
+    inner = cover.exposed[name]
+    for root in touched:
+        entry = cover.entries[root]
+        outer = entry.choice
+        if outer is None or not outer.leaves or outer.view is not None or outer.swallowed:
+            return False
+        form = put_in(outer.form, name, inner.form, cover.measures.size)
+        if form is None:
+            return False
+        candidate = stacked(outer, inner, form, outer.setup)
+        if inner.convolutions and _convolves(outer, name):
+            candidate = replace(candidate, roles=candidate.roles | {Kind.SEQUENCE})
+        price = cover.price(cover.lifts[root], candidate)
+        if price is None or not cover.allowed(candidate.roles):
+            return False
+        original = entry.original.plus(cover.entries[name].original)
+        cover.entries[root] = Entry(price, original, entry.own, candidate, [candidate])
+    return True
+
+
+def _convolves(candidate: Candidate, name: str) -> bool:
+    """Whether it reads a tensor by a convolution, not only channel by channel."""
+    read = (term.kernel for term in candidate.form.terms if term.source == name)
+    return candidate.convolutions and not all(isinstance(kernel, Vector) for kernel in read)
+
+
+def _cover_again(cover: Cover, name: str, touched: list[str], names: list[str]) -> bool:
+    """Cover the regions anew: in every other case."""
+    cover.solve(names)
+    return True
 
 
 def _still_read(cover: Cover, name: str, touched: list[str]) -> bool:
