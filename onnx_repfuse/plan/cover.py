@@ -318,8 +318,11 @@ def _is_plain(lifted: Lifted) -> bool:
     """Written as it stands it would be the node itself again, at the same price."""
     if lifted.view is not None or lifted.also or lifted.border is not None:
         return False
-    if lifted.node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-        return not isinstance(lifted.terms[0].kernel, Vector)
-    if lifted.node.op not in ("Add", "Sum", "Concat") or not lifted.bias.is_zero:
+    op, kernel = lifted.node.op, lifted.terms[0].kernel
+    if op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return not isinstance(kernel, Vector)
+    if op == "BatchNormalization":
+        return not lifted.bias.is_zero and not (isinstance(kernel, Vector) and kernel.is_one)
+    if op not in ("Add", "Sum", "Concat") or not lifted.bias.is_zero:
         return False
     return len(lifted.terms) == len(lifted.operands) == len({o.name for o in lifted.operands}) > 1
