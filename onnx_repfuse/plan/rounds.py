@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from operator import is_
+from typing import TypeVar
 
 import onnx_graphsurgeon as gs
 
@@ -29,6 +30,7 @@ from onnx_repfuse.report.record import Kind
 
 __all__ = ["cover_scope", "plan_scope"]
 
+T = TypeVar("T")
 ROUNDS = 64  # an alarm, not a limit: integer costs fall in every round
 
 
@@ -123,17 +125,22 @@ def _round(
 
 def _changed(scope: Scope, previous: Round) -> set[str]:
     """The tensors that others make or read than before."""
-
     if scope.producer is previous.producer:
         return set()
-    names = {*scope.producer, *scope.readers, *previous.producer, *previous.readers}
+    return _differing(scope.producer, previous.producer, is_) | _differing(
+        scope.readers, previous.readers, _are_same
+    )
 
-    def stands(name: str) -> bool:
-        now, then = scope.readers.get(name, ()), previous.readers.get(name, ())
-        made_alike = scope.producer.get(name) is previous.producer.get(name)
-        return made_alike and len(now) == len(then) and all(map(is_, now, then))
 
-    return {name for name in names if not stands(name)}
+def _differing(now: dict[str, T], then: dict[str, T], alike: Callable[[T, T], bool]) -> set[str]:
+    """The keys that only one of both has, or whose values are not alike."""
+    changed = now.keys() ^ then.keys()
+    return changed | {name for name in now.keys() & then.keys() if not alike(now[name], then[name])}
+
+
+def _are_same(some: list[gs.Node], others: list[gs.Node]) -> bool:
+    """Whether two lists hold the very same nodes."""
+    return len(some) == len(others) and all(map(is_, some, others))
 
 
 def _write_activations(
@@ -153,4 +160,6 @@ def _write_activations(
 
 def _kept(options: Options) -> Callable[[gs.Node], bool]:
     patterns = options.keep
+    if not patterns:
+        return lambda node: False
     return lambda node: any(fnmatchcase(node_name(node), pattern) for pattern in patterns)
