@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Iterable
 from math import prod
 
-import onnx
-
 from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope
 from onnx_repfuse.report.record import Counts
 
@@ -26,10 +24,8 @@ def count(scopes: Iterable[Scope], used: set[str] | None, nbytes: int) -> Counts
         if scope.key == ():
             found = _macs(scope)
             known, macs = found is not None, found or 0
-        if isinstance(scope.proto, onnx.GraphProto):
-            tensors = scope.proto.initializer
-            parameters += sum(prod(i.dims) for i in tensors if used is None or i.name in used)
-        parameters += sum(c.size for name, c in scope.created.items() if used is None or name in used)
+        weights = (*scope.initializers.items(), *scope.created.items())
+        parameters += sum(const.size for name, const in weights if used is None or name in used)
     return Counts(dict(sorted(ops.items())), parameters, nbytes, macs if known else None)
 
 

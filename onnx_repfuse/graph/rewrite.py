@@ -112,10 +112,8 @@ def difference(scope: Scope, used: set[str], kept_inputs: set[str]) -> Edit:
     for node in scope.nodes:
         if id(node) not in scope.original:
             edit.inserted.setdefault(scope.anchor[id(node)], []).append(export(node))
-    if isinstance(proto, onnx.GraphProto):
-        gone = {i.name for i in proto.initializer if i.name not in used} - kept_inputs
-        edit.removed_initializers = gone & scope.used_before
-        edit.removed_values |= edit.removed_initializers
+    edit.removed_initializers = (scope.initializers.keys() - used - kept_inputs) & scope.used_before
+    edit.removed_values |= edit.removed_initializers
     for name, const in scope.created.items():
         if name in used:
             edit.new_tensors.append(NewTensor(name, const.data_type, const.shape, const.read))

@@ -39,6 +39,7 @@ class Scope:
         types: tensor -> (data type, shape); a dim is None where it is not known for certain.
         assumed: tensor -> shape with a number for every dim: for costs only, never for exactness.
         constants: what is known to be constant, by tensor name, outer scopes included.
+        initializers: those of `constants` that are initializers of this scope.
         overridable: constants that a caller may override (also graph inputs, IR >= 4).
         outputs: the scope's outputs.
         captured: tensors that subgraphs of its nodes read.
@@ -55,6 +56,7 @@ class Scope:
     inputs: set[str]
     outputs: set[str]
     captured: set[str]
+    initializers: dict[str, Const] = field(default_factory=dict)
     overridable: set[str] = field(default_factory=set)
     taken: set[str] = field(default_factory=set)
     anchor: dict[int, int] = field(default_factory=dict)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
 from onnx_repfuse.graph.constants import Const, fold_constant, from_attributes
 from onnx_repfuse.graph.decoding import bare, decode
@@ -33,8 +31,6 @@ def read_scopes(document: Document, *, freeze_initializers: bool = False) -> lis
     opset = _opset(model.opset_import)
     scopes: list[Scope] = []
     overridable: set[str] = set()
-    if model.ir_version >= 4 and not freeze_initializers:
-        overridable = {i.name for i in model.graph.input} & {i.name for i in model.graph.initializer}
 
     def visit(
         graph: onnx.GraphProto,
@@ -46,8 +42,11 @@ def read_scopes(document: Document, *, freeze_initializers: bool = False) -> lis
     ) -> None:
         nested = [(i, node, *found) for i, node in enumerate(graph.node) for found in inner_graphs(node)]
         captured = {name for *_, inner in nested for name in outer_names(inner)}
-        inputs = overridable if outer is None else outer.overridable
-        nodes, types, assumed, constants = _read(document, graph, outer, version, inputs)
+        own = _initializers(document, graph)
+        inputs = {i.name for i in graph.input}
+        if not key and model.ir_version >= 4 and not freeze_initializers:
+            overridable.update(inputs & own.keys())
+        nodes, types, assumed, constants = _read(document, graph, own, outer, version, overridable)
         scope = Scope(
             key,
             label,
@@ -57,15 +56,16 @@ def read_scopes(document: Document, *, freeze_initializers: bool = False) -> lis
             types,
             assumed,
             constants,
-            {i.name for i in graph.input} - {i.name for i in graph.initializer},
+            inputs - own.keys(),
             {o.name for o in graph.output},
             captured,
-            overridable=inputs,
+            initializers=own,
+            overridable=overridable,
             taken=taken,
         )
         scopes.append(scope)
         taken.update(scope.producer, scope.readers, [node.name for node in scope.nodes])
-        taken.update(i.name for i in (*graph.input, *graph.output, *graph.initializer, *graph.value_info))
+        taken.update(inputs, own, (i.name for i in (*graph.output, *graph.value_info)))
         taken.update(i.values.name for i in graph.sparse_initializer)
         for position, node, tail, inner in nested:
             name = f"{node.op_type} '{node.name or position}' {' '.join(map(str, tail))}"
@@ -86,13 +86,23 @@ def _opset(imports: Iterable[onnx.OperatorSetIdProto]) -> int:
     return max((i.version for i in imports if i.domain in ONNX_DOMAINS), default=0)
 
 
+def _initializers(document: Document, graph: onnx.GraphProto) -> dict[str, Const]:
+    return {
+        tensor.name: Const(tuple(tensor.dims[:]), tensor.data_type, partial(document.array, tensor))
+        for tensor in graph.initializer
+    }
+
+
 def _read(
-    document: Document, graph: onnx.GraphProto, outer: Scope | None, opset: int, overridable: set[str]
+    document: Document,
+    graph: onnx.GraphProto,
+    own: dict[str, Const],
+    outer: Scope | None,
+    opset: int,
+    overridable: set[str],
 ) -> tuple[list[gs.Node], Types, Sizes, dict[str, Const]]:
-    """The nodes of a graph, types and assumed sizes of its tensors, and what is constant."""
-    constants = dict(outer.constants) if outer else {}
-    for tensor in graph.initializer:
-        constants[tensor.name] = Const(tuple(tensor.dims), tensor.data_type, _reader(document, tensor))
+    """The nodes of a graph with these initializers, types and assumed sizes of its tensors, and what is constant."""
+    constants = {**(outer.constants if outer else {}), **own}
     protos = bare(graph.node)
     nodes = decode(protos)
     for node, proto in zip(nodes, graph.node, strict=True):
@@ -114,10 +124,6 @@ def _read(
 
 def _unknown(types: Types) -> int:
     return sum(1 for _, shape in types.values() if shape is None or None in shape)
-
-
-def _reader(document: Document, tensor: onnx.TensorProto) -> Callable[[], NDArray[Any]]:
-    return lambda: document.array(tensor)
 
 
 def _fold(nodes: list[gs.Node], constants: dict[str, Const], types: Types, overridable: set[str]) -> bool:
