@@ -24,11 +24,11 @@ def bare(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
     """Copies without subgraphs, documentation and metadata."""
     scope = onnx.GraphProto()
     scope.node.extend(nodes)
-    copies = list(scope.node)
+    copies: list[onnx.NodeProto] = scope.node[:]
     for copy in copies:
         copy.ClearField("doc_string")
         copy.ClearField("metadata_props")
-        graphs = [number for number, attribute in enumerate(copy.attribute) if attribute.type in _GRAPHS]
+        graphs = [number for number, attribute in enumerate(copy.attribute[:]) if attribute.type in _GRAPHS]
         for number in reversed(graphs):
             del copy.attribute[number]
     return copies
@@ -57,7 +57,7 @@ def decode(nodes: Iterable[onnx.NodeProto]) -> list[gs.Node]:
             attributes = OnnxImporter.import_attributes(node.attribute, {}, {}, None, None)
         except UnicodeDecodeError:
             op, domain, attributes = "Opaque", "onnx_repfuse", {}
-        inputs, outputs = [tensor(name) for name in node.input], [tensor(name) for name in node.output]
+        inputs, outputs = [tensor(name) for name in node.input[:]], [tensor(name) for name in node.output[:]]
         result.append(_node(op, node.name, attributes, inputs, outputs, domain))
     return result
 

@@ -69,10 +69,10 @@ def infer(
         if data_type and name not in constants:
             scope.input.add(name=name, type=_type(data_type, shape))
     varying = len(scope.input)
-    read = dict.fromkeys(name for node in nodes for name in node.input)
+    read = dict.fromkeys(name for node in nodes for name in node.input[:])
     weights = {name: constants[name] for name in read if name in constants}
     made = {i.name for i in scope.input} | weights.keys()
-    scope.node.extend(node for node in nodes if not made.issuperset(node.output))
+    scope.node.extend(node for node in nodes if not made.issuperset(node.output[:]))
     scope.output.extend(onnx.ValueInfoProto(name=value.name) for value in graph.output)
     _add_weights(scope, weights, overridable)
     declared = {name: (const.data_type, const.shape) for name, const in weights.items()}
@@ -91,19 +91,18 @@ def _add_weights(scope: onnx.GraphProto, weights: dict[str, Const], overridable:
     """Declare the constants that nodes read: with their values where these may decide a shape, else one for all of a
     type and shape."""
     names = {value.name for value in (*scope.input, *scope.output)}
-    names.update(name for node in scope.node for name in (*node.input, *node.output))
-    telling = {
-        name
-        for node in scope.node
-        if node.op_type not in SHAPED_BY_SHAPES or node.domain not in ONNX_DOMAINS
-        for name in node.input
-        if name in weights and name not in overridable and _may_tell(weights[name])
-    }
+    reads = [(node, node.input[:]) for node in scope.node]
+    telling: set[str] = set()
+    for node, read in reads:
+        names.update(read, node.output[:])
+        if node.op_type not in SHAPED_BY_SHAPES or node.domain not in ONNX_DOMAINS:
+            constant = [name for name in read if name in weights and name not in overridable]
+            telling.update(name for name in constant if _may_tell(weights[name]))
     for name in sorted(telling):
         scope.initializer.append(onnx.numpy_helper.from_array(weights[name].read(), name))
     stand_ins: dict[tuple[int, Shape], str] = {}
-    for node in scope.node:
-        for place, name in enumerate(node.input):
+    for node, read in reads:
+        for place, name in enumerate(read):
             const = weights.get(name)
             if const is None or name in telling:
                 continue

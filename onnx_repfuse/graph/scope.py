@@ -145,7 +145,7 @@ def node_name(node: gs.Node) -> str:
 
 def inner_graphs(node: onnx.NodeProto) -> Iterator[tuple[tuple[str | int, ...], onnx.GraphProto]]:
     """The subgraphs of a node, with the tail of their scope key."""
-    for attr in node.attribute:
+    for attr in node.attribute[:]:
         if attr.type == onnx.AttributeProto.GRAPH:
             yield (attr.name,), attr.g
         elif attr.type == onnx.AttributeProto.GRAPHS:
