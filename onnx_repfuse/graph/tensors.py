@@ -174,7 +174,7 @@ def inline_array(tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
         return np.array(list(tensor.string_data), dtype=object).reshape(tuple(tensor.dims))
     dtype = numpy_dtype(tensor.data_type)
     if tensor.HasField("raw_data"):
-        return unpack(tensor.data_type, tensor.dims, tensor.raw_data)
+        return unpack(tensor.data_type, tensor.dims[:], tensor.raw_data)
     try:
         array = np.asarray(numpy_helper.to_array(tensor))
     except (TypeError, ValueError) as error:

@@ -6,6 +6,8 @@ nodes behind every new one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -93,18 +95,24 @@ def _take_over(scope: Scope, tile: Tile, owners: dict[int, Made]) -> gs.Node | N
 
 
 def _data_type(scope: Scope, context: Context, tile: Tile) -> int:
-    """That of the root or, where inference gave up (behind an If), of any tensor of the tile: they are all alike.
-
-    Parameters of a BatchNormalization come last, as they may be of another type than its data.
-    """
-    inputs = [t.name for n in tile.absorbed for t in n.inputs[: 1 if n.op == "BatchNormalization" else None]]
-    parameters = [t.name for n in tile.absorbed if n.op == "BatchNormalization" for t in n.inputs[1:]]
-    for name in (tile.root, *(t.name for n in tile.absorbed for t in n.outputs), *inputs, *parameters):
+    """That of the root or, where inference gave up (behind an If), of any tensor of the tile: they are all alike."""
+    for name in _typed(tile):
         frame = context.frame(name)
         found = scope.data_type(name) or (frame.data_type if frame else 0)
         if found in FLOATS:
             return found
     return onnx.TensorProto.FLOAT
+
+
+def _typed(tile: Tile) -> Iterator[str]:
+    """Parameters of a BatchNormalization come last, as they may be of another type than its data."""
+    yield tile.root
+    for node in tile.absorbed:
+        yield from (t.name for t in node.outputs)
+    for node in tile.absorbed:
+        yield from (t.name for t in node.inputs[: 1 if node.op == "BatchNormalization" else None])
+    for node in tile.absorbed:
+        yield from (t.name for t in node.inputs[1:] if node.op == "BatchNormalization")
 
 
 def _type(scope: Scope, cover: Cover, tile: Tile, nodes: list[gs.Node]) -> None:

@@ -64,7 +64,7 @@ def _lift(context: Context, node: gs.Node, output: int) -> Lifted | Declined | N
         return None
     if context.scope.const(node.outputs[output].name) is not None:
         return None
-    if any(isinstance(value, gs.Node.AttributeRef) for value in node.attrs.values()):
+    if gs.Node.AttributeRef in map(type, node.attrs.values()):
         return None
     if id(node) in context.protected:
         return Declined(Reason.IDIOM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -41,8 +42,7 @@ class Declined:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class Operand:
+class Operand(NamedTuple):
     """A tensor an operator reads: its name, channels and layout as the operator sees them."""
 
     name: str
