@@ -60,10 +60,9 @@ def _fold(planned: Planned, made: Made) -> Fold:
 
 
 def _ref(scope: Scope, node: gs.Node) -> NodeRef:
-    inputs = tuple(t.name for t in node.inputs if t.name and t.name not in scope.constants)
-    return NodeRef(
-        node_name(node), node.op, inputs, tuple(t.name for t in node.outputs if t.name), _label(scope, node)
-    )
+    inputs = [t.name for t in node.inputs if t.name and t.name not in scope.constants]
+    outputs = [t.name for t in node.outputs if t.name]
+    return NodeRef(node_name(node), node.op, tuple(inputs), tuple(outputs), _label(scope, node))
 
 
 def _label(scope: Scope, node: gs.Node) -> str:

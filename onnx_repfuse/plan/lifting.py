@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 
 import onnx_graphsurgeon as gs
 
@@ -37,8 +37,9 @@ def lift_all(
     for node in context.scope.nodes:
         if kept(node):
             continue
-        stands = previous is not None and _is_as_before(context, before, fresh, node)
-        moved = stands and any(t.name in changed for t in (*node.inputs, *node.outputs))
+        names = [t.name for t in (*node.inputs, *node.outputs)] if previous else []
+        stands = previous is not None and fresh.isdisjoint(names) and _same_idiom(context, before, node)
+        moved = stands and not changed.isdisjoint(names)
         for number, tensor in enumerate(node.outputs):
             if not context.scope.is_used(tensor.name):
                 continue
@@ -51,10 +52,9 @@ def lift_all(
     return result
 
 
-def _is_as_before(context: Context, before: Context, fresh: Set[str], node: gs.Node) -> bool:
-    """Whether none of its tensors has a `fresh` frame, and its part in an idiom is the same."""
-    idiom = (id(node) in context.protected) == (id(node) in before.protected)
-    return idiom and fresh.isdisjoint([t.name for t in (*node.inputs, *node.outputs)])
+def _same_idiom(context: Context, before: Context, node: gs.Node) -> bool:
+    """Whether its part in an idiom is the same."""
+    return (id(node) in context.protected) == (id(node) in before.protected)
 
 
 def _may_differ(node: gs.Node, found: Lifted | Declined | None, moved: bool) -> bool:

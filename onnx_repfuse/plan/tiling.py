@@ -13,17 +13,15 @@ __all__ = ["tiles"]
 def tiles(cover: Cover) -> list[Tile]:
     """The forms chosen that are needed, each with the nodes it replaces."""
     position = {id(node): i for i, node in enumerate(cover.context.scope.nodes)}
-    # whose operand it is, and the node that takes it: a Sum of thousands is not searched for each of them
-    read = {
-        (o.name, id(cover.lifts[name].node)) for name in cover.entries for o in cover.lifts[name].operands
-    }
+    # of a private tensor, only its reader's: a Sum of thousands is not searched for each of them
+    operands = {o.name for name in cover.entries for o in cover.lifts[name].operands}
     result: list[Tile] = []
     seen: set[str] = set()
     swallowed: set[str] = set()
     for name in cover.lifts:
         if name not in cover.entries or name in cover.exposed:
             continue  # an exposed tensor has no reader left
-        if cover.regions.is_private(name) and (name, id(cover.regions.reader(name))) in read:
+        if name in operands and cover.regions.is_private(name):
             continue  # whoever reads it decides
         pending = [name]
         while pending:
