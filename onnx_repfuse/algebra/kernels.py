@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import product
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.grouping import Array, columns_of, regroup
+from onnx_repfuse.algebra.lazily import cached_property
 
 __all__ = [
     "Array",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.grouping import Array, columns_of, place
 from onnx_repfuse.algebra.kernels import Kernel
+from onnx_repfuse.algebra.lazily import cached_property
 
 __all__ = ["Columns", "Relaid", "Rows", "Stacked"]
 

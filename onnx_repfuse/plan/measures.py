@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from functools import cached_property
 
+from onnx_repfuse.algebra.lazily import cached_property
 from onnx_repfuse.graph.lift import Context, Lifted
 from onnx_repfuse.graph.views import Layout
 from onnx_repfuse.plan.positions import UNKNOWN_POSITIONS, agreed_elements

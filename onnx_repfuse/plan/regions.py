@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import onnx_graphsurgeon as gs
 
+from onnx_repfuse.algebra.lazily import cached_property
 from onnx_repfuse.graph.lift import Lifted
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.plan.groups import only_readers
