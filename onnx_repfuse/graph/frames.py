@@ -102,13 +102,15 @@ def frames(scope: Scope, before: Mapping[str, Frame] | None = None) -> dict[str,
     known = dict(before or {})
     _forward(scope, known)
     wanted = dict(known)
-    for node in reversed(scope.nodes):
-        named = (*node.inputs, *node.outputs[:1])
-        if all(t.name in wanted or scope.const(t.name) is not None for t in named):
+    frameless = (scope.readers.keys() | scope.producer.keys()) - known.keys()
+    frameless -= scope.constants.keys() - scope.overridable
+    for node in reversed(scope.nodes) if frameless else ():
+        if frameless.isdisjoint([t.name for t in (*node.inputs, *node.outputs)]):
             continue  # nothing to learn
         for name, frame in _demands(scope, node, wanted):
-            if name not in wanted and scope.const(name) is None:
+            if name in frameless:
                 wanted[name] = frame
+                frameless.remove(name)
     if len(wanted) > len(known):
         known = wanted
         _forward(scope, known)
