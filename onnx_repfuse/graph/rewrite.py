@@ -36,7 +36,7 @@ def rename(scope: Scope, aliases: Mapping[str, str]) -> None:
             name = aliases[name]
         return name
 
-    for node in scope.nodes:
+    for node in scope.nodes if aliases else ():
         for tensor in node.inputs:
             if tensor.name in aliases:
                 tensor.name = target(tensor.name)
@@ -63,14 +63,8 @@ def drop_dead(scope: Scope, alive: set[int]) -> None:
 
 def needed_nodes(scope: Scope) -> set[int]:
     """ids of the nodes with an output that somebody reads."""
-    return {
-        id(node)
-        for node in scope.nodes
-        if any(
-            scope.readers.get(t.name) or t.name in scope.outputs or t.name in scope.captured
-            for t in node.outputs
-        )
-    }
+    used = used_names([scope])
+    return {id(node) for node in scope.nodes if not used.isdisjoint([t.name for t in node.outputs])}
 
 
 def export(node: gs.Node) -> onnx.NodeProto:
@@ -81,11 +75,10 @@ def export(node: gs.Node) -> onnx.NodeProto:
 
 def used_names(scopes: Iterable[Scope]) -> set[str]:
     """Every tensor some node reads or some scope puts out."""
-    return {
-        name
-        for scope in scopes
-        for name in (*(t.name for node in scope.nodes for t in node.inputs), *scope.outputs, *scope.captured)
-    }
+    names: set[str] = set()
+    for scope in scopes:
+        names.update(scope.readers, scope.outputs, scope.captured)
+    return names
 
 
 def difference(scope: Scope, used: set[str], kept_inputs: set[str]) -> Edit:
