@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from onnx_repfuse.algebra.kernels import (
     Total,
     Vector,
 )
+from onnx_repfuse.algebra.lazily import cached_property
 from onnx_repfuse.algebra.selections import Columns, Relaid, Rows
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.reasons import Reason
