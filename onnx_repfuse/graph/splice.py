@@ -113,8 +113,8 @@ class Splice:
             if wire != LENGTH:
                 rope.copy(self._source, tag, stop)
             elif number == _NODES[kind]:
-                if position == 0 and kind == "FunctionProto":
-                    self._constants(edit, rope)
+                if position == 0 and self._inline(kind, scope):
+                    self._constants(kind, edit, rope)
                 self._insert(number, edit.inserted.get(position, ()), rope)
                 if position not in edit.removed_nodes:
                     changed = {o.encode(): n.encode() for o, n in edit.rewired.get(position, {}).items()}
@@ -142,9 +142,9 @@ class Splice:
     def _late(self, kind: str, edit: Edit, nodes: int, scope: ScopeKey) -> dict[int, Rope]:
         """What follows the last field of a number: nodes at the end, new initializers, inputs in old IR."""
         ropes = {_NODES[kind]: Rope()}
-        if kind == "FunctionProto":
+        if self._inline(kind, scope):
             if nodes == 0:
-                self._constants(edit, ropes[_NODES[kind]])
+                self._constants(kind, edit, ropes[_NODES[kind]])
         elif edit.new_tensors:
             ropes[_INITIALIZER] = Rope()
             for new in edit.new_tensors:
@@ -163,19 +163,24 @@ class Splice:
             body = self._relocation.restored(node).SerializeToString(deterministic=True)
             rope.add(prefix(number, len(body)) + body)
 
-    def _constants(self, edit: Edit, rope: Rope) -> None:
-        """New tensors of a function: inline, as runtimes do not look for external data there."""
+    def _inline(self, kind: str, scope: ScopeKey) -> bool:
+        """Whether new tensors are Constant nodes: a function has no initializers, and before IR version 4 every
+        initializer is an input, too, which the graphs of an If cannot have."""
+        return kind == "FunctionProto" or (scope != () and self._document.model.ir_version < 4)
+
+    def _constants(self, kind: str, edit: Edit, rope: Rope) -> None:
+        """New tensors as nodes: inline, as runtimes do not look for external data there."""
         for new in edit.new_tensors:
             attribute = Rope()
             attribute.add(onnx.AttributeProto(name="value").SerializeToString(deterministic=True))
             attribute.message(NUMBER["AttributeProto.t"], self._tensor(new, None))
-            kind = onnx.AttributeProto(type=onnx.AttributeProto.TENSOR)
-            attribute.add(kind.SerializeToString(deterministic=True))
+            typed = onnx.AttributeProto(type=onnx.AttributeProto.TENSOR)
+            attribute.add(typed.SerializeToString(deterministic=True))
             node = Rope()
             head = onnx.NodeProto(output=[new.name], op_type="Constant")
             node.add(head.SerializeToString(deterministic=True))
             node.message(_ATTRIBUTE, attribute)
-            rope.message(_NODES["FunctionProto"], node)
+            rope.message(_NODES[kind], node)
 
     def _tensor(self, new: NewTensor, data: DataFile | None) -> Rope:
         rope = Rope()
