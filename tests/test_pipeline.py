@@ -177,6 +177,7 @@ def test_a_model_that_disagrees_with_itself_blames_no_fold(path, tmp_path, monke
 
 def test_folds_in_subgraphs_are_probed_and_not_tapped(tmp_path):
     net, inner = Net(4), Net(4, seed=1)
+    inner.count = 100  # names of their own
     branches = []
     for _ in range(2):
         y = inner.conv_bn("x", 4, 4, 3)

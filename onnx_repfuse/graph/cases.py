@@ -63,7 +63,7 @@ def _sides(
 def _read(scope: Scope, absorbed: Sequence[onnx.NodeProto], new: Sequence[onnx.NodeProto]) -> list[str]:
     made = {name for node in (*absorbed, *new) for name in node.output}
     read = dict.fromkeys(name for node in (*absorbed, *new) for name in node.input)
-    return [name for name in read if name and name not in made and name not in scope.constants]
+    return [name for name in read if name and name not in made and scope.const(name) is None]
 
 
 def _with_shapes(scope: Scope, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
@@ -112,7 +112,7 @@ def _model(
         else onnx.ValueInfoProto(name=root)
     )
     for name in dict.fromkeys(n for node in nodes for n in node.input):
-        const = scope.constants.get(name)
+        const = scope.const(name)
         if const is not None and name not in made:
             graph.initializer.append(_tensor(name, const))
     model = onnx.ModelProto(graph=graph, ir_version=max(ir_version, 4))

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import onnx
 
 from onnx_repfuse.graph.constants import Const
+from onnx_repfuse.graph.doubts import without_doubts
 from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope, Shape, outer_names
 
 __all__ = ["Sizes", "Types", "infer"]
@@ -58,7 +59,8 @@ def infer(
     whole.opset_import.extend(i for i in model.opset_import if i.domain not in ONNX_DOMAINS)
     scope = whole.graph
     scope.name = "scope"
-    initial = {i.name for i in graph.initializer}
+    constants = {name: const for name, const in constants.items() if name not in overridable}
+    initial = {i.name for i in graph.initializer} - overridable
     for value in graph.input:
         if value.name not in initial and value.type.HasField("tensor_type"):
             scope.input.add(name=value.name).type.CopyFrom(value.type)
@@ -74,12 +76,15 @@ def infer(
     made = {i.name for i in scope.input} | weights.keys()
     scope.node.extend(node for node in nodes if not made.issuperset(node.output[:]))
     scope.output.extend(onnx.ValueInfoProto(name=value.name) for value in graph.output)
-    _add_weights(scope, weights, overridable)
+    _add_weights(scope, weights)
     declared = {name: (const.data_type, const.shape) for name, const in weights.items()}
-    proved = {**_run(whole, varying), **declared}
-    sized = proved
+    sized = proved = {**_run(whole, varying), **declared}
+    certain = without_doubts(scope, proved, weights, opset)
     if _assume(scope.input[:varying], outer):
         sized = {**_run(whole, varying), **declared}
+    if certain is not None:
+        scope.CopyFrom(certain)
+        proved = {**_run(whole, varying), **declared}
     return proved, {
         name: shape  # type: ignore[misc]
         for name, (_, shape) in sized.items()
@@ -87,7 +92,7 @@ def infer(
     }
 
 
-def _add_weights(scope: onnx.GraphProto, weights: dict[str, Const], overridable: set[str]) -> None:
+def _add_weights(scope: onnx.GraphProto, weights: dict[str, Const]) -> None:
     """Declare the constants that nodes read: with their values where these may decide a shape, else one for all of a
     type and shape."""
     names = {value.name for value in (*scope.input, *scope.output)}
@@ -96,8 +101,7 @@ def _add_weights(scope: onnx.GraphProto, weights: dict[str, Const], overridable:
     for node, read in reads:
         names.update(read, node.output[:])
         if node.op_type not in SHAPED_BY_SHAPES or node.domain not in ONNX_DOMAINS:
-            constant = [name for name in read if name in weights and name not in overridable]
-            telling.update(name for name in constant if _may_tell(weights[name]))
+            telling.update(name for name in read if name in weights and _may_tell(weights[name]))
     for name in sorted(telling):
         scope.initializer.append(onnx.numpy_helper.from_array(weights[name].read(), name))
     stand_ins: dict[tuple[int, Shape], str] = {}

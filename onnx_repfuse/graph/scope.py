@@ -40,7 +40,8 @@ class Scope:
         assumed: tensor -> shape with a number for every dim: for costs only, never for exactness.
         constants: what is known to be constant, by tensor name, outer scopes included.
         initializers: those of `constants` that are initializers of this scope.
-        overridable: constants that a caller may override (also graph inputs, IR >= 4).
+        overridable: constants that may be others when the model runs: also graph inputs (IR >= 4), which a caller may
+            override, and of a name that stands for another one in a scope around or inside.
         outputs: the scope's outputs.
         captured: tensors that subgraphs of its nodes read.
     """
@@ -95,7 +96,7 @@ class Scope:
         return bool(self.readers.get(name)) or self.is_seen(name)
 
     def const(self, name: str) -> Const | None:
-        """The constant of that name, unless a caller may override it."""
+        """The constant of that name, unless it may be another when the model runs."""
         return None if name in self.overridable else self.constants.get(name)
 
     def scalar(self, name: str) -> float | None:
@@ -110,12 +111,12 @@ class Scope:
 
     def shape(self, name: str) -> Shape | None:
         """The proved shape; None if not even the rank is known."""
-        const = self.constants.get(name)
+        const = self.const(name)
         return const.shape if const is not None else self.types.get(name, (0, None))[1]
 
     def data_type(self, name: str) -> int | None:
         """The ONNX data type, if known."""
-        const = self.constants.get(name)
+        const = self.const(name)
         return const.data_type if const is not None else (self.types.get(name, (0, None))[0] or None)
 
     def elements(self, name: str) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Set
 from functools import partial
 
 import numpy as np
@@ -30,7 +30,6 @@ def read_scopes(document: Document, *, freeze_initializers: bool = False) -> lis
     taken: set[str] = set()
     opset = _opset(model.opset_import)
     scopes: list[Scope] = []
-    overridable: set[str] = set()
 
     def visit(
         graph: onnx.GraphProto,
@@ -38,15 +37,20 @@ def read_scopes(document: Document, *, freeze_initializers: bool = False) -> lis
         label: str,
         outer: Scope | None,
         version: int,
+        visible: Set[str] = frozenset(),
+        unsure: Set[str] = frozenset(),
         function: onnx.FunctionProto | None = None,
     ) -> None:
         nested = [(i, node, *found) for i, node in enumerate(graph.node) for found in inner_graphs(node)]
         captured = {name for *_, inner in nested for name in outer_names(inner)}
         own = _initializers(document, graph)
         inputs = {i.name for i in graph.input}
+        seen = {} if outer is None else _without_own(outer.constants, graph)
+        overridable = {name for name in outer.overridable if name in seen} if outer else set()
+        overridable |= unsure & (own.keys() | seen.keys())
         if not key and model.ir_version >= 4 and not freeze_initializers:
-            overridable.update(inputs & own.keys())
-        nodes, types, assumed, constants = _read(document, graph, own, outer, version, overridable)
+            overridable |= inputs & own.keys()
+        nodes, types, assumed, constants = _read(document, graph, own, seen, outer, version, overridable)
         scope = Scope(
             key,
             label,
@@ -67,9 +71,13 @@ def read_scopes(document: Document, *, freeze_initializers: bool = False) -> lis
         taken.update(scope.producer, scope.readers, [node.name for node in scope.nodes])
         taken.update(inputs, own, (i.name for i in (*graph.output, *graph.value_info)))
         taken.update(i.values.name for i in graph.sparse_initializer)
+        names = visible | inputs | own.keys() | scope.producer.keys()
+        # of an initializer and what has its name around it, ONNX Runtime takes now this one, now that one
+        doubled = unsure | names & {i.name for *_, inner in nested for i in _all_initializers(inner)}
         for position, node, tail, inner in nested:
             name = f"{node.op_type} '{node.name or position}' {' '.join(map(str, tail))}"
-            visit(inner, (*key, position, *tail), f"{label} / {name}" if label else name, scope, version)
+            around = f"{label} / {name}" if label else name
+            visit(inner, (*key, position, *tail), around, scope, version, names, doubled)
 
     visit(model.graph, (), "", None, opset)
     for number, function in enumerate(model.functions):
@@ -78,7 +86,7 @@ def read_scopes(document: Document, *, freeze_initializers: bool = False) -> lis
         body.output.extend(onnx.ValueInfoProto(name=name) for name in function.output)
         label = f"function '{function.domain}:{function.name}'"
         version = _opset(function.opset_import) or opset
-        visit(body, ("function", number), label, None, version, function)
+        visit(body, ("function", number), label, None, version, function=function)
     return scopes
 
 
@@ -93,16 +101,34 @@ def _initializers(document: Document, graph: onnx.GraphProto) -> dict[str, Const
     }
 
 
+def _all_initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Those of a graph and of all graphs inside it."""
+    yield from graph.initializer
+    yield from (sparse.values for sparse in graph.sparse_initializer)
+    for node in graph.node:
+        for _, inner in inner_graphs(node):
+            yield from _all_initializers(inner)
+
+
+def _without_own(constants: dict[str, Const], graph: onnx.GraphProto) -> dict[str, Const]:
+    """What a graph sees of the constants around it: its own inputs and tensors hide what has their names."""
+    own = {i.name for i in graph.input} | {i.values.name for i in graph.sparse_initializer}
+    own.update(name for node in graph.node for name in node.output[:])
+    return {name: const for name, const in constants.items() if name not in own}
+
+
 def _read(
     document: Document,
     graph: onnx.GraphProto,
     own: dict[str, Const],
+    seen: dict[str, Const],
     outer: Scope | None,
     opset: int,
     overridable: set[str],
 ) -> tuple[list[gs.Node], Types, Sizes, dict[str, Const]]:
-    """The nodes of a graph with these initializers, types and assumed sizes of its tensors, and what is constant."""
-    constants = {**(outer.constants if outer else {}), **own}
+    """The nodes of a graph, types and assumed sizes of its tensors, and what is constant: its `own` initializers, what
+    is `seen` of the scopes around it, and what nodes compute of these."""
+    constants = {**seen, **own}
     protos = bare(graph.node)
     nodes = decode(protos)
     for node, proto in zip(nodes, graph.node, strict=True):

@@ -32,7 +32,8 @@ def stand_in(scope: Scope, absorbed: Sequence[onnx.NodeProto], group: Lifted) ->
     mine = [proto for proto in absorbed if outputs & set(proto.output)]
     made = {name for proto in mine for name in proto.output}
     (operand,) = group.operands
-    outside = {name for proto in mine for name in proto.input if name} - made - scope.constants.keys()
+    read = {name for proto in mine for name in proto.input if name} - made
+    outside = {name for name in read if scope.const(name) is None}
     alone = outside <= {operand.name} and (scope.elements(operand.name) or 0) <= LARGEST
     if alone or scope.opset < 13 or len(mine) <= len(group.also):
         return list(absorbed)
