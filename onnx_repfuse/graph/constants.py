@@ -24,6 +24,7 @@ from onnx_repfuse.reasons import Reason
 
 __all__ = ["FOLDABLE", "SMALL", "Const", "fold_constant", "from_attributes"]
 
+_MALFORMED = (ArithmeticError, KeyError, TypeError, ValueError, IndexError, AttributeError)
 SMALL = 1 << 16  # elements; what may be evaluated while planning
 
 Values = NDArray[Any]
@@ -202,8 +203,12 @@ def fold_constant(
         return None
 
     def evaluate() -> Values:
-        with np.errstate(all="ignore"):
-            value = np.asarray(function(*(c and c.read() for c in inputs), dict(attrs)))
+        values = [c and c.read() for c in inputs]
+        try:
+            with np.errstate(all="ignore"):
+                value = np.asarray(function(*values, dict(attrs)))
+        except _MALFORMED as error:
+            raise Inexact(Reason.SHAPE, f"a constant cannot be computed: {error}") from error
         if shape is not None and value.shape != shape:
             raise Inexact(Reason.SHAPE)
         return value
@@ -216,8 +221,8 @@ def fold_constant(
         return None
     try:
         value = evaluate()
-    except (Inexact, ArithmeticError, KeyError, TypeError, ValueError, IndexError, AttributeError):
-        return None  # malformed: the runtime will say so
+    except Inexact:
+        return None
     if value.size > SMALL:
         return None
     return Const(value.shape, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), lambda: value)

@@ -73,7 +73,9 @@ def materialized(kernel: Kernel, data_type: int) -> NDArray[Any]:
     step = g.c_out if size <= limit else max(1, BLOCK * g.c_out // size)
     for lo in range(0, g.c_out, step):
         hi = min(lo + step, g.c_out)
-        result[lo:hi] = rounded(kernel.rows(lo, hi), data_type)
+        with np.errstate(all="ignore"):
+            rows = kernel.rows(lo, hi)
+        result[lo:hi] = rounded(rows, data_type)
     return result
 
 

@@ -165,18 +165,31 @@ def _resizes_space(scope: Scope, node: gs.Node, shape: Shape, result: Shape) -> 
         and len(result) == len(shape)
         and result[1] == shape[1]
         and _scales(node)
-        and _keeps_channels(scope, node)
+        and _keeps_channels(_factors(scope, node))
+        and _leaves_positions(_factors(scope, node), result)
     )
 
 
-def _keeps_channels(scope: Scope, node: gs.Node) -> bool:
-    """Whether channels are not scaled: by 1.2, four of them would be four still, and others."""
+def _factors(scope: Scope, node: gs.Node) -> list[float]:
+    """The factor of each axis; none where it is told sizes."""
     scales = node.attrs.get("scales")
     if scales is None:
         place = 1 if len(node.inputs) == 2 else 2
         const = scope.const(node.inputs[place].name) if len(node.inputs) > place else None
         scales = [] if const is None else const.read().ravel()
-    return all(float(scale) == 1.0 for scale in scales[1:2])  # none where it is told sizes
+    return [float(scale) for scale in scales]
+
+
+def _keeps_channels(factors: list[float]) -> bool:
+    """Whether channels are not scaled: by 1.2, four of them would be four still, and others."""
+    return all(factor == 1.0 for factor in factors[1:2])
+
+
+def _leaves_positions(factors: list[float], result: Shape) -> bool:
+    """Whether the result is not empty, where the operand is not: runtimes refuse to convolve what is."""
+    if len(factors) != len(result):
+        return 0 not in result
+    return all(size or factor >= 1 for size, factor in zip(result[2:], factors[2:], strict=True))
 
 
 def _scales(node: gs.Node) -> bool:

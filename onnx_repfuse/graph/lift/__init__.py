@@ -52,11 +52,12 @@ _LIFTS: dict[str, Callable[[Context, gs.Node], Lifted | Declined | None]] = {
 def lift(context: Context, node: gs.Node, output: int = 0) -> Lifted | Declined | None:
     """Output number `output` of `node` as an operator of the algebra."""
     try:
-        return _lift(context, node, output)
-    except (
-        Inexact
-    ) as reason:  # a constant of an earlier round that cannot be written: its fold will be undone
+        found = _lift(context, node, output)
+    except Inexact as reason:  # a constant of an earlier round cannot be written: its fold will be undone
         return Declined(reason.reason, reason.detail)
+    if isinstance(found, Lifted) and not all((found.channels, *(o.channels for o in found.operands))):
+        return None  # of no channels there is nothing to compute
+    return found
 
 
 def _lift(context: Context, node: gs.Node, output: int) -> Lifted | Declined | None:

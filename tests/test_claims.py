@@ -1,0 +1,299 @@
+"""What a file or an inference claims, and a runtime does not hold to: found by reviewers, one test each."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from onnx_repfuse import Options, Report, fuse
+from tests.build import run
+
+RNG = np.random.default_rng(0)
+Weights = dict[str, Any]
+
+
+def random(*shape: int) -> np.ndarray[Any, Any]:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def norm(channels: int) -> Weights:
+    """Of a BatchNormalization."""
+    positive = RNG.uniform(0.5, 1.5, (2, channels)).astype(np.float32)
+    return {"ps": positive[0], "pb": random(channels), "pm": random(channels), "pv": positive[1]}
+
+
+def batch_norm(x: str, y: str) -> NodeProto:
+    return helper.make_node("BatchNormalization", [x, "ps", "pb", "pm", "pv"], [y])
+
+
+def node(op: str, inputs: str, outputs: str, **attributes: Any) -> NodeProto:
+    return helper.make_node(op, inputs.split(" "), outputs.split(" "), **attributes)
+
+
+def info(name: str, shape: Sequence[int | str] | None, data_type: int = TensorProto.FLOAT) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, data_type, shape)
+
+
+def graph(
+    nodes: list[NodeProto],
+    outputs: list[ValueInfoProto],
+    weights: Weights | None = None,
+    inputs: Sequence[ValueInfoProto] = (),
+) -> onnx.GraphProto:
+    tensors = [numpy_helper.from_array(np.asarray(v), k) for k, v in (weights or {}).items()]
+    return helper.make_graph(nodes, "g", list(inputs), outputs, tensors)
+
+
+def model(body: onnx.GraphProto, opset: int = 17, ir: int = 8) -> onnx.ModelProto:
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
+
+
+def agree(made: onnx.ModelProto, *feeds: dict[str, Any], folds: int | None = 0) -> Report:
+    """Fuse, with a check and without; what comes out must be the same at every feed. `folds`: without a check."""
+    checked, trusted = fuse(made), fuse(made, options=Options(check=False))
+    for result in (checked, trusted):
+        assert result.model is not None
+        for feed in feeds:
+            for want, got in zip(run(made, feed), run(result.model, feed), strict=True):
+                assert want.shape == got.shape
+                np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
+    assert folds is None or len(trusted.report.folds) == folds
+    return checked.report
+
+
+# names that stand for two things
+
+
+def _scan() -> onnx.GraphProto:
+    return graph(
+        [node("Conv", "xi w", "t"), batch_norm("t", "o")],
+        [info("o", ["n", 4, "h", "w_"])],
+        {},
+        [info("xi", ["n", 3, "h", "w_"]), info("w", [4, 3, 1, 1])],
+    )
+
+
+def test_an_input_of_a_body_hides_a_weight_around_it() -> None:
+    nodes = [node("Scan", "xs ws", "y", num_scan_inputs=2, body=_scan()), node("Reshape", "w all", "z")]
+    outputs = [info("y", ["s", "n", 4, "h", "w_"]), info("z", [12])]
+    inputs = [info("xs", ["s", "n", 3, "h", "w_"]), info("ws", ["s", 4, 3, 1, 1])]
+    weights = {"w": random(4, 3, 1, 1), "all": [-1], **norm(4)}
+    made = model(graph(nodes, outputs, weights, inputs))
+    agree(made, {"xs": random(2, 1, 3, 4, 4), "ws": random(2, 4, 3, 1, 1)})
+
+
+def _rarely(then: onnx.GraphProto, other: onnx.GraphProto, weights: Weights) -> onnx.ModelProto:
+    """A branch for inputs of which one element is above 50."""
+    nodes = [
+        node("ReduceMax", "x", "most", keepdims=0),
+        node("Greater", "most limit", "c"),
+        node("If", "c", "y", then_branch=then, else_branch=other),
+    ]
+    weights = {"limit": np.float32(50), **weights}
+    return model(graph(nodes, [info("y", ["n", 4, "h", "w_"])], weights, [info("x", ["n", 3, "h", "w_"])]))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_weight_of_a_branch_has_the_name_of_one_around_it(inside: bool) -> None:
+    """ONNX Runtime takes the inner one, unless another branch reads the outer one."""
+    dims = ["n", 4, "h", "w_"]
+    nodes = [node("Conv", "x w", "a"), batch_norm("a", "o")]
+    then = graph(nodes, [info("o", dims)], {"w": random(4, 3, 1, 1)})
+    other = graph([node("Conv", "x w" if inside else "x u", "o2")], [info("o2", dims)])
+    made = _rarely(then, other, {"w": random(4, 3, 1, 1), "u": random(4, 3, 1, 1), **norm(4)})
+    agree(made, {"x": random(1, 3, 4, 4)}, {"x": 100 * random(1, 3, 2, 2) + 200}, folds=None)
+
+
+# initializers that a caller may override by others of another shape
+
+
+def test_an_overridable_initializer_that_may_broadcast() -> None:
+    nodes = [
+        node("Add", "x v", "a"),
+        node("Conv", "a k1", "b", pads=[1] * 4),
+        node("Conv", "x k2", "c", pads=[1] * 4),
+        node("Add", "b c", "y"),
+    ]
+    weights = {"v": random(1, 3, 4, 4), "k1": random(3, 3, 3, 3), "k2": random(3, 3, 3, 3)}
+    inputs = [info("x", [1, 3, 4, 4]), info("v", ["p", "q", "r", "s"])]
+    made = model(graph(nodes, [info("y", None)], weights, inputs))
+    agree(made, {"x": random(1, 3, 4, 4)}, {"x": random(1, 3, 4, 4), "v": random(1, 3, 1, 1)})
+
+
+def test_the_shape_of_an_overridable_initializer() -> None:
+    nodes = [
+        node("Shape", "v", "sh"),
+        node("Conv", "x k", "a"),
+        node("Reshape", "a sh", "b"),
+        batch_norm("b", "y"),
+    ]
+    weights = {"v": random(1, 4, 16), "k": random(4, 4, 1, 1), **norm(4)}
+    inputs = [info("x", [1, 4, 4, 4]), info("v", ["p", "q", "r"])]
+    made = model(graph(nodes, [info("y", None)], weights, inputs))
+    agree(made, {"x": random(1, 4, 4, 4)}, {"x": random(1, 4, 4, 4), "v": random(2, 4, 8)})
+
+
+# sizes that are inferred otherwise than they turn out
+
+
+@pytest.mark.parametrize("size", range(4, 12))
+@pytest.mark.parametrize("pool", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize("opset", [11, 22])
+def test_a_pool_that_rounds_up(pool: str, size: int, opset: int) -> None:
+    nodes = [
+        node(pool, "x", "a", kernel_shape=[3, 2], strides=[3, 2], ceil_mode=1, pads=[1] * 4),
+        node("Conv", "a w", "b", auto_pad="SAME_UPPER", strides=[2, 2]),
+        batch_norm("b", "y"),
+    ]
+    weights = {"w": random(4, 3, 3, 3), **norm(4)}
+    made = model(
+        graph(nodes, [info("y", None)], weights, [info("x", [1, 3, size, size])]), opset=opset, ir=10
+    )
+    agree(made, {"x": random(1, 3, size, size)}, folds=None)
+
+
+def test_a_pool_that_rounds_up_proves_what_both_agree_on() -> None:
+    nodes = [
+        node("MaxPool", "x", "a", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
+        node("Conv", "a w", "b", auto_pad="SAME_UPPER", strides=[2, 2]),
+        batch_norm("b", "y"),
+    ]
+    weights = {"w": random(4, 3, 3, 3), **norm(4)}
+    made = model(graph(nodes, [info("y", None)], weights, [info("x", [1, 3, 112, 112])]))
+    agree(made, {"x": random(1, 3, 112, 112)}, folds=1)
+
+
+def test_the_indices_of_a_pool_that_rounds_up() -> None:
+    nodes = [
+        node("MaxPool", "x", "a i", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1, pads=[1] * 4),
+        node("Shape", "i", "sh"),
+        node("Cast", "sh", "f", to=TensorProto.FLOAT),
+        node("Add", "x f", "s"),
+        node("Conv", "s w", "b"),
+        batch_norm("b", "y"),
+    ]
+    weights = {"w": random(4, 3, 1, 1), **norm(4)}
+    made = model(graph(nodes, [info("y", None), info("a", None)], weights, [info("x", [1, 3, 5, 4])]))
+    agree(made, {"x": random(1, 3, 5, 4)}, folds=None)
+
+
+@pytest.mark.parametrize(
+    ("op", "scale"), [("Resize", 0.3), ("Resize", 0.7), ("Resize", 1.3), ("Upsample", 1.3), ("Upsample", 2.3)]
+)
+def test_a_product_that_hangs_on_its_precision(op: str, scale: float) -> None:
+    """10 * 0.7f is 6 or 7."""
+    resize = node(op, "x  sc" if op == "Resize" else "x sc", "a", mode="nearest")
+    nodes = [
+        resize,
+        node("Conv", "a w", "b", auto_pad="SAME_UPPER", strides=[2, 2]),
+        node("Shape", "a", "sh"),
+        node("Gather", "sh two", "h"),
+        node("Cast", "h", "f", to=TensorProto.FLOAT),
+        node("Div", "b f", "c"),
+        batch_norm("c", "y"),
+    ]
+    weights = {"sc": np.array([1, 1, scale, scale], np.float32), "w": random(4, 3, 3, 3), "two": 2, **norm(4)}
+    opset = 17 if op == "Resize" else 9
+    made = model(graph(nodes, [info("y", None)], weights, [info("x", [1, 3, 10, 10])]), opset=opset)
+    agree(made, {"x": random(1, 3, 10, 10)}, folds=None)
+
+
+def test_a_squeeze_of_the_last_axis_before_opset_11() -> None:
+    nodes = [node("Conv", "x w", "a"), node("Squeeze", "a", "b", axes=[-1]), batch_norm("b", "y")]
+    weights = {"w": random(4, 3, 1, 1), **norm(4)}
+    made = model(graph(nodes, [info("y", None)], weights, [info("x", ["n", 3, 4, 1])]), opset=9, ir=5)
+    agree(made, {"x": random(1, 3, 4, 1)})
+
+
+def test_an_unsqueeze_at_the_end_before_opset_11() -> None:
+    nodes = [
+        node("Conv", "x w", "a"),
+        batch_norm("a", "a1"),
+        node("Unsqueeze", "a1", "b", axes=[-1]),
+        node("Mul", "b k", "c"),
+        node("Add", "c k", "y"),
+    ]
+    weights = {"w": random(4, 3, 1, 1), "k": random(4, 1, 1), **norm(4)}
+    made = model(graph(nodes, [info("y", None)], weights, [info("x", ["n", 3, "h", "w_"])]), opset=9, ir=5)
+    trusted = fuse(made, options=Options(check=False)).model
+    assert trusted is not None
+    feed = {"x": random(1, 3, 4, 4)}
+    np.testing.assert_allclose(run(trusted, feed)[0], run(made, feed)[0], rtol=1e-3, atol=1e-3)
+
+
+# models that are odd, but run
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_fold_in_a_branch_of_a_model_whose_initializers_are_inputs(check: bool) -> None:
+    weights = {"w": random(4, 3, 1, 1), **norm(4)}
+    then = graph([node("Conv", "x w", "a"), batch_norm("a", "o")], [info("o", None)])
+    other = graph([node("Conv", "x w", "o2")], [info("o2", None)])
+    inputs = [info("x", ["n", 3, "h", "w_"]), info("c", [], TensorProto.BOOL)]
+    inputs += [info(name, value.shape) for name, value in weights.items()]
+    nodes = [node("If", "c", "y", then_branch=then, else_branch=other)]
+    made = model(graph(nodes, [info("y", ["n", 4, "h", "w_"])], weights, inputs), opset=9, ir=3)
+    result = fuse(made, options=Options(check=check))
+    assert len(result.report.folds) == 1
+    assert result.model is not None
+    for taken in (True, False):
+        feed = {"x": random(1, 3, 4, 4), "c": np.array(taken)}
+        np.testing.assert_allclose(run(result.model, feed)[0], run(made, feed)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_tensors_without_channels() -> None:
+    nodes = [batch_norm("x", "a"), node("Conv", "a w", "b"), node("Mul", "a k", "z"), node("Relu", "b", "y")]
+    weights = {"w": random(4, 0, 1, 1), "k": random(1, 0, 1, 1), **norm(0)}
+    outputs = [info("y", ["n", 4, "h", "w_"]), info("z", ["n", 0, "h", "w_"])]
+    made = model(graph(nodes, outputs, weights, [info("x", ["n", 0, "h", "w_"])]))
+    agree(made, {"x": random(1, 0, 4, 4)})
+
+
+def test_a_matrix_product_over_nothing() -> None:
+    nodes = [node("Mul", "x k", "a"), node("MatMul", "a w", "y")]
+    weights = {"w": random(0, 4), "k": random(0)}
+    agree(model(graph(nodes, [info("y", ["n", 4])], weights, [info("x", ["n", 0])])), {"x": random(3, 0)})
+
+
+def test_a_weight_that_cannot_be_computed() -> None:
+    nodes = [node("Gather", "table rows", "w", axis=0), node("Conv", "x w", "a"), batch_norm("a", "y")]
+    weights = {"table": random(2, 3, 1, 1), "rows": [0, 1, 5, 0], **norm(4)}
+    made = model(graph(nodes, [info("y", None)], weights, [info("x", ["n", 3, "h", "w_"])]))
+    result = fuse(made, options=Options(check=False))
+    assert not result.report.folds
+    assert any("cannot be computed" in refusal.message for refusal in result.report.refusals)
+
+
+def test_a_resize_that_may_leave_nothing() -> None:
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Resize", "a  sc", "b", mode="nearest"),
+        batch_norm("b", "y"),
+    ]
+    weights = {"w": random(4, 3, 1, 1), "sc": np.array([1, 1, 0.5, 0.5], np.float32), **norm(4)}
+    made = model(graph(nodes, [info("y", ["n", 4, "p", "q"])], weights, [info("x", ["n", 3, "h", "w_"])]))
+    agree(made, {"x": random(1, 3, 4, 4)}, {"x": random(1, 3, 1, 4)})
+
+
+def test_weights_that_are_not_finite_are_told_in_a_reason_only() -> None:
+    weight = random(4, 3, 1, 1)
+    weight[1, 1] = np.inf
+    weights = {"w": weight, **norm(4)}
+    weights["ps"][1] = 0
+    made = model(
+        graph(
+            [node("Conv", "x w", "a"), batch_norm("a", "y")],
+            [info("y", None)],
+            weights,
+            [info("x", ["n", 3, "h", "w_"])],
+        )
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not fuse(made, options=Options(check=False)).report.folds
