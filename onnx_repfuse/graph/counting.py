@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from math import prod
 
-from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope
+from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.report.record import Counts
 
 __all__ = ["count"]
@@ -18,7 +18,7 @@ def count(scopes: Iterable[Scope], used: set[str] | None, nbytes: int) -> Counts
     parameters, macs, known = 0, 0, True
     for scope in scopes:
         for node in scope.nodes:
-            ops[node.op if node.domain in ONNX_DOMAINS else f"{node.domain}.{node.op}"] += 1
+            ops[node.op] += 1
             if node.op == "Constant" and node.outputs[0].name in scope.constants:
                 parameters += scope.constants[node.outputs[0].name].size
         if scope.key == ():
@@ -33,7 +33,7 @@ def _macs(scope: Scope) -> int | None:
     """Multiply-adds of the scope's Conv, ConvTranspose, MatMul and Gemm at the assumed sizes."""
     total = 0
     for node in scope.nodes:
-        if node.op not in ("Conv", "ConvTranspose", "MatMul", "Gemm") or node.domain not in ONNX_DOMAINS:
+        if node.op not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
             continue
         shape = scope.shape(node.inputs[1].name) if len(node.inputs) > 1 else None
         data, out = scope.assumed.get(node.inputs[0].name), scope.assumed.get(node.outputs[0].name)

@@ -15,6 +15,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
+from onnx_repfuse.graph.scope import ONNX_DOMAINS
+
 __all__ = ["bare", "decode", "new_node"]
 
 _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
@@ -44,7 +46,8 @@ def bare(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
 def decode(nodes: Iterable[onnx.NodeProto]) -> list[gs.Node]:
     """Bare nodes as graphsurgeon nodes that share one tensor for each name.
 
-    What has text in it that is none is a node of a domain nobody knows.
+    The operator of another domain than ONNX's has the domain before its name, so that it is taken for no other; what
+    has text in it that is none is of a domain nobody knows.
     """
     gs.logger.logger.G_LOGGER.severity = gs.logger.logger.G_LOGGER.ULTRA_VERBOSE + 100
     tensors: dict[str, _Tensor] = {}
@@ -60,10 +63,12 @@ def decode(nodes: Iterable[onnx.NodeProto]) -> list[gs.Node]:
     result: list[gs.Node] = []
     for node in nodes:
         op, domain = node.op_type, node.domain
+        if domain not in ONNX_DOMAINS:
+            op = f"{domain}.{op}"
         try:
             attributes = OnnxImporter.import_attributes(node.attribute, {}, {}, None, None)
         except UnicodeDecodeError:
-            op, domain, attributes = "Opaque", "onnx_repfuse", {}
+            op, attributes = "onnx_repfuse.Opaque", {}
         inputs, outputs = [tensor(name) for name in node.input[:]], [tensor(name) for name in node.output[:]]
         result.append(_node(op, node.name, attributes, inputs, outputs, domain))
     return result

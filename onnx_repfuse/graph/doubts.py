@@ -36,9 +36,8 @@ def without_doubts(
         constants: what decides sizes.
         opset: version of the ONNX operator set in force.
     """
-    doubts = {
-        i: found for i, node in enumerate(scope.node) if (found := _doubt(node, types, constants, opset))
-    }
+    ruled = [(i, node) for i, node in enumerate(scope.node) if node.op_type in _RULED]
+    doubts = {i: found for i, node in ruled if (found := _doubt(node, types, constants, opset))}
     if not doubts:
         return None
     result = onnx.GraphProto()
@@ -72,7 +71,7 @@ def _blur(graph: onnx.GraphProto, name: str, known: tuple[int, Shape | None], ax
 
 def _doubt(node: onnx.NodeProto, types: Types, constants: Mapping[str, Const], opset: int) -> list[int]:
     """The axes of its outputs whose sizes are in doubt."""
-    if node.domain not in ONNX_DOMAINS or node.op_type not in _RULED or not node.input or not node.output:
+    if node.domain not in ONNX_DOMAINS or not node.input or not node.output:
         return []
     shape, result = (types.get(name, (0, None))[1] for name in (node.input[0], node.output[0]))
     if shape is None or result is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope, Shape
+from onnx_repfuse.graph.scope import Scope, Shape
 from onnx_repfuse.graph.views import VIEWS, after
 
 __all__ = ["FLOATS", "Frame", "frames", "rank_of"]
@@ -119,7 +119,7 @@ def frames(scope: Scope, before: Mapping[str, Frame] | None = None) -> dict[str,
 
 def _forward(scope: Scope, known: dict[str, Frame]) -> None:
     for node in scope.nodes:
-        if not node.outputs or node.outputs[0].name in known or node.domain not in ONNX_DOMAINS:
+        if not node.outputs or node.outputs[0].name in known:
             continue
         frame = _output_frame(scope, node, known)
         if frame is not None and _agrees(frame, scope.shape(node.outputs[0].name)):
@@ -266,7 +266,7 @@ def _weight(scope: Scope, node: gs.Node) -> tuple[tuple[int, ...], int] | None:
 
 def _demands(scope: Scope, node: gs.Node, known: dict[str, Frame]) -> list[tuple[str, Frame]]:
     """What a node says about the tensors it reads."""
-    if node.domain not in ONNX_DOMAINS or not node.inputs:
+    if not node.inputs:
         return []
     name = node.inputs[0].name
     if node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):

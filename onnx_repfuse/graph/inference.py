@@ -59,7 +59,8 @@ def infer(
     whole.opset_import.extend(i for i in model.opset_import if i.domain not in ONNX_DOMAINS)
     scope = whole.graph
     scope.name = "scope"
-    constants = {name: const for name, const in constants.items() if name not in overridable}
+    if overridable:
+        constants = {name: const for name, const in constants.items() if name not in overridable}
     initial = {i.name for i in graph.initializer} - overridable
     for value in graph.input:
         if value.name not in initial and value.type.HasField("tensor_type"):

@@ -19,7 +19,7 @@ from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.constants import Const
 from onnx_repfuse.graph.save import ScopeKey
 
-__all__ = ["Scope", "Shape", "inner_graphs", "is_shape", "node_name", "outer_names"]
+__all__ = ["Scope", "Shape", "inner_graphs", "node_name", "outer_names"]
 
 Shape = tuple[int | None, ...]
 ONNX_DOMAINS = ("", "ai.onnx", None)
@@ -33,7 +33,7 @@ class Scope:
         key, label: where it stands in the document, for the writer and for people.
         opset: version of the ONNX operator set in force.
         proto: the scope in the document's skeleton.
-        nodes: in topological order.
+        nodes: in topological order; see `decoding.decode` for operators of other domains.
         anchor: id(node) -> position in the input; a new node has that of the node it replaces.
         original: id(node) of the nodes that come from the input.
         types: tensor -> (data type, shape); a dim is None where it is not known for certain.
@@ -111,13 +111,17 @@ class Scope:
 
     def shape(self, name: str) -> Shape | None:
         """The proved shape; None if not even the rank is known."""
-        const = self.const(name)
-        return const.shape if const is not None else self.types.get(name, (0, None))[1]
+        const = self.constants.get(name)
+        if const is not None and name not in self.overridable:
+            return const.shape
+        return self.types.get(name, (0, None))[1]
 
     def data_type(self, name: str) -> int | None:
         """The ONNX data type, if known."""
-        const = self.const(name)
-        return const.data_type if const is not None else (self.types.get(name, (0, None))[0] or None)
+        const = self.constants.get(name)
+        if const is not None and name not in self.overridable:
+            return const.data_type
+        return self.types.get(name, (0, None))[0] or None
 
     def elements(self, name: str) -> int | None:
         """Assumed number of elements, for costs."""
@@ -132,11 +136,6 @@ class Scope:
             name = f"{stem}_{number}"
         self.taken.add(name)
         return name
-
-
-def is_shape(node: gs.Node) -> bool:
-    """Whether it is ONNX's Shape, and no function of that name."""
-    return node.op == "Shape" and node.domain in ONNX_DOMAINS
 
 
 def node_name(node: gs.Node) -> str:

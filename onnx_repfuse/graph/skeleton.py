@@ -132,7 +132,7 @@ def _read(
     protos = bare(graph.node)
     nodes = decode(protos)
     for node, proto in zip(nodes, graph.node, strict=True):
-        if node.op == "Constant" and node.domain in ONNX_DOMAINS and node.outputs:
+        if node.op == "Constant" and node.outputs:
             const = from_attributes(proto, document.array)
             if const is not None:
                 constants[node.outputs[0].name] = const
@@ -156,7 +156,7 @@ def _fold(nodes: list[gs.Node], constants: dict[str, Const], types: Types, overr
     """Find the nodes that compute constants, the Shape of a tensor of proved shape among them."""
     before = len(constants)
     for node in nodes:
-        if node.op == "Constant" or node.domain not in ONNX_DOMAINS or len(node.outputs) != 1:
+        if node.op == "Constant" or len(node.outputs) != 1:
             continue
         output = node.outputs[0].name
         if node.op != "Shape" and not (node.inputs and node.inputs[0].name in constants):

@@ -19,7 +19,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.constants import Const
-from onnx_repfuse.graph.scope import Scope, Shape, is_shape
+from onnx_repfuse.graph.scope import Scope, Shape
 
 __all__ = ["FREE", "VIEWS", "Layout", "View", "after", "is_identity", "restored"]
 
@@ -88,7 +88,7 @@ def restored(scope: Scope, node: gs.Node) -> str:
     if node.op != "Reshape" or len(node.inputs) != 2 or node.attrs.get("allowzero"):
         return ""
     made = scope.producer.get(node.inputs[1].name)
-    if made is None or not is_shape(made) or made.attrs.get("start") or made.attrs.get("end") is not None:
+    if made is None or made.op != "Shape" or made.attrs.get("start") or made.attrs.get("end") is not None:
         return ""
     return str(made.inputs[0].name)
 

@@ -18,7 +18,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.decoding import new_node
-from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope
+from onnx_repfuse.graph.scope import Scope
 
 __all__ = ["Activation", "activations"]
 
@@ -47,7 +47,7 @@ def activations(
     if scope.opset < 6:
         return
     for node in scope.nodes:
-        if node.op == "Clip" and node.domain in ONNX_DOMAINS and _is_float(scope, node):
+        if node.op == "Clip" and _is_float(scope, node):
             found = _hard_sigmoid(scope, node)
             if found and found.root not in banned and not any(kept(one) for one in found.absorbed):
                 yield found
@@ -96,13 +96,9 @@ def _hard_sigmoid(scope: Scope, clip: gs.Node) -> Activation | None:
 def _product(scope: Scope, gate: str, source: str) -> gs.Node | None:
     """The node that multiplies `source` with its gate, if that alone reads the gate."""
     reader = scope.readers[gate][0] if scope.is_private(gate) else None
-    if reader is None or not _is_product(reader) or {t.name for t in reader.inputs} != {gate, source}:
+    if reader is None or reader.op != "Mul" or {t.name for t in reader.inputs} != {gate, source}:
         return None
     return reader
-
-
-def _is_product(node: gs.Node) -> bool:
-    return node.op == "Mul" and node.domain in ONNX_DOMAINS
 
 
 def _is_hard_swish(attrs: dict[str, float]) -> bool:
@@ -124,11 +120,7 @@ def _limits(scope: Scope, clip: gs.Node) -> tuple[float, float] | None:
 
 def _scalar(scope: Scope, node: gs.Node) -> tuple[str, float, float] | None:
     """`p*x + q` of a node with one scalar constant: (x, p, q)."""
-    if (
-        node.op not in ("Add", "Sub", "Mul", "Div")
-        or node.domain not in ONNX_DOMAINS
-        or len(node.inputs) != 2
-    ):
+    if node.op not in ("Add", "Sub", "Mul", "Div") or len(node.inputs) != 2:
         return None
     consts = [scope.const(tensor.name) for tensor in node.inputs]
     place = 0 if consts[0] is not None else 1
@@ -173,7 +165,7 @@ def _factor_after(scope: Scope, clip: gs.Node, largest: float) -> tuple[list[gs.
     factor = _scales_to_one(scope, reader, largest)
     if factor is not None:
         return [reader], factor, None
-    if not _is_product(reader) or not scope.is_private(reader.outputs[0].name):
+    if reader.op != "Mul" or not scope.is_private(reader.outputs[0].name):
         return [], 0.0, None
     names = [tensor.name for tensor in reader.inputs]
     other = names[1 - names.index(output)]

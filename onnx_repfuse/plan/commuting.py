@@ -8,7 +8,7 @@ from dataclasses import replace
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.lift import Lifted
-from onnx_repfuse.graph.scope import Scope, is_shape
+from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.plan.applying import put_in
 from onnx_repfuse.plan.candidates import Candidate, Entry, stacked
 from onnx_repfuse.plan.sources import common_view
@@ -56,7 +56,7 @@ def restoring(
 def _read_for_shape(scope: Scope, name: str, node: gs.Node) -> bool:
     """Whether all readers but one ask for its shape, on behalf of `node`."""
     readers = scope.readers.get(name, [])
-    shapes = [reader for reader in readers if is_shape(reader)]
+    shapes = [reader for reader in readers if reader.op == "Shape"]
     if name in scope.outputs or name in scope.captured or len(readers) != len(shapes) + 1:
         return False
     told = [reader.outputs[0].name for reader in shapes]

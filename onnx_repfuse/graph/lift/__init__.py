@@ -13,7 +13,6 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import affine, border, channels, combine, convolution, space, views
 from onnx_repfuse.graph.lift.lifted import Context, Declined, Lifted, Operand
-from onnx_repfuse.graph.scope import ONNX_DOMAINS
 from onnx_repfuse.graph.views import VIEWS
 from onnx_repfuse.reasons import Reason
 
@@ -61,7 +60,7 @@ def lift(context: Context, node: gs.Node, output: int = 0) -> Lifted | Declined 
 
 
 def _lift(context: Context, node: gs.Node, output: int) -> Lifted | Declined | None:
-    if node.domain not in ONNX_DOMAINS or not node.inputs or not node.inputs[0].name:
+    if not node.inputs or not node.inputs[0].name:
         return None
     if context.scope.const(node.outputs[output].name) is not None:
         return None

@@ -11,7 +11,6 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.constants import SMALL
 from onnx_repfuse.graph.lift.lifted import Context, Declined
 from onnx_repfuse.graph.lift.space import read_pads
-from onnx_repfuse.graph.scope import ONNX_DOMAINS, is_shape
 
 __all__ = ["Ints", "entries", "extent", "ints", "sizes"]
 
@@ -37,7 +36,7 @@ def entries(context: Context, name: str, depth: int = 0) -> Ints | None:
         return None
     unknown: Ints = [None] * (shape[0] or 0 if shape else 1)
     node = context.scope.producer.get(name)
-    if node is None or node.domain not in ONNX_DOMAINS:
+    if node is None:
         return unknown
     inner = [entries(context, t.name, depth + 1) for t in node.inputs]
     if any(v is None for v in inner):
@@ -62,7 +61,7 @@ def sizes(context: Context, name: str, rank: int, depth: int = 0) -> Ints:
     shape = context.scope.shape(name)
     result: Ints = list(shape) if shape is not None and len(shape) == rank else [None] * rank
     node = context.scope.producer.get(name)
-    if None not in result or node is None or node.domain not in ONNX_DOMAINS or depth > DEEPEST:
+    if None not in result or node is None or depth > DEEPEST:
         return result
     first = node.inputs[0].name
     if node.op == "Slice":
@@ -109,7 +108,7 @@ def sizes(context: Context, name: str, rank: int, depth: int = 0) -> Ints:
 def _shape_of(context: Context, name: str, depth: int) -> Ints | None:
     """A shape given as a tensor, the Shape of another one among them."""
     node = context.scope.producer.get(name)
-    if node is not None and is_shape(node) and not node.attrs.get("start") and "end" not in node.attrs:
+    if node is not None and node.op == "Shape" and not node.attrs.get("start") and "end" not in node.attrs:
         rank = context.rank(node.inputs[0].name)
         return None if rank is None else sizes(context, node.inputs[0].name, rank, depth + 1)
     return entries(context, name)
@@ -132,7 +131,7 @@ def extent(context: Context, name: str, axis: int) -> tuple[str, int, int]:
     plus = 0
     for _ in range(4 * DEEPEST):
         node = context.scope.producer.get(name)
-        if node is None or node.domain not in ONNX_DOMAINS:
+        if node is None:
             break
         if node.op == "Transpose":
             perm = node.attrs.get("perm")

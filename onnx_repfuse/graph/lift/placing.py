@@ -29,7 +29,6 @@ from onnx_repfuse.graph.lift.canvas import (
 from onnx_repfuse.graph.lift.lifted import Context, Declined
 from onnx_repfuse.graph.lift.measures import Ints, extent, ints, sizes
 from onnx_repfuse.graph.lift.space import read_pads
-from onnx_repfuse.graph.scope import ONNX_DOMAINS, is_shape
 
 __all__ = ["Painter"]
 
@@ -60,7 +59,7 @@ class Painter:
         if const is not None:
             return _read(const) if const.size <= LARGEST else None
         node = self.context.scope.producer.get(name)
-        rule = _RULES.get(node.op) if node is not None and node.domain in ONNX_DOMAINS else None
+        rule = _RULES.get(node.op) if node is not None else None
         found = rule(self, node) if rule is not None and node is not None else None
         if found is not None:
             return found
@@ -285,7 +284,7 @@ def _symbolic_rows(painter: Painter, data: str, indices: str, rank: int) -> list
     gather = scope.producer.get(limit.inputs[1].name)
     number = ints(context, gather, 1) if gather is not None and gather.op == "Gather" else None
     shape = scope.producer.get(gather.inputs[0].name) if gather is not None and number else None
-    if shape is None or number is None or not is_shape(shape) or shape.attrs.get("start", 0) != 0:
+    if shape is None or number is None or shape.op != "Shape" or shape.attrs.get("start", 0) != 0:
         return None
     if extent(context, shape.inputs[0].name, number[0] % rank) != extent(context, data, 0):
         return None
