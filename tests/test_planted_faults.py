@@ -19,7 +19,7 @@ from onnx_repfuse import Options, fuse
 from onnx_repfuse.cli import main
 from onnx_repfuse.errors import VerificationError
 from onnx_repfuse.graph import emit
-from onnx_repfuse.graph.lift import affine
+from onnx_repfuse.graph.lift import affine, combine
 from onnx_repfuse.pipeline import run
 from onnx_repfuse.reasons import Reason
 from tests.build import Net, counts
@@ -175,3 +175,17 @@ def test_without_the_check_the_fault_would_go_through(monkeypatch: pytest.Monkey
     result = fuse(model, options=Options(check=False))
     with pytest.raises(AssertionError, match="deviations"):
         compare(model, result.model, feeds)
+
+
+def test_an_add_that_is_wrongly_taken_not_to_broadcast(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net(3)
+    net.more_inputs = [onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, ["N", 3, "P", "Q"])]
+    total = net.conv(net.op("Add", "x", "z"), 3, 3, 3)
+    model = net.model(net.add(total, net.conv("x", 3, 3, 3)))
+    monkeypatch.setattr(combine, "_equal_shapes", lambda *given: True)
+    assert fuse(model, options=Options(check=False)).report.folds
+    try:
+        folds = fuse(model).report.folds
+    except VerificationError:
+        folds = ()
+    assert not folds

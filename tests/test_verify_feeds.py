@@ -98,6 +98,23 @@ def test_one_name_means_one_size_across_inputs() -> None:
             assert scene.shapes["x"] == scene.shapes["z"]
 
 
+def _added(*shapes: list[int | str]) -> onnx.ModelProto:
+    inputs = [helper.make_tensor_value_info(f"x{i}", F, shape) for i, shape in enumerate(shapes)]
+    names = [value.name for value in inputs]
+    output = [helper.make_tensor_value_info("y", F, None)]
+    return build([helper.make_node("Sum", names, ["y"])], inputs, output, {})
+
+
+def test_dims_of_a_later_inputs_own_are_one_once() -> None:
+    with open_model(_added(["n", 3, "h", "w"], ["n", 3, "p", "q"], [1, 3, 1, 1])) as runner:
+        found = [scene.shapes["x1"] for scene, _ in scenes(runner, FeedSpec())]
+        given = [scene.shapes["x1"] for scene, _ in scenes(runner, FeedSpec({"x1": (2, 3, 1, 1)}))]
+    assert found == [(1, 3, 64, 96), (2, 3, 17, 23), (2, 3, 1, 1)]
+    assert given == [(2, 3, 1, 1)] * 2
+    with open_model(_added(["n", "h"], ["n", "h"])) as runner:
+        assert len(scenes(runner, FeedSpec())) == 2
+
+
 def test_sizes_that_do_not_run_are_passed_over() -> None:
     nodes = [helper.make_node("Reshape", ["x", "s"], ["y"])]
     inputs = [helper.make_tensor_value_info("x", F, ["n", 3, "h", "w"])]

@@ -1,13 +1,15 @@
 """Inputs for a model: what to feed, at which sizes.
 
 Random floats have mixed signs (a ReLU hides faults from [0, 1) inputs), and symbolic dims take an ordinary
-size at batch 1 and a small odd one at batch 2, where borders weigh more. A dim that keeps the model from
-running is tried at other sizes, then the user is asked for `--input-shape`.
+size at batch 1 and a small odd one at batch 2, where borders weigh more. Where a later input has dims of its own, it is
+fed with 1 for these, too, which shows what broadcasts. A dim that keeps the model from running is tried at other sizes,
+then the user is asked for `--input-shape`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.verify.sessions import DoesNotRun, Port, Runner
-from onnx_repfuse.verify.sizes import LENGTHS, ORDINARY, SHORT, TINY, assignments, is_free
+from onnx_repfuse.verify.sizes import LENGTHS, ORDINARY, SHORT, TINY, assignments, is_free, narrowed
 
 __all__ = ["Feed", "FeedSpec", "Scene", "make_feed", "scenes"]
 
@@ -101,6 +103,10 @@ def scenes(
     except InputError:
         feed = make_feed(runner.inputs, found[0].shapes, seeds[-1], bounds)
         return [_joined(found, [feed], [runner.run(feed)], seeds[-1])]
+    narrow = narrowed(runner.inputs, spec.shapes, extra[0].shapes)
+    if narrow is not None:
+        with suppress(InputError):  # nothing need broadcast
+            return [found, extra, _first_that_runs(runner, spec, bounds, iter([narrow]), seeds[:1], True)]
     return [found, extra]
 
 

@@ -7,7 +7,7 @@ from math import prod
 
 from onnx_repfuse.verify.sessions import Port
 
-__all__ = ["LENGTHS", "ORDINARY", "SHORT", "TINY", "assignments", "is_free"]
+__all__ = ["LENGTHS", "ORDINARY", "SHORT", "TINY", "assignments", "is_free", "narrowed"]
 
 ORDINARY = (
     (64, 96),
@@ -58,6 +58,22 @@ def assignments(
                 yield shapes
         if not free:
             return
+
+
+def narrowed(
+    inputs: Sequence[Port], given: Mapping[str, Sequence[int]], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]] | None:
+    """`shapes` with 1 for every free dim that the first input has not: what broadcasts shows. None if there is none."""
+    first = set(inputs[0].shape) if inputs else set()
+    result = dict(shapes)
+    for port in inputs[1:]:
+        if port.name not in given:
+            dims = zip(port.shape, shapes[port.name], strict=True)
+            free = [not isinstance(dim, int) and (not dim or dim not in first) for dim, _ in dims]
+            result[port.name] = tuple(
+                1 if one else size for one, size in zip(free, shapes[port.name], strict=True)
+            )
+    return result if result != shapes else None
 
 
 def _guessed(port: Port, shape: tuple[int, ...]) -> int:
