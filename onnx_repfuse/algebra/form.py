@@ -36,6 +36,7 @@ from onnx_repfuse.reasons import Reason
 
 __all__ = [
     "MAX_TERMS",
+    "TOO_LONG",
     "Form",
     "Part",
     "Shifted",

@@ -9,9 +9,11 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from onnx_repfuse.algebra.bias import Bias
-from onnx_repfuse.algebra.form import Form, Part, Term, fits, gather, substitute
+from onnx_repfuse.algebra.form import TOO_LONG, Form, Part, Term, fits, gather, substitute
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import Lifted
+from onnx_repfuse.reasons import Reason
+from onnx_repfuse.report.record import Kind
 
 __all__ = ["Parts", "applied", "as_it_stands", "put_in"]
 
@@ -37,6 +39,8 @@ def applied(
     """
     if lifted.same_shape and _never_meet(lifted, forms):
         return None
+    if lifted.node.op == "Concat" and lifted.role is Kind.CONCAT:  # and not the last node of a border
+        return _side_by_side(lifted, forms)
     found = [_part(lifted, number, forms, parts) for number in range(len(lifted.terms))]
     form = gather(lifted.channels, lifted.layout, lifted.bias, found, size_of)
     return None if lifted.same_shape and not _proves_shape(form, forms) else form
@@ -57,6 +61,20 @@ def as_it_stands(lifted: Lifted) -> Form | None:
     if len(operands) > 1 and len({operand.name for operand in operands}) < len(operands):
         return None
     return Form(lifted.channels, lifted.layout, tuple(terms), lifted.bias) if fits(terms) else None
+
+
+def _side_by_side(lifted: Lifted, forms: list[Form]) -> Form:
+    """Forms of the operands of a Concat, each in its channels: they never meet. Raises Inexact: too many terms."""
+    terms: list[Term] = []
+    bias = lifted.bias
+    for place, form in zip(lifted.terms, forms, strict=True):
+        lo = place.lo_out
+        terms += [Term(t.source, t.kernel, t.lo_in, lo + t.lo_out) for t in form.terms] if lo else form.terms
+        if not form.bias.is_zero:
+            bias = bias + form.bias.placed(lo, lifted.channels)
+    if not fits(terms):
+        raise Inexact(Reason.COST, TOO_LONG)
+    return Form(lifted.channels, lifted.layout, tuple(terms), bias)
 
 
 def put_in(
