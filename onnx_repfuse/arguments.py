@@ -79,8 +79,13 @@ def input_data(values: Iterable[str]) -> tuple[tuple[str | None, Path], ...]:
             continue
         cuts = [index for index, letter in enumerate(value) if letter == ":" and 0 < index < len(value) - 1]
         for cut in reversed(cuts):
-            if Path(value[cut + 1 :]).exists():
-                found.append((value[:cut], Path(value[cut + 1 :])))
+            name, path = value[:cut], Path(value[cut + 1 :])
+            if path.exists():
+                if path.suffix not in (".npy", ".pb"):
+                    raise UsageError(
+                        f"--input-data '{value}': a name goes with a .npy or .pb file of one input"
+                    )
+                found.append((name, path))
                 break
         else:
             raise UsageError(

@@ -361,6 +361,15 @@ def test_data_from_files(model):
     assert main(["net.onnx", "--input-data", "input:x.npy", "-q"]) == 0
     assert main(["net.onnx", "--input-data", "x.npy", "-q"]) == 0
     assert main(["net.onnx", "--input-data", "nope:x.npy", "-q"]) == 1
+    np.savez("x.npz", input=np.load("x.npy"))
+    assert main(["net.onnx", "--input-data", "x.npz", "-q"]) == 0
+
+
+def test_a_name_before_whole_sets_of_inputs(model, capsys):
+    np.savez("x.npz", input=np.ones(SHAPE, np.float32))
+    for named in ("nope:x.npz", "input:."):
+        assert main(["net.onnx", "--input-data", named, "-q"]) == 2
+        assert "a name goes with" in capsys.readouterr().err
 
 
 def test_precision_study(model, capsys):
