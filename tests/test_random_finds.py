@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from onnx import GraphProto, TensorProto, helper
 
+from onnx_repfuse import Options, fuse
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.constants import Const
 from onnx_repfuse.graph.scope import Scope
@@ -172,3 +173,14 @@ def test_readers_that_have_their_channels_elsewhere_do_not_look_through(out: int
     product = net.op("Add", net.op("MatMul", "x", net.random(4, out)), net.random(out))
     first, second = net.bn(product, 4), net.op("ConvTranspose", product, net.random(4, 2, 3, 3))
     check(net.model(first, second), None)
+
+
+def test_a_split_is_one_node_whatever_its_outputs() -> None:
+    """Two outputs that were absorbed paid for two nodes, and three nodes became four: seed 937."""
+    net = Net(2, shape=("N", 2, "H", "W"))
+    net.nodes.append(
+        helper.make_node("Split", [net.conv("x", 2, 4, 3), net.const([2, 2])], ["a", "b"], axis=1)
+    )
+    swapped = net.op("GlobalAveragePool", net.op("Concat", "b", "a", axis=1))
+    result = fuse(net.model(swapped), options=Options(check=False))
+    assert len(result.model.graph.node) <= 4

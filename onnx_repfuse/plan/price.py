@@ -59,7 +59,7 @@ def keep(lifted: Lifted, model: CostModel, elements: Callable[[Hashable], int]) 
         product = geometry.channel_axis == -1
         return Price(model.convolution(geometry, macs, moved), macs, 1, not product, product)
     if lifted.node.op == "Split":
-        return Price(0, 0, 1)
+        return Price()  # one node with several outputs: whoever absorbs one of them saves nothing
     if lifted.node.op == "Slice":
         return Price(model.elementwise(2 * out, 0), 0, 1)
     if lifted.node.op == "AveragePool":
