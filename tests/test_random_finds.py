@@ -184,3 +184,15 @@ def test_a_split_is_one_node_whatever_its_outputs() -> None:
     swapped = net.op("GlobalAveragePool", net.op("Concat", "b", "a", axis=1))
     result = fuse(net.model(swapped), options=Options(check=False))
     assert len(result.model.graph.node) <= 4
+
+
+def test_one_channel_of_a_product_is_a_factor_at_once() -> None:
+    """What was written in the first round was known as a factor only by a second run: seed 949."""
+    net = Net(1)
+    first = net.op("ConvTranspose", "x", net.random(1, 1, 3, 3))
+    rows = net.op("Transpose", first, perm=[0, 2, 3, 1])
+    total = net.op("Add", net.op("MatMul", rows, net.random(1, 3)), net.random(3))
+    back = net.op("Transpose", total, perm=[0, 3, 1, 2])
+    net.nodes.append(helper.make_node("Split", [back, net.const([2, 1])], ["a", "b"], axis=1))
+    model = net.model(net.op("Relu", first), "b")
+    check(model, {"ConvTranspose": 1, "Relu": 1, "Mul": 1, "Add": 1})

@@ -61,9 +61,14 @@ def _bias(context: Context, node: gs.Node, channels: int) -> Bias | Declined | N
 
 
 def _kernel(geometry: Geometry, const: Const, view: Callable[[NDArray[Any]], NDArray[Any]]) -> Kernel:
+    diagonal = geometry.is_diagonal and const.size <= SMALL
     if const.kernel is not None and const.kernel.geometry.weight_shape == geometry.weight_shape:
-        return _same(const.kernel, geometry)
-    if geometry.is_diagonal and const.size <= SMALL:
+        same = _same(const.kernel, geometry)
+        if isinstance(same, Vector) or not diagonal:
+            return same
+        with np.errstate(all="ignore"):
+            return Vector(geometry, same.rows(0, geometry.c_out).ravel())
+    if diagonal:
         return Vector(geometry, vector_of(const.read()))
     return Stored(geometry, lambda: view(const.read()))
 
