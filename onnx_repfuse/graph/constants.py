@@ -25,6 +25,10 @@ from onnx_repfuse.reasons import Reason
 __all__ = ["FOLDABLE", "SMALL", "Const", "fold_constant", "from_attributes"]
 
 _MALFORMED = (ArithmeticError, KeyError, TypeError, ValueError, IndexError, AttributeError)
+_HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+_FRACTIONS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, *_HALVES)
+_STEPS = ("Floor", "Ceil", "Equal", "Range")  # what a change in the last place may change wholly
+_LAST = (1 << 31) - 1  # an end that means: all there is
 SMALL = 1 << 16  # elements; what may be evaluated while planning
 
 Values = NDArray[Any]
@@ -82,7 +86,7 @@ def _unsqueeze(x: Values, *rest: Any) -> Values:
 
 
 def _squeeze(x: Values, *rest: Any) -> Values:
-    return np.squeeze(x, _axes([x, *rest[:-1]], rest[-1]))
+    return np.squeeze(x, _axes([x, *rest[:-1]], rest[-1]) or None)  # no axes: all of size 1
 
 
 def _transpose(x: Values, attrs: Mapping[str, Any]) -> Values:
@@ -131,6 +135,8 @@ def _slice(x: Values, *rest: Any) -> Values:
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):  # type: ignore[arg-type]
         axis, step = int(i if axes is None else axes[i]), int(1 if steps is None else steps[i])
         stop: int | None = int(end)
+        if step < 0 and end >= _LAST:
+            raise ValueError("a Slice backwards to the end")  # which ONNX Runtime takes to the front
         if step < 0 and stop is not None and stop < -x.shape[axis]:
             stop = None  # past the front
         index[axis] = slice(int(start), stop, step)
@@ -213,6 +219,9 @@ def fold_constant(
             raise Inexact(Reason.SHAPE)
         return value
 
+    halves = any(c.data_type in _HALVES for c in given)
+    if halves and (op in _STEPS or (op == "Cast" and attrs.get("to") not in _FRACTIONS)):
+        return None  # runtimes compute them in single precision, which may end on another step
     whole = any(numpy_dtype(c.data_type).kind in "iu" for c in given)
     fails = op == "Range" or (op == "Pow" and whole)  # for some values
     if shape is not None and data_type is not None and not fails:

@@ -1,8 +1,15 @@
 """Sizes that onnx's shape inference gets wrong, or that ONNX Runtime computes otherwise: nothing is proved by them.
 
-* A pool with `ceil_mode`: inference counts a last window that begins in the padding, ONNX Runtime does not.
+* A pool with `ceil_mode`: inference counts a last window that begins in the padding, ONNX Runtime does not. One with
+  `auto_pad` and dilations: the one pads for the dilated window, the other does not.
+* ConvTranspose with `auto_pad` and `output_padding`, or told to write fewer positions than it reads.
 * Resize and Upsample: `floor(size * scale)` hangs on the precision of the product; 10 * 0.7f is 6 or 7.
-* Squeeze and Unsqueeze with negative axes before opset 11, which inference takes for others.
+* Squeeze and Unsqueeze with negative axes before opset 11, which inference takes for others; Squeeze with no axes at
+  all, which are none for the one and all for the other.
+* A Slice backwards to the greatest number, which is the front for ONNX Runtime; an Einsum that broadcasts.
+* A size cast to a type that may not hold it.
+
+Found by comparing both, operator by operator, with onnx 1.23 and onnxruntime 1.32.
 """
 
 from __future__ import annotations
@@ -14,14 +21,21 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.constants import Const
+from onnx_repfuse.graph.dtypes import HOLDING_SIZES
 from onnx_repfuse.graph.scope import ONNX_DOMAINS, Shape
 
 __all__ = ["without_doubts"]
 
 _POOLS = ("MaxPool", "AveragePool", "LpPool")
-_RULED = frozenset((*_POOLS, "Resize", "Upsample", "Squeeze", "Unsqueeze"))
+_RULED = frozenset(
+    (*_POOLS, "Cast", "ConvTranspose", "Einsum", "Resize", "Slice", "Squeeze", "Unsqueeze", "Upsample")
+)
 _ALL = [-1]  # axes: not even the rank is certain
+_VALUE = [-2]  # the sizes are, the value is not
+_TELLING = 64  # elements of such a constant
+_LAST = (1 << 31) - 1  # an end that means: all there is
 Types = Mapping[str, tuple[int, Shape | None]]
 
 
@@ -47,6 +61,10 @@ def without_doubts(
         doubt = doubts.get(i, [])
         if doubt is _ALL:
             continue
+        if doubt is _VALUE:
+            data_type, shape = types[node.output[0]]
+            result.input.append(onnx.helper.make_tensor_value_info(node.output[0], data_type, shape))
+            continue
         copy = result.node.add()
         copy.CopyFrom(node)
         for place, name in enumerate(node.output[:] if doubt else ()):
@@ -70,26 +88,61 @@ def _blur(graph: onnx.GraphProto, name: str, known: tuple[int, Shape | None], ax
 
 
 def _doubt(node: onnx.NodeProto, types: Types, constants: Mapping[str, Const], opset: int) -> list[int]:
-    """The axes of its outputs whose sizes are in doubt."""
+    """The axes of its outputs whose sizes are in doubt; or `_ALL`, or `_VALUE`."""
     if node.domain not in ONNX_DOMAINS or not node.input or not node.output:
         return []
     shape, result = (types.get(name, (0, None))[1] for name in (node.input[0], node.output[0]))
     if shape is None or result is None:
         return []
     given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name}
+    inputs = [None if (const := constants.get(name)) is None else _values(const) for name in node.input]
+    found: list[int] = []
     if node.op_type in ("Squeeze", "Unsqueeze"):
-        return _ALL if opset < 11 and min(given.get("axes", ()), default=0) < 0 else []
-    pool = node.op_type in _POOLS
-    found = _pool(given, shape) if pool else _resize(node, given, shape, constants)
+        empty = node.op_type == "Squeeze" and inputs[1:] == [[]]
+        return _ALL if empty or (opset < 11 and min(given.get("axes", ()), default=0) < 0) else []
+    if node.op_type == "Cast":
+        return _VALUE if len(shape) < 2 and given.get("to") not in HOLDING_SIZES else []
+    if node.op_type == "ConvTranspose":
+        told = given.get("output_shape", ())
+        if any(size is not None and one < size for one, size in zip(told, shape[2:], strict=False)):
+            return _ALL
+        found = _space(shape) if _is_same(given) and any(given.get("output_padding", ())) else []
+    elif node.op_type == "Einsum":
+        found = list(range(len(result)))
+    elif node.op_type == "Slice":
+        ends, steps = inputs[2:3], inputs[4:5]
+        backwards = steps and steps[0] and min(steps[0]) < 0
+        found = list(range(len(result))) if backwards and ends[0] and max(ends[0]) >= _LAST else []
+    elif node.op_type in _POOLS:
+        found = _pool(given, shape)
+    else:
+        found = _resize(node, given, shape, inputs)
     return [axis for axis in found if result[axis] is not None]
 
 
+def _values(const: Const) -> list[Any] | None:
+    """The elements of a constant that may tell sizes."""
+    try:
+        return const.read().ravel().tolist() if const.size <= _TELLING else None
+    except Inexact:  # it cannot be computed
+        return None
+
+
+def _is_same(given: Mapping[str, Any]) -> bool:
+    return given.get("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
+
+
+def _space(shape: Shape) -> list[int]:
+    return list(range(2, len(shape)))
+
+
 def _pool(given: Mapping[str, Any], shape: Shape) -> list[int]:
+    rank, space = len(shape) - 2, _space(shape)
+    if _is_same(given) and max(given.get("dilations", ()), default=1) > 1:
+        return space
     if not given.get("ceil_mode"):
         return []
-    rank = len(shape) - 2
-    space = list(range(2, len(shape)))
-    if given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+    if _is_same(given):
         return space
     ones = [1] * rank
     kernel, strides = given.get("kernel_shape", ones), given.get("strides", ones)
@@ -107,7 +160,7 @@ def _pool(given: Mapping[str, Any], shape: Shape) -> list[int]:
 
 
 def _resize(
-    node: onnx.NodeProto, given: Mapping[str, Any], shape: Shape, constants: Mapping[str, Const]
+    node: onnx.NodeProto, given: Mapping[str, Any], shape: Shape, inputs: Sequence[list[Any] | None]
 ) -> list[int]:
     every = list(range(len(shape)))
     odd = given.get("keep_aspect_ratio_policy", b"stretch") != b"stretch"
@@ -118,10 +171,9 @@ def _resize(
     scales = given.get("scales")
     if scales is None:
         place = 1 if len(node.input) == 2 else 2
-        const = constants.get(node.input[place]) if len(node.input) > place else None
-        if const is None:
+        scales = inputs[place] if len(inputs) > place else None
+        if scales is None:
             return every
-        scales = const.read().ravel().tolist()
     axes = given.get("axes") or every
     if len(axes) != len(scales) or any(not -len(shape) <= axis < len(shape) for axis in axes):
         return every

@@ -13,8 +13,11 @@ import onnx
 
 from onnx_repfuse.errors import InputError
 
-__all__ = ["bits", "numpy_dtype", "pack", "stored_size", "type_name", "unpack"]
+__all__ = ["HOLDING_SIZES", "bits", "numpy_dtype", "pack", "stored_size", "type_name", "unpack"]
 
+HOLDING_SIZES = frozenset(  # the types a size may be cast to and stay what it is
+    (onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
+)
 _NUMPY = {
     "FLOAT": "float32",
     "UINT8": "uint8",

@@ -18,6 +18,7 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
+from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.constants import Const
 from onnx_repfuse.graph.scope import Scope, Shape
 
@@ -77,7 +78,10 @@ def after(scope: Scope, node: gs.Node, before: Layout, channels: int) -> tuple[L
         return None
     if before[0] == 1 and len(shape) != before[1] + 2:
         return None
-    layout = _layout(scope, node, before, shape, result, channels)
+    try:
+        layout = _layout(scope, node, before, shape, result, channels)
+    except Inexact:  # of a constant that cannot be computed
+        return None
     if layout is None or result[layout[0] % len(result)] != channels:
         return None
     return layout, result

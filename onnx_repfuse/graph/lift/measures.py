@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.constants import SMALL
+from onnx_repfuse.graph.dtypes import HOLDING_SIZES
 from onnx_repfuse.graph.lift.lifted import Context, Declined
 from onnx_repfuse.graph.lift.space import read_pads
 
@@ -16,6 +17,11 @@ __all__ = ["Ints", "entries", "extent", "ints", "sizes"]
 
 Ints = list[int | None]
 DEEPEST = 32
+
+
+def _is_wide_cast(node: gs.Node) -> bool:
+    """A Cast that leaves sizes what they are."""
+    return node.op == "Cast" and node.attrs.get("to") in HOLDING_SIZES
 
 
 def ints(context: Context, node: gs.Node, number: int) -> list[int] | None:
@@ -44,7 +50,7 @@ def entries(context: Context, name: str, depth: int = 0) -> Ints | None:
     known = [v for v in inner if v is not None]
     if node.op == "Concat":
         found: Ints = [entry for part in known for entry in part]
-    elif node.op in ("Reshape", "Unsqueeze", "Squeeze", "Identity", "Cast"):
+    elif node.op in ("Reshape", "Unsqueeze", "Squeeze", "Identity") or _is_wide_cast(node):
         found = known[0]
     elif node.op == "Equal" and len(known[0]) == len(known[1]):
         pairs = zip(*known, strict=True)
