@@ -196,3 +196,32 @@ def test_one_channel_of_a_product_is_a_factor_at_once() -> None:
     net.nodes.append(helper.make_node("Split", [back, net.const([2, 1])], ["a", "b"], axis=1))
     model = net.model(net.op("Relu", first), "b")
     check(model, {"ConvTranspose": 1, "Relu": 1, "Mul": 1, "Add": 1})
+
+
+def test_what_was_too_many_convolutions_alone_may_be_allowed_in_a_joint_step() -> None:
+    """Putting `a(x) + x` into one 3x3 of four outputs was taken although a 3x3 of two and a 1x1 cost half."""
+    net = Net(4)
+    both = net.add(net.conv("x", 4, 4, 1, bias=False), "x")
+    wide = net.op("Concat", both, both, axis=1)
+    narrow = net.op("Transpose", net.conv(wide, 8, 2, 3, bias=False), perm=[0, 2, 3, 1])
+    back = net.op("Transpose", net.op("MatMul", narrow, net.random(2, 4)), perm=[0, 3, 1, 2])
+    model = net.model(back)
+    check(model, {"Conv": 2})
+    weights = [tuple(t.dims) for t in fuse(model).model.graph.initializer if len(t.dims) == 4]
+    assert sorted(weights) == [(2, 4, 3, 3), (4, 2, 1, 1)]
+
+
+def test_a_norm_that_is_read_twice_by_one_stays_a_norm() -> None:
+    net = Net(4)
+    shared = net.bn(net.op("Relu", "x"), 4)
+    part = net.op("Slice", shared, net.const([0]), net.const([3]), net.const([1]))
+    model = net.model(net.op("Mul", shared, net.channel(4)), net.op("Add", part, part))
+    check(model, {"Relu": 1, "Slice": 1, "BatchNormalization": 2})
+
+
+def test_a_split_of_which_one_output_is_used_is_a_node() -> None:
+    net = Net(2)
+    net.nodes.append(
+        helper.make_node("Split", [net.conv("x", 2, 6, 3), net.const([4, 2])], ["a", "b"], axis=1)
+    )
+    check(net.model(net.op("Relu", "b")), {"Conv": 1, "Relu": 1})

@@ -224,7 +224,8 @@ class Cover:
         """The node as it is; a joint step asks again."""
         found = self.owns.get(lifted.output)
         if found is None:
-            found = self.owns[lifted.output] = keep(lifted, self.model, self.measures.elements)
+            elements, is_used = self.measures.elements, self.context.scope.is_used
+            found = self.owns[lifted.output] = keep(lifted, self.model, elements, is_used)
         return found
 
     def _consider(self, lifted: Lifted, candidate: Candidate, entry: Entry) -> int | None:
@@ -258,12 +259,13 @@ class Cover:
     def _has_norm(self, lifted: Lifted) -> bool:
         """Whether a BatchNormalization stands right before, through per-channel operators."""
         for _ in range(8):
-            producer = self.context.scope.producer.get(lifted.operands[0].name)
-            if producer is None or len(lifted.operands) != 1:
+            name = lifted.operands[0].name
+            producer = self.context.scope.producer.get(name)
+            if producer is None or any(operand.name != name for operand in lifted.operands):
                 return False
             if producer.op == "BatchNormalization":
                 return True
-            found = self.lifts.get(lifted.operands[0].name)
+            found = self.lifts.get(name)
             if found is None:
                 return False
             lifted = found

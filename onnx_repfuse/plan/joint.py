@@ -104,8 +104,8 @@ def _put_in(cover: Cover, name: str, touched: list[str], names: list[str]) -> bo
     for root in touched:
         entry = cover.entries[root]
         outer = entry.choice
-        if outer is None or not outer.leaves or outer.view is not None or outer.swallowed:
-            return False
+        if outer is None or entry.candidates[:1] != [outer] or not outer.leaves:
+            return False  # something else is cheaper, and may be allowed now
         form = put_in(outer.form, name, inner.form, cover.measures.size)
         if form is None:
             return False

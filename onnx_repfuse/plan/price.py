@@ -13,11 +13,14 @@ __all__ = ["Price", "keep"]
 
 
 class Price(NamedTuple):
-    """What is paid for a tensor: picoseconds, multiply-adds, nodes, convolutions, matrix products."""
+    """What is paid for a tensor: picoseconds, multiply-adds, nodes, convolutions, matrix products.
+
+    Each output of a Split is a fraction of a node.
+    """
 
     cost: int = 0
     macs: int = 0
-    nodes: int = 0
+    nodes: float = 0
     convolutions: int = 0
     products: int = 0
 
@@ -42,7 +45,9 @@ class Price(NamedTuple):
         return a <= e and b <= f and c <= g and d <= h
 
 
-def keep(lifted: Lifted, model: CostModel, elements: Callable[[Hashable], int]) -> Price:
+def keep(
+    lifted: Lifted, model: CostModel, elements: Callable[[Hashable], int], is_used: Callable[[str], bool]
+) -> Price:
     """The node as it is."""
     out = elements(lifted.output)
     moved = elements(lifted.operands[0].name) + out
@@ -59,7 +64,8 @@ def keep(lifted: Lifted, model: CostModel, elements: Callable[[Hashable], int]) 
         product = geometry.channel_axis == -1
         return Price(model.convolution(geometry, macs, moved), macs, 1, not product, product)
     if lifted.node.op == "Split":
-        return Price()  # one node with several outputs: whoever absorbs one of them saves nothing
+        count = sum(1 for tensor in lifted.node.outputs if is_used(tensor.name))
+        return Price(0, 0, 1 / max(1, count))  # a whole node is saved where all of them are absorbed
     if lifted.node.op == "Slice":
         return Price(model.elementwise(2 * out, 0), 0, 1)
     if lifted.node.op == "AveragePool":
