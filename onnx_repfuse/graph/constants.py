@@ -205,7 +205,7 @@ def fold_constant(
     if function is None:
         return None
     given = [c for c in inputs if c is not None]
-    if onnx.TensorProto.STRING in (data_type, *(c.data_type for c in given)):
+    if onnx.TensorProto.STRING in (data_type, attrs.get("to"), *(c.data_type for c in given)):
         return None
 
     def evaluate() -> Values:

@@ -87,8 +87,9 @@ def infer(
     if _assume(scope.input[:varying], outer):
         sized = {**_run(whole, varying), **declared}
     if certain is not None:
+        stated = _types(certain.input[len(scope.input) :])  # what stands for a value in doubt
         scope.CopyFrom(certain)
-        proved = {**_run(whole, varying), **declared}
+        proved = {**dict(stated), **_run(whole, varying), **declared}
     return proved, {
         name: shape  # type: ignore[misc]
         for name, (_, shape) in sized.items()
