@@ -43,14 +43,14 @@ def _stacked(apart: Sequence[Segment]) -> list[Segment]:
     if len(apart) == 1:
         return [apart[0]]
     runs: list[list[Segment]] = []
-    before: Sequence[Term] = ()
+    head: Term | None = None  # of the run, if it may go on
     for segment in apart:
         terms = segment[1]
-        if len(before) == len(terms) == 1 and _is_alike(before[0], terms[0]):
+        if head is not None and len(terms) == 1 and _is_alike(head, terms[0]):
             runs[-1].append(segment)
         else:
             runs.append([segment])
-            before = terms
+            head = terms[0] if len(terms) == 1 and _stacks(terms[0]) else None
     return [run[0] if len(run) == 1 else _stack(run) for run in runs]
 
 
@@ -68,10 +68,15 @@ def _widened(geometry: Geometry, c_out: int) -> Geometry:
     return replace(geometry, c_out=c_out)
 
 
+def _stacks(term: Term) -> bool:
+    """Whether others may be stacked on it."""
+    geometry = term.kernel.geometry
+    return not (geometry.groups > 1 or geometry.transposed or isinstance(term.kernel, Vector))
+
+
 def _is_alike(first: Term, second: Term) -> bool:
+    """Whether the second may be stacked on the first."""
+    if first.source != second.source or first.lo_in != second.lo_in or isinstance(second.kernel, Vector):
+        return False
     f, g = first.kernel.geometry, second.kernel.geometry
-    if first.source != second.source or first.lo_in != second.lo_in or f.groups > 1 or f.transposed:
-        return False
-    if isinstance(first.kernel, Vector) or isinstance(second.kernel, Vector):
-        return False
     return f is g or _widened(f, g.c_out) == g

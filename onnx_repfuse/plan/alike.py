@@ -41,6 +41,8 @@ def likeness(
     """
     if not WORTH <= prod(map(len, options)) <= PRODUCT or lifted.border is not None or lifted.also:
         return None
+    if any(len(form.terms) > LONGEST for choice in options for form, _, _ in choice):
+        return None
     numbers: dict[Hashable, int] = {}
     seen: list[Hashable] = [
         *limits,
@@ -53,7 +55,7 @@ def likeness(
     for choice in options:
         seen.append(len(choice))
         for form, candidate, price in choice:
-            if len(form.terms) > LONGEST or not form.reads_tensors:
+            if not form.reads_tensors:
                 return None
             seen += (price, form.channels, form.layout, form.bias.is_zero)
             if candidate is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from onnx_repfuse.algebra.bias import Bias
-from onnx_repfuse.algebra.form import TOO_LONG, Form, Part, Term, fits, gather, substitute
+from onnx_repfuse.algebra.form import MAX_TERMS, TOO_LONG, Form, Part, Term, fits, gather, substitute
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.lift import Lifted
 from onnx_repfuse.reasons import Reason
@@ -72,7 +72,7 @@ def _side_by_side(lifted: Lifted, forms: list[Form]) -> Form:
         terms += [Term(t.source, t.kernel, t.lo_in, lo + t.lo_out) for t in form.terms] if lo else form.terms
         if not form.bias.is_zero:
             bias = bias + form.bias.placed(lo, lifted.channels)
-    if not fits(terms):
+    if len(terms) > MAX_TERMS:
         raise Inexact(Reason.COST, TOO_LONG)
     return Form(lifted.channels, lifted.layout, tuple(terms), bias)
 
