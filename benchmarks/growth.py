@@ -15,7 +15,7 @@ from benchmarks.tools import measured
 
 NODES = (100, 300, 1000, 2500, 5000, 10000)
 MEGABYTES = (1, 4, 16, 64, 125, 250, 500)
-_ROUNDS = 3
+_ROUNDS = 5
 _BLOCK = 8  # nodes of a RepVGG block
 
 

@@ -39,7 +39,7 @@ class Bias:
         return cls(known, (), 2 * ulp * np.abs(known if terms is None else terms))
 
     @classmethod
-    @lru_cache(maxsize=1024)
+    @lru_cache(maxsize=1 << 13)
     def zeros(cls, channels: int) -> Bias:
         """No bias."""
         made = cls(repeated(0.0, channels))

@@ -117,7 +117,7 @@ class Geometry:
         return hash((shape, self.origin, self.slack, self.channel_axis, self.transposed))
 
     @classmethod
-    @lru_cache(maxsize=1024)
+    @lru_cache(maxsize=1 << 13)
     def diagonal(cls, channels: int, rank: int, channel_axis: int = 1) -> Geometry:
         """A value per channel: BatchNormalization, a constant factor, the identity."""
         ones, zeros = (1,) * rank, (0,) * rank

@@ -80,7 +80,7 @@ class Vector:
     size: int = field(default=1, init=False)
 
     @classmethod
-    @lru_cache(maxsize=1024)
+    @lru_cache(maxsize=1 << 13)
     def unit(cls, channels: int, layout: tuple[int, int]) -> Vector:
         """The identity on so many channels; `layout` is that of a `Form`."""
         axis, rank = layout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import product
 from math import prod
 
@@ -131,11 +132,15 @@ def combinations(options: list[list[Option]]) -> Iterable[tuple[Option, ...]]:
     if count > PRODUCT:
         first = tuple(choice[min(1, len(choice) - 1)] for choice in options)
         return (tuple(choice[0] for choice in options), deepest, first)
-    places = sorted(product(*(range(len(choice)) for choice in options)), key=sum)
-    nearest = [
-        tuple(choice[place] for choice, place in zip(options, one, strict=True)) for one in places[:CHOICES]
-    ]
+    places = _nearest(tuple(map(len, options)))
+    nearest = [tuple(choice[place] for choice, place in zip(options, one, strict=True)) for one in places]
     return nearest if deepest in nearest else [*nearest, deepest]
+
+
+@lru_cache(maxsize=1 << 8)
+def _nearest(lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The first places in lists of these lengths, by their sum."""
+    return sorted(product(*map(range, lengths)), key=sum)[:CHOICES]
 
 
 def _terms(options: list[list[Option]], count: int) -> int:
