@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnx_repfuse import Options, Report, fuse
+from onnx_repfuse.errors import InputError, VerificationError
 from tests.build import run
 
 RNG = np.random.default_rng(0)
@@ -422,3 +424,25 @@ def test_a_shape_that_is_not_what_was_inferred() -> None:
     weights = {"w": random(4, 3, 1, 1), "one": [1], **norm(4)}
     made = model(graph(nodes, [info("y", None)], weights, [info("x", [1, 3, 4, 4])]))
     agree(made, {"x": random(1, 3, 4, 4)}, folds=1)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        node("MaxPool", "x", "a", kernel_shape=[2, 2], strides=[0, 0], ceil_mode=1),
+        node("MaxPool", "x", "a", kernel_shape=2, ceil_mode=1),
+        node("Resize", "x  nan", "a", mode="nearest"),
+        node("Resize", "x  inf", "a", mode="nearest"),
+        node("Squeeze", "x", "a", axes="no"),
+        node("Cast", "x", "a", to="FLOAT"),
+    ],
+)
+def test_what_makes_no_sense_is_told(odd: NodeProto) -> None:
+    weights = {name: np.array([1, 1, float(name), 1], np.float32) for name in ("nan", "inf")}
+    nodes = [odd, node("Conv", "a w", "b"), batch_norm("b", "y")]
+    weights |= {"w": random(4, 3, 1, 1), **norm(4)}
+    made = model(graph(nodes, [info("y", None)], weights, [info("x", [1, 3, 5, 5])]))
+    with suppress(InputError, VerificationError):
+        fuse(made)
+    with suppress(InputError):
+        fuse(made, options=Options(check=False))

@@ -22,9 +22,16 @@ from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.dtypes import numpy_dtype
 from onnx_repfuse.reasons import Reason
 
-__all__ = ["FOLDABLE", "SMALL", "Const", "fold_constant", "from_attributes"]
+__all__ = ["FOLDABLE", "MALFORMED", "SMALL", "Const", "fold_constant", "from_attributes"]
 
-_MALFORMED = (ArithmeticError, KeyError, TypeError, ValueError, IndexError, AttributeError)
+MALFORMED = (  # what computing with attributes and values that make no sense raises
+    ArithmeticError,
+    KeyError,
+    TypeError,
+    ValueError,
+    IndexError,
+    AttributeError,
+)
 _HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 _FRACTIONS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, *_HALVES)
 _STEPS = ("Floor", "Ceil", "Equal", "Range")  # what a change in the last place may change wholly
@@ -213,7 +220,7 @@ def fold_constant(
         try:
             with np.errstate(all="ignore"):
                 value = np.asarray(function(*values, dict(attrs)))
-        except _MALFORMED as error:
+        except MALFORMED as error:
             raise Inexact(Reason.SHAPE, f"a constant cannot be computed: {error}") from error
         if shape is not None and value.shape != shape:
             raise Inexact(Reason.SHAPE)

@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 
 from onnx_repfuse.errors import Inexact
-from onnx_repfuse.graph.constants import Const
+from onnx_repfuse.graph.constants import MALFORMED, Const
 from onnx_repfuse.graph.dtypes import HOLDING_SIZES
 from onnx_repfuse.graph.scope import ONNX_DOMAINS, Shape
 
@@ -51,7 +51,7 @@ def without_doubts(
         opset: version of the ONNX operator set in force.
     """
     ruled = [(i, node) for i, node in enumerate(scope.node) if node.op_type in _RULED]
-    doubts = {i: found for i, node in ruled if (found := _doubt(node, types, constants, opset))}
+    doubts = {i: found for i, node in ruled if (found := _doubted(node, types, constants, opset))}
     if not doubts:
         return None
     result = onnx.GraphProto()
@@ -85,6 +85,14 @@ def _blur(graph: onnx.GraphProto, name: str, known: tuple[int, Shape | None], ax
         longer = name if axis == axes[-1] else f"{name}, of any size along {axis}"
         graph.node.append(onnx.helper.make_node("Concat", [read, unknown], [longer], axis=axis))
         read = longer
+
+
+def _doubted(node: onnx.NodeProto, types: Types, constants: Mapping[str, Const], opset: int) -> list[int]:
+    """`_doubt`, and all there is of a node that makes no sense."""
+    try:
+        return _doubt(node, types, constants, opset)
+    except MALFORMED:
+        return _ALL
 
 
 def _doubt(node: onnx.NodeProto, types: Types, constants: Mapping[str, Const], opset: int) -> list[int]:
