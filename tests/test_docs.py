@@ -17,7 +17,7 @@ from models.planned import table
 from onnx_repfuse.arguments import KIND_HELP
 from onnx_repfuse.cli import command, main
 from onnx_repfuse.graph import lift
-from onnx_repfuse.graph.frames import FLOATS
+from onnx_repfuse.graph.dtypes import FLOATS
 from onnx_repfuse.graph.lift import affine
 from tests.build import Net, check
 

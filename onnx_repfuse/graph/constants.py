@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Kernel
 from onnx_repfuse.errors import Inexact
-from onnx_repfuse.graph.dtypes import numpy_dtype
+from onnx_repfuse.graph.dtypes import FLOATS, numpy_dtype
 from onnx_repfuse.reasons import Reason
 
-__all__ = ["FOLDABLE", "MALFORMED", "SMALL", "Const", "fold_constant", "from_attributes"]
+__all__ = ["FOLDABLE", "LAST", "MALFORMED", "SMALL", "TELLING", "Const", "fold_constant", "from_attributes"]
 
 MALFORMED = (  # what computing with attributes and values that make no sense raises
     ArithmeticError,
@@ -33,9 +33,9 @@ MALFORMED = (  # what computing with attributes and values that make no sense ra
     AttributeError,
 )
 _HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-_FRACTIONS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, *_HALVES)
 _STEPS = ("Floor", "Ceil", "Equal", "Range")  # what a change in the last place may change wholly
-_LAST = (1 << 31) - 1  # an end that means: all there is
+LAST = (1 << 31) - 1  # an end that means: all there is
+TELLING = 64  # elements of a constant that may decide a shape
 SMALL = 1 << 16  # elements; what may be evaluated while planning
 
 Values = NDArray[Any]
@@ -63,6 +63,13 @@ class Const:
     def size(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    def computed(self) -> Values | None:
+        """What `read` returns; None if it cannot be computed: whatever needs it does not run."""
+        try:
+            return self.read()
+        except Inexact:
+            return None
 
 
 def _unary(function: Callable[[Values], Any]) -> Callable[..., Any]:
@@ -142,7 +149,7 @@ def _slice(x: Values, *rest: Any) -> Values:
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):  # type: ignore[arg-type]
         axis, step = int(i if axes is None else axes[i]), int(1 if steps is None else steps[i])
         stop: int | None = int(end)
-        if step < 0 and end >= _LAST:
+        if step < 0 and end >= LAST:
             raise ValueError("a Slice backwards to the end")  # which ONNX Runtime takes to the front
         if step < 0 and stop is not None and stop < -x.shape[axis]:
             stop = None  # past the front
@@ -227,7 +234,7 @@ def fold_constant(
         return value
 
     halves = any(c.data_type in _HALVES for c in given)
-    if halves and (op in _STEPS or (op == "Cast" and attrs.get("to") not in _FRACTIONS)):
+    if halves and (op in _STEPS or (op == "Cast" and attrs.get("to") not in FLOATS)):
         return None  # runtimes compute them in single precision, which may end on another step
     whole = any(numpy_dtype(c.data_type).kind in "iu" for c in given)
     fails = op == "Range" or (op == "Pow" and whole)  # for some values

@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_repfuse.errors import Inexact
-from onnx_repfuse.graph.constants import MALFORMED, Const
+from onnx_repfuse.graph.constants import LAST, MALFORMED, TELLING, Const
 from onnx_repfuse.graph.dtypes import HOLDING_SIZES
 from onnx_repfuse.graph.scope import ONNX_DOMAINS, Shape
 
@@ -34,8 +33,6 @@ _RULED = frozenset(
 )
 _ALL = [-1]  # axes: not even the rank is certain
 _VALUE = [-2]  # the sizes are, the value is not
-_TELLING = 64  # elements of such a constant
-_LAST = (1 << 31) - 1  # an end that means: all there is
 Types = Mapping[str, tuple[int, Shape | None]]
 
 
@@ -120,7 +117,7 @@ def _doubt(node: onnx.NodeProto, types: Types, constants: Mapping[str, Const], o
     elif node.op_type == "Slice":
         ends, steps = inputs[2:3], inputs[4:5]
         backwards = steps and steps[0] and min(steps[0]) < 0
-        found = list(range(len(result))) if backwards and ends[0] and max(ends[0]) >= _LAST else []
+        found = list(range(len(result))) if backwards and ends[0] and max(ends[0]) >= LAST else []
     elif node.op_type in _POOLS:
         found = _pool(given, shape)
     else:
@@ -130,10 +127,8 @@ def _doubt(node: onnx.NodeProto, types: Types, constants: Mapping[str, Const], o
 
 def _values(const: Const) -> list[Any] | None:
     """The elements of a constant that may tell sizes."""
-    try:
-        return const.read().ravel().tolist() if const.size <= _TELLING else None
-    except Inexact:  # it cannot be computed
-        return None
+    value = const.computed() if const.size <= TELLING else None
+    return None if value is None else value.ravel().tolist()
 
 
 def _is_same(given: Mapping[str, Any]) -> bool:

@@ -9,17 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.scope import Scope, Shape
 from onnx_repfuse.graph.views import VIEWS, after
 
-__all__ = ["FLOATS", "Frame", "frames", "rank_of"]
-
-FLOATS = frozenset(
-    (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
-)
+__all__ = ["Frame", "frames", "rank_of"]
 
 ELEMENTWISE = frozenset(
     (

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import onnx
-from numpy.typing import NDArray
 
-from onnx_repfuse.errors import Inexact
-from onnx_repfuse.graph.constants import Const
+from onnx_repfuse.graph.constants import TELLING, Const
 from onnx_repfuse.graph.doubts import without_doubts
 from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope, Shape, outer_names
 
 __all__ = ["Sizes", "Types", "infer"]
 
-TELLING = 64  # elements of a constant that may decide a shape
 SCALES = 5
 UNKNOWN_SPACE = 224  # an unknown height, width or length, for costs only
 SHAPED_BY_SHAPES = frozenset(  # the values of their weights decide no shape, of nothing behind them either
@@ -107,7 +103,7 @@ def _add_weights(scope: onnx.GraphProto, weights: dict[str, Const]) -> None:
         names.update(read, node.output[:])
         if node.op_type not in SHAPED_BY_SHAPES or node.domain not in ONNX_DOMAINS:
             telling.update(name for name in read if name in weights and _may_tell(weights[name]))
-    values = [(name, value) for name in sorted(telling) if (value := _value(weights[name])) is not None]
+    values = [(name, value) for name in sorted(telling) if (value := weights[name].computed()) is not None]
     telling = {name for name, _ in values}
     scope.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in values)
     stand_ins: dict[tuple[int, Shape], str] = {}
@@ -121,14 +117,6 @@ def _add_weights(scope: onnx.GraphProto, weights: dict[str, Const]) -> None:
                 stand_ins[kind] = _fresh(str(kind), names)
                 scope.input.add(name=stand_ins[kind], type=_type(*kind))
             node.input[place] = stand_ins[kind]
-
-
-def _value(const: Const) -> NDArray[Any] | None:
-    """Of a constant; None if it cannot be computed: whoever needs it does not run."""
-    try:
-        return const.read()
-    except Inexact:
-        return None
 
 
 def _fresh(name: str, names: set[str]) -> str:

@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.constants import Const
 from onnx_repfuse.graph.save import ScopeKey
 
@@ -104,10 +103,8 @@ class Scope:
         const = self.const(name)
         if const is None or const.size != 1:
             return None
-        try:
-            return float(np.asarray(const.read()).astype(np.float64).ravel()[0])
-        except Inexact:
-            return None
+        value = const.computed()
+        return None if value is None else float(np.asarray(value).astype(np.float64).ravel()[0])
 
     def shape(self, name: str) -> Shape | None:
         """The proved shape; None if not even the rank is known."""

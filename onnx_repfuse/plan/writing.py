@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_repfuse.graph.dtypes import FLOATS
 from onnx_repfuse.graph.emit import emit
-from onnx_repfuse.graph.frames import FLOATS
 from onnx_repfuse.graph.lift import Context
 from onnx_repfuse.graph.rewrite import put, rename
 from onnx_repfuse.graph.scope import Scope

@@ -16,7 +16,8 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.kernels import Array
 from onnx_repfuse.graph.constants import SMALL
-from onnx_repfuse.graph.frames import FLOATS, Frame
+from onnx_repfuse.graph.dtypes import FLOATS
+from onnx_repfuse.graph.frames import Frame
 from onnx_repfuse.graph.lift.lifted import Context, Declined, Lifted, added, diagonal, vector_of
 from onnx_repfuse.reasons import Reason
 from onnx_repfuse.report.record import Kind

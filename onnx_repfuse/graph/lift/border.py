@@ -17,7 +17,7 @@ from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.form import Term
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Array, Stored
-from onnx_repfuse.graph.frames import FLOATS
+from onnx_repfuse.graph.dtypes import FLOATS
 from onnx_repfuse.graph.lift.canvas import Canvas
 from onnx_repfuse.graph.lift.lifted import Context, Lifted, Operand, ulp
 from onnx_repfuse.graph.lift.placing import Painter

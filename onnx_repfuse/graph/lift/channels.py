@@ -7,7 +7,8 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.form import Term
 from onnx_repfuse.algebra.kernels import Vector
-from onnx_repfuse.graph.frames import FLOATS, Frame
+from onnx_repfuse.graph.dtypes import FLOATS
+from onnx_repfuse.graph.frames import Frame
 from onnx_repfuse.graph.lift.lifted import Context, Lifted, Operand
 from onnx_repfuse.report.record import Kind
 

@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.form import Term
 from onnx_repfuse.algebra.kernels import Vector
-from onnx_repfuse.graph.frames import FLOATS
+from onnx_repfuse.graph.dtypes import FLOATS
 from onnx_repfuse.graph.lift.lifted import Context, Declined, Lifted, Operand, diagonal
 from onnx_repfuse.reasons import Reason
 from onnx_repfuse.report.record import Kind

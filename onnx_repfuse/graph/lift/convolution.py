@@ -19,7 +19,7 @@ from onnx_repfuse.algebra.form import Term
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Kernel, Scaled, Stored, Vector
 from onnx_repfuse.graph.constants import SMALL, Const
-from onnx_repfuse.graph.frames import FLOATS
+from onnx_repfuse.graph.dtypes import FLOATS
 from onnx_repfuse.graph.lift.lifted import Context, Declined, Lifted, Operand, added, vector_of
 from onnx_repfuse.reasons import Reason
 from onnx_repfuse.report.record import Kind

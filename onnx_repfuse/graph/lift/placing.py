@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from onnx_repfuse.graph.constants import Const
-from onnx_repfuse.graph.frames import FLOATS
+from onnx_repfuse.graph.dtypes import FLOATS
 from onnx_repfuse.graph.lift.canvas import (
     Canvas,
     Cells,

@@ -19,7 +19,7 @@ from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.form import Term
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Stored
-from onnx_repfuse.graph.frames import FLOATS
+from onnx_repfuse.graph.dtypes import FLOATS
 from onnx_repfuse.graph.lift.convolution import resolve_pads
 from onnx_repfuse.graph.lift.lifted import Context, Declined, Lifted, Operand, ulp
 from onnx_repfuse.reasons import Reason

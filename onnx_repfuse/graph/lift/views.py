@@ -8,7 +8,7 @@ from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.form import Term
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.constants import Const
-from onnx_repfuse.graph.frames import FLOATS
+from onnx_repfuse.graph.dtypes import FLOATS
 from onnx_repfuse.graph.lift.lifted import Context, Lifted, Operand
 from onnx_repfuse.graph.views import View, after, restored
 from onnx_repfuse.report.record import Kind
