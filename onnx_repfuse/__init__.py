@@ -8,8 +8,6 @@ False
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -38,7 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "algebra.conv": ("AffineConv",),
+    "algebra.affine_conv": ("AffineConv",),
     "algebra.geometry": ("Geometry",),
     "api": ("Result", "fuse", "plan", "verify"),
     "errors": (
@@ -51,10 +49,10 @@ _HOMES = {
         "VerificationError",
     ),
     "options": ("Options",),
-    "reasons": ("Reason",),
-    "report.record": ("Fold", "Kind", "Refusal", "Report"),
-    "verify.feeds": ("FeedSpec",),
-    "verify.verdict": ("Verification",),
+    "records.reasons": ("Reason",),
+    "records.report": ("Fold", "Kind", "Refusal", "Report"),
+    "verifier.inputs": ("FeedSpec",),
+    "records.verdict": ("Verification",),
 }
 
 
@@ -68,26 +66,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
-
-
-class _Package(ModuleType):
-    """`plan` and `verify` are the functions, although importing the subpackages would bind those names."""
-
-    @property
-    def plan(self) -> Any:
-        return importlib.import_module(f"{self.__name__}.api").plan
-
-    @plan.setter
-    def plan(self, value: ModuleType) -> None:
-        """What the import system binds is found in `sys.modules`, too."""
-
-    @property
-    def verify(self) -> Any:
-        return importlib.import_module(f"{self.__name__}.api").verify
-
-    @verify.setter
-    def verify(self, value: ModuleType) -> None:
-        """As above."""
-
-
-sys.modules[__name__].__class__ = _Package

@@ -2,7 +2,7 @@
 
 import sys
 
-from onnx_repfuse.cli import main
+from onnx_repfuse.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,18 +16,17 @@ from typing import TYPE_CHECKING, TypeAlias
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.collector import uncollected
 from onnx_repfuse.errors import InputError
-from onnx_repfuse.graph.document import Document
+from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.options import Options
-from onnx_repfuse.pipeline.describing import describe
-from onnx_repfuse.pipeline.planned import make_plan
+from onnx_repfuse.pipeline.make_report import describe
+from onnx_repfuse.pipeline.plan_model import make_plan
 from onnx_repfuse.pipeline.run import run
-from onnx_repfuse.report.record import Report
-from onnx_repfuse.verify.verdict import Verification
+from onnx_repfuse.records.report import Report
+from onnx_repfuse.records.verdict import Verification
 
 if TYPE_CHECKING:
-    from onnx_repfuse.verify.feeds import FeedSpec
+    from onnx_repfuse.verifier.inputs import FeedSpec
 
 __all__ = ["Result", "document_of", "fuse", "plan", "verify"]
 
@@ -123,8 +122,7 @@ def plan(model: Model, options: Options | None = None) -> Report:
     chosen = options or Options()
     with document_of(model) as document:
         name = str(model) if isinstance(model, str | os.PathLike) else ""
-        with uncollected():
-            return describe(make_plan(document, chosen), name=name)
+        return describe(make_plan(document, chosen), name=name)
 
 
 def verify(
@@ -155,7 +153,7 @@ def verify(
     >>> bool(verify(model, fuse(model).model))
     True
     """
-    from onnx_repfuse.verify.outputs import verify_outputs
+    from onnx_repfuse.verifier.outputs.verify import verify_outputs
 
     first, second = _plain(original), _plain(fused)
     for model in (first, second):

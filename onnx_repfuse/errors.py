@@ -13,7 +13,7 @@ RepfuseError
 
 from __future__ import annotations
 
-from onnx_repfuse.reasons import Reason
+from onnx_repfuse.records.reasons import Reason
 
 __all__ = [
     "Inexact",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from onnx_repfuse.errors import UsageError
-from onnx_repfuse.report.record import Kind
+from onnx_repfuse.records.report import Kind
 
 __all__ = ["Options"]
 

@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.api import Result
-from onnx_repfuse.reasons import Reason
+from onnx_repfuse.records.reasons import Reason
 
 Array = NDArray[Any]
 ONE, MANY = "batch", ("batch", "height", "width")

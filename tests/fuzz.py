@@ -46,7 +46,7 @@ def work(pipe: Connection) -> None:
 
 def judge(path: Path, options: list[str]) -> tuple[int, str]:
     """Run the command line on a mutant and hold what it does against what it promises."""
-    from onnx_repfuse.cli import main
+    from onnx_repfuse.cli.main import main
 
     output = path.parent / "out" / "fused.onnx"
     output.parent.mkdir(exist_ok=True)

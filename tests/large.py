@@ -18,7 +18,7 @@ WIDTH = 1024
 SCRIPT = """
 import json, resource, sys, time
 import onnx, onnx_graphsurgeon, onnx_repfuse
-from onnx_repfuse import Options, fuse
+from onnx_repfuse import (Options, fuse)
 import onnx_repfuse.api
 if sys.argv[3] == "1":
     import onnxruntime

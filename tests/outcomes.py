@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from onnx_repfuse.reasons import Reason
-from onnx_repfuse.report.outcome import Bench, Gate, Outcome
-from onnx_repfuse.report.record import Counts, Fold, Kind, NodeRef, Refusal, Report
-from onnx_repfuse.verify.verdict import FoldVerdict, OutputVerdict, Precision, Status, Verification
+from onnx_repfuse.records.outcome import Bench, Gate, Outcome
+from onnx_repfuse.records.reasons import Reason
+from onnx_repfuse.records.report import Counts, Fold, Kind, NodeRef, Refusal, Report
+from onnx_repfuse.records.verdict import FoldVerdict, OutputVerdict, Precision, Status, Verification
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from onnx_repfuse import InputError, Options, fuse
-from onnx_repfuse.report.record import Report
+from onnx_repfuse.records.report import Report
 from tests.build import Net
 from tests.random_builder import Builder
 from tests.random_steps import grow, steps

@@ -17,8 +17,8 @@ from benchmarks.pages import latency_text
 from benchmarks.synthetic import SHAPES, write
 from benchmarks.timing import interleaved, ratios
 from benchmarks.units import FEATURES, convolutions, others
-from onnx_repfuse.plan.cost import ORT_CPU
-from onnx_repfuse.verify.sessions import open_model
+from onnx_repfuse.planner.cost import ORT_CPU
+from onnx_repfuse.verifier.runtime import open_model
 
 
 def test_prices_are_recovered_and_never_negative() -> None:
@@ -57,7 +57,7 @@ def test_constants_are_written_where_they_are_read(tmp_path: Path, monkeypatch: 
     calibrate.write_constants({"machine": machine, "prices": prices})
     text = copy.read_text(encoding="utf-8")
     assert "# Measured 2026-01-01 with onnxruntime 9.9 on a processor." in text
-    names: dict[str, object] = {"__name__": "onnx_repfuse.plan.cost"}
+    names: dict[str, object] = {"__name__": "onnx_repfuse.planner.cost"}
     exec(compile(text, str(copy), "exec"), names)
     assert {name: getattr(names["ORT_CPU"], name) for name in FEATURES} == prices
     assert text.count("MACS = CostModel(") == 1

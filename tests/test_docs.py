@@ -14,11 +14,11 @@ import onnx
 import pytest
 
 from models.planned import table
-from onnx_repfuse.arguments import KIND_HELP
-from onnx_repfuse.cli import command, main
-from onnx_repfuse.graph import lift
-from onnx_repfuse.graph.dtypes import FLOATS
-from onnx_repfuse.graph.lift import affine
+from onnx_repfuse import lift
+from onnx_repfuse.cli.arguments import KIND_HELP
+from onnx_repfuse.cli.main import command, main
+from onnx_repfuse.lift import batchnorm_arithmetic
+from onnx_repfuse.modelfile.dtypes import FLOATS
 from tests.build import Net, check
 
 ROOT = Path(__file__).parent.parent
@@ -78,7 +78,7 @@ def test_the_operator_in_twenty_lines(monkeypatch):
         block for language, block in BLOCK.findall(TEXTS["CONTRIBUTING.md"]) if language == "python"
     )
     assert len(lifting.splitlines()) <= 20
-    names = {**vars(affine), "FLOATS": FLOATS, "Net": Net, "check": check}
+    names = {**vars(batchnorm_arithmetic), "FLOATS": FLOATS, "Net": Net, "check": check}
     exec(compile(lifting + testing, "CONTRIBUTING.md", "exec"), names)
     called = []
     monkeypatch.setitem(lift._LIFTS, "Neg", lambda *given: called.append(given) or names["lift_neg"](*given))

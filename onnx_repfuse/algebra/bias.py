@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 
 import numpy as np
 
 from onnx_repfuse.algebra.kernels import Array, Kernel, Vector, push, repeated
-from onnx_repfuse.algebra.lazily import cached_property
 
 __all__ = ["Bias"]
 

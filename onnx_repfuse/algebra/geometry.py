@@ -21,10 +21,8 @@ A matrix product on the last axis has no spatial axis: `kernel == ()`, `channel_
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
-
-from onnx_repfuse.algebra.lazily import cached_property
 
 __all__ = ["Geometry"]
 

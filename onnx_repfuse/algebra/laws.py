@@ -28,7 +28,7 @@ from math import gcd
 
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.errors import Inexact
-from onnx_repfuse.reasons import Reason
+from onnx_repfuse.records.reasons import Reason
 
 __all__ = ["compose", "select_inputs", "select_outputs", "total"]
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 from functools import lru_cache
 from operator import attrgetter
 
-from onnx_repfuse.algebra.form import Form, Term
+from onnx_repfuse.algebra.affine_form import Form, Term
 from onnx_repfuse.algebra.geometry import Geometry
+from onnx_repfuse.algebra.kernel_slices import Stacked
 from onnx_repfuse.algebra.kernels import Vector
-from onnx_repfuse.algebra.selections import Stacked
 
 __all__ = ["Segment", "segmented"]
 

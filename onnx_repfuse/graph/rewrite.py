@@ -8,8 +8,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-from onnx_repfuse.graph.edit import Edit, NewTensor
 from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.modelfile.edit import Edit, NewTensor
 
 __all__ = ["difference", "drop_dead", "export", "needed_nodes", "put", "rename", "used_names"]
 
@@ -77,7 +77,7 @@ def used_names(scopes: Iterable[Scope]) -> set[str]:
     """Every tensor some node reads or some scope puts out."""
     names: set[str] = set()
     for scope in scopes:
-        names.update(scope.readers, scope.outputs, scope.captured)
+        names.update(scope.consumers, scope.outputs, scope.captured)
     return names
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.constants import Const
-from onnx_repfuse.graph.save import ScopeKey
+from onnx_repfuse.graph.constant_folding import Const
+from onnx_repfuse.modelfile.save import ScopeKey
 
 __all__ = ["Scope", "Shape", "inner_graphs", "node_name", "outer_names"]
 
@@ -64,27 +64,29 @@ class Scope:
     used_before: set[str] = field(default_factory=set)
     created: dict[str, Const] = field(default_factory=dict)
     producer: dict[str, gs.Node] = field(default_factory=dict)
-    readers: dict[str, list[gs.Node]] = field(default_factory=dict)
+    consumers: dict[str, list[gs.Node]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.original = {id(node): node for node in self.nodes}
         self.anchor = {id(node): i for i, node in enumerate(self.nodes)}
         self.index()
-        self.used_before = set(self.readers) | self.captured
+        self.used_before = set(self.consumers) | self.captured
 
     def index(self) -> None:
         """Rebuild producers and readers after the nodes have changed."""
-        self.producer, self.readers = {}, {}
+        self.producer, self.consumers = {}, {}
         for node in self.nodes:
             for tensor in node.outputs:
                 self.producer[tensor.name] = node
             for tensor in node.inputs:
                 if tensor.name:
-                    self.readers.setdefault(tensor.name, []).append(node)
+                    self.consumers.setdefault(tensor.name, []).append(node)
 
     def is_private(self, name: str) -> bool:
         """Read exactly once, by a node of this scope, and seen by nobody else."""
-        return len(self.readers.get(name, ())) == 1 and name not in self.outputs and name not in self.captured
+        return (
+            len(self.consumers.get(name, ())) == 1 and name not in self.outputs and name not in self.captured
+        )
 
     def is_seen(self, name: str) -> bool:
         """A graph output, or read in a subgraph: the name must stay."""
@@ -92,7 +94,7 @@ class Scope:
 
     def is_used(self, name: str) -> bool:
         """Read by anybody, or seen."""
-        return bool(self.readers.get(name)) or self.is_seen(name)
+        return bool(self.consumers.get(name)) or self.is_seen(name)
 
     def const(self, name: str) -> Const | None:
         """The constant of that name, unless it may be another when the model runs."""

@@ -19,7 +19,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.errors import Inexact
-from onnx_repfuse.graph.constants import Const
+from onnx_repfuse.graph.constant_folding import Const
 from onnx_repfuse.graph.scope import Scope, Shape
 
 __all__ = ["FREE", "VIEWS", "Layout", "View", "after", "is_identity", "restored"]

@@ -15,7 +15,7 @@ import onnx_ir
 
 from onnx_repfuse.api import fuse
 from onnx_repfuse.options import Options
-from onnx_repfuse.report.record import Report
+from onnx_repfuse.records.report import Report
 
 __all__ = ["FusePass"]
 

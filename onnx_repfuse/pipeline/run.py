@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnx_repfuse.errors import Inexact, VerificationError
-from onnx_repfuse.graph.document import Document
-from onnx_repfuse.graph.save import publish, save
-from onnx_repfuse.malformed import blaming
+from onnx_repfuse.modelfile.atomic_write import workspace
+from onnx_repfuse.modelfile.document import Document
+from onnx_repfuse.modelfile.save import publish, save
 from onnx_repfuse.options import Options
-from onnx_repfuse.pipeline.describing import describe
-from onnx_repfuse.pipeline.planned import make_plan
-from onnx_repfuse.pipeline.proving import prove
-from onnx_repfuse.pipeline.undoing import Undone, overflowing
-from onnx_repfuse.pipeline.whole import blame, compare, measure, reason
-from onnx_repfuse.pipeline.workspace import workspace
-from onnx_repfuse.report.record import Report
-from onnx_repfuse.verify.verdict import FoldVerdict, Status, Verification
+from onnx_repfuse.pipeline.bans import Bans, overflowing
+from onnx_repfuse.pipeline.compare_models import blame, compare, measure, reason
+from onnx_repfuse.pipeline.invalid_model import blaming
+from onnx_repfuse.pipeline.make_report import describe
+from onnx_repfuse.pipeline.plan_model import make_plan
+from onnx_repfuse.pipeline.prove_folds import prove
+from onnx_repfuse.records.report import Report
+from onnx_repfuse.records.verdict import FoldVerdict, Status, Verification
 
 if TYPE_CHECKING:
-    from onnx_repfuse.verify.baseline import Baseline
+    from onnx_repfuse.verifier.outputs.baseline import Baseline
 
 __all__ = ["run"]
 
@@ -49,7 +49,7 @@ def run(
     """
     tell = progress or _quiet
     seconds: dict[str, float] = {}
-    undone = Undone()
+    undone = Bans()
     baseline: Baseline | None = None
     verification: Verification | None = None
     nbytes = 0

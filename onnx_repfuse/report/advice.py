@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from onnx_repfuse.reasons import Reason
-from onnx_repfuse.report.record import Refusal, Report
+from onnx_repfuse.records.reasons import Reason
+from onnx_repfuse.records.report import Refusal, Report
 
 __all__ = ["advice", "brief", "by_reason"]
 

@@ -14,6 +14,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from onnx_repfuse.report.advice import advice, by_reason
+from onnx_repfuse.report.block_layout import draw
+from onnx_repfuse.report.formatting import figure, plural
 from onnx_repfuse.report.html_parts import (
     bench_bars,
     escape,
@@ -22,13 +24,11 @@ from onnx_repfuse.report.html_parts import (
     sizes_table,
     tiles,
 )
-from onnx_repfuse.report.picture import draw
-from onnx_repfuse.report.words import figure, plural
 
 if TYPE_CHECKING:
-    from onnx_repfuse.report.outcome import Outcome
-    from onnx_repfuse.report.record import Fold, Refusal
-    from onnx_repfuse.verify.verdict import FoldVerdict
+    from onnx_repfuse.records.outcome import Outcome
+    from onnx_repfuse.records.report import Fold, Refusal
+    from onnx_repfuse.records.verdict import FoldVerdict
 
 __all__ = ["render"]
 

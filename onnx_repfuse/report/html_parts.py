@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from onnx_repfuse.report.words import clean, duration, figure, percent, quantity, size
+from onnx_repfuse.report.formatting import clean, duration, figure, percent, quantity, size
 
 if TYPE_CHECKING:
-    from onnx_repfuse.report.outcome import Bench, Outcome
-    from onnx_repfuse.verify.verdict import OutputVerdict, Precision, Verification
+    from onnx_repfuse.records.outcome import Bench, Outcome
+    from onnx_repfuse.records.verdict import OutputVerdict, Precision, Verification
 
 __all__ = ["bench_bars", "escape", "outputs_table", "precision_table", "sizes_table", "tiles"]
 

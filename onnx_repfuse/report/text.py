@@ -12,12 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_repfuse.report.advice import advice, brief, by_reason
-from onnx_repfuse.report.words import clean, duration, figure, percent, plural, quantity, size
+from onnx_repfuse.report.formatting import clean, duration, figure, percent, plural, quantity, size
 
 if TYPE_CHECKING:
-    from onnx_repfuse.report.outcome import Bench, Outcome
-    from onnx_repfuse.report.record import Counts, Fold, Refusal
-    from onnx_repfuse.verify.verdict import OutputVerdict, Verification
+    from onnx_repfuse.records.outcome import Bench, Outcome
+    from onnx_repfuse.records.report import Counts, Fold, Refusal
+    from onnx_repfuse.records.verdict import OutputVerdict, Verification
 
 __all__ = ["show", "summarize"]
 

@@ -1,0 +1,143 @@
+"""Source: bytes that can be looked at where they are, and copied to a file without passing through memory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from onnx_repfuse.errors import InputError
+from onnx_repfuse.modelfile.protobuf_wire import Buffer, shown
+
+__all__ = ["Source"]
+
+_CHUNK = 4 << 20
+_BY_FILE = 256 << 10  # ranges at least this long are copied by the kernel, not through the mapping
+
+
+class Source:
+    """A regular file, mapped read-only when it is first looked at, or bytes in memory.
+
+    The file stays open until `close()`, so it can be read on when its name is given to another file.
+    """
+
+    _file: BinaryIO | None = None
+
+    def __init__(self, what: str, *, path: Path | None = None, data: bytes = b"") -> None:
+        """`what` is how errors call it; a file is only looked up, not opened."""
+        self.what = what
+        self.path = path
+        self.size = len(data)
+        self._data: Buffer | None = data if path is None else None
+        if path is None:
+            return
+        with self._errors():
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+                kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+                raise InputError(f"{what} {shown(path)} is {kind}")
+            self.size = status.st_size
+
+    @property
+    def buffer(self) -> Buffer:
+        """The bytes, indexable; of a file, its mapping."""
+        if self._data is None:
+            file = self._open()
+            with self._errors():
+                self._data = (
+                    mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ) if self.size else b""
+                )
+        return self._data
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a file descriptor is held."""
+        return self._file is not None
+
+    def __del__(self) -> None:
+        """A document that nobody closed closes its files when it is forgotten."""
+        if self._file is not None:
+            self._file.close()
+
+    def _open(self) -> BinaryIO:
+        if self._file is None:
+            if self.path is None:
+                raise AssertionError("bytes in memory have no file")
+            with self._errors():
+                file = open(self.path, "rb", buffering=0)  # noqa: SIM115
+                if os.fstat(file.fileno()).st_size != self.size:
+                    file.close()
+                    raise InputError(f"{self.what} {shown(self.path)} changed while it was read")
+                self._file = file
+        return self._file
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"{self.what} {shown(self.path)} cannot be read: {error.strerror}") from error
+        except ValueError as error:  # a NUL in the name
+            raise InputError(f"{self.what} {shown(self.path)} cannot be read: {error}") from error
+
+    def copy_to(self, out: BinaryIO, begin: int, end: int) -> None:
+        """Append the bytes `begin:end` to `out`, in the kernel where the system can."""
+        if self.path is None or end - begin < _BY_FILE:
+            buffer = self.buffer
+            for at in range(begin, end, _CHUNK):
+                out.write(buffer[at : min(end, at + _CHUNK)])
+            return
+        file = self._open()
+        out.flush()
+        begin = _copy_in_kernel(file.fileno(), out.fileno(), begin, end)
+        file.seek(begin)
+        while begin < end:
+            block = file.read(min(_CHUNK, end - begin))
+            if not block:
+                raise InputError(f"{self.what} {shown(self.path)} became shorter while it was read")
+            out.write(block)
+            begin += len(block)
+
+    def release(self) -> None:
+        """Give the pages read so far back to the system; they come back when they are looked at again."""
+        if isinstance(self._data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            with contextlib.suppress(OSError, ValueError):
+                self._data.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Close the file; a mapping lives on as long as an array looks into it. A later look opens again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self.path is not None and isinstance(self._data, mmap.mmap):
+            with contextlib.suppress(BufferError):
+                self._data.close()
+            self._data = None
+
+
+def _copy_in_kernel(source: int, target: int, begin: int, end: int) -> int:
+    """Copy `begin:end` at the end of `target`; the position reached, `begin` where the kernel cannot."""
+    copy: Callable[..., int] | None = getattr(os, "copy_file_range", None)
+    while copy is not None and begin < end:
+        try:
+            done = copy(source, target, min(end - begin, 1 << 30), begin)
+        except OSError as error:
+            if error.errno in (
+                errno.EXDEV,
+                errno.EINVAL,
+                errno.ENOSYS,
+                errno.EOPNOTSUPP,
+                errno.EPERM,
+                errno.EBADF,
+            ):
+                break  # two file systems, or one that cannot: read and write instead
+            raise
+        if done == 0:
+            break
+        begin += done
+    return begin

@@ -1,0 +1,156 @@
+"""The whole model, original against result, and which fold is to blame when it fails though each passed alone.
+
+Which of many changes breaks the whole, when each alone looked right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Set
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from onnx_repfuse.errors import Inexact
+from onnx_repfuse.modelfile.document import Document
+from onnx_repfuse.modelfile.save import save
+from onnx_repfuse.options import Options
+from onnx_repfuse.pipeline.bans import Failure
+from onnx_repfuse.pipeline.plan_model import FoldKey, ModelPlan, make_plan
+from onnx_repfuse.records.reasons import Reason
+from onnx_repfuse.records.verdict import Status, Verification
+
+if TYPE_CHECKING:
+    from onnx_repfuse.verifier.outputs.baseline import Baseline
+
+__all__ = ["blame", "compare", "culprits", "measure", "reason"]
+
+CULPRITS = 8  # more than these, and it is not a matter of single folds
+REPLANS = 8
+T = TypeVar("T")
+
+
+def measure(document: Document, options: Options, folder: Path) -> Baseline:
+    """The original's outputs and noise; a model from memory is written to `folder` for it.
+
+    Raises:
+        InputError: it does not run.
+    """
+    from onnx_repfuse.verifier.outputs.verify import measure_original
+    from onnx_repfuse.verifier.user_inputs import feed_spec
+
+    constant = {i.name for i in document.model.graph.initializer}
+    inputs = [i.name for i in document.model.graph.input if i.name not in constant]
+    feeds = feed_spec(options.input_shapes, options.input_data, inputs)
+    original = document.path
+    if original is None:
+        original = folder / "original.onnx"
+        save(document, {}, original)
+    document.release()
+    return measure_original(original, feeds=feeds, tapped=True, skeleton=document.model)
+
+
+def compare(baseline: Baseline, result: Path, options: Options) -> Verification:
+    """A result on the feeds of the original."""
+    from onnx_repfuse.verifier.outputs.verify import against
+
+    return against(baseline, result, rtol=options.rtol, atol=options.atol)
+
+
+def reason(verification: Verification) -> str:
+    """What failed, in one clause."""
+    bad = next((v for v in verification.outputs if v.status is Status.FAILED), None)
+    if bad is not None:
+        return bad.message
+    return "; ".join(verification.notes) or "nothing could be compared"
+
+
+def blame(
+    plan: ModelPlan, baseline: Baseline, options: Options, banned: Set[FoldKey], folder: Path, why: str
+) -> list[Failure]:
+    """The folds without which the rest of a failing plan passes.
+
+    Args:
+        plan: the plan whose result failed, under the bans `banned`.
+        baseline: the original, measured.
+        folder: where trial results are written.
+        why: how the result failed.
+
+    Returns:
+        none if single folds are not the cause: the original does not even agree with itself, or one fold
+        after the other had to go.
+    """
+    from onnx_repfuse.pipeline.compare_models import culprits
+
+    document, trial = plan.document, folder / "trial.onnx"
+    if compare(baseline, Path(baseline.original), options).status is Status.FAILED:  # type: ignore[arg-type]
+        return []
+
+    def passes(kept: Sequence[FoldKey]) -> bool:
+        edits = _only(kept, plan, options, banned).edits()
+        if not edits:
+            return True
+        try:
+            save(document, edits, trial, external=options.external)
+        except Inexact:
+            return False
+        document.release()
+        return compare(baseline, trial, options).status is not Status.FAILED
+
+    keys = plan.keys
+    found = culprits(keys, passes, CULPRITS)
+    if len(found) == len(keys) > 1:
+        return []
+    made = {key: fold for key, (_, fold) in zip(keys, plan.folds, strict=True)}
+    return [
+        Failure(
+            key[0],
+            made[key],
+            Reason.VERIFICATION,
+            f"it passed alone, but with it the whole model fails: {why}",
+        )
+        for key in found
+    ]
+
+
+def _only(kept: Sequence[FoldKey], plan: ModelPlan, options: Options, banned: Set[FoldKey]) -> ModelPlan:
+    """A plan with no other folds than these: what takes the place of a banned fold is banned, too."""
+    wanted = set(kept)
+    bans = set(banned) | {key for key in plan.keys if key not in wanted}
+    trial = plan
+    for _ in range(REPLANS):
+        trial = make_plan(plan.document, options, bans)
+        more = {key for key in trial.keys if key not in wanted}
+        if not more:
+            break
+        bans |= more
+    return trial
+
+
+def culprits(items: Sequence[T], passes: Callable[[Sequence[T]], bool], limit: int = 16) -> list[T]:
+    """The items to leave out so that the rest passes, in the order they were found.
+
+    Each is found by halving: the shortest prefix (of what is left) that fails ends in one. That takes
+    log2(len(items)) + 1 calls of `passes` per culprit.
+
+    Args:
+        items: the changes, in the order they build on each other.
+        passes: whether the result with only these changes, a subsequence of `items`, is right. It is assumed
+            to pass without any.
+        limit: give up after so many culprits, and name all that is left as well.
+
+    >>> culprits(range(10), lambda kept: 3 not in kept and 7 not in kept)
+    [3, 7]
+    """
+    left = list(items)
+    found: list[T] = []
+    while left and not passes(left):
+        if len(found) >= limit:
+            return [*found, *left]
+        low, high = 0, len(left)  # left[:low] passes, left[:high] fails
+        while high - low > 1:
+            middle = (low + high) // 2
+            if passes(left[:middle]):
+                low = middle
+            else:
+                high = middle
+        found.append(left.pop(high - 1))
+    return found

@@ -1,0 +1,52 @@
+"""Whose fault an exception is: a model that breaks ONNX's own rules is told so, in a line.
+
+Models are not checked beforehand: that costs time, and refuses files that run. But where planning stumbles, the file
+is asked first, with onnx's checker and shape inference, then the runtime. If both are content, it is a fault of
+ours, and the exception goes on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+
+from onnx_repfuse.errors import Inexact, InputError, RepfuseError
+from onnx_repfuse.modelfile.document import Document
+from onnx_repfuse.modelfile.save import save
+
+__all__ = ["blaming"]
+
+
+@contextmanager
+def blaming(document: Document) -> Iterator[None]:
+    """Raise InputError for what a malformed model makes fail inside; anything else goes on as it is."""
+    try:
+        yield
+    except (RepfuseError, Inexact, MemoryError, OSError):
+        raise
+    except Exception as error:
+        found = _complaint(document)
+        if not found:
+            raise
+        raise InputError(f"the model is not valid: {found}") from error
+
+
+def _complaint(document: Document) -> str:
+    """What onnx or ONNX Runtime has against the model; '' if nothing."""
+    from onnx_repfuse.verifier.runtime import one_line, open_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = document.path
+        if path is None:
+            path = Path(folder) / "model.onnx"
+            save(document, {}, path)
+        try:
+            onnx.checker.check_model(str(path), full_check=True)
+            open_model(path)
+        except Exception as error:  # both raise anything
+            return one_line(error)
+    return ""

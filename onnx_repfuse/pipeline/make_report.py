@@ -1,0 +1,92 @@
+"""A plan as a Report: folds and nodes in words a person can follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.model_size import count
+from onnx_repfuse.graph.rewrite import used_names
+from onnx_repfuse.graph.scope import Scope, node_name
+from onnx_repfuse.pipeline.plan_model import ModelPlan
+from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
+from onnx_repfuse.records.report import Fold, NodeRef, Refusal, Report
+from onnx_repfuse.records.verdict import Verification
+
+__all__ = ["describe"]
+
+
+def describe(
+    plan: ModelPlan,
+    *,
+    name: str = "",
+    output: str = "",
+    nbytes: int = 0,
+    undone: Sequence[Refusal] = (),
+    verification: Verification | None = None,
+    seconds: dict[str, float] | None = None,
+) -> Report:
+    """The report of a run, or of a dry run."""
+    scopes = [planned.scope for planned in plan.scopes]
+    after = count(scopes, used_names(scopes), nbytes)
+    folds = tuple(_fold(planned, made) for planned, made in plan.folds)
+    refused = (*undone, *(r for planned in plan.scopes for r in planned.refusals))
+    notes = tuple(note for planned in plan.scopes for note in planned.notes)
+    return Report(name, output, plan.before, after, folds, refused, verification, seconds or {}, None, notes)
+
+
+def _fold(planned: ScopePlan, made: PlannedFold) -> Fold:
+    scope = planned.scope
+    inner = {t.name for node in made.created for t in node.outputs}
+    read = dict.fromkeys(
+        t.name
+        for node in made.created
+        for t in node.inputs
+        if t.name not in inner and t.name not in scope.constants
+    )
+    roles = sorted(made.roles, key=lambda kind: kind.value)
+    return Fold(
+        made.root,
+        made.kind,
+        tuple(roles) or (made.kind,),
+        tuple(_ref(scope, node) for node in made.absorbed),
+        tuple(_ref(scope, node) for node in made.created),
+        tuple(read),
+        scope.label,
+        made.macs_before,
+        made.macs_after,
+    )
+
+
+def _ref(scope: Scope, node: gs.Node) -> NodeRef:
+    inputs = [t.name for t in node.inputs if t.name and t.name not in scope.constants]
+    outputs = [t.name for t in node.outputs if t.name]
+    return NodeRef(node_name(node), node.op, tuple(inputs), tuple(outputs), _label(scope, node))
+
+
+def _label(scope: Scope, node: gs.Node) -> str:
+    if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool"):
+        return ""
+    const = scope.constants.get(node.inputs[1].name) if len(node.inputs) > 1 else None
+    parts = []
+    kernel = node.attrs.get("kernel_shape") or (const.shape[2:] if const is not None else ())
+    if kernel:
+        parts.append("x".join(map(str, kernel)))
+    if const is not None and len(const.shape) >= 2:
+        groups = node.attrs.get("group", 1)
+        out, into = const.shape[0], const.shape[1]
+        if node.op == "Conv":
+            into *= groups
+        elif node.op == "ConvTranspose":
+            out, into = into * groups, out
+        elif not node.attrs.get("transB", 0):
+            out, into = into, out
+        parts.append(f"{into}->{out}")
+        if groups != 1:
+            parts.append(f"groups {groups}")
+    for key, label in (("strides", "stride"), ("dilations", "dilation")):
+        value = node.attrs.get(key)
+        if value and any(v != 1 for v in value):
+            parts.append(f"{label} {value[0] if len(set(value)) == 1 else value}")
+    return ", ".join(parts)

@@ -1,0 +1,63 @@
+"""Ways to compute what reads views, besides looking through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.lift import LinearOp
+from onnx_repfuse.planner.candidates import Candidate, Entry, stacked
+from onnx_repfuse.planner.compose import inline
+from onnx_repfuse.planner.view_sources import common_view
+from onnx_repfuse.records.report import Kind
+
+__all__ = ["restoring", "under_view"]
+
+
+def under_view(
+    candidate: Candidate, entries: Mapping[str, Entry], is_free: Callable[[str], bool]
+) -> Iterable[Candidate]:
+    """`A view(u)` as `view(A u)`, with A put into what computes u, pointwise or not; u must be `is_free` to go.
+
+    Likewise `A u`, where views have cancelled.
+    """
+    inner, view = common_view(candidate.form) or (candidate.form, None)
+    if view is None and Kind.COMMUTE not in candidate.roles:
+        return
+    source = inner.sources[0]
+    entry = entries.get(str(source))
+    if len(inner.sources) > 1 or not isinstance(source, str) or entry is None or not is_free(source):
+        return
+    for below in entry.candidates:
+        form = inline(inner, source, below.form)
+        if form is not None:
+            setup = candidate.setup.minus(entry.best).plus(below.setup)
+            yield replace(stacked(candidate, below, form, setup), view=view)
+
+
+def restoring(
+    lifted: LinearOp, candidate: Candidate, entries: Mapping[str, Entry], scope: Scope
+) -> Iterable[Candidate]:
+    """`Reshape(A Flatten(u), Shape(u))`: beside the Flatten, u is read for its shape alone, which goes too."""
+    like = lifted.view.like if lifted.view is not None else ""
+    entry = entries.get(like)
+    if entry is None or candidate.form.sources != (like,) or not _read_for_shape(scope, like, lifted.node):
+        return
+    for below in entry.candidates:
+        form = inline(candidate.form, like, below.form)
+        if form is not None:
+            setup = candidate.setup.plus(below.setup).minus(entry.best)
+            yield replace(stacked(candidate, below, form, setup), swallowed=like)
+
+
+def _read_for_shape(scope: Scope, name: str, node: gs.Node) -> bool:
+    """Whether all readers but one ask for its shape, on behalf of `node`."""
+    consumers = scope.consumers.get(name, [])
+    shapes = [consumer for consumer in consumers if consumer.op == "Shape"]
+    if name in scope.outputs or name in scope.captured or len(consumers) != len(shapes) + 1:
+        return False
+    told = [consumer.outputs[0].name for consumer in shapes]
+    return all(scope.is_private(shape) and scope.consumers[shape][0] is node for shape in told)

@@ -1,0 +1,186 @@
+"""What a node costs: multiply-adds, elements and weights moved, and the fixed price of a node, in picoseconds.
+
+The figures of `ORT_CPU` describe ONNX Runtime on one core; `python -m benchmarks --only calibrate --write-constants`
+measures and writes them (docs/cost-model.md). `MACS` counts multiply-adds and lets the rest only break ties. All are
+integers: a step is taken only if it lowers the total, so plans end.
+
+Prices: what a way to compute a tensor costs, and what must not rise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from onnx_repfuse.algebra.geometry import Geometry
+from onnx_repfuse.graph.views import FREE, View
+from onnx_repfuse.lift import LinearOp
+
+__all__ = [
+    "MACS",
+    "ORT_CPU",
+    "CostModel",
+    "Price",
+    "cost_model",
+    "keep",
+    "mac_price",
+    "multiply_adds",
+    "view_cost",
+]
+
+MacPrice = Literal["dense_mac", "grouped_mac", "depthwise_mac"]
+_WIDE = (
+    16  # channels per group from which a grouped convolution keeps vector units about as busy as a dense one
+)
+
+
+def mac_price(geometry: Geometry) -> MacPrice:
+    """The field of `CostModel` that prices a convolution's multiply-adds."""
+    width = geometry.c_in // geometry.groups
+    if geometry.groups == 1 or width >= _WIDE:
+        return "dense_mac"
+    return "depthwise_mac" if width == 1 else "grouped_mac"
+
+
+def multiply_adds(geometry: Geometry, read: int, written: int) -> int:
+    """Of a convolution or matrix product that reads and writes so many elements; at least one position's.
+
+    What pads by more than its window takes has more positions than it reads, whatever is assumed of unknown sizes.
+    """
+    positions = read // geometry.c_in if geometry.transposed else written // geometry.c_out
+    if geometry.enlarges:
+        positions = max(positions, read // geometry.c_in + 1)
+    return geometry.macs(max(1, positions))
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Prices in picoseconds.
+
+    Attributes:
+        dense_mac, grouped_mac, depthwise_mac: of a multiply-add in a convolution or matrix product without groups or
+            with wide ones, with narrow groups, and with one channel per group.
+        weight: of a weight of a convolution or matrix product; conv_element: of an element it reads or writes.
+        element: of an element another node reads or writes; arithmetic: of an operation on an element.
+        node: of a node.
+    """
+
+    name: str
+    dense_mac: int
+    grouped_mac: int
+    depthwise_mac: int
+    weight: int
+    conv_element: int
+    element: int
+    arithmetic: int
+    node: int
+
+    def convolution(self, geometry: Geometry, macs: int, elements: int) -> int:
+        """A Conv, ConvTranspose, MatMul or Gemm that moves `elements` in and out."""
+        price: int = getattr(self, mac_price(geometry))
+        return macs * price + geometry.weights * self.weight + elements * self.conv_element + self.node
+
+    def elementwise(self, elements: int, operations: int = 1) -> int:
+        """A node that reads and writes `elements` in total, with `operations` per element."""
+        return elements * (self.element + self.arithmetic * operations) + self.node
+
+
+def cost_model(name: str) -> CostModel:
+    """The model of that name: "ort-cpu" or "macs"."""
+    return {"ort-cpu": ORT_CPU, "macs": MACS}[name]
+
+
+class Price(NamedTuple):
+    """What is paid for a tensor: picoseconds, multiply-adds, nodes, convolutions, matrix products.
+
+    Each output of a Split is a fraction of a node.
+    """
+
+    cost: int = 0
+    macs: int = 0
+    nodes: float = 0
+    convolutions: int = 0
+    products: int = 0
+
+    def plus(self, other: Price) -> Price:
+        """Both together."""
+        a, b, c, d, e = self
+        f, g, h, i, j = other
+        return Price(a + f, b + g, c + h, d + i, e + j)
+
+    def minus(self, other: Price) -> Price:
+        """Without the other."""
+        a, b, c, d, e = self
+        f, g, h, i, j = other
+        return Price(a - f, b - g, c - h, d - i, e - j)
+
+    def improves(self, cost: int, limit: Price) -> bool:
+        """Cheaper than `cost`, and nothing else above `limit`."""
+        if self.cost >= cost:
+            return False
+        _, a, b, c, d = self
+        _, e, f, g, h = limit
+        return a <= e and b <= f and c <= g and d <= h
+
+
+def keep(
+    lifted: LinearOp, model: CostModel, elements: Callable[[Hashable], int], is_used: Callable[[str], bool]
+) -> Price:
+    """The node as it is."""
+    out = elements(lifted.output)
+    moved = elements(lifted.operands[0].name) + out
+    if len(lifted.operands) > 1:  # as new ones are priced, whatever is assumed of the operands
+        moved = (2 if lifted.node.op == "Concat" else 1 + len(lifted.operands)) * out
+    if lifted.view is not None:
+        return Price(view_cost(model, lifted.view, moved - out, out), 0, 1)
+    geometry = lifted.terms[0].kernel.geometry
+    if lifted.also:
+        count = 1 + len(lifted.also)
+        return Price(count * model.elementwise(moved, 0), 0, count)
+    if lifted.node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        macs = multiply_adds(geometry, elements(lifted.operands[0].name), out)
+        product = geometry.channel_axis == -1
+        return Price(model.convolution(geometry, macs, moved), macs, 1, not product, product)
+    if lifted.node.op == "Split":
+        count = sum(1 for tensor in lifted.node.outputs if is_used(tensor.name))
+        return Price(0, 0, 1 / max(1, count))  # a whole node is saved where all of them are absorbed
+    if lifted.node.op == "Slice":
+        return Price(model.elementwise(2 * out, 0), 0, 1)
+    if lifted.node.op == "AveragePool":
+        taps = geometry.macs(max(1, out // geometry.c_out))
+        return Price(model.elementwise(moved) + taps * model.arithmetic, 0, 1)
+    operations = {"BatchNormalization": 2, "Concat": 0, "Identity": 0, "Pad": 0}
+    return Price(model.elementwise(moved, operations.get(lifted.node.op, 1)), 0, 1)
+
+
+def view_cost(model: CostModel, view: View, read: int, written: int) -> int:
+    """The price of a view that reads and writes so many elements."""
+    if view.node.op in FREE:
+        return model.node
+    return model.elementwise(read + written, 0)
+
+
+# Measured 2026-11-24 with onnxruntime 1.32.0 on AMD EPYC (family 25 model 1, AVX2), 2 cores.
+ORT_CPU = CostModel(
+    "ort-cpu",
+    dense_mac=22,
+    grouped_mac=54,
+    depthwise_mac=46,
+    weight=65,
+    conv_element=1,
+    element=137,
+    arithmetic=1,
+    node=1_822_633,
+)
+MACS = CostModel(
+    "macs",
+    dense_mac=1 << 20,
+    grouped_mac=1 << 20,
+    depthwise_mac=1 << 20,
+    weight=0,
+    conv_element=8,
+    element=8,
+    arithmetic=1,
+    node=16,
+)

@@ -1,0 +1,101 @@
+"""What became of one model on the command line: the value that text, JSON and HTML render."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from onnx_repfuse.records.report import Counts, Report
+
+if TYPE_CHECKING:
+    from onnx_repfuse.records.verdict import Precision, Verification
+
+__all__ = ["Bench", "Gate", "Outcome", "worst"]
+
+_WORST_FIRST = (3, 1, 4, 0)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Interleaved timing of two models; three numbers are (median, low quartile, high quartile).
+
+    Attributes:
+        original, fused: latency of one run in milliseconds.
+        ratio: original / fused over the rounds; above 1 is faster.
+        rounds: number of interleaved rounds.
+        threads: threads within an operator.
+        shapes: input name -> shape that was timed.
+    """
+
+    original: tuple[float, float, float]
+    fused: tuple[float, float, float]
+    ratio: tuple[float, float, float]
+    rounds: int
+    threads: int
+    shapes: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One operator that --fail-on-remaining asked to be gone."""
+
+    op: str
+    remaining: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One model's run.
+
+    Attributes:
+        command: "fuse", "plan" or "compare".
+        model: the file given; of a comparison, the first.
+        output: the file written; of a comparison, the second; "" if nothing was written.
+        exit_code: what this model alone would exit with.
+        error: one line that says why it failed; "" if it did not.
+        report: what was done, if it came that far.
+        compared: the verdict of a comparison.
+        bench: the timing, if asked for.
+        gates: one for each operator that must not remain.
+        precision: the distances of both models from float64, if asked for.
+        trace: the traceback of an internal error.
+    """
+
+    command: str
+    model: str
+    output: str = ""
+    exit_code: int = 0
+    error: str = ""
+    report: Report | None = None
+    compared: Verification | None = None
+    bench: Bench | None = None
+    gates: tuple[Gate, ...] = ()
+    precision: tuple[Precision, ...] = ()
+    trace: str = ""
+
+    @property
+    def verification(self) -> Verification | None:
+        """The verdict, whichever way it was come by."""
+        return self.report.verification if self.report is not None else self.compared
+
+    @property
+    def status(self) -> str:
+        """The verdict in a word or two; "identical" if nothing was folded, so that nothing can differ."""
+        found = self.verification
+        if found is None:
+            return "not verified"
+        return "identical" if found.unchanged else str(found.status)
+
+    @property
+    def counts(self) -> tuple[Counts, Counts] | None:
+        """The sizes before and after."""
+        return (self.report.before, self.report.after) if self.report is not None else None
+
+
+def worst(codes: list[int]) -> int:
+    """The exit code of several models.
+
+    >>> worst([0, 4, 1, 0])
+    1
+    """
+    return next((code for code in _WORST_FIRST if code in codes), max(codes, default=0))

@@ -1,0 +1,140 @@
+"""What a run did, as plain values: one `Report`, which text, JSON and HTML only render."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from onnx_repfuse.records.reasons import Reason
+
+if TYPE_CHECKING:
+    from onnx_repfuse.records.verdict import Verification
+
+__all__ = ["Counts", "Fold", "Kind", "NodeRef", "Refusal", "Report"]
+
+
+class Kind(str, Enum):
+    """What a fold absorbed; the names `--skip` and `--only` take."""
+
+    AFFINE = "affine"
+    BRANCHES = "branches"
+    SEQUENCE = "sequence"
+    PAD = "pad"
+    POOL = "pool"
+    MATMUL = "matmul"
+    TRANSPOSE = "transpose"
+    CONCAT = "concat"
+    COMMUTE = "commute"
+    ACTIVATION = "activation"
+
+    __hash__ = str.__hash__  # an Enum's own is many times as slow
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class NodeRef:
+    """A node as the report and its pictures show it.
+
+    Attributes:
+        name: the node's name, or its first output's when it has none.
+        op: the op type.
+        inputs: names of its non-constant input tensors.
+        outputs: names of its output tensors.
+        label: the parameters worth showing, e.g. "3x3, 64->64, groups 64, stride 2"; may be empty.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One accepted step.
+
+    Attributes:
+        output: the tensor whose computation was replaced; its name survives.
+        kind: the chief kind; `kinds` are all kinds of what was absorbed.
+        absorbed: the original nodes that went, in topological order.
+        created: the nodes that came.
+        sources: the tensors the new nodes read.
+        scope: "" for the main graph, else a readable path such as "If 'if_1' then_branch".
+        macs_before, macs_after: multiply-adds of the two sides, at the sizes the planner assumed.
+    """
+
+    output: str
+    kind: Kind
+    kinds: tuple[Kind, ...]
+    absorbed: tuple[NodeRef, ...]
+    created: tuple[NodeRef, ...]
+    sources: tuple[str, ...]
+    scope: str
+    macs_before: int
+    macs_after: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Linear, but not folded; `message` is a sentence that names the nodes and says what to do."""
+
+    reason: Reason
+    message: str
+    nodes: tuple[str, ...]
+    scope: str = ""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The size of a model.
+
+    Attributes:
+        ops: op type -> number of nodes, over all scopes (subgraphs and functions included).
+        parameters: number of elements in initializers and Constant nodes.
+        bytes: size of the file and its external data.
+        macs: multiply-adds of Conv, ConvTranspose, MatMul and Gemm at the assumed sizes; None if unknown.
+    """
+
+    ops: dict[str, int]
+    parameters: int
+    bytes: int
+    macs: int | None
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes of any type."""
+        return sum(self.ops.values())
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run over one model.
+
+    Attributes:
+        model, output: file names as given; empty for in-memory models.
+        before, after: the two sizes.
+        folds, refusals: what was done, and what was not and why.
+        verification: None when it was not asked for.
+        seconds: stage -> wall time in seconds.
+        bench: (median ratio original/fused, low, high) of --bench.
+        notes: sentences worth telling that belong nowhere else.
+
+    >>> small = Counts({"Conv": 1}, parameters=9, bytes=200, macs=None)
+    >>> Report("a.onnx", "b.onnx", small, small, (), (), None).after.ops["Conv"]
+    1
+    """
+
+    model: str
+    output: str
+    before: Counts
+    after: Counts
+    folds: tuple[Fold, ...]
+    refusals: tuple[Refusal, ...]
+    verification: Verification | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    bench: tuple[float, float, float] | None = None
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,73 @@
+"""`--explain`: the region, the forms, the reason and the figures of one node, in every state a node can be in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from onnx_repfuse.cli.explain import explain
+from onnx_repfuse.errors import InputError
+from onnx_repfuse.options import Options
+from onnx_repfuse.records.report import Kind
+
+MODELS = Path(__file__).parents[2] / "models"
+REPVGG, FASTVIT = MODELS / "repvgg.train.onnx", MODELS / "fastvit.train.onnx"
+SQUARE = "/0/square/bn/BatchNormalization"
+
+
+def test_a_fused_node():
+    text = explain(str(MODELS / "acnet.train.onnx"), SQUARE)
+    region, forms = text.split("Forms considered")
+    assert region.startswith(f"BatchNormalization '{SQUARE}'\nFused (affine, branches)")
+    assert region.count("<- this node") == 1
+    assert region.count("    Conv") == 4  # three branches, and what they become
+    assert "MACs: " in region
+    assert "as it is:" in forms
+    assert forms.count("- chosen") == 1
+    assert "Conv 3x3" in forms.split("- chosen")[0]
+    assert "not cheaper" in forms
+
+
+def test_by_the_name_of_its_tensor():
+    assert "Fused" in explain(str(MODELS / "acnet.train.onnx"), "/0/square/bn/BatchNormalization_output_0")
+
+
+def test_a_node_with_another_reader():
+    text = explain(str(FASTVIT), "/stages.2/blocks/blocks.0/norm/BatchNormalization")
+    assert "Not fused (readers)" in text
+    assert "In general: its input has another reader" in text
+    assert "_fused' would be made of '/stages.2/pos_emb/" in text
+    assert "as it is: 0 MACs" in text
+
+
+def test_a_pair_that_is_dearer_as_one():
+    text = explain(str(FASTVIT), "/stages.1/blocks/blocks.0/mlp/fc1/Conv")
+    assert "Not fused (cost)" in text
+    assert "Conv 7x7 16->32" in text
+    assert "refused: more multiply-adds" in text
+
+
+def test_a_linear_node_by_itself_and_one_that_is_not_linear():
+    text = explain(str(REPVGG), "/head/fc/Gemm")
+    assert "it is linear, but none of the forms" in text
+    assert "- chosen" in text
+    text = explain(str(REPVGG), "/stages/stages.2/stages.2.2/act/Relu")
+    assert "regions end here" in text
+
+
+def test_the_forms_that_options_rule_out():
+    options = Options(skip=frozenset({Kind.BRANCHES}))
+    text = explain(str(MODELS / "acnet.train.onnx"), "/0/Add_1", options)
+    assert "ruled out by --skip or --only" in text
+
+
+@pytest.mark.parametrize("cost", ["ort-cpu", "macs"])
+def test_costs_have_the_unit_of_their_model(cost):
+    text = explain(str(MODELS / "acnet.train.onnx"), SQUARE, Options(cost=cost))
+    assert (" us " in text) == (cost == "ort-cpu")
+
+
+def test_a_misspelt_name():
+    with pytest.raises(InputError, match="did you mean '/head/fc/Gemm'"):
+        explain(str(REPVGG), "/head/fc/Gem")

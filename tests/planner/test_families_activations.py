@@ -1,0 +1,105 @@
+"""Activations that exporters write out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnx_repfuse import Options
+from onnx_repfuse.records.reasons import Reason
+from onnx_repfuse.records.report import Kind
+from tests.build import Net, check
+
+
+def clipped(net: Net, x: str, low: float = 0.0, high: float = 6.0) -> str:
+    if net.opset < 11:
+        return str(net.op("Clip", x, min=low, max=high))
+    return str(net.op("Clip", x, net.const(low), net.const(high)))
+
+
+def hard_swish(net: Net, x: str, *, sixth: str = "Div", high: float = 6.0, early: bool = False) -> str:
+    gate = clipped(net, net.op("Add", x, net.const(3.0)), high=high)
+
+    def scaled(y: str) -> str:
+        return str(net.op(sixth, y, net.const(6.0 if sixth == "Div" else 1 / 6)))
+
+    return str(net.op("Mul", x, scaled(gate))) if early else scaled(net.op("Mul", x, gate))
+
+
+@pytest.mark.parametrize("opset", [8, 11, 17])
+@pytest.mark.parametrize("sixth", ["Div", "Mul"])
+@pytest.mark.parametrize("early", [False, True])
+def test_hard_swish(opset: int, sixth: str, early: bool) -> None:
+    net = Net(4, opset=opset, ir=8)
+    out = hard_swish(net, net.op("Relu", "x"), sixth=sixth, early=early)
+    if opset < 14:  # no operator for it, and OpenVINO fuses what stands there
+        check(net.model(out), None, Reason.OPSET)
+        return
+    result = check(net.model(out), {"Relu": 1, "HardSwish": 1}, largest=5)
+    assert [fold.kind for fold in result.report.folds] == [Kind.ACTIVATION]
+
+
+def test_hard_swish_behind_a_convolution_is_told_of_once() -> None:
+    net = Net(4, opset=13)
+    result = check(net.model(hard_swish(net, net.conv("x", 4, 4, 3))), None, Reason.OPSET)
+    (refusal,) = result.report.refusals
+    assert len(refusal.nodes) == 2  # the Add, which is linear, and the Clip
+
+
+def test_the_parts_of_hard_swish_still_fold() -> None:
+    """Before opset 14 its Div goes into the next Conv."""
+    net = Net(4, opset=13)
+    out = net.conv(hard_swish(net, net.op("Relu", "x")), 4, 4, 3)
+    check(net.model(out), {"Relu": 1, "Add": 1, "Clip": 1, "Mul": 1, "Conv": 1}, Reason.OPSET)
+
+
+@pytest.mark.parametrize("opset", [8, 11, 17])
+def test_a_gate_of_another_tensor(opset: int) -> None:
+    """x * Clip(y + 3, 0, 6) / 6, as in squeeze-and-excitation."""
+    net = Net(4, opset=opset, ir=8)
+    gate = clipped(net, net.op("Add", net.op("GlobalAveragePool", "x"), net.const(3.0)))
+    out = net.op("Div", net.op("Mul", net.op("Relu", "x"), gate), net.const(6.0))
+    result = check(net.model(out), {"GlobalAveragePool": 1, "Relu": 1, "HardSigmoid": 1, "Mul": 1}, largest=5)
+    assert [fold.kind for fold in result.report.folds] == [Kind.ACTIVATION]
+
+
+@pytest.mark.parametrize("opset", [8, 11, 17])
+def test_hard_sigmoid_with_a_slope(opset: int) -> None:
+    net = Net(4, opset=opset, ir=8)
+    y = net.op("Div", net.op("Add", net.op("Relu", "x"), net.const(1.0)), net.const(2.0))
+    check(net.model(clipped(net, y, high=1.0)), {"Relu": 1, "HardSigmoid": 1})
+
+
+def test_learnable_affine_block() -> None:
+    """PP-LCNetV3: Conv, affine, HardSwish, affine, padded depthwise Conv."""
+    net = Net(4)
+    y = net.op("Add", net.op("Mul", net.conv("x", 4, 4, 1), net.const(1.3)), net.const(0.2))
+    y = net.op("Add", net.op("Mul", hard_swish(net, y), net.const(0.7)), net.const(-0.4))
+    out = net.conv_bn(y, 4, 4, 3, group=4)
+    check(net.model(out), {"Conv": 2, "HardSwish": 1, "Add": 1})
+
+
+@pytest.mark.parametrize("high", [6.0, 5.0])
+def test_what_is_not_hard_swish_stays(high: float) -> None:
+    net = Net(4)
+    x = net.op("Relu", "x")
+    if high == 5.0:
+        check(net.model(hard_swish(net, x, high=high)), None)
+        return
+    gate = clipped(net, net.op("Add", x, net.const(3.0)))  # somebody else reads the gate
+    out = net.op("Div", net.op("Mul", x, gate), net.const(6.0))
+    check(net.model(out, net.op("Sigmoid", gate)), None)
+
+
+def test_relu6_stays() -> None:
+    net = Net(4)
+    check(net.model(clipped(net, net.op("Sigmoid", "x"))), None)
+
+
+@pytest.mark.parametrize("more", [{"options": Options(skip=(Kind.ACTIVATION,))}, {"dtype": np.float16}])
+def test_activations_that_are_skipped(more: dict[str, Any]) -> None:
+    net = Net(4, dtype=more.get("dtype", np.float32))
+    out = hard_swish(net, net.op("Relu", "x"))
+    check(net.model(out), None, options=more.get("options"), tolerance=1e-2)

@@ -1,0 +1,272 @@
+"""One value per channel before and after Conv, constants however they are written, and what only looks like one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_repfuse import Options, fuse
+from onnx_repfuse.records.reasons import Reason
+from tests.build import Net, check, counts
+
+
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div"])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("scalar", [False, True])
+def test_arithmetic_after_conv(op: str, first: bool, scalar: bool) -> None:
+    net = Net(4)
+    inner = net.conv("x", 4, 4, 3)
+    constant = net.const(1.7) if scalar else net.channel(4)
+    if op == "Div" and first:
+        check(net.model(net.op(op, constant, inner)), None)
+        return
+    check(net.model(net.op(op, *((constant, inner) if first else (inner, constant)))), {"Conv": 1})
+
+
+@pytest.mark.parametrize("pad", [0, 1])
+def test_norm_before_conv(pad: int) -> None:
+    net = Net(4)
+    out = net.conv(net.bn("x", 4), 4, 4, 3, pad=pad)
+    check(net.model(out), {"Add": 1, "Conv": 1} if pad else {"Conv": 1})
+
+
+def test_scale_before_padded_conv() -> None:
+    net = Net(4)
+    check(net.model(net.conv(net.op("Mul", "x", net.channel(4)), 4, 4, 3)), {"Conv": 1})
+    net = Net(4)
+    check(net.model(net.conv(net.op("Div", "x", net.const(6.0)), 4, 4, 3)), {"Conv": 1})
+
+
+def test_learnable_affine_between_pointwise_convs() -> None:
+    net = Net(4)
+    y = net.op("Add", net.op("Mul", net.conv("x", 4, 4, 3), net.const(1.3)), net.const(0.2))
+    y = net.op("Add", net.op("Mul", net.op("HardSwish", y), net.const(0.7)), net.const(-0.4))
+    check(net.model(net.conv(y, 4, 4, 1)), {"Conv": 2, "HardSwish": 1})
+
+
+def test_implicit_knowledge() -> None:
+    net = Net(4)
+    added = net.op("Add", net.const(net.rng.standard_normal((1, 4, 1, 1))), "x")
+    out = net.op("Mul", net.const(net.rng.standard_normal((1, 6, 1, 1))), net.conv(added, 4, 6, 1))
+    check(net.model(out), {"Conv": 1})
+
+
+def test_norm_read_by_two_pointwise_convs() -> None:
+    net = Net(4)
+    norm = net.bn("x", 4)
+    check(net.model(net.conv(norm, 4, 2, 1), net.conv(norm, 4, 3, 1)), {"Conv": 2})
+
+
+def test_norms_in_a_row() -> None:
+    net = Net(4)
+    check(net.model(net.bn(net.bn("x", 4), 4)), {"BatchNormalization": 1})
+
+
+def test_identity_and_dropout_between() -> None:
+    net = Net(4)
+    y = net.op("Dropout", net.op("Identity", net.op("Identity", net.conv("x", 4, 4, 3))))
+    check(net.model(net.bn(y, 4)), {"Conv": 1})
+
+
+def test_live_dropout_stays() -> None:
+    net = Net(4)
+    y = net.op("Dropout", net.conv("x", 4, 4, 3), net.const(0.0), net.const(np.array(True)))
+    check(net.model(net.bn(y, 4)), None, Reason.TRAINING)
+
+
+# what broadcasting says, and what it does not
+
+
+@pytest.mark.parametrize("op", ["Mul", "Add"])
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (1, 1, 4), (1, 1, 4, 4), (4, 4)])
+def test_constants_along_space_are_not_per_channel(op: str, shape: tuple[int, ...]) -> None:
+    net = Net(shape=(1, 4, 4, 4))
+    value = net.const(net.rng.standard_normal(shape))
+    check(net.model(net.op(op, net.conv("x", 4, 4, 3), value)), None, Reason.BROADCAST)
+
+
+@pytest.mark.parametrize("op", ["Mul", "Add"])
+def test_rank_up_on_conv1d(op: str) -> None:
+    net = Net(shape=(1, 4, 4))
+    value = net.const(net.rng.standard_normal((4, 1, 1)))
+    check(net.model(net.op(op, net.conv("x", 4, 4, (1,)), value)), None, Reason.BROADCAST)
+    net = Net(shape=(4, 4, 4))
+    value = net.const(net.rng.standard_normal((4, 1, 1)))
+    check(net.model(net.op(op, net.conv("x", 4, 4, (1,)), value)), None, Reason.BROADCAST)
+
+
+def test_constant_that_changes_the_rank() -> None:
+    net = Net(4)
+    value = net.const(net.rng.standard_normal((1, 1, 4, 1, 1)))
+    check(net.model(net.op("Add", net.conv("x", 4, 4, 3), value)), None, Reason.BROADCAST)
+
+
+def test_constant_that_widens_one_channel() -> None:
+    net = Net(4)
+    check(net.model(net.op("Mul", net.conv("x", 4, 1, 3), net.channel(4))), None, Reason.BROADCAST)
+
+
+# constants behind nodes
+
+
+def _wrapped(net: Net, value: Any, how: str) -> str:
+    array = np.asarray(value, np.float32)
+    name = net.const(array)
+    if how == "identity":
+        return str(net.op("Identity", net.op("Identity", name)))
+    if how == "cast":
+        return str(net.op("Cast", net.const(array.astype(np.float64), np.float64), to=TensorProto.FLOAT))
+    if how == "reshape":
+        return str(net.op("Reshape", net.const(array.ravel()), net.const(np.array(array.shape, np.int64))))
+    if how == "unsqueeze" and len(array) == 1:
+        return str(net.op("Unsqueeze", net.const(array[0]), net.const(np.array([0], np.int64))))
+    if how == "transpose":
+        return str(net.op("Transpose", net.const(array.T), perm=list(range(array.ndim))[::-1]))
+    if how == "arithmetic":
+        return str(net.op("Sqrt", net.op("Mul", name, name)))
+
+    made = net.fresh("constant")
+    net.nodes.append(helper.make_node("Constant", [], [made], value=numpy_helper.from_array(array, made)))
+    return made
+
+
+@pytest.mark.parametrize(
+    "how", ["node", "identity", "cast", "reshape", "unsqueeze", "transpose", "arithmetic"]
+)
+def test_constants_behind_nodes(how: str) -> None:
+    net = Net(4)
+    value = _wrapped(net, np.abs(net.rng.standard_normal((1, 4, 1, 1))), how)
+    weight = _wrapped(net, np.abs(net.rng.standard_normal((4, 4, 3, 3))), how)
+    check(net.model(net.op("Mul", net.op("Conv", "x", weight, pads=[1] * 4), value)), {"Conv": 1})
+
+
+def test_constant_of_shape() -> None:
+
+    net = Net(4)
+    value = net.op(
+        "ConstantOfShape",
+        net.const(np.array([4, 1, 1], np.int64)),
+        value=numpy_helper.from_array(np.array([1.5], np.float32)),
+    )
+    check(net.model(net.op("Mul", net.conv("x", 4, 4, 3), value)), {"Conv": 1})
+
+
+def test_norm_decomposed() -> None:
+    net = Net(4)
+    y = net.conv("x", 4, 4, 3)
+    mean, scale, shift = net.channel(4), net.channel(4), net.channel(4)
+    variance = net.const(net.rng.uniform(0.5, 2, (4, 1, 1)))
+    deviation = net.op("Sqrt", net.op("Add", variance, net.const(1e-5)))
+    y = net.op("Mul", net.op("Div", net.op("Sub", y, mean), deviation), scale)
+    check(net.model(net.op("Add", y, shift)), {"Conv": 1})
+
+
+# BatchNormalization through the ages
+
+
+@pytest.mark.parametrize("opset", [6, 7, 8, 9, 11, 13, 14, 15, 18, 21, 23])
+def test_norm_of_every_opset(opset: int) -> None:
+    net = Net(4, opset=opset, ir=10 if opset < 22 else 11)
+    attrs = {"is_test": 1} if opset < 7 else {"spatial": 1} if opset < 9 else {}
+    model = net.model(net.bn(net.conv("x", 4, 4, 3), 4, **attrs))
+    if opset == 6:  # ONNX Runtime has no kernel for it
+        assert counts(fuse(model, options=Options(check=False)).model) == {"Conv": 1}
+        return
+    check(model, {"Conv": 1})
+
+
+def test_one_initializer_in_several_slots() -> None:
+    net = Net(4)
+    ones = net.const(net.rng.uniform(0.5, 2, 4))
+    y = net.conv("x", 4, 4, 3)
+    check(net.model(net.op("BatchNormalization", y, ones, ones, ones, ones)), {"Conv": 1})
+
+
+def test_one_weight_under_two_norms() -> None:
+    net = Net(4)
+    weight = net.random(4, 4, 3, 3)
+    a, b = (net.bn(net.op("Conv", "x", weight, pads=[1] * 4), 4) for _ in range(2))
+    check(net.model(net.op("Relu", a), net.op("Sigmoid", b)), {"Conv": 2, "Relu": 1, "Sigmoid": 1})
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_float_types(dtype: Any) -> None:
+    net = Net(4, dtype=dtype)
+    out = net.add(net.conv_bn("x", 4, 4, 3), net.conv_bn("x", 4, 4, 1), net.bn("x", 4))
+    check(net.model(out), {"Conv": 1}, tolerance=5e-3 if dtype == np.float16 else 1e-12)
+
+
+def test_half_conv_with_single_norm_parameters() -> None:
+    net = Net(4, dtype=np.float16)
+    y = net.conv("x", 4, 4, 3)
+    model = net.model(net.bn(y, 4, dtype=np.float32))
+    result = check(model, {"Conv": 1}, tolerance=1e-2)
+    assert {t.data_type for t in result.model.graph.initializer} == {TensorProto.FLOAT16}
+
+
+def test_half_overflow_is_refused() -> None:
+    net = Net(4, dtype=np.float16)
+    weight = net.const(np.full((4, 4, 1, 1), 300.0))
+    check(net.model(net.op("Mul", net.op("Conv", "x", weight), net.const(300.0))), None, Reason.OVERFLOW)
+
+
+@pytest.mark.parametrize("slot", [1, 2, 3, 4])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_parameters_that_are_not_finite(slot: int, value: float) -> None:
+    net = Net(4)
+    parameters = net.statistics(4)
+    parameters[slot - 1] = net.const(np.array([1, value, 1, 1]))
+    out = net.op("BatchNormalization", net.conv("x", 4, 4, 3), *parameters)
+    if slot == 4 and value == np.inf:  # a finite scale: zero
+        check(net.model(out), {"Conv": 1})
+        return
+    check(net.model(out), None, Reason.NON_FINITE)
+
+
+def test_nan_in_a_kernel() -> None:
+    net = Net(4)
+    kernel = net.rng.standard_normal((4, 4, 3, 3))
+    kernel[1, 1, 1, 1] = np.nan
+    y = net.op("Conv", "x", net.const(kernel), pads=[1] * 4)
+    check(net.model(net.bn(y, 4)), None, Reason.NON_FINITE)
+
+
+def test_training_mode() -> None:
+    net = Net(4)
+    y, *_ = net.op(
+        "BatchNormalization", net.conv("x", 4, 4, 3), *net.statistics(4), outputs=3, training_mode=1
+    )
+    result = check(net.model(y), None, Reason.TRAINING)
+    assert "model.eval()" in result.report.refusals[0].message
+
+
+def test_five_outputs() -> None:
+    net = Net(4, opset=8)
+    y, *_ = net.op("BatchNormalization", net.conv("x", 4, 4, 3), *net.statistics(4), outputs=5)
+
+    report = fuse(net.model(y), options=Options(check=False)).report
+    assert not report.folds
+    assert Reason.TRAINING in {r.reason for r in report.refusals}
+
+
+def test_statistics_per_position() -> None:
+    net = Net(shape=("N", 4, 3, 3), opset=7)
+    values = [net.const(net.rng.uniform(0.5, 2, (4, 3, 3))) for _ in range(4)]
+    out = net.op("BatchNormalization", net.conv("x", 4, 4, 3), *values, spatial=0)
+
+    report = fuse(net.model(out), options=Options(check=False)).report
+    assert not report.folds
+    assert Reason.SPATIAL in {r.reason for r in report.refusals}
+
+
+def test_a_convolution_of_one_value_per_channel() -> None:
+    net = Net(4)
+    out = net.op("Conv", net.op("Relu", "x"), net.const(np.ones((4, 1, 1, 1))), group=4)
+    check(net.model(net.op("Relu", out)), {"Relu": 2})
+    net = Net(4)
+    out = net.op("Conv", net.op("Relu", "x"), net.channel(4, 3), group=4)
+    result = fuse(net.model(net.op("Relu", out)), options=Options(cost="macs"))
+    assert counts(result.model) == {"Relu": 2, "Mul": 1}

@@ -1,0 +1,124 @@
+"""--skip, --only and --keep, honoured exactly: one small model for each kind of fold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from onnx_repfuse import Options, fuse
+from onnx_repfuse.records.report import Kind
+from tests.build import Net, equal
+
+
+def _affine(net: Net) -> str:
+    return net.conv_bn("x", 4, 4, 3)
+
+
+def _branches(net: Net) -> str:
+    return net.add(net.conv("x", 4, 4, 3), net.conv("x", 4, 4, 1))
+
+
+def _sequence(net: Net) -> str:
+    return net.conv(net.conv("x", 4, 16, 1, bias=False), 16, 4, 3)
+
+
+def _pad(net: Net) -> str:
+    padded = net.op("Pad", "x", net.const(np.array([0, 0, 1, 1, 0, 0, 1, 1])))
+    return net.conv(padded, 4, 4, 3, pad=0)
+
+
+def _pool(net: Net) -> str:
+    pooled = net.op("AveragePool", "x", kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1)
+    return net.add(pooled, net.conv("x", 4, 4, 3))
+
+
+def _matmul(net: Net) -> str:
+    net.shape = ("N", 4)
+    first = net.op("MatMul", "x", net.random(4, 32))
+    return str(net.op("MatMul", first, net.random(32, 4)))
+
+
+def _transpose(net: Net) -> str:
+    return net.bn(net.op("ConvTranspose", "x", net.random(4, 4, 2, 2), strides=[2, 2]), 4)
+
+
+def _concat(net: Net) -> str:
+    return str(net.op("Concat", net.conv("x", 4, 2, 3), net.conv("x", 4, 2, 3), axis=1))
+
+
+def _commute(net: Net) -> str:
+    return net.bn(net.op("Transpose", net.conv("x", 4, 4, 3), perm=[0, 1, 3, 2]), 4)
+
+
+def _activation(net: Net) -> str:
+    name = net.op("Relu", "x")
+    inner = net.op("Clip", net.op("Add", name, net.const(3.0)), net.const(0.0), net.const(6.0))
+    return str(net.op("Div", net.op("Mul", name, inner), net.const(6.0)))
+
+
+MODELS: dict[Kind, Callable[[Net], str]] = {
+    Kind.AFFINE: _affine,
+    Kind.BRANCHES: _branches,
+    Kind.SEQUENCE: _sequence,
+    Kind.PAD: _pad,
+    Kind.POOL: _pool,
+    Kind.MATMUL: _matmul,
+    Kind.TRANSPOSE: _transpose,
+    Kind.CONCAT: _concat,
+    Kind.COMMUTE: _commute,
+    Kind.ACTIVATION: _activation,
+}
+
+
+def test_there_is_a_model_for_every_kind() -> None:
+    assert set(MODELS) == set(Kind)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_a_kind_is_skipped_done_alone_and_kept_node_by_node(kind: Kind) -> None:
+    net = Net(4)
+    model = net.model(MODELS[kind](net))
+    original = model.SerializeToString()
+
+    free = fuse(model).report.folds
+    assert [fold.kind for fold in free] == [kind], free
+    alone = fuse(model, options=Options(only=frozenset((kind,))))
+    assert [fold.kind for fold in alone.report.folds] == [kind]
+    assert equal(model, alone.model) > 0
+
+    skipped = fuse(model, options=Options(skip=frozenset((kind,))))
+    assert all(fold.kind is not kind for fold in skipped.report.folds)
+    assert not skipped.report.folds
+    assert skipped.model.SerializeToString() == original
+    others = fuse(model, options=Options(only=frozenset(Kind) - {kind}))
+    assert not others.report.folds
+
+    for node in free[0].absorbed:
+        kept = fuse(model, options=Options(keep=(node.name,)))
+        before = next(n for n in model.graph.node if n.name == node.name)
+        assert before in kept.model.graph.node
+        assert all(node.name not in [n.name for n in fold.absorbed] for fold in kept.report.folds)
+    everything = fuse(model, options=Options(keep=("*",)))
+    assert everything.model.SerializeToString() == original
+    assert fuse(model, options=Options(keep=("nothing*",))).report.folds
+
+
+def test_what_a_joint_step_absorbs_counts() -> None:
+    net = Net(4)
+    padded = net.op("Pad", "x", net.const(np.array([0, 0, 1, 1, 0, 0, 1, 1])))
+    model = net.model(*(net.conv(padded, 4, 4, 3, pad=0) for _ in range(2)))
+    assert [fold.kind for fold in fuse(model).report.folds] == [Kind.PAD] * 2
+    assert not fuse(model, options=Options(skip=frozenset((Kind.PAD,)))).report.folds
+
+
+def test_what_is_put_in_counts() -> None:
+    net = Net(4)
+    link = "x"
+    for _ in range(3):
+        link = net.add(net.conv(link, 4, 4, 1), link)
+    model = net.model(link)
+    assert [fold.kind for fold in fuse(model).report.folds] == [Kind.SEQUENCE]
+    apart = fuse(model, options=Options(skip=frozenset((Kind.SEQUENCE,))))
+    assert [fold.kind for fold in apart.report.folds] == [Kind.BRANCHES] * 3

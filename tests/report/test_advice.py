@@ -1,0 +1,95 @@
+"""Refusals in the user's hand come with what to do; what is known beforehand comes last, and in few words."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import onnx
+import pytest
+
+from onnx_repfuse import Kind, Reason, Refusal, fuse, plan
+from onnx_repfuse.records.verdict import FoldVerdict, Status
+from onnx_repfuse.report.advice import advice, brief, by_reason
+
+MODELS = Path(__file__).parents[2] / "models"
+NORM = """<float[2] g = {1, 2}, float[2] b = {1, 2}, float[2] m = {0, 1}, float[2] v = {1, 2},
+    float[2,2,1,1] w = {1, 2, 3, 4}, float s = {0.5}, int8 z = {0}, int8[2,2,1,1] q = {1, 2, 3, 4}>"""
+HEAD = '<ir_version: 8, opset_import: ["" : 17]> net'
+IMAGE, RESULT = "float[N,2,H,W] x", "float[N,2,H,W] y"
+TRAINING = (
+    f"{HEAD} ({IMAGE}) => ({RESULT}) {NORM} "
+    "{ c = Conv(x, w)  y, rm, rv = BatchNormalization<training_mode = 1>(c, g, b, m, v) }"
+)
+QUANTIZED = (
+    f"{HEAD} ({IMAGE}) => ({RESULT}) {NORM} "
+    "{ d = DequantizeLinear(q, s, z)  c = Conv(x, d)  y = BatchNormalization(c, g, b, m, v) }"
+)
+OVERRIDABLE = (
+    f"{HEAD} ({IMAGE}, float[2,2,1,1] w) => ({RESULT}) {NORM} "
+    "{ c = Conv(x, w)  y = BatchNormalization(c, g, b, m, v) }"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "words"),
+    [
+        (TRAINING, Reason.TRAINING, "call model.eval()"),
+        (QUANTIZED, Reason.QUANTIZED, "then quantize the result"),
+        (OVERRIDABLE, Reason.OVERRIDABLE, "--freeze-initializers"),
+    ],
+)
+def test_what_the_user_can_do(text, reason, words):
+    report = plan(onnx.parser.parse_model(text))
+    assert report.folds == ()
+    assert reason in {refusal.reason for refusal in report.refusals}
+    assert [words in sentence for sentence in advice(report)] == [True]
+
+
+@pytest.mark.parametrize("opset", [13, 14])
+def test_hard_swish_before_it_was_an_operator(opset):
+    text = (
+        f'<ir_version: 8, opset_import: ["" : {opset}]> net (float[N,2,H,W] x) => (float[N,2,H,W] y) '
+        "<float three = {3}, float zero = {0}, float six = {6}> "
+        "{ a = Add(x, three)  c = Clip(a, zero, six)  m = Mul(x, c)  y = Div(m, six) }"
+    )
+    report = plan(onnx.parser.parse_model(text))
+    if opset == 14:
+        assert [fold.kind for fold in report.folds] == [Kind.ACTIVATION]
+        assert advice(report) == ()
+    else:
+        assert report.folds == ()
+        assert [refusal.reason for refusal in report.refusals] == [Reason.OPSET]
+        assert ["to opset 14" in sentence for sentence in advice(report)] == [True]
+
+
+def test_no_advice_without_a_cause():
+    assert advice(plan(MODELS / "repvgg.train.onnx")) == ()
+
+
+def test_an_undone_fold_is_not_called_dear(monkeypatch):
+    """A fold that failed its probes is told once, and not as a matter of cost."""
+    verdicts = iter([FoldVerdict("y", Status.FAILED, "probe", 1.0, 0.1, "onnxruntime", "it differs")] * 2)
+    probes = importlib.import_module(
+        "onnx_repfuse.verifier.folds.isolated"
+    )  # onnx_repfuse.verify is the function
+    monkeypatch.setattr(probes, "probe", lambda _: next(verdicts))
+    model = onnx.parser.parse_model(OVERRIDABLE.replace(", float[2,2,1,1] w)", ")"))
+    report = fuse(model).report
+    assert [refusal.reason for refusal in report.refusals] == [Reason.VERIFICATION]
+    assert "it differs" in report.refusals[0].message
+
+
+def test_order_and_brevity():
+    idiom = [Refusal(Reason.IDIOM, f"Add 'a{i}' stays: {Reason.IDIOM.prose}.", (f"a{i}",)) for i in range(9)]
+    cost = Refusal(Reason.COST, "Conv 'c' and Conv 'd' stay apart: 3 MMAC instead of 2.", ("c", "d"))
+    border = Refusal(Reason.BORDER, f"Conv 'c' and Add 'd' stay apart: {Reason.BORDER.prose}.", ("c", "d"))
+    shape = Refusal(Reason.SHAPE, "Add 'b' stays: no shape.", ("b",))
+    assert [reason for reason, _ in by_reason([*idiom, cost, cost, border, shape])] == [
+        Reason.SHAPE, Reason.COST, Reason.BORDER, Reason.IDIOM,
+    ]  # fmt: skip
+    assert [brief(one) for one in (idiom[0], border, cost)] == [
+        "Add 'a0'",
+        "Conv 'c' and Add 'd'",
+        cost.message,
+    ]

@@ -1,0 +1,202 @@
+"""The HTML report in a real browser: it renders, filters, stays fast, and no name can do harm."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from onnx_repfuse.records.outcome import Outcome
+from onnx_repfuse.records.report import NodeRef
+from onnx_repfuse.records.verdict import Status
+from onnx_repfuse.report.block_layout import LIMIT, draw
+from onnx_repfuse.report.html import render
+from tests.outcomes import EVIL, fold, outcome
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
+
+
+def browse(folder, page, script="", width=1200, flags=()):
+    """The page's DOM after `script`, and what the console said. The script needs a laxer policy than ours."""
+    if script:
+        page = re.sub(r"script-src &#x27;[^&]*&#x27;", "script-src &#x27;unsafe-inline&#x27;", page)
+        page = page.replace("</body>", f"<script>window.onload = () => {{ {script} }};</script></body>")
+    file = folder / "page.html"
+    file.write_text(page, encoding="utf-8")
+    done = subprocess.run(
+        [CHROMIUM, "--headless=new", "--disable-gpu", "--no-sandbox", "--disable-extensions", "--no-first-run",
+         "--disable-dev-shm-usage", f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900",
+         "--allow-file-access-from-files", *flags,
+         "--enable-logging=stderr", "--virtual-time-budget=4000", "--dump-dom", file.as_uri()],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(folder)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def text_of(dom, element="title"):
+    return re.search(f"<{element}>(.*?)</{element}>", dom, re.DOTALL).group(1)
+
+
+@browser
+def test_renders_under_its_own_policy_without_a_console_message(tmp_path):
+    dom, console = browse(tmp_path, render([outcome()], "1.0"))
+    assert console == []
+    assert 'data-ready="yes"' in dom
+    assert dom.count("<svg") == 3  # the scale, and the first fold before and after
+    assert 'class="norm"' in dom
+    assert "3x3, 64-&gt;64" in dom
+
+
+@browser
+def test_evil_names_are_harmless(tmp_path):
+    dom, console = browse(tmp_path, render([outcome(evil=EVIL)], EVIL))
+    assert console == []
+    assert "owned" not in text_of(dom).replace("document.title='owned'", "")
+    assert "<img" not in dom
+    assert dom.count("<script") == 2
+    assert 'data-ready="yes"' in dom
+
+
+@browser
+def test_filters_and_draws_what_is_opened(tmp_path):
+    script = """
+      const filter = document.querySelector('[data-list="refusals-0"]');
+      const shown = () => [...document.querySelectorAll('#refusals-0 > li')].filter((li) => !li.hidden).length;
+      const seen = [shown()];
+      const [input, select] = [filter.querySelector('input'), filter.querySelector('select')];
+      const type = (text) => { input.value = text; input.dispatchEvent(new Event('input')); seen.push(shown()); };
+      type('BN3'); type('bn3 nothing'); type('');
+      select.value = 'cost'; select.dispatchEvent(new Event('change')); seen.push(shown());
+      seen.push(filter.querySelector('output').textContent);
+      const folds = document.querySelectorAll('details.fold');
+      seen.push(folds[2].querySelectorAll('svg').length);
+      folds[2].addEventListener('toggle', () => setTimeout(() => {
+        seen.push(folds[2].querySelectorAll('svg').length); document.title = JSON.stringify(seen); }));
+      folds[2].open = true;
+    """
+    dom, console = browse(tmp_path, render([outcome()], "1.0"), script)
+    assert console == []
+    assert text_of(dom) == '[6,1,0,6,1,"1 of 6",0,2]'
+
+
+@browser
+@pytest.mark.parametrize("width", [360, 1200])
+def test_the_page_never_scrolls_sideways(tmp_path, width):
+    """In a frame, because headless Chromium's windows are at least 500 wide."""
+    long = "/stages/0/blocks/a_very_long_name_without_any_space_" * 4
+    (tmp_path / "inner.html").write_text(render([outcome(evil=long), outcome()], "1.0"), encoding="utf-8")
+    size = f"width:{width}px;height:900px;border:0"
+    frame = f'<html><body><iframe src="inner.html" style="{size}"></iframe></body></html>'
+    script = """
+      const page = frames[0].document.documentElement;
+      const text = frames[0].document.querySelector('.tiles').offsetWidth;
+      document.title = JSON.stringify([page.scrollWidth, page.clientWidth, text]);
+    """
+    dom, _ = browse(tmp_path, f"<title></title>{frame}", script, 1300)
+    page, window, tiles = map(int, re.findall(r"\d+", text_of(dom)))
+    assert page <= window <= width
+    assert tiles > 0.8 * window
+
+
+@browser
+@pytest.mark.parametrize("dark", [False, True])
+def test_follows_the_readers_light_or_dark(tmp_path, dark):
+    script = r"""
+      const style = getComputedStyle(document.body);
+      const light = (color) => color.match(/\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0) / 3;
+      const finish = () => {
+        const box = document.querySelector('rect.conv');  // drawn when its fold has opened
+        if (!box) { setTimeout(finish, 20); return; }
+        const colors = [style.backgroundColor, style.color, getComputedStyle(box).fill];
+        document.title = JSON.stringify(colors.map(light).map(Math.round));
+      };
+      finish();
+    """
+    flags = [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
+    dom, _ = browse(tmp_path, render([outcome()], "1.0"), script, flags=flags)
+    page, text, box = map(int, re.findall(r"\d+", text_of(dom)))
+    assert (page < text) == dark
+    assert abs(page - text) > 150
+    assert abs(box - text) > 90
+
+
+@browser
+def test_500_folds_are_listed_and_few_drawn(tmp_path):
+    script = "document.title = document.querySelectorAll('*').length"
+    page = render([outcome(folds=500)], "1.0")
+    assert len(page) < 1_500_000
+    dom, console = browse(tmp_path, page, script)
+    assert console == []
+    assert dom.count("<svg") == 3
+    assert dom.count('class="fold"') == 500
+    assert int(text_of(dom)) < 30_000
+
+
+def test_stands_alone_and_is_well_formed():
+    page = render([outcome(evil="<b>"), replace(outcome(), exit_code=4)], "1.0")
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#|data:)""", page)
+    assert "@import" not in page
+    assert "url(" not in page
+    open_tags: list[str] = []
+
+    class Check(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            if tag not in ("meta", "link", "input", "line", "br"):
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag):
+            if tag != "line":
+                assert open_tags.pop() == tag
+
+    Check().feed(page)
+    assert open_tags == []
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_every_state_renders():
+    base = outcome()
+    states = [
+        Outcome("fuse", "net.onnx", exit_code=1, error="cannot be read"),
+        Outcome("compare", "a.onnx", "b.onnx", 3, "they differ", compared=base.verification),
+        replace(base, command="plan", output="", report=replace(base.report, verification=None)),
+        outcome(0, status=Status.FAILED, error=float("inf")),
+        outcome(0, status=Status.NOT_OBSERVED, error=float("nan")),
+    ]
+    page = render(states, "1.0")
+    assert page.count("<section") == 5
+    assert "cannot be read" in page
+    assert "nothing written" in page
+
+
+def test_boxes_do_not_overlap_and_edges_run_down():
+    made = fold(0, 5)
+    picture = draw([*made.absorbed, NodeRef("late", "Add", ("x0", made.output), ("z",))], made.sources, "z")
+    boxes = [box[:4] for box in picture.boxes]
+    for index, (x, y, w, h) in enumerate(boxes):
+        assert x >= 0
+        assert y >= 0
+        assert x + w <= picture.width
+        assert y + h <= picture.height
+        for x2, y2, w2, h2 in boxes[:index]:
+            assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 or y2 + h2 <= y
+    for edge in picture.edges:
+        start, end = re.match(r"M\S+ (\S+?)C.* (\S+?)(?:V.*)?$", edge).groups()
+        assert float(start) < float(end)
+
+
+def test_odd_blocks():
+    assert draw([NodeRef("n", "Conv", ("x",), ("y",))] * (LIMIT + 1), ("x",), "y") is None
+    assert len(draw([], ("x",), "y").boxes) == 2
+    assert draw([], ("x",), "y").edges != []
+    assert len(draw([], (), "y").boxes) == 1
+    looped = draw([NodeRef("n", "Add", ("x",), ("x",))], ("x",), "y")  # `0 + x`, renamed away
+    assert (len(looped.boxes), len(looped.edges)) == (3, 2)
+    assert draw([NodeRef("n", "Split", ("x", "x"), ("a", "b"))], ("x",), "b") is not None

@@ -1,0 +1,78 @@
+"""The text report at every width, encoding and verbosity."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from onnx_repfuse.records.outcome import Gate, Outcome
+from onnx_repfuse.records.verdict import Status, Verification
+from onnx_repfuse.report.formatting import clean, figure, quantity, size
+from onnx_repfuse.report.text import show, summarize
+from tests.outcomes import outcome
+
+
+def text(value, width=100, verbose=0, many=False):
+    file = io.StringIO()
+    console = Console(
+        file=file, width=width, markup=False, highlight=False, emoji=False, _environ={"COLUMNS": str(width)}
+    )
+    if many:
+        summarize(console, value)
+    else:
+        show(console, value, verbose)
+    return file.getvalue()
+
+
+def test_tells_what_was_done_what_not_and_how_sure():
+    shown = text(outcome())
+    for word in ("BatchNormalization", "All nodes", "1.23 M", "5.00 MB", "-50%", "Folds: 3 (branches 3)", "readers (5)",
+                 "and 2 more", "PASSED y: max |diff| 3.1e-07, allowed 1.2e-06", "noise 2.5e-07, at worst 1.2x",
+                 "2.00x as fast", "Wrote net.fused.onnx"):  # fmt: skip
+        assert word in shown
+
+
+def test_verbose_lifts_the_limits():
+    shown = text(outcome(), verbose=1)
+    assert "more (-v" not in shown
+    assert "Conv 'c0_0'" in shown
+    assert "Time: plan 10 ms" in shown
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_never_wider_than_the_terminal(width):
+    for shown in (text(outcome(), width), text(outcome(), width, 1), text([outcome()] * 3, width, many=True)):
+        assert max(map(len, shown.splitlines())) <= width
+
+
+def test_names_are_neither_markup_nor_escapes():
+    shown = text(outcome(evil="[bold red]\x1b[31m:smile:"), verbose=1, width=200)
+    assert "[bold red]\\x1b[31m:smile:" in shown
+    assert "\x1b" not in shown
+
+
+def test_failure_says_what_would_have_passed():
+    failed = replace(outcome(status=Status.FAILED), exit_code=3, output="")
+    shown = text(failed)
+    assert "FAILED y" in shown
+    assert "minimum tolerance that would pass" in shown
+    assert "nothing was written" in shown
+    assert "Wrote" not in shown
+
+
+def test_gate_identical_unverified_and_error():
+    assert "2 Add remain" in text(replace(outcome(), exit_code=4, gates=(Gate("Add", 2),)))
+    base = outcome(folds=0)
+    identical = replace(base, report=replace(base.report, verification=Verification(unchanged=True)))
+    assert "byte for byte" in text(identical)
+    assert "Not verified" in text(replace(base, report=replace(base.report, verification=None)))
+    assert "cannot" in text([Outcome("fuse", "net.onnx", exit_code=1, error="cannot be read")], many=True)
+
+
+def test_words():
+    assert clean("a\u202eb\ud800") == "a\\u202eb\\ud800"
+    assert (size(999_999), size(0), quantity(10**18)) == ("1.00 MB", "0 B", "1000 P")
+    assert (figure(float("inf")), figure(0.5), figure(12345.0)) == ("inf", "0.5", "1.2e+04")

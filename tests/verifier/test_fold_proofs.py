@@ -1,0 +1,343 @@
+"""Probes, taps and bisection: odd shapes of folds, and what they cannot judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_repfuse.pipeline.compare_models import culprits
+from onnx_repfuse.records.verdict import Status
+from onnx_repfuse.verifier.folds.in_place import judge, tap
+from onnx_repfuse.verifier.folds.isolated import FoldCase, probe
+from onnx_repfuse.verifier.folds.stimuli import stimuli
+from onnx_repfuse.verifier.inputs import FeedSpec
+from onnx_repfuse.verifier.intermediates import activations
+
+F = TensorProto.FLOAT
+RNG = np.random.default_rng(7)
+Arrays = dict[str, Any]
+
+
+def rand(*shape: int, dtype: Any = np.float32) -> np.ndarray:
+    return RNG.normal(size=shape).astype(dtype)
+
+
+def info(name: str, shape: Any, kind: int = F) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def node(op: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, inputs.split(), outputs.split(), **attributes)
+
+
+def build(
+    nodes: list[Any], inputs: list[Any], constants: Arrays, kind: int = F, opset: int = 17
+) -> onnx.ModelProto:
+    kept = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", inputs, [info("y", None, kind)], kept)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+
+
+def fold(
+    before: list[Any],
+    after: list[Any],
+    inputs: list[Any],
+    first: Arrays,
+    second: Arrays,
+    kind: int = F,
+    opset: int = 17,
+) -> FoldCase:
+    return FoldCase("y", build(before, inputs, first, kind, opset), build(after, inputs, second, kind, opset))
+
+
+def pointwise(rank: int, kind: int, wrong: float = 0.0, batch: Any = "n", space: Any = None) -> FoldCase:
+    """kxk + 1x1 in `rank` dimensions."""
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    big, small = rand(6, 8, *(3,) * rank, dtype=dtype), rand(6, 8, *(1,) * rank, dtype=dtype)
+    total = big.astype(np.float64)
+    total[(slice(None), slice(None), *(1,) * rank)] += small[(slice(None), slice(None), *(0,) * rank)].astype(
+        np.float64
+    )
+    total[(0, 1, *(0,) * rank)] += wrong
+    pads = [1] * 2 * rank
+    before = [node("Conv", "x big", "a", pads=pads), node("Conv", "x small", "b"), node("Add", "a b", "y")]
+    after = [node("Conv", "x w", "y", pads=pads)]
+    inputs = [info("x", [batch, 8, *(space or [f"d{i}" for i in range(rank)])], kind)]
+    return fold(before, after, inputs, {"big": big, "small": small}, {"w": total.astype(dtype)}, kind, 22)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_any_rank(rank: int) -> None:
+    assert probe(pointwise(rank, F)).status is Status.PASSED
+    assert probe(pointwise(rank, F, 0.01)).status is Status.FAILED
+
+
+@pytest.mark.parametrize("kind", [TensorProto.DOUBLE, TensorProto.BFLOAT16])
+def test_types_without_kernels_are_judged_by_the_reference(kind: int) -> None:
+    good, bad = probe(pointwise(2, kind)), probe(pointwise(2, kind, 2.0))
+    assert (good.status, good.judge) == (Status.PASSED, "reference"), good.message
+    assert (bad.status, bad.judge) == (Status.FAILED, "reference"), bad.message
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_fixed_batch_and_space(batch: int) -> None:
+    for wrong, status in ((0, Status.PASSED), (0.01, Status.FAILED)):
+        assert probe(pointwise(2, F, wrong, batch)).status is status
+        assert probe(pointwise(2, F, wrong, batch, [14, 14])).status is status
+
+
+def test_matrix_products() -> None:
+    a, b, w, scale = rand(48, 4), rand(4, 32), rand(48, 32), rand(32)
+    folded = w.astype(np.float64) + a.astype(np.float64) @ b
+    before = [
+        node("MatMul", "x w", "p"),
+        node("MatMul", "x a", "q"),
+        node("MatMul", "q b", "r"),
+        node("Add", "p r", "y"),
+    ]
+    constants = {"a": a, "b": b, "w": w}
+    after = [node("MatMul", "x w", "y")]
+    for inputs in ([info("x", ["n", "t", 48])], [info("x", ["n", 48])], [info("x", ["t", 48])]):
+        case = fold(before, after, inputs, constants, {"w": folded.astype(np.float32)})
+        assert probe(case).status is Status.PASSED
+        wrong = folded.copy()
+        wrong[5, 7] += 1e-3
+        assert (
+            probe(fold(before, after, inputs, constants, {"w": wrong.astype(np.float32)})).status
+            is Status.FAILED
+        )
+    before = [node("Gemm", "x w", "p"), node("Mul", "p s", "y")]
+    case = fold(
+        before, [node("Gemm", "x w", "y")], [info("x", ["n", 48])], {"w": w, "s": scale}, {"w": w * scale}
+    )
+    assert probe(case).status is Status.PASSED
+
+
+def test_several_sources_of_related_sizes() -> None:
+    w, s = rand(8, 8, 3, 3), rand(8, 1, 1)
+    inputs = [info("x", ["n", 8, "h", "w"]), info("z", ["n", 8, "p", "q"])]
+    strided = {"pads": [1] * 4, "strides": [2, 2]}
+    before = [node("Conv", "x w", "a", **strided), node("Mul", "a s", "b"), node("Add", "b z", "y")]
+    after = [node("Conv", "x w", "a", **strided), node("Add", "a z", "y")]
+    good = fold(before, after, inputs, {"w": w, "s": s}, {"w": w * s[:, :, :, None]})
+    assert probe(good).status is Status.PASSED
+    bad = fold(before, after, inputs, {"w": w, "s": s}, {"w": w})
+    assert probe(bad).status is Status.FAILED
+    lost = fold(
+        before, [node("Conv", "x w", "y", **strided)], inputs, {"w": w, "s": s}, {"w": w * s[:, :, :, None]}
+    )
+    assert probe(lost).status is Status.FAILED
+
+
+def test_a_transposed_convolution() -> None:
+    w, s = rand(8, 6, 3, 3), rand(6)
+    how = {"strides": [2, 2], "pads": [1] * 4, "output_padding": [1, 1]}
+    before = [node("ConvTranspose", "x w", "a", **how), node("Mul", "a s", "y")]
+    constants = {"w": w, "s": s[:, None, None]}
+    inputs = [info("x", ["n", 8, "h", "w"])]
+    for weight, status in ((w * s[None, :, None, None], Status.PASSED), (w * s.mean(), Status.FAILED)):
+        case = fold(before, [node("ConvTranspose", "x w", "y", **how)], inputs, constants, {"w": weight})
+        assert probe(case).status is status
+
+
+def test_a_fold_to_nothing_and_one_without_channels() -> None:
+    inputs = [info("x", ["n", 8, "h", "w"])]
+    ones = np.ones((1, 8, 1, 1), np.float32)
+    assert (
+        probe(fold([node("Mul", "x o", "y")], [node("Identity", "x", "y")], inputs, {"o": ones}, {})).status
+        is Status.PASSED
+    )
+    ones[0, 3] = np.nextafter(np.float32(1), np.float32(2)) + np.float32(1e-5)
+    assert (
+        probe(fold([node("Mul", "x o", "y")], [node("Identity", "x", "y")], inputs, {"o": ones}, {})).status
+        is Status.FAILED
+    )
+    loose = [info("x", ["n", "c", "h", "w"])]
+    assert (
+        probe(
+            fold([node("Mul", "x o", "y")], [node("Add", "x x", "y")], loose, {"o": np.float32(2)}, {})
+        ).status
+        is Status.PASSED
+    )
+
+
+def test_activations_inside() -> None:
+    clip = {"low": np.float32(0), "high": np.float32(6)}
+    inputs = [info("x", ["n", 8, "h", "w"])]
+    before = [node("Clip", "x low high", "a"), node("Div", "a s", "y")]
+    after = [node("HardSigmoid", "x", "y", alpha=1 / 6, beta=0.0)]
+    assert probe(fold(before, after, inputs, {**clip, "s": np.float32(6)}, {})).status is Status.PASSED
+    assert probe(fold(before, after, inputs, {**clip, "s": np.float32(6.01)}, {})).status is Status.FAILED
+
+
+def test_unknown_operators_are_judged_by_the_runtime_alone() -> None:
+    inputs = [info("x", ["n", 8, "h", "w"])]
+    before = [node("Erf", "x", "e"), node("Mul", "e s", "f"), node("Mul", "f s", "y")]
+    after = [node("Erf", "x", "e"), node("Mul", "e s", "y")]
+    for scale, status in ((1.69, Status.PASSED), (1.691, Status.FAILED)):
+        verdict = probe(fold(before, after, inputs, {"s": np.float32(1.3)}, {"s": np.float32(scale)}))
+        assert verdict.status is status
+        assert "does not know Erf" in verdict.message
+
+
+def test_a_replacement_that_does_not_run_fails() -> None:
+    inputs = [info("x", ["n", 8, "h", "w"])]
+    before, scale = [node("Mul", "x s", "y")], {"s": np.float32(2)}
+    for after in ([node("NoSuchOp", "x", "y")], [node("Conv", "x s", "y")], [node("Flatten", "x", "y")]):
+        verdict = probe(fold(before, after, inputs, scale, scale))
+        assert verdict.status is Status.FAILED
+        assert "\n" not in verdict.message
+
+
+def test_nan_weights_fail() -> None:
+    case = pointwise(2, F)
+    weight = numpy_helper.to_array(case.after.graph.initializer[0]).copy()
+    weight[0, 0, 0, 0] = np.nan
+    case.after.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
+    assert probe(case).status is Status.FAILED
+
+
+def test_nothing_that_fits_is_a_failure() -> None:
+    inputs = [info("x", ["n", 8, 2, 2])]
+    before = [node("Reshape", "x s", "y")]
+    case = fold(before, before, inputs, {"s": np.array([7, 7])}, {"s": np.array([7, 7])})
+    verdict = probe(case)
+    assert verdict.status is Status.FAILED
+    assert "nothing could be compared" in verdict.message
+
+
+def test_probes_stay_small_and_read_every_tap() -> None:
+    case = pointwise(2, F)
+    kinds: dict[str, int] = {}
+    for stimulus in stimuli(case, (0,)):
+        array = stimulus.feed["x"]
+        kinds[stimulus.kind] = kinds.get(stimulus.kind, 0) + int(np.prod(array.shape[2:])) * array.shape[0]
+        assert array.dtype == np.float32
+        if stimulus.kind == "impulse":
+            assert (array != 0).any((0, 2, 3)).all()
+    assert set(kinds) == {"border", "impulse", "noise"}
+    assert sum(kinds.values()) < 6000
+
+
+def two_blocks() -> tuple[onnx.ModelProto, FoldCase, FoldCase]:
+    """img -> Conv -> x -> [scale, shift] -> y -> Relu, and a body of an If."""
+    w, s = rand(4, 3, 1, 1), rand(4, 1, 1)
+    then = helper.make_graph([node("Mul", "y s", "inner")], "then", [], [info("inner", None)])
+    other = helper.make_graph([node("Identity", "y", "outer")], "else", [], [info("outer", None)])
+    nodes = [
+        node("Conv", "img w", "x"),
+        node("Mul", "x s", "a"),
+        node("Mul", "a s", "y"),
+        helper.make_node("If", ["c"], ["out"], then_branch=then, else_branch=other),
+    ]
+    constants = {"w": w, "s": s, "c": np.array(True)}
+    kept = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", [info("img", [1, 3, 5, 5])], [info("out", None)], kept)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    inputs = [info("x", ["n", 4, "h", "w"])]
+    good = fold(nodes[1:3], [node("Mul", "x t", "y")], inputs, {"s": s}, {"t": s * s})
+    inner = FoldCase(
+        "inner", build([node("Mul", "y s", "inner")], [info("y", ["n", 4, "h", "w"])], {"s": s}), good.after
+    )
+    return model, good, inner
+
+
+def test_taps_say_what_they_cannot_see() -> None:
+    model, good, inner = two_blocks()
+    first, second = tap(model, [good, inner])
+    assert first.status is Status.PASSED
+    assert second.status is Status.NOT_OBSERVED
+    assert "not in the main graph" in second.message
+
+
+def test_taps_of_zeros_are_not_observed() -> None:
+    model, good, _ = two_blocks()
+    zeros = {"img": np.zeros((1, 3, 5, 5), np.float32)}
+    (verdict,) = tap(model, [good], [zeros])
+    assert verdict.status is Status.NOT_OBSERVED
+
+
+def test_taps_run_in_batches_where_memory_is_short() -> None:
+    model, good, _ = two_blocks()
+    assert tap(model, [good] * 5, FeedSpec(), memory=1) == tap(model, [good] * 5, FeedSpec())
+
+
+def test_taps_read_files_and_half_precision(tmp_path: Any) -> None:
+    model, good, _ = two_blocks()
+    onnx.save(model, tmp_path / "a.onnx", save_as_external_data=True, size_threshold=0, location="a.bin")
+    (verdict,) = tap(tmp_path / "a.onnx", [good])
+    assert verdict.status is Status.PASSED
+
+
+@pytest.mark.parametrize("bad", [set(), {0}, {9}, {3, 4}, {0, 5, 9}, set(range(10))])
+def test_bisection_finds_every_culprit(bad: set[int]) -> None:
+    calls = 0
+
+    def passes(kept: Sequence[int]) -> bool:
+        nonlocal calls
+        calls += 1
+        return not bad & set(kept)
+
+    assert set(culprits(range(10), passes)) == bad
+    assert calls <= 5 * len(bad) + 1
+
+
+def test_bisection_gives_up() -> None:
+    assert culprits(range(100), lambda kept: False, limit=3)[-1] == 99
+
+
+@pytest.mark.parametrize("scale", [1.5, 1.6])
+def test_taps_take_the_rank_they_see(scale: float) -> None:
+    """A product on the last axis of a tensor whose rank the file does not prove."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((4, 3)).astype(np.float32)
+
+    def model(nodes: list[onnx.NodeProto], **tensors: Any) -> onnx.ModelProto:
+        value = helper.make_tensor_value_info
+        graph = helper.make_graph(
+            nodes,
+            "fold",
+            [value("x", TensorProto.FLOAT, ["batch", 4])],
+            [value("y", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(np.asarray(v, np.float32), n) for n, v in tensors.items()],
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    product = helper.make_node("MatMul", ["x", "w"], ["t"])
+    before = model([product, helper.make_node("Mul", ["t", "s"], ["y"])], w=weight, s=1.5)
+    after = model([helper.make_node("MatMul", ["x", "w"], ["y"])], w=weight * scale)
+    x = rng.standard_normal((2, 5, 4)).astype(np.float32)
+    verdict = judge(FoldCase("y", before, after), {"x": x, "y": (x @ weight) * np.float32(1.5)})
+    assert verdict.status is (Status.PASSED if scale == 1.5 else Status.FAILED)
+
+
+def test_sizes_that_the_runtime_does_not_infer_are_asked_for_once() -> None:
+    """A guess at the sizes of dynamic tensors would run the original once for every two of them."""
+    names = [f"t{index}" for index in range(12)]
+    nodes = [helper.make_node("Sin", [a], [b]) for a, b in zip(["x", *names], names, strict=False)]
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "h", "w"])],
+        [helper.make_tensor_value_info(names[-1], TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    feed = {"x": np.ones((1, 3, 32, 32), np.float32)}
+    runs: list[int] = []
+    size = feed["x"].nbytes
+
+    def read(memory: int) -> list[list[int]]:
+        runs.clear()
+        wanted = [[name] for name in names]
+        return [b for b, _ in activations(model, wanted, feed, memory=memory, ran=lambda: runs.append(1))]
+
+    assert read(12 * size) == [list(range(12))]
+    assert len(runs) == 2
+    assert read(5 * size) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
+    assert len(runs) == 4
+    assert read(1000 * size) == [list(range(12))]
+    assert len(runs) == 1

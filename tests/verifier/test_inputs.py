@@ -1,0 +1,247 @@
+"""Inputs: their values, their sizes, and where users give their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_repfuse.errors import InputError
+from onnx_repfuse.verifier.input_sizes import LENGTHS, ORDINARY, assignments
+from onnx_repfuse.verifier.inputs import FeedSpec, make_feed, scenes
+from onnx_repfuse.verifier.noise import nudge_feed, nudged_weights
+from onnx_repfuse.verifier.outputs.verify import verify_outputs
+from onnx_repfuse.verifier.runtime import Port, open_model
+from onnx_repfuse.verifier.user_inputs import read_inputs
+
+F = TensorProto.FLOAT
+
+
+def build(
+    nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: dict[str, Any]
+) -> onnx.ModelProto:
+    kept = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, kept)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def relu(shape: Any, kind: int = F) -> onnx.ModelProto:
+    tensors = [helper.make_tensor_value_info(name, kind, shape) for name in "xy"]
+    return build([helper.make_node("Relu", ["x"], ["y"])], tensors[:1], tensors[1:], {})
+
+
+def shapes_of(model: onnx.ModelProto, spec: FeedSpec | None = None) -> list[tuple[int, ...]]:
+    with open_model(model) as runner:
+        return [scene.shapes["x"] for scene, _ in scenes(runner, spec or FeedSpec())]
+
+
+def test_floats_have_both_signs() -> None:
+    value = make_feed([Port("x", "tensor(float)", (1000,))], {"x": (1000,)}, 0, {})["x"]
+    assert value.dtype == np.float32
+    assert 300 < (value < 0).sum() < 700
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("tensor(double)", "float64"),
+        ("tensor(float16)", "float16"),
+        ("tensor(bfloat16)", "bfloat16"),
+        ("tensor(int8)", "int8"),
+        ("tensor(uint8)", "uint8"),
+        ("tensor(int64)", "int64"),
+        ("tensor(bool)", "bool"),
+        ("tensor(string)", "object"),
+        ("optional(tensor(float))", "float32"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(), (3, 2), (0, 2)])
+def test_every_type_can_be_made_up(kind: str, dtype: str, shape: tuple[int, ...]) -> None:
+    value = make_feed([Port("x", kind, shape)], {"x": shape}, 0, {})["x"]
+    assert isinstance(value, np.ndarray)
+    assert value.dtype.name == dtype
+    assert value.shape == shape
+
+
+def test_sequences_are_lists_and_odd_types_an_error() -> None:
+    value = make_feed([Port("x", "seq(tensor(float))", ())], {"x": (2,)}, 0, {})["x"]
+    assert [item.shape for item in value] == [(2,), (2,)]
+    with pytest.raises(InputError, match="--input-data"):
+        make_feed([Port("x", "tensor(complex64)", ())], {"x": ()}, 0, {})
+
+
+def test_fixed_shapes_stay() -> None:
+    assert shapes_of(relu([1, 3, 8, 8])) == [(1, 3, 8, 8)]
+
+
+def test_symbolic_dims_take_an_ordinary_and_a_small_odd_size_at_two_batches() -> None:
+    assert shapes_of(relu(["n", 3, "h", "w"])) == [(1, 3, 64, 96), (2, 3, 17, 23)]
+    assert shapes_of(relu(["n", "h", "w", 3])) == [(1, 64, 96, 3), (2, 17, 23, 3)]
+    assert shapes_of(relu(["n", "t", 8])) == [(1, 16, 8), (2, 5, 8)]
+    assert shapes_of(relu([None, 3, "s", "s"])) == [(1, 3, 64, 64), (2, 3, 17, 17)]
+
+
+def test_one_name_means_one_size_across_inputs() -> None:
+    inputs = [helper.make_tensor_value_info(name, F, ["n", "t"]) for name in ("x", "z")]
+    model = build(
+        [helper.make_node("Add", ["x", "z"], ["y"])],
+        inputs,
+        [helper.make_tensor_value_info("y", F, None)],
+        {},
+    )
+    with open_model(model) as runner:
+        for scene, _ in scenes(runner, FeedSpec()):
+            assert scene.shapes["x"] == scene.shapes["z"]
+
+
+def _added(*shapes: list[int | str]) -> onnx.ModelProto:
+    inputs = [helper.make_tensor_value_info(f"x{i}", F, shape) for i, shape in enumerate(shapes)]
+    names = [value.name for value in inputs]
+    output = [helper.make_tensor_value_info("y", F, None)]
+    return build([helper.make_node("Sum", names, ["y"])], inputs, output, {})
+
+
+def test_dims_of_a_later_inputs_own_are_one_once() -> None:
+    with open_model(_added(["n", 3, "h", "w"], ["n", 3, "p", "q"], [1, 3, 1, 1])) as runner:
+        found = [scene.shapes["x1"] for scene, _ in scenes(runner, FeedSpec())]
+        given = [scene.shapes["x1"] for scene, _ in scenes(runner, FeedSpec({"x1": (2, 3, 1, 1)}))]
+    assert found == [(1, 3, 64, 96), (2, 3, 17, 23), (2, 3, 1, 1)]
+    assert given == [(2, 3, 1, 1)] * 2
+    with open_model(_added(["n", "h"], ["n", "h"])) as runner:
+        assert len(scenes(runner, FeedSpec())) == 2
+
+
+def test_sizes_that_do_not_run_are_passed_over() -> None:
+    nodes = [helper.make_node("Reshape", ["x", "s"], ["y"])]
+    inputs = [helper.make_tensor_value_info("x", F, ["n", 3, "h", "w"])]
+    output = [helper.make_tensor_value_info("y", F, None)]
+    model = build(nodes, inputs, output, {"s": np.array([1, 3 * 224 * 224])})
+    assert shapes_of(model) == [(1, 3, 224, 224)]
+
+
+def test_volumes_are_not_tried_at_the_sizes_of_images() -> None:
+    """640 cubed is 6 GB; found by random graphs."""
+    nodes = [helper.make_node("Reshape", ["x", "s"], ["y"])]
+    inputs = [helper.make_tensor_value_info("x", F, ["n", 3, "d", "h", "w"])]
+    output = [helper.make_tensor_value_info("y", F, None)]
+    assert shapes_of(build(nodes, inputs, output, {"s": np.array([1, 3 * 8**3])})) == [(1, 3, 8, 8, 8)]
+    ports = [
+        Port("x", "tensor(float)", ("n", 3, "d", "h", "w")),
+        Port("z", "tensor(float)", ("n", 3, 4096, 4096)),
+    ]
+    tried = [shapes["x"] for shapes in assignments(ports, {}, 1, ORDINARY, LENGTHS)]
+    assert tried
+    assert max(np.prod(shape[2:]) for shape in tried) <= 1 << 20
+
+
+def test_a_model_that_runs_at_no_size_asks_for_one() -> None:
+    nodes = [helper.make_node("Reshape", ["x", "s"], ["y"])]
+    inputs = [helper.make_tensor_value_info("x", F, ["n", 3, "h", "w"])]
+    output = [helper.make_tensor_value_info("y", F, None)]
+    model = build(nodes, inputs, output, {"s": np.array([1, 3 * 111 * 113])})
+    with pytest.raises(InputError, match=r"--input-shape x:n,3,h,w"):
+        shapes_of(model)
+    assert shapes_of(model, FeedSpec({"x": (1, 3, 111, 113)})) == [(1, 3, 111, 113)]
+    assert verify_outputs(model, model, feeds=FeedSpec({"x": (1, 3, 111, 113)}))
+
+
+def test_wrong_names_and_ranks_are_input_errors() -> None:
+    with pytest.raises(InputError, match="no input 'z'"):
+        shapes_of(relu([1, 3]), FeedSpec({"z": (1, 3)}))
+    with pytest.raises(InputError, match="has 2 dims, but 3 were given"):
+        shapes_of(relu(["n", 3]), FeedSpec({"x": (1, 3, 3)}))
+    with pytest.raises(InputError, match="the data given"):
+        verify_outputs(
+            relu([1, 3]), relu([1, 3]), feeds=FeedSpec(data=({"x": np.zeros((2, 3), np.float32)},))
+        )
+
+
+def test_integers_that_index_a_table_stay_within_it() -> None:
+    nodes = [helper.make_node("Cast", ["x"], ["i"], to=7), helper.make_node("Gather", ["w", "i"], ["y"])]
+    model = build(
+        nodes,
+        [helper.make_tensor_value_info("x", TensorProto.INT32, ["n", "t"])],
+        [helper.make_tensor_value_info("y", F, None)],
+        {"w": np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)},
+    )
+    result = verify_outputs(model, model)
+    assert result, [verdict.message for verdict in result.outputs]
+
+
+def test_user_data_replaces_what_is_made_up() -> None:
+    values = [{"x": np.full((2, 3), number, np.float32)} for number in (1.5, -2)]
+    with open_model(relu(["n", 3])) as runner:
+        ((scene, outputs),) = scenes(runner, FeedSpec(data=tuple(values)))
+    assert scene.shapes == {"x": (2, 3)}
+    assert scene.seeds == (-1, -1)
+    assert [row["y"][0, 0] for row in outputs] == [1.5, 0]
+
+
+def test_files_of_inputs(tmp_path: Path) -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.save(tmp_path / "a.npy", array)
+    np.savez(tmp_path / "a.npz", x=array, z=array + 1)
+    np.savez(tmp_path / "one.npz", anything=array)
+    folder = tmp_path / "sets" / "test_data_set_0"
+    folder.mkdir(parents=True)
+    for index in range(2):
+        tensor = numpy_helper.from_array(array + index, "whatever")
+        (folder / f"input_{index}.pb").write_bytes(tensor.SerializeToString())
+    (only,) = read_inputs(tmp_path / "a.npy", ["x"])
+    np.testing.assert_array_equal(only["x"], array)
+    assert set(read_inputs(tmp_path / "a.npy", ["x", "z"], "z")[0]) == {"z"}
+    assert set(read_inputs(tmp_path / "a.npz", ["x", "z"])[0]) == {"x", "z"}
+    assert set(read_inputs(tmp_path / "one.npz", ["x", "z"], "z")[0]) == {"z"}
+    for path in (folder, folder.parent):
+        (run,) = read_inputs(path, ["x", "z"])
+        np.testing.assert_array_equal(run["z"], array + 1)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "bad.npy").write_bytes(b"no numpy")
+    (tmp_path / "bad.npz").write_bytes(b"PK no zip")
+    (tmp_path / "bad.pb").write_bytes(b"\xff\xff\xff")
+    (tmp_path / "empty").mkdir()
+    np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object), allow_pickle=True)
+    np.save(tmp_path / "good.npy", np.zeros(2))
+    for name in ("bad.npy", "bad.npz", "bad.pb", "empty", "pickled.npy", "missing.npy"):
+        with pytest.raises(InputError) as caught:
+            read_inputs(tmp_path / name, ["x"])
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="say which input"):
+        read_inputs(tmp_path / "good.npy", ["x", "z"])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
+def test_nudging_moves_by_one_ulp(dtype: str) -> None:
+    import ml_dtypes
+
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    value = np.concatenate([np.random.default_rng(0).normal(size=500), [0, np.inf, -np.inf, np.nan]]).astype(
+        kind
+    )
+    moved = nudge_feed({"x": value})["x"]
+    assert moved.dtype == kind
+    np.testing.assert_array_equal(moved[-4:].astype(float), value[-4:].astype(float))
+    bits = {2: np.int16, 4: np.int32, 8: np.int64}[kind.itemsize]
+    assert set(np.abs(moved.view(bits)[:-4] - value.view(bits)[:-4]).tolist()) == {1}
+
+
+def test_only_the_weights_of_arithmetic_are_nudged() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["t"]),
+        helper.make_node("Clip", ["t", "low"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", F, [1, 4])]
+    output = [helper.make_tensor_value_info("y", F, None)]
+    model = build(nodes, inputs, output, {"w": np.ones((4, 4), np.float32), "low": np.float32(0.5)})
+    moved = nudged_weights(model)
+    assert moved is not None
+    before, after = ({t.name: numpy_helper.to_array(t) for t in m.graph.initializer} for m in (model, moved))
+    assert (before["w"] != after["w"]).all()
+    assert before["low"] == after["low"]
+    assert nudged_weights(relu([1])) is None
