@@ -21,7 +21,7 @@ import numpy as np
 
 from onnx_repfuse.algebra import laws
 from onnx_repfuse.algebra.bias import Bias
-from onnx_repfuse.algebra.kernel_slices import Columns, Relaid, Rows
+from onnx_repfuse.algebra.kernel_slices import Columns, InLayout, Rows
 from onnx_repfuse.algebra.kernels import Array, Composed, Kernel, Scaled, Total, Vector
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.records.reasons import Reason
@@ -38,7 +38,7 @@ __all__ = [
     "fits",
     "gather",
     "identity",
-    "relaid",
+    "in_layout",
     "scale_out",
     "substitute",
 ]
@@ -104,7 +104,7 @@ def scale_out(form: Form) -> Form | None:
 
     None unless the form is that, no s is zero, and s and t/s are far from overflow and underflow.
     """
-    if len(form.terms) != 1 or form.bias.late or form.bias.is_zero:
+    if len(form.terms) != 1 or form.bias.deferred or form.bias.is_zero:
         return None
     term = form.terms[0]
     if not isinstance(term.kernel, Vector) or not isinstance(term.source, str) or term.lo_in or term.lo_out:
@@ -119,16 +119,16 @@ def scale_out(form: Form) -> Form | None:
     return replace(form, terms=(moved,), bias=Bias.zeros(form.channels))
 
 
-def relaid(form: Form, layout: tuple[int, int], rename: Callable[[Hashable], Hashable]) -> Form | None:
+def in_layout(form: Form, layout: tuple[int, int], rename: Callable[[Hashable], Hashable]) -> Form | None:
     """A pointwise form in another layout, of sources renamed; None if it is not pointwise."""
     terms = []
     for term in form.terms:
-        geometry = term.kernel.geometry.relaid(layout)
+        geometry = term.kernel.geometry.in_layout(layout)
         if geometry is None:
             return None
         kernel = term.kernel
         fresh: Kernel = (
-            Vector(geometry, kernel.scale) if isinstance(kernel, Vector) else Relaid(geometry, kernel)
+            Vector(geometry, kernel.scale) if isinstance(kernel, Vector) else InLayout(geometry, kernel)
         )
         terms.append(replace(term, source=rename(term.source), kernel=fresh))
     return replace(form, layout=layout, terms=tuple(terms))
@@ -153,7 +153,7 @@ def substitute(outer: Term, operand: Form, channels: int, border: Bias | None = 
     inner_bias = operand.bias.channels(outer.lo_in, outer.lo_in + g.c_in)
     added = Bias.zeros(channels)
     if border is not None:
-        if inner_bias.late:
+        if inner_bias.deferred:
             raise Inexact(Reason.BORDER, "the padding value is not known to equal the inner bias")
         inner_bias = inner_bias + Bias(-border.known, (), border.noise)
         added = border

@@ -22,13 +22,13 @@ class Bias:
 
     Attributes:
         known: float64, (channels,).
-        late: functions that return more of the same shape, called when weights are folded.
+        deferred: functions that return more of the same shape, called when weights are folded.
         noise: what rounding in the model's data type may have done to `known`, (channels,) or one for all. Exporters
             and we fold the same bias in different orders and precisions.
     """
 
     known: Array
-    late: tuple[Callable[[], Array], ...] = ()
+    deferred: tuple[Callable[[], Array], ...] = ()
     noise: Array | float = 0.0
 
     @classmethod
@@ -48,17 +48,17 @@ class Bias:
     @cached_property
     def is_zero(self) -> bool:
         """Zero for certain."""
-        return not self.late and not np.count_nonzero(self.known)
+        return not self.deferred and not np.count_nonzero(self.known)
 
     @cached_property
     def vanishes(self) -> bool:
         """Zero, but for what rounding may have left."""
-        return self.is_zero or (not self.late and not np.count_nonzero(np.abs(self.known) > self.noise))
+        return self.is_zero or (not self.deferred and not np.count_nonzero(np.abs(self.known) > self.noise))
 
     def value(self) -> Array:
         """The whole bias; reads kernels."""
         result: Array = self.known.copy()
-        for part in self.late:
+        for part in self.deferred:
             result += part()
         return result
 
@@ -67,7 +67,7 @@ class Bias:
             return self
         if isinstance(self.noise, float) and self.is_zero:
             return other
-        return Bias(self.known + other.known, self.late + other.late, self.noise + other.noise)
+        return Bias(self.known + other.known, self.deferred + other.deferred, self.noise + other.noise)
 
     def channels(self, lo: int, hi: int) -> Bias:
         """The bias of channels lo..hi."""
@@ -76,12 +76,12 @@ class Bias:
         if isinstance(self.noise, float) and self.is_zero:
             return Bias.zeros(hi - lo)
         noise = self.noise if isinstance(self.noise, float) else self.noise[lo:hi]
-        return Bias(self.known[lo:hi], tuple(_sliced(part, lo, hi) for part in self.late), noise)
+        return Bias(self.known[lo:hi], tuple(_sliced(part, lo, hi) for part in self.deferred), noise)
 
-    def is_in(self, starts: list[int]) -> list[bool]:
+    def nonzero_in(self, starts: list[int]) -> list[bool]:
         """For each run of channels that begins there and ends where the next one does: is it other than zero?"""
-        if self.late or self.is_zero:
-            return [bool(self.late)] * len(starts)
+        if self.deferred or self.is_zero:
+            return [bool(self.deferred)] * len(starts)
         found: list[bool] = np.logical_or.reduceat(self.known != 0, starts).tolist()
         return found
 
@@ -91,8 +91,8 @@ class Bias:
             return self
         hi = lo + len(self.known)
         noise = self.noise if isinstance(self.noise, float) else _padded(self.noise, lo, hi, total)
-        late = tuple(_placed(part, lo, hi, total) for part in self.late)
-        return Bias(_padded(self.known, lo, hi, total), late, noise)
+        deferred = tuple(_placed(part, lo, hi, total) for part in self.deferred)
+        return Bias(_padded(self.known, lo, hi, total), deferred, noise)
 
     def through(self, kernel: Kernel) -> Bias:
         """What `kernel` makes of it. One value per channel is multiplied now, anything else when folding."""
@@ -102,8 +102,8 @@ class Bias:
             if kernel.is_one:
                 return self
             scale = kernel.scale
-            late = tuple(_scaled(part, scale) for part in self.late)
-            return Bias(self.known * scale, late, self.noise * np.abs(scale))
+            deferred = tuple(_scaled(part, scale) for part in self.deferred)
+            return Bias(self.known * scale, deferred, self.noise * np.abs(scale))
         return Bias(np.zeros(kernel.geometry.c_out), (cache(lambda: push(kernel, self.value())),))
 
 

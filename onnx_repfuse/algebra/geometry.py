@@ -172,7 +172,7 @@ class Geometry:
             and self.slack == (-1,) * self.rank
         )
 
-    def relaid(self, layout: tuple[int, int]) -> Geometry | None:
+    def in_layout(self, layout: tuple[int, int]) -> Geometry | None:
         """The same pointwise operator in another layout; None where that has no writing."""
         axis, rank = layout
         if not self.is_pointwise or (axis == -1 and not self.is_diagonal and self.groups > 1):

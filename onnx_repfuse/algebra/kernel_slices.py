@@ -10,7 +10,7 @@ import numpy as np
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Array, Kernel, columns_of, place
 
-__all__ = ["Columns", "Relaid", "Rows", "Stacked"]
+__all__ = ["Columns", "InLayout", "Rows", "Stacked"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class Columns:
 
 
 @dataclass(frozen=True, eq=False)
-class Relaid:
+class InLayout:
     """A pointwise kernel on another number of spatial axes: the same numbers."""
 
     geometry: Geometry

@@ -60,10 +60,10 @@ class LinearOp:
         channels, layout: of the output.
         terms: `terms[i].source` is an index into `operands`.
         bias: added once.
-        border: the value it pads with instead of zero.
-        same_shape: it is exact only if its operands have equal shapes, which is not proved yet.
+        padding_value: what it pads with instead of zero.
+        needs_equal_shapes: it is exact only if its operands have equal shapes, which is not proved yet.
         size: positions per axis of its operands, where known.
-        also: nodes between its operands and `node` that go with it, in topological order.
+        inner_nodes: nodes between its operands and `node` that go with it, in topological order.
         view: it is this view of its only operand; `layout` is that of the output, its term that of the operand.
     """
 
@@ -75,10 +75,10 @@ class LinearOp:
     operands: tuple[Operand, ...]
     terms: tuple[Term, ...]
     bias: Bias
-    border: Bias | None = None
-    same_shape: bool = False
+    padding_value: Bias | None = None
+    needs_equal_shapes: bool = False
     size: tuple[int, ...] | None = None
-    also: tuple[gs.Node, ...] = ()
+    inner_nodes: tuple[gs.Node, ...] = ()
     view: View | None = None
 
     @property

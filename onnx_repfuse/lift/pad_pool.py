@@ -112,7 +112,7 @@ def lift_pad(context: Context, node: gs.Node) -> LinearOp | Declined | None:
         (Operand(name, frame.channels, frame.layout),),
         (Term(0, Stored(geometry, lambda: ones)),),
         Bias.zeros(frame.channels),
-        border=border if value != 0 and any(pads) else None,
+        padding_value=border if value != 0 and any(pads) else None,
         size=context.size(name, frame.rank),
     )
 

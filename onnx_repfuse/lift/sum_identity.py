@@ -56,7 +56,7 @@ def lift_sum(context: Context, node: gs.Node) -> LinearOp | Declined | None:
             Term(i, unit if s == 1 else Vector(unit.geometry, s * unit.scale)) for i, s in enumerate(signs)
         ),
         Bias.zeros(frame.channels),
-        same_shape=len(names) > 1 and not _equal_shapes(context, names),
+        needs_equal_shapes=len(names) > 1 and not _equal_shapes(context, names),
         size=context.size(names[0], rank) if axis == 1 else None,
     )
 

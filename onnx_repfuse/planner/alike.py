@@ -39,7 +39,11 @@ def likeness(
         around: their surroundings.
         size_of: positions per axis of a source, where proved.
     """
-    if not WORTH <= prod(map(len, options)) <= PRODUCT or lifted.border is not None or lifted.also:
+    if (
+        not WORTH <= prod(map(len, options)) <= PRODUCT
+        or lifted.padding_value is not None
+        or lifted.inner_nodes
+    ):
         return None
     if any(len(form.terms) > LONGEST for choice in options for form, _, _ in choice):
         return None
@@ -48,7 +52,7 @@ def likeness(
         *limits,
         lifted.node.op,
         lifted.bias.is_zero,
-        lifted.same_shape,
+        lifted.needs_equal_shapes,
         around.elements(lifted.output),
     ]
     seen += [(term.source, term.kernel.geometry, term.lo_in, term.lo_out) for term in lifted.terms]

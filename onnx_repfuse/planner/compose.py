@@ -37,19 +37,19 @@ def applied(
     Raises:
         Inexact: when no form equals it for every input.
     """
-    if lifted.same_shape and _never_meet(lifted, forms):
+    if lifted.needs_equal_shapes and _never_meet(lifted, forms):
         return None
     if lifted.node.op == "Concat" and lifted.role is Kind.CONCAT:  # and not the last node of a border
         return _side_by_side(lifted, forms)
     found = [_part(lifted, number, forms, parts) for number in range(len(lifted.terms))]
     form = gather(lifted.channels, lifted.layout, lifted.bias, found, size_of)
-    return None if lifted.same_shape and not _proves_shape(form, forms) else form
+    return None if lifted.needs_equal_shapes and not _proves_shape(form, forms) else form
 
 
 def as_it_stands(lifted: LinearOp) -> Form | None:
     """What `applied` makes of the operands themselves; None where more than their names goes into it."""
     operands, terms = lifted.operands, []
-    if lifted.same_shape or lifted.border is not None or len(operands) != len(lifted.terms):
+    if lifted.needs_equal_shapes or lifted.padding_value is not None or len(operands) != len(lifted.terms):
         return None
     for term in lifted.terms:
         place: Any = term.source
@@ -113,7 +113,7 @@ def _part(lifted: LinearOp, number: int, forms: list[Form], parts: Parts) -> Par
     found = parts.get(key)
     if found is None:
         try:
-            found = substitute(term, form, lifted.channels, lifted.border)
+            found = substitute(term, form, lifted.channels, lifted.padding_value)
         except Inexact as reason:
             found = reason
         parts[key] = found

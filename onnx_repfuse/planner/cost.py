@@ -135,8 +135,8 @@ def keep(
     if lifted.view is not None:
         return Price(view_cost(model, lifted.view, moved - out, out), 0, 1)
     geometry = lifted.terms[0].kernel.geometry
-    if lifted.also:
-        count = 1 + len(lifted.also)
+    if lifted.inner_nodes:
+        count = 1 + len(lifted.inner_nodes)
         return Price(count * model.elementwise(moved, 0), 0, count)
     if lifted.node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         macs = multiply_adds(geometry, elements(lifted.operands[0].name), out)

@@ -171,7 +171,9 @@ class Cover:
         return [(itself, None, entry.best), *fitting]
 
     def _entry(self, lifted: LinearOp) -> Entry:
-        pads = lifted.border is None and any(term.kernel.geometry.reads_padding for term in lifted.terms)
+        pads = lifted.padding_value is None and any(
+            term.kernel.geometry.reads_padding for term in lifted.terms
+        )
         options = [self._options(operand, pads) for operand in lifted.operands]
         own = self._own(lifted)
         best = original = own
@@ -285,7 +287,7 @@ class Cover:
             form = applied(lifted, forms, parts, lambda source: self.measures.size(source, rank))
         except Inexact as reason:
             chosen = [candidate for _, candidate, _ in combination]
-            if any(chosen) or lifted.border is not None:
+            if any(chosen) or lifted.padding_value is not None:
                 through = next((o.name for o, c in zip(lifted.operands, chosen, strict=True) if c), "")
                 self.inexact.setdefault(lifted.output, []).append((reason.with_traceback(None), through))
             return None
@@ -317,7 +319,7 @@ def _fits(form: Form, operand: Operand) -> bool:
 
 def _is_plain(lifted: LinearOp) -> bool:
     """Written as it stands it would be the node itself again, at the same price."""
-    if lifted.view is not None or lifted.also or lifted.border is not None:
+    if lifted.view is not None or lifted.inner_nodes or lifted.padding_value is not None:
         return False
     op, kernel = lifted.node.op, lifted.terms[0].kernel
     if op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):

@@ -144,7 +144,11 @@ def _tensor(name: str, const: Const) -> onnx.TensorProto:
 
 def stand_in(scope: Scope, absorbed: Sequence[onnx.NodeProto], group: LinearOp) -> list[onnx.NodeProto]:
     """`absorbed`; a group that reads more than its operand, or a large one, as pad(x) + v * (1 - pad(1))."""
-    inner = {scope.anchor[id(node)]: node for node in (*group.also, group.node) if id(node) in scope.original}
+    inner = {
+        scope.anchor[id(node)]: node
+        for node in (*group.inner_nodes, group.node)
+        if id(node) in scope.original
+    }
     outputs = {t.name for node in inner.values() for t in node.outputs}
     mine = [proto for proto in absorbed if outputs & set(proto.output)]
     made = {name for proto in mine for name in proto.output}
@@ -152,7 +156,7 @@ def stand_in(scope: Scope, absorbed: Sequence[onnx.NodeProto], group: LinearOp) 
     read = {name for proto in mine for name in proto.input if name} - made
     outside = {name for name in read if scope.const(name) is None}
     alone = outside <= {operand.name} and (scope.elements(operand.name) or 0) <= LARGEST
-    if alone or scope.opset < 13 or len(mine) <= len(group.also):
+    if alone or scope.opset < 13 or len(mine) <= len(group.inner_nodes):
         return list(absorbed)
     pads = group.terms[0].kernel.geometry
     number = itertools.count()
@@ -173,7 +177,7 @@ def stand_in(scope: Scope, absorbed: Sequence[onnx.NodeProto], group: LinearOp) 
     one = onnx.numpy_helper.from_array(np.ones(1, dtype))
     ones = node("ConstantOfShape", [node("Shape", [operand.name])], value=one)
     around = node("Sub", [constant(np.ones((), dtype)), node("Pad", [ones, amount])])
-    value = np.zeros(operand.channels) if group.border is None else group.border.known
+    value = np.zeros(operand.channels) if group.padding_value is None else group.padding_value.known
     border = node("Mul", [around, constant(value.reshape(-1, *(1,) * pads.rank).astype(dtype))])
     new.append(onnx.helper.make_node("Add", [node("Pad", [operand.name, amount]), border], [group.output]))
     at = absorbed.index(mine[-1])

@@ -125,7 +125,7 @@ def estimate(form: Form, around: Surroundings, *, out_elements: int, norm: bool)
     if len(segments) == 1:
         return _segment_price(segments[0][1], not form.bias.is_zero, around, out_elements, form, norm)
     prices = [Price(around.model.elementwise(2 * out_elements, 0), 0, 1)]  # of the Concat
-    biased = form.bias.is_in([lo for (lo, _), _ in segments])
+    biased = form.bias.nonzero_in([lo for (lo, _), _ in segments])
     for ((lo, hi), terms), has_bias in zip(segments, biased, strict=True):
         size = out_elements * (hi - lo) // form.channels
         prices.append(_segment_price(terms, has_bias, around, size, form, norm))

@@ -200,7 +200,7 @@ def lift_all(
             found = known.get(tensor.name)
             if not stands or tensor.name not in known or _may_differ(node, found, moved):
                 found = lift(context, node, number)
-            if isinstance(found, LinearOp) and any(kept(inner) for inner in found.also):
+            if isinstance(found, LinearOp) and any(kept(inner) for inner in found.inner_nodes):
                 continue
             result.append((node, found, tensor.name))
     return result
@@ -213,7 +213,7 @@ def _same_idiom(context: Context, before: Context, node: gs.Node) -> bool:
 
 def _may_differ(node: gs.Node, found: LinearOp | Declined | None, moved: bool) -> bool:
     """Whether a node that is as before, but for its neighbours if it has `moved`, may be something else."""
-    if isinstance(found, LinearOp) and found.also:
+    if isinstance(found, LinearOp) and found.inner_nodes:
         return True
     if not moved:
         return False

@@ -42,7 +42,7 @@ def refusals(scope: Scope, cover: Cover, declined: list[tuple[gs.Node, Declined]
         if found.reason is not Reason.IDIOM or node.op != "Identity"
     ]
     for name, lifted in cover.lifts.items():
-        if lifted.node.op not in _WORTH_TELLING and lifted.border is None:
+        if lifted.node.op not in _WORTH_TELLING and lifted.padding_value is None:
             continue
         told = _inexact(scope, cover, name) or _readers(scope, cover, name) or _cost(scope, cover, name)
         if told is not None:

@@ -72,9 +72,9 @@ class Regions:
 def only_readers(scope: Scope, lifts: dict[str, LinearOp]) -> dict[str, LinearOp]:
     """Forget what the inner nodes of groups are by themselves; which tensors a group alone reads, and which one."""
     result: dict[str, LinearOp] = {}
-    for group in [found for found in lifts.values() if found.also]:
-        inside = {id(node) for node in (*group.also, group.node)}
-        for node in group.also:
+    for group in [found for found in lifts.values() if found.inner_nodes]:
+        inside = {id(node) for node in (*group.inner_nodes, group.node)}
+        for node in group.inner_nodes:
             for tensor in node.outputs:
                 lifts.pop(tensor.name, None)
         for operand in group.operands:

@@ -48,7 +48,7 @@ def _tile(cover: Cover, root: str, entry: Entry, position: dict[int, int]) -> Ti
     sources = {str(source) for source in choice.form.sources}
     names = _between(cover, root, sources, choice.swallowed)
     lifts = [cover.lifts[name] for name in names]
-    nodes: list[gs.Node] = [node for lifted in lifts for node in (*lifted.also, lifted.node)]
+    nodes: list[gs.Node] = [node for lifted in lifts for node in (*lifted.inner_nodes, lifted.node)]
     owns = ((cover.lifts[name].node, cover.entries[name].own.macs) for name in names)
     return Tile(
         root,
@@ -56,7 +56,7 @@ def _tile(cover: Cover, root: str, entry: Entry, position: dict[int, int]) -> Ti
         choice.form,
         written,
         tuple(sorted(nodes, key=lambda node: position[id(node)])),
-        tuple(lifted for lifted in lifts if lifted.also),
+        tuple(lifted for lifted in lifts if lifted.inner_nodes),
         choice.roles,
         {id(node): macs for node, macs in owns if macs},
     )

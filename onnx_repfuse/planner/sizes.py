@@ -122,6 +122,6 @@ def agreed_elements(lifts: dict[str, LinearOp], elements: Callable[[str], int | 
 
 def _is_pointwise(lifted: LinearOp) -> bool:
     """It is known to write a position for each that it reads."""
-    if lifted.view is not None or lifted.same_shape:
+    if lifted.view is not None or lifted.needs_equal_shapes:
         return False
     return all(term.kernel.geometry.is_pointwise for term in lifted.terms)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from onnx_repfuse.algebra.affine_form import Form, Shifted, relaid
+from onnx_repfuse.algebra.affine_form import Form, Shifted, in_layout
 from onnx_repfuse.graph.views import View, is_identity
 
 __all__ = ["Viewed", "common_view", "seen_through"]
@@ -30,7 +30,7 @@ def seen_through(form: Form, view: View) -> Form | None:
     """What a view makes of a form of its operand; None if the form is not pointwise."""
     if any(isinstance(source, Shifted) for source in form.sources):
         return None
-    return relaid(form, view.after, lambda source: _viewed(source, view))
+    return in_layout(form, view.after, lambda source: _viewed(source, view))
 
 
 def _viewed(source: Hashable, view: View) -> Hashable:
@@ -50,5 +50,7 @@ def common_view(form: Form) -> tuple[Form, View] | None:
     view = views.pop() if len(views) == 1 else None
     if view is None or not view.fits(form.channels):
         return None
-    inner = relaid(form, view.before, lambda source: source.inner if isinstance(source, Viewed) else source)
+    inner = in_layout(
+        form, view.before, lambda source: source.inner if isinstance(source, Viewed) else source
+    )
     return None if inner is None else (inner, view)

@@ -67,9 +67,9 @@ def lift_border(context: Context, node: gs.Node) -> LinearOp | None:
         (Operand(place.name, frame.channels, frame.layout),),
         (Term(0, Stored(geometry, lambda: weight)),),
         Bias.zeros(frame.channels),
-        border=Bias.rounded(border, ulp(frame.data_type)) if border.any() else None,
+        padding_value=Bias.rounded(border, ulp(frame.data_type)) if border.any() else None,
         size=context.size(place.name, rank),
-        also=inner,
+        inner_nodes=inner,
     )
 
 
