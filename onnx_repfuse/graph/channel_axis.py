@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.scope import Scope, Shape
-from onnx_repfuse.graph.views import VIEWS, after
+from onnx_repfuse.graph.views import VIEWS, behind_view
 
 __all__ = ["ChannelLayout", "channel_layouts", "rank_of"]
 
@@ -207,7 +207,7 @@ def _output_frame(scope: Scope, node: gs.Node, known: dict[str, ChannelLayout]) 
             return replace(first, channels=sum(p.channels for p in parts if p))
         return first
     if node.op in VIEWS and first is not None:
-        found = after(scope, node, first.layout, first.channels)
+        found = behind_view(scope, node, first.layout, first.channels)
         if found is not None:
             axis, rank = found[0]
             return ChannelLayout(axis, rank, first.channels, first.data_type)

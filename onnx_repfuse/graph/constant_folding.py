@@ -7,7 +7,6 @@ constants. Its payload is read only when somebody asks: shape and data type come
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any
@@ -16,13 +15,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnx_repfuse.algebra.bias import Bias
-from onnx_repfuse.algebra.kernels import Kernel
 from onnx_repfuse.errors import Inexact
+from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const
 from onnx_repfuse.modelfile.dtypes import FLOATS, numpy_dtype
 from onnx_repfuse.records.reasons import Reason
 
-__all__ = ["FOLDABLE", "LAST", "MALFORMED", "SMALL", "TELLING", "Const", "fold_constant", "from_attributes"]
+__all__ = ["END_OF_AXIS", "FOLDABLE", "MALFORMED", "fold_constant", "from_attributes"]
 
 MALFORMED = (  # what computing with attributes and values that make no sense raises
     ArithmeticError,
@@ -33,43 +31,10 @@ MALFORMED = (  # what computing with attributes and values that make no sense ra
     AttributeError,
 )
 _HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+END_OF_AXIS = (1 << 31) - 1  # the `ends` of a Slice that means: to the end
 _STEPS = ("Floor", "Ceil", "Equal", "Range")  # what a change in the last place may change wholly
-LAST = (1 << 31) - 1  # an end that means: all there is
-TELLING = 64  # elements of a constant that may decide a shape
-SMALL = 1 << 16  # elements; what may be evaluated while planning
 
 Values = NDArray[Any]
-
-
-@dataclass(eq=False)  # not frozen, see `algebra.form`
-class Const:
-    """A constant tensor.
-
-    Attributes:
-        shape: its dims.
-        data_type: `onnx.TensorProto.DataType`.
-        read: returns the payload, in the numpy dtype of `data_type`.
-        kernel, bias: for weights and biases this run made, what is behind them in float64: never rounded twice, and
-            not computed while planning goes on.
-    """
-
-    shape: tuple[int, ...]
-    data_type: int
-    read: Callable[[], Values]
-    kernel: Kernel | None = None
-    bias: Bias | None = None
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
-
-    def computed(self) -> Values | None:
-        """What `read` returns; None if it cannot be computed: whatever needs it does not run."""
-        try:
-            return self.read()
-        except Inexact:
-            return None
 
 
 def _unary(function: Callable[[Values], Any]) -> Callable[..., Any]:
@@ -149,7 +114,7 @@ def _slice(x: Values, *rest: Any) -> Values:
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):  # type: ignore[arg-type]
         axis, step = int(i if axes is None else axes[i]), int(1 if steps is None else steps[i])
         stop: int | None = int(end)
-        if step < 0 and end >= LAST:
+        if step < 0 and end >= END_OF_AXIS:
             raise ValueError("a Slice backwards to the end")  # which ONNX Runtime takes to the front
         if step < 0 and stop is not None and stop < -x.shape[axis]:
             stop = None  # past the front
@@ -159,7 +124,7 @@ def _slice(x: Values, *rest: Any) -> Values:
 
 def _range(start: Values, limit: Values, delta: Values, attrs: Mapping[str, Any]) -> Values:
     count = int(np.ceil((limit.item() - start.item()) / delta.item()))
-    if count > SMALL:
+    if count > MAX_FOLDED_ELEMENTS:
         raise ValueError("too long to evaluate")
     return np.asarray(start.item() + np.arange(max(count, 0)) * delta.item(), start.dtype)
 
@@ -240,13 +205,13 @@ def fold_constant(
     fails = op == "Range" or (op == "Pow" and whole)  # for some values
     if shape is not None and data_type is not None and not fails:
         return Const(shape, data_type, evaluate)
-    if max((c.size for c in given), default=0) > SMALL:
+    if max((c.size for c in given), default=0) > MAX_FOLDED_ELEMENTS:
         return None
     try:
         value = evaluate()
     except Inexact:
         return None
-    if value.size > SMALL:
+    if value.size > MAX_FOLDED_ELEMENTS:
         return None
     return Const(value.shape, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), lambda: value)
 

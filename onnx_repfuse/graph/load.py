@@ -19,15 +19,15 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
-from onnx_repfuse.graph.constant_folding import Const, fold_constant, from_attributes
-from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope, Shape, inner_graphs, outer_names
+from onnx_repfuse.graph.constant_folding import fold_constant, from_attributes
+from onnx_repfuse.graph.scope import ONNX_DOMAINS, Const, Scope, Shape, inner_graphs, outer_names
 from onnx_repfuse.graph.shape_inference import Sizes, Types, infer
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.save import ScopeKey
 
 __all__ = ["bare", "decode", "new_node", "read_scopes"]
 
-INFERENCES = 8  # folding Shape of what was inferred may let inference go further
+MAX_INFERENCES = 8  # folding Shape of what was inferred may let inference go further
 _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
@@ -148,7 +148,7 @@ def _read(
                 constants[node.outputs[0].name] = const
     infer_types = partial(infer, graph, protos, outer, constants, overridable, opset, document.model)
     types, assumed = infer_types()
-    for _ in range(INFERENCES):
+    for _ in range(MAX_INFERENCES):
         if not _fold(nodes, constants, types, overridable):
             break
         unknown = _unknown(types)

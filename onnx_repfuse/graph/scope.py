@@ -7,21 +7,68 @@ because removing from graphsurgeon's edge lists is quadratic.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
-from onnx_repfuse.graph.constant_folding import Const
+from onnx_repfuse.algebra.bias import Bias
+from onnx_repfuse.algebra.kernels import Kernel
+from onnx_repfuse.errors import Inexact
 from onnx_repfuse.modelfile.save import ScopeKey
 
-__all__ = ["Scope", "Shape", "inner_graphs", "node_name", "outer_names"]
+__all__ = [
+    "MAX_FOLDED_ELEMENTS",
+    "MAX_SHAPE_ELEMENTS",
+    "Const",
+    "Scope",
+    "Shape",
+    "inner_graphs",
+    "node_name",
+    "outer_names",
+]
 
 Shape = tuple[int | None, ...]
+Values = NDArray[Any]
 ONNX_DOMAINS = ("", "ai.onnx", None)
+MAX_SHAPE_ELEMENTS = 64  # of a constant that may decide a shape
+MAX_FOLDED_ELEMENTS = 1 << 16  # of a constant that may be computed while planning
+
+
+@dataclass(eq=False)  # not frozen, see `algebra.form`
+class Const:
+    """A constant tensor.
+
+    Attributes:
+        shape: its dims.
+        data_type: `onnx.TensorProto.DataType`.
+        read: returns the payload, in the numpy dtype of `data_type`.
+        kernel, bias: for weights and biases this run made, what is behind them in float64: never rounded twice, and
+            not computed while planning goes on.
+    """
+
+    shape: tuple[int, ...]
+    data_type: int
+    read: Callable[[], Values]
+    kernel: Kernel | None = None
+    bias: Bias | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    def computed(self) -> Values | None:
+        """What `read` returns; None if it cannot be computed: whatever needs it does not run."""
+        try:
+            return self.read()
+        except Inexact:
+            return None
 
 
 @dataclass(eq=False)

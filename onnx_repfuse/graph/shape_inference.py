@@ -11,13 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import onnx
 
-from onnx_repfuse.graph.constant_folding import TELLING, Const
-from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope, Shape, outer_names
+from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, ONNX_DOMAINS, Const, Scope, Shape, outer_names
 from onnx_repfuse.graph.unreliable_shapes import without_unreliable_shapes
 
 __all__ = ["Sizes", "Types", "infer"]
 
-SCALES = 5
+MAX_SCALES = 5
 UNKNOWN_SPACE = 224  # an unknown height, width or length, for costs only
 SHAPED_BY_SHAPES = frozenset(  # the values of their weights decide no shape, of nothing behind them either
     (
@@ -129,8 +128,8 @@ def _fresh(name: str, names: set[str]) -> str:
 def _may_tell(const: Const) -> bool:
     """Whether its value may decide a shape: integers, and the scales of a Resize."""
     if const.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
-        return const.size <= TELLING
-    return const.data_type == onnx.TensorProto.FLOAT and const.size <= SCALES and len(const.shape) <= 1
+        return const.size <= MAX_SHAPE_ELEMENTS
+    return const.data_type == onnx.TensorProto.FLOAT and const.size <= MAX_SCALES and len(const.shape) <= 1
 
 
 def _type(data_type: int, shape: Shape | None) -> onnx.TypeProto:

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_repfuse.graph.constant_folding import LAST, MALFORMED, TELLING, Const
-from onnx_repfuse.graph.scope import ONNX_DOMAINS, Shape
+from onnx_repfuse.graph.constant_folding import END_OF_AXIS, MALFORMED
+from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, ONNX_DOMAINS, Const, Shape
 from onnx_repfuse.modelfile.dtypes import HOLDING_SIZES
 
 __all__ = ["without_unreliable_shapes"]
@@ -117,7 +117,7 @@ def _doubt(node: onnx.NodeProto, types: Types, constants: Mapping[str, Const], o
     elif node.op_type == "Slice":
         ends, steps = inputs[2:3], inputs[4:5]
         backwards = steps and steps[0] and min(steps[0]) < 0
-        found = list(range(len(result))) if backwards and ends[0] and max(ends[0]) >= LAST else []
+        found = list(range(len(result))) if backwards and ends[0] and max(ends[0]) >= END_OF_AXIS else []
     elif node.op_type in _POOLS:
         found = _pool(given, shape)
     else:
@@ -127,7 +127,7 @@ def _doubt(node: onnx.NodeProto, types: Types, constants: Mapping[str, Const], o
 
 def _values(const: Const) -> list[Any] | None:
     """The elements of a constant that may tell sizes."""
-    value = const.computed() if const.size <= TELLING else None
+    value = const.computed() if const.size <= MAX_SHAPE_ELEMENTS else None
     return None if value is None else value.ravel().tolist()
 
 

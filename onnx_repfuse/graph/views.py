@@ -5,7 +5,7 @@ a constant per channel to the same constant and treats every channel alike, so f
 
     view(A x + b) = A view(x) + b
 
-`after` says where the channels stand behind a view, `is_identity` when a chain of views does nothing. Shapes are
+`behind_view` says where the channels stand behind a view, `is_identity` when a chain of views does nothing. Shapes are
 the inferred ones: what they do not prove, is not a view.
 """
 
@@ -19,10 +19,9 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.errors import Inexact
-from onnx_repfuse.graph.constant_folding import Const
-from onnx_repfuse.graph.scope import Scope, Shape
+from onnx_repfuse.graph.scope import Const, Scope, Shape
 
-__all__ = ["FREE", "VIEWS", "Layout", "View", "after", "is_identity", "restored"]
+__all__ = ["FREE", "VIEWS", "Layout", "View", "behind_view", "is_identity", "restored_from"]
 
 FREE = frozenset(("Flatten", "Reshape", "Squeeze", "Unsqueeze"))  # these keep the order of elements
 VIEWS = FREE | frozenset(("GlobalAveragePool", "ReduceMean", "Resize", "Upsample", "Transpose"))
@@ -64,12 +63,12 @@ class View:
         return channels == self.channels or self.entry is None or self.target is not None
 
 
-def after(scope: Scope, node: gs.Node, before: Layout, channels: int) -> tuple[Layout, Shape] | None:
+def behind_view(scope: Scope, node: gs.Node, before: Layout, channels: int) -> tuple[Layout, Shape] | None:
     """Layout and shape behind a view of a tensor with channels at `before`; None if it is not one."""
     if node.op not in VIEWS or not node.inputs or len(node.outputs) != 1:
         return None
     shape, result = scope.shape(node.inputs[0].name), scope.shape(node.outputs[0].name)
-    like = restored(scope, node)
+    like = restored_from(scope, node)
     if any(t.name and scope.const(t.name) is None for t in node.inputs[1:]):
         if not like:
             return None
@@ -87,7 +86,7 @@ def after(scope: Scope, node: gs.Node, before: Layout, channels: int) -> tuple[L
     return layout, result
 
 
-def restored(scope: Scope, node: gs.Node) -> str:
+def restored_from(scope: Scope, node: gs.Node) -> str:
     """The tensor whose whole Shape a Reshape takes as its target, or ''."""
     if node.op != "Reshape" or len(node.inputs) != 2 or node.attrs.get("allowzero"):
         return ""

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.kernels import Array
 from onnx_repfuse.graph.channel_axis import ChannelLayout
-from onnx_repfuse.graph.constant_folding import SMALL
+from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS
 from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, added, diagonal, vector_of
 from onnx_repfuse.modelfile.dtypes import FLOATS
 from onnx_repfuse.records.reasons import Reason
@@ -46,7 +46,7 @@ def lift_batch_normalization(context: Context, node: gs.Node) -> LinearOp | Decl
         const = scope.const(name)
         if const is None:
             return Declined(Reason.OVERRIDABLE) if name in scope.overridable else None
-        if len(const.shape) != 1 or const.size > SMALL:
+        if len(const.shape) != 1 or const.size > MAX_FOLDED_ELEMENTS:
             return Declined(Reason.SPATIAL)
         made = made or const.bias
         values.append(const.read().astype(np.float64) if const.bias is None else const.bias.known)
@@ -94,7 +94,7 @@ def lift_arithmetic(context: Context, node: gs.Node) -> LinearOp | Declined | No
     found = per_channel(context, name, node.outputs[0].name, const.shape)
     if not isinstance(found, ChannelLayout):
         return found
-    if const.size > SMALL:
+    if const.size > MAX_FOLDED_ELEMENTS:
         return None
     role = Kind.MATMUL if found.layout == (-1, 0) else Kind.AFFINE
     ones, zeros = np.ones(found.channels), np.zeros(found.channels)

@@ -18,7 +18,7 @@ from onnx_repfuse.algebra.affine_form import Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Kernel, Scaled, Stored, Vector
-from onnx_repfuse.graph.constant_folding import SMALL, Const
+from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const
 from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, Operand, added, vector_of
 from onnx_repfuse.modelfile.dtypes import FLOATS
 from onnx_repfuse.records.reasons import Reason
@@ -61,7 +61,7 @@ def _bias(context: Context, node: gs.Node, channels: int) -> Bias | Declined | N
 
 
 def _kernel(geometry: Geometry, const: Const, view: Callable[[NDArray[Any]], NDArray[Any]]) -> Kernel:
-    diagonal = geometry.is_diagonal and const.size <= SMALL
+    diagonal = geometry.is_diagonal and const.size <= MAX_FOLDED_ELEMENTS
     if const.kernel is not None and const.kernel.geometry.weight_shape == geometry.weight_shape:
         same = _same(const.kernel, geometry)
         if isinstance(same, Vector) or not diagonal:

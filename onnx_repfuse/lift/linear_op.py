@@ -14,8 +14,7 @@ from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Array, Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
-from onnx_repfuse.graph.constant_folding import Const
-from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.graph.views import View
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind

@@ -7,8 +7,8 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.algebra.affine_form import Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
-from onnx_repfuse.graph.constant_folding import Const
-from onnx_repfuse.graph.views import View, after, restored
+from onnx_repfuse.graph.scope import Const
+from onnx_repfuse.graph.views import View, behind_view, restored_from
 from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
 from onnx_repfuse.modelfile.dtypes import FLOATS
 from onnx_repfuse.records.report import Kind
@@ -38,7 +38,7 @@ def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
     frame = context.channel_layout(name)
     if frame is None or frame.data_type not in FLOATS:
         return None
-    found = after(scope, node, frame.layout, frame.channels)
+    found = behind_view(scope, node, frame.layout, frame.channels)
     if found is None:
         return None
     layout, shape = found
@@ -61,7 +61,7 @@ def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
         target,
         scope.shape(name) or (),
         shape,
-        restored(scope, node),
+        restored_from(scope, node),
     )
     return LinearOp(
         node,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import onnx_graphsurgeon as gs
 
+from onnx_repfuse.graph.edit_points import used_names
 from onnx_repfuse.graph.model_size import count
-from onnx_repfuse.graph.rewrite import used_names
 from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.pipeline.plan_model import ModelPlan
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan

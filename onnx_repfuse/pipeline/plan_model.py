@@ -6,9 +6,9 @@ from collections.abc import Set
 from dataclasses import dataclass, field
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout, channel_layouts
+from onnx_repfuse.graph.edit_points import scope_edit, used_names
 from onnx_repfuse.graph.load import read_scopes
 from onnx_repfuse.graph.model_size import count
-from onnx_repfuse.graph.rewrite import difference, used_names
 from onnx_repfuse.modelfile.document import Document, ScopeKey
 from onnx_repfuse.modelfile.edit import Edit
 from onnx_repfuse.options import Options
@@ -55,7 +55,7 @@ class ModelPlan:
         result = {}
         for planned in self.scopes:
             scope = planned.scope
-            edit = difference(scope, used, interface)
+            edit = scope_edit(scope, used, interface)
             if edit:
                 result[scope.key] = edit
         return result

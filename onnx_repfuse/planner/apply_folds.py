@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.rewrite import put, rename
+from onnx_repfuse.graph.edit_points import replace_aliases, replace_nodes
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import Context
 from onnx_repfuse.modelfile.dtypes import FLOATS
@@ -60,8 +60,8 @@ def write(
         fold = _note(tile, nodes, taken, result, owners, order, aliases.get(tile.root, ""))
         if tile.root in aliases:
             result.aliases[tile.root] = fold
-    put(scope, replaced)
-    rename(scope, aliases)
+    replace_nodes(scope, replaced)
+    replace_aliases(scope, aliases)
 
 
 def is_wide(scope: Scope, tile: Tile, owners: dict[int, PlannedFold]) -> bool:

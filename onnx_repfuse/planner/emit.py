@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Kernel, Vector
-from onnx_repfuse.graph.constant_folding import Const
 from onnx_repfuse.graph.load import new_node
-from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.planner.lowering import Step, Written
 from onnx_repfuse.planner.weights import grown, materialized, rounded, transposed, transposed_shape
 

@@ -20,9 +20,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout
-from onnx_repfuse.graph.constant_folding import Const
-from onnx_repfuse.graph.rewrite import export
-from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.graph.edit_points import to_proto
+from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.modelfile.dtypes import numpy_dtype
 
@@ -70,7 +69,7 @@ def _sides(
 ) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto]]:
     for group in groups:
         absorbed = stand_in(scope, absorbed, group)
-    return _with_shapes(scope, absorbed), _with_shapes(scope, [export(node) for node in created])
+    return _with_shapes(scope, absorbed), _with_shapes(scope, [to_proto(node) for node in created])
 
 
 def _read(scope: Scope, absorbed: Sequence[onnx.NodeProto], new: Sequence[onnx.NodeProto]) -> list[str]:
@@ -86,10 +85,10 @@ def _with_shapes(scope: Scope, nodes: Sequence[onnx.NodeProto]) -> list[onnx.Nod
     made = {name for node in nodes for name in node.output}
     names = {name for node in nodes for name in node.input} - made
     told = [node for node in scope.original.values() if node.op == "Shape" and node.outputs[0].name in names]
-    result = [export(node) for node in told if node.inputs[0].name not in made]
+    result = [to_proto(node) for node in told if node.inputs[0].name not in made]
     for node in nodes:
         result.append(node)
-        result += [export(shape) for shape in told if shape.inputs[0].name in node.output]
+        result += [to_proto(shape) for shape in told if shape.inputs[0].name in node.output]
     return result
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout, channel_layouts
-from onnx_repfuse.graph.rewrite import drop_dead, needed_nodes, put
+from onnx_repfuse.graph.edit_points import needed_nodes, remove_dead_nodes, replace_nodes
 from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.lift import Context, Declined, LinearOp, lift
 from onnx_repfuse.options import Options
@@ -53,7 +53,7 @@ def plan_scope(
     if options.allows(Kind.ACTIVATION):
         _write_activations(scope, activations(scope, _kept(options), banned), result, owners)
         if owners:
-            drop_dead(scope, alive | set(owners))
+            remove_dead_nodes(scope, alive | set(owners))
             known = None
     known = channel_layouts(scope) if known is None else known
     previous: Round | None = None
@@ -73,7 +73,7 @@ def plan_scope(
             result.refusals += [one for one in others if told.isdisjoint(one.nodes[:1])]
             return result
         write(scope, current.cover, found, result, owners, order)
-        drop_dead(scope, alive | set(owners))
+        remove_dead_nodes(scope, alive | set(owners))
         previous, known, stale = current, channel_layouts(scope, known), set()
     result.notes.append(f"planning stopped after {ROUNDS} rounds; please report this model")
     return result
@@ -160,7 +160,7 @@ def _write_activations(
         replaced[id(one.place)] = one.created
         result.folds.append(fold)
         owners.update((id(node), fold) for node in one.created)
-    put(scope, replaced)
+    replace_nodes(scope, replaced)
 
 
 def _kept(options: Options) -> Callable[[gs.Node], bool]:

@@ -11,7 +11,8 @@ from onnx import numpy_helper
 
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.errors import Inexact
-from onnx_repfuse.graph.constant_folding import Const, fold_constant
+from onnx_repfuse.graph.constant_folding import fold_constant
+from onnx_repfuse.graph.scope import Const
 from tests.build import run
 
 RNG = np.random.default_rng(0)

@@ -8,8 +8,7 @@ from onnx import GraphProto, TensorProto, helper
 
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.errors import Inexact
-from onnx_repfuse.graph.constant_folding import Const
-from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.records.reasons import Reason
 from tests.build import Net, check
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from onnx_repfuse.graph.constant_folding import Const
+from onnx_repfuse.graph.scope import Const
 from onnx_repfuse.lift.border.symbolic_shape import Ints, extent, ints, sizes
 from onnx_repfuse.lift.border.symbolic_tensor import (
     Cells,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.constant_folding import SMALL
+from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS
 from onnx_repfuse.lift.linear_op import Context, Declined
 from onnx_repfuse.lift.pad_pool import read_pads
 from onnx_repfuse.modelfile.dtypes import HOLDING_SIZES
@@ -29,14 +29,16 @@ def ints(context: Context, node: gs.Node, number: int) -> list[int] | None:
     if len(node.inputs) <= number or not node.inputs[number].name:
         return None
     const = context.scope.const(node.inputs[number].name)
-    return None if const is None or const.size > SMALL else [int(v) for v in const.read().ravel()]
+    return (
+        None if const is None or const.size > MAX_FOLDED_ELEMENTS else [int(v) for v in const.read().ravel()]
+    )
 
 
 def entries(context: Context, name: str, depth: int = 0) -> Ints | None:
     """The entries of a vector (or scalar) of integers, None where not known."""
     const = context.scope.const(name)
     if const is not None:
-        return [int(v) for v in const.read().ravel()] if const.size <= SMALL else None
+        return [int(v) for v in const.read().ravel()] if const.size <= MAX_FOLDED_ELEMENTS else None
     shape = context.scope.shape(name)
     if shape is None or len(shape) > 1 or None in shape or depth > DEEPEST:
         return None

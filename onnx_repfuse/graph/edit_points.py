@@ -11,10 +11,18 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.modelfile.edit import Edit, NewTensor
 
-__all__ = ["difference", "drop_dead", "export", "needed_nodes", "put", "rename", "used_names"]
+__all__ = [
+    "needed_nodes",
+    "remove_dead_nodes",
+    "replace_aliases",
+    "replace_nodes",
+    "scope_edit",
+    "to_proto",
+    "used_names",
+]
 
 
-def put(scope: Scope, replaced: Mapping[int, Sequence[gs.Node]]) -> None:
+def replace_nodes(scope: Scope, replaced: Mapping[int, Sequence[gs.Node]]) -> None:
     """Replace nodes, given by id(), by others that compute the same outputs; one pass over the scope."""
     result: list[gs.Node] = []
     for node in scope.nodes:
@@ -28,7 +36,7 @@ def put(scope: Scope, replaced: Mapping[int, Sequence[gs.Node]]) -> None:
     scope.nodes = result
 
 
-def rename(scope: Scope, aliases: Mapping[str, str]) -> None:
+def replace_aliases(scope: Scope, aliases: Mapping[str, str]) -> None:
     """Let every reader of an alias read the tensor it stands for, through chains of aliases."""
 
     def target(name: str) -> str:
@@ -42,7 +50,7 @@ def rename(scope: Scope, aliases: Mapping[str, str]) -> None:
                 tensor.name = target(tensor.name)
 
 
-def drop_dead(scope: Scope, alive: set[int]) -> None:
+def remove_dead_nodes(scope: Scope, alive: set[int]) -> None:
     """Remove the nodes of `alive` (ids of nodes that were needed before) that nobody needs any more."""
     count: dict[str, int] = {}
     for node in scope.nodes:
@@ -67,7 +75,7 @@ def needed_nodes(scope: Scope) -> set[int]:
     return {id(node) for node in scope.nodes if not used.isdisjoint([t.name for t in node.outputs])}
 
 
-def export(node: gs.Node) -> onnx.NodeProto:
+def to_proto(node: gs.Node) -> onnx.NodeProto:
     """A new node as a NodeProto."""
     proto: onnx.NodeProto = OnnxExporter.export_node(node)
     return proto
@@ -81,7 +89,7 @@ def used_names(scopes: Iterable[Scope]) -> set[str]:
     return names
 
 
-def difference(scope: Scope, used: set[str], kept_inputs: set[str]) -> Edit:
+def scope_edit(scope: Scope, used: set[str], kept_inputs: set[str]) -> Edit:
     """What changed in a scope since it was read.
 
     Args:
@@ -104,7 +112,7 @@ def difference(scope: Scope, used: set[str], kept_inputs: set[str]) -> Edit:
             edit.rewired[position] = moved
     for node in scope.nodes:
         if id(node) not in scope.original:
-            edit.inserted.setdefault(scope.anchor[id(node)], []).append(export(node))
+            edit.inserted.setdefault(scope.anchor[id(node)], []).append(to_proto(node))
     edit.removed_initializers = (scope.initializers.keys() - used - kept_inputs) & scope.used_before
     edit.removed_values |= edit.removed_initializers
     for name, const in scope.created.items():
