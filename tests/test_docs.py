@@ -18,7 +18,7 @@ from onnx_repfuse import lift
 from onnx_repfuse.cli.arguments import KIND_HELP
 from onnx_repfuse.cli.main import command, main
 from onnx_repfuse.lift import batchnorm_arithmetic
-from onnx_repfuse.modelfile.dtypes import FLOATS
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from tests.build import Net, check
 
 ROOT = Path(__file__).parent.parent
@@ -78,7 +78,7 @@ def test_the_operator_in_twenty_lines(monkeypatch):
         block for language, block in BLOCK.findall(TEXTS["CONTRIBUTING.md"]) if language == "python"
     )
     assert len(lifting.splitlines()) <= 20
-    names = {**vars(batchnorm_arithmetic), "FLOATS": FLOATS, "Net": Net, "check": check}
+    names = {**vars(batchnorm_arithmetic), "FLOAT_FORMATS": FLOAT_FORMATS, "Net": Net, "check": check}
     exec(compile(lifting + testing, "CONTRIBUTING.md", "exec"), names)
     called = []
     monkeypatch.setitem(lift._LIFTS, "Neg", lambda *given: called.append(given) or names["lift_neg"](*given))

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const
-from onnx_repfuse.modelfile.dtypes import FLOATS, numpy_dtype
+from onnx_repfuse.modelfile.dtypes import numpy_dtype
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason
 
 __all__ = ["END_OF_AXIS", "FOLDABLE", "MALFORMED", "fold_constant", "from_attributes"]
@@ -199,7 +200,7 @@ def fold_constant(
         return value
 
     halves = any(c.data_type in _HALVES for c in given)
-    if halves and (op in _STEPS or (op == "Cast" and attrs.get("to") not in FLOATS)):
+    if halves and (op in _STEPS or (op == "Cast" and attrs.get("to") not in FLOAT_FORMATS)):
         return None  # runtimes compute them in single precision, which may end on another step
     whole = any(numpy_dtype(c.data_type).kind in "iu" for c in given)
     fails = op == "Range" or (op == "Pow" and whole)  # for some values

@@ -18,7 +18,7 @@ from onnx_repfuse.algebra.kernels import Array
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS
 from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, added, diagonal, vector_of
-from onnx_repfuse.modelfile.dtypes import FLOATS
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 
@@ -89,7 +89,7 @@ def lift_arithmetic(context: Context, node: gs.Node) -> LinearOp | Declined | No
         return None
     const = left if left is not None else right
     name = node.inputs[0 if left is None else 1].name
-    if const is None or const.data_type not in FLOATS or (node.op == "Div" and left is not None):
+    if const is None or const.data_type not in FLOAT_FORMATS or (node.op == "Div" and left is not None):
         return None
     found = per_channel(context, name, node.outputs[0].name, const.shape)
     if not isinstance(found, ChannelLayout):

@@ -20,7 +20,7 @@ from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Kernel, Scaled, Stored, Vector
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const
 from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, Operand, added, vector_of
-from onnx_repfuse.modelfile.dtypes import FLOATS
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 
@@ -39,7 +39,7 @@ def _weight(context: Context, node: gs.Node) -> Const | Declined | None:
         if producer is not None and producer.op == "DequantizeLinear":
             return Declined(Reason.QUANTIZED)
         return None
-    return const if const.data_type in FLOATS else None
+    return const if const.data_type in FLOAT_FORMATS else None
 
 
 def _bias(context: Context, node: gs.Node, channels: int) -> Bias | Declined | None:

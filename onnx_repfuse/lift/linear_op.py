@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.affine_form import Term
@@ -16,21 +15,16 @@ from onnx_repfuse.algebra.kernels import Array, Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.graph.views import View
+from onnx_repfuse.records.float_formats import epsilon
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
-
-_FRACTION: dict[int, int] = {
-    onnx.TensorProto.FLOAT16: 10,
-    onnx.TensorProto.BFLOAT16: 7,
-    onnx.TensorProto.DOUBLE: 52,
-}
 
 _ROLES: dict[Kind | None, frozenset[Kind]] = {
     None: frozenset(),
     **{kind: frozenset((kind,)) for kind in Kind},
 }
 
-__all__ = ["Context", "Declined", "LinearOp", "Operand", "added", "diagonal", "ulp", "vector_of"]
+__all__ = ["Context", "Declined", "LinearOp", "Operand", "added", "diagonal", "vector_of"]
 
 
 @dataclass(frozen=True)
@@ -137,13 +131,8 @@ def diagonal(
         frame.layout,
         (Operand(name, frame.channels, frame.layout),),
         (Term(0, Vector(geometry, scale)),),
-        Bias.rounded(shift, ulp(frame.data_type), terms),
+        Bias.rounded(shift, epsilon(frame.data_type), terms),
     )
-
-
-def ulp(data_type: int) -> float:
-    """The unit in the last place of 1 in an ONNX float type; float32's where it is not known."""
-    return float(2.0 ** -_FRACTION.get(data_type, 23))
 
 
 def added(const: Const, channels: int, data_type: int) -> Bias:
@@ -153,7 +142,7 @@ def added(const: Const, channels: int, data_type: int) -> Bias:
     """
     if const.bias is not None and len(const.bias.known) == channels:
         return const.bias
-    return Bias.rounded(np.broadcast_to(vector_of(const.read()), (channels,)), ulp(data_type))
+    return Bias.rounded(np.broadcast_to(vector_of(const.read()), (channels,)), epsilon(data_type))
 
 
 def vector_of(values: object) -> Array:

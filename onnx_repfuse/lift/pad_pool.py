@@ -20,8 +20,8 @@ from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Stored
 from onnx_repfuse.lift.conv_matmul import resolve_pads
-from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, Operand, ulp
-from onnx_repfuse.modelfile.dtypes import FLOATS
+from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, Operand
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS, epsilon
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 
@@ -83,7 +83,7 @@ def lift_pad(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     """Pad of space by a constant: attribute (opset 2-10), input (11-17), with `axes` (18)."""
     name = node.inputs[0].name
     frame = context.channel_layout(name) or context.channel_layout(node.outputs[0].name)
-    if frame is None or frame.channel_axis != 1 or frame.rank == 0 or frame.data_type not in FLOATS:
+    if frame is None or frame.channel_axis != 1 or frame.rank == 0 or frame.data_type not in FLOAT_FORMATS:
         return None
     if node.attrs.get("mode", "constant") != "constant":
         return None
@@ -102,7 +102,7 @@ def lift_pad(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     slack = tuple(b + e - 1 for b, e in zip(begin[2:], end[2:], strict=True))
     geometry = replace(geometry, origin=tuple(-b for b in begin[2:]), slack=slack)
     ones = np.broadcast_to(1.0, geometry.weight_shape)
-    border = Bias.rounded(np.full(frame.channels, value), ulp(frame.data_type))
+    border = Bias.rounded(np.full(frame.channels, value), epsilon(frame.data_type))
     return LinearOp(
         node,
         node.outputs[0].name,

@@ -9,7 +9,7 @@ from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
-from onnx_repfuse.modelfile.dtypes import FLOATS
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["lift_concat", "lift_slice", "lift_split"]
@@ -31,7 +31,7 @@ def lift_concat(context: Context, node: gs.Node) -> LinearOp | None:
     output = node.outputs[0].name
     frame = context.channel_layout(output)
     names = [t.name for t in node.inputs]
-    if frame is None or frame.data_type not in FLOATS or not all(names) or "axis" not in node.attrs:
+    if frame is None or frame.data_type not in FLOAT_FORMATS or not all(names) or "axis" not in node.attrs:
         return None
     operands, terms, start = [], [], 0
     for number, name in enumerate(names):
@@ -74,7 +74,7 @@ def lift_slice(context: Context, node: gs.Node) -> LinearOp | None:
     """Slice of consecutive channels by constants."""
     name = node.inputs[0].name
     frame = context.channel_layout(name)
-    if frame is None or frame.data_type not in FLOATS:
+    if frame is None or frame.data_type not in FLOAT_FORMATS:
         return None
     values: list[list[int] | None] = []
     if context.scope.opset < 10:
@@ -101,7 +101,7 @@ def lift_split(context: Context, node: gs.Node, output: int) -> LinearOp | None:
     """One output of a Split of channels into known parts."""
     name = node.inputs[0].name
     frame = context.channel_layout(name)
-    if frame is None or frame.data_type not in FLOATS:
+    if frame is None or frame.data_type not in FLOAT_FORMATS:
         return None
     if not _is_channel_axis(context, frame, name, node.attrs.get("axis", 0)):
         return None

@@ -13,7 +13,7 @@ from onnx_repfuse.algebra.affine_form import Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, Operand, diagonal
-from onnx_repfuse.modelfile.dtypes import FLOATS
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 
@@ -28,7 +28,7 @@ def lift_sum(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     if not all(names):
         return None
     frame = context.channel_layout(output)
-    if frame is None or frame.data_type not in FLOATS:
+    if frame is None or frame.data_type not in FLOAT_FORMATS:
         return None
     signs = [1.0] * len(names)
     if node.op == "Sub":
@@ -72,7 +72,7 @@ def lift_nothing(context: Context, node: gs.Node) -> LinearOp | None:
     """Identity, and Neg."""
     name = node.inputs[0].name
     frame = context.channel_layout(node.outputs[0].name) or context.channel_layout(name)
-    if frame is None or frame.data_type not in FLOATS:
+    if frame is None or frame.data_type not in FLOAT_FORMATS:
         return None
     sign = -1.0 if node.op == "Neg" else 1.0
     role = Kind.MATMUL if frame.layout == (-1, 0) else Kind.AFFINE

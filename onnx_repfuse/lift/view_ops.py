@@ -10,7 +10,7 @@ from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.scope import Const
 from onnx_repfuse.graph.views import View, behind_view, restored_from
 from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
-from onnx_repfuse.modelfile.dtypes import FLOATS
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["lift_view"]
@@ -36,7 +36,7 @@ def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
     scope = context.scope
     name, output = node.inputs[0].name, node.outputs[0].name
     frame = context.channel_layout(name)
-    if frame is None or frame.data_type not in FLOATS:
+    if frame is None or frame.data_type not in FLOAT_FORMATS:
         return None
     found = behind_view(scope, node, frame.layout, frame.channels)
     if found is None:

@@ -13,11 +13,8 @@ import onnx
 
 from onnx_repfuse.errors import InputError
 
-__all__ = ["FLOATS", "HOLDING_SIZES", "bits", "numpy_dtype", "pack", "stored_size", "type_name", "unpack"]
+__all__ = ["HOLDING_SIZES", "bits", "numpy_dtype", "pack", "stored_size", "type_name", "unpack"]
 
-FLOATS = frozenset(
-    (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
-)
 HOLDING_SIZES = frozenset(  # the types a size may be cast to and stay what it is
     (onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 )

@@ -14,11 +14,11 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.edit_points import replace_aliases, replace_nodes
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import Context
-from onnx_repfuse.modelfile.dtypes import FLOATS
 from onnx_repfuse.planner.candidates import Tile
 from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.planner.emit import emit
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
 __all__ = ["is_wide", "write"]
 
@@ -99,7 +99,7 @@ def _data_type(scope: Scope, context: Context, tile: Tile) -> int:
     for name in _typed(tile):
         frame = context.channel_layout(name)
         found = scope.data_type(name) or (frame.data_type if frame else 0)
-        if found in FLOATS:
+        if found in FLOAT_FORMATS:
             return found
     return onnx.TensorProto.FLOAT
 

@@ -7,26 +7,28 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Array", "cosine", "difference", "flatten", "is_float", "largest", "top1", "ulp"]
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS, is_float
+
+__all__ = ["Array", "cosine", "difference", "flatten", "is_inexact", "largest", "top1", "ulp"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_EPSILON = {"float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52, "bfloat16": 2.0**-7}
-_SMALLEST = {"float16": 2.0**-24, "float32": 2.0**-149, "float64": 5e-324, "bfloat16": 2.0**-133}
+_BY_NAME = {limits.dtype.name: limits for limits in FLOAT_FORMATS.values()}
 
 
-def is_float(dtype: np.dtype[Any]) -> bool:
-    """Whether values of this type carry rounding noise."""
-    return dtype.kind in "fc" or dtype.name == "bfloat16"
+def is_inexact(dtype: np.dtype[Any]) -> bool:
+    """Whether values of this type, float or complex, carry rounding noise."""
+    return dtype.kind == "c" or is_float(dtype)
 
 
 def ulp(value: float, dtype: np.dtype[Any]) -> float:
     """The spacing of the floats of `dtype` at `value` (0 for other types)."""
     name = {"complex64": "float32", "complex128": "float64"}.get(dtype.name, dtype.name)
-    if name not in _EPSILON or not np.isfinite(value):
+    if name not in _BY_NAME or not np.isfinite(value):
         return 0.0
+    limits = _BY_NAME[name]
     if value == 0:
-        return _SMALLEST[name]
-    return float(max(_EPSILON[name] * 2.0 ** np.floor(np.log2(abs(value))), _SMALLEST[name]))
+        return limits.smallest
+    return float(max(limits.epsilon * 2.0 ** np.floor(np.log2(abs(value))), limits.smallest))
 
 
 def difference(first: Array, second: Array) -> Array:
@@ -79,7 +81,12 @@ def top1(pairs: Sequence[tuple[Array, Array]]) -> float | None:
     """Share of rows with the same argmax, if the arrays look like class scores: (rows, 5 or more)."""
     same = rows = 0
     for first, second in pairs:
-        if first.ndim != 2 or first.shape[1] < 5 or first.shape != second.shape or not is_float(first.dtype):
+        if (
+            first.ndim != 2
+            or first.shape[1] < 5
+            or first.shape != second.shape
+            or not is_inexact(first.dtype)
+        ):
             return None
         rows += first.shape[0]
         same += int((_wide(first).argmax(1) == _wide(second).argmax(1)).sum())

@@ -19,16 +19,16 @@ import numpy as np
 import onnx
 
 from onnx_repfuse.errors import InputError
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.verifier.input_sizes import LENGTHS, ORDINARY, SHORT, TINY, assignments, is_free, narrowed
 from onnx_repfuse.verifier.runtime import DoesNotRun, Model, Port, Runner, load
 
 __all__ = ["Feed", "FeedSpec", "Scene", "integer_bounds", "make_feed", "scenes", "table_rows"]
 
 Feed = dict[str, Any]
-_FLOATS = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
+_FLOATS = {  # by ONNX Runtime's name of the type, as `tensor(bfloat16)`
+    f"tensor({onnx.TensorProto.DataType.Name(data_type).lower()})": limits.dtype
+    for data_type, limits in FLOAT_FORMATS.items()
 }
 _INTEGERS = {
     f"tensor({name})": np.dtype(name)
@@ -133,10 +133,6 @@ def _value(port: Port, shape: tuple[int, ...], rng: np.random.Generator, bounds:
         return [_value(inner, shape, rng, bounds) for _ in range(2)]
     if kind in _FLOATS:
         return np.asarray(rng.standard_normal(shape)).astype(_FLOATS[kind])
-    if kind == "tensor(bfloat16)":
-        import ml_dtypes
-
-        return np.asarray(rng.standard_normal(shape)).astype(ml_dtypes.bfloat16)
     if kind == "tensor(bool)":
         return np.asarray(rng.random(shape) < 0.5)
     if kind == "tensor(string)":

@@ -13,18 +13,13 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS, is_float
 from onnx_repfuse.verifier.runtime import Model, load
 
 __all__ = ["WEIGHTS_LIMIT", "nudge", "nudge_feed", "nudged_weights"]
 
 WEIGHTS_LIMIT = 256 << 20  # bytes; above it the noise of the weights is not measured, to bound memory
 _UINT = {2: np.uint16, 4: np.uint32, 8: np.uint64}
-_FLOAT_TYPES = {
-    onnx.TensorProto.FLOAT: 4,
-    onnx.TensorProto.DOUBLE: 8,
-    onnx.TensorProto.FLOAT16: 2,
-    onnx.TensorProto.BFLOAT16: 2,
-}
 _ARITHMETIC = {
     "Conv",
     "ConvTranspose",
@@ -39,19 +34,23 @@ _ARITHMETIC = {
 }
 
 
-def nudge(bits: np.ndarray[Any, Any], rng: np.random.Generator, inf: int) -> np.ndarray[Any, Any]:
-    """Move each float, given as its bits, by one ulp up or down at random; zeros, infinities and NaN stay.
+def nudge(values: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Move each float by one ulp up or down at random; zeros, infinities, NaN and the largest value stay.
+
+    Neighbouring floats have neighbouring bit patterns, so a step is +1 or -1 on the bits.
 
     Args:
-        bits: unsigned integers, any shape.
+        values: floats of 2, 4 or 8 bytes, any shape.
         rng: the source of randomness.
-        inf: the bits of +infinity in this format.
     """
-    size = bits.dtype.itemsize * 8
-    magnitude = bits & bits.dtype.type((1 << (size - 1)) - 1)
-    movable = (magnitude > 0) & (magnitude < inf - 1)
+    bits = np.ascontiguousarray(values).view(_UINT[values.dtype.itemsize])
+    infinity = np.array(np.inf, values.dtype).view(bits.dtype)
+    sign_bit = 1 << (values.dtype.itemsize * 8 - 1)
+    magnitude = bits & bits.dtype.type(sign_bit - 1)
+    movable = (magnitude > 0) & (magnitude < infinity - 1)
     step = (rng.integers(0, 2, bits.shape, dtype=np.int8) * 2 - 1).astype(bits.dtype)  # -1 wraps around
-    return np.where(movable, bits + step, bits)
+    moved = np.where(movable, bits + step, bits)
+    return np.asarray(moved.view(values.dtype).reshape(values.shape))
 
 
 def nudge_feed(feed: Mapping[str, Any], seed: int = 77) -> dict[str, Any]:
@@ -61,11 +60,9 @@ def nudge_feed(feed: Mapping[str, Any], seed: int = 77) -> dict[str, Any]:
     def move(value: Any) -> Any:
         if isinstance(value, list):
             return [move(item) for item in value]
-        if not isinstance(value, np.ndarray) or not _is_float(value.dtype):
+        if not isinstance(value, np.ndarray) or not is_float(value.dtype):
             return value
-        kind = _UINT[value.dtype.itemsize]
-        bits = np.ascontiguousarray(value).view(kind)
-        return nudge(bits, rng, int(_infinity(value.dtype).view(kind))).view(value.dtype).reshape(value.shape)
+        return nudge(value, rng)
 
     return {name: move(value) for name, value in feed.items()}
 
@@ -86,7 +83,7 @@ def nudged_weights(model: Model, seed: int = 78) -> onnx.ModelProto | None:
     for node in proto.graph.node:
         if node.op_type == "Constant" and node.output[0] in used:
             tensors.extend(attribute.t for attribute in node.attribute if attribute.name == "value")
-    moved = [_nudge_tensor(tensor, rng) for tensor in tensors if tensor.data_type in _FLOAT_TYPES]
+    moved = [_nudge_tensor(tensor, rng) for tensor in tensors if tensor.data_type in FLOAT_FORMATS]
     return proto if any(moved) else None
 
 
@@ -97,27 +94,11 @@ def _nudge_tensor(tensor: onnx.TensorProto, rng: np.random.Generator) -> bool:
         return False
     if array.size == 0:
         return False
-    width = _FLOAT_TYPES[onnx.TensorProto.DataType.ValueType(tensor.data_type)]
-    infinity = {
-        onnx.TensorProto.FLOAT: 0x7F800000,
-        onnx.TensorProto.DOUBLE: 0x7FF0000000000000,
-        onnx.TensorProto.FLOAT16: 0x7C00,
-        onnx.TensorProto.BFLOAT16: 0x7F80,
-    }[onnx.TensorProto.DataType.ValueType(tensor.data_type)]
-    bits = np.ascontiguousarray(array).view(_UINT[width])
-    raw = nudge(bits, rng, infinity).tobytes()
+    raw = nudge(array, rng).tobytes()
     for name in ("float_data", "int32_data", "double_data", "external_data", "data_location"):
         tensor.ClearField(name)
     tensor.raw_data = raw
     return True
-
-
-def _is_float(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind == "f" or dtype.name == "bfloat16"
-
-
-def _infinity(dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    return np.array(np.inf, dtype=dtype)
 
 
 def _size(path: Path) -> int:

@@ -19,8 +19,8 @@ from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Array, Stored
 from onnx_repfuse.lift.border.propagate import Painter
 from onnx_repfuse.lift.border.symbolic_tensor import SymbolicTensor
-from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand, ulp
-from onnx_repfuse.modelfile.dtypes import FLOATS
+from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS, epsilon
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["lift_border"]
@@ -44,7 +44,7 @@ def lift_border(context: Context, node: gs.Node) -> LinearOp | None:
     place = canvas.place
     frame, rank = context.channel_layout(place.name), canvas.rank - 2
     around = (*place.before, *place.after)
-    if frame is None or frame.layout != (1, rank) or rank < 1 or frame.data_type not in FLOATS:
+    if frame is None or frame.layout != (1, rank) or rank < 1 or frame.data_type not in FLOAT_FORMATS:
         return None
     if place.axes != tuple(range(canvas.rank)) or not any(around):
         return None
@@ -67,7 +67,7 @@ def lift_border(context: Context, node: gs.Node) -> LinearOp | None:
         (Operand(place.name, frame.channels, frame.layout),),
         (Term(0, Stored(geometry, lambda: weight)),),
         Bias.zeros(frame.channels),
-        padding_value=Bias.rounded(border, ulp(frame.data_type)) if border.any() else None,
+        padding_value=Bias.rounded(border, epsilon(frame.data_type)) if border.any() else None,
         size=context.size(place.name, rank),
         inner_nodes=inner,
     )

@@ -28,7 +28,7 @@ from onnx_repfuse.lift.border.symbolic_tensor import (
 )
 from onnx_repfuse.lift.linear_op import Context, Declined
 from onnx_repfuse.lift.pad_pool import read_pads
-from onnx_repfuse.modelfile.dtypes import FLOATS
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
 __all__ = ["Painter"]
 
@@ -68,7 +68,7 @@ class Painter:
 
 
 def _read(const: Const) -> SymbolicTensor | None:
-    if const.data_type in FLOATS:
+    if const.data_type in FLOAT_FORMATS:
         return constant(np.asarray(const.read()).astype(np.float64))
     return constant(np.asarray(const.read())) if const.data_type in WHOLE else None
 

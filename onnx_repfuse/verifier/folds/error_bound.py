@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.verdict import FoldVerdict, Status
 from onnx_repfuse.verifier.distance import difference, largest, ulp
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
@@ -19,8 +20,8 @@ __all__ = ["Errors", "Side", "Worst", "ulps_tolerance"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _WALK = 1.0  # c of c * sqrt(n) * u * sum|w||x|
-_DOUBLE = 2.0**-53
-_SINGLE = 2.0**-24
+_DOUBLE = FLOAT_FORMATS[onnx.TensorProto.DOUBLE].unit_roundoff
+_SINGLE = FLOAT_FORMATS[onnx.TensorProto.FLOAT].unit_roundoff
 _SIGMAS = 4.0
 
 

@@ -9,25 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-__all__ = ["FoldCase", "Source", "reach"]
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
-_UNIT: dict[int, float] = {
-    onnx.TensorProto.FLOAT: 2.0**-24,
-    onnx.TensorProto.FLOAT16: 2.0**-11,
-    onnx.TensorProto.BFLOAT16: 2.0**-8,
-    onnx.TensorProto.DOUBLE: 2.0**-53,
-}
-_SMALLEST: dict[int, float] = {
-    onnx.TensorProto.FLOAT: 2.0**-149,
-    onnx.TensorProto.FLOAT16: 2.0**-24,
-    onnx.TensorProto.BFLOAT16: 2.0**-133,
-    onnx.TensorProto.DOUBLE: 5e-324,
-}
-_LARGEST: dict[int, float] = {
-    onnx.TensorProto.FLOAT16: 65504.0,
-    onnx.TensorProto.BFLOAT16: 3.38e38,
-    onnx.TensorProto.FLOAT: 3.4e38,
-}
+__all__ = ["FoldCase", "Source", "reach"]
 
 
 @dataclass(frozen=True)
@@ -91,23 +75,23 @@ class FoldCase:
         types = {value.type.tensor_type.elem_type for value in self.before.graph.input}
         for model in (self.before, self.after):
             types |= {tensor.data_type for tensor in model.graph.initializer}
-        floats = [kind for kind in types if kind in _UNIT]
-        return max(floats, key=lambda kind: _UNIT[kind], default=onnx.TensorProto.FLOAT)
+        floats = [kind for kind in types if kind in FLOAT_FORMATS]
+        return max(floats, key=lambda kind: FLOAT_FORMATS[kind].epsilon, default=onnx.TensorProto.FLOAT)
 
     @property
     def unit(self) -> float:
         """The unit roundoff of `precision`."""
-        return _UNIT[self.precision]
+        return FLOAT_FORMATS[self.precision].unit_roundoff
 
     @property
     def smallest(self) -> float:
         """The smallest positive value of `precision`."""
-        return _SMALLEST[self.precision]
+        return FLOAT_FORMATS[self.precision].smallest
 
     @property
     def largest(self) -> float:
         """The largest finite value of `precision`."""
-        return _LARGEST.get(self.precision, 1.7e308)
+        return FLOAT_FORMATS[self.precision].largest
 
     @cached_property
     def is_per_position(self) -> bool:
@@ -132,7 +116,7 @@ class FoldCase:
             int(np.prod(tensor.dims, dtype=np.int64))
             for model in (self.before, self.after)
             for tensor in model.graph.initializer
-            if tensor.data_type in _UNIT
+            if tensor.data_type in FLOAT_FORMATS
         )
 
     @cached_property

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.verifier.oracle import conv, linear, pointwise, shape  # noqa: F401 - they fill OPS
 from onnx_repfuse.verifier.oracle.registry import OPS, Context, Unsupported, Value, Weight, attributes
 
@@ -39,12 +40,6 @@ class Truth:
 
 
 _LARGE = 1 << 22  # elements; converting blocks anew for each stimulus takes twice the time
-_FLOATS = (
-    onnx.TensorProto.FLOAT,
-    onnx.TensorProto.DOUBLE,
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.BFLOAT16,
-)
 _ROUNDING = frozenset(
     [
         "Add",
@@ -128,7 +123,7 @@ def _large_weights(graph: onnx.GraphProto) -> set[str]:
     large = {
         tensor.name
         for tensor in graph.initializer
-        if np.prod(tensor.dims, dtype=np.int64) > _LARGE and tensor.data_type in _FLOATS
+        if np.prod(tensor.dims, dtype=np.int64) > _LARGE and tensor.data_type in FLOAT_FORMATS
     }
     for node in graph.node:
         large -= {name for at, name in enumerate(node.input) if node.op_type != "Conv" or at != 1}

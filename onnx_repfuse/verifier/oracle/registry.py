@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_repfuse.records.float_formats import is_float
+
 __all__ = ["OPS", "Context", "Unsupported", "Value", "Weight", "attributes", "register"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -34,7 +36,7 @@ class Value:
     @staticmethod
     def of(array: Array, power: int = 1) -> Value:
         """A value whose magnitude is its own size, to a power."""
-        v = array.astype(np.float64) if array.dtype.kind == "f" or array.dtype.name == "bfloat16" else array
+        v = array.astype(np.float64) if is_float(array.dtype) else array
         if v.dtype.kind != "f":
             return Value(v, v)
         return Value(v, (np.abs(v) if power == 1 else np.square(v)).astype(np.float32))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_repfuse.records.float_formats import is_float
 from onnx_repfuse.verifier.oracle.registry import Context, Unsupported, Value, register
 
 __all__: list[str] = []
@@ -167,7 +168,7 @@ def cast(context: Context, x: Value, like: Value | None = None) -> Value:
         kind = np.dtype(np.float64) if like.v.dtype.kind == "f" else like.v.dtype
     else:
         kind = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(context.attributes["to"]))
-    if kind.kind == "f" or kind.name == "bfloat16":
+    if is_float(kind):
         return x if x.v.dtype.kind == "f" else Value.of(x.v.astype(np.float64))
     return Value.of(x.v.astype(kind))
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_repfuse.verifier.distance import difference, flatten, is_float, largest, ulp
+from onnx_repfuse.verifier.distance import difference, flatten, is_inexact, largest, ulp
 from onnx_repfuse.verifier.runtime import DoesNotRun, open_model
 
 __all__ = ["Tail", "explains", "tails"]
@@ -200,7 +200,7 @@ def _squashed(output: str, maker: Mapping[str, onnx.NodeProto]) -> set[str]:
 def _same(first: Any, second: Any) -> bool:
     if first is None or second is None or first.shape != second.shape or first.dtype != second.dtype:
         return first is second
-    if not is_float(first.dtype):
+    if not is_inexact(first.dtype):
         return bool(np.array_equal(first, second))
     gap = difference(first, second)
     return not gap.size or float(gap.max()) <= 8 * ulp(largest(first), first.dtype)

@@ -16,7 +16,7 @@ import onnx
 
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.records.verdict import Precision
-from onnx_repfuse.verifier.distance import Array, difference, flatten, is_float, largest
+from onnx_repfuse.verifier.distance import Array, difference, flatten, is_inexact, largest
 from onnx_repfuse.verifier.inputs import FeedSpec, integer_bounds, scenes
 from onnx_repfuse.verifier.oracle.evaluator import OPS
 from onnx_repfuse.verifier.oracle.registry import Context, Unsupported, Value, attributes
@@ -49,7 +49,7 @@ def study(
             first, second = flatten(row), flatten(runner.run(feed, list(row)))
             for name, exact in truth.items():
                 one, two = first.get(name), second.get(name)
-                if exact is None or one is None or two is None or not is_float(one.dtype):
+                if exact is None or one is None or two is None or not is_inexact(one.dtype):
                     continue
                 if exact.shape == one.shape == two.shape:
                     errors.setdefault(name, []).append((difference(exact, one), difference(exact, two)))

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_repfuse.records.verdict import OutputVerdict, Status
-from onnx_repfuse.verifier.distance import Array, cosine, difference, is_float, largest, top1, ulp
+from onnx_repfuse.verifier.distance import Array, cosine, difference, is_inexact, largest, top1, ulp
 
 __all__ = ["Sample", "beyond", "judge_output", "why_unobservable"]
 
@@ -51,7 +51,7 @@ def judge_output(
     if not any(first.size for first, _ in pairs):
         dtype = pairs[0][0].dtype.name if pairs else ""
         return OutputVerdict(name, Status.NOT_OBSERVED, dtype, *_NOTHING, message=f"'{name}' is empty")
-    if not is_float(pairs[0][0].dtype):
+    if not is_inexact(pairs[0][0].dtype):
         return _discrete(name, samples, pairs)
     return _float(name, [s for s in samples if s.original is not None], pairs, rtol, atol)
 
@@ -61,7 +61,7 @@ def beyond(samples: Sequence[Sample]) -> list[int]:
     found = []
     for index, sample in enumerate(samples):
         first, second = sample.original, sample.fused
-        if first is None or second is None or _structure(sample) or not is_float(first.dtype):
+        if first is None or second is None or _structure(sample) or not is_inexact(first.dtype):
             continue
         if bool((difference(first, second) > _tolerance(sample, samples, first)[1]).any()):
             found.append(index)
