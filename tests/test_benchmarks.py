@@ -18,7 +18,8 @@ from benchmarks.synthetic import SHAPES, write
 from benchmarks.timing import interleaved, ratios
 from benchmarks.units import FEATURES, convolutions, others
 from onnx_repfuse.planner.cost import ORT_CPU
-from onnx_repfuse.verifier.runtime import open_model
+from onnx_repfuse.records.runtime import Runtime
+from onnx_repfuse.verifier.session import open_session
 
 
 def test_prices_are_recovered_and_never_negative() -> None:
@@ -102,7 +103,7 @@ def test_a_latency_row() -> None:
 def test_sessions_that_take_turns_do_not_wait_by_spinning(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     write("blocks", 8, 4, path)
-    with open_model(path, optimize=True, threads=2) as runner:
+    with open_session(path, Runtime(threads=2).optimized()) as runner:
         options = runner._engine.get_session_options()
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 

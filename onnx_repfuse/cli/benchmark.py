@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from onnx_repfuse.records.outcome import Bench
+from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 
 if TYPE_CHECKING:
     from onnx_repfuse.verifier.inputs import FeedSpec
-    from onnx_repfuse.verifier.runtime import Model, Runner
+    from onnx_repfuse.verifier.session import Model, Session
 
 __all__ = ["measure"]
 
@@ -23,31 +24,36 @@ _FEWEST, _MOST = 7, 200
 
 
 def measure(
-    original: Model, fused: Model, spec: FeedSpec | None = None, *, threads: int = 1, seconds: float = 5.0
+    original: Model,
+    fused: Model,
+    spec: FeedSpec | None = None,
+    *,
+    runtime: Runtime = DEFAULT_RUNTIME,
+    seconds: float = 5.0,
 ) -> Bench:
     """Time two models with one interface under ORT_ENABLE_ALL.
 
     Args:
         original, fused: paths, or models in memory.
         spec: shapes or data of the inputs.
-        threads: threads within an operator.
+        runtime: how they are run, but for the optimization level.
         seconds: how long to measure; a slow model takes longer, for at least seven rounds.
 
     Raises:
         InputError: a model does not run.
     """
     from onnx_repfuse.verifier.inputs import FeedSpec, scenes
-    from onnx_repfuse.verifier.runtime import open_model
+    from onnx_repfuse.verifier.session import open_session
 
     spec = spec or FeedSpec()
     single = FeedSpec(shapes=spec.shapes, data=spec.data[:1], seeds=(0,))
     with (
-        open_model(original, optimize=True, threads=threads) as first,
-        open_model(fused, optimize=True, threads=threads) as second,
+        open_session(original, runtime.optimized()) as first,
+        open_session(fused, runtime.optimized()) as second,
     ):
         scene, _ = scenes(first, single)[0]
         feed = scene.feeds[0]
-        other = {port.name: value for port, value in zip(second.inputs, _ordered(first, feed), strict=True)}
+        other = {info.name: value for info, value in zip(second.inputs, _ordered(first, feed), strict=True)}
         _run(first, feed, 2)
         _run(second, other, 2)
         repeats = max(1, round(_BLOCK / max(_run(first, feed, 1), 1e-6)))
@@ -67,20 +73,20 @@ def measure(
         _quartiles([1000 * value for value in after]),
         _quartiles(ratios),
         len(before),
-        threads,
+        runtime.threads,
         dict(scene.shapes),
     )
 
 
-def _ordered(runner: Runner, feed: Mapping[str, Any]) -> list[Any]:
-    return [feed[port.name] for port in runner.inputs]
+def _ordered(session: Session, feed: Mapping[str, Any]) -> list[Any]:
+    return [feed[value.name] for value in session.inputs]
 
 
-def _run(runner: Runner, feed: Mapping[str, Any], repeats: int) -> float:
+def _run(session: Session, feed: Mapping[str, Any], repeats: int) -> float:
     """Seconds of one run, averaged over a block."""
     start = time.perf_counter()
     for _ in range(repeats):
-        runner.run(feed)
+        session.run(feed)
     return (time.perf_counter() - start) / repeats
 
 

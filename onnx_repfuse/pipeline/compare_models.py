@@ -16,6 +16,7 @@ from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.bans import Failure
 from onnx_repfuse.pipeline.plan_model import FoldKey, ModelPlan, make_plan
 from onnx_repfuse.records.reasons import Reason
+from onnx_repfuse.records.runtime import DEFAULT_RUNTIME
 from onnx_repfuse.records.verdict import Status, Verification
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ def measure(document: Document, options: Options, folder: Path) -> Baseline:
         original = folder / "original.onnx"
         save(document, {}, original)
     document.release()
-    return measure_original(original, feeds=feeds, tapped=True, skeleton=document.model)
+    return measure_original(
+        original, feeds=feeds, runtime=DEFAULT_RUNTIME, tapped=True, skeleton=document.model
+    )
 
 
 def compare(baseline: Baseline, result: Path, options: Options) -> Verification:

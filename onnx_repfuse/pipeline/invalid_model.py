@@ -37,7 +37,7 @@ def blaming(document: Document) -> Iterator[None]:
 
 def _complaint(document: Document) -> str:
     """What onnx or ONNX Runtime has against the model; '' if nothing."""
-    from onnx_repfuse.verifier.runtime import one_line, open_model
+    from onnx_repfuse.verifier.session import one_line, open_session
 
     with tempfile.TemporaryDirectory() as folder:
         path = document.path
@@ -46,7 +46,7 @@ def _complaint(document: Document) -> str:
             save(document, {}, path)
         try:
             onnx.checker.check_model(str(path), full_check=True)
-            open_model(path)
+            open_session(path)
         except Exception as error:  # both raise anything
             return one_line(error)
     return ""

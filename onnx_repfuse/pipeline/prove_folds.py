@@ -18,6 +18,7 @@ from onnx_repfuse.pipeline.plan_model import ModelPlan
 from onnx_repfuse.planner.fold_models import before_and_after, sources
 from onnx_repfuse.planner.folds import PlannedFold, originals
 from onnx_repfuse.records.reasons import Reason
+from onnx_repfuse.records.runtime import Runtime
 from onnx_repfuse.records.verdict import FoldVerdict, Status
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def prove(
     from onnx_repfuse.verifier.intermediates import activations
     from onnx_repfuse.verifier.noise import nudge_feed
     from onnx_repfuse.verifier.outputs.baseline import count_run, read_noise
-    from onnx_repfuse.verifier.runtime import release_heap
+    from onnx_repfuse.verifier.session import release_heap
 
     folds = _folds(plan)
     wanted = [[*fold.sources, fold.made.root] if not fold.scope.key else INSIDE for fold in folds]
@@ -56,6 +57,7 @@ def prove(
         baseline.original,
         wanted,
         moved,
+        runtime=baseline.runtime,
         beside=beside,
         otherwise=feed,
         skeleton=plan.document.model,
@@ -69,7 +71,7 @@ def prove(
             tell(done, len(folds))
             done += 1
             try:
-                found = _judge(plan, fold, seen)
+                found = _judge(plan, fold, seen, baseline.runtime)
             except Inexact as reason:
                 failed.append(Failure(fold.scope.key, fold.made, reason.reason, reason.detail))
                 continue
@@ -122,25 +124,25 @@ def _folds(plan: ModelPlan) -> list[_Fold]:
     return found
 
 
-def _judge(plan: ModelPlan, fold: _Fold, seen: Seen) -> list[FoldVerdict]:
+def _judge(plan: ModelPlan, fold: _Fold, seen: Seen, runtime: Runtime) -> list[FoldVerdict]:
     """The verdicts of the probes and, if they passed, of the tap. Raises Inexact where a weight overflows."""
     from onnx_repfuse.verifier.folds.in_place import judge
     from onnx_repfuse.verifier.folds.isolated import probe
-    from onnx_repfuse.verifier.runtime import release_heap
+    from onnx_repfuse.verifier.session import release_heap
 
     case = _case(plan, fold, sized=False)
     if fold.is_large:  # what folding its weights took
         plan.document.release()
         release_heap()
-    verdict = probe(case)
+    verdict = probe(case, runtime=runtime)
     if fold.is_large:
         release_heap()  # what the sessions and the oracles held
     if verdict.status is Status.FAILED:
         case = _case(plan, fold, sized=True)
-        verdict = probe(case)
+        verdict = probe(case, runtime=runtime)
     if verdict.status is Status.FAILED:
         return [verdict]
-    return [verdict, judge(case, seen)]
+    return [verdict, judge(case, seen, runtime)]
 
 
 def _case(plan: ModelPlan, fold: _Fold, *, sized: bool) -> FoldCase:

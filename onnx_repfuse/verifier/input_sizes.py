@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
-from onnx_repfuse.verifier.runtime import Port
+from onnx_repfuse.verifier.session import ValueInfo
 
 __all__ = ["LENGTHS", "ORDINARY", "SHORT", "TINY", "assignments", "is_free", "narrowed"]
 
@@ -27,12 +27,12 @@ SHORT = (5, 3, 2, 1)
 MOST = 1 << 20  # positions of an input that are guessed
 
 
-def is_free(port: Port, given: Mapping[str, Sequence[int]]) -> bool:
+def is_free(port: ValueInfo, given: Mapping[str, Sequence[int]]) -> bool:
     return port.name not in given and any(not isinstance(dim, int) or dim < 0 for dim in port.shape)
 
 
 def assignments(
-    inputs: Sequence[Port],
+    inputs: Sequence[ValueInfo],
     given: Mapping[str, Sequence[int]],
     batch: int,
     sizes: Sequence[tuple[int, int]],
@@ -61,7 +61,7 @@ def assignments(
 
 
 def narrowed(
-    inputs: Sequence[Port], given: Mapping[str, Sequence[int]], shapes: Mapping[str, tuple[int, ...]]
+    inputs: Sequence[ValueInfo], given: Mapping[str, Sequence[int]], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]] | None:
     """`shapes` with 1 for every free dim that the first input has not: what broadcasts shows. None if there is none."""
     first = set(inputs[0].shape) if inputs else set()
@@ -76,12 +76,14 @@ def narrowed(
     return result if result != shapes else None
 
 
-def _guessed(port: Port, shape: tuple[int, ...]) -> int:
+def _guessed(port: ValueInfo, shape: tuple[int, ...]) -> int:
     """Positions that are our own choice: an image's size cubed may be more than memory holds."""
     return prod(size for dim, size in zip(port.shape, shape, strict=True) if dim != size)
 
 
-def _size(port: Port, axis: int, named: dict[str, int], rows: int, size: tuple[int, int], length: int) -> int:
+def _size(
+    port: ValueInfo, axis: int, named: dict[str, int], rows: int, size: tuple[int, int], length: int
+) -> int:
     dim = port.shape[axis]
     if isinstance(dim, int) and dim >= 0:
         return dim

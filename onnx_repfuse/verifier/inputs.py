@@ -21,7 +21,7 @@ import onnx
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.verifier.input_sizes import LENGTHS, ORDINARY, SHORT, TINY, assignments, is_free, narrowed
-from onnx_repfuse.verifier.runtime import DoesNotRun, Model, Port, Runner, load
+from onnx_repfuse.verifier.session import DoesNotRun, Model, Session, ValueInfo, load
 
 __all__ = ["Feed", "FeedSpec", "Scene", "integer_bounds", "make_feed", "scenes", "table_rows"]
 
@@ -75,7 +75,7 @@ class Scene:
 
 
 def scenes(
-    runner: Runner, spec: FeedSpec, bounds: Mapping[str, int] | None = None
+    runner: Session, spec: FeedSpec, bounds: Mapping[str, int] | None = None
 ) -> list[tuple[Scene, list[dict[str, Any]]]]:
     """Choose sizes at which the model runs, and return its outputs there, so that no run is wasted.
 
@@ -113,7 +113,7 @@ def scenes(
 
 
 def make_feed(
-    inputs: Sequence[Port], shapes: Mapping[str, Sequence[int]], seed: int, bounds: Mapping[str, int]
+    inputs: Sequence[ValueInfo], shapes: Mapping[str, Sequence[int]], seed: int, bounds: Mapping[str, int]
 ) -> Feed:
     """Random values for `inputs`: floats of both signs, integers below `bounds` or of a few values.
 
@@ -124,7 +124,9 @@ def make_feed(
     return {port.name: _value(port, tuple(shapes[port.name]), rng, bounds) for port in inputs}
 
 
-def _value(port: Port, shape: tuple[int, ...], rng: np.random.Generator, bounds: Mapping[str, int]) -> Any:
+def _value(
+    port: ValueInfo, shape: tuple[int, ...], rng: np.random.Generator, bounds: Mapping[str, int]
+) -> Any:
     kind = port.type
     if kind.startswith("optional("):
         return _value(port._replace(type=kind[len("optional(") : -1]), shape, rng, bounds)
@@ -152,7 +154,7 @@ def _value(port: Port, shape: tuple[int, ...], rng: np.random.Generator, bounds:
     )
 
 
-def _known(spec: FeedSpec, runner: Runner) -> None:
+def _known(spec: FeedSpec, runner: Session) -> None:
     names = {port.name for port in runner.inputs}
     for given in (spec.shapes, *spec.data):
         for name in given:
@@ -167,7 +169,7 @@ def _known(spec: FeedSpec, runner: Runner) -> None:
 
 
 def _first_that_runs(
-    runner: Runner,
+    runner: Session,
     spec: FeedSpec,
     bounds: Mapping[str, int],
     attempts: Iterator[dict[str, tuple[int, ...]]],
@@ -186,7 +188,7 @@ def _first_that_runs(
     raise InputError(_no_size(runner, spec, reason))
 
 
-def _no_size(runner: Runner, spec: FeedSpec, reason: str) -> str:
+def _no_size(runner: Session, spec: FeedSpec, reason: str) -> str:
     free = [port for port in runner.inputs if is_free(port, spec.shapes)]
     if not free:
         return f"the model does not run: {reason}"
@@ -195,7 +197,7 @@ def _no_size(runner: Runner, spec: FeedSpec, reason: str) -> str:
 
 
 def _user_scenes(
-    runner: Runner, spec: FeedSpec, bounds: Mapping[str, int]
+    runner: Session, spec: FeedSpec, bounds: Mapping[str, int]
 ) -> list[tuple[Scene, list[dict[str, Any]]]]:
     shapes = next(assignments(runner.inputs, spec.shapes, 1, ORDINARY, LENGTHS))
     found: dict[str, tuple[list[Feed], list[dict[str, Any]], dict[str, tuple[int, ...]]]] = {}
@@ -230,7 +232,7 @@ def _joined(
     return joined, [*before, *outputs]
 
 
-def integer_bounds(original: Model, inputs: Iterable[Port]) -> dict[str, int]:
+def integer_bounds(original: Model, inputs: Iterable[ValueInfo]) -> dict[str, int]:
     """Input name -> number of values, for the integer inputs that index a table. Raises DoesNotRun."""
     integers = {port.name for port in inputs if "int" in port.type}
     return table_rows(load(original, weights=False).graph, integers) if integers else {}

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.verifier.inputs import Feed
-from onnx_repfuse.verifier.runtime import DoesNotRun, Model, Runner, load, one_line, open_model
+from onnx_repfuse.verifier.session import DoesNotRun, Model, Session, load, one_line, open_session
 
-__all__ = ["MEMORY", "Seen", "activations", "count_name", "open_tapped", "tensor_names"]
+__all__ = ["MEMORY", "Seen", "activations", "count_name", "open_with_extra_outputs", "tensor_names"]
 
 MEMORY = 1 << 30  # bytes of activations to hold at once
 _WIDTH = 4  # bytes of an element, as a rule
@@ -34,7 +35,7 @@ def activations(
     wanted: Sequence[Sequence[str]],
     feed: Feed,
     *,
-    threads: int = 1,
+    runtime: Runtime = DEFAULT_RUNTIME,
     memory: int = MEMORY,
     beside: Sequence[str] = (),
     otherwise: Feed | None = None,
@@ -47,7 +48,7 @@ def activations(
         original: the model, which runs on `feed`.
         wanted: per fold, the names of the tensors to read together.
         feed: the whole-model input.
-        threads: of the session, which is closed before the last values are handed out.
+        runtime: how it is run, which is closed before the last values are handed out.
         memory: bytes to hold at once.
         beside: graph outputs and inner tensors to read along with the first folds.
         otherwise: another input, for a model that does not run on `feed`.
@@ -69,14 +70,14 @@ def activations(
     left = list(live)
     with ExitStack() as stack:
         try:
-            runner = stack.enter_context(open_tapped(original, extra, threads))
+            runner = stack.enter_context(open_with_extra_outputs(original, extra, runtime))
             sizes, unsure = _sizes(runner, feed)
             batches = list(_batches(sizes, live, wanted, memory))
             if len(batches) > 1 and unsure:
                 stack.close()
-                sizes.update(_counted(original, unsure, [feed, otherwise or feed], threads, ran))
+                sizes.update(_counted(original, unsure, [feed, otherwise or feed], runtime, ran))
                 batches = list(_batches(sizes, live, wanted, memory))
-                runner = stack.enter_context(open_tapped(original, extra, threads))
+                runner = stack.enter_context(open_with_extra_outputs(original, extra, runtime))
             for number, batch in enumerate(batches):
                 read = {name for index in batch for name in wanted[index]}
                 read |= set(beside) if number == 0 else set()
@@ -98,7 +99,7 @@ def activations(
             yield left, f"its tensors cannot be read: {error}"
 
 
-def _sizes(runner: Runner, feed: Feed) -> tuple[dict[str, int], list[str]]:
+def _sizes(runner: Session, feed: Feed) -> tuple[dict[str, int], list[str]]:
     """Bytes of the outputs, as the runtime infers them, and those of which it does not know all dims: a bold guess."""
     guess = max((int(np.size(value)) for value in feed.values() if not isinstance(value, list)), default=1)
     sizes: dict[str, int] = dict.fromkeys(feed, 0)
@@ -115,7 +116,7 @@ def _sizes(runner: Runner, feed: Feed) -> tuple[dict[str, int], list[str]]:
 
 
 def _counted(
-    original: Model, names: Sequence[str], feeds: Sequence[Feed], threads: int, ran: Callable[[], None]
+    original: Model, names: Sequence[str], feeds: Sequence[Feed], runtime: Runtime, ran: Callable[[], None]
 ) -> dict[str, int]:
     """Bytes of tensors that the runtime cannot infer, from a run that keeps none of them: one more, and many less.
 
@@ -124,7 +125,7 @@ def _counted(
     asked = [count_name(name) for name in names]
     for feed in feeds:
         try:
-            with open_tapped(original, [], threads, names) as runner:
+            with open_with_extra_outputs(original, [], runtime, names) as runner:
                 found = runner.run(feed, asked)
         except DoesNotRun:
             continue
@@ -166,9 +167,9 @@ def count_name(name: str) -> str:
 
 
 @contextmanager
-def open_tapped(
-    model: Model, names: Sequence[str], threads: int = 1, counted: Sequence[str] = ()
-) -> Iterator[Runner]:
+def open_with_extra_outputs(
+    model: Model, names: Sequence[str], runtime: Runtime = DEFAULT_RUNTIME, counted: Sequence[str] = ()
+) -> Iterator[Session]:
     """The model, opened with `names` (node outputs that are not graph outputs yet) among its outputs, and the number
     of elements of those `counted`.
 
@@ -176,7 +177,7 @@ def open_tapped(
         DoesNotRun: the runtime refuses it, or the file cannot be read.
     """
     if not names and not counted:
-        with open_model(model, threads=threads) as runner:
+        with open_session(model, runtime) as runner:
             yield runner
         return
     extra = onnx.ModelProto()
@@ -189,12 +190,12 @@ def open_tapped(
         model = model.SerializeToString()
     try:
         if isinstance(model, bytes):
-            with open_model(model + suffix, threads=threads) as runner:
+            with open_session(model + suffix, runtime) as runner:
                 yield runner
             return
         path = Path(model)
         if path.stat().st_size <= _IN_MEMORY:
-            with open_model(path.read_bytes() + suffix, threads=threads, folder=path.parent) as runner:
+            with open_session(path.read_bytes() + suffix, runtime=runtime, folder=path.parent) as runner:
                 yield runner
             return
         with tempfile.TemporaryDirectory(prefix="repfuse-") as folder:
@@ -202,7 +203,7 @@ def open_tapped(
             shutil.copyfile(path, copy)
             with copy.open("ab") as file:
                 file.write(suffix)
-            with open_model(copy, threads=threads) as runner:
+            with open_session(copy, runtime) as runner:
                 yield runner
     except OSError as error:
         raise DoesNotRun(one_line(error)) from error

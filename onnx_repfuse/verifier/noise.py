@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, is_float
-from onnx_repfuse.verifier.runtime import Model, load
+from onnx_repfuse.verifier.session import Model, load
 
 __all__ = ["WEIGHTS_LIMIT", "nudge", "nudge_feed", "nudged_weights"]
 

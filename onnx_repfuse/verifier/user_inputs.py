@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from onnx_repfuse.errors import InputError
-from onnx_repfuse.verifier.runtime import one_line
+from onnx_repfuse.verifier.session import one_line
 
 if TYPE_CHECKING:
     from onnx_repfuse.verifier.inputs import FeedSpec
@@ -60,7 +60,7 @@ def model_spec(
     """The same for a file, which is only read if the user gave data."""
     inputs: list[str] = []
     if data:
-        from onnx_repfuse.verifier.runtime import load
+        from onnx_repfuse.verifier.session import load
 
         graph = load(model, weights=False).graph
         constant = {tensor.name for tensor in graph.initializer}

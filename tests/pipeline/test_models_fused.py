@@ -10,7 +10,7 @@ import pytest
 
 from onnx_repfuse import fuse
 from onnx_repfuse.records.reasons import Reason
-from onnx_repfuse.verifier import runtime
+from onnx_repfuse.verifier import session
 
 FOLDER = Path(__file__).parents[2] / "models"
 TRAINED = sorted(FOLDER.glob("*.train*.onnx"))
@@ -49,14 +49,14 @@ def test_the_runs_that_are_reported_are_all_there_are(name: str, tmp_path: Path,
     graph = onnx.load(path).graph
     outputs = {value.name for value in graph.output}
     sizes: list[int] = []
-    real = runtime.Runner.run
+    real = session.Session.run
 
     def counted(self, feed, names=None):
         if outputs <= {port.name for port in self.outputs} and graph.input[0].name in feed:
             sizes.append(feed[graph.input[0].name].size)
         return real(self, feed, names)
 
-    monkeypatch.setattr(runtime.Runner, "run", counted)
+    monkeypatch.setattr(session.Session, "run", counted)
     runs = fuse(path, tmp_path / "o.onnx").report.verification.runs
     assert sizes.count(max(sizes)) == sum(runs) <= 6 + 3
 

@@ -23,7 +23,7 @@ from onnx_repfuse.modelfile import atomic_write
 from onnx_repfuse.pipeline import compare_models, plan_model, prove_folds, run
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.verdict import FoldVerdict, Status, Verification
-from onnx_repfuse.verifier import runtime
+from onnx_repfuse.verifier import session
 from onnx_repfuse.verifier.folds import isolated
 from tests.build import Net, equal
 from tests.build import run as ort_run
@@ -63,7 +63,7 @@ def blind(monkeypatch, stage):
     """Let every fold pass its probes, or all that is done with a fold alone."""
     passed = FoldVerdict("", Status.PASSED, "probe", 0.0, 0.0, "onnxruntime")
     if stage == "probes":
-        monkeypatch.setattr(isolated, "probe", lambda case: passed)
+        monkeypatch.setattr(isolated, "probe", lambda case, **_: passed)
     else:
         monkeypatch.setattr(run, "prove", lambda *_: ([], [passed]))
 
@@ -88,13 +88,13 @@ def test_the_original_runs_five_times_at_the_largest_size_and_the_result_three_t
     model = chain(shape=(1, 4, 33, 35))
     onnx.save(model, tmp_path / "m.onnx")
     runs = []
-    real = runtime.Runner.run
+    real = session.Session.run
 
     def counted(self, feed, names=None):
         runs.append(np.shape(feed.get("x"))[-2:] == (33, 35))
         return real(self, feed, names)
 
-    monkeypatch.setattr(runtime.Runner, "run", counted)
+    monkeypatch.setattr(session.Session, "run", counted)
     report = fuse(tmp_path / "m.onnx", tmp_path / "o.onnx").report
     assert report.verification.runs == (5, 3)
     assert sum(runs) == 5 + 3 + 1  # the tap of the first fold reads the input itself

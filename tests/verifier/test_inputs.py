@@ -15,7 +15,7 @@ from onnx_repfuse.verifier.input_sizes import LENGTHS, ORDINARY, assignments
 from onnx_repfuse.verifier.inputs import FeedSpec, make_feed, scenes
 from onnx_repfuse.verifier.noise import nudge_feed, nudged_weights
 from onnx_repfuse.verifier.outputs.verify import verify_outputs
-from onnx_repfuse.verifier.runtime import Port, open_model
+from onnx_repfuse.verifier.session import ValueInfo, open_session
 from onnx_repfuse.verifier.user_inputs import read_inputs
 
 F = TensorProto.FLOAT
@@ -35,12 +35,12 @@ def relu(shape: Any, kind: int = F) -> onnx.ModelProto:
 
 
 def shapes_of(model: onnx.ModelProto, spec: FeedSpec | None = None) -> list[tuple[int, ...]]:
-    with open_model(model) as runner:
+    with open_session(model) as runner:
         return [scene.shapes["x"] for scene, _ in scenes(runner, spec or FeedSpec())]
 
 
 def test_floats_have_both_signs() -> None:
-    value = make_feed([Port("x", "tensor(float)", (1000,))], {"x": (1000,)}, 0, {})["x"]
+    value = make_feed([ValueInfo("x", "tensor(float)", (1000,))], {"x": (1000,)}, 0, {})["x"]
     assert value.dtype == np.float32
     assert 300 < (value < 0).sum() < 700
 
@@ -61,17 +61,17 @@ def test_floats_have_both_signs() -> None:
 )
 @pytest.mark.parametrize("shape", [(), (3, 2), (0, 2)])
 def test_every_type_can_be_made_up(kind: str, dtype: str, shape: tuple[int, ...]) -> None:
-    value = make_feed([Port("x", kind, shape)], {"x": shape}, 0, {})["x"]
+    value = make_feed([ValueInfo("x", kind, shape)], {"x": shape}, 0, {})["x"]
     assert isinstance(value, np.ndarray)
     assert value.dtype.name == dtype
     assert value.shape == shape
 
 
 def test_sequences_are_lists_and_odd_types_an_error() -> None:
-    value = make_feed([Port("x", "seq(tensor(float))", ())], {"x": (2,)}, 0, {})["x"]
+    value = make_feed([ValueInfo("x", "seq(tensor(float))", ())], {"x": (2,)}, 0, {})["x"]
     assert [item.shape for item in value] == [(2,), (2,)]
     with pytest.raises(InputError, match="--input-data"):
-        make_feed([Port("x", "tensor(complex64)", ())], {"x": ()}, 0, {})
+        make_feed([ValueInfo("x", "tensor(complex64)", ())], {"x": ()}, 0, {})
 
 
 def test_fixed_shapes_stay() -> None:
@@ -93,7 +93,7 @@ def test_one_name_means_one_size_across_inputs() -> None:
         [helper.make_tensor_value_info("y", F, None)],
         {},
     )
-    with open_model(model) as runner:
+    with open_session(model) as runner:
         for scene, _ in scenes(runner, FeedSpec()):
             assert scene.shapes["x"] == scene.shapes["z"]
 
@@ -106,12 +106,12 @@ def _added(*shapes: list[int | str]) -> onnx.ModelProto:
 
 
 def test_dims_of_a_later_inputs_own_are_one_once() -> None:
-    with open_model(_added(["n", 3, "h", "w"], ["n", 3, "p", "q"], [1, 3, 1, 1])) as runner:
+    with open_session(_added(["n", 3, "h", "w"], ["n", 3, "p", "q"], [1, 3, 1, 1])) as runner:
         found = [scene.shapes["x1"] for scene, _ in scenes(runner, FeedSpec())]
         given = [scene.shapes["x1"] for scene, _ in scenes(runner, FeedSpec({"x1": (2, 3, 1, 1)}))]
     assert found == [(1, 3, 64, 96), (2, 3, 17, 23), (2, 3, 1, 1)]
     assert given == [(2, 3, 1, 1)] * 2
-    with open_model(_added(["n", "h"], ["n", "h"])) as runner:
+    with open_session(_added(["n", "h"], ["n", "h"])) as runner:
         assert len(scenes(runner, FeedSpec())) == 2
 
 
@@ -130,8 +130,8 @@ def test_volumes_are_not_tried_at_the_sizes_of_images() -> None:
     output = [helper.make_tensor_value_info("y", F, None)]
     assert shapes_of(build(nodes, inputs, output, {"s": np.array([1, 3 * 8**3])})) == [(1, 3, 8, 8, 8)]
     ports = [
-        Port("x", "tensor(float)", ("n", 3, "d", "h", "w")),
-        Port("z", "tensor(float)", ("n", 3, 4096, 4096)),
+        ValueInfo("x", "tensor(float)", ("n", 3, "d", "h", "w")),
+        ValueInfo("z", "tensor(float)", ("n", 3, 4096, 4096)),
     ]
     tried = [shapes["x"] for shapes in assignments(ports, {}, 1, ORDINARY, LENGTHS)]
     assert tried
@@ -174,7 +174,7 @@ def test_integers_that_index_a_table_stay_within_it() -> None:
 
 def test_user_data_replaces_what_is_made_up() -> None:
     values = [{"x": np.full((2, 3), number, np.float32)} for number in (1.5, -2)]
-    with open_model(relu(["n", 3])) as runner:
+    with open_session(relu(["n", 3])) as runner:
         ((scene, outputs),) = scenes(runner, FeedSpec(data=tuple(values)))
     assert scene.shapes == {"x": (2, 3)}
     assert scene.seeds == (-1, -1)

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_repfuse.verifier.oracle import conv, evaluator, registry
 from onnx_repfuse.verifier.oracle.evaluator import Oracle
 from onnx_repfuse.verifier.oracle.registry import Unsupported
-from onnx_repfuse.verifier.runtime import open_model
+from onnx_repfuse.verifier.session import open_session
 
 F = TensorProto.FLOAT
 RNG = np.random.default_rng(1)
@@ -129,7 +129,7 @@ def test_operators(name: str) -> None:
     nodes, constants, shape, opset = CASES[name]
     model = build(nodes, constants, len(shape), opset)
     feed = {"x": rand(*shape)}
-    with open_model(model, fallback=False) as runner:
+    with open_session(model, fallback=False) as runner:
         want = runner.run(feed)["y"]
     evaluator = Oracle(model)(feed)
     assert evaluator.value.shape == evaluator.magnitude.shape == want.shape

@@ -14,7 +14,7 @@ from onnx_repfuse.records.verdict import FoldVerdict, Status
 from onnx_repfuse.verifier.distance import difference, largest, ulp
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.oracle.evaluator import Oracle, Truth
-from onnx_repfuse.verifier.runtime import DoesNotRun, open_model
+from onnx_repfuse.verifier.session import DoesNotRun, open_session
 
 __all__ = ["Errors", "Side", "Worst", "ulps_tolerance"]
 
@@ -107,7 +107,7 @@ def accumulates_in_float() -> bool:
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     try:
-        found = open_model(model).run({"x": np.ones((1, count, 1, 1), dtype=np.float16)})["y"]
+        found = open_session(model).run({"x": np.ones((1, count, 1, 1), dtype=np.float16)})["y"]
     except DoesNotRun:
         return False
     return float(found.ravel()[0]) == count

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.records.verdict import FoldVerdict, Status
 from onnx_repfuse.verifier.distance import difference
 from onnx_repfuse.verifier.folds.error_bound import Side, Worst, ulps_tolerance
@@ -22,7 +23,7 @@ from onnx_repfuse.verifier.inputs import Feed, FeedSpec, scenes
 from onnx_repfuse.verifier.intermediates import MEMORY, Seen, activations
 from onnx_repfuse.verifier.noise import nudge_feed
 from onnx_repfuse.verifier.oracle.registry import Unsupported
-from onnx_repfuse.verifier.runtime import DoesNotRun, Model, open_model
+from onnx_repfuse.verifier.session import DoesNotRun, Model, open_session
 
 __all__ = ["judge", "tap"]
 
@@ -35,7 +36,7 @@ def tap(
     cases: Sequence[FoldCase],
     feeds: FeedSpec | Sequence[Feed] | None = None,
     *,
-    threads: int = 1,
+    runtime: Runtime = DEFAULT_RUNTIME,
     memory: int = MEMORY,
 ) -> list[FoldVerdict]:
     """Judge folds in place.
@@ -44,7 +45,7 @@ def tap(
         original: the model they were found in.
         cases: the folds; their sources and outputs are tensors of the original's main graph.
         feeds: whole-model inputs (the first is used), or what is known about them.
-        threads: threads of the sessions.
+        runtime: how they are run.
         memory: bytes of activations to hold at once; more take more runs of the original.
 
     Returns:
@@ -55,24 +56,24 @@ def tap(
         InputError: the original does not run.
     """
     wanted = [(*(source.name for source in case.sources), case.output) for case in cases]
-    feed = _feed(original, feeds, threads)
+    feed = _feed(original, feeds, runtime)
     verdicts: dict[int, FoldVerdict] = {}
-    for batch, seen in activations(original, wanted, feed, threads=threads, memory=memory):
-        verdicts.update({index: judge(cases[index], seen, threads) for index in batch})
+    for batch, seen in activations(original, wanted, feed, runtime=runtime, memory=memory):
+        verdicts.update({index: judge(cases[index], seen, runtime) for index in batch})
     return [verdicts[index] for index in range(len(cases))]
 
 
-def _feed(original: Model, feeds: FeedSpec | Sequence[Feed] | None, threads: int) -> Feed:
+def _feed(original: Model, feeds: FeedSpec | Sequence[Feed] | None, runtime: Runtime) -> Feed:
     if feeds is not None and not isinstance(feeds, FeedSpec):
         return dict(feeds[0])
     spec = feeds or FeedSpec()
     one = FeedSpec(spec.shapes, spec.data[:1], spec.seeds[:1] or (0,))
-    with open_model(original, threads=threads) as runner:
+    with open_session(original, runtime) as runner:
         (scene, _), *_ = scenes(runner, one)
     return dict(scene.feeds[0])
 
 
-def judge(case: FoldCase, seen: Seen, threads: int = 1) -> FoldVerdict:
+def judge(case: FoldCase, seen: Seen, runtime: Runtime = DEFAULT_RUNTIME) -> FoldVerdict:
     """Judge one fold by tensors of the original that were read, its sources and its output among them."""
     if isinstance(seen, str):
         return _unseen(case, seen)
@@ -82,27 +83,27 @@ def judge(case: FoldCase, seen: Seen, threads: int = 1) -> FoldVerdict:
         return _unseen(case, "the activations it reads are all zero")
     case = _of_seen_ranks(case, inputs)
     try:
-        after = open_model(case.after, threads=threads)
-        if after.judge == "reference" and case.weights * root.size > _REFERENCE_PRODUCTS * root.shape[1]:
-            return _unseen(case, "onnx's reference evaluator is too slow for it", after.judge)
+        after = open_session(case.after, runtime)
+        if after.backend == "reference" and case.weights * root.size > _REFERENCE_PRODUCTS * root.shape[1]:
+            return _unseen(case, "onnx's reference evaluator is too slow for it", after.backend)
         new = after.run(inputs)[case.output]
     except DoesNotRun as error:
         return _failed(case, f"its replacement does not run in place: {error}")
     if new.shape != root.shape:
-        return _failed(case, f"in place its shape is {new.shape} instead of {root.shape}", after.judge)
-    worst = Worst(case.output, after.judge)
+        return _failed(case, f"in place its shape is {new.shape} instead of {root.shape}", after.backend)
+    worst = Worst(case.output, after.backend)
     usable = np.isfinite(root) & (np.abs(np.nan_to_num(root.astype(np.float64))) < case.largest / 4)
     if not usable.any():
-        return _unseen(case, "the original's activations overflow there", after.judge)
+        return _unseen(case, "the original's activations overflow there", after.backend)
     gap = np.where(usable, difference(root, new), 0.0)
     try:
         allowed = _allowed(case, inputs, root.shape)
     except Unsupported as reason:
         worst.note(f"the oracle does not know {reason}; the runtime alone was the judge")
         try:
-            allowed = _by_noise(case, inputs, root, threads)
+            allowed = _by_noise(case, inputs, root, runtime)
         except DoesNotRun as error:
-            return _failed(case, f"its nodes do not run alone: {error}", after.judge)
+            return _failed(case, f"its nodes do not run alone: {error}", after.backend)
     worst.see(gap, allowed, "on the model's own activations")
     return worst.verdict("tap")
 
@@ -193,8 +194,8 @@ def _level(value: Array, channel: int, depth: int) -> Array:
     return np.asarray(np.minimum(top, 1.5 * np.sqrt(peak * square.mean(others, keepdims=True))))
 
 
-def _by_noise(case: FoldCase, inputs: Mapping[str, Array], root: Array, threads: int) -> Array:
-    with open_model(case.before, threads=threads) as before:
+def _by_noise(case: FoldCase, inputs: Mapping[str, Array], root: Array, runtime: Runtime) -> Array:
+    with open_session(case.before, runtime) as before:
         return ulps_tolerance(root, [before.run(nudge_feed(inputs, seed))[case.output] for seed in (1, 2)])
 
 

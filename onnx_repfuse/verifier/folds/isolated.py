@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.records.verdict import FoldVerdict, Status
 from onnx_repfuse.verifier.distance import difference
 from onnx_repfuse.verifier.folds.error_bound import Side, Worst, ulps_tolerance
@@ -25,44 +26,45 @@ from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.folds.stimuli import RULES, Stimulus, stimuli
 from onnx_repfuse.verifier.noise import nudge_feed, nudged_weights
 from onnx_repfuse.verifier.oracle.registry import Unsupported
-from onnx_repfuse.verifier.runtime import DoesNotRun, Runner, open_model
+from onnx_repfuse.verifier.session import DoesNotRun, Session, open_session
 
 __all__ = ["FoldCase", "probe"]
 
 _REFERENCE_PRODUCTS = 20_000_000  # onnx's evaluator is slow: it judges only feeds that cost less than this
 
 
-def probe(case: FoldCase, seed: int = 0) -> FoldVerdict:
+def probe(case: FoldCase, seed: int = 0, runtime: Runtime = DEFAULT_RUNTIME) -> FoldVerdict:
     """Judge one fold on synthetic inputs.
 
     Args:
         case: the fold; float sources of any rank.
         seed: of the random values.
+        runtime: how both sides are run.
 
     Returns:
         PASSED, or FAILED with the worst error found; a fold of which nothing could be compared has FAILED.
     """
     try:
-        before = open_model(case.before)
+        before = open_session(case.before, runtime)
     except DoesNotRun as error:
         return _failed(case, f"its nodes do not run alone: {error}")
     try:
-        after = open_model(case.after)
+        after = open_session(case.after, runtime)
     except DoesNotRun as error:
-        return _failed(case, f"its replacement does not run: {error}", before.judge)
-    judge = "onnxruntime" if before.judge == after.judge == "onnxruntime" else "reference"
+        return _failed(case, f"its replacement does not run: {error}", before.backend)
+    judge = "onnxruntime" if before.backend == after.backend == "onnxruntime" else "reference"
     try:
         first, second = Side(case, case.before), Side(case, case.after)
     except Unsupported as reason:
-        return _by_runtime_alone(case, before, after, judge, seed, str(reason))
+        return _by_runtime_alone(case, before, after, judge, seed, str(reason), runtime)
     try:
         return _by_oracle(case, before, after, first, second, judge, seed)
     except Unsupported as reason:
-        return _by_runtime_alone(case, before, after, judge, seed, str(reason))
+        return _by_runtime_alone(case, before, after, judge, seed, str(reason), runtime)
 
 
 def _by_oracle(
-    case: FoldCase, before: Runner, after: Runner, first: Side, second: Side, judge: str, seed: int
+    case: FoldCase, before: Session, after: Session, first: Side, second: Side, judge: str, seed: int
 ) -> FoldVerdict:
     worst = Worst(case.output, judge)
     rules = _rules(case, first)
@@ -123,13 +125,13 @@ def _by_oracle(
 
 
 def _by_runtime_alone(
-    case: FoldCase, before: Runner, after: Runner, judge: str, seed: int, reason: str
+    case: FoldCase, before: Session, after: Session, judge: str, seed: int, reason: str, runtime: Runtime
 ) -> FoldVerdict:
     """Before against after in the runtime, calibrated as whole models are."""
     worst = Worst(case.output, judge)
     worst.note(f"the oracle does not know {reason}; the runtime alone was the judge")
     moved = nudged_weights(case.before)
-    noisy = open_model(moved) if moved is not None else before
+    noisy = open_session(moved, runtime) if moved is not None else before
     compared = False
     for rules in _guesses(case):
         for stimulus in stimuli(case, rules, seed):

@@ -9,12 +9,13 @@ from typing import Any
 
 import onnx
 
+from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.verifier.distance import Array, flatten
 from onnx_repfuse.verifier.inputs import FeedSpec, Scene, integer_bounds, scenes
-from onnx_repfuse.verifier.intermediates import open_tapped, tensor_names
+from onnx_repfuse.verifier.intermediates import open_with_extra_outputs, tensor_names
 from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, nudge_feed, nudged_weights
 from onnx_repfuse.verifier.outputs.decision_tails import Tail, tails
-from onnx_repfuse.verifier.runtime import DoesNotRun, Model, Runner, load, open_model
+from onnx_repfuse.verifier.session import DoesNotRun, Model, Session, load, open_session
 
 __all__ = [
     "Baseline",
@@ -46,9 +47,9 @@ class Baseline:
             ORT_ENABLE_ALL; by (scene, feed), where measured.
         ports: names of the inputs and the outputs.
         tails: of the outputs that hide what decides them.
-        judge: who ran it.
+        backend: who ran it: "onnxruntime" or "reference".
         runs: how often it ran at the largest shape.
-        threads: of the sessions.
+        runtime: how it is run.
         notes: what was left out.
     """
 
@@ -57,8 +58,8 @@ class Baseline:
     values: list[list[Row]]
     ports: tuple[tuple[str, ...], tuple[str, ...]]
     tails: dict[str, Tail]
-    judge: str
-    threads: int
+    backend: str
+    runtime: Runtime
     tapped: bool = False
     by_inputs: dict[Key, Row] = field(default_factory=dict)
     by_weights: dict[Key, Row] = field(default_factory=dict)
@@ -86,7 +87,7 @@ def measure_original(
     original: Model,
     *,
     feeds: FeedSpec | None = None,
-    threads: int = 1,
+    runtime: Runtime = DEFAULT_RUNTIME,
     optimized: bool | None = None,
     tapped: bool = False,
     skeleton: onnx.ModelProto | None = None,
@@ -96,7 +97,7 @@ def measure_original(
     Args:
         original: a path, or a model in memory.
         feeds: what is known about the inputs.
-        threads: of the sessions.
+        runtime: how it is run.
         optimized: also run it under ORT_ENABLE_ALL; None: where that is cheap.
         tapped: `read_noise` will be given what the original makes of its first feed moved by an ulp; else
             `complete` measures it.
@@ -108,13 +109,13 @@ def measure_original(
     found = _tails(original)
     hidden = sorted({name for tail in found.values() for name in tail.reads} - _public(original, found))
     try:
-        baseline = _measure(original, skeleton, found, hidden, feeds or FeedSpec(), threads, tapped)
+        baseline = _measure(original, skeleton, found, hidden, feeds or FeedSpec(), runtime, tapped)
     except DoesNotRun:
-        baseline = _measure(original, skeleton, {}, [], feeds or FeedSpec(), threads, tapped)
+        baseline = _measure(original, skeleton, {}, [], feeds or FeedSpec(), runtime, tapped)
     first = [(index, 0) for index in range(len(baseline.scenes))]
     _weights_noise(baseline, first)
     small = not isinstance(original, Path | str) or Path(original).stat().st_size <= _SMALL
-    if (optimized or (optimized is None and small)) and baseline.judge == "onnxruntime":
+    if (optimized or (optimized is None and small)) and baseline.backend == "onnxruntime":
         _optimized(baseline, [key for key in first if optimized or not baseline.is_large(key[0])])
     return baseline
 
@@ -155,7 +156,7 @@ def measure_noise(baseline: Baseline, keys: Sequence[Key]) -> bool:
 
 
 def _by_inputs(baseline: Baseline, keys: Sequence[Key]) -> None:
-    with open_tapped(baseline.original, baseline.hidden, baseline.threads) as runner:
+    with open_with_extra_outputs(baseline.original, baseline.hidden, baseline.runtime) as runner:
         _inputs_noise(baseline, runner, keys)
 
 
@@ -165,10 +166,10 @@ def _measure(
     found: dict[str, Tail],
     hidden: Sequence[str],
     spec: FeedSpec,
-    threads: int,
+    runtime: Runtime,
     tapped: bool,
 ) -> Baseline:
-    with open_tapped(original, hidden, threads) as runner:
+    with open_with_extra_outputs(original, hidden, runtime) as runner:
         chosen = scenes(runner, spec, integer_bounds(skeleton or original, runner.inputs))
         inputs = tuple(port.name for port in runner.inputs)
         outputs = tuple(port.name for port in runner.outputs if port.name not in hidden)
@@ -179,8 +180,8 @@ def _measure(
             values,
             (inputs, outputs),
             found,
-            runner.judge,
-            threads,
+            runner.backend,
+            runtime,
             tapped,
         )
         for scene, rows in zip(baseline.scenes, values, strict=True):
@@ -216,7 +217,7 @@ def _public(original: Model, found: dict[str, Tail]) -> set[str]:
     return outputs | (made - produced)
 
 
-def _inputs_noise(baseline: Baseline, runner: Runner, keys: Sequence[Key]) -> None:
+def _inputs_noise(baseline: Baseline, runner: Session, keys: Sequence[Key]) -> None:
     for scene, feed in keys:
         moved = nudge_feed(baseline.scenes[scene].feeds[feed])
         _enter(baseline, (scene, feed), moved, _run(runner, moved))
@@ -235,7 +236,7 @@ def _weights_noise(baseline: Baseline, keys: Sequence[Key]) -> None:
         baseline.notes = list(dict.fromkeys([*baseline.notes, note]))
         return
     try:
-        with open_tapped(moved, baseline.hidden, baseline.threads) as runner:
+        with open_with_extra_outputs(moved, baseline.hidden, baseline.runtime) as runner:
             for scene, feed in keys:
                 baseline.by_weights[scene, feed] = _run(runner, baseline.scenes[scene].feeds[feed])
                 baseline.runs += baseline.is_large(scene)
@@ -248,7 +249,7 @@ def _optimized(baseline: Baseline, keys: Sequence[Key]) -> None:
     if not keys:
         return
     try:
-        with open_model(baseline.original, optimize=True, threads=baseline.threads, fallback=False) as runner:
+        with open_session(baseline.original, baseline.runtime.optimized(), fallback=False) as runner:
             for scene, feed in keys:
                 baseline.optimized[scene, feed] = _run(runner, baseline.scenes[scene].feeds[feed])
                 baseline.runs += baseline.is_large(scene)
@@ -256,7 +257,7 @@ def _optimized(baseline: Baseline, keys: Sequence[Key]) -> None:
         baseline.notes.append(f"ORT_ENABLE_ALL does not run the original: {error}")
 
 
-def _run(runner: Runner, feed: dict[str, Any]) -> Row:
+def _run(runner: Session, feed: dict[str, Any]) -> Row:
     try:
         return flatten(runner.run(feed))
     except DoesNotRun:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.records.verdict import OutputVerdict, Verification
 from onnx_repfuse.verifier.inputs import FeedSpec
 from onnx_repfuse.verifier.outputs.verify import verify_outputs
-from onnx_repfuse.verifier.runtime import Model
+from onnx_repfuse.verifier.session import Model
 
 __all__ = ["compare", "describe"]
 
@@ -17,20 +18,20 @@ def compare(
     feeds: FeedSpec | None = None,
     rtol: float | None = None,
     atol: float | None = None,
-    threads: int = 1,
+    runtime: Runtime = DEFAULT_RUNTIME,
 ) -> Verification:
     """Compare two models; `describe` renders the figures.
 
     Args:
         first: the reference, whose own noise sets the tolerance.
         second: the other model; it may use names of its own for inputs and outputs if their number agrees.
-        feeds, rtol, atol, threads: as in `verify_outputs`.
+        feeds, rtol, atol, runtime: as in `verify_outputs`.
 
     Raises:
         InputError: the first does not run.
     """
     return verify_outputs(
-        first, second, feeds=feeds, rtol=rtol, atol=atol, threads=threads, optimized=True, by_position=True
+        first, second, feeds=feeds, rtol=rtol, atol=atol, runtime=runtime, optimized=True, by_position=True
     )
 
 

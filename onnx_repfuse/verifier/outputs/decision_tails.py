@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.verifier.distance import difference, flatten, is_inexact, largest, ulp
-from onnx_repfuse.verifier.runtime import DoesNotRun, open_model
+from onnx_repfuse.verifier.session import DoesNotRun, open_session
 
 __all__ = ["Tail", "explains", "tails"]
 
@@ -111,13 +112,13 @@ def tails(proto: onnx.ModelProto) -> dict[str, Tail]:
     return found
 
 
-def explains(tail: Tail, rows: Sequence[Mapping[str, Any]], threads: int = 1) -> bool:
+def explains(tail: Tail, rows: Sequence[Mapping[str, Any]], runtime: Runtime = DEFAULT_RUNTIME) -> bool:
     """Whether the tail, fed with a model's deciding tensors, gives exactly that model's output.
 
     Args:
         tail: of the original.
         rows: per feed, the other model's values of `tail.reads` and of its output.
-        threads: of the session.
+        runtime: how it is run.
     """
     model = onnx.ModelProto()
     model.CopyFrom(tail.model)
@@ -128,7 +129,7 @@ def explains(tail: Tail, rows: Sequence[Mapping[str, Any]], threads: int = 1) ->
         kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
         model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * value.ndim))
     try:
-        with open_model(model, threads=threads) as runner:
+        with open_session(model, runtime) as runner:
             for row in rows:
                 again = flatten(runner.run({name: row[name] for name in tail.reads}, [tail.output]))
                 if not all(_same(value, row.get(name)) for name, value in again.items()):

@@ -15,35 +15,36 @@ import numpy as np
 import onnx
 
 from onnx_repfuse.errors import InputError
+from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.records.verdict import Precision
 from onnx_repfuse.verifier.distance import Array, difference, flatten, is_inexact, largest
 from onnx_repfuse.verifier.inputs import FeedSpec, integer_bounds, scenes
 from onnx_repfuse.verifier.oracle.evaluator import OPS
 from onnx_repfuse.verifier.oracle.registry import Context, Unsupported, Value, attributes
-from onnx_repfuse.verifier.runtime import Model, load, one_line, open_model
+from onnx_repfuse.verifier.session import Model, load, one_line, open_session
 
 __all__ = ["evaluate", "study"]
 
 
 def study(
-    original: Model, fused: Model, *, feeds: FeedSpec | None = None, threads: int = 1
+    original: Model, fused: Model, *, feeds: FeedSpec | None = None, runtime: Runtime = DEFAULT_RUNTIME
 ) -> tuple[Precision, ...]:
     """Compare two models with float64.
 
     Args:
         original, fused: paths or models in memory, with the same interface; small ones: numpy does the work.
         feeds: what is known about the inputs.
-        threads: of the sessions.
+        runtime: how it is run.
 
     Raises:
         InputError: one of them does not run, or the original cannot be evaluated in float64 (it says why).
     """
     proto = load(original)
-    with open_model(original, threads=threads) as runner:
+    with open_session(original, runtime) as runner:
         chosen = scenes(runner, feeds or FeedSpec(), integer_bounds(original, runner.inputs))
     given = [(feed, row) for scene, rows in chosen for feed, row in zip(scene.feeds, rows, strict=True)]
     errors: dict[str, list[tuple[Array, Array]]] = {}
-    with open_model(fused, threads=threads) as runner:
+    with open_session(fused, runtime) as runner:
         for feed, row in given:
             truth = flatten(evaluate(proto, feed))
             first, second = flatten(row), flatten(runner.run(feed, list(row)))

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.records.verdict import OutputVerdict, Status, Verification
 from onnx_repfuse.verifier.distance import flatten
 from onnx_repfuse.verifier.inputs import FeedSpec
-from onnx_repfuse.verifier.intermediates import open_tapped, tensor_names
+from onnx_repfuse.verifier.intermediates import open_with_extra_outputs, tensor_names
 from onnx_repfuse.verifier.outputs.baseline import (
     Baseline,
     Key,
@@ -24,7 +25,7 @@ from onnx_repfuse.verifier.outputs.baseline import (
 )
 from onnx_repfuse.verifier.outputs.decision_tails import explains
 from onnx_repfuse.verifier.outputs.judge import Sample, beyond, judge_output
-from onnx_repfuse.verifier.runtime import DoesNotRun, Model, load
+from onnx_repfuse.verifier.session import DoesNotRun, Model, load
 
 __all__ = ["Baseline", "against", "measure_original", "verify_outputs"]
 
@@ -39,7 +40,7 @@ def verify_outputs(
     feeds: FeedSpec | None = None,
     rtol: float | None = None,
     atol: float | None = None,
-    threads: int = 1,
+    runtime: Runtime = DEFAULT_RUNTIME,
     optimized: bool | None = None,
     by_position: bool = False,
 ) -> Verification:
@@ -49,7 +50,7 @@ def verify_outputs(
         original, fused: paths (any size), or models in memory.
         feeds: shapes, data and seeds; see `FeedSpec`.
         rtol, atol: replace the calibrated tolerance by |d| <= atol + rtol*|y|.
-        threads: threads of the sessions.
+        runtime: how it is run.
         optimized: also measure what ORT_ENABLE_ALL changes in the original (one more run); by default only
             where that is cheap.
         by_position: pair inputs and outputs by position where their names differ.
@@ -60,7 +61,7 @@ def verify_outputs(
     Raises:
         InputError: the original does not run; the message says why in one line.
     """
-    baseline = measure_original(original, feeds=feeds, threads=threads, optimized=optimized)
+    baseline = measure_original(original, feeds=feeds, runtime=runtime, optimized=optimized)
     return against(baseline, fused, rtol=rtol, atol=atol, by_position=by_position)
 
 
@@ -78,7 +79,7 @@ def against(
     except DoesNotRun as error:
         return _refused(baseline, f"the original does not run again: {error}")
     try:
-        values, judge = _run(baseline, fused, by_position)
+        values, backend = _run(baseline, fused, by_position)
     except DoesNotRun as error:
         return _refused(baseline, f"the result does not run: {error}")
     if isinstance(values, str):
@@ -90,12 +91,12 @@ def against(
             break
         verdicts = _judge(baseline, values, rtol, atol)
     notes = list(baseline.notes)
-    if judge != baseline.judge:
-        notes.append(f"the original was run by {baseline.judge}, the result by {judge}")
-    if baseline.judge == "reference":
+    if backend != baseline.backend:
+        notes.append(f"the original was run by {baseline.backend}, the result by {backend}")
+    if baseline.backend == "reference":
         notes.append("ONNX Runtime has no kernel for this model; onnx's reference evaluator was the judge")
     return Verification(
-        verdicts, (), baseline.judge, _seeds(baseline), _shapes(baseline), tuple(notes),
+        verdicts, (), baseline.backend, _seeds(baseline), _shapes(baseline), tuple(notes),
         (baseline.runs, sum(baseline.is_large(scene) for scene, _ in baseline.each())),
     )  # fmt: skip
 
@@ -119,11 +120,11 @@ def _run(baseline: Baseline, fused: Model, by_position: bool) -> tuple[dict[tupl
         held = {name for tail in baseline.tails.values() if tail.is_in(graph) for name in tail.reads}
         extra = [name for name in baseline.hidden if name in held & made]
     values: dict[tuple[int, int], Row] = {}
-    with open_tapped(fused, extra, baseline.threads) as runner:
+    with open_with_extra_outputs(fused, extra, baseline.runtime) as runner:
         outputs = tuple(port.name for port in runner.outputs if port.name not in extra)
         paired = _pair(baseline.ports, (tuple(port.name for port in runner.inputs), outputs), by_position)
         if isinstance(paired, str):
-            return paired, runner.judge
+            return paired, runner.backend
         given, wanted = paired
         for scene, feed in baseline.each():
             data = baseline.scenes[scene].feeds[feed]
@@ -135,7 +136,7 @@ def _run(baseline: Baseline, fused: Model, by_position: bool) -> tuple[dict[tupl
                 **flatten({**data, **{name: found[name] for name in extra}}),
                 **flatten(named),
             }
-        return values, runner.judge
+        return values, runner.backend
 
 
 def _judge(
@@ -191,7 +192,7 @@ def _settle(
         return replace(
             verdict, status=Status.PASSED, message=f"{verdict.message}, but {names} can, and passed"
         )
-    if explains(tail, [values[key] for key in baseline.each()], baseline.threads):
+    if explains(tail, [values[key] for key in baseline.each()], baseline.runtime):
         message = f"{verdict.message}: rounding flips decisions on {names}, which passed"
         return replace(verdict, status=Status.PASSED, message=message)
     return verdict
@@ -218,7 +219,7 @@ def _refused(baseline: Baseline, reason: str) -> Verification:
     )
     notes = (*baseline.notes, reason)
     return Verification(
-        verdicts, (), baseline.judge, _seeds(baseline), _shapes(baseline), notes, (baseline.runs, 0)
+        verdicts, (), baseline.backend, _seeds(baseline), _shapes(baseline), notes, (baseline.runs, 0)
     )
 
 

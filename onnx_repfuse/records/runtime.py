@@ -1,0 +1,41 @@
+"""How models are run: the one value for what ONNX Runtime can be told about providers, threads and optimization.
+
+Everything that runs a model takes a `Runtime`, and `verifier.session.open_session` alone reads it. It is a plain
+record so that `Options` can hold one without importing a runtime: an option for providers, threads or custom operators
+becomes a field there, and replaces `DEFAULT_RUNTIME` where the pipeline, the API and the command line run models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["DEFAULT_RUNTIME", "Runtime"]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a session is opened with.
+
+    Attributes:
+        providers: execution providers, in ONNX Runtime's order of preference.
+        threads: threads within an operator (`intra_op_num_threads`). Operators run one after another.
+        optimization: a level of `onnxruntime.GraphOptimizationLevel`. Models are compared unoptimized, where each
+            node computes what it says; latency is measured with ORT_ENABLE_ALL.
+        custom_ops: shared libraries with custom operators.
+    """
+
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    threads: int = 1
+    optimization: Literal["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"] = (
+        "ORT_DISABLE_ALL"
+    )
+    custom_ops: tuple[Path, ...] = ()
+
+    def optimized(self) -> Runtime:
+        """The same with all graph optimizations, as models are deployed."""
+        return replace(self, optimization="ORT_ENABLE_ALL")
+
+
+DEFAULT_RUNTIME = Runtime()

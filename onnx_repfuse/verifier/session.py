@@ -1,0 +1,248 @@
+"""Opening and running a model: ONNX Runtime, or onnx's reference evaluator where ONNX Runtime has no kernel.
+
+Models are opened by path whenever there is one, so that only the runtime reads the weights. A `Session` is a context
+manager: leave it before opening the next, and two sets of weights are never held at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import onnx
+import onnxruntime as ort
+
+from onnx_repfuse.errors import InputError
+from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
+
+__all__ = [
+    "DoesNotRun",
+    "Model",
+    "Session",
+    "ValueInfo",
+    "load",
+    "one_line",
+    "open_session",
+    "release_heap",
+    "subgraphs",
+]
+
+Model = Path | str | bytes | onnx.ModelProto
+_MISSING_KERNEL = ("NOT_IMPLEMENTED", "Could not find an implementation", "guarantees* support", "IR version")
+_DUPLICATE_NODE_NAME = "two nodes with same node name"
+_LARGE_MODEL = 16 << 20  # bytes; the memory of a closed session is given back to the system from here on
+_SILENT = 4  # ONNX Runtime's log severity "fatal": its reasons reach the user through DoesNotRun
+_LONGEST_MESSAGE = 300  # characters
+
+
+class DoesNotRun(InputError):  # noqa: N818 - an outcome, like Inexact
+    """The runtime refuses the model or this input; `str()` is its reason in one line."""
+
+
+class ValueInfo(NamedTuple):
+    """A graph input or output: `type` as ONNX Runtime writes it ("tensor(float)"), dims as int, name or None."""
+
+    name: str
+    type: str
+    shape: tuple[int | str | None, ...]
+
+
+class Session:
+    """An opened model.
+
+    Attributes:
+        backend: "onnxruntime" or "reference".
+        inputs, outputs: of the graph, without overridable initializers.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        backend: str,
+        inputs: Iterable[ValueInfo],
+        outputs: Iterable[ValueInfo],
+        large: bool = False,
+    ) -> None:
+        self._engine = engine
+        self._large = large
+        self.backend = backend
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+
+    def run(self, feed: Mapping[str, Any], names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Values of all outputs, or of `names` among them, by name. Raises DoesNotRun."""
+        wanted = list(names) if names is not None else [output.name for output in self.outputs]
+        if not wanted:  # an empty list means all outputs to the runtime
+            return {}
+        arguments: list[Any] = [wanted, dict(feed)]
+        if self.backend == "onnxruntime":
+            options = ort.RunOptions()
+            options.log_severity_level = _SILENT
+            arguments.append(options)
+        try:
+            values = self._engine.run(*arguments)
+        except Exception as error:  # the exceptions of kernels share no base
+            raise DoesNotRun(one_line(error)) from error
+        return dict(zip(wanted, values, strict=True))
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._engine = None
+        if self._large:
+            release_heap()
+
+
+def open_session(
+    model: Model, runtime: Runtime = DEFAULT_RUNTIME, *, folder: Path | None = None, fallback: bool = True
+) -> Session:
+    """Open a model: the only place that makes a session.
+
+    Args:
+        model: a path, or a model in memory (serialized, or as a ModelProto; below 2 GB).
+        runtime: providers, threads, optimization level and custom operators.
+        folder: the folder of the external data of a model in memory.
+        fallback: use onnx's reference evaluator where the runtime lacks a kernel.
+
+    Raises:
+        DoesNotRun: neither can open it.
+    """
+    if isinstance(model, onnx.ModelProto):
+        model = model.SerializeToString()
+    try:
+        session = _open_onnxruntime(model, runtime, folder)
+    except Exception as error:  # onnxruntime's exceptions share no base
+        reason = str(error)
+        if _DUPLICATE_NODE_NAME in reason:
+            if not isinstance(model, bytes):
+                folder = folder or Path(model).parent
+            return open_session(_without_node_names(load(model, weights=False)), runtime, folder=folder)
+        if not fallback or not any(mark in reason for mark in _MISSING_KERNEL):
+            raise DoesNotRun(one_line(error)) from error
+        return _open_reference(model, folder, reason)
+    if isinstance(model, bytes) and len(model) > _LARGE_MODEL:
+        model = b""  # the session holds a copy of its own
+        release_heap()
+    return session
+
+
+def load(model: Model, weights: bool = True) -> onnx.ModelProto:
+    """The model as a proto, with external data unless `weights` is false. Raises DoesNotRun."""
+    if isinstance(model, onnx.ModelProto):
+        return model
+    try:
+        if isinstance(model, bytes):
+            return onnx.load_model_from_string(model)
+        return onnx.load(str(model), load_external_data=weights)
+    except Exception as error:  # protobuf's, the file system's, onnx's checker's
+        raise DoesNotRun(one_line(error)) from error
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message without line breaks, and of bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = text.replace("[ONNXRuntimeError] : ", "")
+    return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
+
+
+def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs in a node's attributes: branches of an If, the body of a Loop or Scan."""
+    graphs: list[onnx.GraphProto] = []
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            graphs.append(attribute.g)
+        graphs.extend(attribute.graphs)
+    return graphs
+
+
+def _open_onnxruntime(model: Path | str | bytes, runtime: Runtime, folder: Path | None) -> Session:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, runtime.optimization)
+    options.intra_op_num_threads = runtime.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _SILENT
+    # Two sessions are timed by turns. Threads that wait by spinning would take time from the other session.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if folder is not None:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(Path(folder).resolve())
+        )
+    for library in runtime.custom_ops:
+        options.register_custom_ops_library(str(library))
+    source = model if isinstance(model, bytes) else str(model)
+    engine = ort.InferenceSession(source, options, providers=list(runtime.providers), enable_fallback=0)
+    # Weights beside a path may be external, so the size of the file says nothing.
+    large = not isinstance(model, bytes) or len(model) > _LARGE_MODEL
+    inputs, outputs = (
+        [ValueInfo(arg.name, arg.type, tuple(arg.shape)) for arg in args]
+        for args in (engine.get_inputs(), engine.get_outputs())
+    )
+    return Session(engine, "onnxruntime", inputs, outputs, large)
+
+
+def _open_reference(model: Path | str | bytes, folder: Path | None, reason: str) -> Session:
+    """The reference evaluator; `reason` is what ONNX Runtime said, and what the user is told if this fails, too."""
+    from onnx.reference import ReferenceEvaluator
+
+    proto = load(model)
+    try:
+        if folder is not None:
+            onnx.load_external_data_for_model(proto, str(folder))
+        engine = ReferenceEvaluator(proto)
+    except Exception as error:  # the evaluator raises anything
+        raise DoesNotRun(one_line(RuntimeError(reason))) from error
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [_value_info(value) for value in proto.graph.input if value.name not in initializers]
+    return Session(engine, "reference", inputs, [_value_info(value) for value in proto.graph.output])
+
+
+def _value_info(value: onnx.ValueInfoProto) -> ValueInfo:
+    if not value.type.HasField("tensor_type"):
+        return ValueInfo(value.name, value.type.WhichOneof("value") or "", ())
+    tensor = value.type.tensor_type
+    element = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    dims = tuple(
+        dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None) for dim in tensor.shape.dim
+    )
+    return ValueInfo(value.name, f"tensor({element})", dims)
+
+
+def _without_node_names(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with unnamed nodes. ONNX Runtime refuses duplicate node names, which change no value."""
+
+    def clear(graph: onnx.GraphProto) -> None:
+        for node in graph.node:
+            node.ClearField("name")
+            for subgraph in subgraphs(node):
+                clear(subgraph)
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    clear(copy.graph)
+    return copy
+
+
+def release_heap() -> None:
+    """Return free memory to the system, where the C library can.
+
+    glibc keeps freed memory below the top of its heap for later. A closed session leaves holes of most of its
+    weights, and the next session, whose weights have other sizes, fills them only in part.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@lru_cache(maxsize=1)
+def _malloc_trim() -> Any:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return None
