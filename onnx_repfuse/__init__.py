@@ -3,12 +3,36 @@
 >>> import onnx_repfuse
 >>> onnx_repfuse.Options(check=False).check
 False
+
+Public are the names of `__all__` below, the modules of `onnx_repfuse.integrations`, and `onnx_repfuse.cli.main.main`.
+Every other module is private: it may change in any release.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
+
+# Editors and type checkers read these imports. At run time `__getattr__` makes each on first use, since onnxruntime
+# and onnx take a second to import and `--help` should not wait for them.
+if TYPE_CHECKING:
+    from onnx_repfuse.algebra.affine_conv import AffineConv
+    from onnx_repfuse.algebra.geometry import Geometry
+    from onnx_repfuse.api import Result, fuse, plan, verify
+    from onnx_repfuse.errors import (
+        Inexact,
+        InputError,
+        OutputError,
+        RepfuseError,
+        UnsafePathError,
+        UsageError,
+        VerificationError,
+    )
+    from onnx_repfuse.options import Options
+    from onnx_repfuse.records.reasons import Reason
+    from onnx_repfuse.records.report import Fold, Kind, Refusal, Report
+    from onnx_repfuse.records.verdict import Verification
+    from onnx_repfuse.verifier.inputs import FeedSpec
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,7 +59,7 @@ __all__ = [
     "verify",
 ]
 
-_HOMES = {
+_MODULES = {
     "algebra.affine_conv": ("AffineConv",),
     "algebra.geometry": ("Geometry",),
     "api": ("Result", "fuse", "plan", "verify"),
@@ -56,12 +80,15 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import on first use (PEP 562), so that `--help` does not wait for onnxruntime."""
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Hidden from type checkers: to them a module with `__getattr__` has every name, and a misspelled one would pass.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Import a public name on first use (PEP 562)."""
+        for module, names in _MODULES.items():
+            if name in names:
+                return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
