@@ -24,7 +24,6 @@ from onnx_repfuse.algebra.affine_form import Form, identity, scale_out
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.lift import Context, LinearOp, Operand
-from onnx_repfuse.planner.alike import Likeness, likeness, of_no_use
 from onnx_repfuse.planner.candidates import Candidate, Entry, Option, combinations, prune
 from onnx_repfuse.planner.commute_views import restoring, under_view
 from onnx_repfuse.planner.compose import Parts, applied, as_it_stands
@@ -49,13 +48,11 @@ class Cover:
     model: CostModel
     allowed: Callable[[frozenset[Kind]], bool]
     banned: frozenset[str] = frozenset()
-    thorough: bool = False  # try for all what was of no use to their likes
     entries: dict[str, Entry] = field(default_factory=dict)
     inexact: dict[str, list[tuple[Inexact, str]]] = field(default_factory=dict)
     exposed: dict[str, Candidate] = field(default_factory=dict)
     shifted: dict[int, tuple[Form, Form | None]] = field(default_factory=dict)
     shared: Counter[str] = field(default_factory=Counter)
-    useless: dict[Likeness, frozenset[int]] = field(default_factory=dict)  # combinations, by number
     owns: dict[str, Price] = field(default_factory=dict)  # what nodes cost as they are
     regions: Regions = field(init=False)
     measures: Measures = field(init=False)
@@ -189,14 +186,10 @@ class Cover:
         ranked: list[tuple[int, Candidate]] = []
         parts: Parts = {}
         plain = not exposed and _is_plain(lifted)
-        alike = None if exposed else self._likeness(lifted, options, (best, original))
-        skipped = frozenset() if alike is None else self.useless.get(alike, frozenset())
-        tried: dict[int, Candidate] = {}
-        for number, combination in enumerate(combinations(options)):
-            candidate = None if number in skipped else self._candidate(lifted, combination, parts)
+        for combination in combinations(options):
+            candidate = self._candidate(lifted, combination, parts)
             if candidate is None:
                 continue
-            tried[number] = candidate
             if plain and candidate.nodes == 1:
                 ranked.append((candidate.setup.cost + own.cost, candidate))
                 continue
@@ -207,19 +200,7 @@ class Cover:
             for other in self._across_views(lifted, candidate):
                 self._consider(lifted, other, entry)
         entry.candidates = prune(ranked)
-        if alike is not None and alike not in self.useless:
-            self.useless[alike] = of_no_use(tried, entry, final=self.regions.is_final(lifted.output))
         return entry
-
-    def _likeness(
-        self, lifted: LinearOp, options: list[list[Option]], limits: tuple[Price, Price]
-    ) -> Likeness | None:
-        """What is to be known of an operator to know which combinations are `useless`."""
-        name = lifted.output
-        if self.thorough or name in self.banned:
-            return None
-        found = likeness(lifted, options, limits, self._around, self.measures.size)
-        return found and (self.context.scope.is_seen(name), self.regions.is_final(name), *found)
 
     def _own(self, lifted: LinearOp) -> Price:
         """The node as it is; a joint step asks again."""

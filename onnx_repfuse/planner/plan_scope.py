@@ -81,7 +81,7 @@ def plan_scope(
 
 def cover_scope(scope: Scope, options: Options) -> Cover:
     """What the planner weighs in a scope as it is."""
-    return _round(scope, options, frozenset(), None, channel_layouts(scope), thorough=True).cover
+    return _round(scope, options, frozenset(), None, channel_layouts(scope)).cover
 
 
 @dataclass(eq=False)
@@ -107,13 +107,10 @@ def _round(
     previous: Round | None,
     known: dict[str, ChannelLayout],
     stale: Set[str] = frozenset(),
-    *,
-    thorough: bool = False,
 ) -> Round:
     """Lift every node, cover the scope, look for joint steps; where nothing changed, the last round stands.
 
-    `stale` are tensors to be covered again although nothing changed: new bans, and joint steps not taken; see `Cover`
-    for `thorough`.
+    `stale` are tensors to be covered again although nothing changed: new bans, and joint steps not taken.
     """
     context = Context(scope, known, protected(scope))
     changed = _changed(scope, previous) | stale if previous else set()
@@ -121,7 +118,7 @@ def _round(
     lifted = lift_all(context, _kept(options), before, changed)
     lifts = {name: found for _, found, name in lifted if isinstance(found, LinearOp)}
     model = cost_model(options.cost)
-    cover = Cover(context, lifts, model, lambda roles: options.allows(chief(roles)), banned, thorough)
+    cover = Cover(context, lifts, model, lambda roles: options.allows(chief(roles)), banned)
     touched = cover.resume(previous.cover, changed) if previous else None
     cover.solve(name for name in lifts if touched is None or cover.regions.roots[name] in touched)
     expose(cover, touched)

@@ -41,16 +41,6 @@ class Regions:
         scope = self.scope
         return len(node.outputs) == 1 or sum(1 for t in node.outputs if scope.is_used(t.name)) == 1
 
-    def is_final(self, name: str) -> bool:
-        """No reader, now or in a joint step, can look through."""
-        scope = self.scope
-        if name in self.gates:
-            return False
-        if scope.is_seen(name):
-            return True
-        outputs = [t.name for consumer in scope.consumers.get(name, ()) for t in consumer.outputs]
-        return not all(output in self.lifts for output in outputs if scope.is_used(output))
-
     def consumer(self, name: str) -> gs.Node:
         """The one node that reads a private tensor."""
         gate = self.gates.get(name)
