@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,23 @@ import numpy as np
 from benchmarks import plots
 from benchmarks.calibrate import by_group
 from benchmarks.latency import DEPLOYED, OURS, TRAINED
+from benchmarks.summary import latency_summary, tools_summary
+from benchmarks.tables import EXPORTERS, RUNTIMES, best_peer, ratio, setting, table
 from benchmarks.tools import PEERS
 
 BENCHMARKS, COST_MODEL = "benchmarks.md", "cost-model.md"
-EXPORTERS = {"ts": "legacy exporter", "dynamo": "dynamo exporter"}
-RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 def write_pages(results: dict[str, Any], docs: Path) -> None:
     """Fill in what was measured; parts without a result keep what they say."""
     if "latency" in results:
+        _fill(docs / BENCHMARKS, "latency summary", latency_summary(results["latency"]))
         _fill(docs / BENCHMARKS, "latency", latency_text(results["latency"]))
         plots.latency(results["latency"], docs / "benchmarks-latency.png")
     if "authors" in results:
         _fill(docs / BENCHMARKS, "authors", authors_text(results["authors"]))
     if "tools" in results:
+        _fill(docs / BENCHMARKS, "tools summary", tools_summary(results["tools"]))
         _fill(docs / BENCHMARKS, "tools", tools_text(results["tools"]))
         plots.tools(results["tools"], docs / "benchmarks-tools.png")
     if "growth" in results:
@@ -46,26 +47,6 @@ def _fill(page: Path, name: str, text: str) -> None:
     page.write_text(after, encoding="utf-8")
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """
-    >>> print(table(["a", "b"], [["1", "2"]]))
-    | a | b |
-    |---|---|
-    | 1 | 2 |
-    """
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("|" + "|".join(f" {c} " if c != "---" else c for c in line) + "|" for line in lines)
-
-
-def ratio(value: Sequence[float] | None) -> str:
-    """Median and half of the distance between the quartiles.
-
-    >>> ratio((0.8871, 0.88, 0.89))
-    '0.887 ± 0.005'
-    """
-    return "" if value is None else f"{value[0]:.3f} ± {(value[2] - value[1]) / 2:.3f}"
-
-
 def _machine(result: dict[str, Any]) -> str:
     machine = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -81,8 +62,7 @@ def latency_text(result: dict[str, Any]) -> str:
     for key in keys:
         rows = [row for row in result["rows"] if (row["runtime"], row["threads"], row["exporter"]) == key]
         runtime, threads, exporter = key
-        unit = "thread" if threads == 1 else "threads"
-        parts.append(f"### {RUNTIMES[runtime]}, {threads} {unit}, {EXPORTERS[exporter]}")
+        parts.append(f"### {setting(runtime, threads)}, {EXPORTERS[exporter]}")
         parts.append(_latency_table(rows))
         failed = {(row["model"], who): why for row in rows for who, why in row["failed"].items()}
         parts.extend(f"{model}, {who}: `{why}`" for (model, who), why in failed.items())
@@ -96,9 +76,7 @@ def _latency_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         times = [f"{row['ms'][name][0]:.2f}" if name in row["ms"] else "" for name in variants]
         against = row["ours/"]
-        peers = [against[name] for name in PEERS if name in against]
-        best = max(peers, key=lambda value: value[0], default=None)
-        ratios = [ratio(against.get(TRAINED)), ratio(best), ratio(against.get(DEPLOYED))]
+        ratios = [ratio(against.get(TRAINED)), ratio(best_peer(row)), ratio(against.get(DEPLOYED))]
         lines.append([row["model"], *times, *ratios])
     return table(head, lines)
 
@@ -190,8 +168,7 @@ def calibrate_text(result: dict[str, Any]) -> str:
     prices = table(["price", "picoseconds"], [[f"`{n}`", f"{p:,}"] for n, p in result["prices"].items()])
     lines = []
     for group, rows in by_group(result).items():
-        found = np.array([row["fitted"] for row in rows])
-        low, median, high = np.quantile(found, [0.1, 0.5, 0.9])
+        low, median, high = np.quantile([row["fitted"] for row in rows], [0.1, 0.5, 0.9])
         micro = 1e6 * float(np.median([row["time"] for row in rows]))
         spread = f"{low:.2f} – {high:.2f}"
         lines.append([group, str(len(rows)), f"{micro:.0f} µs", f"{median:.2f}", spread])

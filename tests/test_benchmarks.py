@@ -14,6 +14,7 @@ from benchmarks.fit import errors, nonnegative
 from benchmarks.growth import channels_of
 from benchmarks.latency import OPENINGS, _turned
 from benchmarks.pages import latency_text
+from benchmarks.summary import latency_summary, tools_summary
 from benchmarks.synthetic import SHAPES, write
 from benchmarks.timing import interleaved, ratios
 from benchmarks.units import FEATURES, convolutions, others
@@ -79,7 +80,7 @@ def test_weights_have_the_size_asked_for(tmp_path: Path) -> None:
     assert path.stat().st_size == pytest.approx(4e6, rel=0.1)
 
 
-def test_functions_take_turns() -> None:
+def test_functions_are_interleaved() -> None:
     order: list[str] = []
     functions = {name: lambda name=name: order.append(name) for name in "ab"}
     samples = interleaved(functions, seconds=0, fewest=3)
@@ -100,7 +101,26 @@ def test_a_latency_row() -> None:
     assert "net, onnxsim: `no`" in text
 
 
-def test_sessions_that_take_turns_do_not_wait_by_spinning(tmp_path: Path) -> None:
+def test_the_summary_shows_geometric_means_of_the_rows() -> None:
+    def row(model: str, exporter: str, factor: float) -> dict[str, object]:
+        against = {"as trained": [factor] * 3, "onnxslim": [2 * factor] * 3, "onnxsim": [factor] * 3}
+        return {"model": model, "exporter": exporter, "runtime": "openvino", "threads": 2, "ours/": against}
+
+    text = latency_summary({"rows": [row("a", "ts", 0.25), row("b", "ts", 1.0), row("a", "dynamo", 0.5)]})
+    assert "| ours / as trained | OpenVINO, 2 threads |\n|---|---|\n| a | 0.25 |\n| b | 1.00 |" in text
+    assert "| **geometric mean** | **0.50** |" in text
+    assert "| OpenVINO, 2 threads, legacy exporter | 0.50 | 1.00 |  | 1 of 2 | 0 of 2 |" in text
+    assert "| OpenVINO, 2 threads, dynamo exporter | 0.50 | 1.00 |  | 1 of 1 | 0 of 1 |" in text
+
+
+def test_the_summary_leaves_out_a_tool_that_failed() -> None:
+    costs = [{"ours": {"time": [factor], "memory": [1.0]}, "onnxsim": {"error": "no"}} for factor in (0.5, 2)]
+    text = tools_summary({"rows": [{"tools": cost} for cost in costs]})
+    assert "| ours | 1.00 | 1.00 | 2 of 2 |" in text
+    assert "| onnxsim |  |  | 0 of 2 |" in text
+
+
+def test_interleaved_sessions_do_not_wait_by_spinning(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     write("blocks", 8, 4, path)
     with open_session(path, Runtime(threads=2).optimized()) as runner:

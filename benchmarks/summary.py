@@ -1,0 +1,96 @@
+"""The summary in front of the long tables: one number for each network and setting, and their geometric means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.latency import DEPLOYED, TRAINED
+from benchmarks.tables import EXPORTERS, best_peer, setting, table
+
+NOTABLE = 0.02  # a smaller difference from 1 may come from the machine
+
+
+def latency_summary(result: dict[str, Any]) -> str:
+    """Two tables: ours / as trained by network (legacy exporter), and means by runtime, threads and exporter."""
+    return "\n\n".join([_by_network(result["rows"]), _by_setting(result["rows"])])
+
+
+def _by_network(rows: list[dict[str, Any]]) -> str:
+    settings = dict.fromkeys((row["runtime"], row["threads"]) for row in rows)
+    columns: dict[tuple[str, int], dict[str, float]] = {key: {} for key in settings}
+    for row in rows:
+        if row["exporter"] == "ts" and TRAINED in row["ours/"]:
+            columns[row["runtime"], row["threads"]][row["model"]] = row["ours/"][TRAINED][0]
+    models = dict.fromkeys(row["model"] for row in rows)
+    lines = [[model, *(_factor(column.get(model)) for column in columns.values())] for model in models]
+    lines.append(["**geometric mean**", *(f"**{_mean(column.values())}**" for column in columns.values())])
+    return table([f"ours / {TRAINED}", *(setting(*key) for key in settings)], lines)
+
+
+def _by_setting(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for runtime, threads, exporter in dict.fromkeys(
+        (r["runtime"], r["threads"], r["exporter"]) for r in rows
+    ):
+        group = [
+            r for r in rows if (r["runtime"], r["threads"], r["exporter"]) == (runtime, threads, exporter)
+        ]
+        trained = [row["ours/"][TRAINED][0] for row in group if TRAINED in row["ours/"]]
+        peers = [peer[0] for row in group if (peer := best_peer(row)) is not None]
+        authors = [row["ours/"][DEPLOYED][0] for row in group if DEPLOYED in row["ours/"]]
+        faster = sum(value < 1 - NOTABLE for value in trained)
+        slower = sum(value > 1 + NOTABLE for value in trained)
+        lines.append(
+            [
+                f"{setting(runtime, threads)}, {EXPORTERS[exporter]}",
+                _mean(trained),
+                _mean(peers),
+                _mean(authors),
+                f"{faster} of {len(trained)}",
+                f"{slower} of {len(trained)}",
+            ]
+        )
+    percent = f"{100 * NOTABLE:.0f} %"
+    head = [
+        "geometric means",
+        f"ours / {TRAINED}",
+        "ours / best peer",
+        f"ours / {DEPLOYED}",
+        f"faster than {TRAINED} by over {percent}",
+        f"slower by over {percent}",
+    ]
+    return table(head, lines)
+
+
+def tools_summary(result: dict[str, Any]) -> str:
+    """Geometric means over the files: processor time and peak memory as multiples of load+save."""
+    lines = []
+    for tool in dict.fromkeys(tool for row in result["rows"] for tool in row["tools"]):
+        costs = [row["tools"][tool] for row in result["rows"] if tool in row["tools"]]
+        costs = [cost for cost in costs if "error" not in cost]
+        lines.append(
+            [
+                tool,
+                _mean(cost["time"][0] for cost in costs),
+                _mean(cost["memory"][0] for cost in costs),
+                f"{len(costs)} of {len(result['rows'])}",
+            ]
+        )
+    return table(["geometric means", "processor time / load+save", "peak memory / load+save", "files"], lines)
+
+
+def _factor(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _mean(values: Iterable[float]) -> str:
+    """The geometric mean, as ratios want.
+
+    >>> _mean([0.5, 2.0]), _mean([])
+    ('1.00', '')
+    """
+    values = list(values)
+    return _factor(float(np.exp(np.mean(np.log(values)))) if values else None)
