@@ -42,7 +42,7 @@ def measure(
     Raises:
         InputError: a model does not run.
     """
-    from onnx_repfuse.verifier.inputs import FeedSpec, scenes
+    from onnx_repfuse.verifier.inputs import FeedSpec, choose_feeds
     from onnx_repfuse.verifier.session import open_session
 
     spec = spec or FeedSpec()
@@ -51,8 +51,8 @@ def measure(
         open_session(original, runtime.optimized()) as first,
         open_session(fused, runtime.optimized()) as second,
     ):
-        scene, _ = scenes(first, single)[0]
-        feed = scene.feeds[0]
+        group = choose_feeds(first, single)[0]
+        feed = group.feeds[0]
         other = {info.name: value for info, value in zip(second.inputs, _ordered(first, feed), strict=True)}
         _run(first, feed, 2)
         _run(second, other, 2)
@@ -74,7 +74,7 @@ def measure(
         _quartiles(ratios),
         len(before),
         runtime.threads,
-        dict(scene.shapes),
+        dict(group.shapes),
     )
 
 

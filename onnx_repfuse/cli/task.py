@@ -136,9 +136,9 @@ def _verdict(status: str) -> str:
 
 
 def _feeds(task: Task) -> FeedSpec:
-    from onnx_repfuse.verifier.user_inputs import model_spec
+    from onnx_repfuse.verifier.user_inputs import feed_spec
 
-    return model_spec(task.model, task.options.input_shapes, task.options.input_data)
+    return feed_spec(task.model, task.options.input_shapes, task.options.input_data)
 
 
 def _bench(task: Task, progress: Progress | None) -> Bench:

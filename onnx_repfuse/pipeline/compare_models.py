@@ -38,9 +38,7 @@ def measure(document: Document, options: Options, folder: Path) -> Baseline:
     from onnx_repfuse.verifier.outputs.verify import measure_original
     from onnx_repfuse.verifier.user_inputs import feed_spec
 
-    constant = {i.name for i in document.model.graph.initializer}
-    inputs = [i.name for i in document.model.graph.input if i.name not in constant]
-    feeds = feed_spec(options.input_shapes, options.input_data, inputs)
+    feeds = feed_spec(document.model, options.input_shapes, options.input_data)
     original = document.path
     if original is None:
         original = folder / "original.onnx"

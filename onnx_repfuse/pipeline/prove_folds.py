@@ -23,7 +23,7 @@ from onnx_repfuse.records.verdict import FoldVerdict, Status
 
 if TYPE_CHECKING:
     from onnx_repfuse.verifier.folds.isolated import FoldCase
-    from onnx_repfuse.verifier.intermediates import Seen
+    from onnx_repfuse.verifier.intermediates import Intermediates
     from onnx_repfuse.verifier.outputs.baseline import Baseline
 
 __all__ = ["prove"]
@@ -40,7 +40,7 @@ def prove(
     The original runs on its first feed moved by an ulp, which also measures its noise, with the tensors at the ends
     of the folds as outputs. Weights are computed for one fold at a time.
     """
-    from onnx_repfuse.verifier.intermediates import activations
+    from onnx_repfuse.verifier.intermediates import read_intermediates
     from onnx_repfuse.verifier.noise import nudge_feed
     from onnx_repfuse.verifier.outputs.baseline import count_run, read_noise
     from onnx_repfuse.verifier.session import release_heap
@@ -50,18 +50,18 @@ def prove(
     failed: list[Failure] = []
     verdicts: list[FoldVerdict] = []
     done = 0
-    feed = baseline.scenes[0].feeds[0]
+    feed = baseline.groups[0].feeds[0]
     moved = nudge_feed(feed)
-    beside = [*baseline.ports[1], *baseline.hidden]
-    reading = activations(
+    also = [*baseline.ports[1], *baseline.hidden]
+    reading = read_intermediates(
         baseline.original,
         wanted,
         moved,
         runtime=baseline.runtime,
-        beside=beside,
-        otherwise=feed,
+        also=also,
+        fallback_feed=feed,
         skeleton=plan.document.model,
-        ran=lambda: count_run(baseline),
+        on_run=lambda: count_run(baseline),
     )
     for batch, seen in reading:
         if not isinstance(seen, str):
@@ -124,7 +124,7 @@ def _folds(plan: ModelPlan) -> list[_Fold]:
     return found
 
 
-def _judge(plan: ModelPlan, fold: _Fold, seen: Seen, runtime: Runtime) -> list[FoldVerdict]:
+def _judge(plan: ModelPlan, fold: _Fold, seen: Intermediates, runtime: Runtime) -> list[FoldVerdict]:
     """The verdicts of the probes and, if they passed, of the tap. Raises Inexact where a weight overflows."""
     from onnx_repfuse.verifier.folds.in_place import judge
     from onnx_repfuse.verifier.folds.isolated import probe

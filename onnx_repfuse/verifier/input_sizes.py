@@ -4,104 +4,157 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
+from typing import Any, NamedTuple
 
 from onnx_repfuse.verifier.session import ValueInfo
 
-__all__ = ["LENGTHS", "ORDINARY", "SHORT", "TINY", "assignments", "is_free", "narrowed"]
+__all__ = ["ORDINARY", "SMALL", "Shapes", "SizeGuesses", "broadcast_shapes", "has_free_dims", "shapes_to_try"]
 
-ORDINARY = (
-    (64, 96),
-    (64, 64),
-    (224, 224),
-    (256, 256),
-    (640, 640),
-    (32, 32),
-    (48, 192),
-    (320, 320),
-    (28, 28),
-    (8, 8),
+Shapes = dict[str, tuple[int, ...]]
+_RGB = 3  # channels of an image input that does not say
+_MAX_CHANNELS_LAST = 4  # a fixed last dim of up to RGBA marks (N, H, W, C)
+# An image's size cubed, tried on (N, C, D, H, W), would be 6 GB at 640.
+_MAX_GUESSED_POSITIONS = 1 << 20
+
+
+class SizeGuesses(NamedTuple):
+    """What to try: a batch size, and in step with each other (height, width) of images and sequence lengths."""
+
+    batch: int
+    images: tuple[tuple[int, int], ...]
+    lengths: tuple[int, ...]
+
+
+# Height and width differ first, so that swapping them shows. Then come the sizes networks are trained at, and those of
+# OCR (48x192) and MNIST (28x28). 77 is CLIP's text length.
+ORDINARY = SizeGuesses(
+    1,
+    (
+        (64, 96),
+        (64, 64),
+        (224, 224),
+        (256, 256),
+        (640, 640),
+        (32, 32),
+        (48, 192),
+        (320, 320),
+        (28, 28),
+        (8, 8),
+    ),
+    (16, 32, 77, 128, 8, 1),
 )
-TINY = ((17, 23), (33, 33), (7, 7), (32, 32), (64, 64))
-LENGTHS = (16, 32, 77, 128, 8, 1)
-SHORT = (5, 3, 2, 1)
-MOST = 1 << 20  # positions of an input that are guessed
+# Small and odd: most positions are near the padding, and strides leave a remainder.
+SMALL = SizeGuesses(2, ((17, 23), (33, 33), (7, 7), (32, 32), (64, 64)), (5, 3, 2, 1))
 
 
-def is_free(port: ValueInfo, given: Mapping[str, Sequence[int]]) -> bool:
-    return port.name not in given and any(not isinstance(dim, int) or dim < 0 for dim in port.shape)
+class _Guess(NamedTuple):
+    batch: int
+    image: tuple[int, int]
+    length: int
 
 
-def assignments(
-    inputs: Sequence[ValueInfo],
-    given: Mapping[str, Sequence[int]],
-    batch: int,
-    sizes: Sequence[tuple[int, int]],
-    lengths: Sequence[int],
-) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Shapes to try, one dict per attempt, none of them vast; a dim that has a name gets one size everywhere."""
-    free = any(is_free(port, given) for port in inputs)
-    for rows in (batch, 3 - batch):
-        for attempt in range(max(len(sizes), len(lengths)) if free else 1):
-            size, length = sizes[min(attempt, len(sizes) - 1)], lengths[min(attempt, len(lengths) - 1)]
-            named: dict[str, int] = {}
-            for port in inputs:  # the names the user settled
-                for dim, size_given in zip(port.shape, given.get(port.name, ()), strict=False):
-                    if isinstance(dim, str):
-                        named[dim] = int(size_given)
-            shapes = {
-                port.name: tuple(int(v) for v in given[port.name])
-                if port.name in given
-                else tuple(_size(port, axis, named, rows, size, length) for axis in range(len(port.shape)))
-                for port in inputs
-            }
-            if not any(is_free(port, given) and _guessed(port, shapes[port.name]) > MOST for port in inputs):
+def has_free_dims(value: ValueInfo, given: Mapping[str, Sequence[int]]) -> bool:
+    """Whether the model and the user leave us a size of this input to choose."""
+    return value.name not in given and not all(_is_fixed(dim) for dim in value.shape)
+
+
+def shapes_to_try(
+    inputs: Sequence[ValueInfo], given: Mapping[str, Sequence[int]], guesses: SizeGuesses
+) -> Iterator[Shapes]:
+    """Shapes of all inputs, one dict per attempt; a dim name has one size in all inputs.
+
+    Args:
+        inputs: the model's.
+        given: input name -> shape, as the user said.
+        guesses: for the dims that are left. After its batch size, the other of 1 and 2 is tried.
+    """
+    free = [value for value in inputs if has_free_dims(value, given)]
+    if not free:
+        yield _shapes(inputs, given, _Guess(guesses.batch, guesses.images[0], guesses.lengths[0]))
+        return
+    for batch in (guesses.batch, 3 - guesses.batch):
+        for attempt in range(max(len(guesses.images), len(guesses.lengths))):
+            image = guesses.images[min(attempt, len(guesses.images) - 1)]
+            length = guesses.lengths[min(attempt, len(guesses.lengths) - 1)]
+            shapes = _shapes(inputs, given, _Guess(batch, image, length))
+            if all(_guessed_positions(value, shapes) <= _MAX_GUESSED_POSITIONS for value in free):
                 yield shapes
-        if not free:
-            return
 
 
-def narrowed(
-    inputs: Sequence[ValueInfo], given: Mapping[str, Sequence[int]], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, tuple[int, ...]] | None:
-    """`shapes` with 1 for every free dim that the first input has not: what broadcasts shows. None if there is none."""
-    first = set(inputs[0].shape) if inputs else set()
+def broadcast_shapes(
+    inputs: Sequence[ValueInfo], given: Mapping[str, Sequence[int]], shapes: Shapes
+) -> Shapes | None:
+    """`shapes` with 1 for every free dim that the first input does not have, which shows what broadcasts.
+
+    An exporter names the dims of a second input apart, (N, 3, H, W) and (N, 3, H2, W2), though the model adds the two.
+
+    Returns:
+        None if no dim changes.
+    """
+    first_dims = set(inputs[0].shape) if inputs else set()
     result = dict(shapes)
-    for port in inputs[1:]:
-        if port.name not in given:
-            dims = zip(port.shape, shapes[port.name], strict=True)
-            free = [not isinstance(dim, int) and (not dim or dim not in first) for dim, _ in dims]
-            result[port.name] = tuple(
-                1 if one else size for one, size in zip(free, shapes[port.name], strict=True)
+    for value in inputs[1:]:
+        if value.name not in given:
+            result[value.name] = tuple(
+                1 if _is_own(dim, first_dims) else size
+                for dim, size in zip(value.shape, shapes[value.name], strict=True)
             )
     return result if result != shapes else None
 
 
-def _guessed(port: ValueInfo, shape: tuple[int, ...]) -> int:
-    """Positions that are our own choice: an image's size cubed may be more than memory holds."""
-    return prod(size for dim, size in zip(port.shape, shape, strict=True) if dim != size)
+def _is_fixed(dim: int | str | None) -> bool:
+    """Some exporters write -1 for a size they do not know."""
+    return isinstance(dim, int) and dim >= 0
 
 
-def _size(
-    port: ValueInfo, axis: int, named: dict[str, int], rows: int, size: tuple[int, int], length: int
-) -> int:
-    dim = port.shape[axis]
-    if isinstance(dim, int) and dim >= 0:
+def _is_own(dim: int | str | None, first_dims: set[Any]) -> bool:
+    """Whether a free dim is this input's own; one without a name always is."""
+    return not isinstance(dim, int) and (not dim or dim not in first_dims)
+
+
+def _shapes(inputs: Sequence[ValueInfo], given: Mapping[str, Sequence[int]], guess: _Guess) -> Shapes:
+    size_of_name: dict[str, int] = {}
+    for value in inputs:  # names in shapes the user gave hold for the other inputs, too
+        for dim, size in zip(value.shape, given.get(value.name, ()), strict=False):
+            if isinstance(dim, str):
+                size_of_name[dim] = int(size)
+    shapes: Shapes = {}
+    for value in inputs:
+        if value.name in given:
+            shapes[value.name] = tuple(int(size) for size in given[value.name])
+        else:
+            axes = range(len(value.shape))
+            shapes[value.name] = tuple(_size(value.shape, axis, guess, size_of_name) for axis in axes)
+    return shapes
+
+
+def _size(shape: tuple[int | str | None, ...], axis: int, guess: _Guess, size_of_name: dict[str, int]) -> int:
+    dim = shape[axis]
+    if isinstance(dim, int) and _is_fixed(dim):
         return dim
-    rank = len(port.shape)
-    if axis == 0 and rank > 1:
-        guess = rows
-    elif rank >= 4 and axis >= 2:
-        guess = size[(axis - 2) % 2]
-        last = port.shape[3] if rank == 4 else None
-        if rank == 4 and isinstance(last, int) and 0 < last <= 4:  # channels last
-            guess = size[1]
-    elif rank == 4 and axis == 1:
-        last = port.shape[3]
-        guess = size[0] if isinstance(last, int) and 0 < last <= 4 else 3
-    elif rank == 3 and axis == 2:
-        guess = size[0]
-    else:
-        guess = rows if axis == 0 else length
-    if isinstance(dim, str) and dim:
-        return named.setdefault(dim, guess)
-    return guess
+    size = _guessed_size(shape, axis, guess)
+    return size_of_name.setdefault(dim, size) if isinstance(dim, str) and dim else size
+
+
+def _guessed_size(shape: tuple[int | str | None, ...], axis: int, guess: _Guess) -> int:
+    """The usual meaning of an axis at this rank."""
+    if axis == 0:
+        return guess.batch
+    if _is_channels_last(shape):
+        return guess.image[axis - 1]  # (N, H, W, C)
+    if len(shape) == 4 and axis == 1:
+        return _RGB  # (N, C, H, W)
+    if axis == 1:
+        return guess.length  # (N, T), (N, T, C), (N, C, D, H, W)
+    return guess.image[axis % 2]  # H and W, of volumes H, W, H
+
+
+def _is_channels_last(shape: tuple[int | str | None, ...]) -> bool:
+    """TensorFlow's layout of images, as tf2onnx keeps it."""
+    last = shape[-1]
+    return len(shape) == 4 and isinstance(last, int) and 0 < last <= _MAX_CHANNELS_LAST
+
+
+def _guessed_positions(value: ValueInfo, shapes: Shapes) -> int:
+    """The product of the sizes that are our own choice."""
+    return prod(size for dim, size in zip(value.shape, shapes[value.name], strict=True) if dim != size)

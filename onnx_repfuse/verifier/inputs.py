@@ -1,39 +1,47 @@
-"""Inputs for a model: what to feed, at which sizes.
+"""What to feed a model: synthetic values, at sizes at which it runs.
 
-Random floats have mixed signs (a ReLU hides faults from [0, 1) inputs), and symbolic dims take an ordinary
-size at batch 1 and a small odd one at batch 2, where borders weigh more. Where a later input has dims of its own, it is
-fed with 1 for these, too, which shows what broadcasts. A dim that keeps the model from running is tried at other sizes,
-then the user is asked for `--input-shape`.
-
-How many values an integer input may take: the rows of the tables it indexes.
+Random floats have mixed signs, since a ReLU hides faults from inputs in [0, 1). Symbolic dims take an ordinary size at
+batch 1, and a small odd one at batch 2, where the padding weighs more. Where a later input has dims of its own, it is
+fed once more with 1 for these, which shows what broadcasts. Where the model does not run, other sizes are tried; then
+the user is asked for `--input-shape`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 
 from onnx_repfuse.errors import InputError
-from onnx_repfuse.records.float_formats import FLOAT_FORMATS
-from onnx_repfuse.verifier.input_sizes import LENGTHS, ORDINARY, SHORT, TINY, assignments, is_free, narrowed
+from onnx_repfuse.verifier.input_sizes import (
+    ORDINARY,
+    SMALL,
+    Shapes,
+    broadcast_shapes,
+    has_free_dims,
+    shapes_to_try,
+)
 from onnx_repfuse.verifier.session import DoesNotRun, Model, Session, ValueInfo, load
 
-__all__ = ["Feed", "FeedSpec", "Scene", "integer_bounds", "make_feed", "scenes", "table_rows"]
+__all__ = ["Feed", "FeedGroup", "FeedSpec", "choose_feeds", "index_bounds", "make_feed"]
 
-Feed = dict[str, Any]
-_FLOATS = {  # by ONNX Runtime's name of the type, as `tensor(bfloat16)`
-    f"tensor({onnx.TensorProto.DataType.Name(data_type).lower()})": limits.dtype
-    for data_type, limits in FLOAT_FORMATS.items()
+Feed = dict[str, Any]  # input name -> value, as a session takes it
+_USER_DATA = -1  # in place of a seed
+_FLOATS: dict[str, Any] = {
+    "float": np.float32,
+    "double": np.float64,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
 }
-_INTEGERS = {
-    f"tensor({name})": np.dtype(name)
-    for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-}
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_KEEP_VALUES = frozenset(["Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten"])
+_WORDS = np.array(["a", "bc", "Def", "0", "x y"], dtype=object)
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,8 @@ class FeedSpec:
 
     Attributes:
         shapes: input name -> shape, instead of chosen sizes.
-        data: whole inputs, used as they are and instead of random ones (one dict, name -> value, per run;
-            inputs a dict does not name are made up).
+        data: real inputs (one dict, name -> value, per run), used as they are; inputs that a dict does not name get
+            synthetic values.
         seeds: seeds of the random inputs; the first also measures the noise.
     """
 
@@ -53,203 +61,198 @@ class FeedSpec:
 
 
 @dataclass(frozen=True)
-class Scene:
-    """Inputs of one shape. The noise is measured on the first feed.
+class FeedGroup:
+    """Inputs of one shape, on which the model ran. The noise is measured on the first feed.
 
     Attributes:
+        shapes: of each tensor input.
         feeds: the inputs, one dict each; never empty.
-        seeds: the seed of each, or -1 for user data.
-        shapes: the shape of each tensor input.
-        tiny: whether this shape costs next to nothing beside the ordinary one.
+        seeds: the seed of each feed, or -1 for user data.
+        outputs: the model's outputs on each feed, so that no run is wasted.
     """
 
-    feeds: tuple[Feed, ...]
-    seeds: tuple[int, ...]
-    shapes: dict[str, tuple[int, ...]]
-    tiny: bool
+    shapes: Shapes
+    feeds: tuple[Feed, ...] = ()
+    seeds: tuple[int, ...] = ()
+    outputs: tuple[dict[str, Any], ...] = ()
 
     @property
     def elements(self) -> int:
         """Number of elements of all tensor inputs."""
         return sum(int(np.prod(shape)) for shape in self.shapes.values())
 
+    def with_run(self, feed: Feed, seed: int, session: Session) -> FeedGroup:
+        """The group with one more feed. Raises DoesNotRun."""
+        return replace(
+            self,
+            feeds=(*self.feeds, feed),
+            seeds=(*self.seeds, seed),
+            outputs=(*self.outputs, session.run(feed)),
+        )
 
-def scenes(
-    runner: Session, spec: FeedSpec, bounds: Mapping[str, int] | None = None
-) -> list[tuple[Scene, list[dict[str, Any]]]]:
-    """Choose sizes at which the model runs, and return its outputs there, so that no run is wasted.
+
+def choose_feeds(
+    session: Session, spec: FeedSpec, bounds: Mapping[str, int] | None = None
+) -> list[FeedGroup]:
+    """Choose sizes at which the model runs, and run it there.
 
     Args:
-        runner: the original, opened.
-        spec: the user's overrides.
-        bounds: input name -> number of values an integer input may take (an embedding's rows).
+        session: the original, opened.
+        spec: what the user said about the inputs.
+        bounds: input name -> number of values an integer input may take, see `index_bounds`.
 
     Returns:
-        per scene, the outputs of each of its feeds. The first scene is the ordinary one.
+        The ordinary shape first.
 
     Raises:
         InputError: the model runs at no size we tried; the message ends with the runtime's reason.
     """
     bounds = bounds or {}
-    _known(spec, runner)
+    _check(spec, session)
     if spec.data:
-        return _user_scenes(runner, spec, bounds)
+        return _user_feeds(session, spec, bounds)
     seeds = spec.seeds or (0,)
-    ordinary = assignments(runner.inputs, spec.shapes, 1, ORDINARY, LENGTHS)
-    if len(seeds) == 1 or not any(is_free(port, spec.shapes) for port in runner.inputs):
-        return [_first_that_runs(runner, spec, bounds, ordinary, seeds, False)]
-    found = _first_that_runs(runner, spec, bounds, ordinary, seeds[:-1], False)
+    attempt = partial(_first_that_runs, session, spec, bounds)
+    ordinary = shapes_to_try(session.inputs, spec.shapes, ORDINARY)
+    has_choice = any(has_free_dims(value, spec.shapes) for value in session.inputs)
+    if len(seeds) == 1 or not has_choice:
+        return [attempt(ordinary, seeds)]
+    main = attempt(ordinary, seeds[:-1])
     try:
-        small = assignments(runner.inputs, spec.shapes, 2, TINY, SHORT)
-        extra = _first_that_runs(runner, spec, bounds, small, (seeds[-1], seeds[0]), True)
-    except InputError:
-        feed = make_feed(runner.inputs, found[0].shapes, seeds[-1], bounds)
-        return [_joined(found, [feed], [runner.run(feed)], seeds[-1])]
-    narrow = narrowed(runner.inputs, spec.shapes, extra[0].shapes)
+        small = attempt(shapes_to_try(session.inputs, spec.shapes, SMALL), (seeds[-1], seeds[0]))
+    except InputError:  # it runs at the ordinary size only
+        feed = make_feed(session.inputs, main.shapes, seeds[-1], bounds)
+        return [main.with_run(feed, seeds[-1], session)]
+    groups = [main, small]
+    narrow = broadcast_shapes(session.inputs, spec.shapes, small.shapes)
     if narrow is not None:
-        with suppress(InputError):  # nothing need broadcast
-            return [found, extra, _first_that_runs(runner, spec, bounds, iter([narrow]), seeds[:1], True)]
-    return [found, extra]
+        with suppress(InputError):  # nothing has to broadcast
+            groups.append(attempt([narrow], seeds[:1]))
+    return groups
 
 
 def make_feed(
     inputs: Sequence[ValueInfo], shapes: Mapping[str, Sequence[int]], seed: int, bounds: Mapping[str, int]
 ) -> Feed:
-    """Random values for `inputs`: floats of both signs, integers below `bounds` or of a few values.
+    """Random values for `inputs`: normal floats, integers below `bounds` or of a few values.
 
     Raises:
-        InputError: an input's type is not one we can make up.
+        InputError: we have no synthetic values for an input's type.
     """
     rng = np.random.default_rng(seed)
-    return {port.name: _value(port, tuple(shapes[port.name]), rng, bounds) for port in inputs}
+    return {value.name: _synthetic(value, tuple(shapes[value.name]), rng, bounds) for value in inputs}
 
 
-def _value(
-    port: ValueInfo, shape: tuple[int, ...], rng: np.random.Generator, bounds: Mapping[str, int]
+def index_bounds(original: Model, inputs: Iterable[ValueInfo]) -> dict[str, int]:
+    """Input name -> number of values, for integer inputs that index a table (an embedding). Raises DoesNotRun."""
+    integers = {value.name for value in inputs if "int" in value.type}
+    return _table_rows(load(original, weights=False).graph, integers) if integers else {}
+
+
+def _synthetic(
+    value: ValueInfo, shape: tuple[int, ...], rng: np.random.Generator, bounds: Mapping[str, int]
 ) -> Any:
-    kind = port.type
+    kind = value.type
     if kind.startswith("optional("):
-        return _value(port._replace(type=kind[len("optional(") : -1]), shape, rng, bounds)
+        return _synthetic(value._replace(type=kind[len("optional(") : -1]), shape, rng, bounds)
     if kind.startswith("seq("):
-        inner = port._replace(type=kind[len("seq(") : -1])
-        return [_value(inner, shape, rng, bounds) for _ in range(2)]
-    if kind in _FLOATS:
-        return np.asarray(rng.standard_normal(shape)).astype(_FLOATS[kind])
-    if kind == "tensor(bool)":
+        element = value._replace(type=kind[len("seq(") : -1])
+        return [_synthetic(element, shape, rng, bounds) for _ in range(2)]
+    element_type = kind.removeprefix("tensor(").removesuffix(")")
+    if element_type in _FLOATS:
+        return np.asarray(rng.standard_normal(shape)).astype(_FLOATS[element_type])
+    if element_type == "bool":
         return np.asarray(rng.random(shape) < 0.5)
-    if kind == "tensor(string)":
-        words = np.array(["a", "bc", "Def", "0", "x y"], dtype=object)
-        return np.asarray(words[rng.integers(0, len(words), shape)], dtype=object)
-    if kind in _INTEGERS:
-        dtype = _INTEGERS[kind]
-        if port.name in bounds:
-            low, high = 0, bounds[port.name]
-        elif dtype.itemsize == 1:
-            low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max) + 1
-        else:
-            low, high = (0, 4) if shape else (1, 4)
-        return np.asarray(rng.integers(low, max(high, low + 1), shape)).astype(dtype)
+    if element_type == "string":
+        return np.asarray(_WORDS[rng.integers(0, len(_WORDS), shape)], dtype=object)
+    if element_type in _INTEGERS:
+        low, high = _integer_range(np.dtype(element_type), shape, bounds.get(value.name))
+        return np.asarray(rng.integers(low, max(high, low + 1), shape)).astype(element_type)
     raise InputError(
-        f"input '{port.name}' has type {kind}, for which no values can be made up: use --input-data"
+        f"input '{value.name}' has type {kind}, for which there are no synthetic values: use --input-data"
     )
 
 
-def _known(spec: FeedSpec, runner: Session) -> None:
-    names = {port.name for port in runner.inputs}
+def _integer_range(dtype: np.dtype[Any], shape: tuple[int, ...], bound: int | None) -> tuple[int, int]:
+    """(lowest, one above the highest) value of an integer input."""
+    if bound is not None:
+        return 0, bound
+    if dtype.itemsize == 1:  # quantized values, or the pixels of an image
+        limits = np.iinfo(dtype)
+        return int(limits.min), int(limits.max) + 1
+    return (0, 4) if shape else (1, 4)  # a scalar is mostly a count or a size: not 0
+
+
+def _check(spec: FeedSpec, session: Session) -> None:
+    """Raise InputError where the user names an input the model does not have, or gives a shape of another rank."""
+    names = {value.name for value in session.inputs}
     for given in (spec.shapes, *spec.data):
         for name in given:
             if name not in names:
                 raise InputError(
                     f"the model has no input '{name}'; it has {', '.join(sorted(names)) or 'none'}"
                 )
-    for port in runner.inputs:
-        shape = spec.shapes.get(port.name)
-        if shape is not None and port.shape and len(shape) != len(port.shape):
-            raise InputError(f"input '{port.name}' has {len(port.shape)} dims, but {len(shape)} were given")
+    for value in session.inputs:
+        shape = spec.shapes.get(value.name, value.shape)
+        if value.shape and len(shape) != len(value.shape):
+            raise InputError(f"input '{value.name}' has {len(value.shape)} dims, but {len(shape)} were given")
 
 
 def _first_that_runs(
-    runner: Session,
+    session: Session,
     spec: FeedSpec,
     bounds: Mapping[str, int],
-    attempts: Iterator[dict[str, tuple[int, ...]]],
+    attempts: Iterable[Shapes],
     seeds: Sequence[int],
-    tiny: bool,
-) -> tuple[Scene, list[dict[str, Any]]]:
+) -> FeedGroup:
     reason = ""
     for shapes in attempts:
-        feeds = [make_feed(runner.inputs, shapes, seed, bounds) for seed in seeds]
+        group = FeedGroup(shapes)
         try:
-            outputs = [runner.run(feed) for feed in feeds]
+            for seed in seeds:
+                group = group.with_run(make_feed(session.inputs, shapes, seed, bounds), seed, session)
         except DoesNotRun as error:
             reason = reason or str(error)
             continue
-        return Scene(tuple(feeds), tuple(seeds), shapes, tiny), outputs
-    raise InputError(_no_size(runner, spec, reason))
-
-
-def _no_size(runner: Session, spec: FeedSpec, reason: str) -> str:
-    free = [port for port in runner.inputs if is_free(port, spec.shapes)]
+        return group
+    free = [value for value in session.inputs if has_free_dims(value, spec.shapes)]
     if not free:
-        return f"the model does not run: {reason}"
-    shape = ",".join(str(dim) if dim is not None else "?" for dim in free[0].shape)
-    return f"the model runs at no size that was tried; give --input-shape {free[0].name}:{shape}: {reason}"
+        raise InputError(f"the model does not run: {reason}")
+    shape = ",".join("?" if dim is None else str(dim) for dim in free[0].shape)
+    raise InputError(
+        f"the model runs at no size that was tried; give --input-shape {free[0].name}:{shape}: {reason}"
+    )
 
 
-def _user_scenes(
-    runner: Session, spec: FeedSpec, bounds: Mapping[str, int]
-) -> list[tuple[Scene, list[dict[str, Any]]]]:
-    shapes = next(assignments(runner.inputs, spec.shapes, 1, ORDINARY, LENGTHS))
-    found: dict[str, tuple[list[Feed], list[dict[str, Any]], dict[str, tuple[int, ...]]]] = {}
-    for index, given in enumerate(spec.data):
-        feed = {
-            **make_feed(runner.inputs, shapes, index, bounds),
-            **{k: _as_input(v) for k, v in given.items()},
-        }
-        actual = {name: np.shape(value) for name, value in feed.items() if not isinstance(value, list)}
+def _user_feeds(session: Session, spec: FeedSpec, bounds: Mapping[str, int]) -> list[FeedGroup]:
+    """The user's data, grouped by shape. Inputs without data get synthetic values of the first size we would try."""
+    synthetic_shapes = next(shapes_to_try(session.inputs, spec.shapes, ORDINARY))
+    groups: dict[str, FeedGroup] = {}
+    for seed, data in enumerate(spec.data):
+        feed = make_feed(session.inputs, synthetic_shapes, seed, bounds)
+        for name, value in data.items():
+            feed[name] = value if isinstance(value, list) else np.asarray(value)
+        shapes = {name: np.shape(value) for name, value in feed.items() if not isinstance(value, list)}
+        group = groups.get(repr(shapes), FeedGroup(shapes))
         try:
-            outputs = runner.run(feed)
+            groups[repr(shapes)] = group.with_run(feed, _USER_DATA, session)
         except DoesNotRun as error:
             raise InputError(f"the model does not run on the data given: {error}") from error
-        feeds, results, _ = found.setdefault(repr(actual), ([], [], actual))
-        feeds.append(feed)
-        results.append(outputs)
-    return [
-        (Scene(tuple(feeds), (-1,) * len(feeds), actual, False), results)
-        for feeds, results, actual in found.values()
-    ]
+    return list(groups.values())
 
 
-def _as_input(value: Any) -> Any:
-    return value if isinstance(value, list) else np.asarray(value)
-
-
-def _joined(
-    found: tuple[Scene, list[dict[str, Any]]], feeds: list[Feed], outputs: list[dict[str, Any]], seed: int
-) -> tuple[Scene, list[dict[str, Any]]]:
-    scene, before = found
-    joined = Scene((*scene.feeds, *feeds), (*scene.seeds, seed), scene.shapes, scene.tiny)
-    return joined, [*before, *outputs]
-
-
-def integer_bounds(original: Model, inputs: Iterable[ValueInfo]) -> dict[str, int]:
-    """Input name -> number of values, for the integer inputs that index a table. Raises DoesNotRun."""
-    integers = {port.name for port in inputs if "int" in port.type}
-    return table_rows(load(original, weights=False).graph, integers) if integers else {}
-
-
-def table_rows(graph: onnx.GraphProto, names: Iterable[str]) -> dict[str, int]:
-    """Rows of the smallest constant table that each of `names` indexes with Gather, also through Cast."""
+def _table_rows(graph: onnx.GraphProto, names: Iterable[str]) -> dict[str, int]:
+    """Rows of the smallest constant table that each of `names` indexes with Gather, also behind casts and reshapes."""
     origin = {name: name for name in names}
-    sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    table_shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     bounds: dict[str, int] = {}
     for node in graph.node:
-        if node.op_type in ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten") and node.input:
-            if node.input[0] in origin:
+        if node.op_type in _KEEP_VALUES:
+            if node.input and node.input[0] in origin:
                 origin[node.output[0]] = origin[node.input[0]]
         elif node.op_type == "Gather" and len(node.input) > 1 and node.input[1] in origin:
-            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-            shape = sizes.get(node.input[0], ())
+            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+            shape = table_shapes.get(node.input[0], ())
             if axis < len(shape):
                 name = origin[node.input[1]]
                 bounds[name] = min(bounds.get(name, shape[axis]), shape[axis])

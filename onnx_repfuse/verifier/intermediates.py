@@ -1,9 +1,8 @@
-"""The original's own tensors on a whole-model input, as many at a time as memory holds.
+"""The original's inner tensors (intermediates) on a whole-model input, as many at a time as memory holds.
 
-A model whose inner tensors can be read: the same file, with more graph outputs.
-
-Protobuf merges what is concatenated, so the extra outputs are a few bytes behind the file; its nodes and
-weights are neither changed nor copied by us, except into a temporary file when it is large.
+The model they are read from is the same file with more graph outputs. Protobuf merges messages that are concatenated,
+so the extra outputs are a few bytes behind the file: nodes and weights are neither parsed nor copied by us, except
+into a temporary file when it is large.
 """
 
 from __future__ import annotations
@@ -20,190 +19,219 @@ import onnx
 
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.verifier.inputs import Feed
-from onnx_repfuse.verifier.session import DoesNotRun, Model, Session, load, one_line, open_session
+from onnx_repfuse.verifier.session import (
+    DoesNotRun,
+    Model,
+    Session,
+    input_names,
+    load,
+    one_line,
+    open_session,
+)
 
-__all__ = ["MEMORY", "Seen", "activations", "count_name", "open_with_extra_outputs", "tensor_names"]
+__all__ = [
+    "MAX_INTERMEDIATE_BYTES",
+    "Intermediates",
+    "open_with_extra_outputs",
+    "read_intermediates",
+    "tensor_names",
+]
 
-MEMORY = 1 << 30  # bytes of activations to hold at once
-_WIDTH = 4  # bytes of an element, as a rule
-Seen = Mapping[str, Any] | str
-_IN_MEMORY = 128 << 20
+Intermediates = Mapping[str, Any] | str  # tensors by name, or why they cannot be read
+MAX_INTERMEDIATE_BYTES = 1 << 30
+_ELEMENT_BYTES = 4  # float32, as a rule
+_UNKNOWN_SIZE_FACTOR = 8  # a tensor of unknown size is taken for this many times the largest input
+_MAX_FILE_IN_MEMORY = 128 << 20  # bytes; a larger file is copied to disk to get its extra outputs
 
 
-def activations(
+def read_intermediates(
     original: Model,
     wanted: Sequence[Sequence[str]],
     feed: Feed,
     *,
     runtime: Runtime = DEFAULT_RUNTIME,
-    memory: int = MEMORY,
-    beside: Sequence[str] = (),
-    otherwise: Feed | None = None,
+    max_bytes: int = MAX_INTERMEDIATE_BYTES,
+    also: Sequence[str] = (),
+    fallback_feed: Feed | None = None,
     skeleton: onnx.ModelProto | None = None,
-    ran: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[list[int], Seen]]:
+    on_run: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[list[int], Intermediates]]:
     """Read tensors of the original's main graph in one run, or in several where memory is short.
 
     Args:
         original: the model, which runs on `feed`.
         wanted: per fold, the names of the tensors to read together.
         feed: the whole-model input.
-        runtime: how it is run, which is closed before the last values are handed out.
-        memory: bytes to hold at once.
-        beside: graph outputs and inner tensors to read along with the first folds.
-        otherwise: another input, for a model that does not run on `feed`.
+        runtime: how it is run. The session is closed before the last values are handed out.
+        max_bytes: of tensors to hold at once.
+        also: graph outputs and inner tensors to read along with the first folds.
+        fallback_feed: another input, for a model that does not run on `feed`.
         skeleton: the model without its weights, so that they need not be read for its names.
-        ran: is told of each run of the original.
+        on_run: is called after each run of the original.
 
     Yields:
-        (indices into `wanted`, the values); every index once.
+        (indices into `wanted`, the values), every index once.
     """
-    made, public = tensor_names(skeleton or original)
-    hidden = [index for index, names in enumerate(wanted) if not set(names) <= made]
-    if hidden:
-        yield hidden, "its tensors are not in the main graph"
-    live = [index for index, names in enumerate(wanted) if set(names) <= made]
-    if not live:
+    produced, outputs = tensor_names(skeleton or original)
+    readable = {index: names for index, names in enumerate(wanted) if produced.issuperset(names)}
+    if len(readable) < len(wanted):
+        unreadable = [index for index in range(len(wanted)) if index not in readable]
+        yield unreadable, "its tensors are not in the main graph"
+    if not readable:
         return
-    named = {name for index in live for name in wanted[index]} | set(beside)
-    extra = sorted(named - public - set(feed))
-    left = list(live)
-    with ExitStack() as stack:
-        try:
-            runner = stack.enter_context(open_with_extra_outputs(original, extra, runtime))
-            sizes, unsure = _sizes(runner, feed)
-            batches = list(_batches(sizes, live, wanted, memory))
-            if len(batches) > 1 and unsure:
-                stack.close()
-                sizes.update(_counted(original, unsure, [feed, otherwise or feed], runtime, ran))
-                batches = list(_batches(sizes, live, wanted, memory))
-                runner = stack.enter_context(open_with_extra_outputs(original, extra, runtime))
+    extra = sorted(set(also).union(*readable.values()) - outputs - set(feed))
+    feeds = [feed] if fallback_feed is None else [feed, fallback_feed]
+    left = list(readable)
+    try:
+        with ExitStack() as stack:
+            session = stack.enter_context(open_with_extra_outputs(original, extra, runtime))
+            sizes, unknown = _sizes_in_bytes(session, feed)
+            batches = _batches(sizes, readable, max_bytes)
+            if len(batches) > 1 and unknown:
+                stack.close()  # never two sessions, and their weights, at once
+                sizes.update(_count_bytes(original, unknown, feeds, runtime, on_run))
+                batches = _batches(sizes, readable, max_bytes)
+                session = stack.enter_context(open_with_extra_outputs(original, extra, runtime))
             for number, batch in enumerate(batches):
-                read = {name for index in batch for name in wanted[index]}
-                read |= set(beside) if number == 0 else set()
-                names = sorted(read - set(feed))
-                try:
-                    found = runner.run(feed, names)
-                except DoesNotRun:
-                    if otherwise is None:
-                        raise
-                    feed = otherwise
-                    found = runner.run(feed, names)
-                ran()
-                values = {**feed, **found}
-                if number == len(batches) - 1:
-                    stack.close()
+                names = set(also if number == 0 else ()).union(*(readable[index] for index in batch))
+                values = _run(session, feeds, names)
+                on_run()
                 left = left[len(batch) :]
+                if not left:
+                    stack.close()
                 yield batch, values
-        except DoesNotRun as error:
-            yield left, f"its tensors cannot be read: {error}"
-
-
-def _sizes(runner: Session, feed: Feed) -> tuple[dict[str, int], list[str]]:
-    """Bytes of the outputs, as the runtime infers them, and those of which it does not know all dims: a bold guess."""
-    guess = max((int(np.size(value)) for value in feed.values() if not isinstance(value, list)), default=1)
-    sizes: dict[str, int] = dict.fromkeys(feed, 0)
-    unsure = []
-    for port in runner.outputs:
-        known = [dim for dim in port.shape if isinstance(dim, int) and dim > 0]
-        if len(known) == len(port.shape) and port.shape:
-            sizes[port.name] = _WIDTH * int(np.prod(known))
-        else:
-            sizes[port.name] = _WIDTH * max(guess * 8, int(np.prod(known or [1])))
-            if port.type.startswith("tensor("):
-                unsure.append(port.name)
-    return sizes, unsure
-
-
-def _counted(
-    original: Model, names: Sequence[str], feeds: Sequence[Feed], runtime: Runtime, ran: Callable[[], None]
-) -> dict[str, int]:
-    """Bytes of tensors that the runtime cannot infer, from a run that keeps none of them: one more, and many less.
-
-    Nothing where it cannot be told; then the guess stands.
-    """
-    asked = [count_name(name) for name in names]
-    for feed in feeds:
-        try:
-            with open_with_extra_outputs(original, [], runtime, names) as runner:
-                found = runner.run(feed, asked)
-        except DoesNotRun:
-            continue
-        ran()
-        return {name: _WIDTH * int(found[count]) for name, count in zip(names, asked, strict=True)}
-    return {}
-
-
-def _batches(
-    sizes: Mapping[str, int], live: Sequence[int], wanted: Sequence[Sequence[str]], memory: int
-) -> Iterator[list[int]]:
-    """Folds whose tensors fit into memory together."""
-    most = max(sizes.values(), default=_WIDTH)
-    batch: list[int] = []
-    held: set[str] = set()
-    for index in live:
-        more = held | set(wanted[index])
-        if batch and sum(sizes.get(name, most) for name in more) > memory:
-            yield batch
-            batch, more = [], set(wanted[index])
-        batch.append(index)
-        held = more
-    if batch:
-        yield batch
+    except DoesNotRun as error:
+        yield left, f"its tensors cannot be read: {error}"
 
 
 def tensor_names(model: Model) -> tuple[set[str], set[str]]:
     """(graph inputs and node outputs of the main graph, graph outputs)."""
     graph = load(model, weights=False).graph
-    constant = {tensor.name for tensor in graph.initializer}
-    made = {value.name for value in graph.input if value.name not in constant}
-    made.update(name for node in graph.node for name in node.output if name)
-    return made, {value.name for value in graph.output}
-
-
-def count_name(name: str) -> str:
-    """The output that tells how many elements a tensor has."""
-    return f"{name}/repfuse-count"
+    produced = set(input_names(graph))
+    produced.update(name for node in graph.node for name in node.output if name)
+    return produced, {value.name for value in graph.output}
 
 
 @contextmanager
 def open_with_extra_outputs(
     model: Model, names: Sequence[str], runtime: Runtime = DEFAULT_RUNTIME, counted: Sequence[str] = ()
 ) -> Iterator[Session]:
-    """The model, opened with `names` (node outputs that are not graph outputs yet) among its outputs, and the number
-    of elements of those `counted`.
+    """The model, opened with more outputs.
+
+    Args:
+        model: a path, or a model in memory.
+        names: node outputs that are not graph outputs yet.
+        runtime: how it is run.
+        counted: tensors whose number of elements is an output, too, called `_count_name` of them.
 
     Raises:
         DoesNotRun: the runtime refuses it, or the file cannot be read.
     """
+    more = _extra_outputs(names, counted)
+    try:
+        with ExitStack() as stack:
+            # The bytes get no name here: `open_session` drops them as soon as the runtime has its own copy.
+            if not more:
+                session = open_session(model, runtime)
+            elif isinstance(model, onnx.ModelProto):
+                session = open_session(model.SerializeToString() + more, runtime)
+            elif isinstance(model, bytes):
+                session = open_session(model + more, runtime)
+            elif Path(model).stat().st_size <= _MAX_FILE_IN_MEMORY:
+                path = Path(model)
+                session = open_session(path.read_bytes() + more, runtime, folder=path.parent)
+            else:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="repfuse-"))
+                copy = Path(folder) / "with_outputs.onnx"
+                shutil.copyfile(model, copy)
+                with copy.open("ab") as file:
+                    file.write(more)
+                session = open_session(copy, runtime)
+            yield stack.enter_context(session)
+    except OSError as error:
+        raise DoesNotRun(one_line(error)) from error
+
+
+def _extra_outputs(names: Sequence[str], counted: Sequence[str]) -> bytes:
+    """What to append to a serialized model; empty if nothing is asked for."""
     if not names and not counted:
-        with open_session(model, runtime) as runner:
-            yield runner
-        return
+        return b""
     extra = onnx.ModelProto()
     extra.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     for name in counted:
-        extra.graph.node.add(op_type="Size", input=[name], output=[count_name(name)])
-        extra.graph.output.add(name=count_name(name))
-    suffix = extra.SerializeToString()
-    if isinstance(model, onnx.ModelProto):
-        model = model.SerializeToString()
-    try:
-        if isinstance(model, bytes):
-            with open_session(model + suffix, runtime) as runner:
-                yield runner
-            return
-        path = Path(model)
-        if path.stat().st_size <= _IN_MEMORY:
-            with open_session(path.read_bytes() + suffix, runtime=runtime, folder=path.parent) as runner:
-                yield runner
-            return
-        with tempfile.TemporaryDirectory(prefix="repfuse-") as folder:
-            copy = Path(folder) / "tapped.onnx"
-            shutil.copyfile(path, copy)
-            with copy.open("ab") as file:
-                file.write(suffix)
-            with open_session(copy, runtime) as runner:
-                yield runner
-    except OSError as error:
-        raise DoesNotRun(one_line(error)) from error
+        extra.graph.node.add(op_type="Size", input=[name], output=[_count_name(name)])
+        extra.graph.output.add(name=_count_name(name))
+    return bytes(extra.SerializeToString())
+
+
+def _count_name(name: str) -> str:
+    """The output that says how many elements a tensor has."""
+    return f"{name}/repfuse-count"
+
+
+def _run(session: Session, feeds: list[Feed], names: set[str]) -> dict[str, Any]:
+    """The feed and the tensors `names`. A feed on which the model does not run is dropped for good, except the last."""
+    while True:
+        feed = feeds[0]
+        try:
+            return {**feed, **session.run(feed, sorted(names - set(feed)))}
+        except DoesNotRun:
+            if len(feeds) == 1:
+                raise
+            del feeds[0]
+
+
+def _sizes_in_bytes(session: Session, feed: Feed) -> tuple[dict[str, int], list[str]]:
+    """(bytes of every output as the runtime infers its shape, the tensors of which it does not know all dims)."""
+    tensors = [value for value in feed.values() if not isinstance(value, list)]
+    largest_input = max((int(np.size(value)) for value in tensors), default=1)
+    sizes: dict[str, int] = dict.fromkeys(feed, 0)
+    unknown = []
+    for value in session.outputs:
+        dims = [dim for dim in value.shape if isinstance(dim, int) and dim > 0]
+        elements = int(np.prod(dims or [1]))
+        if not dims or len(dims) < len(value.shape):
+            elements = max(largest_input * _UNKNOWN_SIZE_FACTOR, elements)
+            if value.type.startswith("tensor("):
+                unknown.append(value.name)
+        sizes[value.name] = _ELEMENT_BYTES * elements
+    return sizes, unknown
+
+
+def _count_bytes(
+    original: Model,
+    names: Sequence[str],
+    feeds: Sequence[Feed],
+    runtime: Runtime,
+    on_run: Callable[[], None],
+) -> dict[str, int]:
+    """Bytes of tensors whose shape the runtime cannot infer, from a run that keeps none of them.
+
+    That run saves many: without it, the guess puts few tensors into a batch. Empty where it fails; the guess stands.
+    """
+    counts = [_count_name(name) for name in names]
+    for feed in feeds:
+        try:
+            with open_with_extra_outputs(original, [], runtime, names) as session:
+                values = session.run(feed, counts)
+        except DoesNotRun:
+            continue
+        on_run()
+        return {name: _ELEMENT_BYTES * int(values[_count_name(name)]) for name in names}
+    return {}
+
+
+def _batches(
+    sizes: Mapping[str, int], wanted: Mapping[int, Sequence[str]], max_bytes: int
+) -> list[list[int]]:
+    """Indices of folds whose tensors fit into memory together; a fold too large for it is alone."""
+    largest = max(sizes.values(), default=_ELEMENT_BYTES)
+    batches: list[list[int]] = []
+    held: set[str] = set()
+    for index, names in wanted.items():
+        held |= set(names)
+        if not batches or sum(sizes.get(name, largest) for name in held) > max_bytes:
+            batches.append([])
+            held = set(names)
+        batches[-1].append(index)
+    return batches

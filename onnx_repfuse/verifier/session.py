@@ -24,6 +24,7 @@ __all__ = [
     "Model",
     "Session",
     "ValueInfo",
+    "input_names",
     "load",
     "one_line",
     "open_session",
@@ -152,6 +153,12 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
 
 
+def input_names(graph: onnx.GraphProto) -> list[str]:
+    """The inputs that have no initializer. Before IR version 4, every initializer is also declared as an input."""
+    initializers = {tensor.name for tensor in graph.initializer}
+    return [value.name for value in graph.input if value.name not in initializers]
+
+
 def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """The graphs in a node's attributes: branches of an If, the body of a Loop or Scan."""
     graphs: list[onnx.GraphProto] = []
@@ -198,8 +205,8 @@ def _open_reference(model: Path | str | bytes, folder: Path | None, reason: str)
         engine = ReferenceEvaluator(proto)
     except Exception as error:  # the evaluator raises anything
         raise DoesNotRun(one_line(RuntimeError(reason))) from error
-    initializers = {tensor.name for tensor in proto.graph.initializer}
-    inputs = [_value_info(value) for value in proto.graph.input if value.name not in initializers]
+    names = set(input_names(proto.graph))
+    inputs = [_value_info(value) for value in proto.graph.input if value.name in names]
     return Session(engine, "reference", inputs, [_value_info(value) for value in proto.graph.output])
 
 

@@ -16,7 +16,7 @@ from onnx_repfuse.verifier.folds.in_place import judge, tap
 from onnx_repfuse.verifier.folds.isolated import FoldCase, probe
 from onnx_repfuse.verifier.folds.stimuli import stimuli
 from onnx_repfuse.verifier.inputs import FeedSpec
-from onnx_repfuse.verifier.intermediates import activations
+from onnx_repfuse.verifier.intermediates import read_intermediates
 
 F = TensorProto.FLOAT
 RNG = np.random.default_rng(7)
@@ -333,7 +333,12 @@ def test_sizes_that_the_runtime_does_not_infer_are_asked_for_once() -> None:
     def read(memory: int) -> list[list[int]]:
         runs.clear()
         wanted = [[name] for name in names]
-        return [b for b, _ in activations(model, wanted, feed, memory=memory, ran=lambda: runs.append(1))]
+        return [
+            b
+            for b, _ in read_intermediates(
+                model, wanted, feed, max_bytes=memory, on_run=lambda: runs.append(1)
+            )
+        ]
 
     assert read(12 * size) == [list(range(12))]
     assert len(runs) == 2

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_repfuse.errors import InputError
-from onnx_repfuse.verifier.input_sizes import LENGTHS, ORDINARY, assignments
-from onnx_repfuse.verifier.inputs import FeedSpec, make_feed, scenes
+from onnx_repfuse.verifier.input_sizes import ORDINARY, shapes_to_try
+from onnx_repfuse.verifier.inputs import FeedSpec, choose_feeds, make_feed
 from onnx_repfuse.verifier.noise import nudge_feed, nudged_weights
 from onnx_repfuse.verifier.outputs.verify import verify_outputs
 from onnx_repfuse.verifier.session import ValueInfo, open_session
@@ -36,7 +36,7 @@ def relu(shape: Any, kind: int = F) -> onnx.ModelProto:
 
 def shapes_of(model: onnx.ModelProto, spec: FeedSpec | None = None) -> list[tuple[int, ...]]:
     with open_session(model) as runner:
-        return [scene.shapes["x"] for scene, _ in scenes(runner, spec or FeedSpec())]
+        return [group.shapes["x"] for group in choose_feeds(runner, spec or FeedSpec())]
 
 
 def test_floats_have_both_signs() -> None:
@@ -94,8 +94,8 @@ def test_one_name_means_one_size_across_inputs() -> None:
         {},
     )
     with open_session(model) as runner:
-        for scene, _ in scenes(runner, FeedSpec()):
-            assert scene.shapes["x"] == scene.shapes["z"]
+        for group in choose_feeds(runner, FeedSpec()):
+            assert group.shapes["x"] == group.shapes["z"]
 
 
 def _added(*shapes: list[int | str]) -> onnx.ModelProto:
@@ -107,12 +107,12 @@ def _added(*shapes: list[int | str]) -> onnx.ModelProto:
 
 def test_dims_of_a_later_inputs_own_are_one_once() -> None:
     with open_session(_added(["n", 3, "h", "w"], ["n", 3, "p", "q"], [1, 3, 1, 1])) as runner:
-        found = [scene.shapes["x1"] for scene, _ in scenes(runner, FeedSpec())]
-        given = [scene.shapes["x1"] for scene, _ in scenes(runner, FeedSpec({"x1": (2, 3, 1, 1)}))]
+        found = [group.shapes["x1"] for group in choose_feeds(runner, FeedSpec())]
+        given = [group.shapes["x1"] for group in choose_feeds(runner, FeedSpec({"x1": (2, 3, 1, 1)}))]
     assert found == [(1, 3, 64, 96), (2, 3, 17, 23), (2, 3, 1, 1)]
     assert given == [(2, 3, 1, 1)] * 2
     with open_session(_added(["n", "h"], ["n", "h"])) as runner:
-        assert len(scenes(runner, FeedSpec())) == 2
+        assert len(choose_feeds(runner, FeedSpec())) == 2
 
 
 def test_sizes_that_do_not_run_are_passed_over() -> None:
@@ -133,7 +133,7 @@ def test_volumes_are_not_tried_at_the_sizes_of_images() -> None:
         ValueInfo("x", "tensor(float)", ("n", 3, "d", "h", "w")),
         ValueInfo("z", "tensor(float)", ("n", 3, 4096, 4096)),
     ]
-    tried = [shapes["x"] for shapes in assignments(ports, {}, 1, ORDINARY, LENGTHS)]
+    tried = [shapes["x"] for shapes in shapes_to_try(ports, {}, ORDINARY)]
     assert tried
     assert max(np.prod(shape[2:]) for shape in tried) <= 1 << 20
 
@@ -175,10 +175,10 @@ def test_integers_that_index_a_table_stay_within_it() -> None:
 def test_user_data_replaces_what_is_made_up() -> None:
     values = [{"x": np.full((2, 3), number, np.float32)} for number in (1.5, -2)]
     with open_session(relu(["n", 3])) as runner:
-        ((scene, outputs),) = scenes(runner, FeedSpec(data=tuple(values)))
-    assert scene.shapes == {"x": (2, 3)}
-    assert scene.seeds == (-1, -1)
-    assert [row["y"][0, 0] for row in outputs] == [1.5, 0]
+        (group,) = choose_feeds(runner, FeedSpec(data=tuple(values)))
+    assert group.shapes == {"x": (2, 3)}
+    assert group.seeds == (-1, -1)
+    assert [row["y"][0, 0] for row in group.outputs] == [1.5, 0]
 
 
 def test_files_of_inputs(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from onnx_repfuse.records.verdict import FoldVerdict, Status
 from onnx_repfuse.verifier.distance import difference
 from onnx_repfuse.verifier.folds.error_bound import Side, Worst, ulps_tolerance
 from onnx_repfuse.verifier.folds.fold_case import FoldCase, reach
-from onnx_repfuse.verifier.inputs import Feed, FeedSpec, scenes
-from onnx_repfuse.verifier.intermediates import MEMORY, Seen, activations
+from onnx_repfuse.verifier.inputs import Feed, FeedSpec, choose_feeds
+from onnx_repfuse.verifier.intermediates import MAX_INTERMEDIATE_BYTES, Intermediates, read_intermediates
 from onnx_repfuse.verifier.noise import nudge_feed
 from onnx_repfuse.verifier.oracle.registry import Unsupported
 from onnx_repfuse.verifier.session import DoesNotRun, Model, open_session
@@ -37,7 +37,7 @@ def tap(
     feeds: FeedSpec | Sequence[Feed] | None = None,
     *,
     runtime: Runtime = DEFAULT_RUNTIME,
-    memory: int = MEMORY,
+    memory: int = MAX_INTERMEDIATE_BYTES,
 ) -> list[FoldVerdict]:
     """Judge folds in place.
 
@@ -58,7 +58,7 @@ def tap(
     wanted = [(*(source.name for source in case.sources), case.output) for case in cases]
     feed = _feed(original, feeds, runtime)
     verdicts: dict[int, FoldVerdict] = {}
-    for batch, seen in activations(original, wanted, feed, runtime=runtime, memory=memory):
+    for batch, seen in read_intermediates(original, wanted, feed, runtime=runtime, max_bytes=memory):
         verdicts.update({index: judge(cases[index], seen, runtime) for index in batch})
     return [verdicts[index] for index in range(len(cases))]
 
@@ -69,11 +69,11 @@ def _feed(original: Model, feeds: FeedSpec | Sequence[Feed] | None, runtime: Run
     spec = feeds or FeedSpec()
     one = FeedSpec(spec.shapes, spec.data[:1], spec.seeds[:1] or (0,))
     with open_session(original, runtime) as runner:
-        (scene, _), *_ = scenes(runner, one)
-    return dict(scene.feeds[0])
+        group = choose_feeds(runner, one)[0]
+    return dict(group.feeds[0])
 
 
-def judge(case: FoldCase, seen: Seen, runtime: Runtime = DEFAULT_RUNTIME) -> FoldVerdict:
+def judge(case: FoldCase, seen: Intermediates, runtime: Runtime = DEFAULT_RUNTIME) -> FoldVerdict:
     """Judge one fold by tensors of the original that were read, its sources and its output among them."""
     if isinstance(seen, str):
         return _unseen(case, seen)

@@ -11,7 +11,7 @@ import onnx
 
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.verifier.distance import Array, flatten
-from onnx_repfuse.verifier.inputs import FeedSpec, Scene, integer_bounds, scenes
+from onnx_repfuse.verifier.inputs import FeedGroup, FeedSpec, choose_feeds, index_bounds
 from onnx_repfuse.verifier.intermediates import open_with_extra_outputs, tensor_names
 from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, nudge_feed, nudged_weights
 from onnx_repfuse.verifier.outputs.decision_tails import Tail, tails
@@ -40,7 +40,7 @@ class Baseline:
 
     Attributes:
         original: the model.
-        scenes: the shapes and feeds.
+        groups: the shapes and feeds.
         values: per scene and feed, the outputs and the tensors behind decisions.
         tapped: the noise of the inputs on the very first feed is left to a run that reads activations as well.
         by_inputs, by_weights, optimized: the same with inputs or weights moved by an ulp, or under
@@ -54,7 +54,7 @@ class Baseline:
     """
 
     original: Model
-    scenes: list[Scene]
+    groups: list[FeedGroup]
     values: list[list[Row]]
     ports: tuple[tuple[str, ...], tuple[str, ...]]
     tails: dict[str, Tail]
@@ -76,11 +76,11 @@ class Baseline:
 
     def is_large(self, scene: int) -> bool:
         """Whether this scene has the largest inputs, whose runs are counted."""
-        return self.scenes[scene].elements == max(one.elements for one in self.scenes)
+        return self.groups[scene].elements == max(one.elements for one in self.groups)
 
     def each(self) -> list[Key]:
         """(scene, feed) of every feed."""
-        return [(i, j) for i, scene in enumerate(self.scenes) for j in range(len(scene.feeds))]
+        return [(i, j) for i, scene in enumerate(self.groups) for j in range(len(scene.feeds))]
 
 
 def measure_original(
@@ -112,7 +112,7 @@ def measure_original(
         baseline = _measure(original, skeleton, found, hidden, feeds or FeedSpec(), runtime, tapped)
     except DoesNotRun:
         baseline = _measure(original, skeleton, {}, [], feeds or FeedSpec(), runtime, tapped)
-    first = [(index, 0) for index in range(len(baseline.scenes))]
+    first = [(index, 0) for index in range(len(baseline.groups))]
     _weights_noise(baseline, first)
     small = not isinstance(original, Path | str) or Path(original).stat().st_size <= _SMALL
     if (optimized or (optimized is None and small)) and baseline.backend == "onnxruntime":
@@ -170,13 +170,13 @@ def _measure(
     tapped: bool,
 ) -> Baseline:
     with open_with_extra_outputs(original, hidden, runtime) as runner:
-        chosen = scenes(runner, spec, integer_bounds(skeleton or original, runner.inputs))
+        chosen = choose_feeds(runner, spec, index_bounds(skeleton or original, runner.inputs))
         inputs = tuple(port.name for port in runner.inputs)
         outputs = tuple(port.name for port in runner.outputs if port.name not in hidden)
-        values = [[flatten(row) for row in rows] for _, rows in chosen]
+        values = [[flatten(row) for row in group.outputs] for group in chosen]
         baseline = Baseline(
             original,
-            [scene for scene, _ in chosen],
+            chosen,
             values,
             (inputs, outputs),
             found,
@@ -184,11 +184,11 @@ def _measure(
             runtime,
             tapped,
         )
-        for scene, rows in zip(baseline.scenes, values, strict=True):
+        for scene, rows in zip(baseline.groups, values, strict=True):
             for feed, row in zip(scene.feeds, rows, strict=True):
                 row.update({name: value for name, value in feed.items() if _is_read(found, name)})
-        baseline.runs = sum(len(s.feeds) for i, s in enumerate(baseline.scenes) if baseline.is_large(i))
-        _inputs_noise(baseline, runner, [(index, 0) for index in range(int(tapped), len(baseline.scenes))])
+        baseline.runs = sum(len(s.feeds) for i, s in enumerate(baseline.groups) if baseline.is_large(i))
+        _inputs_noise(baseline, runner, [(index, 0) for index in range(int(tapped), len(baseline.groups))])
     return baseline
 
 
@@ -219,7 +219,7 @@ def _public(original: Model, found: dict[str, Tail]) -> set[str]:
 
 def _inputs_noise(baseline: Baseline, runner: Session, keys: Sequence[Key]) -> None:
     for scene, feed in keys:
-        moved = nudge_feed(baseline.scenes[scene].feeds[feed])
+        moved = nudge_feed(baseline.groups[scene].feeds[feed])
         _enter(baseline, (scene, feed), moved, _run(runner, moved))
         baseline.runs += baseline.is_large(scene)
 
@@ -238,7 +238,7 @@ def _weights_noise(baseline: Baseline, keys: Sequence[Key]) -> None:
     try:
         with open_with_extra_outputs(moved, baseline.hidden, baseline.runtime) as runner:
             for scene, feed in keys:
-                baseline.by_weights[scene, feed] = _run(runner, baseline.scenes[scene].feeds[feed])
+                baseline.by_weights[scene, feed] = _run(runner, baseline.groups[scene].feeds[feed])
                 baseline.runs += baseline.is_large(scene)
     except DoesNotRun as error:
         baseline.notes.append(f"the noise of the weights was not measured: {error}")
@@ -251,7 +251,7 @@ def _optimized(baseline: Baseline, keys: Sequence[Key]) -> None:
     try:
         with open_session(baseline.original, baseline.runtime.optimized(), fallback=False) as runner:
             for scene, feed in keys:
-                baseline.optimized[scene, feed] = _run(runner, baseline.scenes[scene].feeds[feed])
+                baseline.optimized[scene, feed] = _run(runner, baseline.groups[scene].feeds[feed])
                 baseline.runs += baseline.is_large(scene)
     except DoesNotRun as error:
         baseline.notes.append(f"ORT_ENABLE_ALL does not run the original: {error}")

@@ -18,7 +18,7 @@ from onnx_repfuse.errors import InputError
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.records.verdict import Precision
 from onnx_repfuse.verifier.distance import Array, difference, flatten, is_inexact, largest
-from onnx_repfuse.verifier.inputs import FeedSpec, integer_bounds, scenes
+from onnx_repfuse.verifier.inputs import FeedSpec, choose_feeds, index_bounds
 from onnx_repfuse.verifier.oracle.evaluator import OPS
 from onnx_repfuse.verifier.oracle.registry import Context, Unsupported, Value, attributes
 from onnx_repfuse.verifier.session import Model, load, one_line, open_session
@@ -41,8 +41,8 @@ def study(
     """
     proto = load(original)
     with open_session(original, runtime) as runner:
-        chosen = scenes(runner, feeds or FeedSpec(), integer_bounds(original, runner.inputs))
-    given = [(feed, row) for scene, rows in chosen for feed, row in zip(scene.feeds, rows, strict=True)]
+        chosen = choose_feeds(runner, feeds or FeedSpec(), index_bounds(original, runner.inputs))
+    given = [(feed, row) for group in chosen for feed, row in zip(group.feeds, group.outputs, strict=True)]
     errors: dict[str, list[tuple[Array, Array]]] = {}
     with open_session(fused, runtime) as runner:
         for feed, row in given:

@@ -127,7 +127,7 @@ def _run(baseline: Baseline, fused: Model, by_position: bool) -> tuple[dict[tupl
             return paired, runner.backend
         given, wanted = paired
         for scene, feed in baseline.each():
-            data = baseline.scenes[scene].feeds[feed]
+            data = baseline.groups[scene].feeds[feed]
             found = runner.run(
                 {given[name]: value for name, value in data.items()}, [*wanted.values(), *extra]
             )
@@ -224,8 +224,8 @@ def _refused(baseline: Baseline, reason: str) -> Verification:
 
 
 def _seeds(baseline: Baseline) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(seed for scene in baseline.scenes for seed in scene.seeds if seed >= 0))
+    return tuple(dict.fromkeys(seed for scene in baseline.groups for seed in scene.seeds if seed >= 0))
 
 
 def _shapes(baseline: Baseline) -> tuple[dict[str, tuple[int, ...]], ...]:
-    return tuple(dict(scene.shapes) for scene in baseline.scenes)
+    return tuple(dict(scene.shapes) for scene in baseline.groups)
