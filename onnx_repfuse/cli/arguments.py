@@ -1,134 +1,214 @@
-"""What the command line's strings mean: pure functions that raise UsageError with one sentence.
+"""The command line's options, each declared once.
 
-What was asked for on the command line, and which askings contradict each other.
+A field of `CliArguments` is an option. Its declaration has the flags, the default, the meaning, the field of `Options`
+it becomes, the key of the JSON report it fills, and the runs it has no meaning in. The click command, `to_options`,
+the tables of docs/cli.md and the sentences about contradictions are all made from it.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, TypeVar
 
+from onnx_repfuse.cli import values
 from onnx_repfuse.errors import UsageError
-from onnx_repfuse.records.report import Kind
+from onnx_repfuse.options import Options
 
-__all__ = ["KIND_HELP", "CliArguments", "check", "input_data", "input_shapes", "kinds", "words"]
+__all__ = ["USELESS", "CliArguments", "Option", "check", "declared", "flag_of", "to_options"]
 
-KIND_HELP = {
-    Kind.AFFINE: "BatchNormalization, Mul, Add, Sub, Div or Neg by constants, into a Conv",
-    Kind.BRANCHES: "a sum of convolutions of one tensor, into one",
-    Kind.SEQUENCE: "a Conv after a Conv, into one",
-    Kind.PAD: "a Pad before a Conv, into its pads",
-    Kind.POOL: "an AveragePool, as the convolution it is",
-    Kind.MATMUL: "Gemm and MatMul, also low-rank pairs",
-    Kind.TRANSPOSE: "what surrounds a ConvTranspose, into it",
-    Kind.CONCAT: "a Concat, Split or Slice over channels of convolutions",
-    Kind.COMMUTE: "an affine or pointwise operator moved past a pool, reshape or resize, to where it folds",
-    Kind.ACTIVATION: "an activation written out, as one operator: Clip(x + 3, 0, 6) / 6 as HardSigmoid",
+_Default = TypeVar("_Default")
+
+# What some runs do not do, and what an option declared `useless=(run, ...)` is told there.
+USELESS = {
+    "compare": "--compare fuses and writes nothing, so {} has no meaning",
+    "explain": "--explain only prints, so {} has no meaning",
+    "plan": "--plan runs nothing, so {} has no meaning",
+    "in_place": "{} needs both files, and --in-place overwrites one: give an output instead",
+    "no_check": "--no-check runs no comparison, so {} has no meaning",
 }
-LARGEST = 1 << 40  # of a dim
-_SHAPE = re.compile(r"(?P<name>.+):(?P<dims>[0-9]+(?:[,x][0-9]+)*|scalar)", re.DOTALL)
+_FUSING_ONLY = ("compare", "explain")
 
 
-def words(values: Iterable[str]) -> tuple[str, ...]:
-    """Comma-separated and repeated values as one tuple, in order, without repeats.
+@dataclass(frozen=True)
+class Option:
+    """What the table says of an option besides its default and type.
 
-    >>> words(["a,b", " c ,a"])
-    ('a', 'b', 'c')
+    Attributes:
+        flags: as click takes them; "--check/--no-check" is a switch and its opposite.
+        help: the sentence of `--help`.
+        more: what docs/cli.md says after it, in Markdown.
+        table: the table of docs/cli.md it stands in: "run", "output", "folds", "check", "batch" or "terminal".
+        metavar: how `--help` calls its value.
+        type: of the value, for click; None where the default tells it. A list holds the choices.
+        library: the field of `Options`, "" if it has none.
+        parse: the value of that field from the words given; they are the value without it.
+        report: the key of the JSON report that holds what it asks for, "" if there is none.
+        useless: the runs it has no meaning in, keys of `USELESS`.
     """
-    return tuple(
-        dict.fromkeys(word for value in values for part in value.split(",") if (word := part.strip()))
-    )
+
+    flags: tuple[str, ...]
+    help: str
+    more: str
+    table: str
+    metavar: str | None
+    type: Any
+    library: str
+    parse: Callable[[Any], Any] | None
+    report: str
+    useless: tuple[str, ...]
 
 
-def kinds(option: str, values: Iterable[str]) -> frozenset[Kind]:
-    """The kinds of folds that `--skip` or `--only` names."""
-    names = {kind.value: kind for kind in Kind}
-    for word in words(values):
-        if word.lower() not in names:
-            near = difflib.get_close_matches(word.lower(), names, 1)
-            hint = f"did you mean '{near[0]}'?" if near else "--list-kinds shows what there is"
-            raise UsageError(f"{option}: there is no kind of fold called '{word}'; {hint}")
-    return frozenset(names[word.lower()] for word in words(values))
-
-
-def input_shapes(values: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """`name:1,3,224,224` each, read from the right, so that a name may hold colons, commas and spaces.
-
-    >>> input_shapes(["serving:0:1,3,8,8"])
-    {'serving:0': (1, 3, 8, 8)}
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for value in values:
-        match = _SHAPE.fullmatch(value)
-        if match is None:
-            raise UsageError(f"--input-shape takes NAME:1,3,224,224 (whole numbers), not '{value}'")
-        name, dims = match["name"], match["dims"]
-        if name in shapes:
-            raise UsageError(f"--input-shape names the input '{name}' twice")
-        shapes[name] = () if dims == "scalar" else tuple(int(dim) for dim in re.split("[,x]", dims))
-        if any(dim > LARGEST for dim in shapes[name]):
-            raise UsageError(f"--input-shape: nothing is as large as '{value}'")
-    return shapes
-
-
-def input_data(values: Iterable[str]) -> tuple[tuple[str | None, Path], ...]:
-    """`[NAME:]PATH` each: the shortest existing path after a colon, as names and drives may have colons."""
-    found: list[tuple[str | None, Path]] = []
-    for value in values:
-        if Path(value).exists():
-            found.append((None, Path(value)))
-            continue
-        cuts = [index for index, letter in enumerate(value) if letter == ":" and 0 < index < len(value) - 1]
-        for cut in reversed(cuts):
-            name, path = value[:cut], Path(value[cut + 1 :])
-            if path.exists():
-                if path.suffix not in (".npy", ".pb"):
-                    raise UsageError(
-                        f"--input-data '{value}': a name goes with a .npy or .pb file of one input"
-                    )
-                found.append((name, path))
-                break
-        else:
-            raise UsageError(
-                f"--input-data takes NAME:FILE.npy, FILE.npz or a test_data_set folder, not '{value}'"
-            )
-    return tuple(found)
+def _option(
+    default: _Default,
+    *flags: str,
+    help: str,
+    more: str = "",
+    table: str,
+    metavar: str | None = None,
+    type: Any = None,
+    library: str = "",
+    parse: Callable[[Any], Any] | None = None,
+    report: str = "",
+    useless: tuple[str, ...] = (),
+) -> _Default:
+    option = Option(flags, help, more, table, metavar, type, library, parse, report, useless)
+    return field(default=default, metadata={"option": option})
 
 
 @dataclass(frozen=True)
 class CliArguments:
-    """The command line's words; the fields are those of `--help`."""
+    """The words of a command line; the fields after `models` are the options."""
 
     models: tuple[str, ...]
-    output: str | None = None
-    out_dir: str | None = None
-    in_place: bool = False
-    force: bool = False
-    save_as_external_data: bool = False
-    plan: bool = False
-    explain: str | None = None
-    compare: bool = False
-    json_file: str | None = None
-    report_file: str | None = None
-    bench: bool = False
-    check: bool = True
-    rtol: float | None = None
-    atol: float | None = None
-    input_shape: tuple[str, ...] = ()
-    input_data: tuple[str, ...] = ()
-    precision_study: bool = False
-    skip: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
-    keep: tuple[str, ...] = ()
-    fail_on_remaining: tuple[str, ...] = ()
-    freeze_initializers: bool = False
-    cost: str = "ort-cpu"
-    jobs: int | None = None
-    quiet: bool = False
-    verbose: int = 0
+    output: str | None = _option(
+        None, "-o", "--output", table="output", metavar="FILE", useless=_FUSING_ONLY,
+        help="Write here [default: MODEL.fused.onnx, beside the input].", more="An older file is replaced.",
+    )  # fmt: skip
+    out_dir: str | None = _option(
+        None, "--out-dir", table="output", metavar="DIR", useless=_FUSING_ONLY,
+        help="Fuse several models into this folder, under their own names.",
+    )  # fmt: skip
+    in_place: bool = _option(
+        False, "--in-place", table="output", useless=_FUSING_ONLY,
+        help="Overwrite the input.",
+        more="A link is replaced, not the file it points to. Without this option no model is ever overwritten.",
+    )  # fmt: skip
+    force: bool = _option(
+        False, "--force", table="output", useless=_FUSING_ONLY,
+        help="Replace a second file that exists.",
+    )  # fmt: skip
+    save_as_external_data: bool = _option(
+        False, "--save-as-external-data", table="output", useless=_FUSING_ONLY,
+        library="external", parse=lambda given: True if given else None,
+        help="Store large weights in a file beside the output.",
+        more="Without it, this is done if the input did so, or if the size demands it.",
+    )  # fmt: skip
+    plan: bool = _option(
+        False, "--plan", table="run",
+        help="Dry run: say what would be folded, what not and why; write nothing.",
+        more="No weights are read and nothing is run.",
+    )  # fmt: skip
+    explain: str | None = _option(
+        None, "--explain", table="run", metavar="NODE",
+        help="Say why this node was or was not fused.",
+        more="NODE is a node's name, or a tensor it computes. Prints its region, the forms considered with their "
+        "multiply-adds and estimated cost, and the reason.",
+    )  # fmt: skip
+    compare: bool = _option(
+        False, "--compare", table="run",
+        help="Compare two models numerically: --compare A.onnx B.onnx.",
+        more="As in [verification](verification.md); prints the tolerance that would have passed.",
+    )  # fmt: skip
+    json_file: str | None = _option(
+        None, "--json", "json_file", table="output", metavar="FILE|-", useless=("explain",),
+        help="Write the report as JSON; - is standard output.",
+        more="[The JSON report](json-schema.md), key by key. Standard output then carries nothing else.",
+    )  # fmt: skip
+    report_file: str | None = _option(
+        None, "--report", "report_file", table="output", metavar="FILE.html", useless=("explain",),
+        help="Write the report as one HTML page.",
+        more="It needs no other file, and shows operators before and after, latency, error against noise, a picture "
+        "of every fold, and the refusals.",
+    )  # fmt: skip
+    bench: bool = _option(
+        False, "--bench", table="check", report="bench", useless=("explain", "plan", "in_place"),
+        help="Time the original and the fused model, interleaved.",
+        more="In one thread, with ONNX Runtime's optimizations on.",
+    )  # fmt: skip
+    check: bool = _option(
+        True, "--check/--no-check", table="check", library="check", report="verification", useless=("compare",),
+        help="Verify with ONNX Runtime before writing [default: yes].",
+    )  # fmt: skip
+    rtol: float | None = _option(
+        None, "--rtol", table="check", metavar="X", type=float, library="rtol", useless=("no_check",),
+        help="Relative tolerance, instead of one measured from noise.",
+        more="The difference allowed is then `atol + rtol * abs(y)`.",
+    )  # fmt: skip
+    atol: float | None = _option(
+        None, "--atol", table="check", metavar="X", type=float, library="atol", useless=("no_check",),
+        help="Absolute tolerance, likewise.",
+    )  # fmt: skip
+    input_shape: tuple[str, ...] = _option(
+        (), "--input-shape", table="check", metavar="NAME:1,3,224,224",
+        library="input_shapes", parse=values.input_shapes,
+        help="Size of an input (repeatable).", more="To verify and time with; `NAME:scalar` for a scalar.",
+    )  # fmt: skip
+    input_data: tuple[str, ...] = _option(
+        (), "--input-data", table="check", metavar="[NAME:]PATH", library="input_data", parse=values.input_data,
+        help="Real inputs: NAME:FILE.npy, FILE.npz or an ONNX test_data_set folder (repeatable).",
+        more="They replace the random ones.",
+    )  # fmt: skip
+    precision_study: bool = _option(
+        False, "--precision-study", table="check", library="precision_study", report="precision",
+        useless=("compare", "explain", "plan", "in_place", "no_check"),
+        help="Compare both models with the original in float64 (small models).",
+    )  # fmt: skip
+    skip: tuple[str, ...] = _option(
+        (), "--skip", table="folds", metavar="KIND,..", useless=("compare",),
+        library="skip", parse=lambda words: values.kinds("--skip", words),
+        help="Leave out folds of these kinds.",
+    )  # fmt: skip
+    only: tuple[str, ...] = _option(
+        (), "--only", table="folds", metavar="KIND,..", useless=("compare",),
+        library="only", parse=values.only_kinds,
+        help="Make only folds of these kinds.",
+    )  # fmt: skip
+    keep: tuple[str, ...] = _option(
+        (), "--keep", table="folds", metavar="GLOB,..", useless=("compare",),
+        library="keep", parse=values.words,
+        help="Leave nodes alone whose name matches.", more="For example `--keep '/head/*'`.",
+    )  # fmt: skip
+    fail_on_remaining: tuple[str, ...] = _option(
+        (), "--fail-on-remaining", table="check", metavar="OP,..", report="gates", useless=_FUSING_ONLY,
+        help="Exit 4 if any of these operators remain.",
+        more="For targets that reject, say, BatchNormalization.",
+    )  # fmt: skip
+    freeze_initializers: bool = _option(
+        False, "--freeze-initializers", table="folds", library="freeze_initializers", useless=("compare",),
+        help="Fold weights that are graph inputs too (callers may set them).",
+        more="They are left alone otherwise.",
+    )  # fmt: skip
+    cost: str = _option(
+        "ort-cpu", "--cost", table="folds", type=["ort-cpu", "macs"], library="cost",
+        help="What counts as cheaper.",
+        more="[Measured prices](cost-model.md) of ONNX Runtime on a CPU, or multiply-adds alone. Multiply-adds never "
+        "rise under either, at the sizes that the file proves, or else assumed: a batch of 1, and 224 for an unknown "
+        "height or width.",
+    )  # fmt: skip
+    jobs: int | None = _option(
+        None, "--jobs", table="batch", metavar="N", type=int, useless=_FUSING_ONLY,
+        help="Models at once, with --out-dir; -1 is one per core.",
+    )  # fmt: skip
+    quiet: bool = _option(
+        False, "-q", "--quiet", table="terminal", useless=("explain",),
+        help="Print errors only.",
+    )  # fmt: skip
+    verbose: int = _option(
+        0, "-v", "--verbose", table="terminal",
+        help="Print everything; twice, also tracebacks.",
+        more="Everything is every node, verdict and reason.",
+    )  # fmt: skip
 
     @property
     def many(self) -> bool:
@@ -141,116 +221,113 @@ class CliArguments:
         return "compare" if self.compare else "plan" if self.plan else "fuse"
 
 
+def declared() -> Iterator[tuple[Field[Any], Option]]:
+    """Every option, with its field of `CliArguments`, in the order of `--help`."""
+    for entry in fields(CliArguments):
+        if "option" in entry.metadata:
+            yield entry, entry.metadata["option"]
+
+
+def flag_of(option: Option) -> str:
+    """The flag that sentences name.
+
+    >>> [flag_of(option) for _, option in declared()][:2]
+    ['-o', '--out-dir']
+    """
+    return option.flags[0].split("/")[-1]
+
+
+def to_options(given: CliArguments) -> Options:
+    """What the library is asked for. Raises UsageError for a word that means nothing."""
+    chosen: dict[str, Any] = {}
+    for entry, option in declared():
+        if option.library:
+            value = getattr(given, entry.name)
+            chosen[option.library] = value if option.parse is None else option.parse(value)
+    options = Options(**chosen)
+    both = sorted(str(kind) for kind in options.skip & (options.only or frozenset()))
+    if both:
+        raise UsageError(f"--skip and --only both name '{both[0]}'")
+    return options
+
+
 def check(given: CliArguments) -> None:
-    """Raise UsageError with one sentence if two askings contradict each other."""
+    """Raise UsageError with one sentence if two options contradict each other."""
     if not given.models:
         raise UsageError("no model was given; --help shows how")
-    for problem in (*_names(given), *_modes(given), *_outputs(given), *_checks(given), *_rest(given)):
-        raise UsageError(problem)
+    for rule in (_empty_names, _several_runs, _useless, _outputs, _model_count, _rest):
+        for problem in rule(given):
+            raise UsageError(problem)
 
 
-def _names(given: CliArguments) -> list[str]:
-    """What a shell makes of a variable that is not set."""
-    names = {
-        "the model": "" in given.models,
-        "-o": given.output == "",
-        "--out-dir": given.out_dir == "",
-        "--json": given.json_file == "",
-        "--report": given.report_file == "",
-        "--input-data": "" in given.input_data,
-    }
-    return [f"the name given for {name} is empty" for name in _on(names)]
+def _given(given: CliArguments) -> list[tuple[str, Option]]:
+    """The options that are not at their default, by field."""
+    return [
+        (entry.name, option) for entry, option in declared() if getattr(given, entry.name) != entry.default
+    ]
 
 
-def _modes(given: CliArguments) -> list[str]:
-    modes = {"--plan": given.plan, "--explain": given.explain is not None, "--compare": given.compare}
-    chosen = [name for name, on in modes.items() if on]
-    if len(chosen) > 1:
-        return [f"{chosen[0]} and {chosen[1]} contradict each other: each is a run of its own"]
-    writing = {
-        "-o": given.output is not None,
-        "--out-dir": given.out_dir is not None,
-        "--in-place": given.in_place,
-        "--force": given.force,
-        "--save-as-external-data": given.save_as_external_data,
-        "--fail-on-remaining": bool(given.fail_on_remaining),
-        "--precision-study": given.precision_study,
-        "--jobs": given.jobs is not None,
-    }
-    if given.compare:
-        if len(given.models) != 2:
-            return [f"--compare takes two models, not {len(given.models)}"]
-        fusing = {
-            "--skip": bool(given.skip),
-            "--only": bool(given.only),
-            "--keep": bool(given.keep),
-            "--freeze-initializers": given.freeze_initializers,
-            "--no-check": not given.check,
-        }
-        return [
-            f"--compare fuses and writes nothing, so {name} has no meaning" for name in _on(writing, fusing)
-        ]
-    if given.explain is not None:
-        measuring = {
-            "--bench": given.bench,
-            "--json": given.json_file is not None,
-            "--report": given.report_file is not None,
-            "--quiet": given.quiet,
-            "an output file": len(given.models) > 1,
-        }
-        return [f"--explain only prints, so {name} has no meaning" for name in _on(writing, measuring)]
-    if given.plan:
-        measuring = {"--bench": given.bench, "--precision-study": given.precision_study}
-        return [f"--plan runs nothing, so {name} has no meaning" for name in _on(measuring)]
-    return []
+def _empty_names(given: CliArguments) -> Iterator[str]:
+    """An empty word is what a shell makes of a variable that is not set."""
+    if "" in given.models:
+        yield "the name given for the model is empty"
+    for name, option in _given(given):
+        value = getattr(given, name)
+        if value == "" or (name == "input_data" and "" in value):
+            yield f"the name given for {flag_of(option)} is empty"
 
 
-def _on(*groups: dict[str, bool]) -> list[str]:
-    return [name for group in groups for name, on in group.items() if on]
+def _runs(given: CliArguments) -> list[str]:
+    asked = {"plan": given.plan, "explain": given.explain is not None, "compare": given.compare}
+    return [run for run, on in asked.items() if on]
 
 
-def _outputs(given: CliArguments) -> list[str]:
-    if given.compare or given.explain is not None:
-        return []
-    found = []
+def _several_runs(given: CliArguments) -> Iterator[str]:
+    runs = _runs(given)
+    if len(runs) > 1:
+        yield f"--{runs[0]} and --{runs[1]} contradict each other: each is a run of its own"
+
+
+def _model_count(given: CliArguments) -> Iterator[str]:
     count = len(given.models)
-    if given.out_dir is not None and given.output is not None:
-        found.append("-o and --out-dir contradict each other: give one of them")
-    if given.in_place and (given.output is not None or given.out_dir is not None or count > 1):
-        found.append("--in-place overwrites one input, so no output can be given besides it")
-    if count > 2 and not given.many:
-        found.append(f"{count} files were given: with more than two, all are models and --out-dir is needed")
-    if count == 2 and given.output is not None:
-        found.append("the output is given twice: by -o and as the second file; give one of them")
+    if given.compare and count != 2:
+        yield f"--compare takes two models, not {count}"
+    if given.explain is not None and count > 1:
+        yield USELESS["explain"].format("an output file")
+    if not (given.compare or given.explain is not None or given.many or count <= 2):
+        yield f"{count} files were given: with more than two, all are models and --out-dir is needed"
+
+
+def _useless(given: CliArguments) -> Iterator[str]:
+    """Options that the run asked for does not use."""
+    runs = _runs(given)
+    runs += ["in_place"] if given.in_place else []
+    runs += [] if given.check else ["no_check"]
+    for run in runs:
+        for _, option in _given(given):
+            if run in option.useless:
+                yield USELESS[run].format(flag_of(option))
+    # With --bench the data is what is timed.
+    if given.input_data and not (given.check or given.bench):
+        yield USELESS["no_check"].format("--input-data")
+
+
+def _outputs(given: CliArguments) -> Iterator[str]:
+    count = len(given.models)
+    if given.output is not None and given.many:
+        yield "-o and --out-dir contradict each other: give one of them"
+    if given.in_place and (given.output is not None or given.many or count > 1):
+        yield "--in-place overwrites one input, so no output can be given besides it"
+    if given.output is not None and count == 2:
+        yield "the output is given twice: by -o and as the second file; give one of them"
     if given.jobs is not None and not given.many:
-        found.append("--jobs is for several models: it needs --out-dir")
-    if given.in_place:
-        found.extend(
-            f"{name} needs both files, and --in-place overwrites one: give an output instead"
-            for name in _on({"--bench": given.bench, "--precision-study": given.precision_study})
-        )
-    return found
+        yield "--jobs is for several models: it needs --out-dir"
 
 
-def _checks(given: CliArguments) -> list[str]:
-    found = []
-    if not given.check:
-        asked = {
-            "--rtol": given.rtol is not None,
-            "--atol": given.atol is not None,
-            "--precision-study": given.precision_study,
-            "--input-data": bool(given.input_data) and not given.bench,
-        }
-        found += [f"--no-check runs no comparison, so {name} has no meaning" for name in _on(asked)]
-    return found
-
-
-def _rest(given: CliArguments) -> list[str]:
-    found = []
+def _rest(given: CliArguments) -> Iterator[str]:
     if given.quiet and given.verbose:
-        found.append("-q and -v contradict each other")
+        yield "-q and -v contradict each other"
     if given.jobs == 0:
-        found.append("--jobs takes a number of processes, or -1 for one per core; not 0")
+        yield "--jobs takes a number of processes, or -1 for one per core; not 0"
     if given.bench and given.jobs not in (None, 1):
-        found.append("--bench times one model at a time, so --jobs has no meaning")
-    return found
+        yield "--bench times one model at a time, so --jobs has no meaning"

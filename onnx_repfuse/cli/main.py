@@ -1,4 +1,4 @@
-"""The command line: its words. Their meaning is in arguments, usage and targets; what is done, in runs.
+"""The entry point of the command line: from the words to an exit code.
 
 Exit codes: 0 written and verified, 1 the input cannot be handled, 2 wrong usage, 3 verification or --compare
 failed and nothing was written, 4 written, but a gate fell short. Of several models the worst: 3, 1, 4, 0.
@@ -15,12 +15,21 @@ from typing import Any
 import click
 
 from onnx_repfuse import __version__
-from onnx_repfuse.cli.arguments import KIND_HELP, CliArguments
+from onnx_repfuse.cli.arguments import CliArguments, declared
+from onnx_repfuse.cli.values import KIND_HELP
 from onnx_repfuse.errors import RepfuseError
 from onnx_repfuse.report.formatting import clean
 
 __all__ = ["command", "main"]
 
+_HELP = """Fold parallel linear branches of an exported ONNX network into one Conv each, proved equal.
+
+\b
+onnx-repfuse model.onnx                  writes model.fused.onnx
+onnx-repfuse *.onnx --out-dir fused/     several models
+onnx-repfuse model.onnx --plan           only says what it would do
+onnx-repfuse --compare a.onnx b.onnx     compares two models
+"""
 _EPILOG = """\b
 Exit codes:
   0  written and verified (also if there was nothing to fuse)
@@ -44,119 +53,81 @@ def _list_kinds(context: click.Context, _: click.Parameter, value: bool) -> None
         context.exit()
 
 
-@click.command(
+def _click_options() -> list[click.Parameter]:
+    """The options of the table as click's, and the two that print something and exit."""
+    options: list[click.Parameter] = []
+    for entry, option in declared():
+        settings: dict[str, Any] = {"default": entry.default}
+        if isinstance(entry.default, bool):
+            settings["is_flag"] = True
+        elif isinstance(entry.default, tuple):
+            settings = {"multiple": True}
+        elif isinstance(entry.default, int):
+            settings["count"] = True
+        kind = click.Choice(option.type) if isinstance(option.type, list) else option.type
+        names = [*option.flags] if entry.name in option.flags else [*option.flags, entry.name]
+        options.append(click.Option(names, type=kind, metavar=option.metavar, help=option.help, **settings))
+    printing: dict[str, Any] = {"is_flag": True, "expose_value": False, "is_eager": True}
+    listing = click.Option(
+        ["--list-kinds"], callback=_list_kinds, help="List the kinds of folds and exit.", **printing
+    )
+    version = click.Option(
+        ["--version"], callback=_print_version, help="Print the version and exit.", **printing
+    )
+    return [*options, listing, version]
+
+
+command = click.Command(
     "onnx-repfuse",
+    callback=lambda **words: CliArguments(**words),
+    params=[click.Argument(["models"], nargs=-1, metavar="MODEL.onnx [OUTPUT.onnx]"), *_click_options()],
+    help=_HELP,
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.argument("models", nargs=-1, metavar="MODEL.onnx [OUTPUT.onnx]")
-@click.option(
-    "-o", "--output", metavar="FILE", help="Write here [default: MODEL.fused.onnx, beside the input]."
-)
-@click.option("--out-dir", metavar="DIR", help="Fuse several models into this folder, under their own names.")
-@click.option("--in-place", is_flag=True, help="Overwrite the input.")
-@click.option("--force", is_flag=True, help="Replace a second file that exists.")
-@click.option(
-    "--save-as-external-data", is_flag=True, help="Store large weights in a file beside the output."
-)
-@click.option(
-    "--plan", is_flag=True, help="Dry run: say what would be folded, what not and why; write nothing."
-)
-@click.option("--explain", metavar="NODE", help="Say why this node was or was not fused.")
-@click.option("--compare", is_flag=True, help="Compare two models numerically: --compare A.onnx B.onnx.")
-@click.option("--json", "json_file", metavar="FILE|-", help="Write the report as JSON; - is standard output.")
-@click.option("--report", "report_file", metavar="FILE.html", help="Write the report as one HTML page.")
-@click.option("--bench", is_flag=True, help="Time the original and the fused model, in turns.")
-@click.option(
-    "--check/--no-check", default=True, help="Verify with ONNX Runtime before writing [default: yes]."
-)
-@click.option(
-    "--rtol", type=float, metavar="X", help="Relative tolerance, instead of one measured from noise."
-)
-@click.option("--atol", type=float, metavar="X", help="Absolute tolerance, likewise.")
-@click.option(
-    "--input-shape", multiple=True, metavar="NAME:1,3,224,224", help="Size of an input (repeatable)."
-)
-@click.option(
-    "--input-data",
-    multiple=True,
-    metavar="[NAME:]PATH",
-    help="Real inputs: NAME:FILE.npy, FILE.npz or an ONNX test_data_set folder (repeatable).",
-)
-@click.option("--precision-study", is_flag=True, help="Compare with float64 truth too (small models).")
-@click.option("--skip", multiple=True, metavar="KIND,..", help="Leave out folds of these kinds.")
-@click.option("--only", multiple=True, metavar="KIND,..", help="Make only folds of these kinds.")
-@click.option("--keep", multiple=True, metavar="GLOB,..", help="Leave nodes alone whose name matches.")
-@click.option(
-    "--list-kinds", is_flag=True, expose_value=False, is_eager=True, callback=_list_kinds,
-    help="List the kinds of folds and exit.",
-)  # fmt: skip
-@click.option(
-    "--fail-on-remaining", multiple=True, metavar="OP,..", help="Exit 4 if any of these operators remain."
-)
-@click.option(
-    "--freeze-initializers",
-    is_flag=True,
-    help="Fold weights that are graph inputs too (callers may set them).",
-)
-@click.option(
-    "--cost", type=click.Choice(["ort-cpu", "macs"]), default="ort-cpu", help="What counts as cheaper."
-)
-@click.option("--jobs", type=int, metavar="N", help="Models at once, with --out-dir; -1 is one per core.")
-@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
-@click.option("-v", "--verbose", count=True, help="Print everything; twice, also tracebacks.")
-@click.option(
-    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version,
-    help="Print the version and exit.",
-)  # fmt: skip
-def command(**words: Any) -> CliArguments:
-    """Fold parallel linear branches of an exported ONNX network into one Conv each, proved equal.
-
-    \b
-    onnx-repfuse model.onnx                  writes model.fused.onnx
-    onnx-repfuse *.onnx --out-dir fused/     several models
-    onnx-repfuse model.onnx --plan           only says what it would do
-    onnx-repfuse --compare a.onnx b.onnx     compares two models
-    """
-    return CliArguments(**words)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller, `>&-`
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - lives as long as the process
-        elif hasattr(getattr(sys, name), "reconfigure"):
-            getattr(sys, name).reconfigure(errors="backslashreplace")
-    # One thread for numpy's products, as the sessions have: ours are small, and its threads wait by spinning, which
-    # on a busy machine takes seven times as long. numpy reads this when it is imported, which is later.
+    _mend_streams()
+    # numpy reads this on import, which comes later. Its products here are small, and on a busy machine its threads,
+    # which wait by spinning, made them seven times as slow. The sessions have one thread, too.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    verbose = 0
     try:
-        given = command.main(
-            list(arguments) if arguments is not None else None,
-            prog_name="onnx-repfuse",
-            standalone_mode=False,
-        )
-        if not isinstance(given, CliArguments):
-            code = int(given or 0)
-        else:
-            from onnx_repfuse.cli.run import execute
-
-            verbose = given.verbose
-            code = execute(given, __version__)
+        return _run(None if arguments is None else list(arguments))
     except click.ClickException as error:
-        code = _fail(error.format_message(), error.exit_code)
+        return _fail(error.format_message(), error.exit_code)
     except RepfuseError as error:
-        code = _fail(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        code = _fail("interrupted", 130)
+        return _fail("interrupted", 130)
+
+
+def _mend_streams() -> None:
+    """Let prints succeed whatever the streams are: closed by the caller (`>&-`), or of an encoding without a letter."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - lives as long as the process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _run(words: list[str] | None) -> int:
+    parsed = command.main(words, prog_name="onnx-repfuse", standalone_mode=False)
+    if not isinstance(parsed, CliArguments):  # --help and its like have printed
+        return int(parsed or 0)
+    from onnx_repfuse.cli.run import debugging, execute
+
+    try:
+        return execute(parsed, __version__)
+    except (RepfuseError, KeyboardInterrupt):
+        raise
     except Exception as error:
-        if verbose > 1 or os.environ.get("ONNX_REPFUSE_DEBUG"):
+        if debugging(parsed):
             raise
         text = f"internal error, {type(error).__name__}: {error}; please report it with the output of -vv"
-        code = _fail(text, 1)
-    return code
+        return _fail(text, 1)
 
 
 def _fail(message: str, code: int) -> int:

@@ -14,24 +14,25 @@ from onnx_repfuse.cli import arguments, paths
 from onnx_repfuse.cli.arguments import CliArguments
 from onnx_repfuse.cli.progress import progress
 from onnx_repfuse.cli.task import Task, check_ops, run
-from onnx_repfuse.errors import OutputError, UsageError
+from onnx_repfuse.cli.values import words
+from onnx_repfuse.errors import OutputError
 from onnx_repfuse.options import Options
 from onnx_repfuse.records.outcome import Outcome, worst
 from onnx_repfuse.report.formatting import clean
 
-__all__ = ["execute"]
+__all__ = ["debugging", "execute"]
 
 
 def execute(given: CliArguments, version: str) -> int:
     """Do what was asked and return the exit code. Raises RepfuseError for what stops all of it."""
     arguments.check(given)
-    options = _options(given)
-    gates = arguments.words(given.fail_on_remaining)
+    options = arguments.to_options(given)
+    gates = words(given.fail_on_remaining)
     pairs = [(given.models[0], given.models[1])] if given.compare else paths.targets(given)
     paths.reports(given, pairs)
     if gates:
         check_ops(gates)
-    if not _debug(given):
+    if not debugging(given):
         warnings.simplefilter("ignore")
     if given.explain is not None:
         return _explain(given, options)
@@ -45,31 +46,8 @@ def execute(given: CliArguments, version: str) -> int:
     return _to_stdout(lambda: _print(outcomes, given, version, code), code)
 
 
-def _options(given: CliArguments) -> Options:
-    only = arguments.kinds("--only", given.only) if given.only else None
-    if only is not None and not only:
-        raise UsageError("--only names no kind of fold; --list-kinds shows what there is")
-    skip = arguments.kinds("--skip", given.skip)
-    both = sorted(str(kind) for kind in skip & (only or frozenset()))
-    if both:
-        raise UsageError(f"--skip and --only both name '{both[0]}'")
-    return Options(
-        cost="macs" if given.cost == "macs" else "ort-cpu",
-        skip=skip,
-        only=only,
-        keep=arguments.words(given.keep),
-        freeze_initializers=given.freeze_initializers,
-        check=given.check,
-        rtol=given.rtol,
-        atol=given.atol,
-        input_shapes=arguments.input_shapes(given.input_shape),
-        input_data=arguments.input_data(given.input_data),
-        external=True if given.save_as_external_data else None,
-        precision_study=given.precision_study,
-    )
-
-
-def _debug(given: CliArguments) -> bool:
+def debugging(given: CliArguments) -> bool:
+    """Whether tracebacks and warnings are wanted."""
     return given.verbose > 1 or os.environ.get("ONNX_REPFUSE_DEBUG", "") not in ("", "0")
 
 
@@ -97,7 +75,7 @@ def _explain(given: CliArguments, options: Options) -> int:
 def _complain(outcome: Outcome, given: CliArguments) -> None:
     where = f"{outcome.model}: " if given.many and outcome.model not in outcome.error else ""
     print(f"onnx-repfuse: error: {clean(where + outcome.error)}", file=sys.stderr)
-    if outcome.trace and _debug(given):
+    if outcome.trace and debugging(given):
         print(outcome.trace, file=sys.stderr)
 
 

@@ -1,0 +1,102 @@
+"""What the words after an option mean. Every function raises UsageError with one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from onnx_repfuse.errors import UsageError
+from onnx_repfuse.records.report import Kind
+
+__all__ = ["KIND_HELP", "input_data", "input_shapes", "kinds", "only_kinds", "words"]
+
+KIND_HELP = {
+    Kind.AFFINE: "BatchNormalization, Mul, Add, Sub, Div or Neg by constants, into a Conv",
+    Kind.BRANCHES: "a sum of convolutions of one tensor, into one",
+    Kind.SEQUENCE: "a Conv after a Conv, into one",
+    Kind.PAD: "a Pad before a Conv, into its pads",
+    Kind.POOL: "an AveragePool, as the convolution it is",
+    Kind.MATMUL: "Gemm and MatMul, also low-rank pairs",
+    Kind.TRANSPOSE: "the operators around a ConvTranspose, into it",
+    Kind.CONCAT: "a Concat, Split or Slice over channels of convolutions",
+    Kind.COMMUTE: "an affine or pointwise operator moved past a pool, reshape or resize, to where it folds",
+    Kind.ACTIVATION: "a decomposed activation, as one operator: Clip(x + 3, 0, 6) / 6 as HardSigmoid",
+}
+MAX_DIM = 1 << 40  # a larger dimension is a slip; it would overflow the tensor's size in bytes
+_SHAPE = re.compile(r"(?P<name>.+):(?P<dims>[0-9]+(?:[,x][0-9]+)*|scalar)", re.DOTALL)
+
+
+def words(given: Iterable[str]) -> tuple[str, ...]:
+    """Comma-separated and repeated values as one tuple, in order, without repeats.
+
+    >>> words(["a,b", " c ,a"])
+    ('a', 'b', 'c')
+    """
+    parts = [part.strip() for value in given for part in value.split(",")]
+    return tuple(dict.fromkeys(filter(None, parts)))
+
+
+def kinds(option: str, given: Iterable[str]) -> frozenset[Kind]:
+    """The kinds of folds that `--skip` or `--only` names."""
+    by_name = {kind.value: kind for kind in Kind}
+    chosen = set()
+    for word in words(given):
+        name = word.lower()
+        if name not in by_name:
+            near = difflib.get_close_matches(name, by_name, 1)
+            hint = f"did you mean '{near[0]}'?" if near else "--list-kinds shows what there is"
+            raise UsageError(f"{option}: there is no kind of fold called '{word}'; {hint}")
+        chosen.add(by_name[name])
+    return frozenset(chosen)
+
+
+def only_kinds(given: tuple[str, ...]) -> frozenset[Kind] | None:
+    """The kinds that `--only` names, None without the option."""
+    if not given:
+        return None
+    chosen = kinds("--only", given)
+    if not chosen:
+        raise UsageError("--only names no kind of fold; --list-kinds shows what there is")
+    return chosen
+
+
+def input_shapes(given: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """`name:1,3,224,224` each, read from the right, so that a name may hold colons, commas and spaces.
+
+    >>> input_shapes(["serving:0:1,3,8,8"])
+    {'serving:0': (1, 3, 8, 8)}
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for value in given:
+        match = _SHAPE.fullmatch(value)
+        if match is None:
+            raise UsageError(f"--input-shape takes NAME:1,3,224,224 (whole numbers), not '{value}'")
+        name, dims = match["name"], match["dims"]
+        if name in shapes:
+            raise UsageError(f"--input-shape names the input '{name}' twice")
+        shapes[name] = () if dims == "scalar" else tuple(int(dim) for dim in re.split("[,x]", dims))
+        if any(dim > MAX_DIM for dim in shapes[name]):
+            raise UsageError(f"--input-shape: nothing is as large as '{value}'")
+    return shapes
+
+
+def input_data(given: Iterable[str]) -> tuple[tuple[str | None, Path], ...]:
+    """(name or None, path) for each `[NAME:]PATH`."""
+    return tuple(_named_path(value) for value in given)
+
+
+def _named_path(value: str) -> tuple[str | None, Path]:
+    """Split at the last colon that leaves an existing path: names (`x:0`) and paths (`C:`) have colons, too."""
+    if Path(value).exists():
+        return None, Path(value)
+    head = value[:-1]  # a colon at the end would leave no path
+    while ":" in head[1:]:
+        head = head[: head.rindex(":")]
+        path = Path(value[len(head) + 1 :])
+        if path.exists():
+            if path.suffix not in (".npy", ".pb"):
+                raise UsageError(f"--input-data '{value}': a name goes with a .npy or .pb file of one input")
+            return head, path
+    raise UsageError(f"--input-data takes NAME:FILE.npy, FILE.npz or a test_data_set folder, not '{value}'")
