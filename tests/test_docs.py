@@ -15,10 +15,10 @@ import pytest
 
 from models.planned import table
 from onnx_repfuse import lift
-from onnx_repfuse.cli.arguments import KIND_HELP
-from onnx_repfuse.cli.main import command, main
+from onnx_repfuse.cli.main import main
 from onnx_repfuse.lift import batchnorm_arithmetic
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from tests import doc_tables
 from tests.build import Net, check
 
 ROOT = Path(__file__).parent.parent
@@ -139,15 +139,12 @@ def test_every_page_is_in_the_menu():
     assert pages | excluded == {page.name for page in (ROOT / "docs").glob("*.md")}
 
 
-def test_the_command_line_page_names_every_option_and_kind():
-    page = TEXTS["docs/cli.md"]
-    options = {
-        name for option in command.params for name in (*option.opts, *option.secondary_opts) if name[0] == "-"
-    }
-    assert len(options) > 30
-    assert {name for name in options if f"`{name}" not in page} == set()
-    for kind, text in KIND_HELP.items():
-        assert f"| `{kind}` | {text} |" in page
+@pytest.mark.parametrize(
+    ("page", "text"), [*doc_tables.pages()], ids=lambda value: getattr(value, "name", "")
+)
+def test_tables_that_the_code_declares_are_up_to_date(page, text):
+    """`python -m tests.doc_tables` writes them."""
+    assert page.read_text(encoding="utf-8") == text
 
 
 def test_networks_fold_at_least_as_far_as_stated():

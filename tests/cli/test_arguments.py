@@ -1,0 +1,47 @@
+"""The table of options: complete, and in agreement with the library."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from onnx_repfuse import Options, UsageError
+from onnx_repfuse.cli.arguments import USELESS, CliArguments, check, declared, to_options
+
+LIBRARY_PAGE = Path(__file__).parents[2] / "docs" / "library.md"
+
+
+def test_every_choice_of_the_library_is_one_option_with_the_same_default():
+    names = [option.library for _, option in declared() if option.library]
+    assert sorted(names) == sorted(entry.name for entry in fields(Options))
+    assert to_options(CliArguments(("net.onnx",))) == Options()
+
+
+def test_the_library_page_names_every_choice():
+    (row,) = [
+        line
+        for line in LIBRARY_PAGE.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `Options`")
+    ]
+    assert all(f"`{entry.name}`" in row for entry in fields(Options))
+
+
+@pytest.mark.parametrize(
+    ("name", "run"), [(entry.name, run) for entry, option in declared() for run in option.useless]
+)
+def test_an_option_that_a_run_has_no_use_for_is_refused(name, run):
+    asked = {"compare": {"compare": True}, "explain": {"explain": "n"}, "plan": {"plan": True},
+             "in_place": {"in_place": True}, "no_check": {"check": False}}[run]  # fmt: skip
+    values = {"check": False, "jobs": 1, "rtol": 0.1, "atol": 0.1, "output": "o", "out_dir": "d", "json_file": "j",
+              "report_file": "r"}  # fmt: skip
+    words = {"skip", "only", "keep", "fail_on_remaining"}
+    value = ("pad",) if name in words else values.get(name, True)
+    with pytest.raises(UsageError) as caught:
+        check(
+            CliArguments(("a.onnx", "b.onnx") if run == "compare" else ("a.onnx",), **{name: value}, **asked)
+        )
+    before, after = USELESS[run].split("{}")
+    assert str(caught.value).startswith(before)
+    assert str(caught.value).endswith(after)
