@@ -35,10 +35,10 @@ class Option:
     """What the table says of an option besides its default and type.
 
     Attributes:
-        flags: as click takes them; "--check/--no-check" is a switch and its opposite.
+        flags: as click takes them; "--check/--no-check" is a switch and its opposite, "json_file" the field's name.
         help: the sentence of `--help`.
-        more: what docs/cli.md says after it, in Markdown.
         table: the table of docs/cli.md it stands in: "run", "output", "folds", "check", "batch" or "terminal".
+        more: what docs/cli.md says after `help`, in Markdown.
         metavar: how `--help` calls its value.
         type: of the value, for click; None where the default tells it. A list holds the choices.
         library: the field of `Options`, "" if it has none.
@@ -47,33 +47,20 @@ class Option:
         useless: the runs it has no meaning in, keys of `USELESS`.
     """
 
-    flags: tuple[str, ...]
+    flags: list[str]
     help: str
-    more: str
     table: str
-    metavar: str | None
-    type: Any
-    library: str
-    parse: Callable[[Any], Any] | None
-    report: str
-    useless: tuple[str, ...]
+    more: str = ""
+    metavar: str | None = None
+    type: Any = None
+    library: str = ""
+    parse: Callable[[Any], Any] | None = None
+    report: str = ""
+    useless: tuple[str, ...] = ()
 
 
-def _option(
-    default: _Default,
-    *flags: str,
-    help: str,
-    more: str = "",
-    table: str,
-    metavar: str | None = None,
-    type: Any = None,
-    library: str = "",
-    parse: Callable[[Any], Any] | None = None,
-    report: str = "",
-    useless: tuple[str, ...] = (),
-) -> _Default:
-    option = Option(flags, help, more, table, metavar, type, library, parse, report, useless)
-    return field(default=default, metadata={"option": option})
+def _option(flags: str, default: _Default, help: str, **rest: Any) -> _Default:
+    return field(default=default, metadata={"option": Option(flags.split(), help, **rest)})
 
 
 @dataclass(frozen=True)
@@ -81,134 +68,134 @@ class CliArguments:
     """The words of a command line; the fields after `models` are the options."""
 
     models: tuple[str, ...]
+    # fmt: off
     output: str | None = _option(
-        None, "-o", "--output", table="output", metavar="FILE", useless=_FUSING_ONLY,
-        help="Write here [default: MODEL.fused.onnx, beside the input].", more="An older file is replaced.",
-    )  # fmt: skip
+        "-o --output", None, "Write here [default: MODEL.fused.onnx, beside the input].",
+        more="An older file is replaced.",
+        table="output", metavar="FILE", useless=_FUSING_ONLY,
+    )
     out_dir: str | None = _option(
-        None, "--out-dir", table="output", metavar="DIR", useless=_FUSING_ONLY,
-        help="Fuse several models into this folder, under their own names.",
-    )  # fmt: skip
+        "--out-dir", None, "Fuse several models into this folder, under their own names.",
+        table="output", metavar="DIR", useless=_FUSING_ONLY,
+    )
     in_place: bool = _option(
-        False, "--in-place", table="output", useless=_FUSING_ONLY,
-        help="Overwrite the input.",
+        "--in-place", False, "Overwrite the input.",
         more="A link is replaced, not the file it points to. Without this option no model is ever overwritten.",
-    )  # fmt: skip
+        table="output", useless=_FUSING_ONLY,
+    )
     force: bool = _option(
-        False, "--force", table="output", useless=_FUSING_ONLY,
-        help="Replace a second file that exists.",
-    )  # fmt: skip
+        "--force", False, "Replace a second file that exists.",
+        table="output", useless=_FUSING_ONLY,
+    )
     save_as_external_data: bool = _option(
-        False, "--save-as-external-data", table="output", useless=_FUSING_ONLY,
-        library="external", parse=lambda given: True if given else None,
-        help="Store large weights in a file beside the output.",
+        "--save-as-external-data", False, "Store large weights in a file beside the output.",
         more="Without it, this is done if the input did so, or if the size demands it.",
-    )  # fmt: skip
+        table="output", useless=_FUSING_ONLY, library="external", parse=lambda given: True if given else None,
+    )
     plan: bool = _option(
-        False, "--plan", table="run",
-        help="Dry run: say what would be folded, what not and why; write nothing.",
-        more="No weights are read and nothing is run.",
-    )  # fmt: skip
+        "--plan", False, "Dry run: say what would be folded, what not and why; write nothing.",
+        more="No weights are read and no model is run.",
+        table="run",
+    )
     explain: str | None = _option(
-        None, "--explain", table="run", metavar="NODE",
-        help="Say why this node was or was not fused.",
+        "--explain", None, "Say why this node was or was not fused.",
         more="NODE is a node's name, or a tensor it computes. Prints its region, the forms considered with their "
         "multiply-adds and estimated cost, and the reason.",
-    )  # fmt: skip
+        table="run", metavar="NODE",
+    )
     compare: bool = _option(
-        False, "--compare", table="run",
-        help="Compare two models numerically: --compare A.onnx B.onnx.",
+        "--compare", False, "Compare two models numerically: --compare A.onnx B.onnx.",
         more="As in [verification](verification.md); prints the tolerance that would have passed.",
-    )  # fmt: skip
+        table="run",
+    )
     json_file: str | None = _option(
-        None, "--json", "json_file", table="output", metavar="FILE|-", useless=("explain",),
-        help="Write the report as JSON; - is standard output.",
+        "--json json_file", None, "Write the report as JSON; - is standard output.",
         more="[The JSON report](json-schema.md), key by key. Standard output then carries nothing else.",
-    )  # fmt: skip
+        table="output", metavar="FILE|-", useless=("explain",),
+    )
     report_file: str | None = _option(
-        None, "--report", "report_file", table="output", metavar="FILE.html", useless=("explain",),
-        help="Write the report as one HTML page.",
-        more="It needs no other file, and shows operators before and after, latency, error against noise, a picture "
-        "of every fold, and the refusals.",
-    )  # fmt: skip
+        "--report report_file", None, "Write the report as one HTML page.",
+        more="It needs no other file, and shows operators before and after, latency, error against noise, a "
+        "picture of every fold, and the refusals.",
+        table="output", metavar="FILE.html", useless=("explain",),
+    )
     bench: bool = _option(
-        False, "--bench", table="check", report="bench", useless=("explain", "plan", "in_place"),
-        help="Time the original and the fused model, interleaved.",
+        "--bench", False, "Time the original and the fused model, interleaved.",
         more="In one thread, with ONNX Runtime's optimizations on.",
-    )  # fmt: skip
+        table="check", report="bench", useless=("explain", "plan", "in_place"),
+    )
     check: bool = _option(
-        True, "--check/--no-check", table="check", library="check", report="verification", useless=("compare",),
-        help="Verify with ONNX Runtime before writing [default: yes].",
-    )  # fmt: skip
+        "--check/--no-check", True, "Verify with ONNX Runtime before writing [default: yes].",
+        table="check", library="check", report="verification", useless=("compare",),
+    )
     rtol: float | None = _option(
-        None, "--rtol", table="check", metavar="X", type=float, library="rtol", useless=("no_check",),
-        help="Relative tolerance, instead of one measured from noise.",
+        "--rtol", None, "Relative tolerance, instead of one measured from noise.",
         more="The difference allowed is then `atol + rtol * abs(y)`.",
-    )  # fmt: skip
+        table="check", metavar="X", type=float, library="rtol", useless=("no_check",),
+    )
     atol: float | None = _option(
-        None, "--atol", table="check", metavar="X", type=float, library="atol", useless=("no_check",),
-        help="Absolute tolerance, likewise.",
-    )  # fmt: skip
+        "--atol", None, "Absolute tolerance, likewise.",
+        table="check", metavar="X", type=float, library="atol", useless=("no_check",),
+    )
     input_shape: tuple[str, ...] = _option(
-        (), "--input-shape", table="check", metavar="NAME:1,3,224,224",
-        library="input_shapes", parse=values.input_shapes,
-        help="Size of an input (repeatable).", more="To verify and time with; `NAME:scalar` for a scalar.",
-    )  # fmt: skip
+        "--input-shape", (), "Size of an input (repeatable).",
+        more="To verify and time with; `NAME:scalar` for a scalar.",
+        table="check", metavar="NAME:1,3,224,224", library="input_shapes", parse=values.input_shapes,
+    )
     input_data: tuple[str, ...] = _option(
-        (), "--input-data", table="check", metavar="[NAME:]PATH", library="input_data", parse=values.input_data,
-        help="Real inputs: NAME:FILE.npy, FILE.npz or an ONNX test_data_set folder (repeatable).",
+        "--input-data", (), "Real inputs: NAME:FILE.npy, FILE.npz or an ONNX test_data_set folder (repeatable).",
         more="They replace the random ones.",
-    )  # fmt: skip
+        table="check", metavar="[NAME:]PATH", library="input_data", parse=values.input_data,
+    )
     precision_study: bool = _option(
-        False, "--precision-study", table="check", library="precision_study", report="precision",
+        "--precision-study", False, "Compare both models with the original in float64 (small models).",
+        table="check", library="precision_study", report="precision",
         useless=("compare", "explain", "plan", "in_place", "no_check"),
-        help="Compare both models with the original in float64 (small models).",
-    )  # fmt: skip
+    )
     skip: tuple[str, ...] = _option(
-        (), "--skip", table="folds", metavar="KIND,..", useless=("compare",),
-        library="skip", parse=lambda words: values.kinds("--skip", words),
-        help="Leave out folds of these kinds.",
-    )  # fmt: skip
+        "--skip", (), "Leave out folds of these kinds.",
+        table="folds", metavar="KIND,..", useless=("compare",), library="skip", parse=values.skip_kinds,
+    )
     only: tuple[str, ...] = _option(
-        (), "--only", table="folds", metavar="KIND,..", useless=("compare",),
-        library="only", parse=values.only_kinds,
-        help="Make only folds of these kinds.",
-    )  # fmt: skip
+        "--only", (), "Make only folds of these kinds.",
+        table="folds", metavar="KIND,..", useless=("compare",), library="only", parse=values.only_kinds,
+    )
     keep: tuple[str, ...] = _option(
-        (), "--keep", table="folds", metavar="GLOB,..", useless=("compare",),
-        library="keep", parse=values.words,
-        help="Leave nodes alone whose name matches.", more="For example `--keep '/head/*'`.",
-    )  # fmt: skip
+        "--keep", (), "Leave nodes alone whose name matches.",
+        more="For example `--keep '/head/*'`.",
+        table="folds", metavar="GLOB,..", useless=("compare",), library="keep", parse=values.words,
+    )
     fail_on_remaining: tuple[str, ...] = _option(
-        (), "--fail-on-remaining", table="check", metavar="OP,..", report="gates", useless=_FUSING_ONLY,
-        help="Exit 4 if any of these operators remain.",
+        "--fail-on-remaining", (), "Exit 4 if any of these operators remain.",
         more="For targets that reject, say, BatchNormalization.",
-    )  # fmt: skip
+        table="check", metavar="OP,..", report="gates", useless=_FUSING_ONLY,
+    )
     freeze_initializers: bool = _option(
-        False, "--freeze-initializers", table="folds", library="freeze_initializers", useless=("compare",),
-        help="Fold weights that are graph inputs too (callers may set them).",
+        "--freeze-initializers", False, "Fold weights that are graph inputs too (callers may set them).",
         more="They are left alone otherwise.",
-    )  # fmt: skip
+        table="folds", library="freeze_initializers", useless=("compare",),
+    )
     cost: str = _option(
-        "ort-cpu", "--cost", table="folds", type=["ort-cpu", "macs"], library="cost",
-        help="What counts as cheaper.",
-        more="[Measured prices](cost-model.md) of ONNX Runtime on a CPU, or multiply-adds alone. Multiply-adds never "
-        "rise under either, at the sizes that the file proves, or else assumed: a batch of 1, and 224 for an unknown "
-        "height or width.",
-    )  # fmt: skip
+        "--cost", "ort-cpu", "What counts as cheaper.",
+        more="[Measured prices](cost-model.md) of ONNX Runtime on a CPU, or multiply-adds alone. Multiply-adds "
+        "never rise under either, at the sizes that the file proves, or else assumed: a batch of 1, and 224 "
+        "for an unknown height or width.",
+        table="folds", type=["ort-cpu", "macs"], library="cost",
+    )
     jobs: int | None = _option(
-        None, "--jobs", table="batch", metavar="N", type=int, useless=_FUSING_ONLY,
-        help="Models at once, with --out-dir; -1 is one per core.",
-    )  # fmt: skip
+        "--jobs", None, "Models at once, with --out-dir; -1 is one per core.",
+        table="batch", metavar="N", type=int, useless=_FUSING_ONLY,
+    )
     quiet: bool = _option(
-        False, "-q", "--quiet", table="terminal", useless=("explain",),
-        help="Print errors only.",
-    )  # fmt: skip
+        "-q --quiet", False, "Print errors only.",
+        table="terminal", useless=("explain",),
+    )
     verbose: int = _option(
-        0, "-v", "--verbose", table="terminal",
-        help="Print everything; twice, also tracebacks.",
+        "-v --verbose", 0, "Print everything; twice, also tracebacks.",
         more="Everything is every node, verdict and reason.",
-    )  # fmt: skip
+        table="terminal",
+    )
+    # fmt: on
 
     @property
     def many(self) -> bool:
@@ -255,6 +242,7 @@ def check(given: CliArguments) -> None:
     """Raise UsageError with one sentence if two options contradict each other."""
     if not given.models:
         raise UsageError("no model was given; --help shows how")
+    # A run of its own is checked before its files: "--compare writes nothing" tells more than a count of files.
     for rule in (_empty_names, _several_runs, _useless, _outputs, _model_count, _rest):
         for problem in rule(given):
             raise UsageError(problem)
@@ -307,7 +295,7 @@ def _useless(given: CliArguments) -> Iterator[str]:
         for _, option in _given(given):
             if run in option.useless:
                 yield USELESS[run].format(flag_of(option))
-    # With --bench the data is what is timed.
+    # With --bench the data has a use: it is what the models are timed on.
     if given.input_data and not (given.check or given.bench):
         yield USELESS["no_check"].format("--input-data")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from onnx_repfuse.errors import UsageError
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["KIND_HELP", "input_data", "input_shapes", "kinds", "only_kinds", "words"]
+__all__ = ["KIND_HELP", "input_data", "input_shapes", "only_kinds", "skip_kinds", "words"]
 
 KIND_HELP = {
     Kind.AFFINE: "BatchNormalization, Mul, Add, Sub, Div or Neg by constants, into a Conv",
@@ -38,8 +38,22 @@ def words(given: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, parts)))
 
 
-def kinds(option: str, given: Iterable[str]) -> frozenset[Kind]:
-    """The kinds of folds that `--skip` or `--only` names."""
+def skip_kinds(given: tuple[str, ...]) -> frozenset[Kind]:
+    """The kinds of folds that `--skip` names."""
+    return _kinds("--skip", given)
+
+
+def only_kinds(given: tuple[str, ...]) -> frozenset[Kind] | None:
+    """The kinds of folds that `--only` names, None without the option."""
+    if not given:
+        return None
+    chosen = _kinds("--only", given)
+    if not chosen:  # `--only ,`
+        raise UsageError("--only names no kind of fold; --list-kinds shows what there is")
+    return chosen
+
+
+def _kinds(option: str, given: tuple[str, ...]) -> frozenset[Kind]:
     by_name = {kind.value: kind for kind in Kind}
     chosen = set()
     for word in words(given):
@@ -50,16 +64,6 @@ def kinds(option: str, given: Iterable[str]) -> frozenset[Kind]:
             raise UsageError(f"{option}: there is no kind of fold called '{word}'; {hint}")
         chosen.add(by_name[name])
     return frozenset(chosen)
-
-
-def only_kinds(given: tuple[str, ...]) -> frozenset[Kind] | None:
-    """The kinds that `--only` names, None without the option."""
-    if not given:
-        return None
-    chosen = kinds("--only", given)
-    if not chosen:
-        raise UsageError("--only names no kind of fold; --list-kinds shows what there is")
-    return chosen
 
 
 def input_shapes(given: Iterable[str]) -> dict[str, tuple[int, ...]]:
