@@ -9,9 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_repfuse.verifier.oracle import conv, evaluator, registry
+from onnx_repfuse.verifier.oracle import conv, evaluator
 from onnx_repfuse.verifier.oracle.evaluator import Oracle
-from onnx_repfuse.verifier.oracle.registry import Unsupported
+from onnx_repfuse.verifier.oracle.tensor import StoredKernel, Unsupported
 from onnx_repfuse.verifier.session import open_session
 
 F = TensorProto.FLOAT
@@ -193,10 +193,10 @@ def test_large_kernels_are_evaluated_in_blocks(power, groups, dtype, monkeypatch
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     feed = {"x": rng.standard_normal((2, 8, 5, 6)).astype(dtype)}
     whole = evaluator.Oracle(model, power)(feed)
-    monkeypatch.setattr(evaluator, "_LARGE", 100)
-    monkeypatch.setattr(conv, "_WEIGHTS", 5 * 8 * 9)
+    monkeypatch.setattr(evaluator, "LARGE_KERNEL", 100)
+    monkeypatch.setattr(conv, "BLOCK_ELEMENTS", 5 * 8 * 9)
     blocks = evaluator.Oracle(model, power)
-    assert isinstance(blocks.constants["w"], registry.Weight)
+    assert isinstance(blocks.constants["w"], StoredKernel)
     found = blocks(feed)
     np.testing.assert_allclose(found.value, whole.value, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(found.magnitude, whole.magnitude, rtol=1e-6)

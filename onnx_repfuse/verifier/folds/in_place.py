@@ -22,7 +22,7 @@ from onnx_repfuse.verifier.folds.fold_case import FoldCase, reach
 from onnx_repfuse.verifier.inputs import Feed, FeedSpec, choose_feeds
 from onnx_repfuse.verifier.intermediates import MAX_INTERMEDIATE_BYTES, Intermediates, read_intermediates
 from onnx_repfuse.verifier.noise import nudge_feed
-from onnx_repfuse.verifier.oracle.registry import Unsupported
+from onnx_repfuse.verifier.oracle.tensor import Unsupported
 from onnx_repfuse.verifier.session import DoesNotRun, Model, open_session
 
 __all__ = ["judge", "tap"]

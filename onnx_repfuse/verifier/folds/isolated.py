@@ -25,7 +25,7 @@ from onnx_repfuse.verifier.folds.error_bound import Side, Worst, ulps_tolerance
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.folds.stimuli import RULES, Stimulus, stimuli
 from onnx_repfuse.verifier.noise import nudge_feed, nudged_weights
-from onnx_repfuse.verifier.oracle.registry import Unsupported
+from onnx_repfuse.verifier.oracle.tensor import Unsupported
 from onnx_repfuse.verifier.session import DoesNotRun, Session, open_session
 
 __all__ = ["FoldCase", "probe"]

@@ -1,218 +1,260 @@
-"""The oracle's windows: Conv, ConvTranspose and AveragePool, in plain numpy."""
+"""The oracle's sliding windows: Conv, ConvTranspose and AveragePool, by their definitions, in plain numpy.
+
+With stride s, dilation d and padding p at the begin of an axis, tap k of output i reads x[s * i - p + d * k], and zeros
+outside x. ONNX operators: https://onnx.ai/onnx/operators/
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from onnx_repfuse.verifier.oracle.registry import Context, Unsupported, Value, Weight, register
+from onnx_repfuse.verifier.oracle.linear import per_channel
+from onnx_repfuse.verifier.oracle.tensor import Array, Context, StoredKernel, Tensor, Unsupported
 
-__all__ = ["column", "correlate"]
-_PATCHES = 1 << 22  # elements of the patch matrix at once
-_WEIGHTS = 1 << 20  # elements of a large kernel in float64 at once
-
-Array = np.ndarray[Any, np.dtype[Any]]
-Window = tuple[list[int], list[int], list[int], list[int]]  # strides, dilations, pads begin, pads end
+PATCH_ELEMENTS = 1 << 22  # of the patch matrix at once
+BLOCK_ELEMENTS = 1 << 20  # of a large kernel in float64 at once
+Convert = Callable[[Array], Array]
 
 
-def column(bias: Array, rank: int) -> Array:
-    """Per channel values, broadcastable to a tensor of `rank` dims."""
-    return bias.reshape(1, -1, *(1,) * (rank - 2))
+@dataclass(frozen=True)
+class Window:
+    """How a kernel slides: one number per spatial axis in each field.
+
+    Attributes:
+        kernel, strides, dilations: as the operators' attributes.
+        begin, end: padding.
+        ceil: AveragePool's ceil_mode: a last window that is not full counts.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    ceil: bool = False
+
+    @staticmethod
+    def of(context: Context, kernel: Sequence[int], space: Sequence[int]) -> Window:
+        """The window of a node over an input of spatial sizes `space`, its auto_pad resolved."""
+        given, rank = context.attributes, len(space)
+        strides = tuple(given.get("strides") or [1] * rank)
+        dilations = tuple(given.get("dilations") or [1] * rank)
+        pads = tuple(given.get("pads") or [0] * (2 * rank))
+        begin, end = pads[:rank], pads[rank:]
+        auto_pad = given.get("auto_pad", "NOTSET")
+        if auto_pad == "VALID":
+            begin = end = (0,) * rank
+        elif auto_pad.startswith("SAME"):
+            # ceil(size / stride) outputs; an odd total leaves one more at the end (UPPER) or at the begin (LOWER).
+            geometry = zip(space, kernel, strides, dilations, strict=True)
+            totals = [max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size) for size, k, s, d in geometry]
+            less, more = tuple(t // 2 for t in totals), tuple(t - t // 2 for t in totals)
+            begin, end = (less, more) if auto_pad == "SAME_UPPER" else (more, less)
+        return Window(tuple(kernel), strides, dilations, begin, end, bool(given.get("ceil_mode", 0)))
+
+    def output_sizes(self, space: Sequence[int]) -> list[int]:
+        """floor((size + padding - extent) / stride) + 1 per axis, or ceil. Raises ValueError if none fits."""
+        sizes = []
+        for axis, size in enumerate(space):
+            extent = (self.kernel[axis] - 1) * self.dilations[axis] + 1
+            room, stride = size + self.begin[axis] + self.end[axis] - extent, self.strides[axis]
+            count = (-(-room // stride) if self.ceil else room // stride) + 1
+            if count < 1 or (room < 0 and not self.ceil):
+                raise ValueError("the window does not fit")
+            sizes.append(count)
+        return sizes
+
+    def pad(self, x: Array) -> Array:
+        """x with its padding, and room for a last window that is not full: (N, C, *space) -> (N, C, *padded)."""
+        beyond = self.strides if self.ceil else (0,) * len(self.strides)
+        width = [(b, max(0, e) + more) for b, e, more in zip(self.begin, self.end, beyond, strict=True)]
+        return np.pad(x, [(0, 0), (0, 0), *width])
+
+    def taps(self) -> Iterator[tuple[int, ...]]:
+        """Every position of the kernel."""
+        return itertools.product(*(range(size) for size in self.kernel))
+
+    def read_by(self, tap: Sequence[int], outputs: Iterable[range]) -> list[slice]:
+        """The positions of the padded input that a tap reads for a box of outputs."""
+        return [
+            slice(d * k + s * box.start, d * k + s * (box.stop - 1) + 1, s)
+            for k, d, s, box in zip(tap, self.dilations, self.strides, outputs, strict=True)
+        ]
 
 
-def window(context: Context, space: Sequence[int], kernel: Sequence[int]) -> Window:
-    """(strides, dilations, pads begin, pads end) with auto_pad worked out."""
-    rank = len(space)
-    given = context.attributes
-    strides = given.get("strides") or [1] * rank
-    dilations = given.get("dilations") or [1] * rank
-    pads = given.get("pads") or [0] * (2 * rank)
-    auto = given.get("auto_pad", "NOTSET")
-    begin, end = list(pads[:rank]), list(pads[rank:])
-    if auto == "VALID":
-        begin, end = [0] * rank, [0] * rank
-    elif auto.startswith("SAME"):
-        for axis in range(rank):
-            extent = (kernel[axis] - 1) * dilations[axis] + 1
-            out = -(-space[axis] // strides[axis])
-            total = max(0, (out - 1) * strides[axis] + extent - space[axis])
-            half = total // 2
-            begin[axis], end[axis] = (half, total - half) if auto == "SAME_UPPER" else (total - half, half)
-    return list(strides), list(dilations), begin, end
+def spatial(*where: Any) -> Any:
+    """An index of the axes behind the batch and the channels."""
+    return (slice(None), slice(None), *where)
 
 
-def correlate(
-    x: Array,
-    w: Array,
-    groups: int,
-    how: Window,
-    ceil: bool = False,
-    meaning: Callable[[Array], Array] | None = None,
-) -> Array:
-    """y[n, o, i] = sum w[o, c, k] x[n, c, s*i - begin + d*k], in the type of its operands.
+def correlate(x: Array, w: Array, groups: int, window: Window, convert: Convert | None = None) -> Array:
+    """y[n, m, i] = sum over c, k of w[m, c, k] * x[n, c, s * i - p + d * k].
 
     Args:
         x: (N, C, *space).
-        w: (M, C/groups, *kernel).
-        meaning: what to make of w, a block of its output channels at a time; None: it is meant as it is.
+        w: (M, C / groups, *kernel).
+        convert: for a kernel in its stored type: makes a block of output channels what it stands for, in x's type.
+
+    Raises:
+        ValueError: shapes do not fit.
     """
-    strides, dilations, begin, end = how
-    kernel, space = w.shape[2:], x.shape[2:]
-    out = []
-    for axis, size in enumerate(space):
-        room = size + begin[axis] + end[axis] - ((kernel[axis] - 1) * dilations[axis] + 1)
-        count = (-(-room // strides[axis]) if ceil else room // strides[axis]) + 1
-        if room < 0 and not (ceil and count > 0):
-            raise ValueError("the window does not fit")
-        out.append(count)
+    out = window.output_sizes(x.shape[2:])
     if x.shape[1] != w.shape[1] * groups:
         raise ValueError("channels do not fit")
-    slack = [(b, max(0, e) + (s if ceil else 0)) for b, e, s in zip(begin, end, strides, strict=True)]
-    padded = np.pad(x, [(0, 0), (0, 0), *slack])
-    n, m, deep = x.shape[0], w.shape[0], w.shape[1]
-    if deep == 1:
-        return _depthwise(padded, w if meaning is None else meaning(w), groups, how, out)
-    positions = int(np.prod(out, dtype=int))
-    taps = int(np.prod(kernel, dtype=int))
-    kind = np.result_type(x, w if meaning is None else meaning(w[:1]))
-    total = np.empty((n, m, positions), dtype=kind)
-    flat = w.reshape(groups, m // groups, deep * taps)  # as it lies: positions are few, weights are many
-    rows = max(1, _PATCHES // max(1, groups * deep * taps * positions))
-    for first in range(0, n, rows):
-        some = padded[first : first + rows]
-        patches = np.empty((groups, deep, taps, len(some), positions), dtype=padded.dtype)
-        for index, tap in enumerate(itertools.product(*(range(k) for k in kernel))):
-            at = tuple(
-                slice(t * d, t * d + (count - 1) * s + 1, s)
-                for t, d, count, s in zip(tap, dilations, out, strides, strict=True)
-            )
-            where: Any = (slice(None), slice(None), *at)
-            patches[:, :, index] = some[where].reshape(len(some), groups, deep, -1).transpose(1, 2, 0, 3)
-        columns = patches.reshape(groups, deep * taps, -1)
-        product = _product(flat, columns, kind, meaning)
-        total[first : first + rows] = product.reshape(m, len(some), positions).transpose(1, 0, 2)
+    padded = window.pad(x)
+    if w.shape[1] == 1:
+        return _depthwise(padded, w if convert is None else convert(w), window, out)
+    n, m, positions = len(x), len(w), math.prod(out)
+    rows = w.reshape(groups, m // groups, -1)
+    total = np.empty((n, m, positions), dtype=np.result_type(x, w) if convert is None else x.dtype)
+    batch = max(1, PATCH_ELEMENTS // max(1, groups * rows.shape[2] * positions))
+    for first in range(0, n, batch):
+        patches = _patches(padded[first : first + batch], groups, window, out)
+        product = np.matmul(rows, patches) if convert is None else _by_blocks(rows, patches, convert)
+        total[first : first + batch] = product.reshape(m, -1, positions).transpose(1, 0, 2)
     return total.reshape(n, m, *out)
 
 
-def _product(
-    flat: Array, columns: Array, kind: np.dtype[Any], meaning: Callable[[Array], Array] | None
-) -> Array:
-    """flat @ columns, (groups, rows, k) by (groups, k, positions), with few converted weights at a time."""
-    if meaning is None:
-        return np.asarray(np.matmul(flat, columns))
-    groups, rows, deep = flat.shape
-    result = np.empty((groups, rows, columns.shape[2]), dtype=kind)
-    block = max(1, _WEIGHTS // deep)
+def _patches(padded: Array, groups: int, window: Window, out: Sequence[int]) -> Array:
+    """What each output reads ("im2col"): (N, C, *padded) -> (groups, C / groups * taps, N * positions)."""
+    n, depth = len(padded), padded.shape[1] // groups
+    taps = list(window.taps())
+    patches = np.empty((groups, depth, len(taps), n, math.prod(out)), dtype=padded.dtype)
+    for index, tap in enumerate(taps):
+        read = padded[spatial(*window.read_by(tap, map(range, out)))]
+        patches[:, :, index] = read.reshape(n, groups, depth, -1).transpose(1, 2, 0, 3)
+    return patches.reshape(groups, depth * len(taps), -1)
+
+
+def _by_blocks(rows: Array, patches: Array, convert: Convert) -> Array:
+    """(groups, M / groups, K) @ (groups, K, P), with BLOCK_ELEMENTS converted weights at a time."""
+    groups, count, depth = rows.shape
+    product = np.empty((groups, count, patches.shape[2]), dtype=patches.dtype)
+    height = max(1, BLOCK_ELEMENTS // depth)
     for group in range(groups):
-        for first in range(0, rows, block):
-            some = slice(first, first + block)
-            result[group, some] = np.matmul(meaning(flat[group, some]), columns[group])
-    return result
+        for first in range(0, count, height):
+            block = slice(first, first + height)
+            product[group, block] = convert(rows[group, block]) @ patches[group]
+    return product
 
 
-def _depthwise(padded: Array, w: Array, groups: int, how: Window, out: Sequence[int]) -> Array:
-    """`correlate` with one channel per group: tap by tap, and only where the input is not zero.
+def _depthwise(padded: Array, w: Array, window: Window, out: Sequence[int]) -> Array:
+    """`correlate` with one input channel per group: tap by tap, and only where the input is not all zeros.
 
-    Large kernels over small images, and impulses, are mostly zeros.
+    Impulses, and small images under large kernels, are mostly zeros (a 31x31 kernel has 961 taps).
+    padded: (N, C, *padded); w: (M, 1, *kernel), where M is a multiple of C.
     """
-    strides, dilations, _, _ = how
-    n, m = padded.shape[0], w.shape[0]
-    each, rank = m // groups, len(out)
-    total = np.zeros((n, groups, each, *out), dtype=np.result_type(padded, w))
-    live = [np.flatnonzero(padded.any(tuple(a for a in range(rank + 2) if a != 2 + i))) for i in range(rank)]
-    if not all(one.size for one in live):
-        return total.reshape(n, m, *out)
-    for tap in itertools.product(*(range(k) for k in w.shape[2:])):
-        read: list[slice] = []
-        write: list[slice] = []
-        for axis, (t, d, s, count) in enumerate(zip(tap, dilations, strides, out, strict=True)):
-            first = max(0, -((d * t - int(live[axis][0])) // s))
-            last = min(count - 1, (int(live[axis][-1]) - d * t) // s)
-            if first > last:
-                break
-            read.append(slice(d * t + s * first, d * t + s * last + 1, s))
-            write.append(slice(first, last + 1))
-        else:
-            where: Any = (slice(None), 0, *tap)
-            there: Any = (slice(None), slice(None), None, *read)
-            here: Any = (..., *write)
-            weight = w[where].reshape(groups, each, *(1,) * rank)
-            total[here] += padded[there] * weight
-    return total.reshape(n, m, *out)
+    n, channels, *_ = padded.shape
+    total = np.zeros((n, channels, len(w) // channels, *out), dtype=np.result_type(padded, w))
+    occupied = [_occupied(padded, 2 + axis) for axis in range(len(out))]
+    for tap in window.taps():
+        outputs = _reached(window, tap, occupied, out)
+        if all(outputs):
+            read: Any = (slice(None), slice(None), None, *window.read_by(tap, outputs))
+            write: Any = (..., *(slice(box.start, box.stop) for box in outputs))
+            weight = w[spatial(*tap)].reshape(channels, -1, *(1,) * len(out))
+            total[write] += padded[read] * weight
+    return total.reshape(n, len(w), *out)
 
 
-@register("Conv")
-def conv(context: Context, x: Value, w: Value, b: Value | None = None) -> Value:
+def _occupied(x: Array, axis: int) -> range:
+    """From the first to the last index of an axis with anything but zeros."""
+    live = np.flatnonzero(x.any(tuple(other for other in range(x.ndim) if other != axis)))
+    return range(int(live[0]), int(live[-1]) + 1) if live.size else range(0)
+
+
+def _reached(
+    window: Window, tap: Sequence[int], occupied: Sequence[range], out: Sequence[int]
+) -> list[range]:
+    """Per axis, the outputs for which a tap reads an occupied position: live.start <= s * i + d * k < live.stop."""
+    outputs = []
+    for k, d, s, live, count in zip(tap, window.dilations, window.strides, occupied, out, strict=True):
+        first, stop = -((d * k - live.start) // s), -((d * k - live.stop) // s)  # rounded up
+        outputs.append(range(max(0, first), min(count, stop)))
+    return outputs
+
+
+def _add_bias(value: Array, magnitude: Array, bias: Tensor | None) -> Tensor:
+    if bias is None:
+        return Tensor(value, magnitude)
+    rank = value.ndim
+    return Tensor(value + per_channel(bias.value, rank), magnitude + per_channel(bias.magnitude, rank))
+
+
+def conv(context: Context, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+    """Conv: x (N, C, *space), w (M, C / group, *kernel), b (M,) -> (N, M, *out)."""
     groups = context.attributes.get("group", 1)
-    how = window(context, x.v.shape[2:], w.v.shape[2:])
-    values, sizes = (w.values, w.sizes) if isinstance(w, Weight) else (None, None)
-    v = correlate(x.v, w.v, groups, how, meaning=values)
-    m = correlate(x.m, w.m, groups, how, meaning=sizes)
-    context.count(int(np.prod(w.v.shape[1:])), x.v)
-    if b is not None:
-        v, m = v + column(b.v, v.ndim), m + column(b.m, v.ndim)
-    return Value(v, m)
+    window = Window.of(context, w.value.shape[2:], x.value.shape[2:])
+    values, magnitudes = (w.to_values, w.to_magnitudes) if isinstance(w, StoredKernel) else (None, None)
+    value = correlate(x.value, w.value, groups, window, values)
+    magnitude = correlate(x.magnitude, w.magnitude, groups, window, magnitudes)
+    context.count_terms(math.prod(w.value.shape[1:]), x.value)
+    return _add_bias(value, magnitude, b)
 
 
-@register("ConvTranspose")
-def conv_transpose(context: Context, x: Value, w: Value, b: Value | None = None) -> Value:
-    """Upsample with zeros, pad, and correlate with the flipped kernel."""
+def conv_transpose(context: Context, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+    """ConvTranspose: x (N, C, *space), w (C, M / group, *kernel), b (M,) -> (N, M, *out).
+
+    Input i adds w[k] * x[i] to output s * i - p + d * k. Raises Unsupported for output_shape and auto_pad SAME, whose
+    paddings changed between opset 1 and 11.
+    """
     given = context.attributes
-    groups, kernel, space = given.get("group", 1), w.v.shape[2:], x.v.shape[2:]
     if "output_shape" in given or given.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise Unsupported("ConvTranspose with output_shape or auto_pad")
-    strides, dilations, begin, end = window(context, space, kernel)
-    extra = given.get("output_padding") or [0] * len(kernel)
-    reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
-
-    def apply(data: Array, weight: Array) -> Array:
-        n, c = data.shape[:2]
-        spread = np.zeros(
-            (n, c, *((size - 1) * s + 1 for size, s in zip(space, strides, strict=True))), data.dtype
-        )
-        index: Any = (slice(None), slice(None), *(slice(None, None, s) for s in strides))
-        spread[index] = data
-        left = [r - p for r, p in zip(reach, begin, strict=True)]
-        right = [r - p + e for r, p, e in zip(reach, end, extra, strict=True)]
-        pads = [(max(0, a), max(0, b)) for a, b in zip(left, right, strict=True)]
-        spread = np.pad(spread, [(0, 0), (0, 0), *pads])
-        crop = tuple(
-            slice(max(0, -a), spread.shape[2 + i] - max(0, -b))
-            for i, (a, b) in enumerate(zip(left, right, strict=True))
-        )
-        inner: Any = (slice(None), slice(None), *crop)
-        spread = spread[inner]
-        turned = weight.reshape(groups, c // groups, -1, *kernel).swapaxes(1, 2)
-        turned = turned.reshape(-1, c // groups, *kernel)[
-            (slice(None),) * 2 + (slice(None, None, -1),) * len(kernel)
-        ]
-        ones, none = [1] * len(kernel), [0] * len(kernel)
-        return correlate(spread, turned, groups, (ones, dilations, none, none))
-
-    v, m = apply(x.v, w.v), apply(x.m, w.m)
-    context.count(int(w.v.shape[0] // groups * np.prod(kernel)), x.v)
-    if b is not None:
-        v, m = v + column(b.v, v.ndim), m + column(b.m, v.ndim)
-    return Value(v, m)
+    groups = given.get("group", 1)
+    window = Window.of(context, w.value.shape[2:], x.value.shape[2:])
+    extra = given.get("output_padding") or [0] * len(window.kernel)
+    value = _scatter(x.value, w.value, groups, window, extra)
+    magnitude = _scatter(x.magnitude, w.magnitude, groups, window, extra)
+    context.count_terms(len(w.value) // groups * math.prod(window.kernel), x.value)
+    return _add_bias(value, magnitude, b)
 
 
-@register("AveragePool")
-def average_pool(context: Context, x: Value) -> Value:
-    given = context.attributes
-    kernel, channels = given["kernel_shape"], x.v.shape[1]
-    how = window(context, x.v.shape[2:], kernel)
-    ceil = bool(given.get("ceil_mode", 0))
-    ones = np.ones((channels, 1, *kernel))
-    v = correlate(x.v, ones, channels, how, ceil=ceil)
-    m = correlate(x.m, ones.astype(np.float32), channels, how, ceil=ceil)
-    if given.get("count_include_pad", 0):
-        if ceil:
-            raise Unsupported("AveragePool with ceil_mode over padding")
-        count: Any = float(np.prod(kernel))
+def _scatter(x: Array, w: Array, groups: int, window: Window, extra: Sequence[int]) -> Array:
+    """ConvTranspose without bias; `extra` is its output_padding, at the end of each axis."""
+    n, c, *space = x.shape
+    if c != len(w):
+        raise ValueError("channels do not fit")
+    kernel = w.reshape(groups, c // groups, -1, *window.kernel).swapaxes(1, 2)
+    pixels = x.reshape(n, groups, c // groups, math.prod(space))
+    m = groups * kernel.shape[1]
+    last_tap = [size - 1 for size in window.kernel]
+    full = [
+        span.stop + more
+        for span, more in zip(window.read_by(last_tap, map(range, space)), extra, strict=True)
+    ]
+    total = np.zeros((n, m, *full), dtype=np.result_type(x, w))
+    for tap in window.taps():
+        of_tap: Any = (..., *tap)
+        # (groups, M / groups, C / groups) @ (N, groups, C / groups, P) -> (N, groups, M / groups, P)
+        product = kernel[of_tap] @ pixels
+        total[spatial(*window.read_by(tap, map(range, space)))] += product.reshape(n, m, *space)
+    kept = (slice(b, size - e) for b, e, size in zip(window.begin, window.end, full, strict=True))
+    return np.asarray(total[spatial(*kept)])
+
+
+def average_pool(context: Context, x: Tensor) -> Tensor:
+    """AveragePool: (N, C, *space) -> (N, C, *out); padding counts as zeros, or (count_include_pad = 0) not at all.
+
+    Raises Unsupported for ceil_mode with count_include_pad: whether what lies beyond the padding counts, too, has not
+    been the same in all versions of the runtimes.
+    """
+    given, channels = context.attributes, x.value.shape[1]
+    window = Window.of(context, given["kernel_shape"], x.value.shape[2:])
+    ones = np.ones((channels, 1, *window.kernel))
+    value = correlate(x.value, ones, channels, window)
+    magnitude = correlate(x.magnitude, ones.astype(np.float32), channels, window)
+    if not given.get("count_include_pad", 0):
+        count: Any = correlate(np.ones((1, 1, *x.value.shape[2:])), ones[:1], 1, window)
+    elif window.ceil:
+        raise Unsupported("AveragePool with ceil_mode over padding")
     else:
-        count = correlate(np.ones((1, 1, *x.v.shape[2:])), np.ones((1, 1, *kernel)), 1, how, ceil=ceil)
-    context.count(int(np.prod(kernel)), x.v)
-    return Value(v / count, (m / count**context.power).astype(np.float32))
+        count = float(math.prod(window.kernel))
+    context.count_terms(math.prod(window.kernel), x.value)
+    return Tensor(value / count, (magnitude / count**context.power).astype(np.float32))

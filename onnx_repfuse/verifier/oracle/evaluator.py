@@ -1,26 +1,27 @@
-"""The verifier's own oracle: a small graph evaluated in float64, with the size of what was summed.
+"""The verifier's own oracle: a small graph evaluated in float64, with the magnitude of what was summed.
 
-Beside each value it carries its magnitude (`operators`): rounding errors of any evaluation in a shorter format scale
-with that. It shares no code with the algebra that made the fold, and ONNX Runtime checks it: what the runtime makes of
-the nodes before must agree.
+The rounding error of any evaluation in a shorter format is proportional to that magnitude (`folds/error_bound.py`). The
+oracle shares no code with the algebra that computes folds, and ONNX Runtime checks it: what the runtime computes with
+the original nodes must agree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
-from onnx_repfuse.verifier.oracle import conv, linear, pointwise, shape  # noqa: F401 - they fill OPS
-from onnx_repfuse.verifier.oracle.registry import OPS, Context, Unsupported, Value, Weight, attributes
+from onnx_repfuse.verifier.oracle.registry import DEFAULT_DOMAIN, ROUNDING, evaluate_node, is_known
+from onnx_repfuse.verifier.oracle.tensor import Array, Context, StoredKernel, Tensor, Unsupported
 
-__all__ = ["OPS", "Oracle", "Truth"]
+__all__ = ["Oracle", "Truth"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
+# Elements of a kernel from which on it stays in its stored type. Converting smaller ones anew for each input would take
+# twice the time and save little.
+LARGE_KERNEL = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Truth:
 
     Attributes:
         value: float64.
-        magnitude: float32, of the same shape.
-        terms: the number of non-zero terms an element sums, over all nodes on its way: one per row of axis 0
-            where rows are independent, else one for all; float64, broadcastable to `value`.
+        magnitude: float32, of the same shape (`Tensor`).
+        terms: how many non-zero terms an element sums, added up over all nodes; float64. Shape (rows, 1, ...) where
+            every node keeps the rows (axis 0) apart, else (1, 1, ...), so that it broadcasts to `value`.
     """
 
     value: Array
@@ -39,100 +40,83 @@ class Truth:
     terms: Array
 
 
-_LARGE = 1 << 22  # elements; converting blocks anew for each stimulus takes twice the time
-_ROUNDING = frozenset(
-    [
-        "Add",
-        "AveragePool",
-        "BatchNormalization",
-        "Conv",
-        "ConvTranspose",
-        "Div",
-        "Gemm",
-        "GlobalAveragePool",
-        "HardSigmoid",
-        "HardSwish",
-        "MatMul",
-        "Mean",
-        "Mul",
-        "Pow",
-        "Reciprocal",
-        "ReduceMean",
-        "ReduceSum",
-        "Sqrt",
-        "Sub",
-        "Sum",
-    ]
-)
-
-
 class Oracle:
     """A small model, ready to be evaluated many times.
 
     Args:
-        model: nodes of the default domain, constants as initializers.
+        model: nodes of the default domain, constants as initializers; its first output is evaluated.
         power: 1 for magnitudes sum |w| |x|, 2 for sum w^2 x^2.
-        storage: with power 2, start from exact inputs and add the square of each node's result instead: what
-            rounding every stored tensor adds up to.
+        storage: with power 2, sum the squares of what each node stores instead: the inputs count as exact, and each
+            node's result adds its square. That is what rounding every stored tensor adds up to.
 
     Raises:
-        Unsupported: it holds an operator the oracle does not know.
+        Unsupported: it has an operator the oracle does not know.
     """
 
     def __init__(self, model: onnx.ModelProto, power: int = 1, storage: bool = False) -> None:
         graph = model.graph
+        unknown = next((node for node in graph.node if not is_known(node)), None)
+        if unknown is not None:
+            raise Unsupported(f"{unknown.domain}.{unknown.op_type}" if unknown.domain else unknown.op_type)
+        opset = next((o.version for o in model.opset_import if o.domain in DEFAULT_DOMAIN), 1)
         self.power = power
         self.storage = storage
-        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-        self.nodes = list(graph.node)
-        for node in self.nodes:
-            if node.domain not in ("", "ai.onnx") or node.op_type not in OPS:
-                raise Unsupported(f"{node.domain + '.' if node.domain else ''}{node.op_type}")
+        self.nodes = [(node, Context.of(node, opset, power)) for node in graph.node]
         self.output = graph.output[0].name
-        large = _large_weights(graph)
-        self.constants = {
-            t.name: Weight.view(t, power)
-            if t.name in large
-            else Value.of(onnx.numpy_helper.to_array(t), power)
-            for t in graph.initializer
-        }
-        self._attributes = [attributes(node) for node in self.nodes]
+        large = _large_kernels(graph)
+        self.constants: dict[str, Tensor] = {}
+        for tensor in graph.initializer:
+            array = onnx.numpy_helper.to_array(tensor)
+            is_large = tensor.name in large
+            self.constants[tensor.name] = (
+                StoredKernel(array, array, power) if is_large else Tensor.of(array, power)
+            )
 
     def __call__(self, feed: Mapping[str, Array]) -> Truth:
         """Evaluate. Raises Unsupported, or ValueError where shapes do not fit."""
-        values: dict[str, Value] = dict(self.constants)
+        tensors = dict(self.constants)
         for name, array in feed.items():
-            value = Value.of(np.asarray(array), self.power)
-            values[name] = Value(value.v, np.zeros_like(value.m)) if self.storage else value
-        counted: list[Array] = []
-        for node, given in zip(self.nodes, self._attributes, strict=True):
-            context = Context(given, self.opset, len(node.output), counted, self.power)
-            operands = [values[name] if name else None for name in node.input]
-            with np.errstate(all="ignore"):
-                results = OPS[node.op_type](context, *operands)
-            produced = results if isinstance(results, list) else [results]
-            if self.storage and node.op_type in _ROUNDING:
-                produced = [Value(one.v, (one.m + np.square(one.v)).astype(np.float32)) for one in produced]
-            values.update(zip(node.output, produced, strict=False))
-        found = values[self.output]
-        return Truth(found.v, found.m, _total(counted, found.v))
+            tensor = Tensor.of(np.asarray(array), self.power)
+            if self.storage:
+                tensor = Tensor(tensor.value, np.zeros_like(tensor.magnitude))
+            tensors[name] = tensor
+        terms: list[Array] = []
+        for node, context in self.nodes:
+            operands = [tensors[name] if name else None for name in node.input]
+            results = evaluate_node(node, replace(context, terms=terms), operands)
+            if self.storage and node.op_type in ROUNDING:
+                results = [_with_storage(result) for result in results]
+            tensors.update(zip(node.output, results, strict=False))
+        result = tensors[self.output]
+        return Truth(result.value, result.magnitude, _total(terms, result.value))
 
 
-def _large_weights(graph: onnx.GraphProto) -> set[str]:
-    """Float constants that are read as kernels of convolutions alone, and worth evaluating block by block."""
+def _with_storage(result: Tensor) -> Tensor:
+    """The result with the square of what is stored added to its magnitude."""
+    with np.errstate(all="ignore"):  # squares of large values overflow in float32
+        return Tensor(result.value, (result.magnitude + np.square(result.value)).astype(np.float32))
+
+
+def _large_kernels(graph: onnx.GraphProto) -> set[str]:
+    """Initializers that only Conv nodes read, as their kernel, and that are worth converting block by block."""
     large = {
         tensor.name
         for tensor in graph.initializer
-        if np.prod(tensor.dims, dtype=np.int64) > _LARGE and tensor.data_type in FLOAT_FORMATS
+        if np.prod(tensor.dims, dtype=np.int64) > LARGE_KERNEL and tensor.data_type in FLOAT_FORMATS
     }
     for node in graph.node:
-        large -= {name for at, name in enumerate(node.input) if node.op_type != "Conv" or at != 1}
+        for position, name in enumerate(node.input):
+            is_kernel = node.op_type == "Conv" and position == 1
+            if not is_kernel:
+                large.discard(name)
     return large
 
 
-def _total(counted: list[Array], value: Array) -> Array:
+def _total(terms: list[Array], value: Array) -> Array:
+    """The sum of what the nodes counted, plus 1; (rows,) or (1,) each -> broadcastable to `value`."""
     rows = value.shape[0] if value.ndim >= 2 else 1
-    if any(len(one) not in (rows, 1) for one in counted):
-        counted = [np.array([one.max() if one.size else 0.0]) for one in counted]
-    total = np.ones(1) + sum((one for one in counted), np.zeros(1))
-    return total.reshape((-1,) + (1,) * max(value.ndim - 1, 0)) if value.ndim else total.max()
+    if any(len(count) not in (rows, 1) for count in terms):
+        # A node has rows of another meaning, such as those of a transposed matrix: take its largest count for all.
+        terms = [np.array([count.max() if count.size else 0.0]) for count in terms]
+    total = sum(terms, np.ones(1))
+    return total.reshape((-1,) + (1,) * (value.ndim - 1)) if value.ndim else total.max()

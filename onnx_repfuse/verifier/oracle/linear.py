@@ -1,122 +1,133 @@
-"""The oracle's arithmetic: products, sums, normalization, reductions."""
+"""The oracle's arithmetic: sums, products, normalization, reductions. Operands broadcast as numpy's do.
+
+Each value is computed as the formula says; beside it the magnitude, with every factor and summand taken as its absolute
+value. ONNX operators: https://onnx.ai/onnx/operators/
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from onnx_repfuse.verifier.oracle.conv import column
-from onnx_repfuse.verifier.oracle.registry import Context, Unsupported, Value, register
-
-__all__: list[str] = []
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from onnx_repfuse.verifier.oracle.tensor import Array, Context, Tensor, Unsupported
 
 
-@register("BatchNormalization")
-def batch_norm(context: Context, x: Value, scale: Value, bias: Value, mean: Value, var: Value) -> Value:
+def per_channel(values: Array, rank: int) -> Array:
+    """(C,) -> (1, C, 1, ...), to broadcast along axis 1 of a tensor of `rank` axes."""
+    return values.reshape(1, -1, *(1,) * (rank - 2))
+
+
+def batch_norm(
+    context: Context, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor
+) -> Tensor:
+    """BatchNormalization in inference: scale * (x - mean) / sqrt(variance + epsilon) + bias.
+
+    x: (N, C) or (N, C, *space); the others (C,). Raises Unsupported for training mode, which up to opset 13 shows in
+    further outputs, and for the `spatial` = 0 of opset 1 to 8.
+    """
     given = context.attributes
-    if given.get("training_mode", 0) or context.outputs > 1 or not given.get("spatial", 1):
+    is_training = given.get("training_mode", 0) or context.outputs > 1
+    if is_training or not given.get("spatial", 1):
         raise Unsupported("BatchNormalization in training mode or per position")
-    slope = scale.v / np.sqrt(var.v + given.get("epsilon", float(np.float32(1e-5))))
-    rank = x.v.ndim
-    shift = mean.v * slope
-    v = x.v * column(slope, rank) + column(bias.v - shift, rank)
-    power = context.power
-    m = x.m * column(np.abs(slope) ** power, rank) + column(np.abs(shift) ** power + bias.m, rank)
-    return Value(v, m.astype(np.float32))
+    # The attribute is a float32, so its default is not 1e-5 but the float32 next to it.
+    slope = scale.value / np.sqrt(variance.value + given.get("epsilon", float(np.float32(1e-5))))
+    shift = mean.value * slope
+    rank, power = x.value.ndim, context.power
+    value = x.value * per_channel(slope, rank) + per_channel(bias.value - shift, rank)
+    constant = np.abs(shift) ** power + bias.magnitude
+    magnitude = x.magnitude * per_channel(np.abs(slope) ** power, rank) + per_channel(constant, rank)
+    return Tensor(value, magnitude.astype(np.float32))
 
 
-@register("Add", "Sum")
-def add(context: Context, *parts: Value) -> Value:
-    v, m = parts[0].v, parts[0].m
-    for part in parts[1:]:
-        v, m = v + part.v, m + part.m
-    return Value(v, m)
+def add(context: Context, *summands: Tensor) -> Tensor:
+    """Add and Sum."""
+    value, magnitude = summands[0].value, summands[0].magnitude
+    for summand in summands[1:]:
+        value, magnitude = value + summand.value, magnitude + summand.magnitude
+    return Tensor(value, magnitude)
 
 
-@register("Mean")
-def mean(context: Context, *parts: Value) -> Value:
-    whole = add(context, *parts)
-    return Value(whole.v / len(parts), whole.m / np.float32(len(parts) ** context.power))
+def mean(context: Context, *summands: Tensor) -> Tensor:
+    """Mean of several tensors, element by element."""
+    total = add(context, *summands)
+    count = len(summands)
+    return Tensor(total.value / count, total.magnitude / np.float32(count**context.power))
 
 
-@register("Sub")
-def sub(context: Context, a: Value, b: Value) -> Value:
-    return Value(a.v - b.v, a.m + b.m)
+def sub(context: Context, a: Tensor, b: Tensor) -> Tensor:
+    """Sub. The magnitudes add up: a difference of two large values keeps the errors of both."""
+    return Tensor(a.value - b.value, a.magnitude + b.magnitude)
 
 
-@register("Mul")
-def mul(context: Context, a: Value, b: Value) -> Value:
-    return Value(a.v * b.v, a.m * b.m)
+def mul(context: Context, a: Tensor, b: Tensor) -> Tensor:
+    """Mul, element by element."""
+    return Tensor(a.value * b.value, a.magnitude * b.magnitude)
 
 
-@register("Div")
-def div(context: Context, a: Value, b: Value) -> Value:
-    if a.v.dtype.kind != "f":
-        return Value.of(a.v // b.v)
-    return Value(a.v / b.v, (a.m * b.m / np.abs(b.v) ** (2 * context.power)).astype(np.float32))
+def div(context: Context, a: Tensor, b: Tensor) -> Tensor:
+    """Div; of integers it is the integer quotient (sizes computed from a Shape are such)."""
+    if a.value.dtype.kind != "f":
+        return Tensor.of(a.value // b.value)
+    # a * (1 / b), and 1 / b has the magnitude m(b) / b^2, as in Reciprocal
+    squared = np.abs(b.value) ** (2 * context.power)
+    return Tensor(a.value / b.value, (a.magnitude * b.magnitude / squared).astype(np.float32))
 
 
-@register("Neg")
-def neg(context: Context, a: Value) -> Value:
-    return Value(-a.v, a.m)
+def neg(context: Context, x: Tensor) -> Tensor:
+    """Neg: -x."""
+    return Tensor(-x.value, x.magnitude)
 
 
-@register("Identity", "Dropout")
-def identity(context: Context, x: Value, *rest: Value) -> Value:
-    if len(rest) > 1 and rest[1] is not None and bool(np.any(rest[1].v)):
-        raise Unsupported("Dropout in training mode")
-    return x
+def matmul(context: Context, a: Tensor, b: Tensor) -> Tensor:
+    """MatMul, numpy's: (..., M, K) @ (..., K, N) -> (..., M, N); a vector gets an axis of 1 for the time being."""
+    context.count_terms(a.value.shape[-1], a.value)
+    return Tensor(np.matmul(a.value, b.value), np.matmul(a.magnitude, b.magnitude))
 
 
-@register("MatMul")
-def matmul(context: Context, a: Value, b: Value) -> Value:
-    context.count(a.v.shape[-1], a.v)
-    return Value(np.matmul(a.v, b.v), np.matmul(a.m, b.m))
-
-
-@register("Gemm")
-def gemm(context: Context, a: Value, b: Value, c: Value | None = None) -> Value:
+def gemm(context: Context, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+    """Gemm: alpha * A' @ B' + beta * C, (M, K) @ (K, N) -> (M, N), A' and B' transposed on demand; C broadcasts."""
     given = context.attributes
     alpha, beta = given.get("alpha", 1.0), given.get("beta", 1.0)
-    left = [a.v.T, a.m.T] if given.get("transA", 0) else [a.v, a.m]
-    right = [b.v.T, b.m.T] if given.get("transB", 0) else [b.v, b.m]
-    context.count(right[0].shape[0], left[0])
-    v, m = alpha * (left[0] @ right[0]), abs(alpha) ** context.power * (left[1] @ right[1])
+    left = a.map(np.transpose) if given.get("transA", 0) else a
+    right = b.map(np.transpose) if given.get("transB", 0) else b
+    context.count_terms(right.value.shape[0], left.value)
+    value = alpha * (left.value @ right.value)
+    magnitude = abs(alpha) ** context.power * (left.magnitude @ right.magnitude)
     if c is not None:
-        v, m = v + beta * c.v, m + abs(beta) ** context.power * c.m
-    return Value(v, m.astype(np.float32))
+        value = value + beta * c.value
+        magnitude = magnitude + abs(beta) ** context.power * c.magnitude
+    return Tensor(value, magnitude.astype(np.float32))
 
 
-@register("GlobalAveragePool")
-def global_average_pool(context: Context, x: Value) -> Value:
-    axes = tuple(range(2, x.v.ndim))
-    count = int(np.prod(x.v.shape[2:]))
-    context.count(count, x.v)
-    return Value(
-        x.v.mean(axes, keepdims=True), x.m.sum(axes, keepdims=True) / np.float32(count**context.power)
-    )
+def global_average_pool(context: Context, x: Tensor) -> Tensor:
+    """GlobalAveragePool: (N, C, *space) -> (N, C, 1, ...)."""
+    return _reduce(context, x, tuple(range(2, x.value.ndim)), keepdims=True, average=True)
 
 
-def _reduction(average: bool) -> Any:
-    def reduce(context: Context, x: Value, axes: Value | None = None) -> Value:
-        given = context.attributes
-        chosen = given.get("axes") if axes is None else axes.v.ravel().tolist()
-        if not chosen:
-            if given.get("noop_with_empty_axes", 0):
-                return x
-            chosen = range(x.v.ndim)
-        where = tuple(int(axis) for axis in chosen)
-        keep = bool(given.get("keepdims", 1))
-        count = int(np.prod([x.v.shape[axis] for axis in where]))
-        context.count(count, x.v)
-        v, m = x.v.sum(where, keepdims=keep), x.m.sum(where, keepdims=keep)
-        return Value(v / count, m / np.float32(count**context.power)) if average else Value(v, m)
-
-    return reduce
+def reduce_sum(context: Context, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    """ReduceSum: axes are an attribute up to opset 12, an input since 13."""
+    return _reduce_axes(context, x, axes, average=False)
 
 
-register("ReduceMean")(_reduction(True))
-register("ReduceSum")(_reduction(False))
+def reduce_mean(context: Context, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    """ReduceMean: axes are an attribute up to opset 17, an input since 18."""
+    return _reduce_axes(context, x, axes, average=True)
+
+
+def _reduce_axes(context: Context, x: Tensor, axes: Tensor | None, average: bool) -> Tensor:
+    given = context.attributes
+    chosen = given.get("axes") if axes is None else axes.value.ravel().tolist()
+    if not chosen:
+        if given.get("noop_with_empty_axes", 0):
+            return x
+        chosen = range(x.value.ndim)
+    where = tuple(int(axis) for axis in chosen)
+    return _reduce(context, x, where, keepdims=bool(given.get("keepdims", 1)), average=average)
+
+
+def _reduce(context: Context, x: Tensor, axes: tuple[int, ...], keepdims: bool, average: bool) -> Tensor:
+    count = int(np.prod([x.value.shape[axis] for axis in axes]))
+    context.count_terms(count, x.value)
+    total = x.map(lambda array: array.sum(axes, keepdims=keepdims))
+    if not average:
+        return total
+    return Tensor(total.value / count, total.magnitude / np.float32(count**context.power))

@@ -1,57 +1,58 @@
-"""The oracle's activations: of bounded slope, so that magnitudes pass through."""
+"""The oracle's activations and scalar functions, element by element.
+
+An activation with |f(x)| <= c |x| (+ d) passes an error on by its slope at most, so its magnitude is that of its input
+times its largest slope. ONNX operators: https://onnx.ai/onnx/operators/
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from onnx_repfuse.verifier.oracle.registry import Context, Value, register
-
-__all__: list[str] = []
+from onnx_repfuse.verifier.oracle.tensor import Context, Tensor
 
 
-@register("Clip")
-def clip(context: Context, x: Value, low: Value | None = None, high: Value | None = None) -> Value:
-    given = context.attributes
-    least = low.v if low is not None else given.get("min", -np.inf)
-    most = high.v if high is not None else given.get("max", np.inf)
-    return Value(np.minimum(np.maximum(x.v, least), most), x.m)
+def clip(context: Context, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    """Clip: the bounds are attributes up to opset 10, inputs since 11. Slope at most 1."""
+    lower = context.attributes.get("min", -np.inf) if low is None else low.value
+    upper = context.attributes.get("max", np.inf) if high is None else high.value
+    return Tensor(np.minimum(np.maximum(x.value, lower), upper), x.magnitude)
 
 
-@register("Relu")
-def relu(context: Context, x: Value) -> Value:
-    return Value(np.maximum(x.v, 0), x.m)
+def relu(context: Context, x: Tensor) -> Tensor:
+    """Relu: max(x, 0). Slope at most 1."""
+    return Tensor(np.maximum(x.value, 0), x.magnitude)
 
 
-@register("LeakyRelu")
-def leaky_relu(context: Context, x: Value) -> Value:
+def leaky_relu(context: Context, x: Tensor) -> Tensor:
+    """LeakyRelu: alpha * x below 0, else x. Slope at most max(1, |alpha|)."""
     alpha = context.attributes.get("alpha", 0.01)
-    return Value(np.where(x.v < 0, alpha * x.v, x.v), x.m * np.float32(max(1.0, abs(alpha)) ** context.power))
+    slope = np.float32(max(1.0, abs(alpha)) ** context.power)
+    return Tensor(np.where(x.value < 0, alpha * x.value, x.value), x.magnitude * slope)
 
 
-@register("HardSigmoid")
-def hard_sigmoid(context: Context, x: Value) -> Value:
+def hard_sigmoid(context: Context, x: Tensor) -> Tensor:
+    """HardSigmoid: max(0, min(1, alpha * x + beta)). The magnitude counts beta as one more summand."""
     alpha, beta = context.attributes.get("alpha", 0.2), context.attributes.get("beta", 0.5)
-    return Value(
-        np.clip(alpha * x.v + beta, 0, 1),
-        x.m * np.float32(abs(alpha) ** context.power) + np.float32(abs(beta)),
-    )
+    slope = np.float32(abs(alpha) ** context.power)
+    return Tensor(np.clip(alpha * x.value + beta, 0, 1), x.magnitude * slope + np.float32(abs(beta)))
 
 
-@register("HardSwish")
-def hard_swish(context: Context, x: Value) -> Value:
-    return Value(x.v * np.clip(x.v / 6 + 0.5, 0, 1), x.m * np.float32(1.5**context.power))
+def hard_swish(context: Context, x: Tensor) -> Tensor:
+    """HardSwish (opset 14): x * HardSigmoid(x), alpha 1/6, beta 1/2. Its slope is largest at 3, where it is 1.5."""
+    return Tensor(x.value * np.clip(x.value / 6 + 0.5, 0, 1), x.magnitude * np.float32(1.5**context.power))
 
 
-@register("Sqrt")
-def sqrt(context: Context, x: Value) -> Value:
-    return Value.of(np.sqrt(x.v), context.power)
+def sqrt(context: Context, x: Tensor) -> Tensor:
+    """Sqrt: of constants, as a decomposed BatchNormalization has it, so its result counts as a constant."""
+    return Tensor.of(np.sqrt(x.value), context.power)
 
 
-@register("Reciprocal")
-def reciprocal(context: Context, x: Value) -> Value:
-    return Value(1 / x.v, (x.m / np.abs(x.v) ** (2 * context.power)).astype(np.float32))
+def reciprocal(context: Context, x: Tensor) -> Tensor:
+    """Reciprocal: 1 / x; the derivative is -1 / x^2."""
+    slope = np.abs(x.value) ** (2 * context.power)
+    return Tensor(1 / x.value, (x.magnitude / slope).astype(np.float32))
 
 
-@register("Pow")
-def power(context: Context, x: Value, y: Value) -> Value:
-    return Value.of(np.power(x.v, y.v), context.power)
+def power(context: Context, x: Tensor, y: Tensor) -> Tensor:
+    """Pow: of constants, as Sqrt. (*) ** (*) -> broadcast shape."""
+    return Tensor.of(np.power(x.value, y.value), context.power)

@@ -1,104 +1,93 @@
-"""What the oracle's operators work on, and where they enter themselves.
-
-Beside each value v stands its magnitude m = sum |w| |x| over all terms that made it up (a Sub adds, nothing cancels),
-or, when asked for squares, sum w^2 x^2.
-"""
+"""The operators the oracle knows, in one table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 
-from onnx_repfuse.records.float_formats import is_float
+from onnx_repfuse.verifier.oracle import conv, linear, pointwise, shape
+from onnx_repfuse.verifier.oracle.tensor import Context, Tensor
 
-__all__ = ["OPS", "Context", "Unsupported", "Value", "Weight", "attributes", "register"]
+__all__ = ["DEFAULT_DOMAIN", "ROUNDING", "evaluate_node", "is_known"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
-Op = Callable[..., Any]
-OPS: dict[str, Op] = {}
+Operator = Callable[..., Any]  # (context, *operands) -> a Tensor, or a list of one per output
+DEFAULT_DOMAIN = ("", "ai.onnx")
 
-
-class Unsupported(Exception):  # noqa: N818 - an outcome: another judge takes over
-    """The oracle does not know this operator, or this form of it."""
-
-
-@dataclass(frozen=True)
-class Value:
-    """A tensor: `v` in float64 (integers and booleans as they are), `m` its magnitude in float32, v.shape."""
-
-    v: Array
-    m: Array
-
-    @staticmethod
-    def of(array: Array, power: int = 1) -> Value:
-        """A value whose magnitude is its own size, to a power."""
-        v = array.astype(np.float64) if is_float(array.dtype) else array
-        if v.dtype.kind != "f":
-            return Value(v, v)
-        return Value(v, (np.abs(v) if power == 1 else np.square(v)).astype(np.float32))
-
-
-@dataclass(frozen=True)
-class Weight(Value):
-    """A large kernel as it is stored, in both `v` and `m`: `values` and `sizes` make blocks of it what they mean."""
-
-    power: int = 1
-
-    @staticmethod
-    def view(tensor: onnx.TensorProto, power: int) -> Weight:
-        stored = onnx.numpy_helper.to_array(tensor)
-        return Weight(stored, stored, power)
-
-    def values(self, block: Array) -> Array:
-        """In float64."""
-        return Value.of(block).v
-
-    def sizes(self, block: Array) -> Array:
-        """In float32, to the power."""
-        if self.power == 1 and block.dtype == np.float32:
-            return np.asarray(np.abs(block))
-        return Value.of(block, self.power).m
-
-
-@dataclass
-class Context:
-    """What an operator sees of its node: attributes, opset, number of outputs, a place to count terms, and
-    the power the magnitudes are summed in."""
-
-    attributes: dict[str, Any]
-    opset: int
-    outputs: int
-    counted: list[Array]
-    power: int = 1
-
-    def count(self, fan_in: int, operand: Array) -> None:
-        """Note that this node sums `fan_in` products of `operand`, whose axis 0 may be rows."""
-        if operand.ndim < 2:
-            self.counted.append(np.array([float(fan_in)]))
-            return
-        rows = np.count_nonzero(operand.reshape(operand.shape[0], -1), axis=1)
-        self.counted.append(np.minimum(rows, fan_in).astype(np.float64))
+# Operators whose results are rounded when they are stored.
+ROUNDING: dict[str, Operator] = {
+    "Add": linear.add,
+    "AveragePool": conv.average_pool,
+    "BatchNormalization": linear.batch_norm,
+    "Conv": conv.conv,
+    "ConvTranspose": conv.conv_transpose,
+    "Div": linear.div,
+    "Gemm": linear.gemm,
+    "GlobalAveragePool": linear.global_average_pool,
+    "HardSigmoid": pointwise.hard_sigmoid,
+    "HardSwish": pointwise.hard_swish,
+    "MatMul": linear.matmul,
+    "Mean": linear.mean,
+    "Mul": linear.mul,
+    "Pow": pointwise.power,
+    "Reciprocal": pointwise.reciprocal,
+    "ReduceMean": linear.reduce_mean,
+    "ReduceSum": linear.reduce_sum,
+    "Sqrt": pointwise.sqrt,
+    "Sub": linear.sub,
+    "Sum": linear.add,
+}
+# Operators whose results hold what their operands held. LeakyRelu is one of them for positive values alone; its
+# negative ones are small.
+_EXACT: dict[str, Operator] = {
+    "Cast": shape.cast,
+    "CastLike": shape.cast,
+    "Clip": pointwise.clip,
+    "Concat": shape.concat,
+    "Constant": shape.constant,
+    "ConstantOfShape": shape.constant_of_shape,
+    "Dropout": shape.dropout,
+    "Expand": shape.expand,
+    "Flatten": shape.flatten,
+    "Gather": shape.gather,
+    "Identity": shape.identity,
+    "LeakyRelu": pointwise.leaky_relu,
+    "Neg": linear.neg,
+    "Pad": shape.pad,
+    "Relu": pointwise.relu,
+    "Reshape": shape.reshape,
+    "Resize": shape.resize,
+    "ScatterND": shape.scatter_nd,
+    "Shape": shape.shape_of,
+    "Slice": shape.slice_,
+    "Split": shape.split,
+    "Squeeze": shape.squeeze,
+    "Transpose": shape.transpose,
+    "Unsqueeze": shape.unsqueeze,
+    "Upsample": shape.resize,
+}
+_OPERATORS = {**ROUNDING, **_EXACT}
 
 
-def register(*names: str) -> Callable[[Op], Op]:
-    """Add an operator: f(context, *values) -> Value or a list of them; an absent input is None."""
-
-    def add(function: Op) -> Op:
-        for name in names:
-            OPS[name] = function
-        return function
-
-    return add
+def is_known(node: onnx.NodeProto) -> bool:
+    """Whether the operator is in the table. Some of its forms may still be Unsupported."""
+    return node.domain in DEFAULT_DOMAIN and node.op_type in _OPERATORS
 
 
-def attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """A node's attributes as Python values, strings decoded."""
-    found: dict[str, Any] = {}
-    for attribute in node.attribute:
-        value = onnx.helper.get_attribute_value(attribute)
-        found[attribute.name] = value.decode() if isinstance(value, bytes) else value
-    return found
+def evaluate_node(node: onnx.NodeProto, context: Context, operands: Sequence[Tensor | None]) -> list[Tensor]:
+    """The outputs of one node, in float64.
+
+    Args:
+        node: of an operator that `is_known`.
+        context: the node's.
+        operands: one per input, None for an omitted one.
+
+    Raises:
+        Unsupported: the oracle does not know the operator with these attributes.
+        ValueError: shapes do not fit.
+    """
+    with np.errstate(all="ignore"):  # overflow and 0 / 0 show in the result
+        results = _OPERATORS[node.op_type](context, *operands)
+    return results if isinstance(results, list) else [results]

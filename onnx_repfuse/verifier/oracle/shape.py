@@ -1,238 +1,250 @@
-"""The oracle's data movement: what only places values moves their magnitudes alike."""
+"""The oracle's operators that move elements, compute sizes or convert types.
+
+What only moves elements moves their magnitudes alike. ONNX operators: https://onnx.ai/onnx/operators/
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import math
+from collections.abc import Callable
 
 import numpy as np
 import onnx
 
 from onnx_repfuse.records.float_formats import is_float
-from onnx_repfuse.verifier.oracle.registry import Context, Unsupported, Value, register
-
-__all__: list[str] = []
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from onnx_repfuse.verifier.oracle.tensor import Array, Context, Tensor, Unsupported
 
 
-def _both(x: Value, move: Callable[[Array], Array]) -> Value:
-    return Value(move(x.v), move(x.m))
-
-
-def _ints(context: Context, name: str, operand: Value | None) -> list[int] | None:
-    """An operand that older opsets have as an attribute."""
+def _ints(context: Context, name: str, operand: Tensor | None) -> list[int] | None:
+    """A list that newer opsets have as an input and older ones as an attribute; None if the node has neither."""
     if operand is not None:
-        return [int(i) for i in operand.v.ravel()]
-    given = context.attributes.get(name)
-    return None if given is None else [int(i) for i in np.atleast_1d(given)]
+        return [int(i) for i in operand.value.ravel()]
+    attribute = context.attributes.get(name)
+    return None if attribute is None else [int(i) for i in np.atleast_1d(attribute)]
 
 
-@register("Pad")
+def identity(context: Context, x: Tensor) -> Tensor:
+    """Identity."""
+    return x
+
+
+def dropout(
+    context: Context, x: Tensor, ratio: Tensor | None = None, training: Tensor | None = None
+) -> Tensor:
+    """Dropout in inference: its input. Raises Unsupported for training mode (an input since opset 12)."""
+    if training is not None and bool(np.any(training.value)):
+        raise Unsupported("Dropout in training mode")
+    return x
+
+
 def pad(
     context: Context,
-    x: Value,
-    pads: Value | None = None,
-    value: Value | None = None,
-    axes: Value | None = None,
-) -> Value:
-    sizes = _ints(context, "pads", pads) or []
-    where = [int(a) % x.v.ndim for a in axes.v.ravel()] if axes is not None else list(range(x.v.ndim))
-    mode = context.attributes.get("mode", "constant")
-    fill = float(value.v.ravel()[0]) if value is not None else float(context.attributes.get("value", 0.0))
-    width, crop = [(0, 0)] * x.v.ndim, [slice(None)] * x.v.ndim
-    for i, axis in enumerate(where):
-        before, after = sizes[i], sizes[i + len(where)]
+    x: Tensor,
+    pads: Tensor | None = None,
+    value: Tensor | None = None,
+    axes: Tensor | None = None,
+) -> Tensor:
+    """Pad: pads and value are attributes up to opset 10, axes exist since 18. A negative number of elements crops."""
+    sizes, rank = _ints(context, "pads", pads) or [], x.value.ndim
+    where = list(range(rank)) if axes is None else [int(a) % rank for a in axes.value.ravel()]
+    width, crop = [(0, 0)] * rank, [slice(None)] * rank
+    for axis, before, after in zip(where, sizes[: len(where)], sizes[len(where) :], strict=True):
         width[axis] = max(0, before), max(0, after)
-        crop[axis] = slice(max(0, -before), x.v.shape[axis] - max(0, -after))
-    cut = _both(x, lambda a: a[tuple(crop)])
+        crop[axis] = slice(max(0, -before), x.value.shape[axis] - max(0, -after))
+    cut = x.map(lambda a: a[tuple(crop)])
+    mode = context.attributes.get("mode", "constant")
     if mode == "constant":
-        return Value(
-            np.pad(cut.v, width, constant_values=fill),
-            np.pad(cut.m, width, constant_values=np.float32(abs(fill))),
-        )
+        fill = float(context.attributes.get("value", 0.0) if value is None else value.value.ravel()[0])
+        magnitude = np.pad(cut.magnitude, width, constant_values=np.float32(abs(fill)))
+        return Tensor(np.pad(cut.value, width, constant_values=fill), magnitude)
     if mode not in ("edge", "reflect", "wrap"):
         raise Unsupported(f"Pad mode {mode}")
-    return _both(cut, lambda a: np.pad(a, width, mode=mode))
+    return cut.map(lambda a: np.pad(a, width, mode=mode))
 
 
-@register("Slice")
 def slice_(
     context: Context,
-    x: Value,
-    starts: Value | None = None,
-    ends: Value | None = None,
-    axes: Value | None = None,
-    steps: Value | None = None,
-) -> Value:
+    x: Tensor,
+    starts: Tensor | None = None,
+    ends: Tensor | None = None,
+    axes: Tensor | None = None,
+    steps: Tensor | None = None,
+) -> Tensor:
+    """Slice: starts, ends and axes are attributes up to opset 9, inputs since 10, where steps came."""
     first, last = _ints(context, "starts", starts) or [], _ints(context, "ends", ends) or []
-    where = _ints(context, "axes", axes) or list(range(len(first)))
-    stride = _ints(context, "steps", steps) or [1] * len(first)
-    cut = [slice(None)] * x.v.ndim
-    for a, b, axis, step in zip(first, last, where, stride, strict=True):
-        size = x.v.shape[axis]
-        stop: int | None = b
-        if step < 0:
-            stop = None if b < -size else b
-        cut[axis] = slice(max(a, -size) if step > 0 else a, stop, step)
-    return _both(x, lambda array: array[tuple(cut)])
+    where = _ints(context, "axes", axes) or range(len(first))
+    strides = _ints(context, "steps", steps) or [1] * len(first)
+    cut = [slice(None)] * x.value.ndim
+    for start, end, axis, step in zip(first, last, where, strides, strict=True):
+        size = x.value.shape[axis]
+        # Numpy counts a negative index from the end. Below -size it means "before the first element" to ONNX.
+        if step > 0:
+            cut[axis] = slice(max(start, -size), end, step)
+        else:
+            cut[axis] = slice(start, None if end < -size else end, step)
+    return x.map(lambda a: a[tuple(cut)])
 
 
-@register("Split")
-def split(context: Context, x: Value, sizes: Value | None = None) -> list[Value]:
+def split(context: Context, x: Tensor, sizes: Tensor | None = None) -> list[Tensor]:
+    """Split: sizes are an attribute up to opset 12, an input since 13; without them, equal parts but for the last."""
     axis = context.attributes.get("axis", 0)
-    total, parts = x.v.shape[axis], context.outputs
     lengths = _ints(context, "split", sizes)
     if lengths is None:
-        chunk = -(-total // parts)
-        lengths = [chunk] * (parts - 1) + [total - chunk * (parts - 1)]
+        lengths = [-(-x.value.shape[axis] // context.outputs)] * context.outputs
     points = np.cumsum(lengths)[:-1]
-    return [
-        Value(v, m) for v, m in zip(np.split(x.v, points, axis), np.split(x.m, points, axis), strict=True)
-    ]
+    parts = zip(np.split(x.value, points, axis), np.split(x.magnitude, points, axis), strict=True)
+    return [Tensor(value, magnitude) for value, magnitude in parts]
 
 
-@register("Concat")
-def concat(context: Context, *parts: Value) -> Value:
+def concat(context: Context, *parts: Tensor) -> Tensor:
+    """Concat; opset 1 to 3 have a default axis, 1."""
     axis = context.attributes.get("axis", 1)
-    return Value(np.concatenate([p.v for p in parts], axis), np.concatenate([p.m for p in parts], axis))
+    value = np.concatenate([part.value for part in parts], axis)
+    return Tensor(value, np.concatenate([part.magnitude for part in parts], axis))
 
 
-@register("Reshape")
-def reshape(context: Context, x: Value, shape: Value | None = None) -> Value:
-    wanted = _ints(context, "shape", shape) or []
+def reshape(context: Context, x: Tensor, shape: Tensor | None = None) -> Tensor:
+    """Reshape: the shape is an attribute up to opset 4. 0 keeps the input's size, unless allowzero (opset 14)."""
+    sizes = _ints(context, "shape", shape) or []
     if not context.attributes.get("allowzero", 0):
-        wanted = [x.v.shape[i] if size == 0 else size for i, size in enumerate(wanted)]
-    return _both(x, lambda a: a.reshape(wanted))
+        sizes = [x.value.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
+    return x.map(lambda a: a.reshape(sizes))
 
 
-@register("Flatten")
-def flatten(context: Context, x: Value) -> Value:
+def flatten(context: Context, x: Tensor) -> Tensor:
+    """Flatten: (a, b, c, d) with axis 2 -> (a * b, c * d)."""
     axis = context.attributes.get("axis", 1)
-    axis = axis + x.v.ndim if axis < 0 else axis
-    rows = int(np.prod(x.v.shape[:axis], dtype=int))
-    return _both(x, lambda a: a.reshape(rows, -1))
+    rows = math.prod(x.value.shape[: axis + x.value.ndim if axis < 0 else axis])
+    return x.map(lambda a: a.reshape(rows, -1))
 
 
-@register("Transpose")
-def transpose(context: Context, x: Value) -> Value:
-    return _both(x, lambda a: a.transpose(context.attributes.get("perm")))
+def transpose(context: Context, x: Tensor) -> Tensor:
+    """Transpose; without perm it reverses the axes."""
+    return x.map(lambda a: a.transpose(context.attributes.get("perm")))
 
 
-@register("Squeeze")
-def squeeze(context: Context, x: Value, axes: Value | None = None) -> Value:
+def squeeze(context: Context, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    """Squeeze: axes are an attribute up to opset 12, an input since 13; without them, all of size 1."""
     where = _ints(context, "axes", axes)
-    return _both(x, lambda a: np.squeeze(a, None if where is None else tuple(where)))
+    return x.map(lambda a: np.squeeze(a, None if where is None else tuple(where)))
 
 
-@register("Unsqueeze")
-def unsqueeze(context: Context, x: Value, axes: Value | None = None) -> Value:
-    where = _ints(context, "axes", axes) or []
-    return _both(x, lambda a: np.expand_dims(a, tuple(where)))
+def unsqueeze(context: Context, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    """Unsqueeze: axes are an attribute up to opset 12, an input since 13."""
+    where = tuple(_ints(context, "axes", axes) or [])
+    return x.map(lambda a: np.expand_dims(a, where))
 
 
-@register("Expand")
-def expand(context: Context, x: Value, shape: Value) -> Value:
-    wanted = np.broadcast_shapes(x.v.shape, tuple(int(i) for i in shape.v))
-    return _both(x, lambda a: np.broadcast_to(a, wanted))
+def expand(context: Context, x: Tensor, shape: Tensor) -> Tensor:
+    """Expand: broadcasting goes both ways, so a 1 in the shape keeps the input's size."""
+    sizes = np.broadcast_shapes(x.value.shape, tuple(int(i) for i in shape.value))
+    return x.map(lambda a: np.broadcast_to(a, sizes))
 
 
-@register("Shape")
-def shape_of(context: Context, x: Value) -> Value:
-    dims = x.v.shape[context.attributes.get("start", 0) : context.attributes.get("end")]
-    return Value.of(np.array(dims, dtype=np.int64))
+def shape_of(context: Context, x: Tensor) -> Tensor:
+    """Shape -> (rank,) int64; start and end since opset 15."""
+    given = context.attributes
+    return Tensor.of(np.array(x.value.shape[given.get("start", 0) : given.get("end")], dtype=np.int64))
 
 
-@register("Gather")
-def gather(context: Context, x: Value, indices: Value) -> Value:
-    return _both(x, lambda a: np.take(a, indices.v, axis=context.attributes.get("axis", 0)))
+def gather(context: Context, x: Tensor, indices: Tensor) -> Tensor:
+    """Gather: (a, b, c) at axis 1 by indices (i, j) -> (a, i, j, c)."""
+    return x.map(lambda a: np.take(a, indices.value, axis=context.attributes.get("axis", 0)))
 
 
-@register("ScatterND")
-def scatter_nd(context: Context, x: Value, indices: Value, updates: Value) -> Value:
+def scatter_nd(context: Context, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+    """ScatterND: x with x[indices[..., :]] replaced by updates[...]. Raises Unsupported for reductions (opset 16)."""
     if context.attributes.get("reduction", "none") != "none":
         raise Unsupported("ScatterND with a reduction")
-    where = tuple(np.moveaxis(indices.v, -1, 0))
-
-    def put(data: Array, new: Array) -> Array:
-        data = data.copy()
-        data[where] = new
-        return data
-
-    return Value(put(x.v, updates.v), put(x.m, updates.m))
+    value, magnitude = x.value.copy(), x.magnitude.copy()
+    where = tuple(np.moveaxis(indices.value, -1, 0))
+    value[where], magnitude[where] = updates.value, updates.magnitude
+    return Tensor(value, magnitude)
 
 
-@register("Cast", "CastLike")
-def cast(context: Context, x: Value, like: Value | None = None) -> Value:
-    if like is not None:
-        kind = np.dtype(np.float64) if like.v.dtype.kind == "f" else like.v.dtype
+def cast(context: Context, x: Tensor, like: Tensor | None = None) -> Tensor:
+    """Cast and CastLike. All float types are float64 here: what a shorter one loses is the error bound's matter."""
+    if like is None:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(context.attributes["to"]))
     else:
-        kind = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(context.attributes["to"]))
-    if is_float(kind):
-        return x if x.v.dtype.kind == "f" else Value.of(x.v.astype(np.float64))
-    return Value.of(x.v.astype(kind))
+        dtype = like.value.dtype
+    if not is_float(dtype):
+        return Tensor.of(x.value.astype(dtype))
+    return x if is_float(x.value.dtype) else Tensor.of(x.value.astype(np.float64))
 
 
-@register("Constant")
-def constant(context: Context) -> Value:
+def constant(context: Context) -> Tensor:
+    """Constant: a tensor, or since opset 12 numbers. Raises Unsupported for sparse tensors and text."""
     given = context.attributes
     if "value" in given:
-        return Value.of(onnx.numpy_helper.to_array(given["value"]))
+        return Tensor.of(onnx.numpy_helper.to_array(given["value"]))
     for name in ("value_float", "value_floats", "value_int", "value_ints"):
         if name in given:
-            kind = np.float64 if "float" in name else np.int64
-            return Value.of(np.array(given[name], dtype=kind))
+            return Tensor.of(np.array(given[name], dtype=np.float64 if "float" in name else np.int64))
     raise Unsupported("Constant of this kind")
 
 
-@register("ConstantOfShape")
-def constant_of_shape(context: Context, shape: Value) -> Value:
+def constant_of_shape(context: Context, shape: Tensor) -> Tensor:
+    """ConstantOfShape: filled with value, a tensor of one element; without it, with float zeros."""
     given = context.attributes.get("value")
-    fill = onnx.numpy_helper.to_array(given).ravel()[0] if given is not None else np.float64(0)
-    return Value.of(np.full(tuple(int(i) for i in shape.v), fill))
+    fill = np.float64(0) if given is None else onnx.numpy_helper.to_array(given).ravel()[0]
+    return Tensor.of(np.full(tuple(int(i) for i in shape.value), fill))
 
 
-@register("Resize", "Upsample")
 def resize(
     context: Context,
-    x: Value,
-    roi: Value | None = None,
-    scales: Value | None = None,
-    sizes: Value | None = None,
-) -> Value:
-    """Nearest neighbour only."""
+    x: Tensor,
+    roi: Tensor | None = None,
+    scales: Tensor | None = None,
+    sizes: Tensor | None = None,
+) -> Tensor:
+    """Resize, and Upsample (opset 7 to 9), to the nearest neighbour. Raises Unsupported for other modes and axes."""
     given = context.attributes
     if given.get("mode", "nearest") != "nearest" or "axes" in given:
         raise Unsupported("Resize other than nearest")
-    if scales is None and sizes is None and roi is not None:  # Upsample, and Resize of opset 10
+    if (
+        scales is None and sizes is None
+    ):  # Upsample, and Resize of opset 10, have the scales where roi is since 11
         scales = roi
-    space: Sequence[int] = x.v.shape
-    if sizes is not None and sizes.v.size:
-        out = [int(i) for i in sizes.v]
-        ratio = [o / s for o, s in zip(out, space, strict=True)]
+    shape = x.value.shape
+    if sizes is not None and sizes.value.size:
+        counts = [int(size) for size in sizes.value]
+        factors = [count / size for count, size in zip(counts, shape, strict=True)]
     else:
-        ratio = [float(r) for r in (scales.v if scales is not None else given["scales"])]
-        out = [int(np.floor(s * r)) for s, r in zip(space, ratio, strict=True)]
-    mode = given.get("coordinate_transformation_mode", "half_pixel" if context.opset >= 11 else "asymmetric")
-    rounding = given.get("nearest_mode", "round_prefer_floor") if context.opset >= 11 else "floor"
+        factors = [float(scale) for scale in (given["scales"] if scales is None else scales.value)]
+        counts = [math.floor(size * factor) for size, factor in zip(shape, factors, strict=True)]
+    picks = [_nearest(context, *axis) for axis in zip(shape, counts, factors, strict=True)]
+    return x.map(lambda a: a[np.ix_(*picks)])
 
-    def index(size: int, count: int, scale: float) -> Array:
-        if scale == 1.0:
-            return np.arange(size)
-        at = np.arange(count, dtype=np.float64)
-        if mode == "asymmetric":
-            at = at / scale
-        elif mode in ("half_pixel", "pytorch_half_pixel"):
-            at = (at + 0.5) / scale - 0.5 if count > 1 or mode == "half_pixel" else at * 0
-        elif mode == "align_corners":
-            at = at * (size - 1) / (count - 1) if count > 1 else at * 0
-        else:
-            raise Unsupported(f"Resize with {mode}")
-        if rounding in ("floor", "ceil"):
-            near = np.floor(at) if rounding == "floor" else np.ceil(at)
-        else:
-            near = np.floor(at + 0.5) if rounding == "round_prefer_ceil" else np.ceil(at - 0.5)
-        return np.asarray(np.clip(near, 0, size - 1).astype(np.int64))
 
-    picks = [index(s, o, r) for s, o, r in zip(space, out, ratio, strict=True)]
-    return _both(x, lambda a: a[np.ix_(*picks)])
+def _half_pixel(at: Array, size: int, count: int, scale: float) -> Array:
+    return np.asarray((at + 0.5) / scale - 0.5)
+
+
+# Where an output position lies in the input, by coordinate_transformation_mode.
+_COORDINATES: dict[str, Callable[[Array, int, int, float], Array]] = {
+    "asymmetric": lambda at, size, count, scale: at / scale,
+    "half_pixel": _half_pixel,
+    "pytorch_half_pixel": lambda at, *sizes: _half_pixel(at, *sizes) if len(at) > 1 else at * 0,
+    "align_corners": lambda at, size, count, scale: at * (size - 1) / (count - 1) if count > 1 else at * 0,
+}
+# How a position between two elements is rounded, by nearest_mode.
+_ROUNDINGS: dict[str, Callable[[Array], Array]] = {
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round_prefer_ceil": lambda at: np.floor(at + 0.5),
+    "round_prefer_floor": lambda at: np.ceil(at - 0.5),
+}
+
+
+def _nearest(context: Context, size: int, count: int, scale: float) -> Array:
+    """Which of `size` elements each of `count` output positions takes: (count,) int64."""
+    if scale == 1.0:
+        return np.arange(size)
+    given, is_legacy = context.attributes, context.opset < 11  # which had neither attribute
+    mode = "asymmetric" if is_legacy else given.get("coordinate_transformation_mode", "half_pixel")
+    rounding = "floor" if is_legacy else given.get("nearest_mode", "round_prefer_floor")
+    if mode not in _COORDINATES:
+        raise Unsupported(f"Resize with {mode}")
+    at = _COORDINATES[mode](np.arange(count, dtype=np.float64), size, count, scale)
+    return np.asarray(np.clip(_ROUNDINGS[rounding](at), 0, size - 1).astype(np.int64))

@@ -19,8 +19,8 @@ from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.records.verdict import Precision
 from onnx_repfuse.verifier.distance import Array, difference, flatten, is_inexact, largest
 from onnx_repfuse.verifier.inputs import FeedSpec, choose_feeds, index_bounds
-from onnx_repfuse.verifier.oracle.evaluator import OPS
-from onnx_repfuse.verifier.oracle.registry import Context, Unsupported, Value, attributes
+from onnx_repfuse.verifier.oracle.registry import evaluate_node, is_known
+from onnx_repfuse.verifier.oracle.tensor import Context, Tensor, Unsupported
 from onnx_repfuse.verifier.session import Model, load, one_line, open_session
 
 __all__ = ["evaluate", "study"]
@@ -69,7 +69,7 @@ def evaluate(model: onnx.ModelProto, feed: Mapping[str, Any]) -> dict[str, Any]:
         model = inliner.inline_local_functions(model)
     graph = model.graph
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-    values: dict[str, Any] = {t.name: Value.of(onnx.numpy_helper.to_array(t)) for t in graph.initializer}
+    values: dict[str, Any] = {t.name: Tensor.of(onnx.numpy_helper.to_array(t)) for t in graph.initializer}
     values.update({name: _wide(value) for name, value in feed.items()})
     kept = {value.name for value in graph.output}
     left = Counter(name for node in graph.node for name in node.input)
@@ -91,17 +91,14 @@ def evaluate(model: onnx.ModelProto, feed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _apply(model: onnx.ModelProto, node: onnx.NodeProto, opset: int, operands: list[Any]) -> list[Any]:
-    known = node.domain in ("", "ai.onnx") and node.op_type in OPS
-    if known and all(one is None or isinstance(one, Value) for one in operands):
+    if is_known(node) and all(one is None or isinstance(one, Tensor) for one in operands):
         try:
-            with np.errstate(all="ignore"):
-                found = OPS[node.op_type](Context(attributes(node), opset, len(node.output), []), *operands)
-            return list(found) if isinstance(found, list) else [found]
+            return evaluate_node(node, Context.of(node, opset), operands)
         except Unsupported:
             pass
     if node.op_type in _EXACT and node.domain in ("", "ai.onnx") and opset >= 13 and len(node.output) == 1:
-        plain = [None if one is None else one.v for one in operands]
-        return [Value.of(_EXACT[node.op_type](attributes(node), *plain))]
+        plain = [None if one is None else one.value for one in operands]
+        return [Tensor.of(_EXACT[node.op_type](Context.of(node, opset).attributes, *plain))]
     return _by_reference(model, node, operands)
 
 
@@ -155,11 +152,11 @@ def _by_reference(model: onnx.ModelProto, node: onnx.NodeProto, operands: list[A
 
 
 def _wide(value: Any) -> Any:
-    return Value.of(np.asarray(value)) if isinstance(value, np.ndarray | np.generic) else value
+    return Tensor.of(np.asarray(value)) if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _plain(value: Any) -> Any:
-    return value.v if isinstance(value, Value) else value
+    return value.value if isinstance(value, Tensor) else value
 
 
 def _summary(name: str, errors: list[tuple[Array, Array]]) -> Precision:

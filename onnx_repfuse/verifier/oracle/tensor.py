@@ -1,0 +1,106 @@
+"""What the oracle's operators work on: a tensor in float64, and beside it how much was summed to get it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_repfuse.records.float_formats import is_float
+
+__all__ = ["Array", "Context", "StoredKernel", "Tensor", "Unsupported"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Unsupported(Exception):  # noqa: N818 - an outcome: another judge takes over
+    """The oracle does not know this operator, or this form of it."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor and its magnitude.
+
+    Attributes:
+        value: float64, any shape; integers and booleans keep their type.
+        magnitude: float32, of the same shape: sum |w| |x| over all products that made an element up, as if nothing
+            had cancelled (a Sub adds). With power 2 it is sum w^2 x^2.
+    """
+
+    value: Array
+    magnitude: Array
+
+    @staticmethod
+    def of(array: Array, power: int = 1) -> Tensor:
+        """An input or a constant: its magnitude is |x| ** power."""
+        value = array.astype(np.float64) if is_float(array.dtype) else array
+        if not is_float(value.dtype):
+            return Tensor(value, value)
+        return Tensor(value, (np.abs(value) if power == 1 else np.square(value)).astype(np.float32))
+
+    def map(self, move: Callable[[Array], Array]) -> Tensor:
+        """The result of an operator that only moves elements: magnitudes move with their values."""
+        return Tensor(move(self.value), move(self.magnitude))
+
+
+@dataclass(frozen=True)
+class StoredKernel(Tensor):
+    """A large Conv kernel as the file stores it, in both fields.
+
+    It is converted block by block: in float64, with magnitudes, a float32 kernel takes three times its size.
+    """
+
+    power: int = 1
+
+    def to_values(self, block: Array) -> Array:
+        """A block of the kernel in float64."""
+        return Tensor.of(block).value
+
+    def to_magnitudes(self, block: Array) -> Array:
+        """The magnitudes of a block, float32."""
+        if self.power == 1 and block.dtype == np.float32:  # without the way through float64
+            return np.asarray(np.abs(block))
+        return Tensor.of(block, self.power).magnitude
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an operator sees of its node, beside the operands.
+
+    Attributes:
+        attributes: by name; only what the node states, so each operator knows the defaults.
+        opset: the version of the default domain.
+        outputs: how many outputs the node has, omitted ones included.
+        terms: where `count_terms` writes; one list for a whole evaluation.
+        power: 1 or 2: what magnitudes sum (`Tensor`).
+    """
+
+    attributes: dict[str, Any]
+    opset: int
+    outputs: int
+    terms: list[Array]
+    power: int = 1
+
+    @staticmethod
+    def of(node: onnx.NodeProto, opset: int, power: int = 1) -> Context:
+        """The context of a node, with a list of terms of its own."""
+        attributes: dict[str, Any] = {}
+        for attribute in node.attribute:
+            value = onnx.helper.get_attribute_value(attribute)
+            attributes[attribute.name] = value.decode() if isinstance(value, bytes) else value
+        return Context(attributes, opset, len(node.output), [], power)
+
+    def count_terms(self, fan_in: int, operand: Array) -> None:
+        """Note that each output element sums `fan_in` products of elements of `operand`.
+
+        Zeros add no rounding error, so a row (index of axis 0) cannot sum more terms than it has non-zeros. That is
+        what makes the error bound of an impulse small.
+        """
+        if operand.ndim < 2:
+            self.terms.append(np.array([float(fan_in)]))
+            return
+        nonzero = np.count_nonzero(operand.reshape(len(operand), -1), axis=1)
+        self.terms.append(np.minimum(nonzero, fan_in).astype(np.float64))
