@@ -20,6 +20,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from onnx_repfuse.graph.constant_folding import fold_constant, from_attributes
+from onnx_repfuse.graph.operators import Operator, operator
 from onnx_repfuse.graph.scope import ONNX_DOMAINS, Const, Scope, Shape, inner_graphs, outer_names
 from onnx_repfuse.graph.shape_inference import Sizes, Types, infer
 from onnx_repfuse.modelfile.document import Document
@@ -168,32 +169,50 @@ def _fold(nodes: list[gs.Node], constants: dict[str, Const], types: Types, overr
     for node in nodes:
         if node.op == "Constant" or len(node.outputs) != 1:
             continue
-        output = node.outputs[0].name
-        if node.op != "Shape" and not (node.inputs and node.inputs[0].name in constants):
-            continue  # what reads one tensor that is no constant is none itself: nearly all nodes
+        facts, output = operator(node), node.outputs[0].name
+        # nearly all nodes end here: what reads one tensor that is no constant is none itself
+        if not facts.reads_shape_only and not (node.inputs and node.inputs[0].name in constants):
+            continue
         if output in constants or any(_is_reference(value) for value in node.attrs.values()):
             continue
-        names = [t.name for t in node.inputs]
-        while names and not names[-1]:
-            names.pop()
-        if "" in names and node.op != "Slice":
-            continue
-        data_type, shape = types.get(output, (0, None))
-        static = _static(shape)
-        if node.op == "Shape" and names and _static(types.get(names[0], (0, None))[1]) is not None:
-            dims = _static(types[names[0]][1]) or ()
-            value = np.array(dims, np.int64)[node.attrs.get("start", 0) : node.attrs.get("end")]
-            constants[output] = Const(value.shape, onnx.TensorProto.INT64, partial(np.copy, value))
-            continue
-        inputs = [constants.get(name) for name in names]
-        if not inputs or any(
-            n in overridable or (n and c is None) for n, c in zip(names, inputs, strict=True)
-        ):
-            continue
-        const = fold_constant(node.op, node.attrs, inputs, static, data_type or None)
+        const = _folded(node, facts, constants, types, overridable)
         if const is not None:
             constants[output] = const
     return len(constants) > before
+
+
+def _folded(
+    node: gs.Node, facts: Operator, constants: dict[str, Const], types: Types, overridable: set[str]
+) -> Const | None:
+    """The constant that a node of one output computes."""
+    names = [t.name for t in node.inputs]
+    while names and not names[-1]:
+        names.pop()
+    if not names or ("" in names and not facts.takes_omitted_inputs):
+        return None
+    if facts.reads_shape_only:
+        return _of_shape(facts, node, _known_shape(names[0], constants, types, overridable))
+    if any(name in overridable or (name and name not in constants) for name in names):
+        return None
+    data_type, shape = types.get(node.outputs[0].name, (0, None))
+    inputs = [constants.get(name) for name in names]
+    return fold_constant(facts, node.attrs, inputs, _static(shape), data_type or None)
+
+
+def _known_shape(
+    name: str, constants: dict[str, Const], types: Types, overridable: set[str]
+) -> tuple[int, ...] | None:
+    shape = _static(types.get(name, (0, None))[1])
+    if shape is None and name in constants and name not in overridable:
+        return constants[name].shape
+    return shape
+
+
+def _of_shape(facts: Operator, node: gs.Node, shape: tuple[int, ...] | None) -> Const | None:
+    if facts.evaluate is None or shape is None:
+        return None
+    value = facts.evaluate(node.attrs, shape)
+    return Const(value.shape, onnx.TensorProto.INT64, partial(np.copy, value))
 
 
 def _static(shape: Shape | None) -> tuple[int, ...] | None:

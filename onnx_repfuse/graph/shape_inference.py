@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import onnx
 
+from onnx_repfuse.graph.operators import operator_of_proto
 from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, ONNX_DOMAINS, Const, Scope, Shape, outer_names
 from onnx_repfuse.graph.unreliable_shapes import without_unreliable_shapes
 
@@ -18,17 +19,6 @@ __all__ = ["Sizes", "Types", "infer"]
 
 MAX_SCALES = 5
 UNKNOWN_SPACE = 224  # an unknown height, width or length, for costs only
-SHAPED_BY_SHAPES = frozenset(  # the values of their weights decide no shape, of nothing behind them either
-    (
-        "Conv",
-        "ConvTranspose",
-        "BatchNormalization",
-        "InstanceNormalization",
-        "LayerNormalization",
-        "Gemm",
-        "MatMul",
-    )
-)
 logger = logging.getLogger("onnx_repfuse")
 Types = dict[str, tuple[int, Shape | None]]
 Sizes = dict[str, tuple[int, ...]]
@@ -100,7 +90,7 @@ def _add_weights(scope: onnx.GraphProto, weights: dict[str, Const]) -> None:
     telling: set[str] = set()
     for node, read in reads:
         names.update(read, node.output[:])
-        if node.op_type not in SHAPED_BY_SHAPES or node.domain not in ONNX_DOMAINS:
+        if not operator_of_proto(node).shaped_by_shapes:
             telling.update(name for name in read if name in weights and _may_tell(weights[name]))
     values = [(name, value) for name in sorted(telling) if (value := weights[name].computed()) is not None]
     telling = {name for name, _ in values}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.errors import Inexact
-from onnx_repfuse.graph.views import VIEWS
+from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.lift import (
     batchnorm_arithmetic,
     conv_matmul,
@@ -52,7 +52,6 @@ _LIFTS: dict[str, Callable[[Context, gs.Node], LinearOp | Declined | None]] = {
     "Slice": slice_concat.lift_slice,
     "Sub": _arithmetic_or_sum,
     "Sum": sum_identity.lift_sum,
-    **dict.fromkeys(VIEWS, view_ops.lift_view),
 }
 
 
@@ -83,6 +82,8 @@ def _lift(context: Context, node: gs.Node, output: int) -> LinearOp | Declined |
     found = match.lift_border(context, node)
     if found is not None:
         return found
+    if operator(node).space_map is not None:
+        return view_ops.lift_view(context, node)
     function = _LIFTS.get(node.op)
     if function is None:
         return None

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.graph.views import FREE, View
+from onnx_repfuse.graph.operators.facts import SpaceMapSort
+from onnx_repfuse.graph.views import View
 from onnx_repfuse.lift import LinearOp
 
 __all__ = [
@@ -156,7 +157,7 @@ def keep(
 
 def view_cost(model: CostModel, view: View, read: int, written: int) -> int:
     """The price of a view that reads and writes so many elements."""
-    if view.node.op in FREE:
+    if view.sort is SpaceMapSort.RESHAPES:
         return model.node
     return model.elementwise(read + written, 0)
 

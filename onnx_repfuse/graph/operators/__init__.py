@@ -1,0 +1,33 @@
+"""One record of facts per ONNX operator. To describe an operator, add its record to the file of its kind."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.operators.arithmetic import ARITHMETIC
+from onnx_repfuse.graph.operators.conv_matmul import CONV_MATMUL
+from onnx_repfuse.graph.operators.facts import Operator
+from onnx_repfuse.graph.operators.index_maps import INDEX_MAPS
+from onnx_repfuse.graph.operators.pointwise import POINTWISE
+from onnx_repfuse.graph.operators.pooling import POOLING
+from onnx_repfuse.graph.operators.space_maps import SPACE_MAPS
+from onnx_repfuse.graph.scope import ONNX_DOMAINS
+
+__all__ = ["OPERATORS", "Operator", "operator", "operator_of_proto"]
+
+OPERATORS = {
+    record.name: record
+    for record in (*ARITHMETIC, *CONV_MATMUL, *INDEX_MAPS, *POINTWISE, *POOLING, *SPACE_MAPS)
+}
+UNKNOWN = Operator("")
+
+
+def operator(node: gs.Node) -> Operator:
+    """The facts of a node's operator; an empty record for one that nobody described, or of another domain."""
+    return OPERATORS.get(node.op, UNKNOWN)
+
+
+def operator_of_proto(node: onnx.NodeProto) -> Operator:
+    """As `operator`."""
+    return OPERATORS.get(node.op_type, UNKNOWN) if node.domain in ONNX_DOMAINS else UNKNOWN

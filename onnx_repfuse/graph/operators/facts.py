@@ -1,0 +1,182 @@
+"""What the tool knows about an ONNX operator: one record, which every pass asks.
+
+The functions in a record get what they need in one argument and decide about one node. They never look at neighbours:
+that is the passes' work (`channel_axis`, `views`, `unreliable_shapes`, `constant_folding`, `model_size`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from enum import Enum
+from typing import Any
+
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnx_repfuse.graph.operators.channel_rules import BY_SHAPE, ChannelRule
+from onnx_repfuse.graph.scope import Scope, Shape
+
+__all__ = [
+    "MALFORMED",
+    "Attributes",
+    "Doubt",
+    "Evaluate",
+    "Layout",
+    "Operator",
+    "SizeCase",
+    "SpaceMap",
+    "SpaceMapSort",
+    "Values",
+    "ViewCase",
+    "WeightChannels",
+]
+
+MALFORMED = (  # what computing with attributes and values that make no sense raises
+    ArithmeticError,
+    KeyError,
+    TypeError,
+    ValueError,
+    IndexError,
+    AttributeError,
+)
+Attributes = Mapping[str, Any]
+Values = NDArray[Any]
+Evaluate = Callable[..., Any]  # (attributes, *values of the inputs) -> value of the output
+Layout = tuple[int, int]  # channel axis (1 or -1) and spatial rank
+WeightChannels = Callable[[gs.Node, Sequence[int]], tuple[int, int]]
+
+
+class SpaceMapSort(Enum):
+    """What a view does with the positions of a tensor."""
+
+    RESHAPES = "keeps the elements and their order, changes the dims"
+    PERMUTES = "keeps the elements, changes their order"
+    REPEATS = "writes a position of the input to several of the output"
+    AVERAGES = "writes means of positions"
+
+
+@dataclass(frozen=True, eq=False)
+class ViewCase:
+    """A node that may be a view, and the tensor it reads.
+
+    Attributes:
+        scope, node: for its constants.
+        before: layout of the operand.
+        channels: of operand and output.
+        shape, result: proved shapes of operand and output, both of rank 2 or more.
+    """
+
+    scope: Scope
+    node: gs.Node
+    before: Layout
+    channels: int
+    shape: Shape
+    result: Shape
+
+    @property
+    def channel(self) -> int:
+        """The channel axis of the operand, counted from the front."""
+        return self.before[0] % len(self.shape)
+
+    @property
+    def is_spatial(self) -> bool:
+        """Whether the operand is (N, C, ...)."""
+        return self.before[0] == 1
+
+
+@dataclass(frozen=True)
+class SpaceMap:
+    """A view: it moves, repeats or averages positions, treats all channels alike and keeps a constant a constant.
+
+    Attributes:
+        sort: what it does with positions.
+        layout: the layout of the output; None where the node is not a view of these channels.
+        sizes_input: the input that lists the sizes of the output, channels included.
+    """
+
+    sort: SpaceMapSort
+    layout: Callable[[ViewCase], Layout | None]
+    sizes_input: int | None = None
+
+
+class Doubt(Enum):
+    """What is not certain of an output, beyond the sizes of single axes."""
+
+    SHAPE = "not even the rank"
+    VALUE = "its value, from which later sizes follow"
+
+
+@dataclass(frozen=True, eq=False)
+class SizeCase:
+    """A node whose inferred sizes may be wrong.
+
+    Attributes:
+        names: of its inputs, '' where left out.
+        attrs: its attributes.
+        shape, result: inferred shapes of the first input and the first output.
+        inputs: flat values of the inputs; None where unknown or too long to decide a size.
+        opset: version of the ONNX operator set in force.
+    """
+
+    names: Sequence[str]
+    attrs: Mapping[str, Any]
+    shape: Shape
+    result: Shape
+    inputs: Sequence[list[Any] | None]
+    opset: int
+
+    @property
+    def space(self) -> list[int]:
+        """The spatial axes of (N, C, ...)."""
+        return list(range(2, len(self.shape)))
+
+    @property
+    def pads_automatically(self) -> bool:
+        """Whether `auto_pad` is SAME_UPPER or SAME_LOWER."""
+        return self.attrs.get("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
+
+
+@dataclass(frozen=True)
+class Operator:
+    """The facts of one ONNX operator; the defaults are those of an operator nobody described.
+
+    Attributes:
+        name: as in the ONNX standard.
+        channels: how channel layouts pass through it, forwards and backwards.
+        outputs_are_alike: all its outputs have the layout of the first, with channels of their own.
+        space_map: set for an operator that may be a view.
+        weight: (node, shape of its second input) -> (channels read, channels written), for an operator that sums over
+            channels by a weight. Also called with the sizes of its dims unknown to be constant.
+        multiply_adds: of a node at the assumed sizes; None where they are unknown.
+        operations: arithmetic operations per output element, besides multiply-adds: for costs.
+        has_window: it slides a window of `kernel_shape` over space.
+        since: the opset that brought it.
+        lists_are_inputs_since: the opset from which its lists (axes, starts, pads, ...) are inputs, attributes before.
+        evaluate: for constant inputs; raises what `MALFORMED` lists.
+        takes_omitted_inputs: `evaluate` takes None for an input that is left out.
+        reads_shape_only: `evaluate` gets the dims of the input in place of its value.
+        jumps: whether, with these attributes, a change in an input's last place may change the output by more.
+        undefined_for: numpy kinds of inputs for some of whose values there is no output.
+        shaped_by_shapes: the values of its inputs decide no shape, nor do those of its outputs further on.
+        doubts: which of its inferred sizes are not certain: axes of its outputs, or a `Doubt`.
+    """
+
+    name: str
+    _: KW_ONLY
+    channels: ChannelRule = BY_SHAPE
+    outputs_are_alike: bool = False
+    space_map: SpaceMap | None = None
+    weight: WeightChannels | None = None
+    multiply_adds: Callable[[Scope, gs.Node], int | None] | None = None
+    operations: int = 1
+    has_window: bool = False
+    since: int = 1
+    lists_are_inputs_since: int = 1
+    evaluate: Evaluate | None = None
+    takes_omitted_inputs: bool = False
+    reads_shape_only: bool = False
+    jumps: Callable[[Attributes], bool] | None = None
+    undefined_for: str = ""
+    shaped_by_shapes: bool = False
+    doubts: Callable[[SizeCase], Sequence[int] | Doubt] | None = None

@@ -1,0 +1,77 @@
+"""Functions of one element, activations above all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from onnx_repfuse.graph.operators.channel_rules import KEPT
+from onnx_repfuse.graph.operators.facts import Attributes, Doubt, Evaluate, Operator, SizeCase, Values
+from onnx_repfuse.modelfile.dtypes import HOLDING_SIZES, numpy_dtype
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+
+__all__ = ["POINTWISE"]
+
+
+def _unary(function: Callable[[Values], Any]) -> Evaluate:
+    return lambda attrs, x: function(x)
+
+
+def _sigmoid(attrs: Attributes, x: Values) -> Values:
+    return np.asarray((1 / (1 + np.exp(-x))).astype(x.dtype))
+
+
+def _cast(attrs: Attributes, x: Values) -> Values:
+    to = attrs["to"]
+    return x.astype(numpy_dtype(to) if isinstance(to, int) else to)
+
+
+def _is_cast_to_integers(attrs: Attributes) -> bool:
+    return attrs.get("to") not in FLOAT_FORMATS
+
+
+def _cast_doubts(case: SizeCase) -> tuple[()] | Doubt:
+    """A size cast to a type that cannot hold it: inference goes on with the size as it was."""
+    return Doubt.VALUE if len(case.shape) < 2 and case.attrs.get("to") not in HOLDING_SIZES else ()
+
+
+def _pointwise(name: str, **facts: Any) -> Operator:
+    return Operator(name, channels=KEPT, **facts)
+
+
+POINTWISE = (
+    _pointwise("Abs", evaluate=_unary(np.abs)),
+    _pointwise("Ceil", evaluate=_unary(np.ceil), jumps=lambda attrs: True),
+    _pointwise("Celu"),
+    _pointwise("Clip", lists_are_inputs_since=11),
+    _pointwise("Dropout"),
+    _pointwise("Elu"),
+    _pointwise("Erf"),
+    _pointwise("Exp", evaluate=_unary(np.exp)),
+    _pointwise("Floor", evaluate=_unary(np.floor), jumps=lambda attrs: True),
+    _pointwise("Gelu"),
+    _pointwise("HardSigmoid"),
+    _pointwise("HardSwish", since=14),
+    _pointwise("Identity", evaluate=_unary(lambda x: x), operations=0),
+    _pointwise("LeakyRelu"),
+    _pointwise("Log"),
+    _pointwise("Mish"),
+    _pointwise("Neg", evaluate=_unary(np.negative)),
+    _pointwise("PRelu"),
+    _pointwise("Reciprocal", evaluate=_unary(np.reciprocal)),
+    _pointwise("Relu"),
+    _pointwise("Round"),
+    _pointwise("Selu"),
+    _pointwise("Sigmoid", evaluate=_sigmoid),
+    _pointwise("Sign"),
+    _pointwise("Softplus"),
+    _pointwise("Softsign"),
+    _pointwise("Sqrt", evaluate=_unary(np.sqrt)),
+    _pointwise("Swish"),
+    _pointwise("Tanh", evaluate=_unary(np.tanh)),
+    _pointwise("ThresholdedRelu"),
+    # No rule passes channels through a Cast: behind it the data type is another one.
+    Operator("Cast", evaluate=_cast, jumps=_is_cast_to_integers, doubts=_cast_doubts),
+)

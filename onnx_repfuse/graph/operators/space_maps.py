@@ -1,0 +1,293 @@
+"""Operators that may be views: Flatten, Reshape, Squeeze, Unsqueeze, Transpose, ReduceMean, Resize, Upsample.
+
+A layout rule says where the channels stand behind the node, given proved shapes of input and output: `(N, C, H, W)` is
+`(1, 2)`, `(N, ..., C)` is `(-1, 0)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import floor, prod
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.operators.channel_rules import KEPT_WHERE_PROVED, SELECTED
+from onnx_repfuse.graph.operators.facts import (
+    Attributes,
+    Doubt,
+    Layout,
+    Operator,
+    SizeCase,
+    SpaceMap,
+    SpaceMapSort,
+    Values,
+    ViewCase,
+)
+from onnx_repfuse.graph.scope import Scope, Shape
+
+__all__ = ["SPACE_MAPS", "permutation"]
+
+
+def _layout_of(channel: int, rank: int) -> Layout | None:
+    """The layout of a tensor of that rank with channels on that axis."""
+    if channel == rank - 1:
+        return -1, 0
+    return (1, rank - 2) if channel == 1 else None
+
+
+def _channels_vary_fastest(case: ViewCase) -> bool:
+    """Whether no position stands behind the channels in memory, so that a row of C elements is one position."""
+    return all(size == 1 for size in case.shape[case.channel + 1 :])
+
+
+# Flatten and Reshape
+
+
+def _flatten_layout(case: ViewCase) -> Layout | None:
+    """(N, C, 1, 1) -> (N, C)"""
+    axis, rank = case.node.attrs.get("axis", 1), len(case.shape)
+    axis = axis + rank if axis < 0 else axis
+    return (-1, 0) if axis == case.channel and _channels_vary_fastest(case) else None
+
+
+def _reshape_layout(case: ViewCase) -> Layout | None:
+    """(N, ..., C) -> (M, ..., C), (N, C, 1, 1) <-> (N, C), (N, C, H, W) -> (N, C, H * W)"""
+    if _channels_vary_fastest(case):
+        return _rows_layout(case)
+    result = case.result
+    keeps_axis_1 = case.channel == 1 and len(result) > 2 and result[1] == case.channels
+    return (1, len(result) - 2) if keeps_axis_1 and _keeps_batch(case) else None
+
+
+def _rows_layout(case: ViewCase) -> Layout | None:
+    result, channels_last = case.result, case.channel == len(case.shape) - 1
+    if result[-1] == case.channels and (len(result) == 2 or channels_last):
+        return -1, 0
+    beyond_batch = [size for size in result[1:] if size != 1]
+    return (1, len(result) - 2) if beyond_batch == [case.channels] and result[1] == case.channels else None
+
+
+def _keeps_batch(case: ViewCase) -> bool:
+    """Whether a Reshape of (N, C, ...) keeps N: it is proved, or all the rest is, or it is copied by a 0."""
+    shape, result, node = case.shape, case.result, case.node
+    if shape[0] is not None and shape[0] == result[0]:
+        return True
+    if None not in (*shape[1:], *result[1:]):
+        return prod(size or 0 for size in shape[1:]) == prod(size or 0 for size in result[1:])
+    target = case.scope.const(node.inputs[1].name) if len(node.inputs) > 1 else None
+    return target is not None and not node.attrs.get("allowzero") and int(target.read().ravel()[0]) == 0
+
+
+def _flatten(attrs: Attributes, x: Values) -> Values:
+    axis = attrs.get("axis", 1)
+    return x.reshape(prod(x.shape[: axis % (x.ndim + 1) if axis < 0 else axis]), -1)
+
+
+def _reshape(attrs: Attributes, x: Values, shape: Values | None = None) -> Values:
+    sizes = [int(size) for size in np.ravel(attrs["shape"] if shape is None else shape)]
+    if not attrs.get("allowzero"):
+        sizes = [x.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
+    return x.reshape(sizes)
+
+
+# Squeeze, Unsqueeze and ReduceMean, which work on `axes`
+
+
+def _constant_axes(scope: Scope, node: gs.Node) -> list[int]:
+    """The axes of an attribute or a constant input; none where they are unknown or left out."""
+    if len(node.inputs) > 1 and node.inputs[1].name:
+        const = scope.const(node.inputs[1].name)
+        return [] if const is None else [int(axis) for axis in const.read().ravel()]
+    return list(node.attrs.get("axes") or ())
+
+
+def _unsqueeze_layout(case: ViewCase) -> Layout | None:
+    axes = _constant_axes(case.scope, case.node)
+    if not axes:
+        return None
+    rank = len(case.shape) + len(axes)
+    kept = sorted(set(range(rank)) - {axis % rank for axis in axes})
+    return _layout_of(kept[case.channel], rank)
+
+
+def _removed_axes(case: ViewCase) -> set[int]:
+    """The axes that Squeeze and ReduceMean work on, if they leave batch and channels alone; else none."""
+    removed = {axis % len(case.shape) for axis in _constant_axes(case.scope, case.node)}
+    return set() if removed & {0, case.channel} else removed
+
+
+def _squeeze_layout(case: ViewCase) -> Layout | None:
+    removed = _removed_axes(case)
+    if not removed:
+        return None
+    return _layout_of(case.channel - sum(1 for axis in removed if axis < case.channel), len(case.result))
+
+
+def _reduce_layout(case: ViewCase) -> Layout | None:
+    if not case.node.attrs.get("keepdims", 1):
+        return _squeeze_layout(case)
+    return _layout_of(case.channel, len(case.shape)) if _removed_axes(case) else None
+
+
+def _axes(attrs: Attributes, axes: Values | None) -> tuple[int, ...]:
+    given = attrs.get("axes") if axes is None else axes.ravel()
+    return () if given is None else tuple(int(axis) for axis in given)
+
+
+def _squeeze(attrs: Attributes, x: Values, axes: Values | None = None) -> Values:
+    return np.squeeze(x, _axes(attrs, axes) or None)  # no axes: all of size 1
+
+
+def _unsqueeze(attrs: Attributes, x: Values, axes: Values | None = None) -> Values:
+    return np.expand_dims(x, _axes(attrs, axes))
+
+
+def _negative_axes_doubts(case: SizeCase) -> tuple[()] | Doubt:
+    """Negative axes before opset 11, which allowed none: inference takes them for others."""
+    return Doubt.SHAPE if case.opset < 11 and min(case.attrs.get("axes", ()), default=0) < 0 else ()
+
+
+def _squeeze_doubts(case: SizeCase) -> tuple[()] | Doubt:
+    """An empty list of axes, too, which is no axis for onnx and every axis of size 1 for ONNX Runtime."""
+    return Doubt.SHAPE if case.inputs[1:] == [[]] else _negative_axes_doubts(case)
+
+
+# Transpose
+
+
+def permutation(node: gs.Node, rank: int) -> list[int]:
+    """Of a Transpose: `perm`, or by default the axes reversed."""
+    return list(node.attrs.get("perm") or range(rank)[::-1])
+
+
+def _transpose_layout(case: ViewCase) -> Layout | None:
+    rank = len(case.shape)
+    return _layout_of(permutation(case.node, rank).index(case.channel), rank)
+
+
+def _transpose(attrs: Attributes, x: Values) -> Values:
+    return np.transpose(x, attrs.get("perm"))
+
+
+# Resize and Upsample
+
+
+def _resize_layout(case: ViewCase) -> Layout | None:
+    return case.before if case.is_spatial and _repeats_positions(case) else None
+
+
+def _repeats_positions(case: ViewCase) -> bool:
+    """Whether each output position is one of the input's, and channels are not resized."""
+    attrs = case.node.attrs
+    if attrs.get("mode", "nearest") != "nearest" or attrs.get("axes"):
+        return False
+    if attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        return False  # writes `extrapolation_value` outside the input
+    if len(case.result) != len(case.shape) or case.result[1] != case.shape[1]:
+        return False
+    if case.node.op == "Resize" and len(case.node.inputs) > 4:
+        return False  # more inputs than the standard knows
+    factors = _factors(case.scope, case.node)
+    # a factor of 1.2 makes four channels of four, and not the same ones
+    return all(factor == 1.0 for factor in factors[1:2]) and _leaves_positions(factors, case.result)
+
+
+def _factors(scope: Scope, node: gs.Node) -> list[float]:
+    """The factor of each axis; none where the node lists sizes."""
+    scales: Any = node.attrs.get("scales")
+    if scales is None:
+        place = _scales_input(len(node.inputs))
+        const = scope.const(node.inputs[place].name) if len(node.inputs) > place else None
+        scales = [] if const is None else const.read().ravel()
+    return [float(scale) for scale in scales]
+
+
+def _scales_input(inputs: int) -> int:
+    """(x, scales) until opset 10, (x, roi, scales, sizes) from 11."""
+    return 1 if inputs == 2 else 2
+
+
+def _leaves_positions(factors: list[float], result: Shape) -> bool:
+    """Whether the result is not empty where the operand is not: runtimes refuse to convolve empty tensors."""
+    if len(factors) != len(result):
+        return 0 not in result
+    return all(size or factor >= 1 for size, factor in zip(result[2:], factors[2:], strict=True))
+
+
+def _resize_doubts(case: SizeCase) -> Sequence[int]:
+    """The axes whose size `floor(size * scale)` may be another one in float32: 10 * 0.7f is 6 or 7."""
+    attrs, every = case.attrs, list(range(len(case.shape)))
+    if attrs.get("keep_aspect_ratio_policy", b"stretch") != b"stretch":
+        return every
+    if attrs.get("coordinate_transformation_mode") == b"tf_crop_and_resize":
+        return every
+    if len(case.names) > 3 and case.names[3]:
+        return ()  # lists sizes
+    scales = _known_scales(case)
+    axes = attrs.get("axes") or every
+    if scales is None or len(axes) != len(scales):
+        return every
+    if any(not -len(case.shape) <= axis < len(case.shape) for axis in axes):
+        return every
+    places = [axis % len(case.shape) for axis in axes]
+    return sorted(
+        {axis for axis, scale in zip(places, scales, strict=True) if _rounds_twice(case.shape[axis], scale)}
+    )
+
+
+def _known_scales(case: SizeCase) -> Sequence[float] | None:
+    scales: Sequence[float] | None = case.attrs.get("scales")
+    place = _scales_input(len(case.names))
+    if scales is None and place < len(case.inputs):
+        return case.inputs[place]
+    return scales
+
+
+def _rounds_twice(size: int | None, scale: float) -> bool:
+    """Whether `floor(size * scale)` depends on the precision of the product."""
+    narrow = np.float32(scale)
+    return size is not None and floor(np.float32(size) * narrow) != floor(size * float(narrow))
+
+
+_RESIZE = SpaceMap(SpaceMapSort.REPEATS, _resize_layout, sizes_input=3)
+
+SPACE_MAPS = (
+    Operator("Flatten", space_map=SpaceMap(SpaceMapSort.RESHAPES, _flatten_layout), evaluate=_flatten),
+    Operator(
+        "ReduceMean",
+        channels=SELECTED,
+        space_map=SpaceMap(SpaceMapSort.AVERAGES, _reduce_layout),
+        lists_are_inputs_since=18,
+    ),
+    Operator(
+        "Reshape",
+        space_map=SpaceMap(SpaceMapSort.RESHAPES, _reshape_layout, sizes_input=1),
+        lists_are_inputs_since=5,
+        evaluate=_reshape,
+    ),
+    Operator("Resize", channels=KEPT_WHERE_PROVED, space_map=_RESIZE, doubts=_resize_doubts),
+    Operator(
+        "Squeeze",
+        space_map=SpaceMap(SpaceMapSort.RESHAPES, _squeeze_layout),
+        lists_are_inputs_since=13,
+        evaluate=_squeeze,
+        doubts=_squeeze_doubts,
+    ),
+    Operator("Transpose", space_map=SpaceMap(SpaceMapSort.PERMUTES, _transpose_layout), evaluate=_transpose),
+    Operator(
+        "Unsqueeze",
+        space_map=SpaceMap(SpaceMapSort.RESHAPES, _unsqueeze_layout),
+        lists_are_inputs_since=13,
+        evaluate=_unsqueeze,
+        doubts=_negative_axes_doubts,
+    ),
+    Operator(
+        "Upsample",
+        channels=KEPT_WHERE_PROVED,
+        space_map=_RESIZE,
+        lists_are_inputs_since=9,
+        doubts=_resize_doubts,
+    ),
+)
