@@ -1,8 +1,7 @@
-"""Rope: a long text of bytes as a list of pieces, most of them ranges of a source that are never loaded.
+"""Rope: a long run of bytes as a list of pieces, most of them ranges of a file that are never loaded.
 
-Both directions use it. Loading makes a rope that leaves the payloads out; saving makes one that leaves out
-or adds nodes and tensors. A rope knows its size, so the length prefixes of the enclosing messages are right
-before the first byte is written.
+Reading makes a rope that leaves the elements of large tensors out; writing makes one that puts them in. A rope knows
+its size, so the length prefixes of the enclosing messages are right before the first byte is written.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from typing import BinaryIO
 from onnx_repfuse.modelfile.byte_source import Source
 from onnx_repfuse.modelfile.protobuf_wire import prefix
 
-__all__ = ["Deferred", "Piece", "Range", "Rope"]
+__all__ = ["Deferred", "Piece", "Range", "Rope", "size_of", "write"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Range:
     """The bytes `begin:end` of a source."""
 
@@ -37,46 +36,52 @@ class Deferred:
 Piece = bytes | Range | Deferred
 
 
+def size_of(piece: Piece) -> int:
+    """The number of bytes of a piece."""
+    if isinstance(piece, Range):
+        return piece.end - piece.begin
+    return len(piece) if isinstance(piece, bytes) else piece.size
+
+
+def write(piece: Piece, out: BinaryIO) -> None:
+    """Append one piece to a file."""
+    if isinstance(piece, Range):
+        piece.source.copy_to(out, piece.begin, piece.end)
+    else:
+        out.write(piece if isinstance(piece, bytes) else piece.make())
+
+
 class Rope:
-    """Pieces in order and their total size."""
+    """Pieces in order, and their total size."""
 
     def __init__(self) -> None:
         self.pieces: list[Piece] = []
         self.size = 0
 
-    def add(self, piece: bytes | Deferred) -> None:
-        """Append bytes, now known or late."""
-        size = len(piece) if isinstance(piece, bytes) else piece.size
+    def add(self, piece: Piece) -> None:
+        """Append a piece."""
+        size = size_of(piece)
         if size:
             self.pieces.append(piece)
             self.size += size
 
     def copy(self, source: Source, begin: int, end: int) -> None:
-        """Append a range of a source; ranges that touch become one."""
-        if begin == end:
-            return
-        self.size += end - begin
+        """Append a range of a source; ranges that touch become one, to be copied in one step."""
         last = self.pieces[-1] if self.pieces else None
         if isinstance(last, Range) and last.source is source and last.end == begin:
-            last.end = end
+            self.pieces[-1] = Range(source, last.begin, end)
+            self.size += end - begin
         else:
-            self.pieces.append(Range(source, begin, end))
-
-    def extend(self, other: Rope) -> None:
-        """Append the pieces of another rope, which is used up."""
-        for piece in other.pieces:
-            if isinstance(piece, Range):
-                self.copy(piece.source, piece.begin, piece.end)
-            else:
-                self.add(piece)
+            self.add(Range(source, begin, end))
 
     def message(self, number: int, body: Rope) -> None:
         """Append `body` as the submessage `number`."""
         self.add(prefix(number, body.size))
-        self.extend(body)
+        self.pieces += body.pieces
+        self.size += body.size
 
     def write(self, out: BinaryIO) -> None:
-        """Write everything, one piece at a time, and compute what is late when its turn comes."""
+        """Write everything, one piece at a time; what is deferred is computed when its turn comes."""
         for piece in self.pieces:
             write(piece, out)
 
@@ -89,11 +94,3 @@ class Rope:
             else:
                 parts.append(piece if isinstance(piece, bytes) else piece.make())
         return b"".join(parts)
-
-
-def write(piece: Piece, out: BinaryIO) -> None:
-    """Append one piece to a file."""
-    if isinstance(piece, Range):
-        piece.source.copy_to(out, piece.begin, piece.end)
-    else:
-        out.write(piece if isinstance(piece, bytes) else piece.make())

@@ -19,9 +19,9 @@ from onnx_repfuse.modelfile import tensors
 from onnx_repfuse.modelfile.byte_source import Source
 from onnx_repfuse.modelfile.dtypes import numpy_dtype, stored_size, unpack
 from onnx_repfuse.modelfile.external_data import ExternalFiles
-from onnx_repfuse.modelfile.weightless import INLINE, MARK, Payload, strip
+from onnx_repfuse.modelfile.weightless import INLINE_BYTES, MARK, Payload, mark, mark_of, strip
 
-__all__ = ["INLINE", "Document", "ScopeKey"]
+__all__ = ["INLINE_BYTES", "Document", "ScopeKey"]
 
 ScopeKey = tuple[str | int, ...]
 
@@ -30,11 +30,12 @@ class Document:
     """A model that was read, and is not changed any more.
 
     Attributes:
-        model: everything but the payloads of more than `INLINE` bytes. Belongs to the document: read it only.
+        model: everything but the payloads of more than `INLINE_BYTES` bytes. Belongs to the document: read it only.
         path: the model's file; None for a model from memory.
         nbytes: size of the file and of its external data.
         base_dir: the folder in which external data is looked up.
         source: the bytes of the model.
+        payloads: where the elements are that a tensor of `model` is marked with the index of.
         files: the files of external data.
     """
 
@@ -44,7 +45,7 @@ class Document:
         self.path = path
         self.base_dir = base_dir
         self.files = ExternalFiles(base_dir, path)
-        rope, self._payloads = strip(source)
+        rope, self.payloads = strip(source)
         try:
             self.model = onnx.ModelProto.FromString(rope.to_bytes())
         except (DecodeError, UnicodeDecodeError) as error:
@@ -83,7 +84,7 @@ class Document:
             return tensors.inline_array(tensor)
         if payload.source is not self.source:
             self.files.touch(payload.source)
-        if not payload.raw:
+        if not payload.is_raw:
             whole = onnx.TensorProto.FromString(payload.source.buffer[payload.begin : payload.end])
             tensors.check(tensors.label_of(tensor), whole)
             return tensors.inline_array(whole)
@@ -95,10 +96,10 @@ class Document:
         """Where the elements of a tensor of the skeleton are; None: in the tensor itself."""
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             return None
-        for entry in tensor.external_data:
-            if entry.key == MARK and entry.value.isdecimal() and int(entry.value) < len(self._payloads):
-                return self._payloads[int(entry.value)]
-        raise InputError(f"{tensors.label_of(tensor)} is not a tensor of this model")
+        index = mark_of(tensor)
+        if index is None or index >= len(self.payloads):
+            raise InputError(f"{tensors.label_of(tensor)} is not a tensor of this model")
+        return self.payloads[index]
 
     def stored(self, tensor: onnx.TensorProto) -> bool:
         """Whether the elements are outside of the skeleton."""
@@ -128,8 +129,8 @@ class Document:
 
     def _settle(self) -> None:
         """Check the claim of every tensor, and enter the external ones of the input in the table."""
-        met: set[str] = set()
-        stripped = len(self._payloads)
+        met: set[int] = set()
+        stripped = len(self.payloads)
         for label, tensor in tensors.all_tensors(self.model):
             if tensor.data_location != onnx.TensorProto.EXTERNAL:
                 tensors.check(label, tensor)
@@ -138,18 +139,17 @@ class Document:
             size = stored_size(tensor.data_type, tensor.dims)
             entries = tensors.entries(tensor)
             if MARK in entries:
-                index = entries[MARK]
-                if index in met or not (index.isdecimal() and int(index) < stripped):
+                index = mark_of(tensor)
+                if index is None or index in met or index >= stripped:
                     raise InputError(f"{label}: its external data has the entry {MARK!r}")
                 met.add(index)
-                payload = self._payloads[int(index)]
+                payload = self.payloads[index]
             else:
                 payload = Payload(*self.files.find(label, entries, size))
-                del tensor.external_data[:]
-                tensor.external_data.add(key=MARK, value=str(len(self._payloads)))
-                self._payloads.append(payload)
+                mark(tensor, len(self.payloads))
+                self.payloads.append(payload)
             held = payload.end - payload.begin
-            if payload.raw or (size is not None and size > 64 * held):
+            if payload.is_raw or (size is not None and size > 64 * held):
                 tensors.expect(label, tensor, held, size)
 
 

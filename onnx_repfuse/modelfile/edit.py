@@ -1,8 +1,15 @@
-"""What may change in a model, said by position and name, before a byte of it is written."""
+"""What may change in a model, said by position and name; and how the skeleton is changed that way.
+
+    edit = Edit(removed_nodes={3}, rewired={4: {"bn_out": "conv_out"}})
+    apply_edits(skeleton, {(): edit}, placeholder)
+
+Everything an edit does not name stays as it is, as protobuf messages compare, fields that this ONNX does not know
+included.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +20,9 @@ from onnx_repfuse.errors import OutputError
 from onnx_repfuse.modelfile.dtypes import numpy_dtype, pack, stored_size, type_name
 from onnx_repfuse.modelfile.protobuf_wire import shown
 
-__all__ = ["Edit", "NewTensor"]
+__all__ = ["Edit", "NewTensor", "ScopeKey", "apply_edits"]
+
+ScopeKey = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class Edit:
     Attributes:
         removed_nodes: positions of nodes to leave out.
         inserted: position -> nodes to write before the node that stood there; `len(nodes)` means at the end.
-        rewired: position -> {old input name: new input name}; readers in the node's subgraphs follow.
+        rewired: position -> {old input name: new input name}; consumers in the node's subgraphs follow.
         removed_initializers: names; the graph inputs of these names go, too.
         new_tensors: initializers; in a function, which has none, Constant nodes at its front.
         removed_values: names that no longer exist: their value_info and quantization_annotation go.
@@ -84,3 +93,150 @@ class Edit:
                 self.removed_values,
             )
         )
+
+
+_NO_EDIT = Edit()
+Scope = onnx.GraphProto | onnx.FunctionProto
+Names = Mapping[str, str]  # old name -> new name
+Placeholder = Callable[[NewTensor, bool], onnx.TensorProto]
+
+
+def apply_edits(
+    model: onnx.ModelProto, edits: Mapping[ScopeKey, Edit], placeholder: Placeholder
+) -> onnx.ModelProto:
+    """Change a model in place, and return it.
+
+    Args:
+        model: the model; a skeleton will do.
+        edits: scope -> its edit. The main graph is `()`, a function `("function", index)`, the graph in an attribute
+            `(*scope, position of the node, attribute name)`, one of several there `(..., "graphs", index)`.
+        placeholder: (new tensor, whether it becomes an initializer) -> a TensorProto for it.
+
+    Raises:
+        OutputError: an edit names a graph or a node that is not there.
+    """
+    editor = _Editor(edits, model.ir_version, placeholder)
+    editor.scope(model.graph, (), {})
+    for index, function in enumerate(model.functions):
+        editor.scope(function, ("function", index), {})
+    missed = editor.edits.keys() - editor.visited
+    if missed:
+        raise OutputError(f"there is no graph {min(missed, key=repr)!r} to edit")
+    return model
+
+
+class _Editor:
+    """One pass over the graphs that are edited, or that capture a tensor whose name changes."""
+
+    def __init__(self, edits: Mapping[ScopeKey, Edit], ir_version: int, placeholder: Placeholder) -> None:
+        self.edits = {scope: edit for scope, edit in edits.items() if edit}
+        self.visited: set[ScopeKey] = set()
+        self._on_the_way = {scope[:length] for scope in self.edits for length in range(len(scope) + 1)}
+        self._ir_version = ir_version
+        self._placeholder = placeholder
+
+    def scope(self, graph: Scope, scope: ScopeKey, names: Names) -> None:
+        """Edit a graph or a function; `names` are the new names of tensors outside."""
+        if scope not in self._on_the_way and not names:
+            return
+        self.visited.add(scope)
+        edit = self.edits.get(scope, _NO_EDIT)
+        _check_positions(edit, len(graph.node), scope)
+        if isinstance(graph, onnx.GraphProto) and names:
+            hidden = _defined_names(graph)
+            names = {old: new for old, new in names.items() if old not in hidden}
+            for output in graph.output:  # a subgraph may return a tensor from outside
+                if output.name in names:
+                    output.name = names[output.name]
+        for position, node in enumerate(graph.node):
+            if position not in edit.removed_nodes:
+                self._node(node, (*scope, position), {**names, **edit.rewired.get(position, {})})
+        _edit_nodes(graph, edit, self._constants(graph, scope, edit))
+        if isinstance(graph, onnx.GraphProto):
+            self._edit_graph(graph, scope, edit)
+        elif "value_info" in graph.DESCRIPTOR.fields_by_name:  # since IR version 10
+            _drop(graph.value_info, edit.removed_values)
+
+    def _node(self, node: onnx.NodeProto, key: ScopeKey, names: Names) -> None:
+        if not names and key not in self._on_the_way:
+            return
+        for index, name in enumerate(node.input):
+            if name in names:
+                node.input[index] = names[name]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                self.scope(attribute.g, (*key, attribute.name), names)
+            for index, graph in enumerate(attribute.graphs):
+                self.scope(graph, (*key, attribute.name, "graphs", index), names)
+
+    def _constants(self, graph: Scope, scope: ScopeKey, edit: Edit) -> list[onnx.NodeProto]:
+        """The new tensors as Constant nodes, where they cannot be initializers."""
+        if self._has_initializers(graph, scope):
+            return []
+        nodes = []
+        for new in edit.new_tensors:
+            node = onnx.NodeProto(output=[new.name], op_type="Constant")
+            node.attribute.add(name="value", type=onnx.AttributeProto.TENSOR, t=self._placeholder(new, False))
+            nodes.append(node)
+        return nodes
+
+    def _edit_graph(self, graph: onnx.GraphProto, scope: ScopeKey, edit: Edit) -> None:
+        """All of a graph but its nodes."""
+        _drop(graph.initializer, edit.removed_initializers)
+        _drop(graph.sparse_initializer, edit.removed_initializers, lambda sparse: sparse.values.name)
+        _drop(graph.value_info, edit.removed_values)
+        _drop(graph.quantization_annotation, edit.removed_values, lambda note: note.tensor_name)
+        if scope == ():
+            _drop(graph.input, edit.removed_initializers)
+        if not self._has_initializers(graph, scope):
+            return
+        for new in edit.new_tensors:
+            graph.initializer.append(self._placeholder(new, True))
+            if self._ir_version < 4:
+                graph.input.append(onnx.helper.make_tensor_value_info(new.name, new.data_type, new.shape))
+
+    def _has_initializers(self, graph: Scope, scope: ScopeKey) -> bool:
+        """Whether new tensors can be initializers.
+
+        A function has none. Before IR version 4 every initializer is a graph input, too, which the graphs of an If
+        cannot have.
+        """
+        return isinstance(graph, onnx.GraphProto) and (scope == () or self._ir_version >= 4)
+
+
+def _check_positions(edit: Edit, count: int, scope: ScopeKey) -> None:
+    """Raise OutputError if an edit is of a node beyond the `count` nodes of its scope."""
+    after = {position - 1 for position in edit.inserted if position != 0}
+    if any(not 0 <= position < count for position in {*edit.removed_nodes, *edit.rewired, *after}):
+        raise OutputError(f"an edit of graph {scope!r} names a node that is not there")
+
+
+def _defined_names(graph: onnx.GraphProto) -> set[str]:
+    """The names that a subgraph defines itself, which hide those outside."""
+    names = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+    for node in graph.node:
+        names.update(node.output)
+    return names - {""}
+
+
+def _edit_nodes(graph: Scope, edit: Edit, constants: list[onnx.NodeProto]) -> None:
+    if not constants and not edit.removed_nodes and not edit.inserted:
+        return
+    nodes = constants
+    for position, node in enumerate(graph.node):
+        nodes += edit.inserted.get(position, ())
+        if position not in edit.removed_nodes:
+            nodes.append(node)
+    nodes += edit.inserted.get(len(graph.node), ())
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _drop(
+    messages: Any, names: set[str], name_of: Callable[[Any], str] = lambda message: message.name
+) -> None:
+    """Remove the messages of these names from a repeated field."""
+    kept = [message for message in messages if name_of(message) not in names]
+    if len(kept) < len(messages):
+        del messages[:]
+        messages.extend(kept)

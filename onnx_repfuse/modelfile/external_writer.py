@@ -6,8 +6,7 @@ from typing import BinaryIO
 
 import onnx
 
-from onnx_repfuse.modelfile.byte_rope import Deferred, Piece, Range, write
-from onnx_repfuse.modelfile.protobuf_wire import NUMBER, VARINT, key, prefix
+from onnx_repfuse.modelfile.byte_rope import Piece, Range, size_of, write
 
 __all__ = ["DataFile"]
 
@@ -26,35 +25,27 @@ class DataFile:
         self.name = name
         self.size = 0
         self._pieces: list[tuple[int, Piece]] = []
-        self._offsets: dict[tuple[int, int, int], int] = {}
+        self._offsets: dict[Piece, int] = {}
 
-    def place(self, piece: Range | Deferred) -> bytes:
-        """Put a payload at the end; the fields of its TensorProto that say where it is."""
-        size = piece.end - piece.begin if isinstance(piece, Range) else piece.size
-        known = (id(piece.source), piece.begin, piece.end) if isinstance(piece, Range) else None
-        offset = self._offsets.get(known) if known is not None else None
+    def place(self, piece: Piece, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """Put the elements of a tensor at the end of the file, and let the tensor say so; returns the tensor."""
+        size = size_of(piece)
+        offset = self._offsets.get(piece)
         if offset is None:
             step = _GRANULE if size >= _LARGE else _PAGE
             offset = -(-self.size // step) * step
             self._pieces.append((offset, piece))
             self.size = offset + size
-            if known is not None:
-                self._offsets[known] = offset
-        return reference(self.name, offset, size)
+            if isinstance(piece, Range):  # two tensors that share their elements share them here, too
+                self._offsets[piece] = offset
+        del tensor.external_data[:]
+        for key, value in (("location", self.name), ("offset", offset), ("length", size)):
+            tensor.external_data.add(key=key, value=str(value))
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        return tensor
 
     def write(self, out: BinaryIO) -> None:
         """Write everything; the gaps are zeros."""
         for offset, piece in self._pieces:
             out.seek(offset)
             write(piece, out)
-
-
-def reference(location: str, offset: int, length: int) -> bytes:
-    """The `external_data` and `data_location` of a TensorProto, as bytes."""
-    number = NUMBER["TensorProto.external_data"]
-    out = b""
-    for name, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
-        entry = onnx.StringStringEntryProto(key=name, value=value).SerializeToString(deterministic=True)
-        out += prefix(number, len(entry)) + entry
-    where = key(NUMBER["TensorProto.data_location"], VARINT)
-    return out + where + bytes([onnx.TensorProto.EXTERNAL])

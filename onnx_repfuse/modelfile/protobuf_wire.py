@@ -46,7 +46,6 @@ VARINT, FIXED64, LENGTH, GROUP, END_GROUP, FIXED32 = range(6)
 MAX_DEPTH = 100  # protobuf's own limit on nested messages
 _BROKEN = "the file is not an ONNX model, or it is damaged"
 _LEAF = "TensorProto"
-_INLINE = "SparseTensorProto"  # small by nature, and shape inference reads its indices: left as it is
 
 
 def shown(text: object) -> str:
@@ -188,7 +187,7 @@ def _reaching() -> set[str]:
         more = {
             name
             for name, message in _MESSAGES.items()
-            if name not in (_LEAF, _INLINE)
+            if name != _LEAF
             and any(
                 field.message_type is not None and field.message_type.name in reaching
                 for field in message.fields

@@ -18,9 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-import onnx
-from google.protobuf.message import DecodeError
-
 from onnx_repfuse.errors import OutputError, RepfuseError
 from onnx_repfuse.modelfile.atomic_write import Staging
 from onnx_repfuse.modelfile.byte_rope import Rope
@@ -29,10 +26,9 @@ from onnx_repfuse.modelfile.document import Document, ScopeKey
 from onnx_repfuse.modelfile.edit import Edit, NewTensor
 from onnx_repfuse.modelfile.external_writer import DataFile
 from onnx_repfuse.modelfile.protobuf_wire import shown
-from onnx_repfuse.modelfile.relocate import External
-from onnx_repfuse.modelfile.serialize import Splice
+from onnx_repfuse.modelfile.serialize import serialize
 
-__all__ = ["Edit", "NewTensor", "ScopeKey", "publish", "save", "to_model"]
+__all__ = ["Edit", "NewTensor", "ScopeKey", "publish", "save"]
 
 PROTOBUF_LIMIT = (1 << 31) - 1
 INLINE_LIMIT = 1_900_000_000  # protobuf ends at 2**31 - 1; runtimes add to what they read
@@ -50,12 +46,13 @@ def save(
     edits = {scope: edit for scope, edit in edits.items() if edit}
     _guard(document, target)
     with Staging(target) as staging:
-        if not edits and external is None:
+        is_as_asked = external is None or (external is False and not document.external)
+        if not edits and is_as_asked:
             size = _copy(document, target, staging)
             if size is not None:
                 return size
         if external is not True and not (external is None and document.external):
-            rope = Splice(document, edits, External.INLINE).model()
+            rope = serialize(document, edits)
             if rope.size <= INLINE_LIMIT:
                 return _save_inline(rope, target, staging, document)
             if external is False:
@@ -89,23 +86,6 @@ def publish(
         size = staged.stat().st_size
         _publish_alone(staging.adopt(staged, target), target, staging, document)
         return size
-
-
-def to_model(document: Document, edits: Edits, *, inline: bool | None = None) -> onnx.ModelProto:
-    """The edited model in memory.
-
-    `inline`: whether external data of the input is read in; None: if the whole then fits in one message.
-    """
-    rope = Splice(document, edits, External.KEEP if inline is False else External.INLINE).model()
-    if rope.size > INLINE_LIMIT and inline is None and document.external:
-        rope = Splice(document, edits, External.KEEP).model()
-    if rope.size > INLINE_LIMIT:
-        raise OutputError(f"{rope.size} bytes are too many for a model in memory: save it to a file")
-    try:
-        model: onnx.ModelProto = onnx.ModelProto.FromString(rope.to_bytes())
-    except DecodeError as error:
-        raise OutputError(f"the edited model is nested too deeply: {error}") from error
-    return model
 
 
 def _guard(document: Document, target: Path) -> None:
@@ -174,7 +154,7 @@ def _save_external(
 ) -> int:
     names = _data_names(target)
     data = DataFile(next(names))
-    rope = Splice(document, edits, External.MOVE, data, spill).model()
+    rope = serialize(document, edits, data, spill=spill)
     if rope.size > PROTOBUF_LIMIT:
         raise OutputError(f"cannot write {shown(target)}: {rope.size} bytes are too many for one model file")
     if data.size == 0:
@@ -186,7 +166,7 @@ def _save_external(
             if filecmp.cmp(payload, target.parent / data.name, shallow=False):
                 break  # the same bytes, from an earlier run
             data = DataFile(next(names))
-            rope = Splice(document, edits, External.MOVE, data, spill).model()
+            rope = serialize(document, edits, data, spill=spill)
         model = staging.write(rope.write, target)
         old = _data_files(target)
         staging.publish(payload, target.parent / data.name)

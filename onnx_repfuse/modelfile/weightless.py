@@ -1,15 +1,16 @@
-"""From the bytes of a model to its weightless skeleton: everything but the payloads of large tensors.
+"""The weightless skeleton: a ModelProto without the elements of its large tensors, and how it is made and filled.
 
-The skeleton is a `Rope` over the same bytes. Where a tensor was relieved of its payload it says
+In the skeleton, a tensor whose elements were left out carries a mark,
 
     data_location: EXTERNAL    external_data { key: "repfuse" value: "<index>" }
 
-and `payloads[index]` says where the bytes are. A submessage of at most `INLINE` bytes cannot hold a large
-payload and is taken whole, which is why ten thousand small nodes cost little more than ten thousand steps.
+and entry `<index>` of a table says where its elements are. `strip` makes the skeleton of a file. `replace_tensors` goes
+the other way, too: it puts elements into the marked tensors of a skeleton that was edited.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx
@@ -25,16 +26,14 @@ from onnx_repfuse.modelfile.protobuf_wire import (
     ROUTES,
     VARINT,
     fields,
-    key,
-    prefix,
     varint,
 )
 
-__all__ = ["INLINE", "MARK", "Payload", "strip"]
+__all__ = ["INLINE_BYTES", "MARK", "Payload", "mark", "mark_of", "replace_tensors", "strip"]
 
-INLINE = 1024
+INLINE_BYTES = 1024  # elements of at most so many bytes stay in the skeleton
 MARK = "repfuse"
-_RELEASE = 16 << 20
+RELEASE_STEP = 16 << 20  # bytes of the file after which the pages touched so far are given back
 
 _RAW = NUMBER["TensorProto.raw_data"]
 _LOCATION = NUMBER["TensorProto.data_location"]
@@ -43,82 +42,146 @@ _EXTERNAL = NUMBER["TensorProto.external_data"]
 
 @dataclass(frozen=True)
 class Payload:
-    """Where the elements of a stripped tensor are."""
+    """Where the elements of a marked tensor are.
+
+    Attributes:
+        source, begin, end: the bytes of its `raw_data`, or the range in a file of external data. If the elements are
+            in a typed field as `float_data`, the whole TensorProto.
+        message: begin and end of the whole TensorProto in the model's bytes; None for external data.
+    """
 
     source: Source
     begin: int
     end: int
-    raw: bool = True  # False: the range is the whole TensorProto, and its typed fields hold them
+    message: tuple[int, int] | None = None
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the range holds the bare elements, not a TensorProto."""
+        return self.message != (self.begin, self.end)
+
+
+def mark(tensor: onnx.TensorProto, index: int) -> None:
+    """Let a tensor say that its elements are where entry `index` of the table says."""
+    del tensor.external_data[:]
+    tensor.external_data.add(key=MARK, value=str(index))
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+
+
+def mark_of(tensor: onnx.TensorProto) -> int | None:
+    """The index that a tensor of a skeleton is marked with; None: it has its elements itself."""
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return None
+    for entry in tensor.external_data:
+        if entry.key == MARK and entry.value.isdecimal():
+            return int(entry.value)
+    return None
 
 
 def strip(source: Source) -> tuple[Rope, list[Payload]]:
-    """The skeleton of the ModelProto in `source`, and what was left out."""
+    """The skeleton of the ModelProto in `source`, and where the elements are that were left out.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     payloads: list[Payload] = []
+
+    def may_be_large(message: str, begin: int, end: int) -> bool:
+        # Shape inference reads the indices of sparse tensors, and they are small by nature: they stay.
+        return end - begin > INLINE_BYTES and message != "SparseTensorProto"
+
+    def stripped(begin: int, end: int) -> Rope | None:
+        payload, rest = _without_elements(source, begin, end)
+        if payload is None:
+            return None
+        marker = onnx.TensorProto()
+        mark(marker, len(payloads))
+        rest.add(marker.SerializeToString(deterministic=True))
+        payloads.append(payload)
+        return rest
+
+    return replace_tensors(source, may_be_large, stripped), payloads
+
+
+def replace_tensors(
+    source: Source,
+    look_into: Callable[[str, int, int], bool],
+    replace: Callable[[int, int], Rope | None],
+) -> Rope:
+    """The ModelProto in `source` with other bodies for some of its tensors, wherever in it they are.
+
+    Args:
+        source: the bytes of the model.
+        look_into: (message type, begin, end) -> whether a submessage may hold a tensor to replace.
+        replace: (begin, end) of a TensorProto -> its new body, None if it stays.
+
+    Raises:
+        InputError: the bytes are damaged, or nested too deeply.
+    """
     rope = Rope()
-    _strip(source, "ModelProto", 0, source.size, rope, payloads, 0)
-    return rope, payloads
+    rope.copy(source, 0, source.size)
+    return _replace(source, "ModelProto", (0, source.size), look_into, replace, 0) or rope
 
 
-def _strip(
-    source: Source, kind: str, begin: int, end: int, rope: Rope, payloads: list[Payload], depth: int
-) -> None:
+def _replace(
+    source: Source,
+    message: str,
+    place: tuple[int, int],
+    look_into: Callable[[str, int, int], bool],
+    replace: Callable[[int, int], Rope | None],
+    depth: int,
+) -> Rope | None:
+    """The new body of the message at `place`; None if nothing in it changes."""
     if depth > MAX_DEPTH:
         raise InputError(f"the model's messages are nested deeper than {MAX_DEPTH}")
-    routes = ROUTES[kind]
-    met = set()
-    copied = begin
-    for number, wire, tag, at, stop in fields(source.buffer, begin, end):
+    routes = ROUTES[message]
+    seen = set()
+    rope = Rope()
+    copied, end = place
+    for number, wire, tag, at, stop in fields(source.buffer, *place):
         route = routes.get(number) if wire == LENGTH else None
         if route is None:
             continue
         if not route.repeated:
-            if number in met:  # protobuf would merge the two; no exporter writes this
+            if number in seen:  # protobuf would merge the two; no exporter writes this
                 raise InputError(f"the model is damaged: a {route.message} is stored in two pieces")
-            met.add(number)
-        if stop - at <= INLINE:
+            seen.add(number)
+        if not look_into(route.message, at, stop):
             continue
-        before = len(payloads)
-        body = Rope()
         if route.message == "TensorProto":
-            _strip_tensor(source, at, stop, body, payloads)
+            body = replace(at, stop)
         else:
-            _strip(source, route.message, at, stop, body, payloads, depth + 1)
-        if len(payloads) > before:
+            body = _replace(source, route.message, (at, stop), look_into, replace, depth + 1)
+        if body is not None:
             rope.copy(source, copied, tag)
             rope.message(number, body)
             copied = stop
+    if copied == place[0]:
+        return None
     rope.copy(source, copied, end)
+    return rope
 
 
-def _strip_tensor(source: Source, begin: int, end: int, rope: Rope, payloads: list[Payload]) -> None:
-    buffer = source.buffer
-    held = 0
-    external = False
+def _without_elements(source: Source, begin: int, end: int) -> tuple[Payload | None, Rope]:
+    """Where the elements of the TensorProto at `begin:end` are, and its other fields; None if they are few."""
+    size = 0
+    is_external = False
     raw: tuple[int, int] | None = None
-    kept = []
-    for number, wire, tag, at, stop in fields(buffer, begin, end):
+    rest = Rope()
+    for number, wire, tag, at, stop in fields(source.buffer, begin, end):
         if number in PAYLOADS:
-            held += stop - at
+            size += stop - at
             if number == _RAW and wire == LENGTH:
                 raw = at, stop  # of several, protobuf takes the last
         elif number == _LOCATION and wire == VARINT:
-            external = varint(buffer, at, stop)[0] == onnx.TensorProto.EXTERNAL
+            is_external = varint(source.buffer, at, stop)[0] == onnx.TensorProto.EXTERNAL
         elif number != _EXTERNAL:
-            kept.append((tag, stop))
-    if held <= INLINE:
-        return
-    if external:
+            rest.copy(source, tag, stop)
+    if size <= INLINE_BYTES:
+        return None, rest
+    if is_external:
         raise InputError("the model is damaged: a tensor holds its data both in the file and outside")
-    for tag, stop in kept:
-        rope.copy(source, tag, stop)
-    rope.add(_marker(len(payloads)))
-    if raw is not None and raw[1] // _RELEASE != raw[0] // _RELEASE:
+    elements = raw or (begin, end)
+    if raw is not None and raw[1] // RELEASE_STEP != raw[0] // RELEASE_STEP:
         source.release()  # one look maps megabytes around it
-    payloads.append(Payload(source, begin, end, raw=False) if raw is None else Payload(source, *raw))
-
-
-def _marker(index: int) -> bytes:
-    """The two fields that mark a stripped tensor."""
-    entry = onnx.StringStringEntryProto(key=MARK, value=str(index)).SerializeToString(deterministic=True)
-    where = key(_LOCATION, VARINT) + bytes([onnx.TensorProto.EXTERNAL])
-    return bytes(prefix(_EXTERNAL, len(entry)) + entry + where)
+    return Payload(source, *elements, message=(begin, end)), rest

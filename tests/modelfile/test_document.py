@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_repfuse.errors import InputError
-from onnx_repfuse.modelfile.document import INLINE, Document
+from onnx_repfuse.modelfile.document import INLINE_BYTES, Document
 from onnx_repfuse.modelfile.dtypes import pack, unpack
 
 RNG = np.random.default_rng(7)
@@ -64,13 +64,13 @@ def test_a_small_payload_stays(tmp_path):
         np.testing.assert_array_equal(document.array(document.model.graph.initializer[0]), SMALL)
 
 
-@pytest.mark.parametrize("count", [INLINE - 1, INLINE, INLINE + 1, INLINE + 8])
+@pytest.mark.parametrize("count", [INLINE_BYTES - 1, INLINE_BYTES, INLINE_BYTES + 1, INLINE_BYTES + 8])
 def test_the_limit_counts_the_payload_alone(tmp_path, count):
     tensor = numpy_helper.from_array(np.ones(count, np.uint8), "n" * 200)
     tensor.doc_string = "d" * 3000
     with Document.open(saved(model_of(graph_of([], [tensor])), tmp_path)) as document:
         (found,) = document.model.graph.initializer
-        assert document.stored(found) == (count > INLINE)
+        assert document.stored(found) == (count > INLINE_BYTES)
         assert (found.name, found.doc_string) == (tensor.name, tensor.doc_string)
         np.testing.assert_array_equal(document.array(found), np.ones(count, np.uint8))
 

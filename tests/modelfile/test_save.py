@@ -1,4 +1,4 @@
-"""Saving is a splice: what is not edited is the same bytes, and a file appears whole or not at all."""
+"""An edit leaves all other protobuf messages as they are; a file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import resource
 import stat
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_repfuse.errors import OutputError
 from onnx_repfuse.modelfile import save as saving
 from onnx_repfuse.modelfile.document import Document
-from onnx_repfuse.modelfile.save import Edit, NewTensor, save, to_model
+from onnx_repfuse.modelfile.save import Edit, NewTensor, save
+from onnx_repfuse.modelfile.serialize import serialize
 
 RNG = np.random.default_rng(11)
 W = RNG.standard_normal((32, 32)).astype(np.float32)
@@ -135,6 +137,11 @@ def run(path, x, **more):
     return session.run(None, {"x": x, **more})[0]
 
 
+def edited(document, edits):
+    """The edited model, in memory."""
+    return onnx.ModelProto.FromString(serialize(document, edits).to_bytes())
+
+
 def doubled(name="w0n", of=W):
     return NewTensor(name, TensorProto.FLOAT, of.shape, lambda: of * 2)
 
@@ -152,7 +159,7 @@ def test_without_edits_the_output_is_the_input(path, tmp_path):
             assert (tmp_path / "o.onnx").read_bytes() == path.read_bytes()
 
 
-def test_an_edit_that_touches_one_node_leaves_all_other_bytes(path, tmp_path):
+def test_an_edit_of_one_node_leaves_all_other_bytes_of_a_file_that_protobuf_wrote(path, tmp_path):
     """A renaming to a name as long changes these bytes alone, at every level."""
     with Document.open(path) as document:
         edits = {
@@ -175,6 +182,48 @@ def test_the_same_edits_give_the_same_bytes(path, tmp_path):
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
+def with_unknown_fields(message):
+    """Give a message, and all messages in it, a field that this ONNX does not know; the number of messages."""
+    count = 1
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if isinstance(value, Iterable) else [value]:
+                count += with_unknown_fields(part)
+    message.MergeFromString(UNKNOWN)
+    return count
+
+
+def test_unknown_fields_survive_an_edit_at_every_level(tmp_path):
+    model = exotic()
+    count = with_unknown_fields(model)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    edits = {
+        scope: Edit(new_tensors=[doubled(f"new{k}")]) for k, scope in enumerate([(), (4, "then_branch")])
+    }
+    with Document.open(tmp_path / "m.onnx") as document:
+        for external in (False, True):
+            save(document, edits, tmp_path / "o.onnx", external=external)
+            result = onnx.load(tmp_path / "o.onnx")
+            assert result.SerializeToString().count(UNKNOWN) == count
+            for graph in (result.graph, result.graph.node[4].attribute[1].g):
+                del graph.initializer[-1]
+            assert external or result == model
+
+
+def test_an_edit_of_a_file_in_another_order_of_fields_keeps_its_messages(tmp_path):
+    """Not every exporter writes fields by number, as protobuf does."""
+    model = exotic()
+    halves = [onnx.ModelProto(ir_version=model.ir_version, graph=model.graph), onnx.ModelProto()]
+    halves[1].CopyFrom(model)
+    halves[1].ClearField("ir_version")
+    halves[1].ClearField("graph")
+    (tmp_path / "m.onnx").write_bytes(b"".join(half.SerializeToString() for half in reversed(halves)))
+    with Document.open(tmp_path / "m.onnx") as document:
+        result = edited(document, {(): Edit(new_tensors=[doubled()])})
+    del result.graph.initializer[-1]
+    assert result == model
+
+
 # --- edits ---
 
 
@@ -194,7 +243,7 @@ def test_untouched_nodes_and_initializers_are_equal(path, tmp_path):
             )
         }
         save(document, edits, tmp_path / "o.onnx")
-        assert to_model(document, edits) == onnx.load(tmp_path / "o.onnx")
+        assert edited(document, edits) == onnx.load(tmp_path / "o.onnx")
     old, new = onnx.load(path), onnx.load(tmp_path / "o.onnx")
     assert [n.op_type for n in new.graph.node] == [
         "MatMul",
@@ -291,13 +340,13 @@ def test_an_empty_function_gets_its_constants(tmp_path):
     del model.functions[0].node[:]
     document = Document.from_model(model)
     edit = Edit(new_tensors=[doubled("b")], inserted={0: [helper.make_node("Abs", ["b"], ["c"])]})
-    function = to_model(document, {("function", 0): edit}).functions[0]
+    function = edited(document, {("function", 0): edit}).functions[0]
     assert [n.op_type for n in function.node] == ["Constant", "Abs"]
 
 
 def test_readers_inside_subgraphs_follow_a_rewiring():
     document = Document.from_model(exotic())
-    model = to_model(document, {(): Edit(rewired={4: {"t": "T", "u": "U", "p": "P"}})})
+    model = edited(document, {(): Edit(rewired={4: {"t": "T", "u": "U", "p": "P"}})})
     node = model.graph.node[4]
     then, other = (
         next(a.g for a in node.attribute if a.name == name) for name in ("then_branch", "else_branch")
@@ -313,8 +362,8 @@ def test_names_defined_inside_hide_those_outside():
     graph = next(a.g for a in model.graph.node[4].attribute if a.name == "else_branch")
     graph.node.insert(0, helper.make_node("Relu", ["t"], ["u"]))
     graph.output[0].name = "t"
-    edited = to_model(Document.from_model(model), {(): Edit(rewired={4: {"t": "T", "u": "U"}})})
-    graph = next(a.g for a in edited.graph.node[4].attribute if a.name == "else_branch")
+    result = edited(Document.from_model(model), {(): Edit(rewired={4: {"t": "T", "u": "U"}})})
+    graph = next(a.g for a in result.graph.node[4].attribute if a.name == "else_branch")
     assert [list(n.input) for n in graph.node] == [["T"], ["u", "else_w"]]
     assert graph.output[0].name == "T"  # returned straight from outside
 
@@ -324,8 +373,8 @@ def test_a_graphs_attribute_is_a_scope():
     odd = helper.make_node("Odd", [], ["o"], domain="local")
     odd.attribute.append(helper.make_attribute("gs", [branch("g0", "x", "g0_y"), branch("g1", "x", "g1_y")]))
     model.graph.node.append(odd)
-    edited = to_model(Document.from_model(model), {(7, "gs", "graphs", 1): Edit(removed_nodes={0})})
-    assert [len(g.node) for g in edited.graph.node[7].attribute[0].graphs] == [1, 0]
+    result = edited(Document.from_model(model), {(7, "gs", "graphs", 1): Edit(removed_nodes={0})})
+    assert [len(g.node) for g in result.graph.node[7].attribute[0].graphs] == [1, 0]
 
 
 def test_old_ir_versions_list_initializers_as_inputs(tmp_path):
@@ -342,7 +391,7 @@ def test_an_empty_graph_can_be_filled():
         helper.make_model(helper.make_graph([], "g", [], [value("y")]), ir_version=8)
     )
     edit = Edit(new_tensors=[doubled("c")], inserted={0: [helper.make_node("Identity", ["c"], ["y"])]})
-    graph = to_model(document, {(): edit}).graph
+    graph = edited(document, {(): edit}).graph
     assert [n.op_type for n in graph.node] == ["Identity"]
     assert [t.name for t in graph.initializer] == ["c"]
 
@@ -350,7 +399,7 @@ def test_an_empty_graph_can_be_filled():
 def test_an_overridable_initializer_leaves_the_inputs_only_if_removed():
     model = exotic()
     model.graph.input.extend([value("w0", [32, 32]), value("w1", [32, 32])])
-    graph = to_model(Document.from_model(model), FIRST).graph
+    graph = edited(Document.from_model(model), FIRST).graph
     assert [v.name for v in graph.input] == ["x", "w1"]
 
 
@@ -359,8 +408,8 @@ def test_a_node_of_the_skeleton_can_be_inserted_again(tmp_path):
     with Document.open(path) as document:
         node = document.model.graph.node[2]
         assert document.stored(node.attribute[0].t)
-        edited = to_model(document, {(): Edit(removed_nodes={2}, inserted={0: [node]})})
-    np.testing.assert_array_equal(numpy_helper.to_array(edited.graph.node[0].attribute[0].t), W)
+        result = edited(document, {(): Edit(removed_nodes={2}, inserted={0: [node]})})
+    np.testing.assert_array_equal(numpy_helper.to_array(result.graph.node[0].attribute[0].t), W)
 
 
 @pytest.mark.parametrize(
@@ -429,7 +478,7 @@ def test_edited_external_data_goes_to_one_file(tmp_path, one_file):
         assert files(tmp_path) == sorted(
             ["o.onnx", "o.onnx.data", *(f"in/{f}" for f in files(tmp_path / "in"))]
         )
-        assert arrays(to_model(document, FIRST)) == arrays(onnx.load(tmp_path / "o.onnx"))
+        assert arrays(edited(document, FIRST)) == arrays(onnx.load(tmp_path / "o.onnx"))
     new = onnx.load(tmp_path / "o.onnx", load_external_data=False)
     placed = {t.name: {e.key: e.value for e in t.external_data} for t in new.graph.initializer}
     assert placed["w0n"]["location"] == "o.onnx.data"
@@ -452,9 +501,7 @@ def test_external_and_inline_on_demand(path, tmp_path):
     assert arrays(onnx.load(tmp_path / "e.onnx")) == arrays(onnx.load(path))
     with Document.open(tmp_path / "e.onnx") as document:
         save(document, {}, tmp_path / "i.onnx", external=False)
-        assert arrays(to_model(document, {}, inline=True)) == arrays(onnx.load(path))
-        kept = to_model(document, {}, inline=False)
-        assert next(e.value for e in kept.graph.initializer[0].external_data) == "e.onnx.data"
+        assert arrays(edited(document, {})) == arrays(onnx.load(path))
     alone = onnx.load(tmp_path / "i.onnx", load_external_data=False)
     assert all(t.data_location == TensorProto.DEFAULT for t in alone.graph.initializer)
     assert arrays(alone) == arrays(onnx.load(path))
@@ -481,8 +528,6 @@ def test_too_large_for_one_message(path, tmp_path, monkeypatch):
         assert arrays(onnx.load(tmp_path / "o.onnx"))["w0n"] == (W * 2).tolist()
         with pytest.raises(OutputError, match="too many for one file"):
             save(document, FIRST, tmp_path / "p.onnx", external=False)
-        with pytest.raises(OutputError, match="save it to a file"):
-            to_model(document, FIRST)
     assert not (tmp_path / "p.onnx").exists()
 
 
@@ -491,9 +536,9 @@ def test_too_large_for_one_message(path, tmp_path, monkeypatch):
 
 def test_in_place(path, tmp_path):
     with Document.open(path) as document:
-        expected = to_model(document, FIRST)
+        expected = edited(document, FIRST)
         save(document, FIRST, path)
-        assert to_model(document, FIRST) == expected  # the document still reads what it opened
+        assert edited(document, FIRST) == expected  # the document still reads what it opened
     assert onnx.load(path) == expected
     assert files(tmp_path) == ["m.onnx"]
 
@@ -501,7 +546,7 @@ def test_in_place(path, tmp_path):
 def test_in_place_with_external_data(tmp_path):
     path = external(tmp_path, location="m.onnx.data")
     with Document.open(path) as document:
-        expected = arrays(to_model(document, FIRST))
+        expected = arrays(edited(document, FIRST))
         save(document, FIRST, path)
     assert files(tmp_path) == ["m.onnx", "m.onnx.1.data"]
     assert arrays(onnx.load(path)) == expected
