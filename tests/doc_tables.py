@@ -5,9 +5,12 @@ A table stands between `<!-- NAME -->` and `<!-- end -->`.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -58,6 +61,42 @@ def useless_table() -> str:
     return _table("with", rows, "these options are errors")
 
 
+def report_table() -> str:
+    """Every key of the JSON report, with the description and the values that its schema has."""
+    schema = json.loads(
+        files("onnx_repfuse.report").joinpath("report.schema.json").read_text(encoding="utf-8")
+    )
+    rows = list(_keys(schema, schema, ""))
+    return _table("key", list(dict.fromkeys(rows)), "meaning")
+
+
+def _keys(part: Any, schema: Any, prefix: str) -> Iterator[str]:
+    """One row for each key of an object's schema, and for each key within it."""
+    if "$ref" in part:
+        part = {**schema["$defs"][part["$ref"].rpartition("/")[2]], **part}
+    for key, value in part.get("properties", {}).items():
+        path = f"{prefix}{key}"
+        yield f"| `{path}` | {_cell(_meaning(value))} |"
+        yield from _keys(value, schema, f"{path}.")
+    if "items" in part:
+        yield from _keys(part["items"], schema, f"{prefix.rstrip('.')}[].")
+    # `allOf`, `then` and `else` are about the same object; the models of a batch have the keys of a single run.
+    others = [*part.get("allOf", ()), *part.get("anyOf", ()), *([part["else"]] if "else" in part else ())]
+    for other in others:
+        yield from _keys(other, schema, prefix)
+    if "then" in part:
+        yield f"| `models` | {part['then']['properties']['models']['description']} |"
+
+
+def _meaning(value: Any) -> str:
+    """The description, and the values it may have unless the description names them."""
+    meaning = str(value["description"])
+    choices = [f"`{choice}`" for choice in value.get("enum") or value.get("examples") or ()]
+    if all(choice in meaning for choice in choices):
+        return meaning
+    return f"{meaning}; one of {', '.join(choices)}"
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
@@ -70,6 +109,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     """Every page that has such tables, and its text with the tables of today."""
     tables = {**option_tables(), "kinds": kinds_table(), "useless options": useless_table()}
     yield _filled(DOCS / "cli.md", tables)
+    yield _filled(DOCS / "json-schema.md", {"keys": report_table()})
 
 
 def _filled(path: Path, tables: dict[str, str]) -> tuple[Path, str]:

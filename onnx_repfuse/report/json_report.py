@@ -1,24 +1,48 @@
-"""The report as JSON: schema 1, described key by key in docs/json-schema.md.
+"""The report as JSON: schema 1, which report.schema.json describes key by key.
 
-Numbers that JSON cannot hold are the strings "nan", "inf" and "-inf". The text is pure ASCII.
+A record becomes an object whose keys are the record's fields; the tables below say where it differs. Numbers that
+JSON does not have are the strings "nan", "inf" and "-inf". The text is ASCII.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from onnx_repfuse.records.report import Counts, Fold, NodeRef, Refusal
+from onnx_repfuse.records.outcome import Bench
+from onnx_repfuse.records.report import Counts, Fold
+from onnx_repfuse.records.verdict import OutputVerdict, Precision, Verification
 from onnx_repfuse.report.advice import advice
 
 if TYPE_CHECKING:
-    from onnx_repfuse.records.outcome import Bench, Outcome
-    from onnx_repfuse.records.verdict import Verification
+    from onnx_repfuse.records.outcome import Outcome
 
 __all__ = ["SCHEMA", "document", "dumps"]
 
 SCHEMA = 1
+
+# The keys of records whose fields are not the keys, in order.
+_KEYS: dict[type, str] = {
+    Bench: "ratio original_ms fused_ms rounds threads shapes",
+    Counts: "ops nodes parameters bytes macs",
+    Fold: "output kind kinds scope absorbed created sources macs_before macs_after",
+    Precision: "output original fused worst_original worst_fused factor",
+    Verification: "status judge seeds shapes runs notes outputs folds",
+}
+_ATTRIBUTES = {(Bench, "original_ms"): "original", (Bench, "fused_ms"): "fused"}  # of keys with another name
+# Tuples that become objects, and the keys of their members.
+_SPREAD = ("median", "low", "high")
+_MEMBERS: dict[tuple[type, str], tuple[str, ...]] = {
+    (Bench, "ratio"): _SPREAD,
+    (Bench, "original_ms"): _SPREAD,
+    (Bench, "fused_ms"): _SPREAD,
+    (OutputVerdict, "noise"): ("inputs", "weights"),
+    (Verification, "runs"): ("original", "result"),
+}
 
 
 def dumps(outcomes: list[Outcome], version: str, *, many: bool, exit_code: int) -> str:
@@ -35,157 +59,64 @@ def dumps(outcomes: list[Outcome], version: str, *, many: bool, exit_code: int) 
         value = {**head, "exit_code": exit_code, "models": [document(outcome) for outcome in outcomes]}
     else:
         value = {**head, **document(outcomes[0])}
-    return json.dumps(_plain(value), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
+    return json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
 
 
 def document(outcome: Outcome) -> dict[str, Any]:
     """One model's part of the document."""
     report = outcome.report
-    return {
-        "command": outcome.command,
-        "model": outcome.model,
-        "output": outcome.output or None,
-        "exit_code": outcome.exit_code,
-        "error": outcome.error or None,
-        "counts": {
-            "before": _counts(report.before),
-            "after": _counts(report.after, outcome.command != "plan"),
+    value: dict[str, Any] = _plain(
+        {
+            "command": outcome.command,
+            "model": outcome.model,
+            "output": outcome.output or None,
+            "exit_code": outcome.exit_code,
+            "error": outcome.error or None,
+            "counts": {"before": report.before, "after": report.after} if report else None,
+            "folds": report.folds if report else (),
+            "refusals": report.refusals if report else (),
+            "advice": advice(report) if report else (),
+            "verification": outcome.verification,
+            "bench": outcome.bench,
+            "precision": outcome.precision,
+            "gates": outcome.gates,
+            "seconds": report.seconds if report else {},
+            "notes": report.notes if report else (),
         }
-        if report
-        else None,
-        "folds": [_fold(fold) for fold in report.folds] if report else [],
-        "refusals": [_refusal(refusal) for refusal in report.refusals] if report else [],
-        "advice": list(advice(report)) if report else [],
-        "verification": _verification(outcome.verification, outcome.status),
-        "bench": _bench(outcome.bench),
-        "precision": [
-            {
-                "output": one.output,
-                "original": one.original,
-                "fused": one.fused,
-                "worst_original": one.worst_original,
-                "worst_fused": one.worst_fused,
-                "factor": one.factor,
-            }
-            for one in outcome.precision
-        ],
-        "gates": [{"op": gate.op, "remaining": gate.remaining} for gate in outcome.gates],
-        "seconds": dict(report.seconds) if report else {},
-        "notes": list(report.notes) if report else [],
-    }
-
-
-def _counts(counts: Counts, written: bool = True) -> dict[str, Any]:
-    return {
-        "ops": dict(sorted(counts.ops.items())),
-        "nodes": counts.nodes,
-        "parameters": counts.parameters,
-        "bytes": counts.bytes if written else None,
-        "macs": counts.macs,
-    }
-
-
-def _node(node: NodeRef) -> dict[str, Any]:
-    return {
-        "name": node.name,
-        "op": node.op,
-        "inputs": list(node.inputs),
-        "outputs": list(node.outputs),
-        "label": node.label,
-    }
-
-
-def _fold(fold: Fold) -> dict[str, Any]:
-    return {
-        "output": fold.output,
-        "kind": str(fold.kind),
-        "kinds": [str(kind) for kind in fold.kinds],
-        "scope": fold.scope,
-        "absorbed": [_node(node) for node in fold.absorbed],
-        "created": [_node(node) for node in fold.created],
-        "sources": list(fold.sources),
-        "macs_before": fold.macs_before,
-        "macs_after": fold.macs_after,
-    }
-
-
-def _refusal(refusal: Refusal) -> dict[str, Any]:
-    return {
-        "reason": str(refusal.reason),
-        "message": refusal.message,
-        "nodes": list(refusal.nodes),
-        "scope": refusal.scope,
-    }
-
-
-def _verification(verification: Verification | None, status: str) -> dict[str, Any] | None:
-    if verification is None:
-        return None
-    return {
-        "status": status,
-        "judge": verification.judge,
-        "seeds": list(verification.seeds),
-        "shapes": [{name: list(shape) for name, shape in case.items()} for case in verification.shapes],
-        "runs": {"original": verification.runs[0], "result": verification.runs[1]},
-        "notes": list(verification.notes),
-        "outputs": [
-            {
-                "name": verdict.name,
-                "status": str(verdict.status),
-                "dtype": verdict.dtype,
-                "max_abs": verdict.max_abs,
-                "max_rel": verdict.max_rel,
-                "over_noise": verdict.over_noise,
-                "noise": {"inputs": verdict.noise[0], "weights": verdict.noise[1]},
-                "tolerance": verdict.tolerance,
-                "minimum_tolerance": verdict.minimum_tolerance,
-                "cosine": verdict.cosine,
-                "top1": verdict.top1,
-                "optimized": verdict.optimized,
-                "message": verdict.message,
-            }
-            for verdict in verification.outputs
-        ],
-        "folds": [
-            {
-                "output": verdict.output,
-                "status": str(verdict.status),
-                "stage": verdict.stage,
-                "error": verdict.error,
-                "tolerance": verdict.tolerance,
-                "judge": verdict.judge,
-                "message": verdict.message,
-            }
-            for verdict in verification.folds
-        ],
-    }
-
-
-def _bench(bench: Bench | None) -> dict[str, Any] | None:
-    if bench is None:
-        return None
-    return {
-        "ratio": _spread(bench.ratio),
-        "original_ms": _spread(bench.original),
-        "fused_ms": _spread(bench.fused),
-        "rounds": bench.rounds,
-        "threads": bench.threads,
-        "shapes": {name: list(shape) for name, shape in bench.shapes.items()},
-    }
-
-
-def _spread(values: tuple[float, float, float]) -> dict[str, float]:
-    return {"median": values[0], "low": values[1], "high": values[2]}
+    )
+    if report and outcome.command == "plan":
+        value["counts"]["after"]["bytes"] = None  # no file was written
+    if outcome.verification is not None:
+        value["verification"]["status"] = outcome.status  # which may be "identical", too
+    return value
 
 
 def _plain(value: Any) -> Any:
-    """The value with numpy's scalars as Python's and non-finite floats as strings."""
-    if isinstance(value, dict):
+    """The value in JSON's types: records and mappings as dicts, tuples as lists, numpy's scalars as numbers."""
+    if is_dataclass(value):
+        return _object(value)
+    if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
+    if isinstance(value, Enum):
+        return str(value)
+    if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def _object(record: Any) -> dict[str, Any]:
+    kind = type(record)
+    keys = _KEYS[kind].split() if kind in _KEYS else [entry.name for entry in fields(record)]
+    result = {}
+    for key in keys:
+        value = getattr(record, _ATTRIBUTES.get((kind, key), key))
+        if (kind, key) in _MEMBERS:
+            value = dict(zip(_MEMBERS[kind, key], value, strict=True))
+        if key == "ops":
+            value = dict(sorted(value.items()))
+        result[key] = _plain(value)
+    return result

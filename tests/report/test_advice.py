@@ -73,7 +73,7 @@ def test_an_undone_fold_is_not_called_dear(monkeypatch):
     probes = importlib.import_module(
         "onnx_repfuse.verifier.folds.isolated"
     )  # onnx_repfuse.verify is the function
-    monkeypatch.setattr(probes, "probe", lambda _: next(verdicts))
+    monkeypatch.setattr(probes, "probe", lambda *_, **__: next(verdicts))
     model = onnx.parser.parse_model(OVERRIDABLE.replace(", float[2,2,1,1] w)", ")"))
     report = fuse(model).report
     assert [refusal.reason for refusal in report.refusals] == [Reason.VERIFICATION]

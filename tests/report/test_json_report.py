@@ -5,14 +5,25 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
+import jsonschema
+import pytest
+
+from onnx_repfuse.cli import benchmark
+from onnx_repfuse.cli.main import main
 from onnx_repfuse.records.outcome import Outcome
+from onnx_repfuse.records.reasons import Reason
+from onnx_repfuse.records.report import Kind
 from onnx_repfuse.records.verdict import Status
 from onnx_repfuse.report.json_report import SCHEMA, dumps
 from tests.outcomes import outcome
 
-DOCS = Path(__file__).parents[2] / "docs" / "json-schema.md"
+SCHEMA_FILE = files("onnx_repfuse.report").joinpath("report.schema.json")
+SCHEMA_TEXT = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+MODELS = Path(__file__).parents[2] / "models"
+DOCS = MODELS.parent / "docs" / "json-schema.md"
 FREE = {"ops", "shapes", "seconds"}  # their keys are names of the model's or of the run's
 
 
@@ -31,20 +42,62 @@ def paths(value, prefix=""):
     return found
 
 
-def test_every_key_is_documented_and_nothing_else():
-    document = json.loads(dumps([outcome()], "1.2.3", many=False, exit_code=0))
-    batch = json.loads(dumps([outcome()], "1.2.3", many=True, exit_code=0))
+def report(*outcomes, exit_code=0):
+    """The document of one outcome, or of several models; it satisfies the schema that is shipped."""
+    document = json.loads(dumps(list(outcomes), "1.2.3", many=len(outcomes) > 1, exit_code=exit_code))
+    jsonschema.Draft202012Validator(SCHEMA_TEXT).validate(document)
+    return document
+
+
+def test_every_key_is_described_and_nothing_else():
+    """The table is made from the schema: see tests/doc_tables.py."""
+    document, batch = report(outcome()), report(outcome(), outcome())
     described = set(re.findall(r"^\| `([^`]+)` \|", DOCS.read_text(encoding="utf-8"), re.MULTILINE))
     assert paths(document) | {"models"} == described
     assert set(batch) == {"schema", "tool", "version", "exit_code", "models"}
     assert paths(batch["models"][0]) == paths(document) - {"schema", "tool", "version"}
-    assert f"schema {SCHEMA}" in DOCS.read_text(encoding="utf-8")
+
+
+def test_the_schema_is_valid_and_lists_the_words_of_today():
+    jsonschema.Draft202012Validator.check_schema(SCHEMA_TEXT)
+    kinds = SCHEMA_TEXT["$defs"]["kind"]["examples"]
+    reasons = SCHEMA_TEXT["$defs"]["run"]["properties"]["refusals"]["items"]["properties"]["reason"][
+        "examples"
+    ]
+    assert kinds == [str(kind) for kind in Kind]
+    assert reasons == [str(reason) for reason in Reason]
+    assert SCHEMA_TEXT["$defs"]["head"]["properties"]["schema"]["const"] == SCHEMA
+
+
+@pytest.mark.parametrize("part", ["folds", "counts", "exit_code", "tool"])
+def test_the_schema_refuses_a_report_without_a_key(part):
+    document = report(outcome())
+    del document[part]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.Draft202012Validator(SCHEMA_TEXT).validate(document)
+
+
+@pytest.mark.parametrize("words", [["--plan"], ["--no-check"], ["--bench"], ["--precision-study"],
+                                   ["--fail-on-remaining", "Relu"], ["--compare"], ["missing"], ["many"]])  # fmt: skip
+def test_reports_of_real_runs_satisfy_the_schema(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(benchmark, "_MOST", 8)
+    model = str(MODELS / "acnet.train.onnx")
+    command = {
+        "--compare": [model, model, "--compare"],
+        "missing": ["missing.onnx"],
+        "many": [model, "missing.onnx", "--out-dir", "out"],
+    }.get(words[0], [model, "-o", "out.onnx", *words])
+    main([*command, "--json", "report.json", "-q"])
+    document = json.loads(Path("report.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(SCHEMA_TEXT).validate(document)
 
 
 def test_no_number_that_json_lacks():
     for error in (float("inf"), float("-inf"), float("nan")):
         text = dumps([outcome(error=error, status=Status.FAILED)], "1", many=False, exit_code=3)
-        document = json.loads(text, parse_constant=lambda name: 1 / 0)
+        json.loads(text, parse_constant=lambda name: 1 / 0)
+        document = report(outcome(error=error, status=Status.FAILED))
         assert document["verification"]["outputs"][0]["max_abs"] == str(error)
 
 
@@ -57,8 +110,8 @@ def test_any_name_survives():
 
 def test_an_error_has_all_keys_too():
     failed = Outcome("fuse", "net.onnx", exit_code=1, error="cannot be read")
-    document = json.loads(dumps([failed], "1", many=False, exit_code=1))
-    assert document.keys() == json.loads(dumps([outcome()], "1", many=False, exit_code=0)).keys()
+    document = report(failed)
+    assert document.keys() == report(outcome()).keys()
     assert document["output"] is None
     assert document["verification"] is None
     assert document["counts"] is None
@@ -67,5 +120,4 @@ def test_an_error_has_all_keys_too():
 
 def test_plan_has_no_size_of_a_file_that_is_not_there():
     planned = replace(outcome(), command="plan", output="")
-    document = json.loads(dumps([planned], "1", many=False, exit_code=0))
-    assert document["counts"]["after"]["bytes"] is None
+    assert report(planned)["counts"]["after"]["bytes"] is None
