@@ -21,7 +21,7 @@ class Failure(NamedTuple):
     """A fold that cannot stay, and why."""
 
     key: ScopeKey
-    made: PlannedFold
+    fold: PlannedFold
     reason: Reason
     message: str
 
@@ -40,10 +40,10 @@ class Bans:
 
     def add(self, failures: list[Failure]) -> None:
         """Give these up, too."""
-        for key, made, reason, message in failures:
-            self.banned.add((key, made.root))
-            names = tuple(node_name(node) for node in made.absorbed)
-            self.refusals.append(Refusal(reason, f"the fold of '{made.root}' was undone: {message}", names))
+        for key, fold, reason, message in failures:
+            self.banned.add((key, fold.name))
+            names = tuple(node_name(node) for node in fold.absorbed)
+            self.refusals.append(Refusal(reason, f"the fold of '{fold.name}' was undone: {message}", names))
 
 
 def overflowing(plan: ModelPlan, reason: Inexact) -> list[Failure]:
@@ -53,15 +53,15 @@ def overflowing(plan: ModelPlan, reason: Inexact) -> list[Failure]:
         OutputError: there is none, so `reason` came from elsewhere.
     """
     failed: list[Failure] = []
-    for planned, made in plan.folds:
-        for name in {t.name for node in made.created for t in node.inputs}:
+    for planned, fold in plan.folds:
+        for name in {t.name for node in fold.created for t in node.inputs}:
             const = planned.scope.created.get(name)
             if const is None:
                 continue
             try:
                 const.read()
             except Inexact as found:
-                failed.append(Failure(planned.scope.key, made, found.reason, found.detail))
+                failed.append(Failure(planned.scope.key, fold, found.reason, found.detail))
                 break
     if not failed:
         raise OutputError(f"a folded weight cannot be written: {reason.detail}")

@@ -30,32 +30,32 @@ def describe(
     """The report of a run, or of a dry run."""
     scopes = [planned.scope for planned in plan.scopes]
     after = count(scopes, used_names(scopes), nbytes)
-    folds = tuple(_fold(planned, made) for planned, made in plan.folds)
+    folds = tuple(_fold(planned, fold) for planned, fold in plan.folds)
     refused = (*undone, *(r for planned in plan.scopes for r in planned.refusals))
     notes = tuple(note for planned in plan.scopes for note in planned.notes)
     return Report(name, output, plan.before, after, folds, refused, verification, seconds or {}, None, notes)
 
 
-def _fold(planned: ScopePlan, made: PlannedFold) -> Fold:
+def _fold(planned: ScopePlan, fold: PlannedFold) -> Fold:
     scope = planned.scope
-    inner = {t.name for node in made.created for t in node.outputs}
+    inner = {t.name for node in fold.created for t in node.outputs}
     read = dict.fromkeys(
         t.name
-        for node in made.created
+        for node in fold.created
         for t in node.inputs
         if t.name not in inner and t.name not in scope.constants
     )
-    roles = sorted(made.roles, key=lambda kind: kind.value)
+    roles = sorted(fold.roles, key=lambda kind: kind.value)
     return Fold(
-        made.root,
-        made.kind,
-        tuple(roles) or (made.kind,),
-        tuple(_ref(scope, node) for node in made.absorbed),
-        tuple(_ref(scope, node) for node in made.created),
+        fold.name,
+        fold.kind,
+        tuple(roles) or (fold.kind,),
+        tuple(_ref(scope, node) for node in fold.absorbed),
+        tuple(_ref(scope, node) for node in fold.created),
         tuple(read),
         scope.label,
-        made.macs_before,
-        made.macs_after,
+        fold.macs_before,
+        fold.macs_after,
     )
 
 

@@ -34,12 +34,12 @@ class ModelPlan:
     @property
     def folds(self) -> list[tuple[ScopePlan, PlannedFold]]:
         """Every fold with its scope."""
-        return [(planned, made) for planned in self.scopes for made in planned.folds]
+        return [(planned, fold) for planned in self.scopes for fold in planned.folds]
 
     @property
     def keys(self) -> list[FoldKey]:
         """What names each fold, in the order of `folds`."""
-        return [(planned.scope.key, made.root) for planned, made in self.folds]
+        return [(planned.scope.key, fold.name) for planned, fold in self.folds]
 
     def edits(self) -> dict[ScopeKey, Edit]:
         """What to change in the document."""

@@ -1,4 +1,4 @@
-"""Ways to compute a tensor: candidates, the cheapest of them, and the tile it becomes."""
+"""Ways to compute a tensor: candidates, and the cheapest of them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from functools import lru_cache
 from itertools import product
 from math import prod
 
-import onnx_graphsurgeon as gs
-
 from onnx_repfuse.algebra.affine_form import Form
 from onnx_repfuse.graph.views import View
-from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.planner.cost import Price
-from onnx_repfuse.planner.lowering import Written
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["Candidate", "Entry", "Option", "Tile", "chief", "combinations", "prune", "stacked"]
+__all__ = ["Candidate", "Entry", "Option", "chief", "combinations", "prune", "stacked"]
 
 KEEP = 4  # candidates of a tensor
 PRODUCT = 25  # combinations of an operator, if their sums have at most
@@ -83,23 +79,6 @@ class Entry:
     own: Price
     choice: Candidate | None = None
     candidates: list[Candidate] = field(default_factory=list)
-
-
-@dataclass(frozen=True, eq=False)
-class Tile:
-    """A tensor to be computed by other nodes: `absorbed` go, `written` come; `groups` stood for several of them.
-
-    `macs` are the multiply-adds of absorbed nodes that have any, by id().
-    """
-
-    root: str
-    lifted: LinearOp
-    form: Form
-    written: Written
-    absorbed: tuple[gs.Node, ...]
-    groups: tuple[LinearOp, ...]
-    roles: frozenset[Kind]
-    macs: dict[int, int]
 
 
 def stacked(above: Candidate, below: Candidate, form: Form, setup: Price) -> Candidate:

@@ -92,6 +92,13 @@ class Cover:
         self.shared.subtract(map(str, gone.form.sources if gone else ()))
         self.shared.update(map(str, candidate.form.sources if candidate else ()))
 
+    def reads(self, name: str) -> set[str]:
+        """The tensors that the chosen way to compute a tensor reads."""
+        choice = self.entries[name].choice
+        if choice is None:
+            return {operand.name for operand in self.lifts[name].operands}
+        return {str(source) for source in choice.form.sources}
+
     @cached_property
     def _around(self) -> Surroundings:
         return Surroundings(

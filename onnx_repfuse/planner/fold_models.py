@@ -1,11 +1,10 @@
-"""A fold as two small models, before and after, for the verifier's probes and taps.
+"""A fold as two small models, before and after, for the verifier to run alone.
 
-What a group of nodes does, written alone.
-
-Where an exporter does not know a size, it computes it from the model's inputs; a probe of a few nodes cannot. Where
-it does, the indices fit that size alone, and a probe of many feeds is slow at a large one. Then the group stands in the
-probe as what it was lifted as, from its own operand; whether it was lifted rightly is for the taps and the comparison
-of whole models to say.
+The models read the same inputs and write the fold's outputs. Batch and space are symbolic, so that any size may be
+tried; constants are initializers. A border (nodes that were lifted together as one operator) may need help: where an
+exporter does not know a size, it computes it from the model's inputs, which a model of a few nodes does not have, and
+where it does know it, indices fit that one size, which may be too large to be tried many times. Then the border is
+written as what it was lifted as. Whether it was lifted rightly is for the comparisons in place and of whole models.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout
@@ -24,162 +22,191 @@ from onnx_repfuse.graph.edit_points import to_proto
 from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.modelfile.dtypes import numpy_dtype
+from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 
-__all__ = ["before_and_after", "sources", "stand_in"]
+__all__ = ["fold_models", "sources"]
 
-LARGEST = 1 << 14  # elements of an operand at which its own nodes are probed
+Nodes = Sequence[onnx.NodeProto]
+MAX_BORDER_ELEMENTS = 1 << 14  # of an operand, up to which a border's own nodes are tried
+PAD_TAKES_ANY_TYPE = 13  # the opset from which Pad takes bfloat16, too
 
 
-def before_and_after(
-    scope: Scope,
+def fold_models(
+    plan: ScopePlan,
+    fold: PlannedFold,
     channel_layouts: dict[str, ChannelLayout],
-    root: str,
-    absorbed: Sequence[onnx.NodeProto],
-    created: Sequence[gs.Node],
     ir_version: int,
-    groups: Sequence[LinearOp] = (),
     *,
     sized: bool = False,
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Both sides of a fold. Computes its weights; raises Inexact where one overflows.
+    """Both sides of a fold. Computes its weights.
 
-    `groups` are nodes that were lifted together: where they take sizes from elsewhere in the model, the probe cannot
-    give them, and what the group does is written in their place.
-    `sized` declares the sources with the sizes the file proves: a fold may be exact for them alone.
+    Args:
+        sized: declare the inputs with the sizes the file proves, where it does: a fold may be exact for them alone.
+
+    Raises:
+        Inexact: a weight overflows.
     """
-    absorbed, new = _sides(scope, absorbed, created, groups)
-    inputs = [_declare(scope, channel_layouts, name, sized=sized) for name in _read(scope, absorbed, new)]
-    return tuple(  # type: ignore[return-value]
-        _model(scope, nodes, inputs, root, ir_version) for nodes in (absorbed, new)
-    )
+    scope = plan.scope
+    before, after = _sides(plan, fold)
+    inputs = [_declare(scope, channel_layouts, name, sized=sized) for name in _inputs(scope, before, after)]
+    first, second = (_model(scope, nodes, inputs, fold.outputs, ir_version) for nodes in (before, after))
+    return first, second
 
 
-def sources(
-    scope: Scope,
-    absorbed: Sequence[onnx.NodeProto],
-    created: Sequence[gs.Node],
-    groups: Sequence[LinearOp] = (),
-) -> list[str]:
+def sources(plan: ScopePlan, fold: PlannedFold) -> list[str]:
     """The tensors that the two sides read: the inputs of both models."""
-    return _read(scope, *_sides(scope, absorbed, created, groups))
+    return _inputs(plan.scope, *_sides(plan, fold))
 
 
-def _sides(
-    scope: Scope, absorbed: Sequence[onnx.NodeProto], created: Sequence[gs.Node], groups: Sequence[LinearOp]
-) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto]]:
-    for group in groups:
-        absorbed = stand_in(scope, absorbed, group)
-    return _with_shapes(scope, absorbed), _with_shapes(scope, [to_proto(node) for node in created])
+def _sides(plan: ScopePlan, fold: PlannedFold) -> tuple[Nodes, Nodes]:
+    before: Nodes = plan.nodes_before(fold)
+    for border in fold.groups:
+        before = _with_border_alone(plan.scope, before, border)
+    after = [to_proto(node) for node in plan.nodes_after(fold)]
+    return _with_shapes(plan.scope, before), _with_shapes(plan.scope, after)
 
 
-def _read(scope: Scope, absorbed: Sequence[onnx.NodeProto], new: Sequence[onnx.NodeProto]) -> list[str]:
-    made = {name for node in (*absorbed, *new) for name in node.output}
-    read = dict.fromkeys(name for node in (*absorbed, *new) for name in node.input)
-    return [name for name in read if name and name not in made and scope.const(name) is None]
+def _inputs(scope: Scope, before: Nodes, after: Nodes) -> list[str]:
+    both = [*before, *after]
+    computed = _outputs(both)
+    read = dict.fromkeys(name for node in both for name in node.input)
+    return [name for name in read if name and name not in computed and scope.const(name) is None]
 
 
-def _with_shapes(scope: Scope, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Nodes and, each behind what it reads, the Shape nodes beside them that tell a Reshape what to restore."""
+def _outputs(nodes: Nodes) -> set[str]:
+    return {name for node in nodes for name in node.output}
+
+
+def _with_shapes(scope: Scope, nodes: Nodes) -> Nodes:
+    """Nodes with the Shape nodes beside them that tell a Reshape what to restore, each behind what it reads."""
     if not any(node.op_type == "Reshape" for node in nodes):
-        return list(nodes)
-    made = {name for node in nodes for name in node.output}
-    names = {name for node in nodes for name in node.input} - made
-    told = [node for node in scope.original.values() if node.op == "Shape" and node.outputs[0].name in names]
-    result = [to_proto(node) for node in told if node.inputs[0].name not in made]
+        return nodes
+    computed = _outputs(nodes)
+    missing = {name for node in nodes for name in node.input} - computed
+    shapes = [node for node in scope.original.values() if node.op == "Shape"]
+    shapes = [node for node in shapes if node.outputs[0].name in missing]
+    result = [to_proto(node) for node in shapes if node.inputs[0].name not in computed]
     for node in nodes:
         result.append(node)
-        result += [to_proto(shape) for shape in told if shape.inputs[0].name in node.output]
+        result += [to_proto(shape) for shape in shapes if shape.inputs[0].name in node.output]
     return result
 
 
 def _declare(
     scope: Scope, channel_layouts: dict[str, ChannelLayout], name: str, *, sized: bool
 ) -> onnx.ValueInfoProto:
-    """Element type, rank and channels; batch and space symbolic, or where proved and `sized`, as they are."""
-    shape, frame = scope.shape(name), channel_layouts.get(name)
-    rank = len(shape) if shape is not None else (frame.rank + 2 if frame and frame.channel_axis == 1 else 2)
-    dims: list[int | str] = [f"d{axis}" for axis in range(rank)]
+    """A graph input: element type, rank and channels; other dims symbolic unless they are proved and `sized`."""
+    shape, layout = scope.shape(name), channel_layouts.get(name)
+    dims: list[int | str] = [f"d{axis}" for axis in range(_rank(scope, name, layout))]
     dims[0] = "batch"
-    if frame is not None:
-        dims[frame.channel_axis] = frame.channels
+    if layout is not None:
+        dims[layout.channel_axis] = layout.channels
     if sized and shape is not None:
         dims = [symbol if dim is None else dim for dim, symbol in zip(shape, dims, strict=True)]
-    data_type = scope.data_type(name) or (frame.data_type if frame else 0) or onnx.TensorProto.FLOAT
-    return onnx.helper.make_tensor_value_info(name, data_type, dims)
+    return onnx.helper.make_tensor_value_info(name, _data_type(scope, name, layout), dims)
+
+
+def _rank(scope: Scope, name: str, layout: ChannelLayout | None) -> int:
+    shape = scope.shape(name)
+    if shape is not None:
+        return len(shape)
+    if layout is not None and layout.channel_axis == 1:
+        return layout.rank + 2
+    return 2  # a matrix product on the last axis takes any rank
+
+
+def _data_type(scope: Scope, name: str, layout: ChannelLayout | None) -> int:
+    known = scope.data_type(name)
+    if known is None and layout is not None:
+        known = layout.data_type
+    return known or onnx.TensorProto.FLOAT
 
 
 def _model(
     scope: Scope,
-    nodes: Sequence[onnx.NodeProto],
+    nodes: Nodes,
     inputs: Sequence[onnx.ValueInfoProto],
-    root: str,
+    outputs: Sequence[str],
     ir_version: int,
 ) -> onnx.ModelProto:
-    made = {name for node in nodes for name in node.output}
-    graph = onnx.GraphProto(name="fold")
-    graph.node.extend(nodes)
-    graph.input.extend(inputs)
-    data_type = scope.data_type(root)
-    graph.output.append(
-        onnx.helper.make_tensor_value_info(root, data_type, None)
-        if data_type
-        else onnx.ValueInfoProto(name=root)
-    )
-    for name in dict.fromkeys(n for node in nodes for n in node.input):
+    graph = onnx.GraphProto(name="fold", node=nodes, input=inputs)
+    graph.output.extend(_output(scope, name) for name in outputs)
+    computed = _outputs(nodes)
+    for name in dict.fromkeys(name for node in nodes for name in node.input):
         const = scope.const(name)
-        if const is not None and name not in made:
-            graph.initializer.append(_tensor(name, const))
+        if const is not None and name not in computed:
+            graph.initializer.append(_initializer(name, const))
     model = onnx.ModelProto(graph=graph, ir_version=max(ir_version, 4))
     model.opset_import.add(domain="", version=scope.opset)
     return model
 
 
-def _tensor(name: str, const: Const) -> onnx.TensorProto:
-    values = const.read()
-    tensor = onnx.TensorProto(name=name, data_type=const.data_type, dims=list(const.shape))
-    tensor.raw_data = values.astype(numpy_dtype(const.data_type), copy=False).tobytes()
-    return tensor
+def _output(scope: Scope, name: str) -> onnx.ValueInfoProto:
+    data_type = scope.data_type(name)
+    if data_type is None:
+        return onnx.ValueInfoProto(name=name)
+    return onnx.helper.make_tensor_value_info(name, data_type, None)
 
 
-def stand_in(scope: Scope, absorbed: Sequence[onnx.NodeProto], group: LinearOp) -> list[onnx.NodeProto]:
-    """`absorbed`; a group that reads more than its operand, or a large one, as pad(x) + v * (1 - pad(1))."""
-    inner = {
-        scope.anchor[id(node)]: node
-        for node in (*group.inner_nodes, group.node)
+def _initializer(name: str, const: Const) -> onnx.TensorProto:
+    values = const.read().astype(numpy_dtype(const.data_type), copy=False)
+    return onnx.TensorProto(
+        name=name, data_type=const.data_type, dims=list(const.shape), raw_data=values.tobytes()
+    )
+
+
+def _with_border_alone(scope: Scope, nodes: Nodes, border: LinearOp) -> Nodes:
+    """`nodes`, with those of a border that cannot be tried as they are replaced by `_border_nodes`."""
+    computed = {
+        tensor.name
+        for node in (*border.inner_nodes, border.node)
         if id(node) in scope.original
+        for tensor in node.outputs
     }
-    outputs = {t.name for node in inner.values() for t in node.outputs}
-    mine = [proto for proto in absorbed if outputs & set(proto.output)]
-    made = {name for proto in mine for name in proto.output}
-    (operand,) = group.operands
-    read = {name for proto in mine for name in proto.input if name} - made
-    outside = {name for name in read if scope.const(name) is None}
-    alone = outside <= {operand.name} and (scope.elements(operand.name) or 0) <= LARGEST
-    if alone or scope.opset < 13 or len(mine) <= len(group.inner_nodes):
-        return list(absorbed)
-    pads = group.terms[0].kernel.geometry
-    number = itertools.count()
-    new: list[onnx.NodeProto] = []
+    own = [node for node in nodes if not computed.isdisjoint(node.output)]
+    is_whole = len(own) > len(border.inner_nodes)  # else an earlier fold has absorbed a part of it
+    if not is_whole or scope.opset < PAD_TAKES_ANY_TYPE or _can_be_tried(scope, own, border):
+        return nodes
+    result: list[onnx.NodeProto] = []
+    for node in nodes:
+        if not any(node is other for other in own):
+            result.append(node)
+        elif node is own[-1]:
+            result += _border_nodes(scope, border)
+    return result
+
+
+def _can_be_tried(scope: Scope, nodes: Nodes, border: LinearOp) -> bool:
+    """Whether a border's own nodes read nothing but its operand, which is small."""
+    operand = border.operands[0].name
+    read = {name for node in nodes for name in node.input if name} - _outputs(nodes)
+    from_elsewhere = {name for name in read if name != operand and scope.const(name) is None}
+    return not from_elsewhere and (scope.elements(operand) or 0) <= MAX_BORDER_ELEMENTS
+
+
+def _border_nodes(scope: Scope, border: LinearOp) -> list[onnx.NodeProto]:
+    """What a border was lifted as: `pad(x) + v * (1 - pad(1))` for padding by the value v, shape (C, 1, ...)."""
+    operand, pads = border.operands[0], border.terms[0].kernel.geometry
+    data_type = scope.data_type(border.output) or scope.data_type(operand.name) or onnx.TensorProto.FLOAT
+    dtype = numpy_dtype(data_type)
+    numbers = itertools.count()
+    nodes: list[onnx.NodeProto] = []
 
     def node(op: str, inputs: list[str], **attributes: Any) -> str:
-        output = f"{group.output}.{next(number)}"
-        new.append(onnx.helper.make_node(op, inputs, [output], **attributes))
+        output = f"{border.output}.{next(numbers)}"
+        nodes.append(onnx.helper.make_node(op, inputs, [output], **attributes))
         return output
 
     def constant(values: NDArray[Any]) -> str:
         return node("Constant", [], value=onnx.numpy_helper.from_array(values))
 
-    dtype = numpy_dtype(
-        scope.data_type(group.output) or scope.data_type(operand.name) or onnx.TensorProto.FLOAT
-    )
     amount = constant(np.array([0, 0, *pads.pads_begin, 0, 0, *pads.pads_end], np.int64))
     one = onnx.numpy_helper.from_array(np.ones(1, dtype))
     ones = node("ConstantOfShape", [node("Shape", [operand.name])], value=one)
-    around = node("Sub", [constant(np.ones((), dtype)), node("Pad", [ones, amount])])
-    value = np.zeros(operand.channels) if group.padding_value is None else group.padding_value.known
-    border = node("Mul", [around, constant(value.reshape(-1, *(1,) * pads.rank).astype(dtype))])
-    new.append(onnx.helper.make_node("Add", [node("Pad", [operand.name, amount]), border], [group.output]))
-    at = absorbed.index(mine[-1])
-    rest = [proto for proto in absorbed if not any(proto is m for m in mine)]
-    before = sum(1 for proto in absorbed[:at] if not any(proto is m for m in mine))
-    return [*rest[:before], *new, *rest[before:]]
+    outside = node("Sub", [constant(np.ones((), dtype)), node("Pad", [ones, amount])])
+    value = np.zeros(operand.channels) if border.padding_value is None else border.padding_value.known
+    values = node("Mul", [outside, constant(value.reshape(-1, *(1,) * pads.rank).astype(dtype))])
+    padded = node("Pad", [operand.name, amount])
+    nodes.append(onnx.helper.make_node("Add", [padded, values], [border.output]))
+    return nodes

@@ -2,68 +2,118 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_repfuse.graph.load import new_node
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.planner.candidates import chief
 from onnx_repfuse.records.report import Kind, Refusal
 
-__all__ = ["PlannedFold", "ScopePlan", "originals"]
+__all__ = ["PlannedFold", "ScopePlan"]
 
 
 @dataclass(eq=False)
 class PlannedFold:
-    """One fold.
+    """Original nodes, and the nodes that compute the same tensors instead.
 
     Attributes:
-        root: the tensor that is computed otherwise.
+        outputs: the tensors that are computed otherwise; their names survive. Today there is one.
         absorbed: original nodes that went, in topological order.
-        created: the nodes that came and are still there.
+        created: nodes that came. Later folds of the same scope may have made some of them unnecessary.
         roles: kinds of what was absorbed.
         macs_before, macs_after: multiply-adds.
-        groups: what several of the absorbed nodes were lifted as together.
-        alias: where nothing was created, the tensor that readers of the root read now.
+        groups: operators of several absorbed nodes each.
+        aliases: output -> the tensor its consumers read now, where no node computes the output any more.
     """
 
-    root: str
+    outputs: tuple[str, ...]
     absorbed: list[gs.Node]
     created: list[gs.Node]
     roles: frozenset[Kind]
     macs_before: int
     macs_after: int
     groups: tuple[LinearOp, ...] = ()
-    alias: str = ""
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The output by which reports, messages and bans call the fold."""
+        return self.outputs[0]
 
     @property
     def kind(self) -> Kind:
-        """The chief kind."""
+        """The one kind it is reported as."""
         return chief(self.roles)
 
 
 @dataclass(eq=False)
 class ScopePlan:
-    """A scope after planning: its nodes are the new ones. `aliases` are tensors that became another one's name."""
+    """A scope after planning: its nodes are the new ones.
+
+    Attributes:
+        aliases: a tensor that no node computes any more -> the fold that let its consumers read another one.
+        creator: id() of a node that came -> its fold.
+    """
 
     scope: Scope
     folds: list[PlannedFold] = field(default_factory=list)
     aliases: dict[str, PlannedFold] = field(default_factory=dict)
+    creator: dict[int, PlannedFold] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def add(self, fold: PlannedFold, joined: Iterable[PlannedFold] = ()) -> None:
+        """Note a fold, in place of those it was joined with; two folds may have been joined with the same one."""
+        gone = list(joined)
+        if gone:
+            self.folds = [other for other in self.folds if other not in gone]
+        self.folds.append(fold)
+        self.creator.update((id(node), fold) for node in fold.created)
 
-def originals(planned: ScopePlan, made: PlannedFold) -> list[onnx.NodeProto]:
-    """The nodes a fold absorbed, as they were; and those that became names of what it reads now."""
-    anchor, proto = planned.scope.anchor, planned.scope.proto
-    found = {anchor[id(node)] for node in made.absorbed}
-    pending = [proto.node[position] for position in found]
-    while pending:
-        for name in pending.pop().input:
-            below = planned.aliases.get(name)
-            fresh = {anchor[id(node)] for node in below.absorbed} - found if below is not None else set()
-            found |= fresh
-            pending.extend(proto.node[position] for position in fresh)
-    return [proto.node[position] for position in sorted(found)]
+    @cached_property
+    def _position(self) -> dict[int, int]:
+        """id() of a node -> its place; asked only after planning, when the nodes no longer change."""
+        return {id(node): position for position, node in enumerate(self.scope.nodes)}
+
+    def nodes_before(self, fold: PlannedFold) -> list[onnx.NodeProto]:
+        """The original nodes a fold stands for, in topological order, as they are in the file.
+
+        An absorbed node may read a tensor that another fold has turned into an alias. In the file that tensor is
+        computed, so the nodes which computed it belong to this side, too.
+        """
+        anchor, proto = self.scope.anchor, self.scope.proto
+        positions = {anchor[id(node)] for node in fold.absorbed}
+        pending = [proto.node[position] for position in positions]
+        while pending:
+            for name in pending.pop().input:
+                below = self.aliases.get(name)
+                if below is None:
+                    continue
+                fresh = {anchor[id(node)] for node in below.absorbed} - positions
+                positions |= fresh
+                pending.extend(proto.node[position] for position in fresh)
+        return [proto.node[position] for position in sorted(positions)]
+
+    def nodes_after(self, fold: PlannedFold) -> list[gs.Node]:
+        """The new nodes that are still there, in topological order; an Identity for each alias if there are none.
+
+        Empty where neither says anything that `nodes_before` could be compared with.
+        """
+        present = [node for node in fold.created if id(node) in self._position]
+        if present:
+            return sorted(present, key=lambda node: self._position[id(node)])
+        before = self.nodes_before(fold)
+        read = {name for node in before for name in node.input} - {
+            name for node in before for name in node.output
+        }
+        return [
+            new_node("Identity", "", {}, [source], [output])
+            for output, source in fold.aliases.items()
+            if source in read
+        ]

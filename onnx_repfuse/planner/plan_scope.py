@@ -19,14 +19,14 @@ from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.lift import Context, Declined, LinearOp, lift
 from onnx_repfuse.options import Options
 from onnx_repfuse.planner.activation_patterns import Activation, activations
-from onnx_repfuse.planner.apply_folds import is_wide, write
+from onnx_repfuse.planner.apply_folds import apply_folds, reads_too_many
 from onnx_repfuse.planner.candidates import chief
 from onnx_repfuse.planner.cost import cost_model
 from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.planner.protected_patterns import protected
 from onnx_repfuse.planner.refusals import refusals, too_old
-from onnx_repfuse.planner.select import tiles
+from onnx_repfuse.planner.select import select
 from onnx_repfuse.planner.shared_readers import expose
 from onnx_repfuse.records.report import Kind
 
@@ -48,20 +48,18 @@ def plan_scope(
     """Fold what can be folded in one scope; `banned` names roots that must stay as they are, `known` are its frames."""
     result = ScopePlan(scope)
     alive = needed_nodes(scope)
-    order = {id(node): i for i, node in enumerate(scope.nodes)}
-    owners: dict[int, PlannedFold] = {}
     if options.allows(Kind.ACTIVATION):
-        _write_activations(scope, activations(scope, _kept(options), banned), result, owners)
-        if owners:
-            remove_dead_nodes(scope, alive | set(owners))
+        _write_activations(scope, activations(scope, _kept(options), banned), result)
+        if result.creator:
+            remove_dead_nodes(scope, alive | set(result.creator))
             known = None
     known = channel_layouts(scope) if known is None else known
     previous: Round | None = None
     stale: set[str] = set()
     for _ in range(ROUNDS):
         current = _round(scope, options, banned, previous, known, stale)
-        found = tiles(current.cover)
-        wide = frozenset(tile.root for tile in found if is_wide(scope, tile, owners))
+        found = select(current.cover)
+        wide = frozenset(one.output for one in found if reads_too_many(result, one))
         if wide:
             banned |= wide
             previous, stale = current, {*wide, *current.cover.exposed}
@@ -72,8 +70,8 @@ def plan_scope(
             others = refusals(scope, current.cover, declined)
             result.refusals += [one for one in others if told.isdisjoint(one.nodes[:1])]
             return result
-        write(scope, current.cover, found, result, owners, order)
-        remove_dead_nodes(scope, alive | set(owners))
+        apply_folds(result, current.cover, found)
+        remove_dead_nodes(scope, alive | set(result.creator))
         previous, known, stale = current, channel_layouts(scope, known), set()
     result.notes.append(f"planning stopped after {ROUNDS} rounds; please report this model")
     return result
@@ -145,18 +143,15 @@ def _are_same(some: list[gs.Node], others: list[gs.Node]) -> bool:
     return len(some) == len(others) and all(map(is_, some, others))
 
 
-def _write_activations(
-    scope: Scope, found: Iterable[Activation], result: ScopePlan, owners: dict[int, PlannedFold]
-) -> None:
+def _write_activations(scope: Scope, found: Iterable[Activation], result: ScopePlan) -> None:
     replaced: dict[int, list[gs.Node]] = {}
     for one in found:
         if not one.created:
             result.refusals.append(too_old(scope, one.place, one.absorbed))
             continue
-        fold = PlannedFold(one.root, one.absorbed, one.created, frozenset((Kind.ACTIVATION,)), 0, 0)
+        fold = PlannedFold((one.root,), one.absorbed, one.created, frozenset((Kind.ACTIVATION,)), 0, 0)
         replaced[id(one.place)] = one.created
-        result.folds.append(fold)
-        owners.update((id(node), fold) for node in one.created)
+        result.add(fold)
     replace_nodes(scope, replaced)
 
 

@@ -1,82 +1,122 @@
-"""From a solved cover to tiles: what is computed otherwise, from the tensors that must exist downwards."""
+"""From a solved cover to what is done: the candidates that are needed, from the tensors that must exist downwards."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.planner.candidates import Entry, Tile
+from onnx_repfuse.lift import LinearOp
+from onnx_repfuse.planner.candidates import Candidate
 from onnx_repfuse.planner.cover import Cover
+from onnx_repfuse.planner.lowering import Written
 
-__all__ = ["tiles"]
+__all__ = ["Selection", "select"]
 
 
-def tiles(cover: Cover) -> list[Tile]:
-    """The forms chosen that are needed, each with the nodes it replaces."""
-    position = {id(node): i for i, node in enumerate(cover.context.scope.nodes)}
-    # of a private tensor, only its reader's: a Sum of thousands is not searched for each of them
-    operands = {o.name for name in cover.entries for o in cover.lifts[name].operands}
-    result: list[Tile] = []
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """A candidate that was selected, and what it replaces.
+
+    Attributes:
+        lifted: the operator whose output is computed as the candidate says.
+        candidate, lowered: the choice, and its steps.
+        operators: those it absorbs, `lifted` among them.
+        nodes: their nodes, in topological order.
+        macs: id() of a node -> its multiply-adds, where it has any.
+    """
+
+    lifted: LinearOp
+    candidate: Candidate
+    lowered: Written
+    operators: tuple[LinearOp, ...]
+    nodes: tuple[gs.Node, ...]
+    macs: dict[int, int]
+
+    @property
+    def output(self) -> str:
+        """The tensor that is computed otherwise."""
+        return self.lifted.output
+
+    @property
+    def groups(self) -> tuple[LinearOp, ...]:
+        """The operators that were lifted from several nodes each."""
+        return tuple(operator for operator in self.operators if operator.inner_nodes)
+
+
+def select(cover: Cover) -> list[Selection]:
+    """The candidates chosen for tensors that are needed, each with the nodes it replaces."""
+    names = _chosen(cover)
+    swallowed = {choice.swallowed for name in names if (choice := cover.entries[name].choice) is not None}
+    position = {id(node): place for place, node in enumerate(cover.context.scope.nodes)}
+    return [_selection(cover, name, position) for name in names if name not in swallowed]
+
+
+def _chosen(cover: Cover) -> list[str]:
+    """The needed tensors for which a candidate was chosen."""
+    result: list[str] = []
     seen: set[str] = set()
-    swallowed: set[str] = set()
+    for root in _roots(cover):
+        pending = [root]
+        while pending:
+            name = pending.pop()
+            if name in seen or name not in cover.entries:
+                continue
+            seen.add(name)
+            if cover.entries[name].choice is not None:
+                result.append(name)
+            pending.extend(sorted(source for source in cover.reads(name) if cover.regions.is_private(source)))
+    return result
+
+
+def _roots(cover: Cover) -> Iterator[str]:
+    """The tensors that must exist: those that no consumer may look through."""
+    # of a private tensor, only its consumer's operands: a Sum of thousands is not searched for each of them
+    operands = {operand.name for name in cover.entries for operand in cover.lifts[name].operands}
     for name in cover.lifts:
         if name not in cover.entries or name in cover.exposed:
-            continue  # an exposed tensor has no reader left
-        if name in operands and cover.regions.is_private(name):
-            continue  # whoever reads it decides
-        pending = [name]
-        while pending:
-            root = pending.pop()
-            entry = cover.entries.get(root)
-            if entry is None or root in seen:
-                continue
-            seen.add(root)
-            if entry.choice is None:
-                below = {o.name for o in cover.lifts[root].operands}
-            else:
-                result.append(_tile(cover, root, entry, position))
-                below = {str(source) for source in entry.choice.form.sources}
-                swallowed.add(entry.choice.swallowed)
-            pending.extend(sorted(one for one in below if cover.regions.is_private(one)))
-    return [tile for tile in result if tile.root not in swallowed]
+            continue
+        if name not in operands or not cover.regions.is_private(name):
+            yield name
 
 
-def _tile(cover: Cover, root: str, entry: Entry, position: dict[int, int]) -> Tile:
-    choice = entry.choice
-    assert choice is not None
-    written = cover.write(cover.lifts[root], choice)
-    assert written is not None
-    sources = {str(source) for source in choice.form.sources}
-    names = _between(cover, root, sources, choice.swallowed)
-    lifts = [cover.lifts[name] for name in names]
-    nodes: list[gs.Node] = [node for lifted in lifts for node in (*lifted.inner_nodes, lifted.node)]
-    owns = ((cover.lifts[name].node, cover.entries[name].own.macs) for name in names)
-    return Tile(
-        root,
-        cover.lifts[root],
-        choice.form,
-        written,
+def _selection(cover: Cover, name: str, position: dict[int, int]) -> Selection:
+    candidate, lifted = cover.entries[name].choice, cover.lifts[name]
+    assert candidate is not None
+    lowered = cover.write(lifted, candidate)
+    assert lowered is not None
+    absorbed = _absorbed(cover, name, candidate)
+    operators = tuple(cover.lifts[tensor] for tensor in absorbed)
+    nodes = [node for operator in operators for node in (*operator.inner_nodes, operator.node)]
+    macs = {id(cover.lifts[tensor].node): cover.entries[tensor].own.macs for tensor in absorbed}
+    return Selection(
+        lifted,
+        candidate,
+        lowered,
+        operators,
         tuple(sorted(nodes, key=lambda node: position[id(node)])),
-        tuple(lifted for lifted in lifts if lifted.inner_nodes),
-        choice.roles,
-        {id(node): macs for node, macs in owns if macs},
+        {node: count for node, count in macs.items() if count},
     )
 
 
-def _between(cover: Cover, root: str, sources: set[str], swallowed: str) -> list[str]:
-    """The tensors from `root` down to `sources` that only those above them read.
+def _absorbed(cover: Cover, root: str, candidate: Candidate) -> list[str]:
+    """The tensors from `root` down to the candidate's sources which nobody else reads.
 
-    A form may need less than its nodes read, channels that are sliced away again: what others read stays.
+    A form may need less than its nodes read, where channels are sliced away again: what others read stays.
     """
-    names: dict[str, None] = {}
+    sources = {str(source) for source in candidate.form.sources}
+    result: dict[str, None] = {}
     pending = [root]
     while pending:
         name = pending.pop()
-        if name in names:
+        if name in result:
             continue
-        names[name] = None
+        result[name] = None
         for operand in cover.lifts[name].operands:
-            one = operand.name
-            gone = one == swallowed or one in cover.exposed or cover.regions.is_private(one)
-            if one not in sources and one in cover.lifts and gone:
-                pending.append(one)
-    return list(names)
+            inner = operand.name
+            if inner in sources or inner not in cover.lifts:
+                continue
+            if inner == candidate.swallowed or inner in cover.exposed or cover.regions.is_private(inner):
+                pending.append(inner)
+    return list(result)

@@ -136,13 +136,10 @@ def _still_read(cover: Cover, name: str, touched: list[str]) -> bool:
     """Whether any chosen way of computing the regions reads `name` itself."""
     pending = list(touched)
     while pending:
-        entry = cover.entries.get(root := pending.pop())
-        if entry is None:
+        root = pending.pop()
+        if root not in cover.entries:
             continue
-        if entry.choice is None:
-            reads = [o.name for o in cover.lifts[root].operands]
-        else:
-            reads = [str(s) for s in entry.choice.form.sources]
+        reads = cover.reads(root)
         if name in reads:
             return True
         pending.extend(n for n in reads if cover.regions.is_private(n))

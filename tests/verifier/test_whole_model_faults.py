@@ -117,9 +117,7 @@ def block(
     inputs = [helper.make_tensor_value_info("x", elem(dtype), ["n", channels, "h", "w"])]
     conv = helper.make_node("Conv", ["x", "w", "b"], ["y"], pads=pads, strides=strides, group=groups)
     folded = {"w": weight.astype(dtype), "b": bias.astype(dtype)}
-    return FoldCase(
-        "y", model(nodes, inputs, "y", constants, dtype), model([conv], inputs, "y", folded, dtype)
-    )
+    return FoldCase(model(nodes, inputs, "y", constants, dtype), model([conv], inputs, "y", folded, dtype))
 
 
 def sequence(seed: int, biased: bool, dtype: type = SINGLE, channels: int = 32) -> FoldCase:
@@ -138,7 +136,7 @@ def sequence(seed: int, biased: bool, dtype: type = SINGLE, channels: int = 32) 
     weight = np.einsum("omij,mc->ocij", wide, inner[:, :, 0, 0].astype(np.float64)).astype(dtype)
     total = np.einsum("omij,m->o", wide, bias.astype(np.float64)).astype(dtype)
     conv = helper.make_node("Conv", ["x", "w", "b"], ["y"], pads=[1] * 4)
-    return FoldCase("y", before, model([conv], inputs, "y", {"w": weight, "b": total}, dtype))
+    return FoldCase(before, model([conv], inputs, "y", {"w": weight, "b": total}, dtype))
 
 
 def network(case: FoldCase, side: str = "before", tail: str = "logits", size: int = 20) -> onnx.ModelProto:

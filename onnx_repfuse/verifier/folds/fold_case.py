@@ -47,18 +47,26 @@ class Source:
 
 @dataclass(frozen=True)
 class FoldCase:
-    """One fold as two small models with the same inputs and the same output.
+    """One fold as two small models with the same inputs and the same outputs.
 
     Attributes:
-        output: the tensor whose computation is replaced; the only output of both models.
         before: the original nodes. Graph inputs are the sources, with element type, rank and channels
             declared, batch and space symbolic; constants are initializers.
         after: the nodes that replace them.
     """
 
-    output: str
     before: onnx.ModelProto
     after: onnx.ModelProto
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The tensors that the fold computes; today there is one."""
+        return tuple(value.name for value in self.before.graph.output)
+
+    @property
+    def output(self) -> str:
+        """The tensor by which verdicts and messages call the fold."""
+        return self.outputs[0]
 
     @cached_property
     def sources(self) -> tuple[Source, ...]:
