@@ -26,65 +26,62 @@ from onnx_repfuse.records.reasons import Reason
 
 __all__ = ["Context", "Declined", "LinearOp", "Operand", "lift"]
 
-
-def _arithmetic_or_sum(context: Context, node: gs.Node) -> LinearOp | Declined | None:
-    if any(context.scope.const(t.name) is not None for t in node.inputs):
-        return batchnorm_arithmetic.lift_arithmetic(context, node)
-    return sum_identity.lift_sum(context, node) if node.op in ("Add", "Sub") else None
-
-
 _LIFTS: dict[str, Callable[[Context, gs.Node], LinearOp | Declined | None]] = {
-    "Add": _arithmetic_or_sum,
+    "Add": sum_identity.lift_add,
     "AveragePool": pad_pool.lift_average_pool,
     "BatchNormalization": batchnorm_arithmetic.lift_batch_normalization,
     "Concat": slice_concat.lift_concat,
     "Conv": conv_matmul.lift_conv,
     "ConvTranspose": conv_matmul.lift_conv_transpose,
-    "Div": _arithmetic_or_sum,
+    "Div": batchnorm_arithmetic.lift_arithmetic,
     "Dropout": sum_identity.lift_dropout,
     "Gemm": conv_matmul.lift_gemm,
-    "Identity": sum_identity.lift_nothing,
+    "Identity": sum_identity.lift_identity,
     "MatMul": conv_matmul.lift_matmul,
     "Mean": sum_identity.lift_sum,
-    "Mul": _arithmetic_or_sum,
-    "Neg": sum_identity.lift_nothing,
+    "Mul": batchnorm_arithmetic.lift_arithmetic,
+    "Neg": sum_identity.lift_identity,
     "Pad": pad_pool.lift_pad,
     "Slice": slice_concat.lift_slice,
-    "Sub": _arithmetic_or_sum,
+    "Sub": sum_identity.lift_add,
     "Sum": sum_identity.lift_sum,
 }
 
 
 def lift(context: Context, node: gs.Node, output: int = 0) -> LinearOp | Declined | None:
     """Output number `output` of `node` as an operator of the algebra."""
-    try:
-        found = _lift(context, node, output)
-    except Inexact as reason:  # a constant of an earlier round cannot be written: its fold will be undone
-        return Declined(reason.reason, reason.detail)
-    if isinstance(found, LinearOp) and not all((found.channels, *(o.channels for o in found.operands))):
-        return None  # of no channels there is nothing to compute
-    return found
-
-
-def _lift(context: Context, node: gs.Node, output: int) -> LinearOp | Declined | None:
-    if not node.inputs or not node.inputs[0].name:
-        return None
-    if context.scope.const(node.outputs[output].name) is not None:
-        return None
-    if gs.Node.AttributeRef in map(type, node.attrs.values()):
+    if _stays(context, node, output):
         return None
     if id(node) in context.protected:
         return Declined(Reason.IDIOM)
+    try:
+        lifted = _lift(context, node, output)
+    except Inexact as error:  # a constant of an earlier round cannot be written: its fold will be undone
+        return Declined(error.reason, error.detail)
+    is_empty = isinstance(lifted, LinearOp) and not all(
+        (lifted.channels, *(operand.channels for operand in lifted.operands))
+    )
+    return None if is_empty else lifted  # without channels there is nothing to compute
+
+
+def _stays(context: Context, node: gs.Node, output: int) -> bool:
+    """It has no input, its output is a constant, or an attribute is an argument of the function around it."""
+    if not node.inputs or not node.inputs[0].name:
+        return True
+    if context.scope.const(node.outputs[output].name) is not None:
+        return True
+    return gs.Node.AttributeRef in map(type, node.attrs.values())
+
+
+def _lift(context: Context, node: gs.Node, output: int) -> LinearOp | Declined | None:
     if node.op == "Split":
         return slice_concat.lift_split(context, node, output)
     if output != 0:
         return None
-    found = match.lift_border(context, node)
-    if found is not None:
-        return found
+    border = match.lift_border(context, node)
+    if border is not None:
+        return border
     if operator(node).space_map is not None:
         return view_ops.lift_view(context, node)
     function = _LIFTS.get(node.op)
-    if function is None:
-        return None
-    return function(context, node)
+    return None if function is None else function(context, node)

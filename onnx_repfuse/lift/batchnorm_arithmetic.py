@@ -14,145 +14,182 @@ from dataclasses import replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.algebra.kernels import Array
+from onnx_repfuse.algebra.kernels import Array, Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
-from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS
-from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, added, diagonal, vector_of
+from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const
+from onnx_repfuse.lift.linear_op import (
+    Context,
+    Declined,
+    LinearOp,
+    affine_role,
+    bias_of_const,
+    diagonal,
+    flat_float64,
+    from_kernel,
+)
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason
-from onnx_repfuse.records.report import Kind
 
 __all__ = ["lift_arithmetic", "lift_batch_normalization", "per_channel"]
 
 
 def lift_batch_normalization(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     """BatchNormalization in inference mode with constant parameters."""
-    scope = context.scope
     if len(node.inputs) < 5:
         return None
-    names = [t.name for t in node.inputs]
-    live = [t for t in node.outputs[1:] if t.name]
-    if scope.opset < 7:
-        if not node.attrs.get("is_test", 0):
-            return Declined(
-                Reason.TRAINING, "it runs in training mode (is_test=0): export the model in eval mode"
-            )
-    elif node.attrs.get("training_mode", 0) or live:
-        return Declined(Reason.TRAINING)
-    if scope.opset < 9 and not node.attrs.get("spatial", 1):
-        return Declined(Reason.SPATIAL)
-    values, made = [], None  # the shift, if it is one of this run
-    for name in names[1:5]:
-        const = scope.const(name)
-        if const is None:
-            return Declined(Reason.OVERRIDABLE) if name in scope.overridable else None
-        if len(const.shape) != 1 or const.size > MAX_FOLDED_ELEMENTS:
-            return Declined(Reason.SPATIAL)
-        made = made or const.bias
-        values.append(const.read().astype(np.float64) if const.bias is None else const.bias.known)
-    scale, shift, mean, variance = values
-    if len({len(v) for v in values}) != 1:
+    declined = _not_per_channel(node, context.scope.opset)
+    if declined is not None:
+        return declined
+    parameters = _parameters(context, node)
+    if not isinstance(parameters, list):
+        return parameters
+    if len({const.shape for const in parameters}) != 1:
         return None
-    frame = context.channel_layout(names[0])
-    rank = context.rank(names[0])
-    if rank is None and frame is None:
-        return Declined(Reason.SHAPE, "the rank of its input is not known (see --input-shape)")
-    data_type = scope.data_type(names[0]) or (frame.data_type if frame else 0)
-    if rank == 2 or (frame is not None and rank is None and frame.channel_axis == -1):
-        layout = (-1, 0)
-        if rank is None:
-            return Declined(Reason.SHAPE, "the rank of its input is not known")
-    else:
-        layout = (1, (rank or 2) - 2)
-    if rank is not None and rank < 2:
-        return None
+    channel_layout = _normalized_layout(context, node.inputs[0].name, parameters[0].size)
+    if not isinstance(channel_layout, ChannelLayout):
+        return channel_layout
+    scale, shift, mean, variance = (_channel_values(const) for const in parameters)
     epsilon = float(np.float32(node.attrs.get("epsilon", 1e-5)))  # attributes are float32, the default too
     with np.errstate(all="ignore"):
         factor = scale / np.sqrt(variance + epsilon)
         moved = mean * factor
-        offset, terms = shift - moved, np.abs(shift) + np.abs(moved)
-        finite = np.isfinite(factor + terms).all()
-    if not finite:
+        terms = np.abs(shift) + np.abs(moved)
+        is_finite = np.isfinite(factor + terms).all()
+        offset = shift - moved
+    if not is_finite:
         return Declined(Reason.NON_FINITE)
-    role = Kind.MATMUL if layout == (-1, 0) else Kind.AFFINE
-    own = ChannelLayout(*layout, len(scale), data_type)
-    lifted = diagonal(node, names[0], own, role, factor, offset, terms=terms)
-    return lifted if made is None else replace(lifted, bias=made)  # we write means of 0 and variances of 1
+    lifted = diagonal(node, node.inputs[0].name, channel_layout, factor, offset, terms=terms)
+    # One that an earlier round created: its mean is 0 and its variance 1, its shift may be known by a kernel only.
+    created = next((const.bias for const in parameters if const.bias is not None), None)
+    return lifted if created is None else replace(lifted, bias=created)
+
+
+def _not_per_channel(node: gs.Node, opset: int) -> Declined | None:
+    """Why it computes statistics itself (training mode), or has one per position (spatial=0, before opset 9)."""
+    if opset < 7:
+        if not node.attrs.get("is_test", 0):
+            return Declined(
+                Reason.TRAINING, "it runs in training mode (is_test=0): export the model in eval mode"
+            )
+    elif node.attrs.get("training_mode", 0) or any(tensor.name for tensor in node.outputs[1:]):
+        return Declined(Reason.TRAINING)
+    if opset < 9 and not node.attrs.get("spatial", 1):
+        return Declined(Reason.SPATIAL)
+    return None
+
+
+def _parameters(context: Context, node: gs.Node) -> list[Const] | Declined | None:
+    """Scale, B, mean and var, each of shape (channels,)."""
+    parameters = []
+    for tensor in node.inputs[1:5]:
+        const = context.scope.const(tensor.name)
+        if const is None:
+            return Declined(Reason.OVERRIDABLE) if tensor.name in context.scope.overridable else None
+        if len(const.shape) != 1 or const.size > MAX_FOLDED_ELEMENTS:
+            return Declined(Reason.SPATIAL)
+        parameters.append(const)
+    return parameters
+
+
+def _channel_values(const: Const) -> Array:
+    return const.read().astype(np.float64) if const.bias is None else const.bias.known
+
+
+def _normalized_layout(context: Context, name: str, channels: int) -> ChannelLayout | Declined | None:
+    """The layout that BatchNormalization reads: (N, C, *space), of which (N, C) has channels on the last axis, too."""
+    rank = context.rank(name)
+    if rank is None:
+        return Declined(Reason.SHAPE, "the rank of its input is not known (see --input-shape)")
+    if rank < 2:
+        return None
+    inferred = context.channel_layout(name)
+    data_type = context.scope.data_type(name) or (0 if inferred is None else inferred.data_type)
+    axis, space = (-1, 0) if rank == 2 else (1, rank - 2)
+    return ChannelLayout(axis, space, channels, data_type)
 
 
 def lift_arithmetic(context: Context, node: gs.Node) -> LinearOp | Declined | None:
-    """Add, Sub, Mul, Div of a tensor and a constant, on either side."""
+    """Add, Sub, Mul, Div of a tensor and a constant, on either side; not a constant divided by a tensor."""
     if len(node.inputs) != 2:
         return None
-    left, right = (context.scope.const(t.name) for t in node.inputs)
-    if (left is None) == (right is None):
+    left, right = (context.scope.const(tensor.name) for tensor in node.inputs)
+    if left is None and right is not None:
+        const, name, is_left = right, node.inputs[0].name, False
+    elif left is not None and right is None and node.op != "Div":
+        const, name, is_left = left, node.inputs[1].name, True
+    else:
         return None
-    const = left if left is not None else right
-    name = node.inputs[0 if left is None else 1].name
-    if const is None or const.data_type not in FLOAT_FORMATS or (node.op == "Div" and left is not None):
+    if const.data_type not in FLOAT_FORMATS:
         return None
-    found = per_channel(context, name, node.outputs[0].name, const.shape)
-    if not isinstance(found, ChannelLayout):
-        return found
+    channel_layout = per_channel(context, name, node.outputs[0].name, const.shape)
+    if not isinstance(channel_layout, ChannelLayout):
+        return channel_layout
     if const.size > MAX_FOLDED_ELEMENTS:
         return None
-    role = Kind.MATMUL if found.layout == (-1, 0) else Kind.AFFINE
-    ones, zeros = np.ones(found.channels), np.zeros(found.channels)
+    channels, layout = channel_layout.channels, channel_layout.layout
     if const.bias is not None and node.op == "Add":
-        lifted = diagonal(node, name, found, role, ones, zeros)
-        return replace(lifted, bias=added(const, found.channels, found.data_type))
-    value = np.broadcast_to(vector_of(const.read()), (found.channels,))
+        bias = bias_of_const(const, channels, channel_layout.data_type)
+        return from_kernel(node, name, Vector.unit(channels, layout), affine_role(layout), bias)
+    value = np.array(np.broadcast_to(flat_float64(const.read()), (channels,)))
     if not np.isfinite(value).all():
         return Declined(Reason.NON_FINITE)
-    scale: Array
-    shift: Array
-    if node.op == "Add":
-        scale, shift = ones, value
-    elif node.op == "Sub":
-        scale, shift = (ones, -value) if left is None else (-ones, value)
-    elif node.op == "Mul":
-        scale, shift = value, zeros
-    else:
-        with np.errstate(all="ignore"):
-            scale, shift = 1.0 / value, zeros
-        if not np.isfinite(scale).all():
-            return Declined(Reason.NON_FINITE, "it divides by zero")
-    return diagonal(node, name, found, role, np.array(scale), np.array(shift))
+    scale, shift = _scale_and_shift(node.op, value, is_left)
+    if not np.isfinite(scale).all():
+        return Declined(Reason.NON_FINITE, "it divides by zero")
+    return diagonal(node, name, channel_layout, scale, shift)
+
+
+def _scale_and_shift(op: str, value: Array, is_left: bool) -> tuple[Array, Array]:
+    """`x op value`, or `value op x` where the constant is on the left, as `scale*x + shift`."""
+    ones, zeros = np.ones(len(value)), np.zeros(len(value))
+    if op == "Add":
+        return ones, value
+    if op == "Sub":
+        return (-ones, value) if is_left else (ones, -value)
+    if op == "Mul":
+        return value, zeros
+    with np.errstate(all="ignore"):
+        return 1.0 / value, zeros
 
 
 def per_channel(
     context: Context, name: str, output: str, shape: tuple[int, ...]
 ) -> ChannelLayout | Declined | None:
-    """The frame in which a constant of `shape` acts per channel on tensor `name`."""
-    frame = context.channel_layout(output) or context.channel_layout(name)
+    """The layout in which a constant of `shape` acts per channel on tensor `name`; Declined if it does not."""
+    channel_layout = context.channel_layout(output) or context.channel_layout(name)
     rank = context.rank(name)
-    if frame is None:
+    if channel_layout is None:
         return None
-    size = int(np.prod(shape))
     if rank is None:
-        # Only the last axis can be told apart.
-        scalar = size == 1 and len(shape) <= 1
-        if scalar or (frame.channel_axis == -1 and shape == (frame.channels,)):
-            return frame
-        return Declined(Reason.SHAPE, "the rank of its input is not known")
+        return _per_channel_at_any_rank(channel_layout, shape)
     if len(shape) > rank:
         return Declined(
             Reason.BROADCAST, f"its constant of shape {list(shape)} changes the rank of its input"
         )
-    aligned = (1,) * (rank - len(shape)) + shape
-    axes = [axis for axis, dim in enumerate(aligned) if dim != 1]
-    if not axes:
-        return frame
-    channel = frame.channel_axis % rank
-    if axes != [channel]:
+    aligned = (1,) * (rank - len(shape)) + shape  # (C, 1, 1) -> (1, C, 1, 1)
+    varying = [axis for axis, dim in enumerate(aligned) if dim != 1]
+    if not varying:
+        return channel_layout
+    channel = channel_layout.channel_axis % rank
+    if varying != [channel]:
         return Declined(Reason.BROADCAST, f"its constant of shape {list(shape)} is not per channel")
-    own = context.channel_layout(name)
-    if aligned[channel] != frame.channels or (own is not None and own.channels != frame.channels):
+    operand, dims = context.channel_layout(name), context.scope.shape(name)
+    counts = {channel_layout.channels, aligned[channel]} | (set() if operand is None else {operand.channels})
+    if len(counts) > 1:
         return Declined(
             Reason.BROADCAST, f"its constant of shape {list(shape)} changes the number of channels"
         )
-    if own is None:
-        dims = context.scope.shape(name)
-        if dims is None or dims[channel] != frame.channels:
-            return Declined(Reason.SHAPE, "the channels of its input are not known")
-    return frame
+    # The layout is that of the output. The input may have one channel, and the constant broadcast it.
+    if operand is None and (dims is None or dims[channel] != channel_layout.channels):
+        return Declined(Reason.SHAPE, "the channels of its input are not known")
+    return channel_layout
+
+
+def _per_channel_at_any_rank(
+    channel_layout: ChannelLayout, shape: tuple[int, ...]
+) -> ChannelLayout | Declined:
+    """As `per_channel`, for a tensor of unknown rank: a scalar always acts per channel, a vector on the last axis."""
+    is_vector = channel_layout.channel_axis == -1 and shape == (channel_layout.channels,)
+    if shape in ((), (1,)) or is_vector:
+        return channel_layout
+    return Declined(Reason.SHAPE, "the rank of its input is not known")

@@ -1,4 +1,4 @@
-"""What a node is in the algebra: `LinearOp`, the linear map from its operands to its output."""
+"""What a node is in the algebra: `LinearOp`, the linear map from its operands to one of its outputs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.algebra.affine_form import Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.algebra.kernels import Array, Vector
+from onnx_repfuse.algebra.kernels import Array, Kernel, Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.graph.views import View
-from onnx_repfuse.records.float_formats import epsilon
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS, epsilon
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 
@@ -24,7 +24,17 @@ _ROLES: dict[Kind | None, frozenset[Kind]] = {
     **{kind: frozenset((kind,)) for kind in Kind},
 }
 
-__all__ = ["Context", "Declined", "LinearOp", "Operand", "added", "diagonal", "vector_of"]
+__all__ = [
+    "Context",
+    "Declined",
+    "LinearOp",
+    "Operand",
+    "affine_role",
+    "bias_of_const",
+    "diagonal",
+    "flat_float64",
+    "from_kernel",
+]
 
 
 @dataclass(frozen=True)
@@ -36,28 +46,29 @@ class Declined:
 
 
 class Operand(NamedTuple):
-    """A tensor an operator reads: its name, channels and layout as the operator sees them."""
+    """A tensor that an operator reads: its name, channels and (channel axis, rank) as the operator sees them."""
 
     name: str
     channels: int
     layout: tuple[int, int]
 
 
-@dataclass(eq=False)  # not frozen, see `algebra.form`
+@dataclass(eq=False)  # not frozen: a plan makes many, see `algebra.affine_form`
 class LinearOp:
-    """An operator of the algebra.
+    """A node's output as terms over its operands and one bias.
 
     Attributes:
-        node, output: the node and which of its outputs this is.
-        role: the kind that a fold absorbing this node is of; None for a Conv, which every fold may hold.
-        channels, layout: of the output.
+        node, output: the node, and the name of the output.
+        role: the kind of a fold that absorbs this node; None for a Conv, which a fold of any kind may hold.
+        channels, layout: number of channels and (channel axis, rank) of the output.
+        operands: the tensors it reads.
         terms: `terms[i].source` is an index into `operands`.
-        bias: added once.
-        padding_value: what it pads with instead of zero.
+        bias: added once, whatever the number of terms.
+        padding_value: what it pads with instead of zero, one value per channel.
         needs_equal_shapes: it is exact only if its operands have equal shapes, which is not proved yet.
-        size: positions per axis of its operands, where known.
-        inner_nodes: nodes between its operands and `node` that go with it, in topological order.
-        view: it is this view of its only operand; `layout` is that of the output, its term that of the operand.
+        size: positions per spatial axis of its operands, where known.
+        inner_nodes: nodes between its operands and `node` that are absorbed with it, in topological order.
+        view: it is this view of its only operand; `layout` is that of the output, its term's that of the operand.
     """
 
     node: gs.Node
@@ -82,26 +93,42 @@ class LinearOp:
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What a lift may ask: the scope and the frames of its tensors."""
+    """What lifting a node may ask for.
+
+    Attributes:
+        scope: the graph around the node.
+        channel_layouts: tensor name -> its `ChannelLayout`, where known.
+        protected: id(node) of the nodes that stay because a runtime fuses them as one pattern.
+    """
 
     scope: Scope
     channel_layouts: dict[str, ChannelLayout]
     protected: frozenset[int] = field(default_factory=frozenset)
 
     def channel_layout(self, name: str) -> ChannelLayout | None:
-        """The frame of a tensor."""
+        """Channel axis, spatial rank, channels and data type of a tensor, if known."""
         return self.channel_layouts.get(name)
 
+    def float_layout(self, *names: str) -> ChannelLayout | None:
+        """The layout of the first tensor for which one is known; None if that tensor is not of a float type."""
+        for name in names:
+            channel_layout = self.channel_layouts.get(name)
+            if channel_layout is not None:
+                return channel_layout if channel_layout.data_type in FLOAT_FORMATS else None
+        return None
+
     def rank(self, name: str) -> int | None:
-        """Number of dims of a tensor."""
+        """Number of dims of a tensor, if known."""
         shape = self.scope.shape(name)
         if shape is not None:
             return len(shape)
-        frame = self.channel_layouts.get(name)
-        return frame.rank + 2 if frame is not None and frame.channel_axis == 1 else None
+        channel_layout = self.channel_layouts.get(name)
+        if channel_layout is None or channel_layout.channel_axis != 1:
+            return None
+        return channel_layout.rank + 2
 
     def size(self, name: str, rank: int) -> tuple[int, ...] | None:
-        """Proved positions per spatial axis of a tensor with channels on axis 1."""
+        """Proved positions per spatial axis of a (N, C, *space) tensor with `rank` spatial axes."""
         shape = self.scope.shape(name)
         if shape is None or len(shape) != rank + 2:
             return None
@@ -109,42 +136,62 @@ class Context:
         return None if None in space else tuple(d for d in space if d is not None)
 
 
-def diagonal(
+def from_kernel(
     node: gs.Node,
     name: str,
-    frame: ChannelLayout,
+    kernel: Kernel,
     role: Kind | None,
-    scale: Array,
-    shift: Array,
+    bias: Bias | None = None,
     *,
-    output: int = 0,
-    terms: Array | None = None,
+    size: tuple[int, ...] | None = None,
+    padding_value: Bias | None = None,
 ) -> LinearOp:
-    """`scale * x + shift` per channel; `terms` are the magnitudes of what `shift` was summed from."""
-    axis, rank = frame.layout
-    geometry = Geometry.diagonal(frame.channels, rank, axis)
+    """The node's first output as `kernel` applied to the tensor `name`, plus a bias (default: none)."""
+    geometry = kernel.geometry
     return LinearOp(
         node,
-        node.outputs[output].name,
+        node.outputs[0].name,
         role,
-        frame.channels,
-        frame.layout,
-        (Operand(name, frame.channels, frame.layout),),
-        (Term(0, Vector(geometry, scale)),),
-        Bias.rounded(shift, epsilon(frame.data_type), terms),
+        geometry.c_out,
+        geometry.layout,
+        (Operand(name, geometry.c_in, geometry.layout),),
+        (Term(0, kernel),),
+        Bias.zeros(geometry.c_out) if bias is None else bias,
+        size=size,
+        padding_value=padding_value,
     )
 
 
-def added(const: Const, channels: int, data_type: int) -> Bias:
+def diagonal(
+    node: gs.Node,
+    name: str,
+    channel_layout: ChannelLayout,
+    scale: Array,
+    shift: Array,
+    *,
+    terms: Array | None = None,
+) -> LinearOp:
+    """`scale * x + shift`, both of shape (channels,); `terms` are the magnitudes of what `shift` was summed from."""
+    geometry = Geometry.diagonal(channel_layout.channels, channel_layout.rank, channel_layout.channel_axis)
+    bias = Bias.rounded(shift, epsilon(channel_layout.data_type), terms)
+    return from_kernel(node, name, Vector(geometry, scale), affine_role(geometry.layout), bias)
+
+
+def affine_role(layout: tuple[int, int]) -> Kind:
+    """The role of a value per channel: with channels on the last axis it folds into matrix products."""
+    return Kind.MATMUL if layout == (-1, 0) else Kind.AFFINE
+
+
+def bias_of_const(const: Const, channels: int, data_type: int) -> Bias:
     """A constant of one value per channel, or one for all, as what it adds to each.
 
-    One of this run comes as it was made: to read it would read kernels.
+    The bias of a node that an earlier round created is taken as it is: reading its value would read kernels.
     """
     if const.bias is not None and len(const.bias.known) == channels:
         return const.bias
-    return Bias.rounded(np.broadcast_to(vector_of(const.read()), (channels,)), epsilon(data_type))
+    return Bias.rounded(np.broadcast_to(flat_float64(const.read()), (channels,)), epsilon(data_type))
 
 
-def vector_of(values: object) -> Array:
-    """Constants as float64, flat."""
+def flat_float64(values: object) -> Array:
+    """The elements of a constant, shape (size,), float64."""
     return np.asarray(values).astype(np.float64).ravel()

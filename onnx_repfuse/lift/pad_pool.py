@@ -1,7 +1,7 @@
 """Operators that move or average positions: Pad, AveragePool.
 
 AveragePool with a divisor that is the same everywhere is a depthwise convolution with equal weights. With
-count_include_pad=0 and pads the divisor shrinks at the border; with ceil_mode a window may hang over the end and
+count_include_pad=0 and pads the divisor shrinks at the edges; with ceil_mode a window may hang over the end and
 is divided by fewer, too (ONNX spec, operator AveragePool).
 
 Pad with value v is a pointwise convolution that pads: `pad_v(x) = pad_0(x - v) + v`.
@@ -9,127 +9,128 @@ Pad with value v is a pointwise convolution that pads: `pad_v(x) = pad_0(x - v) 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.algebra.affine_form import Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.algebra.kernels import Stored
-from onnx_repfuse.lift.conv_matmul import resolve_pads
-from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, Operand
-from onnx_repfuse.records.float_formats import FLOAT_FORMATS, epsilon
+from onnx_repfuse.algebra.kernels import Array, Stored
+from onnx_repfuse.graph.channel_axis import ChannelLayout
+from onnx_repfuse.lift.conv_matmul import conv_geometry, resolve_pads
+from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, from_kernel
+from onnx_repfuse.records.float_formats import epsilon
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["lift_average_pool", "lift_pad", "read_pads"]
+__all__ = ["PadAmounts", "lift_average_pool", "lift_pad", "padding_op", "read_pads"]
 
 
 def lift_average_pool(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     """AveragePool as a depthwise convolution."""
     name = node.inputs[0].name
-    frame = context.channel_layout(name) or context.channel_layout(node.outputs[0].name)
+    channel_layout = context.channel_layout(name) or context.channel_layout(node.outputs[0].name)
     kernel = tuple(node.attrs.get("kernel_shape") or ())
-    if frame is None or frame.channel_axis != 1 or len(kernel) != frame.rank or not kernel:
+    if channel_layout is None or not kernel or channel_layout.layout != (1, len(kernel)):
         return None
     pads = resolve_pads(context, node, kernel)
     if isinstance(pads, Declined):
         return pads
-    if any(p != 0 for p in pads) and not node.attrs.get("count_include_pad", 0):
+    if any(pads) and not node.attrs.get("count_include_pad", 0):
         return Declined(Reason.POOLING)
-    try:
-        geometry = Geometry.conv(
-            frame.channels,
-            frame.channels,
-            kernel,
-            groups=frame.channels,
-            strides=tuple(node.attrs.get("strides") or ()) or None,
-            dilations=tuple(node.attrs.get("dilations") or ()) or None,
-            pads=pads,
-        )
-    except ValueError as error:
-        return Declined(Reason.UNSUPPORTED, str(error))
-    size = context.size(name, frame.rank)
-    if node.attrs.get("ceil_mode", 0) and not _ceil_is_floor(geometry, size):
+    channels = channel_layout.channels
+    geometry = conv_geometry(node, channels, channels, kernel, channels, pads)
+    if isinstance(geometry, Declined):
+        return geometry
+    size = context.size(name, len(kernel))
+    if node.attrs.get("ceil_mode", 0) and not _divides_evenly(geometry, size):
         return Declined(Reason.POOLING, "ceil_mode may add a window that hangs over the end")
-    weight = np.broadcast_to(1.0 / prod(kernel), geometry.weight_shape)
-    term = Term(0, Stored(geometry, lambda: weight))
-    operand = Operand(name, frame.channels, frame.layout)
-    return LinearOp(
-        node,
-        node.outputs[0].name,
-        Kind.POOL,
-        frame.channels,
-        frame.layout,
-        (operand,),
-        (term,),
-        Bias.zeros(frame.channels),
-        size=size,
-    )
+    return from_kernel(node, name, _equal_taps(geometry, 1.0 / prod(kernel)), Kind.POOL, size=size)
 
 
-def _ceil_is_floor(geometry: Geometry, size: tuple[int, ...] | None) -> bool:
+def _divides_evenly(geometry: Geometry, size: tuple[int, ...] | None) -> bool:
+    """Whether (size + slack) / stride is whole along each axis, so that its ceiling is its floor."""
     if all(stride == 1 for stride in geometry.strides):
         return True
-    return size is not None and all(
-        (n + s) % stride == 0 for n, s, stride in zip(size, geometry.slack, geometry.strides, strict=True)
-    )
+    if size is None:
+        return False
+    axes = zip(size, geometry.slack, geometry.strides, strict=True)
+    return all((positions + slack) % stride == 0 for positions, slack, stride in axes)
+
+
+def _equal_taps(geometry: Geometry, value: float) -> Stored:
+    weight = np.broadcast_to(value, geometry.weight_shape)
+    return Stored(geometry, lambda: weight)
 
 
 def lift_pad(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     """Pad of space by a constant: attribute (opset 2-10), input (11-17), with `axes` (18)."""
     name = node.inputs[0].name
-    frame = context.channel_layout(name) or context.channel_layout(node.outputs[0].name)
-    if frame is None or frame.channel_axis != 1 or frame.rank == 0 or frame.data_type not in FLOAT_FORMATS:
+    channel_layout = context.float_layout(name, node.outputs[0].name)
+    if channel_layout is None or channel_layout.channel_axis != 1 or channel_layout.rank == 0:
         return None
     if node.attrs.get("mode", "constant") != "constant":
         return None
-    found = read_pads(context, node, frame.rank + 2)
-    if isinstance(found, Declined):
-        return found
-    pads, value = found
-    begin, end = pads[: frame.rank + 2], pads[frame.rank + 2 :]
-    if any((*begin[:2], *end[:2])):
+    pads = read_pads(context, node, channel_layout.rank + 2)
+    if isinstance(pads, Declined):
+        return pads
+    if any((*pads.begin[:2], *pads.end[:2])):
         return Declined(Reason.PADDING, "it pads batch or channels")
-    if min(pads) < 0:
+    if min((*pads.begin, *pads.end)) < 0:
         return Declined(Reason.PADDING, "it crops (negative pads)")
-    if not np.isfinite(value):
-        return Declined(Reason.PADDING, f"it pads with {value}")
-    geometry = Geometry.diagonal(frame.channels, frame.rank)
-    slack = tuple(b + e - 1 for b, e in zip(begin[2:], end[2:], strict=True))
-    geometry = replace(geometry, origin=tuple(-b for b in begin[2:]), slack=slack)
-    ones = np.broadcast_to(1.0, geometry.weight_shape)
-    border = Bias.rounded(np.full(frame.channels, value), epsilon(frame.data_type))
-    return LinearOp(
+    if not np.isfinite(pads.value):
+        return Declined(Reason.PADDING, f"it pads with {pads.value}")
+    value = np.full(channel_layout.channels, pads.value)
+    return padding_op(context, node, name, channel_layout, pads.begin[2:], pads.end[2:], value)
+
+
+def padding_op(
+    context: Context,
+    node: gs.Node,
+    name: str,
+    channel_layout: ChannelLayout,
+    begin: Sequence[int],
+    end: Sequence[int],
+    value: Array,
+) -> LinearOp:
+    """`pad_v(x)` of the tensor `name`: positions per spatial axis, and one value per channel."""
+    slack = tuple(before + after - 1 for before, after in zip(begin, end, strict=True))
+    pointwise = Geometry.diagonal(channel_layout.channels, channel_layout.rank)
+    geometry = replace(pointwise, origin=tuple(-before for before in begin), slack=slack)
+    pads_with_value = value.any() and any((*begin, *end))
+    return from_kernel(
         node,
-        node.outputs[0].name,
+        name,
+        _equal_taps(geometry, 1.0),
         Kind.PAD,
-        frame.channels,
-        frame.layout,
-        (Operand(name, frame.channels, frame.layout),),
-        (Term(0, Stored(geometry, lambda: ones)),),
-        Bias.zeros(frame.channels),
-        padding_value=border if value != 0 and any(pads) else None,
-        size=context.size(name, frame.rank),
+        size=context.size(name, channel_layout.rank),
+        padding_value=Bias.rounded(value, epsilon(channel_layout.data_type)) if pads_with_value else None,
     )
 
 
-def read_pads(context: Context, node: gs.Node, rank: int) -> tuple[list[int], float] | Declined:
+class PadAmounts(NamedTuple):
+    """Positions that a Pad adds before and after, one entry per axis of the tensor, and their value."""
+
+    begin: list[int]
+    end: list[int]
+    value: float
+
+
+def read_pads(context: Context, node: gs.Node, rank: int) -> PadAmounts | Declined:
+    """The constant arguments of a Pad of a tensor with `rank` axes, in any opset."""
     scope = context.scope
+    all_axes = list(range(rank))
     if scope.opset < 11:
-        given = node.attrs.get("pads", node.attrs.get("paddings"))
-        value = float(node.attrs.get("value", 0.0))
-        if given is None or len(given) != 2 * rank:
-            return Declined(Reason.PADDING, "its pads are malformed")
-        return [int(p) for p in given], value
+        pads = node.attrs.get("pads", node.attrs.get("paddings"))  # called paddings in opset 1
+        return _pad_amounts(pads or [], all_axes, rank, float(node.attrs.get("value", 0.0)))
     const = scope.const(node.inputs[1].name) if len(node.inputs) > 1 else None
     if const is None:
         return Declined(Reason.PADDING, "its pads are not constant")
-    pads = [int(p) for p in const.read().ravel()]
-    value = 0.0
+    value, axes = 0.0, all_axes
     if len(node.inputs) > 2 and node.inputs[2].name:
         filler = scope.const(node.inputs[2].name)
         if filler is None or filler.size != 1:
@@ -139,13 +140,16 @@ def read_pads(context: Context, node: gs.Node, rank: int) -> tuple[list[int], fl
         listed = scope.const(node.inputs[3].name)
         if listed is None:
             return Declined(Reason.PADDING, "its axes are not constant")
-        axes = [int(a) % rank for a in listed.read().ravel()]
-        if len(pads) != 2 * len(axes) or len(set(axes)) != len(axes):
-            return Declined(Reason.PADDING, "its pads are malformed")
-        whole = [0] * (2 * rank)
-        for i, axis in enumerate(axes):
-            whole[axis], whole[rank + axis] = pads[i], pads[len(axes) + i]
-        pads = whole
-    if len(pads) != 2 * rank:
+        axes = [int(axis) % rank for axis in listed.read().ravel()]
+    return _pad_amounts(const.read().ravel().tolist(), axes, rank, value)
+
+
+def _pad_amounts(pads: Sequence[int], axes: list[int], rank: int, value: float) -> PadAmounts | Declined:
+    """`pads` lists all begins, then all ends, of the given axes; the other axes are not padded."""
+    count = len(axes)
+    if len(pads) != 2 * count or len(set(axes)) != count:
         return Declined(Reason.PADDING, "its pads are malformed")
-    return pads, value
+    begin, end = [0] * rank, [0] * rank
+    for number, axis in enumerate(axes):
+        begin[axis], end[axis] = int(pads[number]), int(pads[count + number])
+    return PadAmounts(begin, end, value)

@@ -9,63 +9,70 @@ from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
-from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["lift_concat", "lift_slice", "lift_split"]
 
 
-def _unit(frame: ChannelLayout, channels: int) -> Vector:
-    return Vector.unit(channels, frame.layout)
-
-
-def _is_channel_axis(context: Context, frame: ChannelLayout, name: str, axis: int) -> bool:
+def _is_channel_axis(context: Context, layout: tuple[int, int], name: str, axis: int) -> bool:
+    """Whether `axis` of a tensor is that of its channels; of unknown rank, only if it is written the same way."""
     rank = context.rank(name)
     if rank is None:
-        return axis == frame.channel_axis
-    return rank > 0 and axis % rank == frame.channel_axis % rank
+        return axis == layout[0]
+    return rank > 0 and axis % rank == layout[0] % rank
 
 
 def lift_concat(context: Context, node: gs.Node) -> LinearOp | None:
     """Concat along the channels."""
     output = node.outputs[0].name
-    frame = context.channel_layout(output)
-    names = [t.name for t in node.inputs]
-    if frame is None or frame.data_type not in FLOAT_FORMATS or not all(names) or "axis" not in node.attrs:
+    stacked = context.float_layout(output)
+    if stacked is None or "axis" not in node.attrs:
         return None
-    operands, terms, start = [], [], 0
-    for number, name in enumerate(names):
-        own = context.channel_layout(name)
-        if own is None or own.layout != frame.layout or context.scope.const(name) is not None:
+    operands: list[Operand] = []
+    terms: list[Term] = []
+    start = 0
+    for tensor in node.inputs:
+        part = _part(context, node, tensor.name, stacked.layout)
+        if part is None:
             return None
-        if not _is_channel_axis(context, frame, name, node.attrs["axis"]):
-            return None
-        operands.append(Operand(name, own.channels, own.layout))
-        terms.append(Term(number, _unit(frame, own.channels), 0, start))
-        start += own.channels
-    if start != frame.channels:
+        terms.append(Term(len(operands), Vector.unit(part.channels, part.layout), 0, start))
+        operands.append(part)
+        start += part.channels
+    if start != stacked.channels:
         return None
     return LinearOp(
         node,
         output,
         Kind.CONCAT,
-        frame.channels,
-        frame.layout,
+        stacked.channels,
+        stacked.layout,
         tuple(operands),
         tuple(terms),
-        Bias.zeros(frame.channels),
+        Bias.zeros(stacked.channels),
     )
 
 
-def _selection(node: gs.Node, output: str, name: str, frame: ChannelLayout, lo: int, hi: int) -> LinearOp:
+def _part(context: Context, node: gs.Node, name: str, layout: tuple[int, int]) -> Operand | None:
+    """One input of a Concat, if it is no constant and its channels are concatenated."""
+    part = context.channel_layout(name)
+    if part is None or part.layout != layout or context.scope.const(name) is not None:
+        return None
+    if not _is_channel_axis(context, layout, name, node.attrs["axis"]):
+        return None
+    return Operand(name, part.channels, layout)
+
+
+def _selection(node: gs.Node, output: str, channel_layout: ChannelLayout, lo: int, hi: int) -> LinearOp:
+    """Channels lo..hi of the node's first input."""
+    layout = channel_layout.layout
     return LinearOp(
         node,
         output,
         Kind.CONCAT,
         hi - lo,
-        frame.layout,
-        (Operand(name, frame.channels, frame.layout),),
-        (Term(0, _unit(frame, hi - lo), lo, 0),),
+        layout,
+        (Operand(node.inputs[0].name, channel_layout.channels, layout),),
+        (Term(0, Vector.unit(hi - lo, layout), lo, 0),),
         Bias.zeros(hi - lo),
     )
 
@@ -73,48 +80,69 @@ def _selection(node: gs.Node, output: str, name: str, frame: ChannelLayout, lo: 
 def lift_slice(context: Context, node: gs.Node) -> LinearOp | None:
     """Slice of consecutive channels by constants."""
     name = node.inputs[0].name
-    frame = context.channel_layout(name)
-    if frame is None or frame.data_type not in FLOAT_FORMATS:
+    channel_layout = context.float_layout(name)
+    selected = None if channel_layout is None else _selected_range(context, node)
+    if channel_layout is None or selected is None:
         return None
-    values: list[list[int] | None] = []
+    axis, start, end = selected
+    if not _is_channel_axis(context, channel_layout.layout, name, axis):
+        return None
+    lo, hi, _ = slice(start, end).indices(channel_layout.channels)
+    return _selection(node, node.outputs[0].name, channel_layout, lo, hi) if lo < hi else None
+
+
+def _selected_range(context: Context, node: gs.Node) -> tuple[int, int, int] | None:
+    """(axis, start, end) of a Slice by constants along one axis with step 1."""
+    arguments = _slice_arguments(context, node)
+    if arguments is None:
+        return None
+    starts, ends, axes, steps = arguments
+    axes = axes or [0]
+    if not len(starts) == len(ends) == len(axes) == 1 or steps not in ([], [1]):
+        return None
+    return axes[0], starts[0], ends[0]
+
+
+def _slice_arguments(context: Context, node: gs.Node) -> list[list[int]] | None:
+    """Starts, ends, axes and steps, [] where one is not given: attributes before opset 10, then inputs."""
     if context.scope.opset < 10:
-        values = [node.attrs.get("starts"), node.attrs.get("ends"), node.attrs.get("axes"), None]
-    else:
-        for tensor in [*node.inputs[1:5], *[None] * (5 - len(node.inputs))]:
-            if tensor is None or not tensor.name:
-                values.append(None)
-                continue
+        return [list(node.attrs.get(name) or ()) for name in ("starts", "ends", "axes", "steps")]
+    arguments: list[list[int]] = [[], [], [], []]
+    for number, tensor in enumerate(node.inputs[1:5]):
+        if tensor.name:
             const = context.scope.const(tensor.name)
             if const is None:
                 return None
-            values.append([int(v) for v in const.read().ravel()])
-    starts, ends, axes, steps = values
-    if starts is None or ends is None or len(starts) != 1 or len(ends) != 1 or (axes and len(axes) != 1):
-        return None
-    if (steps and steps != [1]) or not _is_channel_axis(context, frame, name, axes[0] if axes else 0):
-        return None
-    lo, hi, _ = slice(starts[0], ends[0]).indices(frame.channels)
-    return _selection(node, node.outputs[0].name, name, frame, lo, hi) if lo < hi else None
+            arguments[number] = [int(v) for v in const.read().ravel()]
+    return arguments
 
 
 def lift_split(context: Context, node: gs.Node, output: int) -> LinearOp | None:
     """One output of a Split of channels into known parts."""
     name = node.inputs[0].name
-    frame = context.channel_layout(name)
-    if frame is None or frame.data_type not in FLOAT_FORMATS:
+    channel_layout = context.float_layout(name)
+    if channel_layout is None:
         return None
-    if not _is_channel_axis(context, frame, name, node.attrs.get("axis", 0)):
+    if not _is_channel_axis(context, channel_layout.layout, name, node.attrs.get("axis", 0)):
         return None
+    sizes = _split_sizes(context, node, channel_layout.channels)
+    if sizes is None:
+        return None
+    lo = sum(sizes[:output])
+    return _selection(node, node.outputs[output].name, channel_layout, lo, lo + sizes[output])
+
+
+def _split_sizes(context: Context, node: gs.Node, channels: int) -> list[int] | None:
+    """Channels of each output, all positive: attribute (before opset 13), input, or equal but for a shorter last."""
     sizes = node.attrs.get("split")
+    count = len(node.outputs)
     if len(node.inputs) > 1 and node.inputs[1].name:
         const = context.scope.const(node.inputs[1].name)
         if const is None:
             return None
         sizes = [int(v) for v in const.read().ravel()]
     if sizes is None:
-        chunk = -(-frame.channels // len(node.outputs))
-        sizes = [min(chunk, frame.channels - i * chunk) for i in range(len(node.outputs))]
-    if len(sizes) != len(node.outputs) or sum(sizes) != frame.channels or min(sizes) < 1:
-        return None
-    lo = sum(sizes[:output])
-    return _selection(node, node.outputs[output].name, name, frame, lo, lo + sizes[output])
+        chunk = -(-channels // count)
+        sizes = [min(chunk, channels - number * chunk) for number in range(count)]
+    is_partition = len(sizes) == count and sum(sizes) == channels and min(sizes) > 0
+    return list(sizes) if is_partition else None

@@ -12,53 +12,58 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.algebra.affine_form import Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
+from onnx_repfuse.lift.batchnorm_arithmetic import lift_arithmetic
 from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, Operand, diagonal
-from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["lift_dropout", "lift_nothing", "lift_sum"]
+__all__ = ["lift_add", "lift_dropout", "lift_identity", "lift_sum"]
+
+
+def lift_add(context: Context, node: gs.Node) -> LinearOp | Declined | None:
+    """Add and Sub, of two tensors or of a tensor and a constant."""
+    if any(context.scope.const(tensor.name) is not None for tensor in node.inputs):
+        return lift_arithmetic(context, node)
+    return lift_sum(context, node)
 
 
 def lift_sum(context: Context, node: gs.Node) -> LinearOp | Declined | None:
-    """Add, Sub, Sum, Mean of tensors; an operand that is a constant zero is dropped."""
-    scope = context.scope
+    """Add, Sub, Sum, Mean of tensors, none of them constant."""
     output = node.outputs[0].name
-    names = [t.name for t in node.inputs]
-    if not all(names):
+    names = [tensor.name for tensor in node.inputs]
+    channel_layout = context.float_layout(output)
+    if channel_layout is None or not all(names):
         return None
-    frame = context.channel_layout(output)
-    if frame is None or frame.data_type not in FLOAT_FORMATS:
+    if any(context.scope.const(name) is not None for name in names):
         return None
-    signs = [1.0] * len(names)
-    if node.op == "Sub":
-        signs[1] = -1.0
-    elif node.op == "Mean":
-        signs = [1.0 / len(names)] * len(names)
-    if any(scope.const(name) is not None for name in names):
-        return None
-    axis, rank = frame.layout
-    unit = Vector.unit(frame.channels, frame.layout)
-    operands = []
+    channels, layout = channel_layout.channels, channel_layout.layout
     for name in names:
-        own = context.channel_layout(name)
-        if own is not None and own.channels != frame.channels and own.layout == frame.layout:
+        operand = context.channel_layout(name)
+        if operand is not None and operand.layout == layout and operand.channels != channels:
             return Declined(Reason.BROADCAST)
-        operands.append(Operand(name, frame.channels, frame.layout))
     return LinearOp(
         node,
         output,
-        Kind.MATMUL if frame.layout == (-1, 0) else Kind.BRANCHES,
-        frame.channels,
-        frame.layout,
-        tuple(operands),
-        tuple(
-            Term(i, unit if s == 1 else Vector(unit.geometry, s * unit.scale)) for i, s in enumerate(signs)
-        ),
-        Bias.zeros(frame.channels),
+        Kind.MATMUL if layout == (-1, 0) else Kind.BRANCHES,
+        channels,
+        layout,
+        tuple(Operand(name, channels, layout) for name in names),
+        tuple(Term(number, kernel) for number, kernel in enumerate(_summands(node, channels, layout))),
+        Bias.zeros(channels),
         needs_equal_shapes=len(names) > 1 and not _equal_shapes(context, names),
-        size=context.size(names[0], rank) if axis == 1 else None,
+        size=context.size(names[0], channel_layout.rank) if channel_layout.channel_axis == 1 else None,
     )
+
+
+def _summands(node: gs.Node, channels: int, layout: tuple[int, int]) -> list[Vector]:
+    """What each operand is multiplied with: 1; 1 and -1; or 1/n."""
+    unit = Vector.unit(channels, layout)
+    count = len(node.inputs)
+    if node.op == "Sub":
+        return [unit, Vector(unit.geometry, -unit.scale)]
+    if node.op == "Mean" and count > 1:
+        return [Vector(unit.geometry, unit.scale / count)] * count
+    return [unit] * count
 
 
 def _equal_shapes(context: Context, names: list[str]) -> bool:
@@ -68,27 +73,29 @@ def _equal_shapes(context: Context, names: list[str]) -> bool:
     return all(context.scope.shape(name) == first for name in names[1:])
 
 
-def lift_nothing(context: Context, node: gs.Node) -> LinearOp | None:
+def lift_identity(context: Context, node: gs.Node) -> LinearOp | None:
     """Identity, and Neg."""
     name = node.inputs[0].name
-    frame = context.channel_layout(node.outputs[0].name) or context.channel_layout(name)
-    if frame is None or frame.data_type not in FLOAT_FORMATS:
+    channel_layout = context.float_layout(node.outputs[0].name, name)
+    if channel_layout is None:
         return None
-    sign = -1.0 if node.op == "Neg" else 1.0
-    role = Kind.MATMUL if frame.layout == (-1, 0) else Kind.AFFINE
-    return diagonal(node, name, frame, role, np.full(frame.channels, sign), np.zeros(frame.channels))
+    channels = channel_layout.channels
+    scale = np.full(channels, -1.0 if node.op == "Neg" else 1.0)
+    return diagonal(node, name, channel_layout, scale, np.zeros(channels))
 
 
 def lift_dropout(context: Context, node: gs.Node) -> LinearOp | Declined | None:
-    """Dropout that lets everything through: training_mode off (opset >= 12), is_test=1 (opset < 7)."""
-    scope = context.scope
+    """Dropout that lets everything through, and whose mask nobody reads."""
     if len(node.outputs) > 1 and node.outputs[1].name:
         return None
-    if scope.opset < 7:
-        live = not node.attrs.get("is_test", 0)
-    elif len(node.inputs) > 2 and node.inputs[2].name:
-        const = scope.const(node.inputs[2].name)
-        live = const is None or bool(np.any(const.read()))
-    else:
-        live = False
-    return Declined(Reason.TRAINING) if live else lift_nothing(context, node)
+    return Declined(Reason.TRAINING) if _drops(context, node) else lift_identity(context, node)
+
+
+def _drops(context: Context, node: gs.Node) -> bool:
+    """Whether it may run in training mode: attribute is_test (before opset 7), input training_mode (from 12 on)."""
+    if context.scope.opset < 7:
+        return not node.attrs.get("is_test", 0)
+    if len(node.inputs) < 3 or not node.inputs[2].name:
+        return False
+    const = context.scope.const(node.inputs[2].name)
+    return const is None or bool(np.any(const.read()))

@@ -7,70 +7,71 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.algebra.affine_form import Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
-from onnx_repfuse.graph.scope import Const
+from onnx_repfuse.graph.channel_axis import ChannelLayout
+from onnx_repfuse.graph.scope import Const, Scope, Shape
 from onnx_repfuse.graph.views import View, behind_view, restored_from
 from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
-from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["lift_view"]
-
-
-def _listed(target: Const, entry: int, channel: int) -> tuple[int | None, Const | None]:
-    """`entry` and `target` of a Reshape's `View`, whose zeros copy dims of the same position in the input.
-
-    Args:
-        target: the list of sizes.
-        entry: the position of the channels in it.
-        channel: their axis in the input.
-    """
-    sizes = [int(size) for size in target.read().ravel()]
-    copies = {place for place, size in enumerate(sizes) if size == 0}
-    if entry != channel and not copies.isdisjoint((entry, channel)):
-        return entry, None  # right for this number of channels alone
-    return (None if sizes[entry] <= 0 else entry), target
 
 
 def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
     """GlobalAveragePool, ReduceMean, Resize, Flatten, Reshape, Squeeze, Unsqueeze, Transpose: see `graph.views`."""
     scope = context.scope
     name, output = node.inputs[0].name, node.outputs[0].name
-    frame = context.channel_layout(name)
-    if frame is None or frame.data_type not in FLOAT_FORMATS:
+    before = context.float_layout(name)
+    behind = None if before is None else behind_view(scope, node, before.layout, before.channels)
+    if before is None or behind is None:
         return None
-    found = behind_view(scope, node, frame.layout, frame.channels)
-    if found is None:
-        return None
-    layout, shape = found
-    entry, target = None, None
-    if node.op == "Reshape" or (node.op == "Resize" and len(node.inputs) == 4 and node.inputs[3].name):
-        entry = layout[0] % len(shape)
-        target = scope.const(node.inputs[-1].name) if len(node.inputs) > 1 else None
-        if target is not None and node.op == "Reshape":
-            channel = frame.layout[0] % len(scope.shape(name) or shape)
-            entry, target = _listed(target, entry, channel)
+    layout, shape = behind
+    entry, target = _entry_of_channels(scope, node, before, layout[0] % len(shape), shape)
     view = View(
         node,
         name,
         output,
-        frame.channels,
-        frame.layout,
+        before.channels,
+        before.layout,
         layout,
-        len(shape),
-        entry,
-        target,
-        scope.shape(name) or (),
-        shape,
-        restored_from(scope, node),
+        dims=len(shape),
+        entry=entry,
+        target=target,
+        start=scope.shape(name) or (),
+        end=shape,
+        like=restored_from(scope, node),
     )
     return LinearOp(
         node,
         output,
         Kind.COMMUTE,
-        frame.channels,
+        before.channels,
         layout,
-        (Operand(name, frame.channels, frame.layout),),
-        (Term(0, Vector.unit(frame.channels, frame.layout)),),
-        Bias.zeros(frame.channels),
+        (Operand(name, before.channels, before.layout),),
+        (Term(0, Vector.unit(before.channels, before.layout)),),
+        Bias.zeros(before.channels),
         view=view,
     )
+
+
+def _entry_of_channels(
+    scope: Scope, node: gs.Node, before: ChannelLayout, channel: int, shape: Shape
+) -> tuple[int | None, Const | None]:
+    """`View.entry` and `View.target`: where an operator that lists sizes lists the channels, and the constant list.
+
+    Args:
+        channel: the axis of the channels in the output.
+    """
+    lists_sizes = node.op == "Resize" and len(node.inputs) == 4 and node.inputs[3].name
+    if node.op != "Reshape" and not lists_sizes:
+        return None, None
+    target = scope.const(node.inputs[-1].name) if len(node.inputs) > 1 else None
+    if target is None or node.op != "Reshape":
+        return channel, target
+    sizes = [int(size) for size in target.read().ravel()]
+    channel_before = before.channel_axis % len(scope.shape(node.inputs[0].name) or shape)
+    # A 0 copies the size of the same axis of the input. Where that is the channels' size on one side only, the list is
+    # right for this number of channels alone.
+    copied_axes = {axis for axis, size in enumerate(sizes) if size == 0}
+    if channel != channel_before and copied_axes & {channel, channel_before}:
+        return channel, None
+    return (None if sizes[channel] <= 0 else channel), target

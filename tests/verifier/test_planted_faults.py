@@ -86,10 +86,8 @@ def plant(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     elif fault == "mean":
         true = batchnorm_arithmetic.diagonal
 
-        def ignorant(
-            node: Any, name: str, frame: Any, role: Any, scale: Array, shift: Array, **more: Any
-        ) -> Any:
-            return true(node, name, frame, role, scale, shift * (frame.channels != FIRST), **more)
+        def ignorant(node: Any, name: str, layout: Any, scale: Array, shift: Array, **more: Any) -> Any:
+            return true(node, name, layout, scale, shift * (layout.channels != FIRST), **more)
 
         monkeypatch.setattr(batchnorm_arithmetic, "diagonal", ignorant)
     else:

@@ -1,149 +1,159 @@
-"""A border of one value per channel, however an exporter wrote it, as one operator: `pad_v(x)`.
+"""The last node of a padding with one value per channel, lifted as `pad_v(x)` together with the nodes before it.
 
-Diverse branch blocks pad with what a 1x1 Conv and its BatchNormalization make of zeros. torch has no such padding, so
-authors pad with zero and assign the sides, put rows and columns around the tensor, or put the tensor into a frame; and
-exporters write an assignment as Transpose, ScatterND, Transpose, with indices from Shape and Range. All these nodes
-only place values, so `placing` paints what they make; if that is one tensor, whole, with one value per channel all
-around it, the last of them is lifted as a padding of the first one's input, and takes the others along.
+The package's docstring says which files need this, and how the nodes are understood.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
-from onnx_repfuse.algebra.affine_form import Term
-from onnx_repfuse.algebra.bias import Bias
-from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.algebra.kernels import Array, Stored
-from onnx_repfuse.lift.border.propagate import Painter
-from onnx_repfuse.lift.border.symbolic_tensor import SymbolicTensor
-from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
-from onnx_repfuse.records.float_formats import FLOAT_FORMATS, epsilon
-from onnx_repfuse.records.report import Kind
+from onnx_repfuse.algebra.kernels import Array
+from onnx_repfuse.graph.channel_axis import ChannelLayout
+from onnx_repfuse.lift.border.propagate import Propagator
+from onnx_repfuse.lift.border.symbolic_tensor import SourceBox, SymbolicTensor
+from onnx_repfuse.lift.linear_op import Context, LinearOp
+from onnx_repfuse.lift.pad_pool import padding_op
 
 __all__ = ["lift_border"]
 
-LAST = frozenset(("Add", "Concat", "Identity", "ScatterND", "Transpose", "Where"))
-READERS = frozenset(("AveragePool", "Conv"))
-INNER = 512  # nodes that compute indices; torch's legacy exporter writes some 180 for a border
+LAST_OPERATORS = frozenset(("Add", "Concat", "Identity", "ScatterND", "Transpose", "Where"))
+CONSUMERS = frozenset(("AveragePool", "Conv"))  # what DBB and ECBSR pad for
+MAX_STEPS_BACK = 8  # from the last node to one that places values: DBB needs Identity or Transpose in between
+MAX_INNER_NODES = 512  # that compute indices; torch's legacy exporter writes some 180 for one padding
 
 
 def lift_border(context: Context, node: gs.Node) -> LinearOp | None:
-    """The last node of a group that puts a border around a tensor."""
-    scope, output = context.scope, node.outputs[0].name
-    if node.op not in LAST or not any(r.op in READERS for r in scope.consumers.get(output, ())):
+    """The padding whose last node this is; None if it is not one."""
+    output = node.outputs[0].name
+    if not _may_be_last(context, node):
         return None
-    if not _may_place(context, node):
+    propagator = Propagator(context)
+    tensor = propagator.tensor_of(output)
+    if tensor is None or tensor.source is None or tensor.source.name == output:
         return None
-    painter = Painter(context)
-    canvas = painter.paint(output)
-    if canvas is None or canvas.place is None or canvas.place.name == output:
+    box = tensor.source
+    channel_layout = context.float_layout(box.name)
+    if channel_layout is None or not _pads_space(box, channel_layout):
         return None
-    place = canvas.place
-    frame, rank = context.channel_layout(place.name), canvas.rank - 2
-    around = (*place.before, *place.after)
-    if frame is None or frame.layout != (1, rank) or rank < 1 or frame.data_type not in FLOAT_FORMATS:
+    value = _value_around(tensor, box, channel_layout.channels)
+    inner_nodes = _inner_nodes(context, propagator, node, box.name)
+    if value is None or inner_nodes is None:
         return None
-    if place.axes != tuple(range(canvas.rank)) or not any(around):
-        return None
-    if any(place.before[:2]) or any(place.after[:2]):
-        return None
-    border = _border(canvas, frame.channels)
-    inner = _group(context, painter, node, place.name)
-    if border is None or inner is None:
-        return None
-    pads = (*place.before[2:], *place.after[2:])
-    ones = (1,) * rank
-    geometry = Geometry.conv(frame.channels, frame.channels, ones, groups=frame.channels, pads=pads)
-    weight = np.broadcast_to(1.0, geometry.weight_shape)
-    return LinearOp(
-        node,
-        output,
-        Kind.PAD,
-        frame.channels,
-        frame.layout,
-        (Operand(place.name, frame.channels, frame.layout),),
-        (Term(0, Stored(geometry, lambda: weight)),),
-        Bias.zeros(frame.channels),
-        padding_value=Bias.rounded(border, epsilon(frame.data_type)) if border.any() else None,
-        size=context.size(place.name, rank),
-        inner_nodes=inner,
-    )
+    lifted = padding_op(context, node, box.name, channel_layout, box.before[2:], box.after[2:], value)
+    return replace(lifted, inner_nodes=inner_nodes)
 
 
-def _may_place(context: Context, node: gs.Node) -> bool:
-    """Whether a look is worth while: something near the end must place values."""
-    for _ in range(8):
-        if node.op in ("Concat", "ScatterND", "Where"):
-            return bool(node.op != "Concat" or node.attrs.get("axis", 1) != 1)
-        producers = [context.scope.producer.get(t.name) for t in node.inputs]
+def _may_be_last(context: Context, node: gs.Node) -> bool:
+    """Whether a closer look is worth the time: most Adds, Concats and Transposes of a model end no padding."""
+    if node.op not in LAST_OPERATORS:
+        return False
+    consumers = context.scope.consumers.get(node.outputs[0].name, ())
+    return any(consumer.op in CONSUMERS for consumer in consumers) and _follows_placement(context, node)
+
+
+def _follows_placement(context: Context, node: gs.Node) -> bool:
+    """Whether the node, or one shortly before it along the first inputs, assigns values or adds them to a Pad."""
+    for _ in range(MAX_STEPS_BACK):
+        if node.op in ("ScatterND", "Where"):
+            return True
+        if node.op == "Concat":  # of channels: a plain concatenation of branches
+            return bool(node.attrs.get("axis", 1) != 1)
+        producers = [context.scope.producer.get(tensor.name) for tensor in node.inputs]
         if node.op == "Add":
-            return any(p is not None and p.op == "Pad" for p in producers)
+            return any(producer is not None and producer.op == "Pad" for producer in producers)
         if not producers or producers[0] is None:
             return False
         node = producers[0]
     return False
 
 
-def _border(canvas: SymbolicTensor, channels: int) -> Array | None:
-    """The value of each channel around the core, if there is just one."""
-    place = canvas.place
-    assert place is not None
-    if canvas.values.shape[1] > channels:
-        return None
-    canvas = canvas.split((0, channels - 1 - canvas.last[1], *(0,) * (canvas.rank - 2)), (0,) * canvas.rank)
-    core: NDArray[np.bool_] = np.ones(canvas.values.shape, bool)
-    for axis in range(2, canvas.rank):
-        position = np.arange(canvas.values.shape[axis])
-        within = (position >= place.before[axis]) & (position < len(position) - place.after[axis])
-        core &= within.reshape(-1, *(1,) * (canvas.rank - 1 - axis))
-    if not np.array_equal(core, canvas.inside):
-        return None
-    values = np.moveaxis(canvas.values, 1, 0).reshape(channels, -1).astype(np.float64)
-    outside = values[:, ~np.moveaxis(core, 1, 0).reshape(channels, -1)[0]]
-    same = np.isfinite(outside).all() and (outside == outside[:, :1]).all()
-    return np.array(outside[:, 0]) if same else None
+def _pads_space(box: SourceBox, channel_layout: ChannelLayout) -> bool:
+    """Whether a (N, C, *space) source lies with its axes in order, padded along some spatial axes and no others."""
+    if channel_layout.channel_axis != 1 or channel_layout.rank < 1:
+        return False
+    if box.axes != tuple(range(channel_layout.rank + 2)):
+        return False
+    return any((*box.before, *box.after)) and not any((*box.before[:2], *box.after[:2]))
 
 
-def _group(context: Context, painter: Painter, last: gs.Node, core: str) -> tuple[gs.Node, ...] | None:
-    """The nodes that go when `last` reads `core` directly; None if somebody else needs one of them."""
+def _value_around(tensor: SymbolicTensor, box: SourceBox, channels: int) -> Array | None:
+    """The value of each channel, shape (channels,), if it is the same all around the whole source; else None."""
+    if tensor.values.shape[1] > channels:
+        return None
+    # One cell per channel, then flat: (channels, cells over batch and space).
+    zeros = (0,) * tensor.rank
+    tensor = tensor.split((0, channels - 1 - tensor.trailing[1], *zeros[2:]), zeros)
+    if not np.array_equal(_within(box, tensor.values.shape), tensor.is_source):
+        return None
+    values = np.moveaxis(tensor.values, 1, 0).reshape(channels, -1).astype(np.float64)
+    is_source = np.moveaxis(tensor.is_source, 1, 0).reshape(channels, -1)[0]
+    around = values[:, ~is_source]
+    is_uniform = np.isfinite(around).all() and (around == around[:, :1]).all()
+    return np.array(around[:, 0]) if is_uniform else None
+
+
+def _within(box: SourceBox, shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """Which cells lie within the box."""
+    inside = np.zeros(shape, bool)
+    spans = zip(box.before, box.after, shape, strict=True)
+    inside[tuple(slice(before, count - after) for before, after, count in spans)] = True
+    return inside
+
+
+def _inner_nodes(
+    context: Context, propagator: Propagator, last: gs.Node, source: str
+) -> tuple[gs.Node, ...] | None:
+    """The nodes that are not needed when `last` reads the source directly; None if one of them has another consumer.
+
+    They are the nodes between the source and `last`, and what computes sizes and indices from them or the source.
+    """
     scope = context.scope
-    inner: dict[int, gs.Node] = {id(last): last}
-    pending = [last]
-    while pending:  # what moves the core
-        for tensor in pending.pop().inputs:
-            canvas, producer = painter.canvases.get(tensor.name), scope.producer.get(tensor.name)
-            if producer is None or canvas is None or canvas.place is None or tensor.name == core:
-                continue
-            if id(producer) not in inner:
-                inner[id(producer)] = producer
-                pending.append(producer)
+    inner = _nodes_between(context, propagator, last, source)
     for node in list(inner.values()):
-        if node is not last and not _absorb(context, [t.name for t in node.outputs], inner):
+        if node is not last and not _add_consumers(context, node, inner):
             return None
-    for consumer in scope.consumers.get(core, ()):  # what only measures it
+    for consumer in scope.consumers.get(
+        source, ()
+    ):  # a Shape of the source may serve others, too: then it stays
         if id(consumer) not in inner:
             trial = {**inner, id(consumer): consumer}
-            if _absorb(context, [t.name for t in consumer.outputs], trial):
+            if _add_consumers(context, consumer, trial):
                 inner = trial
     del inner[id(last)]
     return tuple(node for node in scope.nodes if id(node) in inner)
 
 
-def _absorb(context: Context, names: list[str], inner: dict[int, gs.Node]) -> bool:
-    """Add what the tensors lead to, if all of it leads into `inner` again."""
+def _nodes_between(
+    context: Context, propagator: Propagator, last: gs.Node, source: str
+) -> dict[int, gs.Node]:
+    """`last` and all nodes before it that hold elements of the source, by id."""
+    inner: dict[int, gs.Node] = {id(last): last}
+    pending = [last]
+    while pending:
+        for value in pending.pop().inputs:
+            tensor, producer = propagator.tensors.get(value.name), context.scope.producer.get(value.name)
+            holds_source = tensor is not None and tensor.source is not None and value.name != source
+            if producer is not None and holds_source and id(producer) not in inner:
+                inner[id(producer)] = producer
+                pending.append(producer)
+    return inner
+
+
+def _add_consumers(context: Context, node: gs.Node, inner: dict[int, gs.Node]) -> bool:
+    """Add all nodes that depend on `node` and are not `inner` yet; False if they lead out of the group."""
     scope, size = context.scope, len(inner)
-    pending = list(names)
+    pending = [tensor.name for tensor in node.outputs]
     while pending:
         name = pending.pop()
-        if name in scope.outputs or name in scope.captured:
+        if scope.is_seen(name):
             return False
         for consumer in scope.consumers.get(name, ()):
             if id(consumer) not in inner:
                 inner[id(consumer)] = consumer
-                pending.extend(t.name for t in consumer.outputs)
-        if len(inner) > size + INNER:
+                pending.extend(tensor.name for tensor in consumer.outputs)
+        if len(inner) > size + MAX_INNER_NODES:
             return False
     return True

@@ -1,12 +1,11 @@
-"""The operators exporters place and assign values with, as operations on canvases.
+"""The symbolic tensor of a node's output, from those of its inputs: one rule for each operator that moves values.
 
-Each rule says what a node's output holds, given what its inputs hold, or None where that is not certain; then the
-output is taken as a tensor we know nothing about.
+A rule returns None where the output is not certain. The output is then its own source: nothing is known about it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,290 +13,264 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from onnx_repfuse.graph.scope import Const
-from onnx_repfuse.lift.border.symbolic_shape import Ints, extent, ints, sizes
+from onnx_repfuse.lift.border.scatter_ranges import scatter_ranges
+from onnx_repfuse.lift.border.symbolic_shape import Sizes, constant_ints, sizes, sizes_at_rank
 from onnx_repfuse.lift.border.symbolic_tensor import (
     Cells,
-    Span,
     SymbolicTensor,
     aligned,
     assigned,
-    blank,
     concatenated,
-    constant,
+    from_constant,
+    from_source,
     padded,
+    uniform,
 )
 from onnx_repfuse.lift.linear_op import Context, Declined
 from onnx_repfuse.lift.pad_pool import read_pads
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
-__all__ = ["Painter"]
+__all__ = ["Propagator"]
 
-LARGEST = 1 << 22  # elements of a constant that may be looked at
-DEEPEST = 64
-INT_MAX = 1 << 31
-WHOLE = frozenset((TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL))
+MAX_CONSTANT_ELEMENTS = 1 << 22  # a mask or a tensor of padding values; larger constants are not read
+MAX_DEPTH = 64  # nodes between a padding and its source: the rules are recursive
+INTEGERS = frozenset((TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL))
 
 
 @dataclass(eq=False)
-class Painter:
-    """Paints tensors, each once."""
+class Propagator:
+    """Computes symbolic tensors, each once."""
 
     context: Context
-    canvases: dict[str, SymbolicTensor | None] = field(default_factory=dict)
+    tensors: dict[str, SymbolicTensor | None] = field(default_factory=dict)
     depth: int = 0
 
-    def paint(self, name: str) -> SymbolicTensor | None:
-        """What a tensor holds."""
-        if name not in self.canvases:
+    def tensor_of(self, name: str) -> SymbolicTensor | None:
+        """What the tensor `name` holds; None if not even its rank is known."""
+        if name not in self.tensors:
             self.depth += 1
-            self.canvases[name] = self._paint(name) if self.depth <= DEEPEST else None
+            self.tensors[name] = self._compute(name) if self.depth <= MAX_DEPTH else None
             self.depth -= 1
-        return self.canvases[name]
+        return self.tensors[name]
 
-    def _paint(self, name: str) -> SymbolicTensor | None:
+    def _compute(self, name: str) -> SymbolicTensor | None:
         const = self.context.scope.const(name)
         if const is not None:
-            return _read(const) if const.size <= LARGEST else None
+            return _constant(const) if const.size <= MAX_CONSTANT_ELEMENTS else None
         node = self.context.scope.producer.get(name)
-        rule = _RULES.get(node.op) if node is not None else None
-        found = rule(self, node) if rule is not None and node is not None else None
-        if found is not None:
-            return found
+        rule = None if node is None else _RULES.get(node.op)
+        result = None if rule is None else rule(self, node)
+        if result is not None:
+            return result
         rank = self.context.rank(name)
-        return None if rank is None else blank(name, rank)
+        return None if rank is None else from_source(name, rank)
 
 
-def _read(const: Const) -> SymbolicTensor | None:
+def _constant(const: Const) -> SymbolicTensor | None:
     if const.data_type in FLOAT_FORMATS:
-        return constant(np.asarray(const.read()).astype(np.float64))
-    return constant(np.asarray(const.read())) if const.data_type in WHOLE else None
+        return from_constant(np.asarray(const.read()).astype(np.float64))
+    return from_constant(np.asarray(const.read())) if const.data_type in INTEGERS else None
 
 
-def _same(painter: Painter, node: gs.Node) -> SymbolicTensor | None:
-    return painter.paint(node.inputs[0].name)
+def _identity(propagator: Propagator, node: gs.Node) -> SymbolicTensor | None:
+    return propagator.tensor_of(node.inputs[0].name)
 
 
-def _reshaped(painter: Painter, node: gs.Node) -> SymbolicTensor | None:
-    """Reshape, Expand, Tile that change nothing, or repeat what is the same everywhere."""
-    name, output = node.inputs[0].name, node.outputs[0].name
-    before, after = painter.context.scope.shape(name), painter.context.scope.shape(output)
-    if before is not None and before == after and None not in before:
-        return painter.paint(name)
-    rank = painter.context.rank(output)
-    canvas = painter.paint(name)
-    if node.op == "Reshape" or canvas is None or rank is None or canvas.place is not None or before is None:
+def _reshape(propagator: Propagator, node: gs.Node) -> SymbolicTensor | None:
+    return _identity(propagator, node) if _has_equal_shapes(propagator, node) else None
+
+
+def _expand(propagator: Propagator, node: gs.Node) -> SymbolicTensor | None:
+    if _has_equal_shapes(propagator, node):
+        return _identity(propagator, node)
+    return _constant_at_output_rank(propagator, node)
+
+
+def _tile(propagator: Propagator, node: gs.Node) -> SymbolicTensor | None:
+    """Along each axis the values are all the same, or it is not repeated."""
+    if _has_equal_shapes(propagator, node):
+        return _identity(propagator, node)
+    tensor = _constant_at_output_rank(propagator, node)
+    if tensor is None:
         return None
-    canvas = canvas.widened(rank)
-    if canvas is None or node.op == "Expand":
-        return canvas
-    told = sizes(painter.context, output, rank)
-    grown = (*(1,) * (rank - len(before)), *before)
-    same = all(c == 1 or n == old for c, n, old in zip(canvas.values.shape, told, grown, strict=True))
-    return canvas if same else None
+    before = sizes_at_rank(propagator.context, node.inputs[0].name, tensor.rank)
+    after = sizes(propagator.context, node.outputs[0].name, tensor.rank)
+    if before is None:
+        return None
+    for cells, old, new in zip(tensor.values.shape, before, after, strict=True):
+        if cells != 1 and (new is None or new != old):
+            return None
+    return tensor
 
 
-def _constant_of_shape(painter: Painter, node: gs.Node) -> SymbolicTensor | None:
-    rank = painter.context.rank(node.outputs[0].name)
-    value = node.attrs.get("value")
-    filler = 0.0 if value is None else np.asarray(value.values).ravel()[0]
-    return (
-        None
-        if rank is None
-        else SymbolicTensor(np.full((1,) * rank, filler), (0,) * rank, np.zeros((1,) * rank, bool))
+def _has_equal_shapes(propagator: Propagator, node: gs.Node) -> bool:
+    """Whether input and output are proved to have one shape: then Reshape, Expand and Tile do nothing."""
+    scope = propagator.context.scope
+    before, after = scope.shape(node.inputs[0].name), scope.shape(node.outputs[0].name)
+    return before is not None and before == after and None not in before
+
+
+def _constant_at_output_rank(propagator: Propagator, node: gs.Node) -> SymbolicTensor | None:
+    tensor = propagator.tensor_of(node.inputs[0].name)
+    rank = propagator.context.rank(node.outputs[0].name)
+    if tensor is None or tensor.source is not None or rank is None:
+        return None
+    return tensor.broadcast_to_rank(rank)
+
+
+def _constant_of_shape(propagator: Propagator, node: gs.Node) -> SymbolicTensor | None:
+    rank, value = propagator.context.rank(node.outputs[0].name), node.attrs.get("value")
+    if rank is None:
+        return None
+    return uniform(0.0 if value is None else np.asarray(value.values).ravel()[0], rank)
+
+
+def _transpose(propagator: Propagator, node: gs.Node) -> SymbolicTensor | None:
+    tensor = propagator.tensor_of(node.inputs[0].name)
+    if tensor is None:
+        return None
+    return tensor.transposed(node.attrs.get("perm") or tuple(reversed(range(tensor.rank))))
+
+
+def _slice(propagator: Propagator, node: gs.Node) -> SymbolicTensor | None:
+    """Only along axes where all values are the same: then it does not matter which are kept."""
+    tensor, context = propagator.tensor_of(node.inputs[0].name), propagator.context
+    axes = constant_ints(context, node, 3) if context.scope.opset >= 10 else node.attrs.get("axes")
+    if tensor is None or tensor.source is not None or axes is None:
+        return None
+    return tensor if all(tensor.values.shape[axis] == 1 for axis in axes) else None
+
+
+def _pad(propagator: Propagator, node: gs.Node) -> SymbolicTensor | None:
+    tensor = propagator.tensor_of(node.inputs[0].name)
+    if tensor is None or node.attrs.get("mode", "constant") != "constant":
+        return None
+    pads = read_pads(propagator.context, node, tensor.rank)
+    if isinstance(pads, Declined) or min((*pads.begin, *pads.end), default=0) < 0:
+        return None
+    return padded(tensor, pads.begin, pads.end, pads.value)
+
+
+def _concat(propagator: Propagator, node: gs.Node) -> SymbolicTensor | None:
+    parts = _tensors_of_inputs(propagator, node)
+    if parts is None or len({part.rank for part in parts}) != 1:
+        return None
+    rank = parts[0].rank
+    axis = node.attrs.get("axis", 1) % rank
+    all_sizes = [sizes(propagator.context, tensor.name, rank) for tensor in node.inputs]
+    if not _may_be_concatenated(all_sizes, axis):
+        return None
+    return concatenated(parts, [size[axis] for size in all_sizes], axis)
+
+
+def _may_be_concatenated(all_sizes: Sequence[Sizes], axis: int) -> bool:
+    """Whether no part is empty and all agree beside `axis`: ONNX Runtime leaves out an empty part of any other size."""
+    for position, column in enumerate(zip(*all_sizes, strict=True)):
+        proved = {size for size in column if size is not None}
+        if 0 in proved or (position != axis and len(proved) > 1):
+            return False
+    return True
+
+
+def _where(propagator: Propagator, node: gs.Node) -> SymbolicTensor | None:
+    operands = _aligned_inputs(propagator, node)
+    if operands is None or operands[0].is_source.any():
+        return None
+    condition, chosen, other = operands
+    mask = condition.values.astype(bool)
+    return _combined(
+        operands,
+        np.where(mask, chosen.values, other.values),
+        np.where(mask, chosen.is_source, other.is_source),
     )
 
 
-def _transposed(painter: Painter, node: gs.Node) -> SymbolicTensor | None:
-    canvas = painter.paint(node.inputs[0].name)
-    if canvas is None:
+def _arithmetic(propagator: Propagator, node: gs.Node) -> SymbolicTensor | None:
+    operands = _aligned_inputs(propagator, node)
+    if operands is None:
         return None
-    return canvas.transposed(node.attrs.get("perm") or tuple(reversed(range(canvas.rank))))
-
-
-def _sliced(painter: Painter, node: gs.Node) -> SymbolicTensor | None:
-    """Of axes along which everything is the same."""
-    canvas = painter.paint(node.inputs[0].name)
-    axes = ints(painter.context, node, 3) if painter.context.scope.opset >= 10 else node.attrs.get("axes")
-    if canvas is None or canvas.place is not None or axes is None:
+    left, right = operands
+    if not _leaves_source(node.op, left, right).all():
         return None
-    return canvas if all(canvas.values.shape[a] == 1 for a in axes) else None
-
-
-def _padded(painter: Painter, node: gs.Node) -> SymbolicTensor | None:
-    canvas = painter.paint(node.inputs[0].name)
-    if canvas is None or node.attrs.get("mode", "constant") != "constant":
-        return None
-    found = read_pads(painter.context, node, canvas.rank)
-    if isinstance(found, Declined) or min(found[0]) < 0:
-        return None
-    pads, value = found
-    return padded(canvas, pads[: canvas.rank], pads[canvas.rank :], value)
-
-
-def _concatenated(painter: Painter, node: gs.Node) -> SymbolicTensor | None:
-    parts = [painter.paint(t.name) for t in node.inputs]
-    known = [p for p in parts if p is not None]
-    if len(known) < len(parts):
-        return None
-    rank, axis = known[0].rank, node.attrs.get("axis", 1)
-    if any(p.rank != rank for p in known):
-        return None
-    axis %= rank
-    whole = [sizes(painter.context, t.name, rank) for t in node.inputs]
-    for other in range(rank):
-        told = {n for n in (size[other] for size in whole) if n is not None}
-        if 0 in told or (other != axis and len(told) > 1):
-            return None  # ONNX Runtime leaves out what is empty, whatever its other sizes
-    return concatenated(known, [size[axis] for size in whole], axis)
-
-
-def _elementwise(painter: Painter, node: gs.Node) -> SymbolicTensor | None:
-    canvases = [painter.paint(t.name) for t in node.inputs]
-    known = [c for c in canvases if c is not None]
-    if len(known) < len(canvases) or sum(c.place is not None for c in known) > 1:
-        return None
-    rank = max(c.rank for c in known)
-    wide = [c.widened(rank) for c in known]
-    whole = [c for c in wide if c is not None]
-    if len(whole) < len(known) or not _keeps_shape(painter, node, whole):
-        return None
-    parts = aligned(whole)
-    inside = [c.inside for c in parts]
     with np.errstate(all="ignore"):
-        if node.op == "Where":
-            chosen = parts[0].values.astype(bool)
-            core = np.where(chosen, inside[1], inside[2])
-            values = np.where(chosen, parts[1].values, parts[2].values)
-            if inside[0].any():
-                return None
-        else:
-            core = inside[0] | inside[1]
-            neutral = _neutral(node.op, parts[0].values, parts[1].values, inside[0], inside[1])
-            if not neutral.all():
-                return None
-            values = _ARITHMETIC[node.op](parts[0].values, parts[1].values)
-    place = next((c.place for c in parts if c.place is not None), None)
-    shape = values.shape
-    return SymbolicTensor(values, parts[0].first, np.broadcast_to(core, shape), place)
+        values = _ARITHMETIC[node.op](left.values, right.values)
+    return _combined(operands, values, left.is_source | right.is_source)
 
 
-def _neutral(op: str, a: Cells, b: Cells, in_a: Cells, in_b: Cells) -> Cells:
-    """Where the operation leaves the core as it is, or does not meet it."""
-    unit = {"Add": 0, "Sub": 0, "Mul": 1}.get(op)
-    keeps_a = ~in_a | (False if unit is None else b == unit)
-    keeps_b = ~in_b | (False if unit is None or op == "Sub" else a == unit)
-    return np.asarray(keeps_a & keeps_b)
+def _leaves_source(op: str, left: SymbolicTensor, right: SymbolicTensor) -> Cells:
+    """In which cells the operation does not change elements of the source: x + 0, x - 0, x * 1, or none there."""
+    neutral = {"Add": 0, "Sub": 0, "Mul": 1}.get(op)
+    if neutral is None:
+        return np.asarray(~left.is_source & ~right.is_source)
+    keeps_left = ~left.is_source | (right.values == neutral)
+    keeps_right = ~right.is_source
+    if op != "Sub":
+        keeps_right |= left.values == neutral
+    return np.asarray(keeps_left & keeps_right)
 
 
-def _keeps_shape(painter: Painter, node: gs.Node, canvases: list[SymbolicTensor]) -> bool:
-    """The canvas with a core is not broadcast: where nothing lies around it, the others have size one, or its size."""
-    main = next((i for i, c in enumerate(canvases) if c.place is not None), None)
-    if main is None:
-        return True
-    place, rank = canvases[main].place, canvases[main].rank
-    assert place is not None
-    own = sizes(painter.context, node.inputs[main].name, rank)
-    for tensor, canvas in zip(node.inputs, canvases, strict=True):
-        if canvas is canvases[main]:
-            continue
-        count = painter.context.rank(tensor.name)
-        if count is None or count > rank:
+def _combined(operands: Sequence[SymbolicTensor], values: Cells, is_source: Cells) -> SymbolicTensor:
+    box = next((operand.source for operand in operands if operand.source is not None), None)
+    return SymbolicTensor(values, operands[0].leading, is_source, box)
+
+
+def _tensors_of_inputs(propagator: Propagator, node: gs.Node) -> list[SymbolicTensor] | None:
+    tensors = []
+    for value in node.inputs:
+        tensor = propagator.tensor_of(value.name)
+        if tensor is None:
+            return None
+        tensors.append(tensor)
+    return tensors
+
+
+def _aligned_inputs(propagator: Propagator, node: gs.Node) -> list[SymbolicTensor] | None:
+    """The inputs of an elementwise operator with equal cells; None unless at most one, not broadcast, has a source."""
+    tensors = _tensors_of_inputs(propagator, node)
+    if tensors is None:
+        return None
+    with_source = [number for number, tensor in enumerate(tensors) if tensor.source is not None]
+    rank = max(tensor.rank for tensor in tensors)
+    wide = [tensor.broadcast_to_rank(rank) for tensor in tensors]
+    operands = [tensor for tensor in wide if tensor is not None]
+    if len(with_source) > 1 or len(operands) < len(tensors):
+        return None
+    if with_source and not _keeps_size(propagator, node, with_source[0], operands[with_source[0]]):
+        return None
+    return aligned(operands)
+
+
+def _keeps_size(propagator: Propagator, node: gs.Node, number: int, operand: SymbolicTensor) -> bool:
+    """Whether the other operands do not broadcast operand `number`, which has a source.
+
+    Along an axis with padding on it the operand has more than one position, and so cannot be broadcast. Along the
+    others, the source may have any size, so the other operands must have size one or be proved to have its size.
+    """
+    box = operand.source
+    assert box is not None
+    target = sizes(propagator.context, node.inputs[number].name, operand.rank)
+    for other in [tensor.name for i, tensor in enumerate(node.inputs) if i != number]:
+        proved = sizes_at_rank(propagator.context, other, operand.rank)
+        if proved is None:
             return False
-        other = [*(1,) * (rank - count), *sizes(painter.context, tensor.name, count)]
-        for axis in range(rank):
-            around = place.before[axis] + place.after[axis]
-            if around == 0 and other[axis] != 1 and (other[axis] is None or other[axis] != own[axis]):
+        for axis, size in enumerate(proved):
+            is_padded = box.before[axis] + box.after[axis] > 0
+            if not is_padded and size != 1 and (size is None or size != target[axis]):
                 return False
     return True
 
 
-def _scattered(painter: Painter, node: gs.Node) -> SymbolicTensor | None:
-    """ScatterND whose indices are ranges: of rows, or of every axis."""
+def _scatter_nd(propagator: Propagator, node: gs.Node) -> SymbolicTensor | None:
+    """ScatterND that assigns to consecutive positions along each axis."""
     if node.attrs.get("reduction", "none") not in ("none", b"none"):
         return None
-    data, indices, updates = (t.name for t in node.inputs)
-    canvas, new = painter.paint(data), painter.paint(updates)
-    if canvas is None or new is None:
+    data, _, updates = (tensor.name for tensor in node.inputs)
+    target, values = propagator.tensor_of(data), propagator.tensor_of(updates)
+    if target is None or values is None:
         return None
-    whole = sizes(painter.context, data, canvas.rank)
-    const = painter.context.scope.const(indices)
-    if const is None:
-        spans = _symbolic_rows(painter, data, indices, canvas.rank)
-    elif const.size <= LARGEST and len(const.shape) >= 2 and 0 not in const.shape:
-        spans = _constant_spans(np.asarray(const.read()), whole)
-    else:
-        spans = None
-    return None if spans is None else assigned(canvas, spans, new, whole)
-
-
-def _constant_spans(indices: Cells, whole: Ints) -> list[Span] | None:
-    """Indices that enumerate a block of leading axes in order."""
-    depth = indices.shape[-1]
-    if indices.ndim != depth + 1 or depth > len(whole):
-        return None
-    spans, grid = [], []
-    for axis in range(depth):
-        column = np.moveaxis(indices[..., axis], axis, 0).reshape(indices.shape[axis], -1)[:, 0]
-        size = whole[axis]
-        if size is None or column[0] < 0 or (np.diff(column) != 1).any() or column[-1] >= size:
-            return None
-        grid.append(column)
-        spans.append(_block(int(column[0]), int(column[-1]) + 1, size))
-    if not np.array_equal(np.stack(np.meshgrid(*grid, indexing="ij"), -1), indices):
-        return None
-    return [*spans, *(Span(),) * (len(whole) - depth)]
-
-
-def _block(lo: int, hi: int, size: int) -> Span:
-    if lo == 0 and hi == size:
-        return Span()
-    if hi <= size // 2:
-        return Span(skip=lo, keep=hi - lo)
-    if lo > size // 2:
-        return Span(drop=size - hi, keep=hi - lo, from_end=True)
-    return Span(skip=lo, drop=size - hi)
-
-
-def _symbolic_rows(painter: Painter, data: str, indices: str, rank: int) -> list[Span] | None:
-    """Unsqueeze(Slice(Range(0, size of axis 0), lo, hi)): torch's slices of a size it does not know."""
-    context, scope = painter.context, painter.context.scope
-    node = scope.producer.get(indices)
-    if node is None or node.op != "Unsqueeze":
-        return None
-    if (ints(context, node, 1) or node.attrs.get("axes")) not in ([-1], [1]):
-        return None
-    node = scope.producer.get(node.inputs[0].name)
-    if node is None or node.op != "Slice" or len(node.inputs) < 3:
-        return None
-    bounds = [ints(context, node, i) for i in (1, 2)]
-    if any(b is None or len(b) != 1 for b in bounds) or ints(context, node, 4) not in (None, [1]):
-        return None
-    lo, hi = (b[0] for b in bounds if b is not None)
-    limit = scope.producer.get(node.inputs[0].name)
-    if (
-        limit is None
-        or limit.op != "Range"
-        or ints(context, limit, 0) != [0]
-        or ints(context, limit, 2) != [1]
-    ):
-        return None
-    gather = scope.producer.get(limit.inputs[1].name)
-    number = ints(context, gather, 1) if gather is not None and gather.op == "Gather" else None
-    shape = scope.producer.get(gather.inputs[0].name) if gather is not None and number else None
-    if shape is None or number is None or shape.op != "Shape" or shape.attrs.get("start", 0) != 0:
-        return None
-    if extent(context, shape.inputs[0].name, number[0] % rank) != extent(context, data, 0):
-        return None
-    span = _symbolic(lo, hi)
-    return None if span is None else [span, *(Span(),) * (rank - 1)]
-
-
-def _symbolic(lo: int, hi: int) -> Span | None:
-    if hi >= INT_MAX:
-        return Span(skip=lo) if lo >= 0 else Span(keep=-lo, from_end=True)
-    if lo >= 0:
-        return Span(skip=lo, drop=-hi) if hi < 0 else Span(skip=lo, keep=hi - lo) if hi > lo else None
-    return Span(keep=hi - lo, drop=-hi, from_end=True) if lo < hi < 0 else None
+    proved = sizes(propagator.context, data, target.rank)
+    ranges = scatter_ranges(propagator.context, node, proved, MAX_CONSTANT_ELEMENTS)
+    return None if ranges is None else assigned(target, ranges, values, proved)
 
 
 _ARITHMETIC: dict[str, Callable[[Cells, Cells], Cells]] = {
@@ -308,17 +281,17 @@ _ARITHMETIC: dict[str, Callable[[Cells, Cells], Cells]] = {
     "Mul": np.multiply,
     "Sub": np.subtract,
 }
-_RULES: dict[str, Callable[[Painter, gs.Node], SymbolicTensor | None]] = {
-    **dict.fromkeys(_ARITHMETIC, _elementwise),
-    "Concat": _concatenated,
+_RULES: dict[str, Callable[[Propagator, gs.Node], SymbolicTensor | None]] = {
+    **dict.fromkeys(_ARITHMETIC, _arithmetic),
+    "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
-    "Expand": _reshaped,
-    "Identity": _same,
-    "Pad": _padded,
-    "Reshape": _reshaped,
-    "ScatterND": _scattered,
-    "Slice": _sliced,
-    "Tile": _reshaped,
-    "Transpose": _transposed,
-    "Where": _elementwise,
+    "Expand": _expand,
+    "Identity": _identity,
+    "Pad": _pad,
+    "Reshape": _reshape,
+    "ScatterND": _scatter_nd,
+    "Slice": _slice,
+    "Tile": _tile,
+    "Transpose": _transpose,
+    "Where": _where,
 }

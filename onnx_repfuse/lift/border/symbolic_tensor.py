@@ -1,13 +1,11 @@
-"""Canvas: what a tensor holds at every position, whatever its size.
+"""SymbolicTensor: which value a tensor holds at each position, whatever its size.
 
-Per axis a canvas has cells for the first few positions, one cell for all positions between, and cells for the last
-few. A cell holds a number, the same wherever it stands for several positions, or a part of the *core*: another
-tensor, whose axes lie on those of the canvas at fixed distances from both ends. Exporters write "pad, then assign the
-border" as dozens of nodes that only move and place values; on a canvas each of them is a small array operation, and
-exact at every size at which the nodes run.
+Along each axis there is a cell for each of the first few positions, one cell for all positions between, and a cell for
+each of the last few. A cell holds a number, the same at each of its positions, or elements of the *source*: another
+tensor whose axes lie on those of this one, at fixed distances from both ends.
 
-A split into cells needs a position for each of them. Constants are split so that there is one; a core has at least
-one position, so cells beyond those around it are refused where the size is not known.
+Every cell needs at least one position. Constants are split so that this holds. A source has at least one position
+along each axis, so where the size is not known there may be no more cells before and after than lie around the source.
 """
 
 from __future__ import annotations
@@ -20,23 +18,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "Place",
-    "Span",
+    "AxisRange",
+    "Cells",
+    "SourceBox",
     "SymbolicTensor",
     "aligned",
     "assigned",
-    "blank",
     "concatenated",
-    "constant",
+    "from_constant",
+    "from_source",
     "padded",
+    "uniform",
 ]
 
 Cells = NDArray[Any]
+MAX_CELLS = 64  # positions of a concatenated part, each of which gets a cell
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the core lies: its name, which of its axes is on each axis of the canvas, distances to both ends."""
+class SourceBox:
+    """Where the source lies: its name, which of its axes lies on each axis, positions before and after it."""
 
     name: str
     axes: tuple[int, ...]
@@ -49,16 +50,16 @@ class SymbolicTensor:
     """See the module's docstring.
 
     Attributes:
-        values: a number for each cell; of no meaning where `inside`.
-        first: per axis, how many cells stand before the one between; the rest stand after it.
-        inside: which cells belong to the core.
-        place: where the core lies, if there is one.
+        values: a number for each cell; of no meaning where `is_source`.
+        leading: per axis, how many cells stand before the middle one.
+        is_source: which cells hold elements of the source.
+        source: where the source lies, if there is one.
     """
 
     values: Cells
-    first: tuple[int, ...]
-    inside: NDArray[np.bool_]
-    place: Place | None = None
+    leading: tuple[int, ...]
+    is_source: NDArray[np.bool_]
+    source: SourceBox | None = None
 
     @property
     def rank(self) -> int:
@@ -66,61 +67,70 @@ class SymbolicTensor:
         return self.values.ndim
 
     @property
-    def last(self) -> tuple[int, ...]:
-        """Per axis, how many cells stand after the one between."""
-        return tuple(n - 1 - f for n, f in zip(self.values.shape, self.first, strict=True))
+    def trailing(self) -> tuple[int, ...]:
+        """Per axis, how many cells stand after the middle one."""
+        return tuple(n - 1 - k for n, k in zip(self.values.shape, self.leading, strict=True))
 
     def transposed(self, perm: Sequence[int]) -> SymbolicTensor:
-        """With its axes in another order."""
-        place = self.place
-        if place is not None:
-            place = Place(
-                place.name, *(tuple(p[a] for a in perm) for p in (place.axes, place.before, place.after))
-            )
-        first = tuple(self.first[a] for a in perm)
-        return SymbolicTensor(self.values.transpose(perm), first, self.inside.transpose(perm), place)
+        """As `np.transpose`."""
 
-    def split(self, first: Sequence[int], last: Sequence[int]) -> SymbolicTensor:
-        """With at least so many cells before and after: the one between stands for fewer positions."""
+        def reordered(values: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(values[axis] for axis in perm)
+
+        box = self.source
+        if box is not None:
+            box = SourceBox(box.name, reordered(box.axes), reordered(box.before), reordered(box.after))
+        return SymbolicTensor(
+            self.values.transpose(perm), reordered(self.leading), self.is_source.transpose(perm), box
+        )
+
+    def split(self, leading: Sequence[int], trailing: Sequence[int]) -> SymbolicTensor:
+        """With at least so many cells before and after the middle one, which then stands for fewer positions."""
         result = self
-        for axis, (f, b) in enumerate(zip(first, last, strict=True)):
-            old_first, old_last = result.first[axis], result.last[axis]
+        for axis, (before, after) in enumerate(zip(leading, trailing, strict=True)):
+            old_before, old_after = result.leading[axis], result.trailing[axis]
             counts = [1] * result.values.shape[axis]
-            counts[old_first] += max(0, f - old_first) + max(0, b - old_last)
+            counts[old_before] += max(0, before - old_before) + max(0, after - old_after)
             result = SymbolicTensor(
                 np.repeat(result.values, counts, axis),
-                (*result.first[:axis], max(f, old_first), *result.first[axis + 1 :]),
-                np.repeat(result.inside, counts, axis),
-                result.place,
+                (*result.leading[:axis], max(before, old_before), *result.leading[axis + 1 :]),
+                np.repeat(result.is_source, counts, axis),
+                result.source,
             )
         return result
 
-    def widened(self, rank: int) -> SymbolicTensor | None:
-        """With axes added in front, as numpy broadcasts; not for a canvas with a core."""
+    def broadcast_to_rank(self, rank: int) -> SymbolicTensor | None:
+        """With axes of size one added in front; None if there is a source, or fewer axes are wanted."""
         extra = rank - self.rank
-        if extra < 0 or (extra and self.place is not None):
+        if extra == 0:
+            return self
+        if extra < 0 or self.source is not None:
             return None
         shape = (*(1,) * extra, *self.values.shape)
-        return replace(
-            self,
-            values=self.values.reshape(shape),
-            first=(*(0,) * extra, *self.first),
-            inside=self.inside.reshape(shape),
+        return SymbolicTensor(
+            self.values.reshape(shape), (*(0,) * extra, *self.leading), self.is_source.reshape(shape)
         )
 
 
-def blank(name: str, rank: int) -> SymbolicTensor:
-    """A tensor we know nothing about: all core."""
+def from_source(name: str, rank: int) -> SymbolicTensor:
+    """A tensor we know nothing about: it is its own source."""
     ones, zeros = (1,) * rank, (0,) * rank
-    place = Place(name, tuple(range(rank)), zeros, zeros)
-    return SymbolicTensor(np.zeros(ones), zeros, np.ones(ones, bool), place)
+    return SymbolicTensor(
+        np.zeros(ones), zeros, np.ones(ones, bool), SourceBox(name, tuple(range(rank)), zeros, zeros)
+    )
 
 
-def constant(array: Cells) -> SymbolicTensor | None:
-    """A constant, with the fewest cells around the middle of each axis."""
+def uniform(value: Any, rank: int) -> SymbolicTensor:
+    """The same value at all positions."""
+    ones = (1,) * rank
+    return SymbolicTensor(np.full(ones, value), (0,) * rank, np.zeros(ones, bool))
+
+
+def from_constant(array: Cells) -> SymbolicTensor | None:
+    """A constant: along each axis, neighbours that equal the middle row share its cell. None if it is empty."""
     if array.size == 0:
         return None
-    first = []
+    leading = []
     for axis, count in enumerate(array.shape):
         rows = np.moveaxis(array, axis, 0).reshape(count, -1)
         low = high = count // 2
@@ -130,122 +140,157 @@ def constant(array: Cells) -> SymbolicTensor | None:
         while high + 1 < count and same[high + 1]:
             high += 1
         array = np.take(array, [*range(low), count // 2, *range(high + 1, count)], axis)
-        first.append(low)
-    return SymbolicTensor(array, tuple(first), np.zeros(array.shape, bool))
+        leading.append(low)
+    return SymbolicTensor(array, tuple(leading), np.zeros(array.shape, bool))
 
 
-def aligned(canvases: Sequence[SymbolicTensor]) -> list[SymbolicTensor]:
-    """Canvases of one rank and equal sizes (or size one), with equal cells."""
-    first = [max(n) for n in zip(*(c.first for c in canvases), strict=True)]
-    last = [max(n) for n in zip(*(c.last for c in canvases), strict=True)]
-    return [c.split(first, last) for c in canvases]
+def aligned(tensors: Sequence[SymbolicTensor], but: int | None = None) -> list[SymbolicTensor]:
+    """Tensors of one rank and equal sizes (or size one) with equal cells, along all axes or all `but` one."""
+    leading = [max(counts) for counts in zip(*(t.leading for t in tensors), strict=True)]
+    trailing = [max(counts) for counts in zip(*(t.trailing for t in tensors), strict=True)]
+    if but is not None:
+        leading[but] = trailing[but] = 0
+    return [tensor.split(leading, trailing) for tensor in tensors]
 
 
-def padded(canvas: SymbolicTensor, begin: Sequence[int], end: Sequence[int], value: float) -> SymbolicTensor:
-    """With cells of `value` around it."""
+def _surrounded(box: SourceBox | None, before: Sequence[int], after: Sequence[int]) -> SourceBox | None:
+    """The box with so many positions more on both sides of each axis."""
+    if box is None:
+        return None
+    return replace(
+        box,
+        before=tuple(a + b for a, b in zip(box.before, before, strict=True)),
+        after=tuple(a + b for a, b in zip(box.after, after, strict=True)),
+    )
+
+
+def padded(tensor: SymbolicTensor, begin: Sequence[int], end: Sequence[int], value: float) -> SymbolicTensor:
+    """As `np.pad` with a constant value, `begin` and `end` positions per axis."""
     pads = list(zip(begin, end, strict=True))
-    place = canvas.place
-    if place is not None:
-        before, after = (
-            tuple(a + b for a, b in zip(old, new, strict=True))
-            for old, new in ((place.before, begin), (place.after, end))
-        )
-        place = replace(place, before=before, after=after)
     return SymbolicTensor(
-        np.pad(canvas.values, pads, constant_values=value),
-        tuple(f + b for f, b in zip(canvas.first, begin, strict=True)),
-        np.pad(canvas.inside, pads, constant_values=False),
-        place,
+        np.pad(tensor.values, pads, constant_values=value),
+        tuple(a + b for a, b in zip(tensor.leading, begin, strict=True)),
+        np.pad(tensor.is_source, pads, constant_values=False),
+        _surrounded(tensor.source, begin, end),
     )
 
 
 def concatenated(
-    parts: Sequence[SymbolicTensor], counts: Sequence[int | None], axis: int
+    parts: Sequence[SymbolicTensor], sizes: Sequence[int | None], axis: int
 ) -> SymbolicTensor | None:
-    """One after the other along `axis`; all but one have a known number of positions there."""
-    open_ends = [i for i, (part, n) in enumerate(zip(parts, counts, strict=True)) if part.place or n is None]
-    if len(open_ends) != 1 or len({part.rank for part in parts}) != 1:
+    """As `np.concatenate`. All parts but one are constants of known size along `axis`; else None."""
+    is_open = [part.source is not None or size is None for part, size in zip(parts, sizes, strict=True)]
+    if sum(is_open) != 1 or len({part.rank for part in parts}) != 1:
         return None
-    middle = open_ends[0]
-    whole = []
-    for i, (part, count) in enumerate(zip(parts, counts, strict=True)):
-        if i != middle and (count is None or count > 64 or count < part.values.shape[axis]):
+    number = is_open.index(True)
+    detailed = []
+    for part, size, open_part in zip(parts, sizes, is_open, strict=True):
+        whole = part if open_part else _cell_per_position(part, axis, size)
+        if whole is None:
             return None
-        spread = [0] * part.rank
-        spread[axis] = 0 if i == middle or count is None else count - 1 - part.last[axis]
-        whole.append(part.split(spread, [0] * part.rank))
-    first = [max(n) for n in zip(*(c.first for c in whole), strict=True)]
-    last = [max(n) for n in zip(*(c.last for c in whole), strict=True)]
-    first[axis] = last[axis] = 0
-    whole = [part.split(first, last) for part in whole]
-    ahead = sum(part.values.shape[axis] for part in whole[:middle])
-    behind = sum(part.values.shape[axis] for part in whole[middle + 1 :])
-    place = whole[middle].place
-    if place is not None:
-        before, after = list(place.before), list(place.after)
-        before[axis] += ahead
-        after[axis] += behind
-        place = replace(place, before=tuple(before), after=tuple(after))
-    start = list(whole[middle].first)
-    start[axis] += ahead
+        detailed.append(whole)
+    detailed = aligned(detailed, but=axis)
+    before, after = [0] * parts[0].rank, [0] * parts[0].rank
+    before[axis] = sum(part.values.shape[axis] for part in detailed[:number])
+    after[axis] = sum(part.values.shape[axis] for part in detailed[number + 1 :])
+    middle = detailed[number]
     return SymbolicTensor(
-        np.concatenate([part.values for part in whole], axis),
-        tuple(start),
-        np.concatenate([part.inside for part in whole], axis),
-        place,
+        np.concatenate([part.values for part in detailed], axis),
+        tuple(a + b for a, b in zip(middle.leading, before, strict=True)),
+        np.concatenate([part.is_source for part in detailed], axis),
+        _surrounded(middle.source, before, after),
     )
 
 
-@dataclass(frozen=True)
-class Span:
-    """Consecutive positions of an axis, `skip` from the beginning, `keep` of them (None: all but the last `drop`)."""
+def _cell_per_position(part: SymbolicTensor, axis: int, size: int | None) -> SymbolicTensor | None:
+    """A part of known size with one cell for each position along `axis`."""
+    if size is None or size > MAX_CELLS or size < part.values.shape[axis]:
+        return None
+    leading = [0] * part.rank
+    leading[axis] = size - 1 - part.trailing[axis]
+    return part.split(leading, [0] * part.rank)
 
-    skip: int = 0
-    keep: int | None = None
-    drop: int = 0
+
+@dataclass(frozen=True)
+class AxisRange:
+    """Consecutive positions along an axis of unknown size.
+
+        AxisRange(before=b, after=a)                        b : size - a
+        AxisRange(before=b, length=k)                       b : b + k
+        AxisRange(after=a, length=k, from_end=True)         size - a - k : size - a
+
+    Attributes:
+        before, after: positions before and after the range, as far as they matter.
+        length: number of positions; None: all between `before` and `after`.
+        from_end: a range of that length lies before the last `after` positions.
+    """
+
+    before: int = 0
+    length: int | None = None
+    after: int = 0
     from_end: bool = False
+
+    def as_slice(self, count: int) -> slice:
+        """The cells of the range, along an axis of `count` cells that is split for it."""
+        if self.length is None:
+            return slice(self.before, count - self.after)
+        if self.from_end:
+            return slice(count - self.after - self.length, count - self.after)
+        return slice(self.before, self.before + self.length)
 
 
 def assigned(
-    canvas: SymbolicTensor, spans: Sequence[Span], updates: SymbolicTensor, sizes: Sequence[int | None]
+    target: SymbolicTensor,
+    ranges: Sequence[AxisRange],
+    updates: SymbolicTensor,
+    sizes: Sequence[int | None],
 ) -> SymbolicTensor | None:
-    """`canvas[spans] = updates`; `sizes` are the canvas's, where known."""
-    if canvas.rank != updates.rank or (canvas.place and updates.place):
+    """`target[ranges] = updates`; `sizes` are those of the target, where known. None where it cannot be told."""
+    if target.rank != updates.rank or (target.source is not None and updates.source is not None):
         return None
-    place = canvas.place
-    if updates.place is not None:
-        before = tuple(b + s.skip for b, s in zip(updates.place.before, spans, strict=True))
-        after = tuple(a + s.drop for a, s in zip(updates.place.after, spans, strict=True))
-        place = replace(updates.place, before=before, after=after)
-    first, last = list(canvas.first), list(canvas.last)
-    new_first, new_last = list(updates.first), list(updates.last)
-    for axis, span in enumerate(spans):
-        if span.keep is None:
-            first[axis] = max(first[axis], span.skip + updates.first[axis])
-            last[axis] = max(last[axis], span.drop + updates.last[axis])
-            new_first[axis], new_last[axis] = first[axis] - span.skip, last[axis] - span.drop
-            continue
-        if updates.place is not None or updates.values.shape[axis] > span.keep:
+    box = target.source
+    if updates.source is not None:
+        if any(span.length is not None for span in ranges):
             return None
-        new_first[axis], new_last[axis] = span.keep - 1 - updates.last[axis], updates.last[axis]
-        if span.from_end:
-            last[axis] = max(last[axis], span.drop + span.keep)
-        else:
-            first[axis] = max(first[axis], span.skip + span.keep)
-    for axis, size in enumerate(sizes):
-        around = place.before[axis] + place.after[axis] if place else 0
-        if first[axis] + last[axis] > (around if size is None else size - 1):
-            return None  # some size would not have a position for every cell
-    whole, part = canvas.split(first, last), updates.split(new_first, new_last)
-    index = []
-    for axis, span in enumerate(spans):
-        count = whole.values.shape[axis]
-        if span.keep is None:
-            index.append(slice(span.skip, count - span.drop))
-        elif span.from_end:
-            index.append(slice(count - span.drop - span.keep, count - span.drop))
-        else:
-            index.append(slice(span.skip, span.skip + span.keep))
-    values, inside = whole.values.copy(), whole.inside.copy()
-    values[tuple(index)], inside[tuple(index)] = part.values, part.inside
-    return SymbolicTensor(values, whole.first, inside, place)
+        box = _surrounded(updates.source, [r.before for r in ranges], [r.after for r in ranges])
+    axes = [_split_for_range(target, updates, axis, span) for axis, span in enumerate(ranges)]
+    splits = [axis for axis in axes if axis is not None]
+    if len(splits) < len(axes) or not _has_room(splits, box, sizes):
+        return None
+    leading, trailing, inner_leading, inner_trailing = zip(*splits, strict=True) if splits else ((),) * 4
+    whole, part = target.split(leading, trailing), updates.split(inner_leading, inner_trailing)
+    index = tuple(span.as_slice(n) for span, n in zip(ranges, whole.values.shape, strict=True))
+    values, is_source = whole.values.copy(), whole.is_source.copy()
+    values[index], is_source[index] = part.values, part.is_source
+    return SymbolicTensor(values, whole.leading, is_source, box)
+
+
+AxisSplit = tuple[int, int, int, int]  # cells before and after the middle, of the target and of the updates
+
+
+def _split_for_range(
+    target: SymbolicTensor, updates: SymbolicTensor, axis: int, span: AxisRange
+) -> AxisSplit | None:
+    """The cells along one axis with which the updates lie on cells of the target."""
+    leading, trailing = target.leading[axis], target.trailing[axis]
+    new_leading, new_trailing = updates.leading[axis], updates.trailing[axis]
+    if span.length is None:
+        leading = max(leading, span.before + new_leading)
+        trailing = max(trailing, span.after + new_trailing)
+        return leading, trailing, leading - span.before, trailing - span.after
+    if updates.values.shape[axis] > span.length:
+        return None
+    if span.from_end:
+        trailing = max(trailing, span.after + span.length)
+    else:
+        leading = max(leading, span.before + span.length)
+    return leading, trailing, span.length - 1 - new_trailing, new_trailing
+
+
+def _has_room(splits: Sequence[AxisSplit], box: SourceBox | None, sizes: Sequence[int | None]) -> bool:
+    """Whether every cell has a position at each size the axis may have: the middle cell needs one, too."""
+    for axis, (size, (leading, trailing, _, _)) in enumerate(zip(sizes, splits, strict=True)):
+        around = box.before[axis] + box.after[axis] if box is not None else 0
+        if leading + trailing > (around if size is None else size - 1):
+            return False
+    return True
