@@ -21,7 +21,7 @@ def is_inexact(dtype: np.dtype[Any]) -> bool:
 
 
 def ulp(value: float, dtype: np.dtype[Any]) -> float:
-    """The spacing of the floats of `dtype` at `value` (0 for other types)."""
+    """One unit in the last place: the spacing of the floats of `dtype` at `value`; 0 for other types."""
     name = {"complex64": "float32", "complex128": "float64"}.get(dtype.name, dtype.name)
     if name not in _BY_NAME or not np.isfinite(value):
         return 0.0
@@ -36,7 +36,7 @@ def difference(first: Array, second: Array) -> Array:
 
     It is 0 where both are NaN, or the same infinity, and `inf` where only one is.
     """
-    a, b = _wide(first), _wide(second)
+    a, b = _widened(first), _widened(second)
     with np.errstate(invalid="ignore", over="ignore"):
         gap: Array = np.abs(a - b)
     if gap.size and not np.isfinite(gap.max()):
@@ -47,28 +47,28 @@ def difference(first: Array, second: Array) -> Array:
 
 def largest(array: Array) -> float:
     """max|array| over its finite elements; 0 if there is none."""
-    wide = np.abs(_wide(array))
-    if wide.size == 0:
-        return 0.0
-    top = float(wide.max())
-    if np.isfinite(top):
+    size = np.abs(_widened(array))
+    top = float(size.max()) if size.size else 0.0
+    if np.isfinite(top):  # as a rule, and without a mask of the array's size
         return top
-    finite = wide[np.isfinite(wide)]
-    return float(finite.max()) if finite.size else 0.0
+    return float(size[np.isfinite(size)].max(initial=0.0))
 
 
 def cosine(pairs: Sequence[tuple[Array, Array]]) -> float | None:
-    """Cosine similarity of two lists of arrays, over the elements finite in both; None for zero vectors."""
+    """Cosine similarity of two lists of arrays, over the elements finite in both.
+
+    None for zero vectors, complex numbers and shapes that differ, where it means nothing.
+    """
     dot = left = right = 0.0
     for first, second in pairs:
-        a, b = _wide(first).ravel(), _wide(second).ravel()
+        a, b = _widened(first).ravel(), _widened(second).ravel()
         if a.dtype.kind == "c" or a.shape != b.shape:
             return None
-        keep = np.isfinite(a) & np.isfinite(b)
-        if not keep.all():
-            a, b = a[keep], b[keep]
+        finite = np.isfinite(a) & np.isfinite(b)
+        if not finite.all():
+            a, b = a[finite], b[finite]
         scale = max(largest(a), largest(b)) or 1.0
-        if not 1e-140 < scale < 1e140:
+        if not 1e-140 < scale < 1e140:  # squares would overflow, or vanish
             a, b = a / scale, b / scale
         dot += float(a @ b)
         left += float(a @ a)
@@ -78,18 +78,14 @@ def cosine(pairs: Sequence[tuple[Array, Array]]) -> float | None:
 
 
 def top1(pairs: Sequence[tuple[Array, Array]]) -> float | None:
-    """Share of rows with the same argmax, if the arrays look like class scores: (rows, 5 or more)."""
+    """Share of rows with the same argmax; None unless all arrays look like class scores: floats, (rows, 5 or more)."""
     same = rows = 0
     for first, second in pairs:
-        if (
-            first.ndim != 2
-            or first.shape[1] < 5
-            or first.shape != second.shape
-            or not is_inexact(first.dtype)
-        ):
+        is_scores = first.ndim == 2 and first.shape[1] >= 5 and is_inexact(first.dtype)
+        if not is_scores or first.shape != second.shape:
             return None
         rows += first.shape[0]
-        same += int((_wide(first).argmax(1) == _wide(second).argmax(1)).sum())
+        same += int((_widened(first).argmax(1) == _widened(second).argmax(1)).sum())
     return same / rows if rows else None
 
 
@@ -100,7 +96,7 @@ def flatten(values: dict[str, Any]) -> dict[str, Array | None]:
         if isinstance(value, list | tuple):
             flat[f"{name}.length"] = np.asarray(len(value))
             flat.update(flatten({f"{name}[{index}]": item for index, item in enumerate(value)}))
-        elif isinstance(value, dict):
+        elif isinstance(value, dict):  # ONNX-ML's ZipMap: class name -> score
             keys = sorted(value)
             flat[f"{name}.keys"] = np.asarray(keys)
             flat[f"{name}.values"] = np.asarray([value[key] for key in keys])
@@ -109,5 +105,5 @@ def flatten(values: dict[str, Any]) -> dict[str, Array | None]:
     return flat
 
 
-def _wide(array: Array) -> Array:
+def _widened(array: Array) -> Array:
     return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64, copy=False)

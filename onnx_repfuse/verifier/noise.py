@@ -1,14 +1,14 @@
 """The noise of a model: what a change of one unit in the last place (ulp) of its inputs or weights does.
 
-Two correct implementations of one network differ by about this much, whatever its depth and scale; a fixed
-relative tolerance misfires both ways.
+Two correct implementations of one network differ by about this much, whatever its depth and scale. A fixed relative
+tolerance is too small for some networks and too large for others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -16,53 +16,44 @@ import onnx
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, is_float
 from onnx_repfuse.verifier.session import Model, load
 
-__all__ = ["WEIGHTS_LIMIT", "nudge", "nudge_feed", "nudged_weights"]
+__all__ = ["WEIGHTS_LIMIT", "noise_tolerance", "nudge_feed", "nudged_weights"]
 
 WEIGHTS_LIMIT = 256 << 20  # bytes; above it the noise of the weights is not measured, to bound memory
-_UINT = {2: np.uint16, 4: np.uint32, 8: np.uint64}
+_BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}  # by bytes of an element
+# Not others: an ulp of a threshold, a Resize's scale or a shape could mean another branch or another size.
 _ARITHMETIC = {
+    "Add",
+    "BatchNormalization",
     "Conv",
     "ConvTranspose",
+    "Div",
     "Gemm",
     "MatMul",
-    "BatchNormalization",
     "Mul",
-    "Add",
-    "Sub",
-    "Div",
     "PRelu",
+    "Sub",
 }
+_NOISE_FACTOR = 4.0  # correct folds measure 0.5 to 2 times the noise; this leaves room for the tail
+_ULPS = 8.0  # for what is exact by luck, and so shows no noise
+
+FloatOrArray = TypeVar("FloatOrArray", float, np.ndarray[Any, Any])
 
 
-def nudge(values: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Move each float by one ulp up or down at random; zeros, infinities, NaN and the largest value stay.
-
-    Neighbouring floats have neighbouring bit patterns, so a step is +1 or -1 on the bits.
-
-    Args:
-        values: floats of 2, 4 or 8 bytes, any shape.
-        rng: the source of randomness.
-    """
-    bits = np.ascontiguousarray(values).view(_UINT[values.dtype.itemsize])
-    infinity = np.array(np.inf, values.dtype).view(bits.dtype)
-    sign_bit = 1 << (values.dtype.itemsize * 8 - 1)
-    magnitude = bits & bits.dtype.type(sign_bit - 1)
-    movable = (magnitude > 0) & (magnitude < infinity - 1)
-    step = (rng.integers(0, 2, bits.shape, dtype=np.int8) * 2 - 1).astype(bits.dtype)  # -1 wraps around
-    moved = np.where(movable, bits + step, bits)
-    return np.asarray(moved.view(values.dtype).reshape(values.shape))
+def noise_tolerance(noise: FloatOrArray, ulp_of_largest: FloatOrArray) -> FloatOrArray:
+    """4 * noise + 8 ulp(max|y|): what two correct computations of y may differ by."""
+    return _NOISE_FACTOR * noise + _ULPS * ulp_of_largest
 
 
 def nudge_feed(feed: Mapping[str, Any], seed: int = 77) -> dict[str, Any]:
-    """The feed with every float moved by one ulp; other values are passed on."""
+    """The feed with every float moved by one ulp, up or down at random; other values are passed on."""
     rng = np.random.default_rng(seed)
 
     def move(value: Any) -> Any:
-        if isinstance(value, list):
+        if isinstance(value, list):  # a sequence of tensors
             return [move(item) for item in value]
         if not isinstance(value, np.ndarray) or not is_float(value.dtype):
             return value
-        return nudge(value, rng)
+        return _nudge(value, rng)
 
     return {name: move(value) for name, value in feed.items()}
 
@@ -73,42 +64,62 @@ def nudged_weights(model: Model, seed: int = 78) -> onnx.ModelProto | None:
     Returns:
         None if the model is too large to copy, or has no float weights.
     """
-    if isinstance(model, Path | str) and _size(Path(model)) > WEIGHTS_LIMIT:
+    if isinstance(model, Path | str) and _file_bytes(Path(model)) > WEIGHTS_LIMIT:
         return None
-    proto = onnx.ModelProto()
-    proto.CopyFrom(load(model))
+    copy = onnx.ModelProto()
+    copy.CopyFrom(load(model))
     rng = np.random.default_rng(seed)
-    used = {name for node in proto.graph.node if node.op_type in _ARITHMETIC for name in node.input}
-    tensors = [tensor for tensor in proto.graph.initializer if tensor.name in used]
-    for node in proto.graph.node:
+    moved = [_nudge_tensor(tensor, rng) for tensor in _weights(copy.graph)]
+    return copy if any(moved) else None
+
+
+def _weights(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """The float initializers and Constants that arithmetic of the main graph reads."""
+    used = {name for node in graph.node if node.op_type in _ARITHMETIC for name in node.input}
+    tensors = [tensor for tensor in graph.initializer if tensor.name in used]
+    for node in graph.node:
         if node.op_type == "Constant" and node.output[0] in used:
             tensors.extend(attribute.t for attribute in node.attribute if attribute.name == "value")
-    moved = [_nudge_tensor(tensor, rng) for tensor in tensors if tensor.data_type in FLOAT_FORMATS]
-    return proto if any(moved) else None
+    yield from (tensor for tensor in tensors if tensor.data_type in FLOAT_FORMATS)
 
 
 def _nudge_tensor(tensor: onnx.TensorProto, rng: np.random.Generator) -> bool:
+    """Nudge a tensor in place; False if it has no elements, or cannot be read."""
     try:
         array = onnx.numpy_helper.to_array(tensor)
     except (ValueError, TypeError):  # malformed, and the runtime did not mind
         return False
     if array.size == 0:
         return False
-    raw = nudge(array, rng).tobytes()
+    raw = _nudge(array, rng).tobytes()
     for name in ("float_data", "int32_data", "double_data", "external_data", "data_location"):
         tensor.ClearField(name)
     tensor.raw_data = raw
     return True
 
 
-def _size(path: Path) -> int:
-    """Bytes of the file and, roughly, of the external data it may refer to."""
+def _nudge(values: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Move each float by one ulp up or down at random; zeros, infinities, NaN and the largest value stay.
+
+    Neighbouring floats have neighbouring bit patterns, so a step is +1 or -1 on the bits. `values` is of any shape,
+    with 2, 4 or 8 bytes an element.
+    """
+    bits = np.ascontiguousarray(values).view(_BITS[values.dtype.itemsize])
+    infinity = np.array(np.inf, values.dtype).view(bits.dtype)
+    sign_bit = 1 << (values.dtype.itemsize * 8 - 1)
+    magnitude = bits & bits.dtype.type(sign_bit - 1)
+    movable = (magnitude > 0) & (magnitude < infinity - 1)
+    step = (rng.integers(0, 2, bits.shape, dtype=np.int8) * 2 - 1).astype(bits.dtype)  # -1 wraps around
+    moved = np.where(movable, bits + step, bits)
+    return np.asarray(moved.view(values.dtype).reshape(values.shape))
+
+
+def _file_bytes(path: Path) -> int:
+    """Bytes of the file and, roughly, of the external data it refers to."""
     total = path.stat().st_size
-    proto_small = total < WEIGHTS_LIMIT
-    if not proto_small:
+    if total >= WEIGHTS_LIMIT:
         return total
-    proto = onnx.load(str(path), load_external_data=False)
-    for tensor in proto.graph.initializer:
+    for tensor in onnx.load(str(path), load_external_data=False).graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             total += int(np.prod(tensor.dims, dtype=np.float64) * 4)
     return total

@@ -13,6 +13,7 @@ from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.verdict import FoldVerdict, Status
 from onnx_repfuse.verifier.distance import difference, largest, ulp
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
+from onnx_repfuse.verifier.noise import noise_tolerance
 from onnx_repfuse.verifier.oracle.evaluator import Oracle, Truth
 from onnx_repfuse.verifier.session import DoesNotRun, open_session
 
@@ -116,7 +117,7 @@ def accumulates_in_float() -> bool:
 def ulps_tolerance(value: Array, shaken: Sequence[Array]) -> Array:
     """Without an oracle: 4 times the change by one ulp, and 8 ulp of the largest value."""
     noise = max((largest(difference(value, other)) for other in shaken), default=0.0)
-    return np.asarray(4.0 * noise + 8.0 * ulp(largest(value), value.dtype))
+    return np.asarray(noise_tolerance(noise, ulp(largest(value), value.dtype)))
 
 
 class Worst:

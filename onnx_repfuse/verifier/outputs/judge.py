@@ -25,11 +25,10 @@ import numpy as np
 
 from onnx_repfuse.records.verdict import OutputVerdict, Status
 from onnx_repfuse.verifier.distance import Array, cosine, difference, is_inexact, largest, top1, ulp
+from onnx_repfuse.verifier.noise import noise_tolerance
 
 __all__ = ["Sample", "beyond", "judge_output", "why_unobservable"]
 
-_FACTOR = 4.0
-_ULPS = 8.0
 _SLICE = 256  # elements a slice needs for its largest to be typical
 _SLICES = 2048
 _HOPELESS = (float("inf"), float("inf"), float("inf"), (0.0, 0.0), 0.0, float("inf"))
@@ -163,7 +162,7 @@ def _tolerance(sample: Sample, samples: Sequence[Sample], value: Array) -> tuple
         for moved in (other.by_inputs, other.by_weights):
             if moved is not None and moved.shape == base.shape:
                 noise = np.maximum(noise, scale * _peak(_finite(difference(base, moved)), axis))
-    return np.maximum(noise, step), _FACTOR * noise + _ULPS * step
+    return np.maximum(noise, step), noise_tolerance(noise, step)
 
 
 def _slicing(shape: tuple[int, ...]) -> int | None:
