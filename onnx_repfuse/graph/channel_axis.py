@@ -46,13 +46,18 @@ def _forwards(layouts: Layouts) -> None:
 
 
 def _output_layout(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
-    facts, first = operator(node), layouts.first(node)
-    if facts.space_map is not None and first is not None:
-        view = behind_view(layouts.scope, node, first.layout, first.channels)
-        if view is not None:
-            (axis, rank), _ = view
-            return ChannelLayout(axis, rank, first.channels, first.data_type)
-    return facts.channels.forwards(layouts, node)
+    facts = operator(node)
+    layout = _behind_view(layouts, node) if facts.space_map is not None else None
+    return layout or facts.channels.forwards(layouts, node)
+
+
+def _behind_view(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
+    first = layouts.first(node)
+    view = None if first is None else behind_view(layouts.scope, node, first.layout, first.channels)
+    if first is None or view is None:
+        return None
+    (axis, rank), _ = view
+    return ChannelLayout(axis, rank, first.channels, first.data_type)
 
 
 def _further_outputs(layouts: Layouts, node: gs.Node, first: ChannelLayout) -> None:

@@ -167,9 +167,10 @@ def _fold(nodes: list[gs.Node], constants: dict[str, Const], types: Types, overr
     """Find the nodes that compute constants, the Shape of a tensor of proved shape among them."""
     before = len(constants)
     for node in nodes:
-        if node.op == "Constant" or len(node.outputs) != 1:
+        facts = operator(node)
+        if facts.evaluate is None or len(node.outputs) != 1:
             continue
-        facts, output = operator(node), node.outputs[0].name
+        output = node.outputs[0].name
         # nearly all nodes end here: what reads one tensor that is no constant is none itself
         if not facts.reads_shape_only and not (node.inputs and node.inputs[0].name in constants):
             continue

@@ -30,4 +30,5 @@ def operator(node: gs.Node) -> Operator:
 
 def operator_of_proto(node: onnx.NodeProto) -> Operator:
     """As `operator`."""
-    return OPERATORS.get(node.op_type, UNKNOWN) if node.domain in ONNX_DOMAINS else UNKNOWN
+    record = OPERATORS.get(node.op_type, UNKNOWN)
+    return record if record is UNKNOWN or node.domain in ONNX_DOMAINS else UNKNOWN
