@@ -21,6 +21,7 @@ from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Array, Stored
 from onnx_repfuse.graph.channel_axis import ChannelLayout
+from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.lift.conv_matmul import conv_geometry, resolve_pads
 from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, from_kernel
 from onnx_repfuse.records.float_formats import epsilon
@@ -124,7 +125,7 @@ def read_pads(context: Context, node: gs.Node, rank: int) -> PadAmounts | Declin
     """The constant arguments of a Pad of a tensor with `rank` axes, in any opset."""
     scope = context.scope
     all_axes = list(range(rank))
-    if scope.opset < 11:
+    if operator(node).uses_attributes(scope.opset):
         pads = node.attrs.get("pads", node.attrs.get("paddings"))  # called paddings in opset 1
         return _pad_amounts(pads or [], all_axes, rank, float(node.attrs.get("value", 0.0)))
     const = scope.const(node.inputs[1].name) if len(node.inputs) > 1 else None

@@ -8,6 +8,7 @@ from onnx_repfuse.algebra.affine_form import Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
+from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
 from onnx_repfuse.records.report import Kind
 
@@ -105,7 +106,7 @@ def _selected_range(context: Context, node: gs.Node) -> tuple[int, int, int] | N
 
 def _slice_arguments(context: Context, node: gs.Node) -> list[list[int]] | None:
     """Starts, ends, axes and steps, [] where one is not given: attributes before opset 10, then inputs."""
-    if context.scope.opset < 10:
+    if operator(node).uses_attributes(context.scope.opset):
         return [list(node.attrs.get(name) or ()) for name in ("starts", "ends", "axes", "steps")]
     arguments: list[list[int]] = [[], [], [], []]
     for number, tensor in enumerate(node.inputs[1:5]):

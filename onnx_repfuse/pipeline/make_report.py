@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.edit_points import used_names
 from onnx_repfuse.graph.model_size import count
+from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.pipeline.plan_model import ModelPlan
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
@@ -66,23 +67,18 @@ def _ref(scope: Scope, node: gs.Node) -> NodeRef:
 
 
 def _label(scope: Scope, node: gs.Node) -> str:
-    if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool"):
+    facts = operator(node)
+    if facts.weight is None and not facts.has_window:
         return ""
     const = scope.constants.get(node.inputs[1].name) if len(node.inputs) > 1 else None
     parts = []
     kernel = node.attrs.get("kernel_shape") or (const.shape[2:] if const is not None else ())
     if kernel:
         parts.append("x".join(map(str, kernel)))
-    if const is not None and len(const.shape) >= 2:
+    if facts.weight is not None and const is not None and len(const.shape) >= 2:
+        read, written = facts.weight(node, const.shape)
+        parts.append(f"{read}->{written}")
         groups = node.attrs.get("group", 1)
-        out, into = const.shape[0], const.shape[1]
-        if node.op == "Conv":
-            into *= groups
-        elif node.op == "ConvTranspose":
-            out, into = into * groups, out
-        elif not node.attrs.get("transB", 0):
-            out, into = into, out
-        parts.append(f"{into}->{out}")
         if groups != 1:
             parts.append(f"groups {groups}")
     for key, label in (("strides", "stride"), ("dilations", "dilation")):

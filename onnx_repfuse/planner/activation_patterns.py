@@ -18,12 +18,12 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.load import new_node
+from onnx_repfuse.graph.operators import OPERATORS, operator
 from onnx_repfuse.graph.scope import Scope
 
 __all__ = ["Activation", "activations"]
 
 LONGEST = 4  # scalar operators before the Clip
-HARD_SWISH = 14  # the opset that brought it
 ULP = 2.0**-23
 
 
@@ -78,7 +78,7 @@ def _hard_sigmoid(scope: Scope, clip: gs.Node) -> Activation | None:
     if _is_hard_swish(attrs):
         product = last if other == source else None if other is not None else _product(scope, root, source)
         if product is not None:
-            if scope.opset < HARD_SWISH:
+            if scope.opset < OPERATORS["HardSwish"].since:
                 return Activation(root, clip, [*before, clip], [])  # what scales behind it may still fold
             absorbed += [] if product is last else [product]
             root = product.outputs[0].name
@@ -110,7 +110,7 @@ def _node(scope: Scope, op: str, inputs: list[str], output: str, attrs: dict[str
 
 
 def _limits(scope: Scope, clip: gs.Node) -> tuple[float, float] | None:
-    if scope.opset < 11:
+    if operator(clip).uses_attributes(scope.opset):
         return float(clip.attrs.get("min", -np.inf)), float(clip.attrs.get("max", np.inf))
     if len(clip.inputs) < 3:
         return None

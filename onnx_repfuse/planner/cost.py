@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from onnx_repfuse.algebra.geometry import Geometry
+from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.facts import SpaceMapSort
 from onnx_repfuse.graph.views import View
 from onnx_repfuse.lift import LinearOp
@@ -139,7 +140,7 @@ def keep(
     if lifted.inner_nodes:
         count = 1 + len(lifted.inner_nodes)
         return Price(count * model.elementwise(moved, 0), 0, count)
-    if lifted.node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if operator(lifted.node).weight is not None:
         macs = multiply_adds(geometry, elements(lifted.operands[0].name), out)
         product = geometry.channel_axis == -1
         return Price(model.convolution(geometry, macs, moved), macs, 1, not product, product)
@@ -151,8 +152,7 @@ def keep(
     if lifted.node.op == "AveragePool":
         taps = geometry.macs(max(1, out // geometry.c_out))
         return Price(model.elementwise(moved) + taps * model.arithmetic, 0, 1)
-    operations = {"BatchNormalization": 2, "Concat": 0, "Identity": 0, "Pad": 0}
-    return Price(model.elementwise(moved, operations.get(lifted.node.op, 1)), 0, 1)
+    return Price(model.elementwise(moved, operator(lifted.node).operations), 0, 1)
 
 
 def view_cost(model: CostModel, view: View, read: int, written: int) -> int:

@@ -23,6 +23,7 @@ from functools import cached_property
 from onnx_repfuse.algebra.affine_form import Form, identity, scale_out
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.errors import Inexact
+from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.lift import Context, LinearOp, Operand
 from onnx_repfuse.planner.candidates import Candidate, Entry, Option, combinations, prune
 from onnx_repfuse.planner.commute_views import restoring, under_view
@@ -282,7 +283,8 @@ class Cover:
         return None if form is None else self._joined(lifted, form, combination)
 
     def _joined(self, lifted: LinearOp, form: Form, combination: tuple[Option, ...]) -> Candidate:
-        convolution = lifted.node.op in ("Conv", "Gemm", "MatMul")
+        facts = operator(lifted.node)
+        convolution = facts.weight is not None and not facts.scatters
         setup, nodes, below = combination[0][2], 1, False
         roles = lifted.roles
         for place, (_, candidate, price) in enumerate(combination):
@@ -310,7 +312,7 @@ def _is_plain(lifted: LinearOp) -> bool:
     if lifted.view is not None or lifted.inner_nodes or lifted.padding_value is not None:
         return False
     op, kernel = lifted.node.op, lifted.terms[0].kernel
-    if op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if operator(lifted.node).weight is not None:
         return not isinstance(kernel, Vector)
     if op == "BatchNormalization":
         return not lifted.bias.is_zero and not (isinstance(kernel, Vector) and kernel.is_one)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Kernel, Vector
 from onnx_repfuse.graph.load import new_node
+from onnx_repfuse.graph.operators import OPERATORS
 from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.planner.lowering import Step, Written
 from onnx_repfuse.planner.weights import grown, materialized, rounded, transposed, transposed_shape
@@ -195,7 +196,7 @@ def _emit_slice(
     name: str,
 ) -> None:
     lo, hi = step.lo, step.lo + step.channels
-    if scope.opset < 10:
+    if OPERATORS["Slice"].uses_attributes(scope.opset):
         node("Slice", [source], output, {"axes": [axis], "starts": [lo], "ends": [hi]})
         return
     inputs = [source]

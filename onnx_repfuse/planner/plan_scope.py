@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout, channel_layouts
 from onnx_repfuse.graph.edit_points import needed_nodes, remove_dead_nodes, replace_nodes
+from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.lift import Context, Declined, LinearOp, lift
 from onnx_repfuse.options import Options
@@ -36,7 +37,6 @@ T = TypeVar("T")
 ROUNDS = 64  # an alarm, not a limit: integer costs fall in every round
 Lifting = tuple[gs.Node, LinearOp | Declined | None, str]
 # once lifted, these are what their constants and the frames of their tensors say, whoever makes or reads those
-_ALONE = frozenset(("BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"))
 
 
 def plan_scope(
@@ -203,12 +203,18 @@ def _same_idiom(context: Context, before: Context, node: gs.Node) -> bool:
     return (id(node) in context.protected) == (id(node) in before.protected)
 
 
+def _has_parameters(node: gs.Node) -> bool:
+    """Whether its own constants say what it computes from its first input: a Conv, a MatMul, a BatchNormalization."""
+    facts = operator(node)
+    return facts.weight is not None or facts.normalizes
+
+
 def _may_differ(node: gs.Node, found: LinearOp | Declined | None, moved: bool) -> bool:
     """Whether a node that is as before, but for its neighbours if it has `moved`, may be something else."""
     if isinstance(found, LinearOp) and found.inner_nodes:
         return True
     if not moved:
         return False
-    if node.op not in _ALONE or not isinstance(found, LinearOp) or found.node is not node:
+    if not _has_parameters(node) or not isinstance(found, LinearOp) or found.node is not node:
         return True  # another node may have come to make this tensor
     return bool(found.operands[0].name != node.inputs[0].name)

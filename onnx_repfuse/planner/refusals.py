@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
+from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.lift import Declined
 from onnx_repfuse.planner.cover import Cover
@@ -11,22 +12,6 @@ from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Refusal
 
 __all__ = ["refusals", "too_old"]
-
-_WORTH_TELLING = frozenset(
-    (
-        "Conv",
-        "ConvTranspose",
-        "BatchNormalization",
-        "Gemm",
-        "MatMul",
-        "AveragePool",
-        "Pad",
-        "Add",
-        "Mul",
-        "Sub",
-        "Div",
-    )
-)
 
 
 def refusals(scope: Scope, cover: Cover, declined: list[tuple[gs.Node, Declined]]) -> list[Refusal]:
@@ -42,7 +27,7 @@ def refusals(scope: Scope, cover: Cover, declined: list[tuple[gs.Node, Declined]
         if found.reason is not Reason.IDIOM or node.op != "Identity"
     ]
     for name, lifted in cover.lifts.items():
-        if lifted.node.op not in _WORTH_TELLING and lifted.padding_value is None:
+        if not operator(lifted.node).stays_for_a_reason and lifted.padding_value is None:
             continue
         told = _inexact(scope, cover, name) or _readers(scope, cover, name) or _cost(scope, cover, name)
         if told is not None:
@@ -88,11 +73,7 @@ def _readers(scope: Scope, cover: Cover, name: str) -> Refusal | None:
         return None
     source = lifted.operands[0].name
     below = cover.lifts.get(source)
-    if (
-        below is None
-        or cover.regions.is_private(source)
-        or below.node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul")
-    ):
+    if below is None or cover.regions.is_private(source) or operator(below.node).weight is None:
         return None
     other = next((r for r in scope.consumers.get(source, []) if r is not lifted.node), None)
     if source in scope.outputs:

@@ -34,14 +34,14 @@ def _arithmetic(name: str, **facts: Any) -> Operator:
 
 
 ARITHMETIC = (
-    _arithmetic("Add", evaluate=_binary(np.add)),
-    _arithmetic("Div", evaluate=_binary(_divide)),
+    _arithmetic("Add", stays_for_a_reason=True, evaluate=_binary(np.add)),
+    _arithmetic("Div", stays_for_a_reason=True, evaluate=_binary(_divide)),
     _arithmetic("Max"),
     _arithmetic("Mean"),
     _arithmetic("Min"),
-    _arithmetic("Mul", evaluate=_binary(np.multiply)),
+    _arithmetic("Mul", stays_for_a_reason=True, evaluate=_binary(np.multiply)),
     _arithmetic("Pow", evaluate=_binary(np.power), undefined_for="iu"),  # 2 ** -1 in integers
-    _arithmetic("Sub", evaluate=_binary(np.subtract)),
+    _arithmetic("Sub", stays_for_a_reason=True, evaluate=_binary(np.subtract)),
     _arithmetic("Sum"),
     Operator("Equal", evaluate=_equal, jumps=lambda attrs: True),
     Operator("Where", evaluate=_where),

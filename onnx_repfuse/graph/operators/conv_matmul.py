@@ -139,6 +139,7 @@ def _conv_transpose_doubts(case: SizeCase) -> Sequence[int] | Doubt:
 CONV_MATMUL = (
     Operator(
         "Conv",
+        stays_for_a_reason=True,
         channels=_convolved(_conv_channels),
         weight=_conv_channels,
         multiply_adds=_conv_macs,
@@ -147,15 +148,18 @@ CONV_MATMUL = (
     ),
     Operator(
         "ConvTranspose",
+        stays_for_a_reason=True,
         channels=_convolved(_transposed_channels),
         weight=_transposed_channels,
         multiply_adds=_conv_transpose_macs,
+        scatters=True,
         has_window=True,
         shaped_by_shapes=True,
         doubts=_conv_transpose_doubts,
     ),
     Operator(
         "Gemm",
+        stays_for_a_reason=True,
         channels=_multiplied(_gemm_channels),
         weight=_gemm_channels,
         multiply_adds=_gemm_macs,
@@ -163,6 +167,7 @@ CONV_MATMUL = (
     ),
     Operator(
         "MatMul",
+        stays_for_a_reason=True,
         channels=_multiplied(_matmul_channels),
         weight=_matmul_channels,
         multiply_adds=_matmul_macs,

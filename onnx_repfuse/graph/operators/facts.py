@@ -149,10 +149,13 @@ class Operator:
         weight: (node, shape of its second input) -> (channels read, channels written), for an operator that sums over
             channels by a weight. Also called with the sizes of its dims unknown to be constant.
         multiply_adds: of a node at the assumed sizes; None where they are unknown.
+        scatters: it adds into windows of the output (ConvTranspose), where a Conv reads windows of the input.
+        normalizes: its other inputs are scale, shift, mean and variance of each channel.
+        stays_for_a_reason: the user is told why one stays that is linear; others cost little or nothing.
         operations: arithmetic operations per output element, besides multiply-adds: for costs.
         has_window: it slides a window of `kernel_shape` over space.
         since: the opset that brought it.
-        lists_are_inputs_since: the opset from which its lists (axes, starts, pads, ...) are inputs, attributes before.
+        attributes_are_inputs_since: the opset from which axes, starts, pads, min, ... are inputs, attributes before.
         evaluate: for constant inputs; raises what `MALFORMED` lists.
         takes_omitted_inputs: `evaluate` takes None for an input that is left out.
         reads_shape_only: `evaluate` gets the dims of the input in place of its value.
@@ -169,10 +172,13 @@ class Operator:
     space_map: SpaceMap | None = None
     weight: WeightChannels | None = None
     multiply_adds: Callable[[Scope, gs.Node], int | None] | None = None
+    scatters: bool = False
+    normalizes: bool = False
+    stays_for_a_reason: bool = False
     operations: int = 1
     has_window: bool = False
     since: int = 1
-    lists_are_inputs_since: int = 1
+    attributes_are_inputs_since: int = 1
     evaluate: Evaluate | None = None
     takes_omitted_inputs: bool = False
     reads_shape_only: bool = False
@@ -180,3 +186,7 @@ class Operator:
     undefined_for: str = ""
     shaped_by_shapes: bool = False
     doubts: Callable[[SizeCase], Sequence[int] | Doubt] | None = None
+
+    def uses_attributes(self, opset: int) -> bool:
+        """Whether, in that opset, axes, starts, pads, min, ... are attributes and not inputs."""
+        return opset < self.attributes_are_inputs_since

@@ -45,7 +45,7 @@ POINTWISE = (
     _pointwise("Abs", evaluate=_unary(np.abs)),
     _pointwise("Ceil", evaluate=_unary(np.ceil), jumps=lambda attrs: True),
     _pointwise("Celu"),
-    _pointwise("Clip", lists_are_inputs_since=11),
+    _pointwise("Clip", attributes_are_inputs_since=11),
     _pointwise("Dropout"),
     _pointwise("Elu"),
     _pointwise("Erf"),

@@ -76,8 +76,17 @@ def _global_average(case: ViewCase) -> Layout | None:
 
 
 POOLING = (
-    Operator("AveragePool", channels=KEPT_ON_AXIS_1, has_window=True, doubts=_pool_doubts),
-    Operator("BatchNormalization", channels=NORMALIZED, operations=2, shaped_by_shapes=True),
+    Operator(
+        "AveragePool", stays_for_a_reason=True, channels=KEPT_ON_AXIS_1, has_window=True, doubts=_pool_doubts
+    ),
+    Operator(
+        "BatchNormalization",
+        stays_for_a_reason=True,
+        channels=NORMALIZED,
+        operations=2,
+        normalizes=True,
+        shaped_by_shapes=True,
+    ),
     Operator(
         "GlobalAveragePool",
         channels=KEPT_ON_AXIS_1,

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Const
 from onnx_repfuse.lift.border.scatter_ranges import scatter_ranges
 from onnx_repfuse.lift.border.symbolic_shape import Sizes, constant_ints, sizes, sizes_at_rank
@@ -135,7 +136,10 @@ def _transpose(propagator: Propagator, node: gs.Node) -> SymbolicTensor | None:
 def _slice(propagator: Propagator, node: gs.Node) -> SymbolicTensor | None:
     """Only along axes where all values are the same: then it does not matter which are kept."""
     tensor, context = propagator.tensor_of(node.inputs[0].name), propagator.context
-    axes = constant_ints(context, node, 3) if context.scope.opset >= 10 else node.attrs.get("axes")
+    if operator(node).uses_attributes(context.scope.opset):
+        axes = node.attrs.get("axes")
+    else:
+        axes = constant_ints(context, node, 3)
     if tensor is None or tensor.source is not None or axes is None:
         return None
     return tensor if all(tensor.values.shape[axis] == 1 for axis in axes) else None
