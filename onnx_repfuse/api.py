@@ -153,13 +153,13 @@ def verify(
     >>> bool(verify(model, fuse(model).model))
     True
     """
-    from onnx_repfuse.verifier.outputs.verify import verify_outputs
+    from onnx_repfuse.verifier.outputs.compare import verify_outputs
 
     first, second = _plain(original), _plain(fused)
     for model in (first, second):
         if isinstance(model, Path):
             Document.open(model).close()  # one that cannot be read is no other model
-    return verify_outputs(first, second, feeds=feeds, rtol=rtol, atol=atol)
+    return verify_outputs(first, second, spec=feeds, rtol=rtol, atol=atol)
 
 
 def _plain(model: Model) -> onnx.ModelProto | Path:

@@ -92,10 +92,8 @@ def test_every_error_is_a_repfuse_error(tmp_path):
 
 def test_nothing_compared_is_a_failure_with_figures(monkeypatch, tmp_path):
     failed = onnx_repfuse.Verification()  # no output was compared, although every fold passes its probes
-    outputs = importlib.import_module(
-        "onnx_repfuse.verifier.outputs.verify"
-    )  # onnx_repfuse.verify is the function
-    monkeypatch.setattr(outputs, "against", lambda *_, **__: failed)
+    outputs = importlib.import_module("onnx_repfuse.verifier.outputs.compare")
+    monkeypatch.setattr(outputs, "compare_with_baseline", lambda *_, **__: failed)
     with pytest.raises(VerificationError) as caught:
         fuse(ACNET, tmp_path / "out.onnx")
     assert len(caught.value.report.folds) == 4

@@ -100,7 +100,7 @@ def _gated(done: Outcome, task: Task, but: str) -> Outcome:
 
 
 def _compare(task: Task, progress: Progress | None) -> Outcome:
-    from onnx_repfuse.verifier.outputs.compare import compare
+    from onnx_repfuse.verifier.outputs.compare import verify_outputs
 
     options = task.options
     first, second = Path(task.model), Path(task.output)
@@ -108,7 +108,15 @@ def _compare(task: Task, progress: Progress | None) -> Outcome:
         _readable(model)
     if progress is not None:
         progress("comparing", 0, 0)
-    found = compare(first, second, feeds=_feeds(task), rtol=options.rtol, atol=options.atol)
+    found = verify_outputs(
+        first,
+        second,
+        spec=_feeds(task),
+        rtol=options.rtol,
+        atol=options.atol,
+        optimized=True,
+        by_position=True,
+    )
     bench = _bench(task, progress) if task.bench else None
     chosen = options.rtol is not None or options.atol is not None  # then "too close to see" is what was asked
     fine = bool(found) or (chosen and found.status.value == "not observed")
@@ -154,7 +162,7 @@ def _precision(task: Task, progress: Progress | None) -> tuple[Precision, ...]:
 
     if progress is not None:
         progress("comparing with float64", 0, 0)
-    return study(Path(task.model), Path(task.output), feeds=_feeds(task))
+    return study(Path(task.model), Path(task.output), spec=_feeds(task))
 
 
 def _line(text: str) -> str:

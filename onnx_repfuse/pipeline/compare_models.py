@@ -35,25 +35,25 @@ def measure(document: Document, options: Options, folder: Path) -> Baseline:
     Raises:
         InputError: it does not run.
     """
-    from onnx_repfuse.verifier.outputs.verify import measure_original
+    from onnx_repfuse.verifier.outputs.baseline import measure_original
     from onnx_repfuse.verifier.user_inputs import feed_spec
 
-    feeds = feed_spec(document.model, options.input_shapes, options.input_data)
+    spec = feed_spec(document.model, options.input_shapes, options.input_data)
     original = document.path
     if original is None:
         original = folder / "original.onnx"
         save(document, {}, original)
     document.release()
     return measure_original(
-        original, feeds=feeds, runtime=DEFAULT_RUNTIME, tapped=True, skeleton=document.model
+        original, spec=spec, runtime=DEFAULT_RUNTIME, defer_noise=True, skeleton=document.model
     )
 
 
 def compare(baseline: Baseline, result: Path, options: Options) -> Verification:
     """A result on the feeds of the original."""
-    from onnx_repfuse.verifier.outputs.verify import against
+    from onnx_repfuse.verifier.outputs.compare import compare_with_baseline
 
-    return against(baseline, result, rtol=options.rtol, atol=options.atol)
+    return compare_with_baseline(baseline, result, rtol=options.rtol, atol=options.atol)
 
 
 def reason(verification: Verification) -> str:

@@ -36,7 +36,7 @@ def prove(
     """
     from onnx_repfuse.verifier.intermediates import read_intermediates
     from onnx_repfuse.verifier.noise import nudge_feed
-    from onnx_repfuse.verifier.outputs.baseline import count_run, read_noise
+    from onnx_repfuse.verifier.outputs.baseline import count_run, take_noise
     from onnx_repfuse.verifier.session import release_heap
 
     folds = [(planned, fold) for planned, fold in plan.folds if planned.nodes_after(fold)]
@@ -48,7 +48,7 @@ def prove(
     done = 0
     feed = baseline.groups[0].feeds[0]
     moved = nudge_feed(feed)
-    also = [*baseline.ports[1], *baseline.hidden]
+    also = [*baseline.outputs, *baseline.deciding]
     reading = read_intermediates(
         baseline.original,
         wanted,
@@ -61,7 +61,7 @@ def prove(
     )
     for batch, seen in reading:
         if not isinstance(seen, str):
-            read_noise(baseline, moved, seen)
+            take_noise(baseline, moved, seen)
         for index in batch:
             planned, fold = folds[index]
             key = planned.scope.key

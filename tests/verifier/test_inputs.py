@@ -14,7 +14,7 @@ from onnx_repfuse.errors import InputError
 from onnx_repfuse.verifier.input_sizes import ORDINARY, shapes_to_try
 from onnx_repfuse.verifier.inputs import FeedSpec, choose_feeds, make_feed
 from onnx_repfuse.verifier.noise import nudge_feed, nudged_weights
-from onnx_repfuse.verifier.outputs.verify import verify_outputs
+from onnx_repfuse.verifier.outputs.compare import verify_outputs
 from onnx_repfuse.verifier.session import ValueInfo, open_session
 from onnx_repfuse.verifier.user_inputs import read_inputs
 
@@ -146,7 +146,7 @@ def test_a_model_that_runs_at_no_size_asks_for_one() -> None:
     with pytest.raises(InputError, match=r"--input-shape x:n,3,h,w"):
         shapes_of(model)
     assert shapes_of(model, FeedSpec({"x": (1, 3, 111, 113)})) == [(1, 3, 111, 113)]
-    assert verify_outputs(model, model, feeds=FeedSpec({"x": (1, 3, 111, 113)}))
+    assert verify_outputs(model, model, spec=FeedSpec({"x": (1, 3, 111, 113)}))
 
 
 def test_wrong_names_and_ranks_are_input_errors() -> None:
@@ -155,9 +155,7 @@ def test_wrong_names_and_ranks_are_input_errors() -> None:
     with pytest.raises(InputError, match="has 2 dims, but 3 were given"):
         shapes_of(relu(["n", 3]), FeedSpec({"x": (1, 3, 3)}))
     with pytest.raises(InputError, match="the data given"):
-        verify_outputs(
-            relu([1, 3]), relu([1, 3]), feeds=FeedSpec(data=({"x": np.zeros((2, 3), np.float32)},))
-        )
+        verify_outputs(relu([1, 3]), relu([1, 3]), spec=FeedSpec(data=({"x": np.zeros((2, 3), np.float32)},)))
 
 
 def test_integers_that_index_a_table_stay_within_it() -> None:

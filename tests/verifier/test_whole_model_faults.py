@@ -16,7 +16,7 @@ from onnx_repfuse.records.verdict import FoldVerdict, Status
 from onnx_repfuse.verifier.folds.in_place import tap
 from onnx_repfuse.verifier.folds.isolated import FoldCase, probe
 from onnx_repfuse.verifier.inputs import FeedSpec
-from onnx_repfuse.verifier.outputs.verify import verify_outputs
+from onnx_repfuse.verifier.outputs.compare import verify_outputs
 
 Arrays = dict[str, np.ndarray]
 SINGLE, HALF = np.float32, np.float16
@@ -256,7 +256,7 @@ def test_outputs_see_what_reaches_them(fault: str) -> None:
 def test_outputs_pass_for_correct_folds() -> None:
     for seed in range(8):
         case = block(seed, wild=seed % 2 == 1)
-        result = verify_outputs(network(case), network(case, "after"), feeds=FeedSpec(seeds=(seed, 1 + seed)))
+        result = verify_outputs(network(case), network(case, "after"), spec=FeedSpec(seeds=(seed, 1 + seed)))
         assert result, [verdict.message for verdict in result.outputs]
 
 

@@ -1,68 +1,244 @@
-"""`--compare`: any two files with one interface, the first being the measure of the second."""
+"""Two whole models: the original against the result, with the original's own noise as the measure.
+
+Sessions are opened one after another, from paths. At the ordinary size the original runs once per seed and twice more
+for the noise (inputs moved, weights moved), the result once per seed; smaller sizes cost little. Only where a feed
+fails is the noise measured on that feed, too: some inputs are worse conditioned than others.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
-from onnx_repfuse.records.verdict import OutputVerdict, Verification
+from onnx_repfuse.records.verdict import OutputVerdict, Status, Verification
+from onnx_repfuse.verifier.distance import flatten
 from onnx_repfuse.verifier.inputs import FeedSpec
-from onnx_repfuse.verifier.outputs.verify import verify_outputs
-from onnx_repfuse.verifier.session import Model
+from onnx_repfuse.verifier.intermediates import open_with_extra_outputs, tensor_names
+from onnx_repfuse.verifier.outputs.baseline import (
+    Baseline,
+    FeedKey,
+    Row,
+    complete_noise,
+    measure_noise_on,
+    measure_original,
+)
+from onnx_repfuse.verifier.outputs.decision_tails import explains_flips, has_same_tail
+from onnx_repfuse.verifier.outputs.judge import failing_samples, judge_output, verdict_without_figures
+from onnx_repfuse.verifier.outputs.tolerance import Sample, UserTolerance, user_tolerance
+from onnx_repfuse.verifier.session import DoesNotRun, Model, load
 
-__all__ = ["compare", "describe"]
+__all__ = ["compare_with_baseline", "verify_outputs"]
+
+Samples = dict[str, list[Sample]]  # by tensor name, one sample per feed, in the order of `Baseline.keys`
+Values = Mapping[FeedKey, Row]
 
 
-def compare(
-    first: Model,
-    second: Model,
+class _DifferentInterface(Exception):  # noqa: N818 - an outcome, like DoesNotRun
+    """Inputs or outputs of the two models cannot be paired."""
+
+
+def verify_outputs(
+    original: Model,
+    fused: Model,
     *,
-    feeds: FeedSpec | None = None,
+    spec: FeedSpec | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     runtime: Runtime = DEFAULT_RUNTIME,
+    optimized: bool | None = None,
+    by_position: bool = False,
 ) -> Verification:
-    """Compare two models; `describe` renders the figures.
+    """Compare all outputs of two models with one interface.
 
     Args:
-        first: the reference, whose own noise sets the tolerance.
-        second: the other model; it may use names of its own for inputs and outputs if their number agrees.
-        feeds, rtol, atol, runtime: as in `verify_outputs`.
+        original, fused: paths (any size), or models in memory.
+        spec: shapes, data and seeds of the inputs.
+        rtol, atol: replace the calibrated tolerance by |difference| <= atol + rtol * |y|.
+        runtime: how both are run.
+        optimized: also measure what ORT_ENABLE_ALL changes in the original (one more run); by default only where that
+            is cheap.
+        by_position: pair inputs and outputs by position where their names differ.
+
+    Returns:
+        a Verification whose truth says whether it passed; a result that does not run has FAILED.
 
     Raises:
-        InputError: the first does not run.
+        InputError: the original does not run; the message says why in one line.
     """
-    return verify_outputs(
-        first, second, feeds=feeds, rtol=rtol, atol=atol, runtime=runtime, optimized=True, by_position=True
+    baseline = measure_original(original, spec=spec, runtime=runtime, optimized=optimized)
+    return compare_with_baseline(baseline, fused, rtol=rtol, atol=atol, by_position=by_position)
+
+
+def compare_with_baseline(
+    baseline: Baseline,
+    fused: Model,
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+    by_position: bool = False,
+) -> Verification:
+    """Compare a candidate with the original's measured values; see `verify_outputs`."""
+    try:
+        complete_noise(baseline)
+    except DoesNotRun as error:
+        return _incomparable(baseline, f"the original does not run again: {error}")
+    try:
+        values, backend = _run_candidate(baseline, fused, by_position)
+    except DoesNotRun as error:
+        return _incomparable(baseline, f"the result does not run: {error}")
+    except _DifferentInterface as error:
+        return _incomparable(baseline, str(error))
+    user = user_tolerance(rtol, atol)
+    verdicts = _judge(baseline, values, user)
+    while user is None and any(verdict.status is Status.FAILED for verdict in verdicts):
+        if not _measure_noise_where_failing(baseline, values):
+            break
+        verdicts = _judge(baseline, values, user)
+    notes = list(baseline.notes)
+    if backend != baseline.backend:
+        notes.append(f"the original was run by {baseline.backend}, the result by {backend}")
+    if baseline.backend == "reference":
+        notes.append("ONNX Runtime has no kernel for this model; onnx's reference evaluator was the judge")
+    runs_of_result = sum(baseline.is_largest(group) for group, _ in baseline.keys)
+    return _verification(baseline, verdicts, notes, runs_of_result)
+
+
+def _verification(
+    baseline: Baseline, verdicts: tuple[OutputVerdict, ...], notes: list[str], runs_of_result: int
+) -> Verification:
+    seeds = [seed for group in baseline.groups for seed in group.seeds if seed >= 0]
+    return Verification(
+        verdicts,
+        judge=baseline.backend,
+        seeds=tuple(dict.fromkeys(seeds)),
+        shapes=tuple(dict(group.shapes) for group in baseline.groups),
+        notes=tuple(notes),
+        runs=(baseline.runs, runs_of_result),
     )
 
 
-def describe(result: Verification) -> list[str]:
-    """Lines of text: one block per output, then the notes."""
-    lines: list[str] = []
-    for verdict in result.outputs:
-        lines.extend(_output(verdict))
-    shapes = "; ".join(
-        ", ".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in sorted(given.items()))
-        for given in result.shapes
-    )
-    lines.append(f"judge: {result.judge}; inputs: {shapes or 'none'}")
-    lines.extend(f"note: {note}" for note in result.notes)
-    return lines
+def _incomparable(baseline: Baseline, reason: str) -> Verification:
+    """Every output has failed."""
+    verdicts = tuple(verdict_without_figures(name, Status.FAILED, "", reason) for name in baseline.outputs)
+    return _verification(baseline, verdicts, [*baseline.notes, reason], 0)
 
 
-def _output(verdict: OutputVerdict) -> list[str]:
-    figures = [
-        f"max abs {verdict.max_abs:.3g}",
-        f"max rel {verdict.max_rel:.3g}",
-        f"cosine {verdict.cosine:.9f}" if verdict.cosine is not None else "",
-        f"top-1 {100 * verdict.top1:.1f}%" if verdict.top1 is not None else "",
+def _measure_noise_where_failing(baseline: Baseline, values: Values) -> bool:
+    """Measure the noise on the feeds where something is beyond the tolerance; whether there was more to measure."""
+    keys = baseline.keys
+    failing: set[FeedKey] = set()
+    for samples in _samples(baseline, values).values():
+        failing.update(keys[index] for index in failing_samples(samples))
+    try:
+        return measure_noise_on(baseline, [key for key in keys if key in failing])
+    except DoesNotRun:
+        return False
+
+
+def _run_candidate(baseline: Baseline, fused: Model, by_position: bool) -> tuple[dict[FeedKey, Row], str]:
+    """(the candidate's outputs, deciding tensors and inputs under the original's names, its backend).
+
+    Raises:
+        DoesNotRun, _DifferentInterface.
+    """
+    deciding = _deciding_tensors(baseline, fused)
+    values: dict[FeedKey, Row] = {}
+    with open_with_extra_outputs(fused, deciding, baseline.runtime) as session:
+        outputs = [value.name for value in session.outputs if value.name not in deciding]
+        input_names = _pair("inputs", baseline.inputs, [value.name for value in session.inputs], by_position)
+        output_names = _pair("outputs", baseline.outputs, outputs, by_position)
+        for key in baseline.keys:
+            feed = baseline.feed(key)
+            renamed = {input_names[name]: value for name, value in feed.items()}
+            results = session.run(renamed, [*output_names.values(), *deciding])
+            row = {**feed, **{name: results[name] for name in deciding}}
+            row.update({name: results[other] for name, other in output_names.items()})
+            values[key] = flatten(row)
+        return values, session.backend
+
+
+def _deciding_tensors(baseline: Baseline, fused: Model) -> list[str]:
+    """Those the candidate has, too, where its tails are the original's."""
+    if not baseline.tails:
+        return []
+    graph = load(fused, weights=False).graph
+    shared = {
+        name for tail in baseline.tails.values() if has_same_tail(graph, tail) for name in tail.deciding
+    }
+    produced, _ = tensor_names(fused)
+    return [name for name in baseline.deciding if name in shared & produced]
+
+
+def _pair(what: str, original: tuple[str, ...], fused: list[str], by_position: bool) -> dict[str, str]:
+    """The original's names -> the candidate's. Raises _DifferentInterface."""
+    if set(original) == set(fused):
+        return {name: name for name in original}
+    if by_position and len(original) == len(fused):
+        return dict(zip(original, fused, strict=True))
+    raise _DifferentInterface(f"the {what} differ: {fused} instead of {list(original)}")
+
+
+def _judge(baseline: Baseline, values: Values, user: UserTolerance | None) -> tuple[OutputVerdict, ...]:
+    samples = _samples(baseline, values)
+    no_outputs = {*baseline.deciding, *baseline.inputs} - set(baseline.outputs)
+    verdicts = [
+        judge_output(name, of_output, user) for name, of_output in samples.items() if name not in no_outputs
     ]
-    b, c = verdict.noise
-    noise = f"noise floor {max(b, c):.3g} (inputs {b:.3g}, weights {c:.3g})"
-    if verdict.optimized is not None:
-        noise += f", ORT_ENABLE_ALL changes {verdict.optimized:.3g}"
-    return [
-        f"{verdict.name} ({verdict.dtype or '?'}): {verdict.status}",
-        "  " + ", ".join(part for part in figures if part),
-        f"  {noise}; allowed {verdict.tolerance:.3g}, minimum tolerance that would pass "
-        f"{verdict.minimum_tolerance:.3g}",
-    ]
+    if user is None:
+        verdicts = [_consider_deciding_tensors(baseline, verdict, samples, values) for verdict in verdicts]
+    return tuple(verdicts)
+
+
+def _samples(baseline: Baseline, values: Values) -> Samples:
+    samples: Samples = {}
+    for key in baseline.keys:
+        original, fused = baseline.values[key], values[key]
+        by_inputs, by_weights, optimized = (
+            rows.get(key, {}) for rows in (baseline.by_inputs, baseline.by_weights, baseline.optimized)
+        )
+        extra = [name for name in fused if name not in baseline.inputs]
+        for name in dict.fromkeys([*original, *extra]):
+            sample = Sample(
+                key[0],
+                original.get(name),
+                fused.get(name),
+                by_inputs.get(name),
+                by_weights.get(name),
+                optimized.get(name),
+            )
+            samples.setdefault(name, []).append(sample)
+    return samples
+
+
+def _consider_deciding_tensors(
+    baseline: Baseline, verdict: OutputVerdict, samples: Samples, values: Values
+) -> OutputVerdict:
+    """The verdict on an output that did not pass, in the light of the tensors that decide it.
+
+    A deciding tensor that failed makes it fail. If they passed, an output that could not show a fault passes, and so
+    does one that differs, where rounding explains each difference.
+    """
+    tail = baseline.tails.get(verdict.name)
+    if tail is None or verdict.status is Status.PASSED:
+        return verdict
+    verdicts = []
+    for name in tail.deciding:
+        of_tensor = samples.get(name, [])
+        if not of_tensor or any(sample.fused is None for sample in of_tensor):
+            return verdict  # the result does not have it
+        verdicts.append(judge_output(name, of_tensor))
+    for deciding in verdicts:
+        if deciding.status is Status.FAILED:
+            message = f"{verdict.message}; {deciding.message}, which decides it"
+            return replace(verdict, status=Status.FAILED, message=message)
+    if not any(deciding.status is Status.PASSED for deciding in verdicts):
+        return verdict
+    names = ", ".join(repr(name) for name in tail.deciding)
+    if verdict.status is Status.NOT_OBSERVED and not verdict.max_abs:
+        message = f"{verdict.message}, but {names} can, and passed"
+    elif explains_flips(tail, [values[key] for key in baseline.keys], baseline.runtime):
+        message = f"{verdict.message}: rounding flips decisions on {names}, which passed"
+    else:
+        return verdict
+    return replace(verdict, status=Status.PASSED, message=message)

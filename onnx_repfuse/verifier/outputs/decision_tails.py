@@ -1,18 +1,18 @@
-"""Outputs that hide what decides them: argmax, top-k, suppression, thresholds, and a closing softmax or sigmoid.
+"""Outputs that hide the values behind them: argmax, top-k, suppression, thresholds, a closing softmax or sigmoid.
 
-The *tail* of such an output is what comes after its first decision, and the tensors the tail reads can be judged
-as outputs are. They have the same names in both models. Two things follow.
+The *decision tail* of such an output is the graph from its first decision on. The tensors a tail reads (the deciding
+tensors) can be judged as outputs are, because they have the same names in both models. Two things follow.
 
-* Two correct networks may decide differently where a margin is within rounding. A difference is accepted only
-  if every tensor that decides passed and the original's own tail, fed with the result's tensors, gives exactly
-  the result's output: then nothing else can be the cause, and no margin above the tolerance has flipped.
-* An output that cannot show a fault (the same class for every input, a saturated softmax) is judged by the
-  tensors that decide it instead.
+* Two correct networks may decide differently where a margin is within rounding. A difference is accepted only if every
+  deciding tensor passed, and the original's own tail, fed with the result's deciding tensors, gives exactly the
+  result's output. Then nothing else can be the cause, and no margin above the tolerance has flipped.
+* An output that cannot show a fault (the same class for every input, a saturated softmax) is judged by its deciding
+  tensors instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,205 +21,225 @@ import onnx
 
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.verifier.distance import difference, flatten, is_inexact, largest, ulp
-from onnx_repfuse.verifier.session import DoesNotRun, open_session
+from onnx_repfuse.verifier.session import DoesNotRun, open_session, subgraphs
 
-__all__ = ["Tail", "explains", "tails"]
+__all__ = ["DecisionTail", "explains_flips", "find_tails", "has_same_tail"]
 
-_DECIDE = frozenset(
+# Operators whose output jumps where their input passes a threshold.
+_DECISIONS = frozenset(
     [
-        "ArgMax",
-        "ArgMin",
-        "TopK",
-        "NonMaxSuppression",
-        "Greater",
-        "GreaterOrEqual",
-        "Less",
-        "LessOrEqual",
-        "Equal",
-        "NonZero",
-        "Round",
-        "Floor",
-        "Ceil",
-        "Sign",
-        "Hardmax",
-        "Unique",
-        "QuantizeLinear",
-        "DynamicQuantizeLinear",
+        *("ArgMax", "ArgMin", "TopK", "Hardmax", "NonMaxSuppression", "NonZero", "Unique"),
+        *("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Sign"),
+        *("Round", "Floor", "Ceil", "QuantizeLinear", "DynamicQuantizeLinear"),
     ]
 )
-_SQUASH = frozenset(["Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Tanh"])
-_PLACE = frozenset(
+_SATURATING = frozenset(["Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Tanh"])
+# Operators between a closing softmax and the output, which change no value.
+_DATA_MOVEMENT = frozenset(
     ["Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Cast", "Slice", "Concat"]
 )
-_INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 9, 12, 13))
-_LIMIT = 16 << 20  # elements of constants in a tail
+_INTEGER_TYPES = frozenset(
+    getattr(onnx.TensorProto, name)
+    for name in ("UINT8", "INT8", "UINT16", "INT16", "INT32", "INT64", "BOOL", "UINT32", "UINT64")
+)
+_MAX_CONSTANT_ELEMENTS = 16 << 20  # of a tail
+_ALLOWED_ULPS = (
+    8.0  # of float outputs: alone, a kernel of the tail may round otherwise than in the whole model
+)
+Producers = Mapping[str, onnx.NodeProto]
 
 
 @dataclass(frozen=True)
-class Tail:
+class DecisionTail:
     """The nodes from the first decisions to one output.
 
     Attributes:
         output: the graph output.
-        model: these nodes; without graph inputs, which `explains` adds.
-        reads: the tensors they read, by name.
+        model: these nodes; without graph inputs, which `explains_flips` adds.
+        deciding: names of the tensors they read.
     """
 
     output: str
     model: onnx.ModelProto
-    reads: tuple[str, ...]
-
-    def is_in(self, graph: onnx.GraphProto) -> bool:
-        """Whether another graph does the same to tensors of these names, so that they mean the same there."""
-        maker = {name: node for node in graph.node for name in node.output if name}
-        flow = set(self.reads)
-        for node in self.model.graph.node:
-            used = [name for name in node.input if name in flow]
-            if not used:
-                continue  # constants: their names may differ
-            flow.update(node.output)
-            other = maker.get(next(name for name in node.output if name))
-            if other is None or other.op_type != node.op_type:
-                return False
-            if [name for name in other.input if name in flow] != used:
-                return False
-        return True
+    deciding: tuple[str, ...]
 
 
-def tails(proto: onnx.ModelProto) -> dict[str, Tail]:
+def find_tails(proto: onnx.ModelProto) -> dict[str, DecisionTail]:
     """Output name -> its tail, for the outputs that have one. External data need not be loaded."""
-    graph = proto.graph
-    constant = {tensor.name for tensor in graph.initializer}
-    still, late = set(constant), set()
-    for node in graph.node:
-        reads = _reads(node)
-        if all(name in still for name in reads) or node.op_type in ("Shape", "Size"):
-            still.update(node.output)  # of shapes and constants alone
-        elif any(name in late for name in reads) or _decides(node):
-            late.update(node.output)
-    maker = {name: node for node in graph.node for name in node.output if name}
-    found: dict[str, Tail] = {}
-    for value in graph.output:
-        if value.name in late:
-            inside = late
-        else:
-            inside = _squashed(value.name, maker)
-            if not inside:
-                continue
-        tail = _cut(proto, value, inside, still, maker)
-        if tail is not None:
-            found[value.name] = tail
-    return found
+    static, decided = _static_and_decided(proto.graph)
+    producers = _producers(proto.graph)
+    tails: dict[str, DecisionTail] = {}
+    for output in proto.graph.output:
+        inside = decided if output.name in decided else _behind_saturation(output.name, producers)
+        if inside:
+            tail = _cut(proto, output, inside, static, producers)
+            if tail is not None:
+                tails[output.name] = tail
+    return tails
 
 
-def explains(tail: Tail, rows: Sequence[Mapping[str, Any]], runtime: Runtime = DEFAULT_RUNTIME) -> bool:
-    """Whether the tail, fed with a model's deciding tensors, gives exactly that model's output.
+def has_same_tail(graph: onnx.GraphProto, tail: DecisionTail) -> bool:
+    """Whether a graph does what the tail does to tensors of the same names, so that the names mean the same there.
+
+    Only the flow of the deciding tensors is followed. Constants may have other names.
+    """
+    producers = _producers(graph)
+    flow = set(tail.deciding)
+    for node in tail.model.graph.node:
+        names = [name for name in node.input if name in flow]
+        if not names:
+            continue
+        flow.update(node.output)
+        other = producers.get(next(name for name in node.output if name))
+        if other is None or other.op_type != node.op_type:
+            return False
+        if [name for name in other.input if name in flow] != names:
+            return False
+    return True
+
+
+def explains_flips(
+    tail: DecisionTail, rows: Sequence[Mapping[str, Any]], runtime: Runtime = DEFAULT_RUNTIME
+) -> bool:
+    """Whether the original's tail, fed with the result's deciding tensors, gives exactly the result's output.
 
     Args:
         tail: of the original.
-        rows: per feed, the other model's values of `tail.reads` and of its output.
-        runtime: how it is run.
+        rows: per feed, the result's deciding tensors and its output, by name.
+        runtime: how the tail is run.
     """
     model = onnx.ModelProto()
     model.CopyFrom(tail.model)
-    for name in tail.reads:
+    for name in tail.deciding:
         value = rows[0].get(name)
         if not isinstance(value, np.ndarray):
             return False
-        kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-        model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * value.ndim))
+        data_type = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, data_type, [None] * value.ndim))
     try:
-        with open_session(model, runtime) as runner:
+        with open_session(model, runtime) as session:
             for row in rows:
-                again = flatten(runner.run({name: row[name] for name in tail.reads}, [tail.output]))
-                if not all(_same(value, row.get(name)) for name, value in again.items()):
+                again = flatten(session.run({name: row[name] for name in tail.deciding}, [tail.output]))
+                if not all(_is_same(value, row.get(name)) for name, value in again.items()):
                     return False
     except DoesNotRun:
         return False
     return True
 
 
-def _cut(
-    proto: onnx.ModelProto,
-    value: onnx.ValueInfoProto,
-    inside: set[str],
-    still: set[str],
-    maker: Mapping[str, onnx.NodeProto],
-) -> Tail | None:
-    """The nodes that make `value` out of `inside` and constants, and what else they read."""
-    graph = proto.graph
-    constant = {tensor.name for tensor in graph.initializer}
-    keep: set[int] = set()
-    reads: set[str] = set()
-    stack = [value.name]
+def _static_and_decided(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
+    """(tensors of shapes and constants alone, tensors at or behind a decision on a value)."""
+    static = {tensor.name for tensor in graph.initializer}
+    decided: set[str] = set()
+    for node in graph.node:
+        names = _reads(node)
+        if node.op_type in ("Shape", "Size") or static.issuperset(names):
+            static.update(node.output)
+        elif _decides(node) or not decided.isdisjoint(names):
+            decided.update(node.output)
+    return static, decided
+
+
+def _behind_saturation(output: str, producers: Producers) -> set[str]:
+    """The tensors from a closing softmax or the like to the output; empty if it does not end in one."""
+    behind: set[str] = set()
+    saturates = False
+    stack = [output]
     while stack:
         name = stack.pop()
-        node = maker.get(name)
-        if node is None or not (name in inside or (name in still and _closed(node, still))):
-            if name not in constant:
-                reads.add(name)
-        elif id(node) not in keep:
-            keep.add(id(node))
-            stack.extend(_reads(node))
-    nodes = [node for node in graph.node if id(node) in keep]
-    named = {name for node in nodes for name in _reads(node)}
-    weights = [tensor for tensor in graph.initializer if tensor.name in named]
-    external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in weights)
-    if not reads or external or sum(int(np.prod(t.dims, dtype=np.int64)) for t in weights) > _LIMIT:
+        node = producers.get(name)
+        if node is None or name in behind:
+            continue
+        if node.op_type in _SATURATING:
+            behind.add(name)
+            saturates = True
+        elif node.op_type in _DATA_MOVEMENT:
+            behind.add(name)
+            stack.extend(node.input if node.op_type == "Concat" else node.input[:1])
+    return behind if saturates else set()
+
+
+def _cut(
+    proto: onnx.ModelProto,
+    output: onnx.ValueInfoProto,
+    inside: set[str],
+    static: set[str],
+    producers: Producers,
+) -> DecisionTail | None:
+    """The nodes that compute `output` from the tensors `inside` and constants, and what else they read.
+
+    Returns:
+        None where nothing is read, or constants are external or large.
+    """
+
+    def belongs(name: str, node: onnx.NodeProto) -> bool:
+        return name in inside or (name in static and static.issuperset(_reads(node)))
+
+    initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+    nodes, deciding = _backwards(output.name, producers, belongs)
+    deciding -= initializers.keys()
+    kept = [node for node in proto.graph.node if id(node) in nodes]
+    names = {name for node in kept for name in _reads(node)}
+    constants = [tensor for name, tensor in initializers.items() if name in names]
+    elements = sum(int(np.prod(tensor.dims, dtype=np.int64)) for tensor in constants)
+    external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in constants)
+    if not deciding or external or elements > _MAX_CONSTANT_ELEMENTS:
         return None
     model = onnx.ModelProto(ir_version=proto.ir_version)
     model.opset_import.extend(proto.opset_import)
     model.functions.extend(proto.functions)
     model.graph.name = "tail"
-    model.graph.node.extend(nodes)
-    model.graph.initializer.extend(weights)
-    model.graph.output.append(value)
-    return Tail(value.name, model, tuple(sorted(reads)))
+    model.graph.node.extend(kept)
+    model.graph.initializer.extend(constants)
+    model.graph.output.append(output)
+    return DecisionTail(output.name, model, tuple(sorted(deciding)))
 
 
-def _closed(node: onnx.NodeProto, still: set[str]) -> bool:
-    return all(name in still for name in _reads(node))
-
-
-def _squashed(output: str, maker: Mapping[str, onnx.NodeProto]) -> set[str]:
-    """The tensors from a closing softmax or the like to the output; empty if it does not end in one."""
-    found, stack, squashed = set(), [output], False
+def _backwards(
+    output: str, producers: Producers, belongs: Callable[[str, onnx.NodeProto], bool]
+) -> tuple[set[int], set[str]]:
+    """(ids of the nodes that lead to `output` and belong, names of what they read from elsewhere)."""
+    nodes: set[int] = set()
+    outside: set[str] = set()
+    stack = [output]
     while stack:
         name = stack.pop()
-        node = maker.get(name)
-        if node is None or name in found:
-            continue
-        if node.op_type in _SQUASH:
-            found.add(name)
-            squashed = True
-        elif node.op_type in _PLACE:
-            found.add(name)
-            stack.extend(node.input[:1] if node.op_type != "Concat" else node.input)
-    return found if squashed else set()
+        node = producers.get(name)
+        if node is None or not belongs(name, node):
+            outside.add(name)
+        elif id(node) not in nodes:
+            nodes.add(id(node))
+            stack.extend(_reads(node))
+    return nodes, outside
 
 
-def _same(first: Any, second: Any) -> bool:
-    if first is None or second is None or first.shape != second.shape or first.dtype != second.dtype:
-        return first is second
-    if not is_inexact(first.dtype):
-        return bool(np.array_equal(first, second))
-    gap = difference(first, second)
-    return not gap.size or float(gap.max()) <= 8 * ulp(largest(first), first.dtype)
+def _producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    return {name: node for node in graph.node for name in node.output if name}
 
 
 def _decides(node: onnx.NodeProto) -> bool:
     if node.op_type == "Cast":
-        return any(attribute.name == "to" and attribute.i in _INTEGERS for attribute in node.attribute)
-    return node.op_type in _DECIDE
+        return any(attribute.name == "to" and attribute.i in _INTEGER_TYPES for attribute in node.attribute)
+    return node.op_type in _DECISIONS
 
 
 def _reads(node: onnx.NodeProto) -> list[str]:
-    """Inputs, and what the node's subgraphs capture."""
+    """Inputs, and what the node's subgraphs capture from outside."""
     names = [name for name in node.input if name]
-    for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            inner = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-            inner |= {name for one in graph.node for name in one.output}
-            names.extend(name for one in graph.node for name in _reads(one) if name not in inner)
-            names.extend(value.name for value in graph.output if value.name not in inner)
+    for graph in subgraphs(node):
+        inner = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+        inner.update(name for child in graph.node for name in child.output)
+        reads = [name for child in graph.node for name in _reads(child)]
+        reads += [value.name for value in graph.output]
+        names.extend(name for name in reads if name not in inner)
     return names
+
+
+def _is_same(value: Any, expected: Any) -> bool:
+    """Equal, or of floats within rounding."""
+    if value is None or expected is None or value.shape != expected.shape or value.dtype != expected.dtype:
+        return value is expected
+    if not is_inexact(value.dtype):
+        return bool(np.array_equal(value, expected))
+    gap = difference(value, expected)
+    return not gap.size or float(gap.max()) <= _ALLOWED_ULPS * ulp(largest(value), value.dtype)

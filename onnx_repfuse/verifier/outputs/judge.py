@@ -1,265 +1,224 @@
 """One output's verdict from its samples.
 
-    tolerance = 4 * max(b, c) + 8 ulp(max|y|)
-
-b and c are the original's own changes when its inputs and its weights move by one ulp. They are measured on
-the first sample of each shape; another of that shape scales them by its size, unless its own were measured.
-Correct folds measure 0.8 to 2.2 times the noise, so 4 leaves room for the largest of many elements, and the
-ulps for what is exact by luck. Where one tensor holds quantities of different scales (boxes in pixels beside
-class scores), each index of that axis has a tolerance of its own.
-
-Whether an output could have shown a fault at all.
-
-It can if a noticeable share of its elements moves visibly with the inputs: by many tolerances, between two feeds
-of one shape. A softmax that is all zeros and ones, a constant, or a signal below the noise does not.
-
-What is judged.
+A float output passes where no element differs by more than its tolerance, see `tolerance`; other types are compared
+exactly. An output that could not have shown a fault is *not observed*, which is never a pass: a noticeable share of
+its elements must move visibly, by many tolerances, between two feeds of one shape. A constant, a softmax that is all
+zeros and ones, or a signal below the noise does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 
 from onnx_repfuse.records.verdict import OutputVerdict, Status
-from onnx_repfuse.verifier.distance import Array, cosine, difference, is_inexact, largest, top1, ulp
-from onnx_repfuse.verifier.noise import noise_tolerance
+from onnx_repfuse.verifier.distance import Array, cosine, difference, is_inexact, largest, top1
+from onnx_repfuse.verifier.outputs.tolerance import Sample, Tolerance, UserTolerance, calibrated_tolerance
 
-__all__ = ["Sample", "beyond", "judge_output", "why_unobservable"]
+__all__ = ["failing_samples", "judge_output", "verdict_without_figures"]
 
-_SLICE = 256  # elements a slice needs for its largest to be typical
-_SLICES = 2048
-_HOPELESS = (float("inf"), float("inf"), float("inf"), (0.0, 0.0), 0.0, float("inf"))
-_NOTHING = (0.0, 0.0, 0.0, (0.0, 0.0), 0.0, 0.0)
-_VISIBLE = 16.0  # an element is observed if inputs move it by this many tolerances ...
-_SHARE = 0.01  # ... and an output if this share of its elements is
+_VISIBLE_TOLERANCES = 16.0  # an element is observed if other inputs move it by this many tolerances ...
+_OBSERVED_SHARE = 0.01  # ... and an output if this share of its elements is
+_INFINITY = float("inf")
+Pair = tuple[Array, Array]
 
 
-def judge_output(
-    name: str, samples: Sequence[Sample], rtol: float | None = None, atol: float | None = None
-) -> OutputVerdict:
-    """The verdict over all samples; `rtol` and `atol`, if given, replace the calibrated tolerance."""
+def judge_output(name: str, samples: Sequence[Sample], user: UserTolerance | None = None) -> OutputVerdict:
+    """The verdict over all samples; `user`, if given, replaces the calibrated tolerance."""
     for sample in samples:
-        problem = _structure(sample)
+        problem = _mismatch(sample)
         if problem:
             dtype = "" if sample.original is None else sample.original.dtype.name
-            return OutputVerdict(name, Status.FAILED, dtype, *_HOPELESS, message=f"'{name}' {problem}")
-    pairs = [(s.original, s.fused) for s in samples if s.original is not None and s.fused is not None]
-    if not any(first.size for first, _ in pairs):
+            return verdict_without_figures(name, Status.FAILED, dtype, f"'{name}' {problem}")
+    present = [sample for sample in samples if sample.original is not None]
+    pairs = [(s.original, s.fused) for s in present if s.original is not None and s.fused is not None]
+    if not any(original.size for original, _ in pairs):
         dtype = pairs[0][0].dtype.name if pairs else ""
-        return OutputVerdict(name, Status.NOT_OBSERVED, dtype, *_NOTHING, message=f"'{name}' is empty")
-    if not is_inexact(pairs[0][0].dtype):
-        return _discrete(name, samples, pairs)
-    return _float(name, [s for s in samples if s.original is not None], pairs, rtol, atol)
+        return verdict_without_figures(name, Status.NOT_OBSERVED, dtype, f"'{name}' is empty")
+    if is_inexact(pairs[0][0].dtype):
+        return _judge_floats(name, present, pairs, user)
+    return _judge_exactly(name, present, pairs)
 
 
-def beyond(samples: Sequence[Sample]) -> list[int]:
-    """The samples of a float output that differ by more than the calibrated tolerance."""
-    found = []
+def failing_samples(samples: Sequence[Sample]) -> list[int]:
+    """Indices of the samples of a float output that differ by more than the calibrated tolerance."""
+    failing = []
     for index, sample in enumerate(samples):
-        first, second = sample.original, sample.fused
-        if first is None or second is None or _structure(sample) or not is_inexact(first.dtype):
+        original, fused = sample.original, sample.fused
+        if original is None or fused is None or _mismatch(sample) or not is_inexact(original.dtype):
             continue
-        if bool((difference(first, second) > _tolerance(sample, samples, first)[1]).any()):
-            found.append(index)
-    return found
+        allowed = calibrated_tolerance(sample, samples, original).allowed
+        if (difference(original, fused) > allowed).any():
+            failing.append(index)
+    return failing
 
 
-def _structure(sample: Sample) -> str:
-    first, second = sample.original, sample.fused
-    if first is None or second is None:
-        return "" if first is second else "is present in only one of the two"
-    if first.dtype != second.dtype:
-        return f"has type {second.dtype.name} instead of {first.dtype.name}"
-    if first.shape != second.shape:
-        return f"has shape {list(second.shape)} instead of {list(first.shape)}"
+def verdict_without_figures(name: str, status: Status, dtype: str, message: str) -> OutputVerdict:
+    """For values that are equal (all figures are 0), or that cannot be compared and FAILED (infinite)."""
+    figure = _INFINITY if status is Status.FAILED else 0.0
+    return OutputVerdict(
+        name, status, dtype, figure, figure, figure, (0.0, 0.0), 0.0, figure, message=message
+    )
+
+
+def _mismatch(sample: Sample) -> str:
+    original, fused = sample.original, sample.fused
+    if original is None or fused is None:
+        return "" if original is fused else "is present in only one of the two"
+    if original.dtype != fused.dtype:
+        return f"has type {fused.dtype.name} instead of {original.dtype.name}"
+    if original.shape != fused.shape:
+        return f"has shape {list(fused.shape)} instead of {list(original.shape)}"
     return ""
 
 
-def _discrete(name: str, samples: Sequence[Sample], pairs: Sequence[tuple[Array, Array]]) -> OutputVerdict:
-    differ = sum(int((first != second).sum()) for first, second in pairs)
-    total = sum(first.size for first, _ in pairs)
-    dtype = pairs[0][0].dtype.name
-    if differ:
-        numeric = pairs[0][0].dtype.kind in "iub"
-        worst = max(largest(difference(a, b)) for a, b in pairs) if numeric else float("inf")
-        return OutputVerdict(
-            name, Status.FAILED, dtype, float(differ), differ / total, float("inf"), (0.0, 0.0), 0.0, worst,
-            message=f"{differ} of {total} elements of '{name}' differ",
-        )  # fmt: skip
-    varies = any(
-        a.original is not None and b.original is not None and not np.array_equal(a.original, b.original)
-        for a in samples for b in samples if a.scene == b.scene
-    )  # fmt: skip
-    status = Status.PASSED if varies or len(pairs) == 1 else Status.NOT_OBSERVED
-    message = "equal" if status is Status.PASSED else "equal, but it does not depend on the inputs"
-    return OutputVerdict(name, status, dtype, *_NOTHING, message=f"'{name}' is {message}")
-
-
-def _float(
-    name: str,
-    samples: Sequence[Sample],
-    pairs: Sequence[tuple[Array, Array]],
-    rtol: float | None,
-    atol: float | None,
-) -> OutputVerdict:
+def _judge_exactly(name: str, samples: Sequence[Sample], pairs: Sequence[Pair]) -> OutputVerdict:
+    """Integers, booleans and strings."""
     dtype = pairs[0][0].dtype
-    fixed = rtol is not None or atol is not None
-    ratio, error, allowed, over, rel = -1.0, 0.0, 0.0, 0.0, 0.0
-    largest_error, largest_allowed = 0.0, 0.0
-    tolerances: list[Array] = []
-    for sample, (first, second) in zip(samples, pairs, strict=True):
-        gap = difference(first, second)
-        noise, tolerance = _tolerance(sample, samples, first)
-        if fixed:
-            tolerance = (atol or 0.0) + (rtol or 0.0) * np.abs(np.nan_to_num(first.astype(np.float64)))
-        tolerances.append(tolerance)
-        if not gap.size:
-            continue
-        limits = np.broadcast_to(tolerance, gap.shape)
-        with np.errstate(all="ignore"):
-            share = np.where(gap == 0, 0.0, gap / limits)
-            above = np.where(gap == 0, 0.0, gap / noise)
-        at = int(share.argmax())
-        if float(share.flat[at]) > ratio:
-            ratio, error, allowed = float(share.flat[at]), float(gap.flat[at]), float(limits.flat[at])
-        over = max(over, float(above.max()))
-        largest_error = max(largest_error, float(gap.max()))
-        largest_allowed = max(largest_allowed, float(np.max(limits)))
-        size = largest(first)
-        rel = max(rel, float(gap.max()) / size if size > 0 else (0.0 if not gap.any() else float("inf")))
-    why = "" if ratio > 1 else why_unobservable(samples, tolerances)
-    status = Status.FAILED if ratio > 1 else (Status.NOT_OBSERVED if why else Status.PASSED)
-    if status is not Status.FAILED:
-        error, allowed = largest_error, largest_allowed
-    message = {
-        Status.PASSED: f"'{name}' differs by {error:.2g}, {over:.2g} times the noise",
-        Status.FAILED: f"'{name}' differs by {error:.3g} where {allowed:.3g} is allowed",
-        Status.NOT_OBSERVED: f"'{name}' {why}, so it cannot show a fault",
-    }[status]
-    return OutputVerdict(
-        name, status, dtype.name, error, rel, over, _noises(samples), allowed, largest_error,
-        cosine(pairs), top1(pairs), _optimized(samples), message,
-    )  # fmt: skip
+    different = sum(int((original != fused).sum()) for original, fused in pairs)
+    total = sum(original.size for original, _ in pairs)
+    if different:
+        numeric = dtype.kind in "iub"
+        worst = max(largest(difference(*pair)) for pair in pairs) if numeric else _INFINITY
+        message = f"{different} of {total} elements of '{name}' differ"
+        return OutputVerdict(
+            name, Status.FAILED, dtype.name, float(different), different / total, _INFINITY, (0.0, 0.0), 0.0,
+            worst, message=message,
+        )  # fmt: skip
+    if len(pairs) == 1 or _varies_with_inputs(samples):
+        return verdict_without_figures(name, Status.PASSED, dtype.name, f"'{name}' is equal")
+    message = f"'{name}' is equal, but it does not depend on the inputs"
+    return verdict_without_figures(name, Status.NOT_OBSERVED, dtype.name, message)
 
 
-def _tolerance(sample: Sample, samples: Sequence[Sample], value: Array) -> tuple[Array, Array]:
-    """(noise, at least an ulp; tolerance), each broadcastable to `value`."""
-    axis = _slicing(value.shape)
-    size = _peak(np.abs(_finite(value.astype(np.float64))), axis)
-    step = np.vectorize(lambda top: ulp(float(top), value.dtype), otypes=[float])(size)
-    noise = np.zeros_like(size)
-    measured = [s for s in samples if s.scene == sample.scene and _has_noise(s)]
-    for other in [sample] if _has_noise(sample) else measured[:1]:
-        base = other.original
-        if base is None or base.shape != value.shape:
-            continue
-        scale = 1.0
-        if other is not sample and largest(base) > 0:
-            scale = max(1.0, largest(value) / largest(base))
-        for moved in (other.by_inputs, other.by_weights):
-            if moved is not None and moved.shape == base.shape:
-                noise = np.maximum(noise, scale * _peak(_finite(difference(base, moved)), axis))
-    return np.maximum(noise, step), noise_tolerance(noise, step)
-
-
-def _slicing(shape: tuple[int, ...]) -> int | None:
-    """The axis (never the batch) whose indices are judged apart: the shortest with enough elements each."""
-    total = int(np.prod(shape))
-    axes = [a for a in range(1, len(shape)) if 1 < shape[a] <= _SLICES and total // shape[a] >= _SLICE]
-    return min(axes, key=lambda axis: shape[axis], default=None)
-
-
-def _peak(array: Array, axis: int | None) -> Array:
-    """The largest element, per index of `axis`, kept broadcastable."""
-    if not array.size:
-        return np.zeros((1,) * array.ndim)
-    others = tuple(a for a in range(array.ndim) if a != axis)
-    return np.asarray(array.max(others, keepdims=True))
-
-
-def _finite(array: Array) -> Array:
-    """Noise that flips an overflow says nothing of the other elements."""
-    return np.where(np.isfinite(array), array, 0.0)
-
-
-def _has_noise(sample: Sample) -> bool:
-    return sample.by_inputs is not None or sample.by_weights is not None
-
-
-def _noises(samples: Sequence[Sample]) -> tuple[float, float]:
-    found = [0.0, 0.0]
+def _varies_with_inputs(samples: Sequence[Sample]) -> bool:
+    """Whether two feeds of one shape give different values."""
+    first_of_group: dict[int, Array | None] = {}
     for sample in samples:
-        for index, moved in enumerate((sample.by_inputs, sample.by_weights)):
-            if moved is not None and sample.original is not None and moved.shape == sample.original.shape:
-                found[index] = max(found[index], largest(difference(sample.original, moved)))
-    return found[0], found[1]
+        first = first_of_group.setdefault(sample.group, sample.original)
+        if first is not None and sample.original is not None and not np.array_equal(first, sample.original):
+            return True
+    return False
 
 
-def _optimized(samples: Sequence[Sample]) -> float | None:
-    gaps = [
-        largest(difference(sample.original, sample.optimized))
-        for sample in samples
-        if sample.original is not None and sample.optimized is not None
-        if sample.original.shape == sample.optimized.shape
+def _judge_floats(
+    name: str, samples: Sequence[Sample], pairs: Sequence[Pair], user: UserTolerance | None
+) -> OutputVerdict:
+    tolerances = [
+        calibrated_tolerance(sample, samples, pair[0]) for sample, pair in zip(samples, pairs, strict=True)
     ]
-    return max(gaps, default=None)
+    if user is not None:
+        tolerances = [
+            t._replace(allowed=user.allowed(pair[0])) for t, pair in zip(tolerances, pairs, strict=True)
+        ]
+    distances = [
+        _distance(*pair, tolerance) for pair, tolerance in zip(pairs, tolerances, strict=True) if pair[0].size
+    ]
+    worst = max(distances, key=lambda distance: distance.ratio)
+    max_abs = max(distance.max_abs for distance in distances)
+    over_noise = max(distance.over_noise for distance in distances)
+    if worst.ratio > 1:
+        status, error, allowed = Status.FAILED, worst.error, worst.allowed
+        message = f"'{name}' differs by {error:.3g} where {allowed:.3g} is allowed"
+    else:
+        error, allowed = max_abs, max(distance.max_allowed for distance in distances)
+        why = _why_unobservable([sample.group for sample in samples], [pair[0] for pair in pairs], tolerances)
+        status = Status.NOT_OBSERVED if why else Status.PASSED
+        message = f"'{name}' differs by {error:.2g}, {over_noise:.2g} times the noise"
+        if why:
+            message = f"'{name}' {why}, so it cannot show a fault"
+    noise_of_inputs = _largest_change((sample.original, sample.by_inputs) for sample in samples)
+    noise_of_weights = _largest_change((sample.original, sample.by_weights) for sample in samples)
+    return OutputVerdict(
+        name,
+        status,
+        pairs[0][0].dtype.name,
+        max_abs=error,
+        max_rel=max(distance.max_rel for distance in distances),
+        over_noise=over_noise,
+        noise=(noise_of_inputs or 0.0, noise_of_weights or 0.0),
+        tolerance=allowed,
+        minimum_tolerance=max_abs,
+        cosine=cosine(pairs),
+        top1=top1(pairs),
+        optimized=_largest_change((sample.original, sample.optimized) for sample in samples),
+        message=message,
+    )
 
 
-def why_unobservable(samples: Sequence[Sample], tolerances: Sequence[Array]) -> str:
-    """Why the output could not have shown a fault, as a clause, or "".
+class _Distance(NamedTuple):
+    """One sample's largest differences. `error` and `allowed` belong to the element with the highest `ratio`."""
 
-    Args:
-        samples: of a float output, all with an original.
-        tolerances: of each sample, broadcastable to its original.
-    """
-    alone, changes = True, False
-    for i, a in enumerate(samples):
-        for j, b in enumerate(samples[:i]):
-            if a.scene != b.scene or a.original is None or b.original is None:
-                continue
-            if a.original.shape != b.original.shape:
+    ratio: float  # difference / allowed; above 1, the sample fails
+    error: float
+    allowed: float
+    max_abs: float
+    max_allowed: float
+    max_rel: float
+    over_noise: float
+
+
+def _distance(original: Array, fused: Array, tolerance: Tolerance) -> _Distance:
+    gap = difference(original, fused)
+    allowed = np.broadcast_to(tolerance.allowed, gap.shape)
+    with np.errstate(all="ignore"):
+        # A NaN in one of the two is an infinite gap, and fails though an overflow of rtol * |y| allows infinity.
+        ratio = np.where(gap == 0, 0.0, np.where(np.isinf(gap), _INFINITY, gap / allowed))
+        over_noise = np.where(gap == 0, 0.0, gap / tolerance.noise)
+    at = int(ratio.argmax())
+    max_abs, size = float(gap.max()), largest(original)
+    return _Distance(
+        ratio=float(ratio.flat[at]),
+        error=float(gap.flat[at]),
+        allowed=float(allowed.flat[at]),
+        max_abs=max_abs,
+        max_allowed=float(allowed.max()),
+        max_rel=max_abs / size if size > 0 else (_INFINITY if max_abs > 0 else 0.0),
+        over_noise=float(over_noise.max()),
+    )
+
+
+def _largest_change(pairs: Iterable[tuple[Array | None, Array | None]]) -> float | None:
+    """None where nothing was measured. Values whose shape depends on the inputs may change their shape; these do not
+    count."""
+    changes = [
+        largest(difference(before, after))
+        for before, after in pairs
+        if before is not None and after is not None and before.shape == after.shape
+    ]
+    return max(changes, default=None)
+
+
+def _why_unobservable(
+    groups: Sequence[int], originals: Sequence[Array], tolerances: Sequence[Tolerance]
+) -> str:
+    """Why a float output could not have shown a fault, as a clause, or ""; per sample, its group, value, tolerance."""
+    compared, changes = False, False
+    for i, j in combinations(range(len(originals)), 2):
+        if groups[i] != groups[j]:
+            continue
+        if originals[i].shape != originals[j].shape:
+            return ""
+        compared = True
+        gap = difference(originals[i], originals[j])
+        changes = changes or bool(gap.any())
+        if _is_visible(gap, np.maximum(tolerances[i].allowed, tolerances[j].allowed)):
+            return ""
+    if compared:
+        return "is saturated or drowned in noise" if changes else "does not depend on the inputs"
+    # No two feeds have one shape: the elements must differ from each other instead.
+    for value, tolerance in zip(originals, tolerances, strict=True):
+        wide = value.astype(np.float64)
+        finite = wide[np.isfinite(wide)]
+        if finite.size:
+            gap = difference(wide, np.full_like(wide, np.median(finite)))
+            if _is_visible(gap, tolerance.allowed):
                 return ""
-            alone = False
-            gap = difference(a.original, b.original)
-            changes = changes or bool(gap.any())
-            if gap.size and (gap > _VISIBLE * np.maximum(tolerances[i], tolerances[j])).mean() >= _SHARE:
-                return ""
-    if alone:
-        for sample, tolerance in zip(samples, tolerances, strict=True):
-            if sample.original is not None and _varies(sample.original, tolerance):
-                return ""
-        return "is constant or drowned in noise"
-    return "is saturated or drowned in noise" if changes else "does not depend on the inputs"
+    return "is constant or drowned in noise"
 
 
-def _varies(value: Array, tolerance: Array) -> bool:
-    """With a single feed: whether the elements differ from each other."""
-    wide = value.astype(np.float64)
-    finite = wide[np.isfinite(wide)]
-    if not finite.size:
-        return False
-    gap = difference(wide, np.full_like(wide, np.median(finite)))
-    return bool((gap > _VISIBLE * tolerance).mean() >= _SHARE)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One output on one feed.
-
-    Attributes:
-        scene: which shape; noise and variation are only compared within it.
-        original, fused: the two values, None where an optional is absent.
-        by_inputs, by_weights: the original's values with inputs, or weights, moved by one ulp;
-            None where not measured.
-        optimized: the original's values under ORT_ENABLE_ALL, or None.
-    """
-
-    scene: int
-    original: Array | None
-    fused: Array | None
-    by_inputs: Array | None = None
-    by_weights: Array | None = None
-    optimized: Array | None = None
+def _is_visible(gap: Array, allowed: Array) -> bool:
+    return gap.size > 0 and bool((gap > _VISIBLE_TOLERANCES * allowed).mean() >= _OBSERVED_SHARE)
