@@ -23,6 +23,7 @@ __all__ = [
     "UnsafePathError",
     "UsageError",
     "VerificationError",
+    "quoted",
 ]
 
 
@@ -72,3 +73,9 @@ class Inexact(Exception):  # noqa: N818 - an outcome of the algebra, not a fault
         super().__init__(detail or reason.prose)
         self.reason = reason
         self.detail = detail or reason.prose
+
+
+def quoted(text: object) -> str:
+    """A name or a path in quotes, shortened for a message of one line."""
+    words = str(text)
+    return repr(words if len(words) <= 160 else f"{words[:80]}...{words[-60:]}")

@@ -24,7 +24,7 @@ from onnx_repfuse.graph.operators import Operator, operator
 from onnx_repfuse.graph.scope import ONNX_DOMAINS, Const, Scope, Shape, inner_graphs, outer_names
 from onnx_repfuse.graph.shape_inference import Sizes, Types, infer
 from onnx_repfuse.modelfile.document import Document
-from onnx_repfuse.modelfile.save import ScopeKey
+from onnx_repfuse.modelfile.edit import ScopeKey
 
 __all__ = ["bare", "decode", "new_node", "read_scopes"]
 

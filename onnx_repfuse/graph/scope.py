@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Kernel
 from onnx_repfuse.errors import Inexact
-from onnx_repfuse.modelfile.save import ScopeKey
+from onnx_repfuse.modelfile.edit import ScopeKey
 
 __all__ = [
     "MAX_FOLDED_ELEMENTS",

@@ -4,10 +4,10 @@ A file is written under a temporary name in the folder where it is to appear, br
 then given its name, in one step of the file system. Whatever happens before that step leaves the folder as
 it was.
 
-A temporary folder beside the output, so that what was verified in it can be given its name in one step.
-
-A run that is killed leaves its folder behind; the next one in the same place removes it. A folder in use holds a
-locked file, and the lock ends with the process, whatever ends it.
+`workspace` is a temporary folder beside the output, so that a model that was verified in it can be given its name in
+one step, too. A run that is killed leaves its folder behind; the next one in the same place removes it. A folder in use
+holds a locked file (the folder itself is locked by whoever publishes in it), and the lock ends with the process,
+whatever ends it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from onnx_repfuse.errors import OutputError
-from onnx_repfuse.modelfile.protobuf_wire import shown
+from onnx_repfuse.errors import OutputError, quoted
 
 __all__ = ["Staging", "workspace"]
 
-_BUFFER = 1 << 20
-PREFIX = ".repfuse-"
-LOCK = ".lock"
-GRACE = 60.0  # seconds in which a new folder may not be locked yet
+BUFFER_BYTES = 1 << 20
+FOLDER_PREFIX = ".repfuse-"
+LOCK_NAME = ".lock"
+UNLOCKED_SECONDS = 60.0  # a folder as young as this may not be locked yet by the run that made it
 
 
-def _allow(path: Path, beside: Path) -> None:
+def _copy_permissions(path: Path, beside: Path) -> None:
     """Give a file the permissions of the one it will replace, if there is one."""
     with contextlib.suppress(OSError):
         os.chmod(path, stat.S_IMODE(beside.stat().st_mode))
@@ -53,10 +52,10 @@ class Staging:
     def __enter__(self) -> Staging:
         folder = self.target.parent
         if not folder.is_dir():
-            raise OutputError(f"cannot write {shown(self.target)}: there is no folder {shown(folder)}")
+            raise OutputError(f"cannot write {quoted(self.target)}: there is no folder {quoted(folder)}")
         if self.target.exists() and not self.target.is_file():
             kind = "a folder" if self.target.is_dir() else "not a regular file"
-            raise OutputError(f"cannot write {shown(self.target)}: it is {kind}")
+            raise OutputError(f"cannot write {quoted(self.target)}: it is {kind}")
         return self
 
     def __exit__(
@@ -69,29 +68,29 @@ class Staging:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         if isinstance(error, OSError):
-            raise OutputError(f"cannot write {shown(self.target)}: {error.strerror or error}") from error
+            raise OutputError(f"cannot write {quoted(self.target)}: {error.strerror or error}") from error
         if isinstance(error, ValueError) and "null byte" in str(error):
-            raise OutputError(f"cannot write {shown(self.target)}: a NUL in its name") from error
+            raise OutputError(f"cannot write {quoted(self.target)}: a NUL in its name") from error
 
     def write(self, fill: Callable[[BinaryIO], None], beside: Path) -> Path:
         """Write a temporary file in the folder of `beside`, whose permissions it takes if that exists."""
         path = beside.parent / f".{beside.name[:200]}.{secrets.token_hex(6)}.tmp"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         self._temporary.append(path)
-        with open(descriptor, "wb", buffering=_BUFFER) as file:
+        with open(descriptor, "wb", buffering=BUFFER_BYTES) as file:
             fill(file)
             file.flush()
-            _allow(path, beside)
+            _copy_permissions(path, beside)
             os.fsync(file.fileno())
         return path
 
-    def adopt(self, path: Path, beside: Path) -> Path:
+    def take_over(self, path: Path, beside: Path) -> Path:
         """Take charge of a file that another context wrote on this file system; as for `write`."""
         self._temporary.append(path)
-        _allow(path, beside)
+        _copy_permissions(path, beside)
         return path
 
-    def folder(self, path: Path) -> None:
+    def make_folder(self, path: Path) -> None:
         """Make a folder and those above it; they go again if the context fails."""
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         for folder in reversed(missing):
@@ -110,21 +109,13 @@ class Staging:
                 os.close(descriptor)
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Keep other runs from publishing in this folder meanwhile, where the system has such locks."""
-        descriptor = -1
-        try:
-            import fcntl
-
-            with contextlib.suppress(OSError):
-                descriptor = os.open(self.target.parent, os.O_RDONLY)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except ImportError:
-            pass
+        descriptor = _lock(self.target.parent, os.O_RDONLY, wait=True)
         try:
             yield
         finally:
-            if descriptor >= 0:
+            if descriptor is not None:
                 os.close(descriptor)
 
 
@@ -137,13 +128,13 @@ def workspace(output: Path) -> Iterator[Path]:
     """
     parent = output.parent
     if not parent.is_dir():
-        raise OutputError(f"there is no folder {shown(parent)} to write to")
-    _sweep(parent)
+        raise OutputError(f"there is no folder {quoted(parent)} to write to")
+    _remove_abandoned(parent)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
     except OSError as error:
-        raise OutputError(f"cannot write to {shown(parent)}: {error.strerror}") from error
-    lock = _lock(folder)
+        raise OutputError(f"cannot write to {quoted(parent)}: {error.strerror}") from error
+    lock = _lock(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, wait=False)
     try:
         yield folder
     finally:
@@ -152,35 +143,42 @@ def workspace(output: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def _sweep(parent: Path) -> None:
-    """Remove the folders of runs that are no more."""
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the folders of runs that were killed."""
     with contextlib.suppress(OSError):
         for name in os.listdir(parent):
-            if not name.startswith(PREFIX):
-                continue
-            folder = parent / name
             with contextlib.suppress(OSError):
-                if folder.is_symlink() or not folder.is_dir() or time.time() - folder.stat().st_mtime < GRACE:
-                    continue
-                lock = _lock(folder)
-                if lock is not None:
-                    shutil.rmtree(folder, ignore_errors=True)
-                    os.close(lock)
+                folder = parent / name
+                if name.startswith(FOLDER_PREFIX) and _may_be_abandoned(folder):
+                    lock = _lock(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, wait=False)
+                    if lock is not None:
+                        shutil.rmtree(folder, ignore_errors=True)
+                        os.close(lock)
 
 
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock; None if another process has it, or there are no such locks.
+def _may_be_abandoned(folder: Path) -> bool:
+    """Not a link, whose target is not ours; nor a folder so young that its run may not have locked it yet."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return time.time() - folder.stat().st_mtime >= UNLOCKED_SECONDS
 
-    The folder itself is locked by whoever publishes in it.
+
+def _lock(path: Path, flags: int, *, wait: bool) -> int | None:
+    """A descriptor that holds the lock of a file or folder until it is closed; the lock ends with the process, too.
+
+    Returns:
+        None if another process has it and we do not wait, or if the system has no such locks.
     """
     try:
         import fcntl
-    except ImportError:
+    except ImportError:  # Windows
         return None
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            os.close(descriptor)
+        else:
+            return descriptor
+    return None

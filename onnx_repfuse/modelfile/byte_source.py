@@ -1,4 +1,4 @@
-"""Source: bytes that can be looked at where they are, and copied to a file without passing through memory."""
+"""Source: bytes that are read where they lie, and copied to another file without passing through memory."""
 
 from __future__ import annotations
 
@@ -11,26 +11,32 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from onnx_repfuse.errors import InputError
-from onnx_repfuse.modelfile.protobuf_wire import Buffer, shown
+from onnx_repfuse.errors import InputError, quoted
+from onnx_repfuse.modelfile.protobuf_wire import Buffer
 
 __all__ = ["Source"]
 
-_CHUNK = 4 << 20
-_BY_FILE = 256 << 10  # ranges at least this long are copied by the kernel, not through the mapping
+CHUNK_BYTES = 4 << 20
+MIN_KERNEL_COPY_BYTES = 256 << 10  # shorter ranges are copied from the mapping: one system call less
+# What `copy_file_range` says between two file systems, or on one that cannot: then we read and write.
+_CANNOT_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 
 
 class Source:
     """A regular file, mapped read-only when it is first looked at, or bytes in memory.
 
     The file stays open until `close()`, so it can be read on when its name is given to another file.
+
+    Attributes:
+        path: the file; None: bytes in memory.
+        size: its bytes.
     """
 
     _file: BinaryIO | None = None
 
     def __init__(self, what: str, *, path: Path | None = None, data: bytes = b"") -> None:
-        """`what` is how errors call it; a file is only looked up, not opened."""
-        self.what = what
+        """`what` is how errors call it; a file is only looked up, not opened. Raises InputError."""
+        self._what = what
         self.path = path
         self.size = len(data)
         self._data: Buffer | None = data if path is None else None
@@ -40,7 +46,7 @@ class Source:
             status = os.stat(path)
             if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
                 kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-                raise InputError(f"{what} {shown(path)} is {kind}")
+                raise InputError(f"{what} {quoted(path)} is {kind}")
             self.size = status.st_size
 
     @property
@@ -55,6 +61,13 @@ class Source:
         return self._data
 
     @property
+    def file_path(self) -> Path:
+        """The file of a source that is one."""
+        if self.path is None:
+            raise AssertionError("bytes in memory have no file")
+        return self.path
+
+    @property
     def is_open(self) -> bool:
         """Whether a file descriptor is held."""
         return self._file is not None
@@ -66,13 +79,11 @@ class Source:
 
     def _open(self) -> BinaryIO:
         if self._file is None:
-            if self.path is None:
-                raise AssertionError("bytes in memory have no file")
             with self._errors():
-                file = open(self.path, "rb", buffering=0)  # noqa: SIM115
+                file = open(self.file_path, "rb", buffering=0)  # noqa: SIM115
                 if os.fstat(file.fileno()).st_size != self.size:
                     file.close()
-                    raise InputError(f"{self.what} {shown(self.path)} changed while it was read")
+                    raise InputError(f"{self._what} {quoted(self.path)} changed while it was read")
                 self._file = file
         return self._file
 
@@ -81,25 +92,29 @@ class Source:
         try:
             yield
         except OSError as error:
-            raise InputError(f"{self.what} {shown(self.path)} cannot be read: {error.strerror}") from error
+            raise InputError(f"{self._what} {quoted(self.path)} cannot be read: {error.strerror}") from error
         except ValueError as error:  # a NUL in the name
-            raise InputError(f"{self.what} {shown(self.path)} cannot be read: {error}") from error
+            raise InputError(f"{self._what} {quoted(self.path)} cannot be read: {error}") from error
+
+    def write(self, out: BinaryIO) -> None:
+        """Append all bytes to `out`."""
+        self.copy_to(out, 0, self.size)
 
     def copy_to(self, out: BinaryIO, begin: int, end: int) -> None:
-        """Append the bytes `begin:end` to `out`, in the kernel where the system can."""
-        if self.path is None or end - begin < _BY_FILE:
+        """Append the bytes `begin:end` to `out`, in the kernel where the system can. Raises InputError."""
+        if self.path is None or end - begin < MIN_KERNEL_COPY_BYTES:
             buffer = self.buffer
-            for at in range(begin, end, _CHUNK):
-                out.write(buffer[at : min(end, at + _CHUNK)])
+            for at in range(begin, end, CHUNK_BYTES):
+                out.write(buffer[at : min(end, at + CHUNK_BYTES)])
             return
         file = self._open()
         out.flush()
         begin = _copy_in_kernel(file.fileno(), out.fileno(), begin, end)
         file.seek(begin)
         while begin < end:
-            block = file.read(min(_CHUNK, end - begin))
+            block = file.read(min(CHUNK_BYTES, end - begin))
             if not block:
-                raise InputError(f"{self.what} {shown(self.path)} became shorter while it was read")
+                raise InputError(f"{self._what} {quoted(self.path)} became shorter while it was read")
             out.write(block)
             begin += len(block)
 
@@ -122,21 +137,14 @@ class Source:
 
 def _copy_in_kernel(source: int, target: int, begin: int, end: int) -> int:
     """Copy `begin:end` at the end of `target`; the position reached, `begin` where the kernel cannot."""
-    copy: Callable[..., int] | None = getattr(os, "copy_file_range", None)
+    copy: Callable[..., int] | None = getattr(os, "copy_file_range", None)  # Linux only
     while copy is not None and begin < end:
         try:
             done = copy(source, target, min(end - begin, 1 << 30), begin)
         except OSError as error:
-            if error.errno in (
-                errno.EXDEV,
-                errno.EINVAL,
-                errno.ENOSYS,
-                errno.EOPNOTSUPP,
-                errno.EPERM,
-                errno.EBADF,
-            ):
-                break  # two file systems, or one that cannot: read and write instead
-            raise
+            if error.errno not in _CANNOT_COPY:
+                raise
+            break
         if done == 0:
             break
         begin += done

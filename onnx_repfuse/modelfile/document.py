@@ -1,7 +1,8 @@
 """Document: a model as its weightless skeleton, and its weights wherever they lie.
 
-with Document.open("model.onnx") as document: for tensor in document.model.graph.initializer: weight =
-document.array(tensor) # read now, from the mapped file
+with Document.open("model.onnx") as document:
+    for tensor in document.model.graph.initializer:
+        weight = document.array(tensor)  # read now, from the mapped file
 """
 
 from __future__ import annotations
@@ -21,22 +22,25 @@ from onnx_repfuse.modelfile.dtypes import numpy_dtype, stored_size, unpack
 from onnx_repfuse.modelfile.external_data import ExternalFiles
 from onnx_repfuse.modelfile.weightless import INLINE_BYTES, MARK, Payload, mark, mark_of, strip
 
-__all__ = ["INLINE_BYTES", "Document", "ScopeKey"]
+__all__ = ["INLINE_BYTES", "Document"]
 
-ScopeKey = tuple[str | int, ...]
+# A varint in `int64_data` takes one byte where the element takes eight, and nothing grows more. A shape that claims far
+# more than that is refused before anything is allocated.
+MAX_TYPED_GROWTH = 64
 
 
 class Document:
     """A model that was read, and is not changed any more.
 
     Attributes:
-        model: everything but the payloads of more than `INLINE_BYTES` bytes. Belongs to the document: read it only.
+        model: the skeleton: everything but the elements of tensors of more than `INLINE_BYTES` bytes, and of external
+            tensors, which are marked instead. Belongs to the document: read it only.
+        payloads: where the elements of the marked tensors are.
         path: the model's file; None for a model from memory.
         nbytes: size of the file and of its external data.
         base_dir: the folder in which external data is looked up.
         source: the bytes of the model.
-        payloads: where the elements are that a tensor of `model` is marked with the index of.
-        files: the files of external data.
+        data_files: the files of external data.
     """
 
     def __init__(self, source: Source, path: Path | None, base_dir: Path | None) -> None:
@@ -44,20 +48,27 @@ class Document:
         self.source = source
         self.path = path
         self.base_dir = base_dir
-        self.files = ExternalFiles(base_dir, path)
+        self.data_files = ExternalFiles(base_dir, path)
         rope, self.payloads = strip(source)
         try:
             self.model = onnx.ModelProto.FromString(rope.to_bytes())
         except (DecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"the file is not an ONNX model, or it is damaged: {_line(error)}") from error
+            raise InputError(
+                f"the file is not an ONNX model, or it is damaged: {_one_line(error)}"
+            ) from error
         if not self.model.HasField("graph"):
             raise InputError("the file is not an ONNX model: it has no graph")
-        self._settle()
-        self.nbytes = source.size + sum({id(file): file.size for file in self.files.files.values()}.values())
+        self._check_tensors()
+        self.nbytes = source.size + sum(file.size for file in self.data_files.by_location.values())
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Document:
-        """Read the skeleton of a file; the weights stay where they are."""
+        """Read the skeleton of a file; the weights stay where they are.
+
+        Raises:
+            InputError: it is not a model, or a tensor in it claims what cannot be true.
+            UnsafePathError: external data lies outside of the model's folder.
+        """
         where = Path(path)
         source = Source("the model", path=where)
         if source.size == 0:
@@ -74,52 +85,48 @@ class Document:
         try:
             data = model.SerializeToString(deterministic=True)
         except (EncodeError, ValueError) as error:
-            raise InputError(f"the model cannot be serialized (2 GB at most): {_line(error)}") from error
+            raise InputError(f"the model cannot be serialized (2 GB at most): {_one_line(error)}") from error
         return cls(Source("the model", data=data), None, None if base_dir is None else Path(base_dir))
 
     def array(self, tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
-        """The elements of a tensor of the skeleton; a read-only view of the file where its dtype allows."""
-        payload = self.payload(tensor)
-        if payload is None:
-            return tensors.inline_array(tensor)
-        if payload.source is not self.source:
-            self.files.touch(payload.source)
-        if not payload.is_raw:
-            whole = onnx.TensorProto.FromString(payload.source.buffer[payload.begin : payload.end])
-            tensors.check(tensors.label_of(tensor), whole)
-            return tensors.inline_array(whole)
-        numpy_dtype(tensor.data_type)  # strings and unknown types end here
-        octets = np.frombuffer(payload.source.buffer, np.uint8, payload.end - payload.begin, payload.begin)
-        return unpack(tensor.data_type, tuple(tensor.dims), octets)
+        """The elements of a tensor of the skeleton, in its shape and the numpy dtype of its type.
 
-    def payload(self, tensor: onnx.TensorProto) -> Payload | None:
-        """Where the elements of a tensor of the skeleton are; None: in the tensor itself."""
+        Where the stored bytes are what numpy has in memory, this is a read-only view of the mapped file.
+
+        Raises:
+            InputError: the tensor is of another model, or of a type that numpy does not have.
+        """
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            return None
+            return tensors.inline_array(tensor)
         index = mark_of(tensor)
         if index is None or index >= len(self.payloads):
             raise InputError(f"{tensors.label_of(tensor)} is not a tensor of this model")
-        return self.payloads[index]
-
-    def stored(self, tensor: onnx.TensorProto) -> bool:
-        """Whether the elements are outside of the skeleton."""
-        return self.payload(tensor) is not None
+        payload = self.payloads[index]
+        if payload.source is not self.source:
+            self.data_files.touch(payload.source)
+        if not payload.is_raw:
+            whole = onnx.TensorProto.FromString(payload.source.buffer[payload.begin : payload.end])
+            tensors.check_elements(tensors.label_of(tensor), whole)
+            return tensors.inline_array(whole)
+        numpy_dtype(tensor.data_type)  # raises for strings and unknown types
+        octets = np.frombuffer(payload.source.buffer, np.uint8, payload.end - payload.begin, payload.begin)
+        return unpack(tensor.data_type, tuple(tensor.dims), octets)
 
     @property
     def external(self) -> bool:
         """Whether any tensor of the input is stored in another file."""
-        return bool(self.files.files)
+        return bool(self.data_files.by_location)
 
     def release(self) -> None:
         """Give the memory of the parts read so far back; arrays stay valid and are read again when used."""
         self.source.release()
-        for file in self.files.files.values():
+        for file in self.data_files.by_location.values():
             file.release()
 
     def close(self) -> None:
         """Close the files; arrays that look into them stay valid."""
         self.source.close()
-        self.files.close()
+        self.data_files.close()
 
     def __enter__(self) -> Document:
         return self
@@ -127,31 +134,32 @@ class Document:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _settle(self) -> None:
-        """Check the claim of every tensor, and enter the external ones of the input in the table."""
-        met: set[int] = set()
+    def _check_tensors(self) -> None:
+        """Compare what every tensor claims with what is there, and mark those that are external in the input."""
+        seen: set[int] = set()
         stripped = len(self.payloads)
         for label, tensor in tensors.all_tensors(self.model):
             if tensor.data_location != onnx.TensorProto.EXTERNAL:
-                tensors.check(label, tensor)
+                tensors.check_elements(label, tensor)
                 continue
-            tensors.elements(label, tensor)
+            tensors.count_elements(label, tensor)
             size = stored_size(tensor.data_type, tensor.dims)
-            entries = tensors.entries(tensor)
+            entries = tensors.external_entries(tensor)
             if MARK in entries:
+                # A file may bring a mark of its own, to be given the elements of another tensor.
                 index = mark_of(tensor)
-                if index is None or index in met or index >= stripped:
+                if index is None or index in seen or index >= stripped:
                     raise InputError(f"{label}: its external data has the entry {MARK!r}")
-                met.add(index)
+                seen.add(index)
                 payload = self.payloads[index]
             else:
-                payload = Payload(*self.files.find(label, entries, size))
+                payload = Payload(*self.data_files.find(label, entries, size))
                 mark(tensor, len(self.payloads))
                 self.payloads.append(payload)
             held = payload.end - payload.begin
-            if payload.is_raw or (size is not None and size > 64 * held):
-                tensors.expect(label, tensor, held, size)
+            if payload.is_raw or (size is not None and size > MAX_TYPED_GROWTH * held):
+                tensors.check_size(label, tensor, held, size)
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())

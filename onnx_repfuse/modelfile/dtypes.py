@@ -15,26 +15,11 @@ from onnx_repfuse.errors import InputError
 
 __all__ = ["HOLDING_SIZES", "bits", "numpy_dtype", "pack", "stored_size", "type_name", "unpack"]
 
-HOLDING_SIZES = frozenset(  # the types a size may be cast to and stay what it is
+HOLDING_SIZES = frozenset(  # the types that a size of an axis may be cast to, and keep its value
     (onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 )
-_NUMPY = {
-    "FLOAT": "float32",
-    "UINT8": "uint8",
-    "INT8": "int8",
-    "UINT16": "uint16",
-    "INT16": "int16",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-    "FLOAT16": "float16",
-    "DOUBLE": "float64",
-    "UINT32": "uint32",
-    "UINT64": "uint64",
-    "COMPLEX64": "complex64",
-    "COMPLEX128": "complex128",
-}
-_ML = {
+_OF_NUMPY = {"FLOAT": "float32", "DOUBLE": "float64"}  # all others are called as in ONNX: INT8 is int8
+_OF_ML_DTYPES = {
     "BFLOAT16": "bfloat16",
     "FLOAT8E4M3FN": "float8_e4m3fn",
     "FLOAT8E4M3FNUZ": "float8_e4m3fnuz",
@@ -49,29 +34,36 @@ _ML = {
     "UINT2": "uint2",
     "INT2": "int2",
 }
-_PACKED = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6, "UINT2": 2, "INT2": 2}
+_BITS_OF_PACKED = {  # where an element is stored in less than a byte
+    "UINT4": 4,
+    "INT4": 4,
+    "FLOAT4E2M1": 4,
+    "FLOAT6E2M3": 6,
+    "FLOAT6E3M2": 6,
+    "UINT2": 2,
+    "INT2": 2,
+}
 
 
-def _table() -> tuple[dict[int, np.dtype[Any]], dict[int, int]]:
-    dtypes: dict[int, np.dtype[Any]] = {}
-    widths: dict[int, int] = {}
-    for name, number in onnx.TensorProto.DataType.items():
-        kind = getattr(ml_dtypes, _ML[name], None) if name in _ML else _NUMPY.get(name)
-        if kind is not None:
-            dtypes[number] = np.dtype(kind)
-            widths[number] = _PACKED.get(name, 8 * dtypes[number].itemsize)
-    return dtypes, widths
+def _dtype_of(name: str) -> np.dtype[Any] | None:
+    """The numpy dtype of an ONNX type; None for strings, UNDEFINED, and what the installed ml_dtypes lacks."""
+    if name in ("UNDEFINED", "STRING"):
+        return None
+    scalar = getattr(ml_dtypes, _OF_ML_DTYPES[name], None) if name in _OF_ML_DTYPES else None
+    try:
+        return np.dtype(scalar or _OF_NUMPY.get(name, name.lower()))
+    except TypeError:  # a type of a later ONNX
+        return None
 
 
-_DTYPES, _BITS = _table()
+_NAMES: dict[int, str] = {number: name for name, number in onnx.TensorProto.DataType.items()}
+_DTYPES = {number: dtype for number, name in _NAMES.items() if (dtype := _dtype_of(name)) is not None}
+_BITS = {number: _BITS_OF_PACKED.get(_NAMES[number], 8 * dtype.itemsize) for number, dtype in _DTYPES.items()}
 
 
 def type_name(data_type: int) -> str:
     """`FLOAT`, `INT64`, ...; the number itself where this ONNX has no name for it."""
-    try:
-        return str(onnx.TensorProto.DataType.Name(data_type))
-    except ValueError:
-        return f"type {data_type}"
+    return _NAMES.get(data_type, f"type {data_type}")
 
 
 def numpy_dtype(data_type: int) -> np.dtype[Any]:
@@ -95,19 +87,25 @@ def stored_size(data_type: int, shape: Sequence[int]) -> int | None:
 def unpack(
     data_type: int, shape: Sequence[int], raw: bytes | memoryview | np.ndarray[Any, Any]
 ) -> np.ndarray[Any, Any]:
-    """Elements from the bytes of `raw_data`, whose size has been checked; a view where numpy can."""
+    """Elements from the bytes of `raw_data`, whose size has been checked; a view where numpy can.
+
+    Raises:
+        InputError: numpy has no such type.
+    """
     dtype = numpy_dtype(data_type)
     width = _BITS[data_type]
     if width < 8:
         octets = raw if isinstance(raw, np.ndarray) else np.frombuffer(raw, np.uint8)
+        # Elements follow each other bit by bit, the lowest first -> (elements, width) of bits -> one byte each
         each = np.unpackbits(octets, bitorder="little")[: math.prod(shape) * width].reshape(-1, width)
         codes = np.packbits(each, axis=1, bitorder="little").reshape(-1)
         if data_type in (getattr(onnx.TensorProto, "INT4", -1), getattr(onnx.TensorProto, "INT2", -1)):
+            # sign extension: in 4 bits, 0b1111 -> 0b0111 -> 7 - 8 = -1
             codes = (codes ^ (1 << width - 1)).astype(np.int8) - np.int8(1 << width - 1)
             return np.asarray(codes.astype(dtype).reshape(shape))
         return np.asarray(codes.view(dtype).reshape(shape))
     array = raw.view(dtype) if isinstance(raw, np.ndarray) else np.frombuffer(raw, dtype)
-    if sys.byteorder == "big":
+    if sys.byteorder == "big":  # raw_data is little-endian
         array = array.byteswap()
     return array.reshape(tuple(shape))
 

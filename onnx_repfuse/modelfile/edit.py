@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_repfuse.errors import OutputError
+from onnx_repfuse.errors import OutputError, quoted
 from onnx_repfuse.modelfile.dtypes import numpy_dtype, pack, stored_size, type_name
-from onnx_repfuse.modelfile.protobuf_wire import shown
 
 __all__ = ["Edit", "NewTensor", "ScopeKey", "apply_edits"]
 
@@ -46,7 +45,9 @@ class NewTensor:
         """The stored size, known before the value."""
         size = stored_size(self.data_type, self.shape)
         if size is None:
-            raise OutputError(f"new tensor {shown(self.name)}: {type_name(self.data_type)} has no fixed size")
+            raise OutputError(
+                f"new tensor {quoted(self.name)}: {type_name(self.data_type)} has no fixed size"
+            )
         return size
 
     def data(self) -> memoryview:
@@ -56,7 +57,7 @@ class NewTensor:
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != tuple(self.shape):
             got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
             raise OutputError(
-                f"new tensor {shown(self.name)} should be {dtype} {self.shape}, but its value is {got}"
+                f"new tensor {quoted(self.name)} should be {dtype} {self.shape}, but its value is {got}"
             )
         return pack(self.data_type, array)
 

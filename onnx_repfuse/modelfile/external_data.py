@@ -1,9 +1,9 @@
 """External data: which bytes of which file a tensor means, and whether it may.
 
-A model file is data from strangers. A location must be relative, stay in the model's folder also after
-symbolic links are followed, and name a regular file in which offset and length lie. When the model itself
-is reached through a link (as in a download cache), the folder of the link's target counts as the model's
-folder, too.
+A model file may come from a stranger, and `location` must not make us read or publish other files of this machine. It
+must be relative, stay in the model's folder also after symbolic links are followed, and name a regular file in which
+offset and length lie. When the model itself is reached through a link (as in the cache of a model hub), the folder of
+the link's target counts as the model's folder, too. The format: onnx/docs/ExternalData.md.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from onnx_repfuse.errors import InputError, UnsafePathError
+from onnx_repfuse.errors import InputError, UnsafePathError, quoted
 from onnx_repfuse.modelfile.byte_source import Source
-from onnx_repfuse.modelfile.protobuf_wire import shown
 
 __all__ = ["ExternalFiles"]
 
-_OPEN_AT_ONCE = 64  # one file per tensor is a common layout, and file descriptors are few
+MAX_OPEN_FILES = 64  # one file per tensor is a common layout, and a process has few file descriptors
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
@@ -28,19 +27,35 @@ class ExternalFiles:
     """The data files of one model, each looked up once.
 
     Attributes:
-        files: location, normalised and relative to the model's folder -> the file.
+        by_location: location, normalised and relative to the model's folder -> the file.
     """
 
     def __init__(self, base_dir: Path | None, model: Path | None) -> None:
-        self.files: dict[str, Source] = {}
+        """`base_dir`: the model's folder; None: external data is refused. `model`: its file, if it is one."""
+        self.by_location: dict[str, Source] = {}
+        self._as_written: dict[str, Source] = {}  # location as the model writes it -> the file
         self._base = base_dir
-        self._model = model
-        self._roots: list[str] = []
+        self._folders = [] if base_dir is None else [os.path.realpath(base_dir)]
+        if model is not None:
+            self._folders.append(os.path.dirname(os.path.realpath(model)))
         self._open: list[Source] = []
 
     def find(self, label: str, entries: Mapping[str, str], expected: int | None) -> tuple[Source, int, int]:
-        """The file, begin and end that `external_data` means; `expected` is the size its shape asks for."""
-        source = self._file(label, entries.get("location", ""))
+        """The file, and begin and end in it, that `external_data` means.
+
+        Args:
+            label: how errors call the tensor.
+            entries: its `external_data`.
+            expected: the bytes its type and shape ask for; None: unknown.
+
+        Raises:
+            UnsafePathError: the file is not in the model's folder.
+            InputError: there is no such file, or no such range in it.
+        """
+        location = entries.get("location", "")
+        if location not in self._as_written:
+            self._as_written[location] = self._look_up(label, location)
+        source = self._as_written[location]
         begin = _number(label, "offset", entries.get("offset", "0"))
         if "length" in entries:
             size = _number(label, "length", entries["length"])
@@ -49,7 +64,7 @@ class ExternalFiles:
         if begin + size > source.size:
             raise InputError(
                 f"{label}: bytes {begin} to {begin + size} lie outside of its data file"
-                f" {shown(source.path)} of {source.size} bytes"
+                f" {quoted(source.path)} of {source.size} bytes"
             )
         return source, begin, begin + size
 
@@ -57,52 +72,44 @@ class ExternalFiles:
         """Note that a file is about to be read; of many files only the latest stay open."""
         if source not in self._open:
             self._open.append(source)
-            if len(self._open) > _OPEN_AT_ONCE:
+            if len(self._open) > MAX_OPEN_FILES:
                 self._open.pop(0).close()
 
     def close(self) -> None:
         """Close every file."""
-        for source in self.files.values():
+        for source in self.by_location.values():
             source.close()
         self._open.clear()
 
-    def _file(self, label: str, location: str) -> Source:
-        if location in self.files:
-            return self.files[location]
-        clean = self._clean(label, location)
-        if clean not in self.files:
+    def _look_up(self, label: str, location: str) -> Source:
+        clean = _relative(label, location)
+        if clean not in self.by_location:
             if self._base is None:
                 raise InputError(
-                    f"{label} is stored in {shown(location)}, but the model's folder is not known"
+                    f"{label} is stored in {quoted(location)}, but the model's folder is not known"
                 )
             path = self._base / clean
-            self._stay_inside(label, location, path)
-            self.files[clean] = Source(f"{label}: its data file", path=path)
-        self.files[location] = self.files[clean]
-        return self.files[clean]
+            real = os.path.realpath(path)
+            if not any(real.startswith(folder.rstrip(os.sep) + os.sep) for folder in self._folders):
+                raise UnsafePathError(
+                    f"{label}: its data file is a link that leaves the model's folder: {quoted(location)}"
+                )
+            self.by_location[clean] = Source(f"{label}: its data file", path=path)
+        return self.by_location[clean]
 
-    def _clean(self, label: str, location: str) -> str:
-        if not location or "\0" in location:
-            raise InputError(f"{label}: external data without a file name")
-        if os.path.isabs(location) or ntpath.isabs(location) or ntpath.splitdrive(location)[0]:
-            raise UnsafePathError(f"{label}: the path of its data file is absolute: {shown(location)}")
-        clean = os.path.normpath(location)
-        if clean.split(os.sep)[0] == ".." or ntpath.normpath(location).split("\\")[0] == "..":
-            raise UnsafePathError(
-                f"{label}: its data file lies outside of the model's folder: {shown(location)}"
-            )
-        return clean
 
-    def _stay_inside(self, label: str, location: str, path: Path) -> None:
-        if not self._roots and self._base is not None:
-            self._roots = [os.path.realpath(self._base)]
-            if self._model is not None:
-                self._roots.append(os.path.dirname(os.path.realpath(self._model)))
-        real = os.path.realpath(path)
-        if not any(real.startswith(root.rstrip(os.sep) + os.sep) for root in self._roots):
-            raise UnsafePathError(
-                f"{label}: its data file is a link that leaves the model's folder: {shown(location)}"
-            )
+def _relative(label: str, location: str) -> str:
+    """A location, normalised. It is refused if any system would take it for a path out of the folder."""
+    if not location or "\0" in location:
+        raise InputError(f"{label}: external data without a file name")
+    if os.path.isabs(location) or ntpath.isabs(location) or ntpath.splitdrive(location)[0]:
+        raise UnsafePathError(f"{label}: the path of its data file is absolute: {quoted(location)}")
+    clean = os.path.normpath(location)
+    if clean.split(os.sep)[0] == ".." or ntpath.normpath(location).split("\\")[0] == "..":
+        raise UnsafePathError(
+            f"{label}: its data file lies outside of the model's folder: {quoted(location)}"
+        )
+    return clean
 
 
 def _number(label: str, what: str, text: str) -> int:

@@ -19,11 +19,11 @@ from onnx_repfuse.errors import InputError
 from onnx_repfuse.modelfile.byte_rope import Rope
 from onnx_repfuse.modelfile.byte_source import Source
 from onnx_repfuse.modelfile.protobuf_wire import (
+    ELEMENTS,
     LENGTH,
     MAX_DEPTH,
     NUMBER,
-    PAYLOADS,
-    ROUTES,
+    SUBMESSAGES,
     VARINT,
     fields,
     varint,
@@ -134,24 +134,24 @@ def _replace(
     """The new body of the message at `place`; None if nothing in it changes."""
     if depth > MAX_DEPTH:
         raise InputError(f"the model's messages are nested deeper than {MAX_DEPTH}")
-    routes = ROUTES[message]
+    submessages = SUBMESSAGES[message]
     seen = set()
     rope = Rope()
     copied, end = place
     for number, wire, tag, at, stop in fields(source.buffer, *place):
-        route = routes.get(number) if wire == LENGTH else None
-        if route is None:
+        inner = submessages.get(number) if wire == LENGTH else None
+        if inner is None:
             continue
-        if not route.repeated:
+        if not inner.repeated:
             if number in seen:  # protobuf would merge the two; no exporter writes this
-                raise InputError(f"the model is damaged: a {route.message} is stored in two pieces")
+                raise InputError(f"the model is damaged: a {inner.message} is stored in two pieces")
             seen.add(number)
-        if not look_into(route.message, at, stop):
+        if not look_into(inner.message, at, stop):
             continue
-        if route.message == "TensorProto":
+        if inner.message == "TensorProto":
             body = replace(at, stop)
         else:
-            body = _replace(source, route.message, (at, stop), look_into, replace, depth + 1)
+            body = _replace(source, inner.message, (at, stop), look_into, replace, depth + 1)
         if body is not None:
             rope.copy(source, copied, tag)
             rope.message(number, body)
@@ -169,7 +169,7 @@ def _without_elements(source: Source, begin: int, end: int) -> tuple[Payload | N
     raw: tuple[int, int] | None = None
     rest = Rope()
     for number, wire, tag, at, stop in fields(source.buffer, begin, end):
-        if number in PAYLOADS:
+        if number in ELEMENTS:
             size += stop - at
             if number == _RAW and wire == LENGTH:
                 raw = at, stop  # of several, protobuf takes the last

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from onnx_repfuse.errors import Inexact, OutputError
 from onnx_repfuse.graph.scope import node_name
-from onnx_repfuse.modelfile.document import ScopeKey
+from onnx_repfuse.modelfile.edit import ScopeKey
 from onnx_repfuse.pipeline.plan_model import FoldKey, ModelPlan
 from onnx_repfuse.planner.folds import PlannedFold
 from onnx_repfuse.records.reasons import Reason

@@ -9,8 +9,8 @@ from onnx_repfuse.graph.channel_axis import ChannelLayout, channel_layouts
 from onnx_repfuse.graph.edit_points import scope_edit, used_names
 from onnx_repfuse.graph.load import read_scopes
 from onnx_repfuse.graph.model_size import count
-from onnx_repfuse.modelfile.document import Document, ScopeKey
-from onnx_repfuse.modelfile.edit import Edit
+from onnx_repfuse.modelfile.document import Document
+from onnx_repfuse.modelfile.edit import Edit, ScopeKey
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.invalid_model import blaming
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan

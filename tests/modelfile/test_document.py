@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.modelfile.document import INLINE_BYTES, Document
 from onnx_repfuse.modelfile.dtypes import pack, unpack
+from onnx_repfuse.modelfile.weightless import mark_of
 
 RNG = np.random.default_rng(7)
 LARGE = RNG.standard_normal((32, 40)).astype(np.float32)
@@ -47,7 +48,7 @@ def test_a_large_payload_is_absent_and_found(tmp_path):
         assert not tensor.HasField("raw_data")
         assert tensor.data_location == TensorProto.EXTERNAL
         assert [(e.key, e.value) for e in tensor.external_data] == [("repfuse", "0")]
-        assert document.stored(tensor)
+        assert mark_of(tensor) is not None
         array = document.array(tensor)
         np.testing.assert_array_equal(array, LARGE)
         assert not array.flags.writeable
@@ -60,7 +61,7 @@ def test_a_small_payload_stays(tmp_path):
     model = model_of(graph_of([constant(SMALL)], [numpy_helper.from_array(SMALL, "w")]))
     with Document.open(saved(model, tmp_path)) as document:
         assert document.model == model
-        assert not document.stored(document.model.graph.initializer[0])
+        assert mark_of(document.model.graph.initializer[0]) is None
         np.testing.assert_array_equal(document.array(document.model.graph.initializer[0]), SMALL)
 
 
@@ -70,7 +71,7 @@ def test_the_limit_counts_the_payload_alone(tmp_path, count):
     tensor.doc_string = "d" * 3000
     with Document.open(saved(model_of(graph_of([], [tensor])), tmp_path)) as document:
         (found,) = document.model.graph.initializer
-        assert document.stored(found) == (count > INLINE_BYTES)
+        assert (mark_of(found) is not None) == (count > INLINE_BYTES)
         assert (found.name, found.doc_string) == (tensor.name, tensor.doc_string)
         np.testing.assert_array_equal(document.array(found), np.ones(count, np.uint8))
 
@@ -177,7 +178,7 @@ def test_unpacked_typed_data(tmp_path):
     (tmp_path / "m.onnx").write_bytes(data)
     with Document.open(tmp_path / "m.onnx") as document:
         (found,) = document.model.graph.initializer
-        assert document.stored(found)
+        assert mark_of(found) is not None
         np.testing.assert_array_equal(document.array(found), values)
 
 
@@ -204,7 +205,7 @@ def test_training_graphs_are_stripped(tmp_path):
     info.algorithm.CopyFrom(graph_of([], [numpy_helper.from_array(LARGE, "step")], "a"))
     with Document.open(saved(model, tmp_path)) as document:
         (tensor,) = document.model.training_info[0].algorithm.initializer
-        assert document.stored(tensor)
+        assert mark_of(tensor) is not None
         np.testing.assert_array_equal(document.array(tensor), LARGE)
 
 
@@ -233,7 +234,7 @@ def test_a_model_in_memory_is_not_touched():
     document = Document.from_model(model)
     assert model.SerializeToString() == before
     assert document.path is None
-    assert document.stored(document.model.graph.initializer[0])
+    assert mark_of(document.model.graph.initializer[0]) is not None
     model.graph.initializer[0].raw_data = b""
     np.testing.assert_array_equal(document.array(document.model.graph.initializer[0]), LARGE)
 

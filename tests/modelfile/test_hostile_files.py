@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_repfuse.errors import InputError, RepfuseError, UnsafePathError
 from onnx_repfuse.modelfile.byte_source import Source
 from onnx_repfuse.modelfile.document import Document
+from onnx_repfuse.modelfile.edit import Edit
 from onnx_repfuse.modelfile.protobuf_wire import fields, varint, write_varint
-from onnx_repfuse.modelfile.save import Edit, save
+from onnx_repfuse.modelfile.save import save
 from onnx_repfuse.modelfile.serialize import serialize
 
 W = np.arange(600, dtype=np.float32)

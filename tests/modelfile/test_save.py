@@ -19,8 +19,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_repfuse.errors import OutputError
 from onnx_repfuse.modelfile import save as saving
 from onnx_repfuse.modelfile.document import Document
-from onnx_repfuse.modelfile.save import Edit, NewTensor, save
+from onnx_repfuse.modelfile.edit import Edit, NewTensor
+from onnx_repfuse.modelfile.save import save
 from onnx_repfuse.modelfile.serialize import serialize
+from onnx_repfuse.modelfile.weightless import mark_of
 
 RNG = np.random.default_rng(11)
 W = RNG.standard_normal((32, 32)).astype(np.float32)
@@ -407,7 +409,7 @@ def test_a_node_of_the_skeleton_can_be_inserted_again(tmp_path):
     path = written(exotic(), tmp_path)
     with Document.open(path) as document:
         node = document.model.graph.node[2]
-        assert document.stored(node.attribute[0].t)
+        assert mark_of(node.attribute[0].t) is not None
         result = edited(document, {(): Edit(removed_nodes={2}, inserted={0: [node]})})
     np.testing.assert_array_equal(numpy_helper.to_array(result.graph.node[0].attribute[0].t), W)
 
@@ -646,7 +648,8 @@ def test_a_kill_in_the_middle_leaves_the_old_output(path, tmp_path):
 import os, signal, sys
 import onnx
 from onnx_repfuse.modelfile.document import Document
-from onnx_repfuse.modelfile.save import (Edit, NewTensor, save)
+from onnx_repfuse.modelfile.edit import Edit, NewTensor
+from onnx_repfuse.modelfile.save import save
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 with Document.open(sys.argv[1]) as document:
     save(document, {(): Edit(new_tensors=[NewTensor("a", 1, (999,), kill)])}, sys.argv[1])
@@ -717,7 +720,8 @@ def test_memory_stays_far_under_the_size_of_the_model(tmp_path):
     script = """
 import resource, sys
 from onnx_repfuse.modelfile.document import Document
-from onnx_repfuse.modelfile.save import (Edit, NewTensor, save)
+from onnx_repfuse.modelfile.edit import Edit, NewTensor
+from onnx_repfuse.modelfile.save import save
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 document = Document.open(sys.argv[1])
 edit = Edit()

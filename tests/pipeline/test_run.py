@@ -305,13 +305,13 @@ def test_a_kill_leaves_the_old_output_and_the_next_run_cleans_up(path, tmp_path,
     assert done.returncode == -signal.SIGKILL
     assert target.read_bytes() == b"old"
     assert len(files(tmp_path)) == 3  # the folder of the dead run
-    monkeypatch.setattr(atomic_write, "GRACE", -1.0)
+    monkeypatch.setattr(atomic_write, "UNLOCKED_SECONDS", -1.0)
     fuse(path, target)
     assert files(tmp_path) == ["m.onnx", "o.onnx"]
 
 
 def test_the_folder_of_a_living_run_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic_write, "GRACE", -1.0)
+    monkeypatch.setattr(atomic_write, "UNLOCKED_SECONDS", -1.0)
     with atomic_write.workspace(tmp_path / "a.onnx") as first:
         (first / "a").write_bytes(b"")
         with atomic_write.workspace(tmp_path / "b.onnx") as second:
