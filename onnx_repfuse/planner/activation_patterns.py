@@ -1,4 +1,4 @@
-"""Activations written out, as the one operator they are.
+"""Decomposed activations, as the one operator they are.
 
     c * Clip(p*x + q, 0, m)  =  HardSigmoid(x; alpha = c*p, beta = c*q)               if c*m = 1
     z * Clip(p*x + q, 0, m) * c  =  z * HardSigmoid(x; alpha = c*p, beta = c*q)       likewise
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -23,161 +24,237 @@ from onnx_repfuse.graph.scope import Scope
 
 __all__ = ["Activation", "activations"]
 
-LONGEST = 4  # scalar operators before the Clip
-ULP = 2.0**-23
+MAX_NODES_BEFORE = 4  # scalar operators before the Clip
+HARD_SIGMOID_OPSET = 6  # before it, HardSigmoid has another attribute
+ULP = 2.0**-23  # of 1 in float32
 
 
 @dataclass(frozen=True, eq=False)
 class Activation:
-    """One activation: `absorbed` go, `created` come and compute `root`, written where `place` stood.
+    """One activation.
 
-    Nothing is created, and nothing goes, where the opset has no operator for it.
+    Attributes:
+        output: the tensor that it computes.
+        place: the node in whose place it is written.
+        absorbed, created: the nodes that go and come; nothing is created, and nothing goes, where the opset has no
+            operator for it.
     """
 
-    root: str
+    output: str
     place: gs.Node
     absorbed: list[gs.Node]
     created: list[gs.Node]
 
 
+class _ScalarAffine(NamedTuple):
+    """`factor * source + offset`."""
+
+    source: str
+    factor: float
+    offset: float
+
+
+class _Scaling(NamedTuple):
+    """What brings a Clip's upper limit to 1.
+
+    Attributes:
+        nodes: the product with the factor, and before it that with `other`, if there is one.
+        other: the tensor z in `z * Clip(...) * factor`.
+    """
+
+    nodes: list[gs.Node]
+    factor: float
+    other: str | None = None
+
+
 def activations(
-    scope: Scope, kept: Callable[[gs.Node], bool], banned: frozenset[str]
+    scope: Scope, is_kept: Callable[[gs.Node], bool], banned: frozenset[str]
 ) -> Iterator[Activation]:
-    """Every HardSigmoid and HardSwish that is written out; `kept` nodes and `banned` roots stay."""
-    if scope.opset < 6:
+    """Every decomposed HardSigmoid and HardSwish; kept nodes and banned outputs stay."""
+    if scope.opset < HARD_SIGMOID_OPSET:
         return
     for node in scope.nodes:
-        if node.op == "Clip" and _is_float(scope, node):
-            found = _hard_sigmoid(scope, node)
-            if found and found.root not in banned and not any(kept(one) for one in found.absorbed):
-                yield found
+        if node.op != "Clip" or not _is_float32(scope, node):
+            continue
+        activation = _activation(scope, node)
+        if activation is None or activation.output in banned:
+            continue
+        if not any(is_kept(absorbed) for absorbed in activation.absorbed):
+            yield activation
 
 
-def _is_float(scope: Scope, node: gs.Node) -> bool:
-    names = (node.inputs[0].name, node.outputs[0].name)
+def _is_float32(scope: Scope, clip: gs.Node) -> bool:
+    names = (clip.inputs[0].name, clip.outputs[0].name)
     return any(scope.data_type(name) == onnx.TensorProto.FLOAT for name in names)
 
 
-def _hard_sigmoid(scope: Scope, clip: gs.Node) -> Activation | None:
-    limits = _limits(scope, clip)
-    if limits is None or limits[0] != 0 or not 0 < limits[1] < float("inf"):
+def _activation(scope: Scope, clip: gs.Node) -> Activation | None:
+    largest = _upper_limit(scope, clip)
+    if largest is None or not _has_channels(scope, clip):
         return None
-    shape = scope.shape(clip.inputs[0].name)
-    if shape is not None and len(shape) < 2:
-        return None  # verification wants channels
-    source, p, q, before = _scalars_before(scope, clip)
-    after, factor, other = _factor_after(scope, clip, limits[1])
-    absorbed = [*before, clip, *after]
-    if len(absorbed) < 2 + (other is not None):
+    scaling = _scaling_after(scope, clip, largest)
+    if scaling is None:
         return None
-    last = absorbed[-1]
-    root = last.outputs[0].name
-    attrs = {"alpha": p * factor, "beta": q * factor}
-    if not all(np.isfinite(np.float32(value)) for value in attrs.values()) or attrs["alpha"] == 0:
+    argument, before = _affine_before(scope, clip)
+    alpha, beta = argument.factor * scaling.factor, argument.offset * scaling.factor
+    is_whole = len(before) + len(scaling.nodes) > (scaling.other is not None)  # else there is nothing to save
+    if not is_whole or alpha == 0 or not all(np.isfinite(np.float32(value)) for value in (alpha, beta)):
         return None
-    if _is_hard_swish(attrs):
-        product = last if other == source else None if other is not None else _product(scope, root, source)
+    absorbed = [*before, clip, *scaling.nodes]
+    if abs(alpha * 6 - 1) <= ULP and abs(beta * 2 - 1) <= ULP:
+        product = _product_with_source(scope, absorbed[-1], argument.source, scaling.other)
+        if product is not None and scope.opset < OPERATORS["HardSwish"].since:
+            # what scales behind the Clip may still fold
+            return Activation(absorbed[-1].outputs[0].name, clip, [*before, clip], [])
         if product is not None:
-            if scope.opset < OPERATORS["HardSwish"].since:
-                return Activation(root, clip, [*before, clip], [])  # what scales behind it may still fold
-            absorbed += [] if product is last else [product]
-            root = product.outputs[0].name
-            return Activation(root, product, absorbed, [_node(scope, "HardSwish", [source], root, {})])
-    gate = root if other is None else scope.fresh(f"{root}_gate")
-    created = [_node(scope, "HardSigmoid", [source], gate, attrs)]
+            return _hard_swish(scope, argument.source, absorbed, product)
+    return _hard_sigmoid(scope, argument.source, absorbed, scaling.other, {"alpha": alpha, "beta": beta})
+
+
+def _hard_swish(scope: Scope, source: str, absorbed: list[gs.Node], product: gs.Node) -> Activation:
+    output = product.outputs[0].name
+    nodes = absorbed if product is absorbed[-1] else [*absorbed, product]
+    return Activation(output, product, nodes, [_node(scope, "HardSwish", [source], output, {})])
+
+
+def _hard_sigmoid(
+    scope: Scope, source: str, absorbed: list[gs.Node], other: str | None, attributes: dict[str, float]
+) -> Activation:
+    last = absorbed[-1]
+    output = last.outputs[0].name
+    if other is None:
+        gate = _node(scope, "HardSigmoid", [source], output, attributes)
+        return Activation(output, last, absorbed, [gate])
+    name = scope.fresh(f"{output}_gate")
+    gate = _node(scope, "HardSigmoid", [source], name, attributes)
+    product = _node(scope, "Mul", [other, name], output, {})
+    scope.types[name] = scope.types.get(output, (onnx.TensorProto.FLOAT, None))
+    if output in scope.assumed:
+        scope.assumed[name] = scope.assumed[output]
+    return Activation(output, last, absorbed, [gate, product])
+
+
+def _node(scope: Scope, op: str, inputs: list[str], output: str, attributes: dict[str, float]) -> gs.Node:
+    return new_node(op, scope.fresh(f"{output}_{op.lower()}"), attributes, inputs, [output])
+
+
+def _has_channels(scope: Scope, clip: gs.Node) -> bool:
+    """Verification compares per channel, so a scalar or a vector stays."""
+    shape = scope.shape(clip.inputs[0].name)
+    return shape is None or len(shape) >= 2
+
+
+def _upper_limit(scope: Scope, clip: gs.Node) -> float | None:
+    """The limit m of a Clip from 0 to m; attributes in old opsets, inputs later."""
+    if operator(clip).uses_attributes(scope.opset):
+        limits = clip.attrs.get("min"), clip.attrs.get("max")
+    elif len(clip.inputs) == 3:
+        limits = scope.scalar(clip.inputs[1].name), scope.scalar(clip.inputs[2].name)
+    else:
+        return None
+    lower, upper = limits
+    if lower is None or upper is None or float(lower) != 0:
+        return None
+    return float(upper) if 0 < float(upper) < float("inf") else None
+
+
+def _affine_before(scope: Scope, clip: gs.Node) -> tuple[_ScalarAffine, list[gs.Node]]:
+    """What a Clip reads as `p*x + q` of the farthest possible x, and the nodes between them in topological order."""
+    result = _ScalarAffine(clip.inputs[0].name, 1.0, 0.0)
+    nodes: list[gs.Node] = []
+    while len(nodes) < MAX_NODES_BEFORE and scope.is_private(result.source):
+        producer = scope.producer.get(result.source)
+        inner = None if producer is None else _scalar_affine(scope, producer)
+        if inner is None:
+            break
+        offset = result.offset + result.factor * inner.offset
+        result = _ScalarAffine(inner.source, result.factor * inner.factor, offset)
+        nodes.insert(0, producer)
+    return result, nodes
+
+
+def _scaling_after(scope: Scope, clip: gs.Node, largest: float) -> _Scaling | None:
+    """What scales a Clip to 1, with nothing or one product with another tensor in between; None if nothing does."""
+    if largest == 1.0:
+        return _Scaling([], 1.0)
+    output = clip.outputs[0].name
+    consumer = _only_consumer(scope, output)
+    if consumer is None:
+        return None
+    factor = _factor_to_one(scope, consumer, largest)
+    if factor is not None:
+        return _Scaling([consumer], factor)
+    last = _only_consumer(scope, consumer.outputs[0].name) if consumer.op == "Mul" else None
+    factor = None if last is None else _factor_to_one(scope, last, largest)
+    if factor is None:
+        return None
+    names = [tensor.name for tensor in consumer.inputs]
+    other = names[1 - names.index(output)]
+    if other == output or scope.const(other) is not None:
+        return None
+    return _Scaling([consumer, last], factor, other)
+
+
+def _factor_to_one(scope: Scope, node: gs.Node, largest: float) -> float | None:
+    """The factor of a node that scales `largest` to 1."""
+    affine = _scalar_affine(scope, node)
+    if affine is None or affine.offset != 0 or abs(affine.factor * largest - 1) > ULP:
+        return None
+    return affine.factor
+
+
+def _product_with_source(scope: Scope, last: gs.Node, source: str, other: str | None) -> gs.Node | None:
+    """The node that multiplies a gate with its own argument, which makes a HardSwish of a HardSigmoid.
+
+    `last` computes the gate or, where `other` is not None, already the product with `other`.
+    """
     if other is not None:
-        created.append(_node(scope, "Mul", [other, gate], root, {}))
-        scope.types[gate] = scope.types.get(root, (onnx.TensorProto.FLOAT, None))
-        if root in scope.assumed:
-            scope.assumed[gate] = scope.assumed[root]
-    return Activation(root, last, absorbed, created)
-
-
-def _product(scope: Scope, gate: str, source: str) -> gs.Node | None:
-    """The node that multiplies `source` with its gate, if that alone reads the gate."""
-    consumer = scope.consumers[gate][0] if scope.is_private(gate) else None
+        return last if other == source else None
+    gate = last.outputs[0].name
+    consumer = _only_consumer(scope, gate)
     if consumer is None or consumer.op != "Mul" or {t.name for t in consumer.inputs} != {gate, source}:
         return None
     return consumer
 
 
-def _is_hard_swish(attrs: dict[str, float]) -> bool:
-    return abs(attrs["alpha"] * 6 - 1) <= ULP and abs(attrs["beta"] * 2 - 1) <= ULP
+def _only_consumer(scope: Scope, name: str) -> gs.Node | None:
+    """The node that alone reads a tensor."""
+    return scope.consumers[name][0] if scope.is_private(name) else None
 
 
-def _node(scope: Scope, op: str, inputs: list[str], output: str, attrs: dict[str, float]) -> gs.Node:
-    return new_node(op, scope.fresh(f"{output}_{op.lower()}"), attrs, inputs, [output])
-
-
-def _limits(scope: Scope, clip: gs.Node) -> tuple[float, float] | None:
-    if operator(clip).uses_attributes(scope.opset):
-        return float(clip.attrs.get("min", -np.inf)), float(clip.attrs.get("max", np.inf))
-    if len(clip.inputs) < 3:
+def _scalar_affine(scope: Scope, node: gs.Node) -> _ScalarAffine | None:
+    """What a node with one scalar constant computes."""
+    if len(node.inputs) != 2:
         return None
-    least, most = (scope.scalar(tensor.name) for tensor in clip.inputs[1:3])
-    return None if least is None or most is None else (least, most)
-
-
-def _scalar(scope: Scope, node: gs.Node) -> tuple[str, float, float] | None:
-    """`p*x + q` of a node with one scalar constant: (x, p, q)."""
-    if node.op not in ("Add", "Sub", "Mul", "Div") or len(node.inputs) != 2:
+    first, second = (tensor.name for tensor in node.inputs)
+    constant_first = scope.const(first) is not None
+    name, constant = (second, first) if constant_first else (first, second)
+    value = _scalar_beside(scope, constant, name)
+    if value is None:
         return None
-    consts = [scope.const(tensor.name) for tensor in node.inputs]
-    place = 0 if consts[0] is not None else 1
-    const, name = consts[place], node.inputs[1 - place].name
+    pair = _factor_and_offset(node.op, value, constant_first=constant_first)
+    return None if pair is None else _ScalarAffine(name, *pair)
+
+
+def _scalar_beside(scope: Scope, constant: str, name: str) -> float | None:
+    """The finite number that is combined with a tensor, unless its axis makes the result larger than the tensor."""
+    const = scope.const(constant)
     if const is None or scope.const(name) is not None:
         return None
-    if len(const.shape) > min(1, len(scope.shape(name) or ())):  # it may add an axis
+    if len(const.shape) > min(1, len(scope.shape(name) or ())):
         return None
-    value = scope.scalar(node.inputs[place].name)
-    if value is None or not np.isfinite(value):
-        return None
-    if node.op == "Add":
-        return name, 1.0, value
-    if node.op == "Sub":
-        return (name, 1.0, -value) if place == 1 else (name, -1.0, value)
-    if node.op == "Mul":
-        return name, value, 0.0
-    return (name, 1.0 / value, 0.0) if place == 1 and value != 0 else None
+    value = scope.scalar(constant)
+    return value if value is not None and np.isfinite(value) else None
 
 
-def _scalars_before(scope: Scope, clip: gs.Node) -> tuple[str, float, float, list[gs.Node]]:
-    name, p, q = clip.inputs[0].name, 1.0, 0.0
-    nodes: list[gs.Node] = []
-    while len(nodes) < LONGEST and scope.is_private(name):
-        producer = scope.producer.get(name)
-        found = _scalar(scope, producer) if producer is not None else None
-        if producer is None or found is None:
-            break
-        name, q, p = found[0], q + p * found[2], p * found[1]
-        nodes.insert(0, producer)
-    return name, p, q, nodes
-
-
-def _factor_after(scope: Scope, clip: gs.Node, largest: float) -> tuple[list[gs.Node], float, str | None]:
-    """Nodes after the Clip that scale it to 1, the factor, and what it is multiplied with in between."""
-    if largest == 1.0:
-        return [], 1.0, None
-    output = clip.outputs[0].name
-    if not scope.is_private(output):
-        return [], 0.0, None
-    consumer = scope.consumers[output][0]
-    factor = _scales_to_one(scope, consumer, largest)
-    if factor is not None:
-        return [consumer], factor, None
-    if consumer.op != "Mul" or not scope.is_private(consumer.outputs[0].name):
-        return [], 0.0, None
-    names = [tensor.name for tensor in consumer.inputs]
-    other = names[1 - names.index(output)]
-    last = scope.consumers[consumer.outputs[0].name][0]
-    factor = _scales_to_one(scope, last, largest)
-    if factor is None or scope.const(other) is not None or other == output:
-        return [], 0.0, None
-    return [consumer, last], factor, other
-
-
-def _scales_to_one(scope: Scope, node: gs.Node, largest: float) -> float | None:
-    found = _scalar(scope, node)
-    if found is None or found[2] != 0 or abs(found[1] * largest - 1) > ULP:
-        return None
-    return found[1]
+def _factor_and_offset(op: str, value: float, *, constant_first: bool) -> tuple[float, float] | None:
+    """p and q of the operator as `p*x + q`."""
+    if op == "Add":
+        return 1.0, value
+    if op == "Sub":
+        return (-1.0, value) if constant_first else (1.0, -value)
+    if op == "Mul":
+        return value, 0.0
+    if op == "Div" and not constant_first and value != 0:
+        return 1.0 / value, 0.0
+    return None

@@ -25,7 +25,7 @@ from onnx_repfuse.planner.candidates import chief
 from onnx_repfuse.planner.cost import cost_model
 from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
-from onnx_repfuse.planner.protected_patterns import protected
+from onnx_repfuse.planner.protected_patterns import protected_nodes
 from onnx_repfuse.planner.refusals import refusals, too_old
 from onnx_repfuse.planner.select import select
 from onnx_repfuse.planner.shared_readers import expose
@@ -110,7 +110,7 @@ def _round(
 
     `stale` are tensors to be covered again although nothing changed: new bans, and joint steps not taken.
     """
-    context = Context(scope, known, protected(scope))
+    context = Context(scope, known, protected_nodes(scope))
     changed = _changed(scope, previous) | stale if previous else set()
     before = (previous.cover.context, previous.lifted) if previous else None
     lifted = lift_all(context, _kept(options), before, changed)
@@ -149,7 +149,7 @@ def _write_activations(scope: Scope, found: Iterable[Activation], result: ScopeP
         if not one.created:
             result.refusals.append(too_old(scope, one.place, one.absorbed))
             continue
-        fold = PlannedFold((one.root,), one.absorbed, one.created, frozenset((Kind.ACTIVATION,)), 0, 0)
+        fold = PlannedFold((one.output,), one.absorbed, one.created, frozenset((Kind.ACTIVATION,)), 0, 0)
         replaced[id(one.place)] = one.created
         result.add(fold)
     replace_nodes(scope, replaced)

@@ -1,100 +1,120 @@
-"""Activations and normalizations that runtimes fuse as a whole: their linear nodes stay where they are.
+"""Nodes of patterns that runtimes fuse as a whole: they stay where they are, linear or not.
 
-GELU is written `x * (1 + Erf(x / sqrt(2))) * 0.5`, or with Tanh; folding its 0.5 into the next Conv hides it from
-the runtime. LayerNorm is written `(x - mean) / sqrt(var + eps) * gamma + beta`; the same holds for its tail.
+Exporters decompose GELU into `x * (1 + Erf(x / sqrt(2))) * 0.5`, or its approximation with Tanh, and LayerNorm into
+`(x - mean) / sqrt(var + eps) * gamma + beta`. Runtimes recognise these nodes and run one kernel. Folding GELU's 0.5 or
+LayerNorm's gamma into the next Conv would hide the pattern from them, and cost more than it saves.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.scope import Scope
 
-__all__ = ["protected"]
+__all__ = ["protected_nodes"]
+
+_PRODUCTS = ("Mul", "Div")
 
 
-def protected(scope: Scope) -> frozenset[int]:
-    """id() of the nodes that belong to such an idiom."""
-    found: set[int] = set()
+def protected_nodes(scope: Scope) -> frozenset[int]:
+    """id() of the nodes that belong to a pattern."""
+    nodes: list[gs.Node] = []
     for node in scope.nodes:
         if node.op in ("Erf", "Tanh"):
-            found |= _gelu(scope, node)
+            nodes += _gelu(scope, node)
         elif node.op == "Sqrt":
-            found |= _layer_norm(scope, node)
-    return frozenset(found)
+            nodes += _layer_norm(scope, node)
+    return frozenset(map(id, nodes))
+
+
+def _gelu(scope: Scope, node: gs.Node) -> Iterator[gs.Node]:
+    """The linear nodes of `x * (1 + Erf(x / sqrt(2))) * 0.5`, the Erf or Tanh being `node`."""
+    for consumer in _consumers(scope, node):
+        if consumer.op == "Add" and _scalar(scope, consumer) == 1.0:
+            yield consumer
+            yield from _scaled_argument(scope, node)
+            yield from _halved_product(scope, consumer)
+            return
+
+
+def _scaled_argument(scope: Scope, node: gs.Node) -> Iterator[gs.Node]:
+    """`x / sqrt(2)` before an Erf; `sqrt(2 / pi) * (x + 0.044715 * x**3)` before a Tanh."""
+    argument = node
+    for _ in range(2):
+        scaling = scope.producer.get(argument.inputs[0].name)
+        if scaling is None or scaling.op not in _PRODUCTS or _scalar(scope, scaling) is None:
+            return
+        yield scaling
+        variable = next((tensor.name for tensor in scaling.inputs if scope.const(tensor.name) is None), "")
+        cubic = scope.producer.get(variable)
+        if node.op == "Tanh" and cubic is not None and cubic.op == "Add":
+            yield cubic
+            for producer in _producers(scope, cubic):
+                if producer.op == "Mul" and _scalar(scope, producer) is not None:
+                    yield producer
+            return
+        argument = scaling
+
+
+def _halved_product(scope: Scope, plus_one: gs.Node) -> Iterator[gs.Node]:
+    """The products with x and 0.5 behind the Add of 1, in either order; and a 0.5 beside them: `(0.5 * x) * ...`."""
+    node = plus_one
+    for _ in range(2):
+        products = [consumer for consumer in _consumers(scope, node) if consumer.op in _PRODUCTS]
+        if len(products) != 1:
+            return
+        node = products[0]
+        yield node
+        yield from _halvings(scope, _producers(scope, node))
+        if _scalar(scope, node) is None and not any(_halvings(scope, _consumers(scope, node))):
+            return
+
+
+def _layer_norm(scope: Scope, root: gs.Node) -> list[gs.Node]:
+    """The linear nodes of `(x - mean) / sqrt(var + eps) * gamma + beta`, the Sqrt being `root`."""
+    for division in _consumers(scope, root):
+        centred = scope.producer.get(division.inputs[0].name)
+        if division.op != "Div" or centred is None or not _subtracts_mean(scope, centred):
+            continue
+        nodes = [centred, division]
+        epsilon = scope.producer.get(root.inputs[0].name)
+        if epsilon is not None:
+            nodes.append(epsilon)
+        node = division
+        for op in ("Mul", "Add"):
+            following = [consumer for consumer in _consumers(scope, node) if consumer.op == op]
+            if len(following) != 1:
+                break
+            node = following[0]
+            nodes.append(node)
+        return nodes
+    return []
+
+
+def _subtracts_mean(scope: Scope, node: gs.Node) -> bool:
+    mean = scope.producer.get(node.inputs[1].name) if node.op == "Sub" else None
+    return mean is not None and mean.op == "ReduceMean"
 
 
 def _scalar(scope: Scope, node: gs.Node) -> float | None:
-    """The constant beside a tensor, if it is one number."""
-    values = (scope.scalar(tensor.name) for tensor in node.inputs if tensor.name)
-    return next((value for value in values if value is not None), None)
+    """The constant a node reads, if it is one number."""
+    for tensor in node.inputs:
+        value = scope.scalar(tensor.name) if tensor.name else None
+        if value is not None:
+            return value
+    return None
 
 
-def _readers(scope: Scope, node: gs.Node) -> list[gs.Node]:
+def _halvings(scope: Scope, nodes: Iterable[gs.Node]) -> Iterator[gs.Node]:
+    """Those that multiply by 0.5 or divide by 2."""
+    return (node for node in nodes if node.op in _PRODUCTS and _scalar(scope, node) in (0.5, 2.0))
+
+
+def _consumers(scope: Scope, node: gs.Node) -> list[gs.Node]:
     return scope.consumers.get(node.outputs[0].name, [])
 
 
-def _gelu(scope: Scope, node: gs.Node) -> set[int]:
-    plus = [r for r in _readers(scope, node) if r.op == "Add" and _scalar(scope, r) == 1.0]
-    if not plus:
-        return set()
-    found = {id(plus[0])}
-    before = node
-    for _ in range(2):  # x / sqrt(2), or sqrt(2 / pi) * (x + 0.044715 * x**3)
-        producer = scope.producer.get(before.inputs[0].name)
-        if producer is None or producer.op not in ("Mul", "Div") or _scalar(scope, producer) is None:
-            break
-        found.add(id(producer))
-        before = producer
-        cubic = scope.producer.get(next((t.name for t in before.inputs if scope.const(t.name) is None), ""))
-        if node.op == "Tanh" and cubic is not None and cubic.op == "Add":
-            found.add(id(cubic))
-            found |= {
-                id(p)
-                for t in cubic.inputs
-                if (p := scope.producer.get(t.name)) is not None
-                and p.op == "Mul"
-                and _scalar(scope, p) is not None
-            }
-            break
-    after = plus[0]
-    for _ in range(2):
-        products = [r for r in _readers(scope, after) if r.op in ("Mul", "Div")]
-        if len(products) != 1:
-            break
-        after = products[0]
-        found.add(id(after))
-        for tensor in after.inputs:
-            half = scope.producer.get(tensor.name)
-            if half is not None and half.op in ("Mul", "Div") and _scalar(scope, half) in (0.5, 2.0):
-                found.add(id(half))
-        if _scalar(scope, after) is None and not any(
-            _scalar(scope, r) in (0.5, 2.0) for r in _readers(scope, after) if r.op in ("Mul", "Div")
-        ):
-            break
-    return found
-
-
-def _layer_norm(scope: Scope, node: gs.Node) -> set[int]:
-    for division in _readers(scope, node):
-        if division.op != "Div":
-            continue
-        centred = scope.producer.get(division.inputs[0].name)
-        if centred is None or centred.op != "Sub":
-            continue
-        mean = scope.producer.get(centred.inputs[1].name)
-        if mean is None or mean.op != "ReduceMean":
-            continue
-        found = {id(centred), id(division)}
-        epsilon = scope.producer.get(node.inputs[0].name)
-        if epsilon is not None:
-            found.add(id(epsilon))
-        after = division
-        for op in ("Mul", "Add"):
-            following = [r for r in _readers(scope, after) if r.op == op]
-            if len(following) != 1:
-                break
-            after = following[0]
-            found.add(id(after))
-        return found
-    return set()
+def _producers(scope: Scope, node: gs.Node) -> list[gs.Node]:
+    return [scope.producer[tensor.name] for tensor in node.inputs if tensor.name in scope.producer]
