@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure everything, or what `--only` names, and write docs/benchmarks.md and its plots."""
+"""`python -m benchmarks`: measure all parts, or those named by `--only`, and write docs/benchmarks.md and its plots."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def _merged(path: Path, result: dict[str, Any]) -> dict[str, Any]:
-    """A result, and the rows of earlier runs that it has none for: so a selection replaces its own rows only."""
+    """The rows of this run, and those of earlier runs that this run did not measure again."""
     if path.stem not in ("latency", "authors", "tools") or not path.exists():
         return result
     rows = {latency.key(row): row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
@@ -45,7 +45,7 @@ def _merged(path: Path, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(part: str, arguments: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]:
-    """The results of a part, one after each model where there are several."""
+    """Yield the results of a part: after each model, if there are several."""
     if part == "calibrate":
         result = calibrate.run(passes=1 if arguments.quick else 4)
         if arguments.write_constants:

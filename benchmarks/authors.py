@@ -1,4 +1,4 @@
-"""What is left to fold where the author has re-parameterized already: the deployed export, before and after."""
+"""What is left to fold in the author's own re-parameterized export, and what it gains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.timing import interleaved, ratios, spread
 
 
 def run(model: Model, folder: Path, work: Path, exporters: tuple[str, ...], seconds: float) -> dict[str, Any]:
-    """A row for each exporter and runtime, on one thread; none where nothing is left. Every result is proved."""
+    """One row per exporter and runtime, on one thread; none where nothing is left to fold. Every result is verified."""
     from onnx_repfuse import fuse
 
     rows = []

@@ -1,4 +1,4 @@
-"""Fit the prices of `onnx_repfuse.planner.cost.ORT_CPU` to ONNX Runtime, and write them there."""
+"""Fit the prices of `onnx_repfuse.planner.cost.ORT_CPU` to measured latencies, and write them into that file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PICO = 1e12
 
 
 def run(*, seconds: float = 0.25, passes: int = 3) -> dict[str, Any]:
-    """Measure, fit, and compare with the prices now in the package.
+    """Measure, fit, and compare with the package's present prices.
 
     Args:
-        seconds: for one case in one pass.
+        seconds: time spent on one case in one pass.
     """
     from onnx_repfuse.planner.cost import ORT_CPU
 
@@ -58,7 +58,7 @@ def write_constants(result: dict[str, Any]) -> None:
 
 
 def by_group(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The rows, by what they stand for."""
+    """The rows by their case's group."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in result["rows"]:
         groups.setdefault(row["group"], []).append(row)

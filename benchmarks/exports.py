@@ -1,8 +1,8 @@
 """The full-size models: exported once into a folder, from timm, ultralytics and rapidocr-onnxruntime.
 
-A file is `NAME.FORM.EXPORTER.onnx`: FORM is `train`, as it was trained, or `deploy`, as its author re-parameterizes
-it in Python; EXPORTER is `ts`, the legacy exporter with BatchNormalization kept, or `dynamo`. Weights are drawn as in
-models/randomise.py: nothing here depends on their values. The text models come as their author's files.
+A file is `NAME.FORM.EXPORTER.onnx`. FORM is `train` (as trained) or `deploy` (re-parameterized by its author's Python
+code). EXPORTER is `ts` (the legacy exporter, BatchNormalization kept) or `dynamo`. Weights are random, see
+models/randomise.py: nothing here depends on their values. The OCR models are their author's files.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Model:
-    """A network, and the shape to run it at."""
+    """A network and the input shape it is measured at."""
 
     name: str
     shape: tuple[int, int, int, int]
     family: str = "timm"
 
     def file(self, folder: Path, form: str, exporter: str) -> Path:
-        """Where the export is; the text models have one form only."""
+        """Path of the export; the OCR models have one form only."""
         if self.family == "ocr":
             return folder / f"{self.name}.onnx"
         return folder / f"{self.name}.{form}.{exporter}.onnx"
@@ -61,7 +61,7 @@ BY_NAME = {model.name: model for model in (*MODELS, LARGEST)}
 
 
 def ensure(model: Model, folder: Path, form: str, exporter: str) -> Path:
-    """The file of an export, made now if it is not there."""
+    """Path of the export; it is exported first if it does not exist."""
     path = model.file(folder, form, exporter)
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def _ultralytics(model: Model, folder: Path) -> None:
     for parameter in trained.parameters():
         parameter.requires_grad_(True)
     for module in trained.modules():
-        if type(module).__name__ == "DFL":  # its weights are 0, 1, 2, ...: they mean something
+        if type(module).__name__ == "DFL":  # its weights are 0, 1, 2, ...: the decoding of boxes needs them
             module.conv.weight.requires_grad_(False)
     randomise(trained, images(2, *model.shape[1:], seed=1), seed=1)
     deployed = copy.deepcopy(trained)
@@ -115,7 +115,7 @@ def _write(model: Model, folder: Path, trained: Any, deployed: Any, example: Any
     for exporter in ("ts",) if model is LARGEST else ("ts", "dynamo"):
         for form, network in {"train": trained, "deploy": deployed}.items():
             keep = form == "train" and exporter == "ts"
-            fresh = copy.deepcopy(network)  # a network may remember what an exporter made of its sizes
+            fresh = copy.deepcopy(network)  # a network may cache sizes that one exporter traced
             made = export(fresh, example, dynamo=exporter == "dynamo", keep_batchnorm=keep)
             path = model.file(folder, form, exporter)
             part = path.with_suffix(".part")

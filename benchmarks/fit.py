@@ -1,8 +1,8 @@
 """Non-negative least squares on relative errors.
 
-Given measured times t_i and features A_i (how many multiply-adds, elements, nodes), we look for prices p >= 0 that
-minimize sum_i ((A_i p - t_i) / t_i)^2. There are few features, so every subset of them is tried as the support: the
-best one whose unconstrained solution is non-negative is the answer.
+Given measured times t_i and features A_i (numbers of multiply-adds, elements, nodes), find prices p >= 0 that minimize
+sum_i ((A_i p - t_i) / t_i)^2. There are few features, so we try every subset of them as the support. The answer is
+the best subset whose unconstrained solution is non-negative.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def nonnegative(features: Array, times: Array) -> Array:
-    """Prices of the features.
+    """Prices of the features, float64 (features,).
 
     Args:
-        features: float64 [cases, features]; times: float64 [cases], positive.
+        features: float64 (cases, features).
+        times: float64 (cases,), positive.
     """
     relative = features / times[:, None]
     scale = np.maximum(np.abs(relative).max(axis=0), 1e-300)
@@ -40,5 +41,5 @@ def nonnegative(features: Array, times: Array) -> Array:
 
 
 def errors(features: Array, times: Array, prices: Array) -> Array:
-    """Predicted over measured."""
+    """Predicted / measured time, float64 (cases,)."""
     return features @ prices / times

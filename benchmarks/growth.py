@@ -22,7 +22,7 @@ _BLOCK = 8  # nodes of a RepVGG block
 def run(
     work: Path, nodes: tuple[int, ...] = NODES, megabytes: tuple[int, ...] = MEGABYTES
 ) -> Iterator[dict[str, Any]]:
-    """The result so far, after every shape of graph and every size of file."""
+    """Yield the result so far, after every shape of graph and every size of file."""
     planned: list[dict[str, Any]] = []
     weighed: list[dict[str, Any]] = []
     for size in megabytes:
@@ -34,7 +34,10 @@ def run(
 
 
 def _nodes(work: Path, shape: str, counts: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Seconds of `onnx_repfuse.plan`; the sizes of one shape are timed in turns, so that their ratios hold."""
+    """Seconds of `onnx_repfuse.plan`.
+
+    The sizes of one shape are interleaved, so that their ratios do not depend on other load.
+    """
     import onnx
 
     from onnx_repfuse import plan
@@ -45,7 +48,7 @@ def _nodes(work: Path, shape: str, counts: tuple[int, ...]) -> list[dict[str, An
         write(shape, count, 8, path)
     for _ in range(_ROUNDS):
         for count, path in paths.items():
-            gc.collect()  # else this plan pays for the one before
+            gc.collect()  # otherwise this plan pays for the garbage of the previous one
             start = time.process_time()
             plan(path)
             seconds[count].append(time.process_time() - start)
@@ -79,5 +82,5 @@ def _weights(work: Path, size: int) -> dict[str, Any]:
 
 
 def channels_of(megabytes: int) -> int:
-    """Of ten blocks, whose 3x3 and 1x1 kernels are 10 * 10 * channels**2 floats."""
+    """Channels of ten blocks of that size: their 3x3 and 1x1 kernels have 10 * 10 * channels**2 floats."""
     return max(8, round((megabytes * 1e6 / 4 / 100) ** 0.5))

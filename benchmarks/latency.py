@@ -14,7 +14,7 @@ from benchmarks.timing import interleaved, ratios, spread
 from benchmarks.tools import PEERS, measured
 
 OURS, TRAINED, DEPLOYED = "ours", "as trained", "author's"
-OPENINGS = 3  # of each file for a row: where a session's memory happens to lie makes several percent
+OPENINGS = 3  # of each file for a row: the place of a session's memory changes times by several percent
 
 
 def run(
@@ -28,7 +28,7 @@ def run(
     peers: tuple[str, ...] = PEERS,
     runtimes: tuple[str, ...] = tuple(RUNTIMES),
 ) -> dict[str, Any]:
-    """One row for each model, exporter, runtime and number of threads."""
+    """One row per model, exporter, runtime and number of threads."""
     rows = []
     for model in models:
         for exporter in exporters if model.family != "ocr" else ("ts",):
@@ -42,14 +42,14 @@ def run(
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What a row is about."""
+    """What identifies a row."""
     return tuple(row.get(name) for name in ("model", "exporter", "runtime", "threads"))
 
 
 def variants(
     model: Model, folder: Path, work: Path, exporter: str, peers: tuple[str, ...]
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """The files to compare, by name, and the tools that failed, with the reason."""
+    """The files to compare, by name; and the tools that failed, with the reason."""
     trained = ensure(model, folder, "train", exporter)
     files, errors = {TRAINED: trained}, {}
     for tool in (*peers, OURS):
@@ -67,7 +67,7 @@ def variants(
 def _row(
     files: dict[str, Path], model: Model, runtime: str, threads: int, seconds: float, errors: dict[str, str]
 ) -> dict[str, Any]:
-    """Milliseconds of each file, and its time as a multiple of ours."""
+    """Milliseconds of each file, and our time as a multiple of its time."""
     inputs = feeds(files[TRAINED], model.shape)
     failed = dict(errors)
     samples: dict[str, list[float]] = {}
@@ -95,7 +95,7 @@ def _row(
 
 
 def _turned(names: list[str], opening: int) -> list[str]:
-    """The order in which files are opened: another one each time."""
+    """The order in which files are opened, rotated at each opening."""
     first = opening * len(names) // OPENINGS
     return names[first:] + names[:first]
 
@@ -103,7 +103,7 @@ def _turned(names: list[str], opening: int) -> list[str]:
 def _opened(
     runtime: str, path: Path, inputs: list[Any], threads: int
 ) -> tuple[Callable[[], object] | None, str]:
-    """The model ready to run; or None, and why it does not."""
+    """A function that runs the model once; or None, and why the model does not run."""
     try:
         function = RUNTIMES[runtime](path, inputs, threads)
         function()

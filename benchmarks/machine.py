@@ -1,4 +1,4 @@
-"""What was measured on: processor, versions, date."""
+"""The machine that was measured on: processor, versions, date."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that are installed."""
+    """Versions of the installed packages."""
     installed = {dist.metadata["Name"].lower().replace("_", "-"): dist.version for dist in distributions()}
     found = {name: installed[name] for name in PACKAGES if name in installed}
     return {"python": platform.python_version(), **found}
@@ -48,7 +48,7 @@ def today() -> str:
 
 
 def describe() -> dict[str, object]:
-    """The header of a result."""
+    """What the header of a result says."""
     return {
         "date": today(),
         "processor": processor(),

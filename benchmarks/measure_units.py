@@ -1,4 +1,4 @@
-"""Seconds of every unit, from chains of two lengths timed in turns."""
+"""Seconds of every unit, from chains of two lengths, interleaved."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ SHORT, LONG = 2, 8
 
 
 def measure(cases: Iterable[Case], seconds: float, passes: int) -> list[dict[str, Any]]:
-    """The rows, each with the bill of one unit and its time: the smallest of the medians over `passes`, taken far
-    apart, because what else runs on the machine can only add."""
+    """One row per case: the features of one unit and its time.
+
+    The time is the smallest of the medians of several passes, far apart, because other load can only add time."""
     rows: list[dict[str, Any]] = []
     chosen = list(cases)
     for number in range(passes):

@@ -1,4 +1,4 @@
-"""Results as Markdown: each part fills its place between `<!-- measured: NAME -->` and `<!-- end -->` in a page."""
+"""Write results into the pages: each part replaces the text between `<!-- measured: NAME -->` and `<!-- end -->`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BENCHMARKS, COST_MODEL = "benchmarks.md", "cost-model.md"
 
 
 def write_pages(results: dict[str, Any], docs: Path) -> None:
-    """Fill in what was measured; parts without a result keep what they say."""
+    """Write the parts that were measured; the others stay as they are."""
     if "latency" in results:
         _fill(docs / BENCHMARKS, "latency summary", latency_summary(results["latency"]))
         _fill(docs / BENCHMARKS, "latency", latency_text(results["latency"]))
@@ -56,7 +56,7 @@ def _machine(result: dict[str, Any]) -> str:
 
 
 def latency_text(result: dict[str, Any]) -> str:
-    """A table for each runtime, number of threads and exporter."""
+    """One table per runtime, number of threads and exporter."""
     parts = [_machine(result)]
     keys = dict.fromkeys((row["runtime"], row["threads"], row["exporter"]) for row in result["rows"])
     for key in keys:
@@ -82,7 +82,7 @@ def _latency_table(rows: list[dict[str, Any]]) -> str:
 
 
 def authors_text(result: dict[str, Any]) -> str:
-    """What was left to fold, and what it brings."""
+    """What was left to fold in the authors' exports, and what it gains."""
     lines = []
     for row in result["rows"]:
         gone = ", ".join(f"{-n:+d} {op}" for op, n in row["gone"].items())
@@ -94,7 +94,7 @@ def authors_text(result: dict[str, Any]) -> str:
 
 
 def tools_text(result: dict[str, Any]) -> str:
-    """Seconds and peak memory of every tool."""
+    """Time and peak memory of every tool, one table per model."""
     parts = [_machine(result)]
     for row in result["rows"]:
         lines = []
@@ -124,7 +124,7 @@ def tools_text(result: dict[str, Any]) -> str:
 
 
 def growth_text(result: dict[str, Any]) -> str:
-    """Planning over nodes, the whole run over weights."""
+    """Planning time by nodes, time and memory of the whole run by weights."""
     shapes = dict.fromkeys(row["shape"] for row in result["nodes"])
     lines = []
     for shape in shapes:
@@ -164,7 +164,7 @@ def growth_text(result: dict[str, Any]) -> str:
 
 
 def calibrate_text(result: dict[str, Any]) -> str:
-    """Prices, and how well they predict."""
+    """The fitted prices, and how well they predict."""
     prices = table(["price", "picoseconds"], [[f"`{n}`", f"{p:,}"] for n, p in result["prices"].items()])
     lines = []
     for group, rows in by_group(result).items():

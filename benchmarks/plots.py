@@ -1,4 +1,4 @@
-"""Results as pictures."""
+"""Results as plots."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def tools(result: dict[str, Any], path: Path) -> None:
 
 
 def growth(result: dict[str, Any], path: Path) -> None:
-    """Planning over nodes, time and memory over weights."""
+    """Planning time by nodes; time and memory by weights."""
     figure, axes = _axes(3, 14, 4)
     for shape in dict.fromkeys(row["shape"] for row in result["nodes"]):
         rows = [row for row in result["nodes"] if row["shape"] == shape]
@@ -113,7 +113,7 @@ def growth(result: dict[str, Any], path: Path) -> None:
 
 
 def calibration(result: dict[str, Any], path: Path) -> None:
-    """Predicted over measured, over the measured time."""
+    """Predicted / measured time, by measured time."""
     figure, (axis,) = _axes(1, 8, 4.5)
     groups = list(dict.fromkeys(row["group"] for row in result["rows"]))
     for index, group in enumerate(groups):

@@ -1,4 +1,4 @@
-"""A model in a runtime, as a function without arguments that runs it once."""
+"""A model opened in a runtime, as a function without arguments that runs it once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 Shapes = dict[str, tuple[int, ...]]
-FEWEST = 64  # for a symbolic axis nobody said anything about
+FEWEST = 64  # size of a symbolic axis that the shape does not give
 
 
 def feeds(path: Path, shape: tuple[int, ...] | None) -> list[np.ndarray[Any, Any]]:
@@ -39,7 +39,7 @@ def onnxruntime(path: Path, inputs: list[np.ndarray[Any, Any]], threads: int) ->
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    # sessions take turns, and the threads of one that waits by spinning would take the time of the next
+    # sessions are interleaved: threads of an idle session that spin would slow down the next one
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

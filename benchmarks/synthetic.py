@@ -1,4 +1,4 @@
-"""Graphs of any size for the tool to chew: chains of RepVGG blocks, residuals, wide sums, deep Concats, fan-out."""
+"""Synthetic graphs of any size: chains of RepVGG blocks, residuals, wide sums, deep Concats, fan-out."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def blocks(graph: _Graph, nodes: int) -> str:
 
 
 def residuals(graph: _Graph, nodes: int) -> str:
-    """One long chain x + bn(conv(x)) without anything between: three nodes a link."""
+    """One long chain of x + bn(conv(x)) without activations: three nodes a link."""
     x = "x"
     while len(graph.nodes) < nodes:
         x = graph.op("Add", graph.norm(graph.conv(x, 1)), x)
@@ -85,7 +85,7 @@ def concats(graph: _Graph, nodes: int) -> str:
 
 
 def fan(graph: _Graph, nodes: int) -> str:
-    """One tensor with a reader for every second node."""
+    """One tensor that every second node consumes."""
     root = graph.op("Relu", graph.conv("x", 1))
     x = root
     while len(graph.nodes) < nodes:
@@ -103,6 +103,6 @@ SHAPES: dict[str, Callable[[_Graph, int], str]] = {
 
 
 def write(shape: str, nodes: int, channels: int, path: Path) -> None:
-    """A graph of about that many nodes."""
+    """Write a graph of about that many nodes."""
     graph = _Graph(channels)
     graph.save(SHAPES[shape](graph, nodes), path)

@@ -1,10 +1,10 @@
-"""Interleaved timing: what is compared runs in turns, so that a busy machine is busy for all.
+"""Interleaved timing: the functions to compare run in alternation, so that other load affects all of them.
 
-Ratios are taken within rounds, where numerator and denominator see the same weather; what is printed is their median
-and the quartiles around it.
+Ratios are taken within a round, where numerator and denominator run under the same load. We print their median and
+quartiles.
 
-What runs on one thread is timed by the processor time of this process: other work on the machine then costs it no more
-than a share of the caches. What runs on several is timed by the clock on the wall.
+One thread is timed by the processor time of this process, which other processes affect only through the caches. Several
+threads are timed by wall clock.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-BLOCK = 0.005  # seconds; a quick function is repeated until one sample lasts this long
+BLOCK = 0.005  # seconds; a fast function is repeated until one sample takes this long
 WARM = 3
-SLOW = 0.5  # seconds; what takes longer needs no second warming up
+SLOW = 0.5  # seconds; a slower function needs no second warm-up
 
 Clock = Callable[[], float]
 
@@ -39,7 +39,7 @@ def spread(values: list[float]) -> Spread:
 
 
 def ratios(samples: Mapping[str, list[float]], top: str, bottom: str) -> Spread:
-    """`top` against `bottom`, round by round.
+    """`top` / `bottom`, round by round.
 
     >>> ratios({"a": [2.0, 4.0, 9.0], "b": [1.0, 2.0, 3.0]}, "a", "b").median
     2.0
@@ -55,12 +55,12 @@ def interleaved(
     most: int = 200,
     clock: Clock = time.process_time,
 ) -> dict[str, list[float]]:
-    """Seconds of one call of each function, in rounds; each round starts with another one.
+    """Seconds of one call of each function, in rounds. Each round starts with another function.
 
     Args:
         functions: by name.
         seconds: for all of them together; slow functions take longer, for `fewest` rounds.
-        clock: what tells the time of a call; `time.perf_counter` for what uses several threads.
+        clock: the clock; `time.perf_counter` for functions that use several threads.
     """
     names = list(functions)
     repeats = {}

@@ -14,7 +14,7 @@ BASE = "load+save"
 
 
 def run(models: list[Model], folder: Path, work: Path, *, rounds: int = 5) -> dict[str, Any]:
-    """One row for each model: every tool in a process of its own, in turns."""
+    """One row per model: every tool in a process of its own, interleaved."""
     rows = []
     for model in models:
         source = ensure(model, folder, "train", "ts")

@@ -1,7 +1,7 @@
 """Every tool as a function from file to file, run in a process of its own: processor time, and peak memory.
 
-`python -m benchmarks.tools NAME INPUT OUTPUT` runs one; `measured` starts that and reads what it cost. The time is
-counted after the tool's own imports (which are timed apart), the memory is the peak of the whole process.
+`python -m benchmarks.tools NAME INPUT OUTPUT` runs one tool; `measured` starts that command and reads its cost. Time
+counts from after the tool's imports, which are timed separately. Memory is the peak of the whole process.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 
 class Cost(NamedTuple):
-    """Seconds of the processor in the tool, and on the wall, seconds of its imports, MiB at the peak; or what went
-    wrong."""
+    """Processor seconds and wall seconds of the tool, seconds of its imports, peak memory in MiB; or the error."""
 
     seconds: float
     wall: float
@@ -109,7 +108,7 @@ def measured(name: str, source: Path, target: Path, *, timeout: float = 900) -> 
 
 
 def _peak() -> float:
-    """MiB. On Linux not `ru_maxrss`, which a process inherits from the one that started it."""
+    """Peak memory in MiB. On Linux not `ru_maxrss`, which a process inherits from its parent."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:

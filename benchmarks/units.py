@@ -1,9 +1,9 @@
-"""Small graphs whose price is known term by term: what the cost model is fitted to.
+"""The small graphs that the cost model is fitted to, with the features of each.
 
-A unit is a piece of network that maps a tensor to one of the same shape, so that it can be chained. What it costs is
-the difference between a long and a short chain: so layout conversions at the ends, the input and the session drop
-out, and what the runtime fuses or reorders inside is counted as in a real network. Every convolution is followed by a
-Relu, or the runtime would be timed on shapes nobody uses.
+A unit is a piece of network that maps a tensor to one of the same shape, so it can be chained. Its time is the
+difference between a long and a short chain, divided by the difference in length. So the session, the input and the
+layout conversions at the ends cancel out, and the runtime fuses and reorders as in a real network. Every convolution
+is followed by a Relu, as in real networks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SMALLEST_LAYER = 200_000
 
 @dataclass
 class Chain:
-    """A graph under construction; prices of what is added go to `bill`."""
+    """A graph under construction; `bill` counts the features of the nodes added."""
 
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Chain:
         *,
         relu: bool = True,
     ) -> str:
-        """A Conv that keeps the size, and a Relu, which is not charged: the runtime fuses it."""
+        """A Conv that keeps the size, and a Relu that costs nothing, because the runtime fuses it."""
         fan = c_in // groups * int(np.prod(kernel))
         weight, bias = (
             self.const(c_out, c_in // groups, *kernel, scale=fan**-0.5),
@@ -91,7 +91,7 @@ Unit = Callable[[Chain, str], str]
 
 @dataclass(frozen=True)
 class Case:
-    """A unit, what it stands for in the tables, and the shape it runs at."""
+    """A unit, its group in the tables, and the shape it runs at."""
 
     group: str
     name: str
@@ -101,7 +101,7 @@ class Case:
     rank: int = 2
 
     def model(self, length: int) -> tuple[onnx.ModelProto, dict[str, float]]:
-        """A chain of `length` units, and the bill of one."""
+        """A chain of `length` units, and the features of one unit."""
         chain, x = Chain(), "x"
         for _ in range(length):
             x = self.unit(chain, x)
@@ -133,14 +133,14 @@ def convolutions() -> Iterator[Case]:
                 if SMALLEST_LAYER <= macs <= LARGEST_LAYER and area <= 1 << 20:
                     name = f"{channels}x{size}x{size} k{kernel} g{groups}"
                     yield Case(group, name, _conv(channels, size, kernel, groups), channels, size)
-    for channels in (12, 20, 36, 100):  # no whole number of vectors
+    for channels in (12, 20, 36, 100):  # not a multiple of the vector length
         for kernel in (1, 3):
             name = f"{channels}x28x28 k{kernel} g1"
             yield Case("dense, odd channels", name, _conv(channels, 28, kernel, 1), channels, 28)
 
 
 def others() -> Iterator[Case]:
-    """What stands between convolutions, and is folded away or not."""
+    """Units of operators between convolutions, folded or not."""
     for channels, size in ((32, 56), (64, 28), (64, 56), (128, 14), (128, 28), (256, 14), (512, 7)):
         for group, unit in _between(channels, size).items():
             yield Case(group, f"{channels}x{size}x{size}", unit, channels, size)
@@ -162,7 +162,7 @@ def _between(channels: int, size: int) -> dict[str, Unit]:
     area = channels * size * size
 
     def behind(make: Callable[[Chain, str], str]) -> Unit:
-        """The operator behind a 1x1 Conv and its Relu, where the runtime cannot fold it."""
+        """The operator after a 1x1 Conv and its Relu, where the runtime cannot fold it."""
         return lambda chain, x: make(chain, chain.conv(x, channels, channels, size))
 
     def norm(chain: Chain, x: str) -> str:

@@ -1,1 +1,1 @@
-"""Real exports, small enough to commit, and the code that rebuilds them (see README.md here)."""
+"""Small real exports, and the code that rebuilds them: see models/README.md."""

@@ -1,7 +1,8 @@
 """Rebuild the committed models: `python -m models.build [--only NAME] [--out DIR]` (needs the extra `models`).
 
-Every network is drawn from a seed, made to look trained (see randomise.py), and exported four times: as trained and as
-its author deploys it, by the legacy exporter and by the new one. Two runs on one machine give the same bytes.
+Every network gets random weights from a seed and is made to look trained (see randomise.py). It is exported four
+times: as trained and as its author deploys it, each by the legacy and by the new exporter. Two runs on one machine
+give the same bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One network to ONNX by either of torch's exporters, as trained or as its author deploys it."""
+"""Export one network to ONNX by either of torch's exporters, as trained or as its author deploys it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def export(
     input_name: str = "input",
     output_names: list[str] | None = None,
 ) -> onnx.ModelProto:
-    """Export `model.eval()` on `inputs`; `dynamic` names the input's symbolic axes, the output's batch goes along.
+    """Export `model.eval()` on `inputs`. `dynamic` names the input's symbolic axes; the output has the same batch axis.
 
-    The legacy exporter folds BatchNormalization into a Conv before it; `keep_batchnorm` stops that, as a user does who
-    exports with `training=PRESERVE`. The new exporter has no such switch: its optimizer folds what it can.
+    The legacy exporter folds BatchNormalization into the Conv before it. `keep_batchnorm` prevents that by
+    `training=PRESERVE`. The new exporter has no such switch: its optimizer folds what it can.
     """
     model.eval()
     with _quiet():
@@ -101,9 +101,9 @@ _KEPT_METADATA = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.original_node_na
 
 
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop what tells about the machine or only fills the file: doc strings, stack traces, the signature; in place.
+    """Remove, in place, what depends on the machine or only fills the file: doc strings, stack traces, the signature.
 
-    Names of scopes stay: they say which module a node comes from, and a tool should keep them.
+    Scope names stay. They say which module a node comes from, and tests check that they are kept.
     """
     _strip(model)
     for function in model.functions:

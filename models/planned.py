@@ -1,4 +1,4 @@
-"""The table of docs/families.md: operators of the committed exports before and after, as a dry run counts them."""
+"""Write the table of docs/families.md: operators of the bundled exports before and after, as a dry run counts them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLUMNS = {
 
 
 def table(folder: Path) -> str:
-    """Markdown."""
+    """The table as Markdown."""
     heads = ["model", *COLUMNS, "all nodes"]
     rows = [heads, ["---"] * len(heads), *(_row(path) for path in sorted(folder.glob("*.train.onnx")))]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -1,10 +1,9 @@
 """Make an untrained network look trained: no scale of one, no bias of zero, activations of order one.
 
-A fresh network hides errors. A BatchNorm with mean 0 and variance 1 can be forgotten without anybody noticing, a
-layer scale of 1e-5 hides the whole branch behind it, and careless random statistics multiply from block to block until
-the outputs reach 1e15 and every difference looks like rounding. So `randomise` draws the affine parameters first, and
-then sends a batch through the network in which each BatchNorm takes the statistics of *what it really receives*, a
-little off, before it computes.
+An untrained network hides errors. A BatchNorm with mean 0 and variance 1 can be dropped unnoticed. A layer scale of
+1e-5 hides the whole branch behind it. Careless random statistics multiply from block to block until the outputs reach
+1e15 and every difference looks like rounding. So `randomise` first draws the affine parameters. Then it runs a batch
+through the network, and each BatchNorm takes the statistics of the tensor that *it really receives*, moved a little.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from torch.nn import functional
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _MEAN_OFF = 0.1  # of a standard deviation
 _VARIANCE_OFF = 0.8, 1.25
-_VARIANCE_FLOOR = 0.01  # of the mean square: pooled features of random images hardly differ
-_NEGATIVE_SCALES = 0.1  # this part of the BatchNorm scales; trained networks have some
+_VARIANCE_FLOOR = 0.01  # of the mean square, because pooled features of random images hardly differ
+_NEGATIVE_SCALES = 0.1  # the share of BatchNorm scales below zero; trained networks have some
 
 
 def randomise(model: nn.Module, inputs: Tensor, seed: int = 0) -> nn.Module:
-    """Draw every trivial parameter of `model`, measure its BatchNorm statistics on `inputs`; in place, in eval mode."""
+    """Replace every trivial parameter of `model`, in place, and measure its BatchNorm statistics on `inputs`."""
     generator = torch.Generator().manual_seed(seed)
     model.eval()
     with torch.no_grad():
@@ -61,7 +60,7 @@ def _draw_affine(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def _draw_if_constant(parameter: nn.Parameter, generator: torch.Generator) -> None:
-    """Biases of zero, gains of one, layer scales of 1e-5 kept as plain parameters."""
+    """Replace biases of zero, scales of one and layer scales of 1e-5 that are plain parameters."""
     if not parameter.requires_grad or not parameter.is_floating_point() or parameter.numel() == 0:
         return
     value = float(parameter.flatten()[0])
@@ -72,7 +71,7 @@ def _draw_if_constant(parameter: nn.Parameter, generator: torch.Generator) -> No
 
 
 def _round(x: Tensor) -> Tensor:
-    """To ten bits, so that another processor's last bits do not change a rebuilt file."""
+    """Round to ten bits, so that the last bits of another processor do not change a rebuilt file."""
     mantissa, exponent = torch.frexp(x)
     return torch.ldexp((mantissa * 1024).round() / 1024, exponent)
 

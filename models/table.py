@@ -1,4 +1,4 @@
-"""The table of files in README.md, made from the files themselves; needs no torch."""
+"""Write the table of models/README.md from the files themselves. Needs no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BEGIN, _END = "<!-- table -->", "<!-- end of table -->"
 
 
 def counts(model: onnx.ModelProto) -> dict[str, int]:
-    """Nodes of the main graph; Add stands for Add, Sub and Sum, Gemm for Gemm and MatMul, nodes leave out Constant."""
+    """Node counts of the main graph. Add includes Sub and Sum, Gemm includes MatMul; Constant nodes are not counted."""
     ops = Counter(node.op_type for node in model.graph.node)
     return {
         "Conv": ops["Conv"],
@@ -31,7 +31,7 @@ def file_of(folder: Path, name: str, form: str) -> Path:
 
 
 def table(folder: Path) -> str:
-    """One row for each network, one column for each form: the counts and the size."""
+    """One row per network, one column per form: node counts and file size."""
     names = sorted({path.name.split(".")[0] for path in folder.glob("*.onnx")})
     rows = [["network", *(f"`{form}`" for form in FORMS)], ["---"] * (1 + len(FORMS))]
     rows += [[name, *(_cell(file_of(folder, name, form)) for form in FORMS)] for name in names]

@@ -1,6 +1,6 @@
-"""Tiny models with random weights, and `check`: fold one and hold the result against everything we promise.
+"""Tiny models with random weights, and `check`, which folds one and checks all that we promise of the result.
 
-Weights have mixed signs, biases and statistics are far from zero, so that nothing vanishes by luck.
+Weights have mixed signs, and biases and statistics are far from zero, so that no term vanishes by chance.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ONE, MANY = "batch", ("batch", "height", "width")
 
 
 class Net:
-    """A graph under construction; every method takes and gives tensor names."""
+    """A graph under construction. Every method takes and returns tensor names."""
 
     def __init__(
         self,
@@ -65,13 +65,13 @@ class Net:
         return self.const(self.rng.standard_normal(shape) * scale, dtype or self.dtype)
 
     def op(self, op: str, *inputs: str, outputs: int = 1, name: str = "", **attrs: Any) -> Any:
-        """Any node."""
+        """Any operator; its output names."""
         made = [self.fresh(op.lower()) for _ in range(outputs)]
         self.nodes.append(helper.make_node(op, list(inputs), made, name or made[0], **attrs))
         return made[0] if outputs == 1 else made
 
     def behind_an_if(self) -> str:
-        """Relu of the input "x", of a type that nobody infers."""
+        """Relu of the input "x" inside an If, so that shape inference cannot know its type."""
         empty = [helper.make_empty_tensor_value_info("inner")]
         body = helper.make_graph([helper.make_node("Relu", ["x"], ["inner"])], "body", [], empty)
         return str(self.op("If", self.const(np.array(True)), then_branch=body, else_branch=body))
@@ -79,7 +79,10 @@ class Net:
     def conv(
         self, x: str, c_in: int, c_out: int, k: Any, *, bias: bool = True, pad: Any = None, **attrs: Any
     ) -> str:
-        """Conv; `k` an int (2-D) or a tuple, `pad` an int or the attribute; same size by default."""
+        """Conv.
+
+        `k` is an int (2-D) or a tuple, `pad` an int or the attribute; by default the output has the input's size.
+        """
         kernel = (k, k) if isinstance(k, int) else tuple(k)
         dilations = attrs.get("dilations", [1] * len(kernel))
         if pad is None and "auto_pad" not in attrs:
@@ -92,7 +95,7 @@ class Net:
         return str(self.op("Conv", *inputs, *([self.random(c_out)] if bias else []), **attrs))
 
     def statistics(self, channels: int, dtype: Any = None) -> list[str]:
-        """scale, bias, mean, variance."""
+        """The inputs scale, bias, mean and variance of a BatchNormalization."""
         signs = np.where(self.rng.random(channels) < 0.3, -1, 1)
         values = (
             signs * self.rng.uniform(0.5, 1.5, channels),
@@ -162,7 +165,7 @@ def weight(result: Result) -> onnx.TensorProto:
 
 
 def run(model: onnx.ModelProto, feeds: dict[str, Array]) -> list[Array]:
-    """The outputs by ONNX Runtime, nothing optimized."""
+    """The outputs in ONNX Runtime, without its graph optimizations."""
     if any(v.type.tensor_type.elem_type == TensorProto.DOUBLE for v in model.graph.input):
         return list(ReferenceEvaluator(model).run(None, feeds))  # no Conv of doubles in ONNX Runtime
     options = ort.SessionOptions()
@@ -213,8 +216,14 @@ def check(
     options: Options | None = None,
     again: bool = True,
 ) -> Result:
-    """Fold `model` and assert: op counts, reasons of refusals, equal numbers, a valid file that is no larger, and
-    that a second run changes nothing. `ops=None`: the model must come back as it was."""
+    """Fold `model` and assert all that we promise.
+
+    The result has these op counts and is a valid model with no more nodes and multiply-adds. It computes the same in
+    ONNX Runtime. The refusals have these reasons, the argument is unchanged, and a second run changes nothing.
+
+    Args:
+        ops: nodes by operator after the fold; None if nothing may be folded.
+    """
     original = model.SerializeToString(deterministic=True)
     result = fuse(model, options=options)
     fused = result.model

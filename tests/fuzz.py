@@ -1,7 +1,8 @@
 """Damaged models through the command line: `python -m tests.fuzz --minutes 30 --seed 7`.
 
-Either exit code 0 and a file that computes what the input computes, or 1 to 4, one line that says what is wrong,
-and nothing written. No traceback, no hang, no crash. Each run takes place in a worker that may die.
+Allowed outcomes: exit code 0 and a file that computes what the input computes; or exit code 1 to 4, one line that
+says what is wrong, and no file. Tracebacks, hangs and crashes are failures. Each run takes place in a worker process
+that may die.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ import onnxruntime as ort
 from tests.mutations import mutate
 
 MODELS = Path(__file__).parent.parent / "models"
-PATIENCE = 60.0  # seconds a mutant may take, on a busy machine
-LARGEST = 1 << 20  # elements of an input worth running
+PATIENCE = 60.0  # seconds that a mutant may take
+LARGEST = 1 << 20  # elements of an input; larger ones are not run
 
 
 def sources(largest: int) -> list[Path]:
-    """The committed models up to a size in bytes."""
+    """The bundled models up to a size in bytes."""
     return sorted(p for p in MODELS.glob("*.onnx") if p.stat().st_size <= largest)
 
 
 def work(pipe: Connection) -> None:
-    """A worker: (mutant, options) in, (exit code, problem or '') out."""
+    """Work in a process: receive (mutant, options), send (exit code, problem or '')."""
     while True:
         path, options = pipe.recv()
         try:
@@ -45,7 +46,7 @@ def work(pipe: Connection) -> None:
 
 
 def judge(path: Path, options: list[str]) -> tuple[int, str]:
-    """Run the command line on a mutant and hold what it does against what it promises."""
+    """Run the command line on a mutant and check that the outcome is allowed."""
     from onnx_repfuse.cli.main import main
 
     output = path.parent / "out" / "fused.onnx"
@@ -91,7 +92,7 @@ def _run(session: ort.InferenceSession) -> list[Any]:
 
 
 def compare(first: Path, second: Path) -> str:
-    """'' if the second model computes what the first does, where the first runs at all."""
+    """Compare the outputs; '' if they are equal or the first model does not run."""
     if first.read_bytes() == second.read_bytes():
         return ""
     try:
@@ -153,7 +154,7 @@ class Worker:
 def fuzz(
     seed: int, *, examples: int = 1 << 62, minutes: float = 1e9, largest: int = 1 << 30
 ) -> tuple[Counter[int], list[str]]:
-    """Exit codes, and what went wrong: each mutant is the function of (seed, number) alone."""
+    """Count exit codes and list problems. A mutant depends on (seed, number) only."""
     codes: Counter[int] = Counter()
     finds: list[str] = []
     end = time.monotonic() + 60 * minutes

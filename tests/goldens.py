@@ -4,12 +4,12 @@
     ... change the code ...
     python -m tests.goldens models ../shared/zoo ../shared/cases | diff before.txt -
 
-A line holds the nodes by operator, the multiply-adds, the folds by kind and the refusals by reason, each as
-`before -> after` or as counts. With `--bytes` it ends with the SHA-256 of what is written without a check; numpy and
-ONNX Runtime round differently on other processors, so digests compare on one machine only.
+A line has the nodes by operator and the multiply-adds as `before -> after`, the folds by kind and the refusals by
+reason. With `--bytes` it ends with the SHA-256 of the unchecked output. Compare digests on one machine only, because
+numpy rounds differently on other processors.
 
-The lines of `models/` are in the suite (`tests/golden_plans.txt`, `tests/test_golden_plans.py`); `--update` writes
-that file anew, and a review reads its diff.
+The suite checks the lines of `models/` (`tests/golden_plans.txt`, `tests/test_golden_plans.py`). `--update` writes that
+file anew; a reviewer reads its diff.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from onnx_repfuse import Options, RepfuseError, fuse, plan
 
 ROOT = Path(__file__).parent.parent
 SNAPSHOT = Path(__file__).parent / "golden_plans.txt"
-SECONDS = 60  # a model that takes longer is told as such: some cases make shape inference loop for ever
+SECONDS = 60  # the line of a model that takes longer says so: some cases make shape inference loop for ever
 MEMORY = 6 << 30  # bytes of address space; one case asks for 23 GB
 
 
 def plan_line(path: Path, *, digest: bool = False) -> str:
-    """One line for one model: its name, and what the planner makes of it."""
+    """The line of one model: its name, and its plan."""
     try:
         report = plan(path)
         after = " ".join(_changes(report.before.ops, report.after.ops))
@@ -66,7 +66,7 @@ def _counted(words: Iterable[str]) -> str:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of the files that an unchecked run writes, the weights beside the model included."""
+    """SHA-256 of the files that an unchecked run writes, external data included."""
     with tempfile.TemporaryDirectory() as folder:
         fuse(path, Path(folder) / "fused.onnx", Options(check=False))
         digest = hashlib.sha256()
@@ -80,12 +80,12 @@ def _send(path: Path, digest: bool, to: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
         to.send(plan_line(path, digest=digest))
-    except Exception as error:  # an internal error is a golden too, until it is mended
+    except Exception as error:  # an internal error is part of the golden, too, until it is fixed
         to.send(f"{path.name} | {type(error).__name__}")
 
 
 def _isolated(path: Path, digest: bool) -> str:
-    """The line of a model, in a process of its own, which may crash or never end."""
+    """The line of a model, from a process of its own, which may crash or hang."""
     here, there = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("forkserver").Process(target=_send, args=(path, digest, there))
     process.start()

@@ -1,4 +1,4 @@
-"""A large model of sparse files, and what fusing it costs: `python -m tests.large [GB]` from the repository's root."""
+"""Build a large model of sparse files and measure the memory of fusing it: `python -m tests.large [GB]`."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ print(json.dumps({"peak": peak(), "above": peak() - before, "seconds": time.perf
 
 
 def build(path: Path, nbytes: int) -> Path:
-    """A model of `nbytes` of weights beside it: matrix products nobody folds, and a Conv with its BatchNormalization.
+    """Build a model with `nbytes` of external data: MatMuls that do not fold, and a Conv with a BatchNormalization.
 
-    The weights are in three files, one in a folder, at offsets; those of the products are holes, but for the first
-    numbers of each row block.
+    The weights are in three files, one in a subfolder, at offsets. Those of the products are holes in sparse files,
+    except for the first numbers of each block of rows.
     """
     rng = np.random.default_rng(0)
     width, each = WIDTH, WIDTH * WIDTH * 4
@@ -96,7 +96,7 @@ def build(path: Path, nbytes: int) -> Path:
 
 
 def measure(path: Path, output: Path, *, check: bool) -> dict:
-    """Fuse in a process of its own; `above` is what its peak memory exceeds that of the imports by."""
+    """Fuse in a process of its own. `above` is its peak memory minus that of the imports."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(path), str(output), str(int(check))],
         capture_output=True, text=True, check=False,

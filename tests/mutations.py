@@ -1,4 +1,4 @@
-"""Seeded damage to models: bytes flipped, cut, moved; fields of the message changed to what they must not be."""
+"""Damage models at random, from a seed: flip, cut and move bytes; set fields of the message to invalid values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPS = ("Add", "Mul", "Conv", "BatchNormalization", "Identity", "Relu", "Sum", "C
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
-    """A damaged copy."""
+    """A damaged copy of a model."""
     if rng.random() < 0.35:
         return _bytes(data, rng)
     model = onnx.ModelProto.FromString(data)

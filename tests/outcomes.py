@@ -1,4 +1,4 @@
-"""Outcomes made up for the tests of the reports: awkward names, failures, infinities, many folds."""
+"""Synthetic outcomes for the tests of the reports: awkward names, failures, infinities, many folds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fold(number: int = 0, branches: int = 3, name: str = "out") -> Fold:
 
 
 def verdict(name: str = "y", status: Status = Status.PASSED, error: float = 3.1e-7) -> OutputVerdict:
-    """One output's."""
+    """The verdict on one output."""
     return OutputVerdict(
         name,
         status,
@@ -55,7 +55,7 @@ def verdict(name: str = "y", status: Status = Status.PASSED, error: float = 3.1e
 
 
 def outcome(folds: int = 3, evil: str = "", status: Status = Status.PASSED, error: float = 3.1e-7) -> Outcome:
-    """One model's, with everything in it."""
+    """The outcome of one model, with all its parts."""
     refusals = (
         Refusal(Reason.COST, f"Conv 'a{evil}' stays: it would cost more.", (f"a{evil}",)),
         *(

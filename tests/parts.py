@@ -1,4 +1,4 @@
-"""Odd models, node by node, and that fusing leaves them what they are."""
+"""Unusual models, node by node; `agree` checks that fusing does not change what they compute."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def random(*shape: int) -> np.ndarray[Any, Any]:
 
 
 def norm(channels: int) -> Weights:
-    """Of a BatchNormalization."""
+    """The parameters of a BatchNormalization."""
     positive = RNG.uniform(0.5, 1.5, (2, channels)).astype(np.float32)
     return {"ps": positive[0], "pb": random(channels), "pm": random(channels), "pv": positive[1]}
 
@@ -53,7 +53,10 @@ def model(body: onnx.GraphProto, opset: int = 17, ir: int = 8) -> onnx.ModelProt
 
 
 def agree(made: onnx.ModelProto, *feeds: dict[str, Any], folds: int | None = 0) -> Report:
-    """Fuse, with a check and without; what comes out must be the same at every feed. `folds`: without a check."""
+    """Fuse with and without a check; the outputs must be equal for every feed.
+
+    `folds` is the number without a check.
+    """
     checked, trusted = fuse(made), fuse(made, options=Options(check=False))
     for result in (checked, trusted):
         assert result.model is not None
@@ -66,7 +69,7 @@ def agree(made: onnx.ModelProto, *feeds: dict[str, Any], folds: int | None = 0) 
 
 
 def rarely(then: onnx.GraphProto, other: onnx.GraphProto, weights: Weights) -> onnx.ModelProto:
-    """A branch for inputs of which one element is above 50."""
+    """An If branch that runs only for inputs with an element above 50."""
     nodes = [
         node("ReduceMax", "x", "most", keepdims=0),
         node("Greater", "most limit", "c"),

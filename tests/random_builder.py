@@ -1,4 +1,4 @@
-"""A graph under construction that is evaluated while it grows, so that every step knows whether it can run."""
+"""A graph under construction that is evaluated while it grows, so that each step knows at once whether it can run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 
 class Builder:
-    """A `Net` whose tensors are evaluated while it grows, at several sizes at once; the last is the largest."""
+    """A `Net` that evaluates its tensors while it grows, at several sizes at once; the last size is the largest."""
 
     def __init__(self, net: Net, feeds: list[dict[str, Array]]) -> None:
         self.net, self.rng = net, net.rng
@@ -30,7 +30,7 @@ class Builder:
         self.kept: dict[tuple[int, ...], str] = {}
 
     def attempt(self, function: Callable[..., None], arguments: dict[str, Any]) -> None:
-        """Do a step, or nothing."""
+        """Do a step; undo it if it cannot run."""
         net = self.net
         before = len(net.nodes), len(net.tensors), list(self.tensors), set(self.alive), dict(self.kept)
         try:
@@ -52,7 +52,7 @@ class Builder:
         return name
 
     def op(self, op: str, *inputs: str, outputs: int = 1, **attrs: Any) -> Any:
-        """A node; its outputs join the tensors that later steps may read."""
+        """Add a node. Later steps may read its outputs."""
         made = self.net.op(op, *inputs, outputs=outputs, **attrs)
         node = self.net.nodes[-1]
         self.alive = {i for i in sorted(self.alive) if self._runs(node, i)}
@@ -97,7 +97,7 @@ class Builder:
         return sizes.pop()
 
     def weight(self, *shape: int, style: int = 0) -> str:
-        """Random, sparse, of few values, shared with an earlier one of its shape, or a lone middle tap."""
+        """A weight: random, sparse, of few values, an earlier one of its shape, or a single middle tap."""
         scale = 1 / np.sqrt(max(1, prod(shape[1:])))
         value = self.rng.standard_normal(shape) * scale
         if style == 1:

@@ -1,8 +1,8 @@
-"""Random affine-and-not graphs, and what must hold for each of them.
+"""Random graphs, linear and not, and the properties that each must have.
 
     python -m tests.random_graphs --examples 20000 --seed 1
 
-draws that many, prints the first find without the steps it does not need, and then ends with exit code 1.
+draws that many. It prints the first failure, reduced to the steps it needs, and exits with code 1.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from tests.reference import InvalidError, Tally, evaluate
 Array = NDArray[Any]
 Recipe = dict[str, Any]
 TALLY = Counter[str]()
-SPACES = ((1, 1, 2), (2, 4, 1), (3, 3, 3), (5, 6, 4))  # the last one is the largest
+SPACES = ((1, 1, 2), (2, 4, 1), (3, 3, 3), (5, 6, 4))  # the last is the largest
 WORST = {"float32": 0.0, "float16": 0.0}
 ALLOWED = 16  # standard deviations
-UNCHECKED = Options(check=False)  # wrong folds shall be seen, not undone
+UNCHECKED = Options(check=False)  # so that a wrong fold is seen here, not undone by verification
 
 recipes: st.SearchStrategy[Recipe] = st.fixed_dictionaries(
     {
@@ -57,7 +57,7 @@ recipes: st.SearchStrategy[Recipe] = st.fixed_dictionaries(
 
 
 def build(recipe: Recipe) -> tuple[onnx.ModelProto, list[dict[str, Array]]]:
-    """A model, and feeds of several sizes (of one if it is static), border-dominated ones among them."""
+    """A model, and feeds of several sizes (one if it is static), some so small that padding reaches most outputs."""
     rank, channels, opset = recipe["rank"], recipe["channels"], recipe["opset"]
     dtype = np.dtype(np.float16 if recipe["half"] else np.float32)
     spaces = [s[:rank] for s in SPACES] if recipe["dynamic"] else [SPACES[-1][:rank]]
@@ -76,7 +76,7 @@ def build(recipe: Recipe) -> tuple[onnx.ModelProto, list[dict[str, Array]]]:
         feeds.append(feed)
     if not recipe["dynamic"]:
         symbols = others = feeds[0]["x"].shape
-    # IR 3 keeps initializers among the graph inputs
+    # IR version 3 keeps initializers among the graph inputs
     net = Net(
         shape=symbols,
         opset=opset,
@@ -107,7 +107,7 @@ def build(recipe: Recipe) -> tuple[onnx.ModelProto, list[dict[str, Array]]]:
 
 
 def session(model: onnx.ModelProto) -> ort.InferenceSession:
-    """Nothing optimized, one thread."""
+    """An ONNX Runtime session without graph optimizations, on one thread."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -120,12 +120,14 @@ def plain(model: onnx.ModelProto) -> bytes:
 
 
 def compare(first: onnx.ModelProto, second: onnx.ModelProto, feeds: list[dict[str, Array]]) -> int:
-    """Hold the second model, run by ONNX Runtime, against the first in float64; returns how many feeds ran.
+    """Compare the second model in ONNX Runtime with the first in float64; returns the number of feeds that ran.
 
-    The first model must itself pass, so that a fault of the evaluator does not go for one of the package."""
+    The first model in ONNX Runtime must pass, too, so that a fault of the evaluator is not taken for one of the
+    package.
+    """
     try:
         before = session(first)
-    except Exception as error:  # ONNX Runtime refuses some graphs onnx allows
+    except Exception as error:  # ONNX Runtime refuses some graphs that ONNX allows
         TALLY[f"no session: {str(error)[:200]}"] += 1
         return 0
     after = session(second)
@@ -197,7 +199,7 @@ def examine_model(
             before, after = (
                 macs(model, usual),
                 macs(fused, usual),
-            )  # as planned: sizes that are not all border
+            )  # sizes at which some outputs do not touch the padding
         except InvalidError:  # a product over the last axis runs at one size only
             TALLY["multiply-adds rise at a tiny size"] += 1
             after = before
@@ -212,7 +214,7 @@ def examine_model(
 
 
 def _sized(model: onnx.ModelProto, feed: dict[str, Array], options: Options) -> Options:
-    """With the size of the last feed, if the package's proof finds none at which the model runs."""
+    """Options with the size of the last feed, if verification finds none at which the model runs."""
     try:
         fuse(model, options=options)
     except InputError as error:
@@ -227,7 +229,7 @@ def _inner(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def hunt(examples: int, seed: int, options: Options = UNCHECKED) -> str | None:
-    """Draw examples; the find with the steps it does not need left out, or None."""
+    """Draw examples; return the first failure, reduced to the steps it needs, or None."""
 
     @seeded(seed)
     @settings(

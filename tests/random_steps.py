@@ -1,7 +1,7 @@
-"""The steps random graphs are made of: each takes a `Builder` and plain numbers, and adds a few nodes.
+"""The steps that random graphs are made of: each takes a `Builder` and plain numbers, and adds a few nodes.
 
-A step that cannot run on the shapes at hand raises `InvalidError` and leaves nothing behind; so any list of steps is a
-graph, and a shorter list is a smaller one.
+A step that cannot run on the present shapes raises `InvalidError` and adds nothing. So every list of steps is a
+graph, and a shorter list is a smaller graph.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def combine(b: Builder, x: int, y: int, op: str, many: bool) -> None:
 
 
 def loose(b: Builder, x: int, y: int, op: str) -> None:
-    """Whatever broadcasts."""
+    """Arithmetic with any constant that broadcasts."""
     b.op(op, b.pick(x), b.pick(y))
 
 
@@ -129,7 +129,7 @@ def pool(b: Builder, x: int, op: str, k: int, s: int, p: int, include: int, ceil
     if op == "AveragePool":
         attrs["count_include_pad"] = include
     if b.net.opset >= 10:
-        # ONNX and its runtime dispute the size where a last window may begin past the end.
+        # ONNX and ONNX Runtime disagree on the size where a last window may begin beyond the end.
         attrs["ceil_mode"] = ceil if k >= s and attrs["pads"][0] == 0 else 0
     b.op(op, name, **attrs)
 
@@ -157,7 +157,7 @@ def activation(b: Builder, x: int, op: str) -> None:
 
 
 def tail(b: Builder, x: int, how: int, out: int, beta: bool, norm: bool) -> None:
-    """From an image to a matrix, and a product."""
+    """From an image to a matrix, then a matrix product."""
     name = b.image(x)
     space = list(range(2, len(b.shape(name))))
     if how == 0:
@@ -198,7 +198,7 @@ def product(b: Builder, x: int, out: int, how: int) -> None:
 
 
 def last(b: Builder, x: int, out: int, how: int, back: bool) -> None:
-    """Channels last, a product, and back."""
+    """Channels last, a matrix product, and back."""
     name = b.image(x)
     rank = len(b.shape(name))
     b.op("Transpose", name, perm=[0, *range(2, rank), 1])
@@ -230,7 +230,7 @@ def transpose_conv(
 
 
 def view(b: Builder, x: int, how: int) -> None:
-    """Reshapes, transposes, resizing: they move what stands there."""
+    """Reshape, Transpose, Resize and their like, which move elements."""
     name = b.image(x)
     shape = b.shape(name)
     if how == 0:
@@ -258,7 +258,7 @@ def view(b: Builder, x: int, how: int) -> None:
 
 
 def branch(b: Builder, x: str, kind: int, out: int, s: int, norm: bool, bias: bool) -> str:
-    """A linear branch that keeps the size (divided by the stride)."""
+    """A linear branch that keeps the size, or divides it by the stride."""
     c_in = b.fixed(x, 1)
     rank = len(b.shape(x)) - 2
     strides, group = [s] * rank, c_in if out == c_in and kind % 2 else 1
@@ -352,7 +352,7 @@ def capture(b: Builder, x: int, y: int) -> None:
 
 
 def hidden(b: Builder, x: int, axes: list[bool], op: str, first: bool) -> None:
-    """A tensor whose shape inference does not see, for an If makes it, beside one that may be wider."""
+    """A tensor from an If, whose shape inference does not know, added to one that may be wider."""
     name = b.pick(x)
     shape = b.shape(name)
     kind = helper.np_dtype_to_tensor_dtype(b.net.dtype)
@@ -495,12 +495,12 @@ def _one(name: str) -> st.SearchStrategy[Step]:
 
 
 def steps(largest: int = 10) -> st.SearchStrategy[list[Step]]:
-    """Lists of steps; what the tool folds comes more often."""
+    """Lists of steps; steps that the tool folds are more frequent."""
     one = st.sampled_from([*OFTEN, *STEPS]).flatmap(_one)
     return st.lists(one, min_size=2, max_size=largest)
 
 
 def grow(b: Builder, todo: list[Step]) -> None:
-    """Do the steps that can be done."""
+    """Do those steps that can run."""
     for name, arguments in todo:
         b.attempt(STEPS[name][0], arguments)

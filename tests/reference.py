@@ -1,13 +1,13 @@
-"""A float64 evaluator of its own, that also says how much rounding its operators may show.
+"""A float64 evaluator for tests that also bounds rounding errors.
 
-Each tensor is a `Value`: what it is, and the standard deviation `e` of the error that a faithful evaluation in a
-precision of unit roundoff `u` may have. Per operator
+Each tensor is a `Value`: its value, and the standard deviation `e` of the error that a correct evaluation with unit
+roundoff `u` may have. Per operator
 
     e_out = sqrt(sum (w * e_in)**2) + u * (sum |w * x| + |bias|)
 
-that is, errors from before add up like independent ones, and what the operator itself adds is bounded. Folding
-moves roundings around (a weight is rounded once more, a bias is added elsewhere) but stays within that scale.
-Nothing here comes from the package.
+Errors of the inputs add up as independent errors do, and the error of the operator itself is bounded. Folding moves
+roundings (a weight is rounded once more, a bias is added elsewhere) but stays within this scale. No code of the
+package is used here.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class InvalidError(Exception):
 
 
 class Tally:
-    """What an evaluation counts and assumes: multiply-adds, unit roundoff, smallest step near zero."""
+    """State of an evaluation: multiply-adds counted, unit roundoff, smallest step near zero."""
 
     def __init__(self, u: float, tiny: float = 0.0) -> None:
         self.u, self.tiny, self.macs = u, tiny, 0
@@ -63,7 +63,7 @@ def _need(condition: bool, what: str = "") -> None:
 
 
 def _windows(x: Array, kernel: Any, strides: Any, dilations: Any) -> tuple[Array, tuple[int, ...]]:
-    """(taps, n, c, *out) views of a padded x."""
+    """Views (taps, n, c, *out) of a padded x."""
     size = x.shape[2:]
     reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
     out = tuple((n - r) // s + 1 for n, r, s in zip(size, reach, strides, strict=True))
@@ -108,7 +108,7 @@ def _padded(x: Array, pads: list[int], value: float = 0.0, mode: str = "constant
 
 
 def _linear(tally: Tally, run: Callable[[Array, Array], Array], x: Value, w: Array, b: Array | None) -> Value:
-    """Any map linear in x and w, `run(x, w)`, plus b."""
+    """Value and error of `run(x, w) + b`, where `run` is linear in x and in w."""
     y = run(x.x, w)
     spread = run(np.abs(x.x), np.abs(w))
     e = np.sqrt(run(x.e**2, w**2)) + tally.u * spread + tally.tiny * run(np.abs(x.x), np.ones_like(w))
@@ -241,7 +241,7 @@ def _mean(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
 
 
 def _each(f: Callable[[Array], Array], slope: float = 1.0, step: float = 0.0) -> Run:
-    """A pointwise function with a Lipschitz constant, rounding `step` ulps of 1."""
+    """Value and error of a pointwise function with this Lipschitz constant, which rounds to `step` ulps of 1."""
 
     def run(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
         return [Value(f(ins[0].x), slope * ins[0].e + step * tally.u)]
@@ -319,7 +319,7 @@ def _pad(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
 
 
 def _moves(f: Callable[[Array, list[Value], dict[str, Any]], Any]) -> Run:
-    """An operator that only moves elements."""
+    """Value and error of an operator that only moves elements."""
 
     def run(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
         try:

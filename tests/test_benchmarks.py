@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic, and their pages; nothing here is timed."""
+"""The arithmetic and the pages of the benchmarks. Nothing is timed here."""
 
 from __future__ import annotations
 

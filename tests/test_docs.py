@@ -1,4 +1,4 @@
-"""What the documents show works as it stands: commands, blocks in order, links, options, tables."""
+"""The documents are correct: their commands and code blocks run, links resolve, options and tables are complete."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SNIPPETS = {
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A place that looks like the repository's root and may be written to."""
+    """A writable folder that looks like the repository's root."""
     (tmp_path / "models").symlink_to(ROOT / "models", target_is_directory=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -73,7 +73,7 @@ def test_snippets(page, folder, capsys):
 
 
 def test_the_operator_in_twenty_lines(monkeypatch):
-    """CONTRIBUTING's lift, in place of our own, passes CONTRIBUTING's test."""
+    """CONTRIBUTING's lift function, in place of our own, passes CONTRIBUTING's test."""
     lifting, testing = (
         block for language, block in BLOCK.findall(TEXTS["CONTRIBUTING.md"]) if language == "python"
     )
@@ -128,7 +128,7 @@ def test_links_lead_somewhere():
 
 
 def slug(heading):
-    """As mkdocs makes anchors."""
+    """The anchor that mkdocs gives a heading."""
     return re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
 
 

@@ -1,4 +1,4 @@
-"""The plans of the bundled models, line by line: no change of a plan goes unseen."""
+"""The plans of the bundled models equal their golden lines, so that every change of a plan is seen in a diff."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MODELS = sorted((ROOT / "models").glob("*.onnx"))
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name)
 def test_the_plan_is_the_golden_one(path: Path) -> None:
-    """If the change is meant: `python -m tests.goldens --update`, and explain the diff in the commit."""
+    """If the change is intended, run `python -m tests.goldens --update` and explain the diff in the commit."""
     assert plan_line(path) == GOLDEN[path.name]
 
 

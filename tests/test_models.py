@@ -1,4 +1,4 @@
-"""The committed exports are what README.md in models/ says, and each pair computes one function."""
+"""The bundled exports are as models/README.md says, and all files of a network compute the same function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The families: which net, at which size, and how its author deploys it."""
+"""The bundled networks: class, size, and the author's conversion for deployment."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from models.nets.fusing import deploy
 
 @dataclass(frozen=True)
 class Family:
-    """One network of README.md's table: four files.
+    """One network of README.md's table, with four files.
 
-    Two where `legacy` is false: the legacy exporter writes an assignment to a slice for the one size it saw.
+    Two if `legacy` is false: the legacy exporter writes an assignment to a slice for the one size that it traced.
     """
 
     name: str

@@ -1,7 +1,8 @@
-"""The Diverse Branch Block (arXiv 2103.13425): four branches, two of which see a border of their own BatchNorm's bias.
+"""The Diverse Branch Block (arXiv 2103.13425): four branches, two of which pad with their own BatchNorm's bias.
 
 A sequence 1x1-BN -> kxk is one kxk Conv only if the pixels that the kxk reads outside the image are what the 1x1-BN
-would have made of zeros there: its bias. So the padding is taken off the kxk, and put between the two with that value.
+would compute from zeros there: its bias. So the kxk has no padding, and a padding with that value stands between the
+two.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Border = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def assigned(y: Tensor, value: Tensor, p: int) -> Tensor:
-    """The authors' way: zeros all around, then the four sides assigned."""
+    """Pad as the authors do: zeros on all sides, then the four sides assigned."""
     y = functional.pad(y, [p] * 4)
     y[:, :, 0:p, :] = value
     y[:, :, -p:, :] = value
@@ -28,7 +29,10 @@ def assigned(y: Tensor, value: Tensor, p: int) -> Tensor:
 
 
 def concatenated(y: Tensor, value: Tensor, p: int) -> Tensor:
-    """Rows above and below, then columns at both sides; the way around exporters that cannot assign."""
+    """Pad by concatenation: rows above and below, then columns at both sides.
+
+    For exporters that cannot export assignments.
+    """
     row = value.expand(y.shape[0], -1, p, y.shape[3])
     y = torch.cat([row, y, row], dim=2)
     column = value.expand(y.shape[0], -1, y.shape[2], p)
@@ -36,12 +40,12 @@ def concatenated(y: Tensor, value: Tensor, p: int) -> Tensor:
 
 
 def shifted(y: Tensor, value: Tensor, p: int) -> Tensor:
-    """Zeros are the border of what differs from the value."""
+    """Pad the difference to the value with zeros, then add the value."""
     return functional.pad(y - value, [p] * 4) + value
 
 
 class BnAndPad(nn.Module):
-    """BatchNorm, then a border of the value that it gives to zero."""
+    """BatchNorm, then padding with the value that it computes from zero."""
 
     def __init__(self, channels: int, pad: int, border: Border) -> None:
         super().__init__()
@@ -55,7 +59,7 @@ class BnAndPad(nn.Module):
 
 
 class IdentityBased1x1(nn.Module):
-    """A 1x1 Conv that learns the difference to the identity: the sum is taken in the graph."""
+    """A 1x1 Conv that learns the difference to the identity; the graph contains the sum."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -146,7 +150,7 @@ def dbb_dynamic() -> nn.Module:
 
 
 def dbb_borders() -> nn.Module:
-    """The same block, its border written in the two other ways."""
+    """The same block, padded in the two other ways."""
     return nn.Sequential(
         ConvBN(3, 8, 3, 2, act=nn.ReLU()),
         DiverseBranchBlock(8, 8, border=concatenated),

@@ -1,7 +1,7 @@
 """ECBSR (edge-oriented convolution block for super-resolution): 3x3 + (1x1 -> 3x3) + (1x1 -> Sobel, Laplacian) + x.
 
-The edge filters are constant depthwise kernels times a learnt scale, which exporters write as a Mul of two constants;
-each 1x1's output gets a border of its own bias before the filter, as in DBB.
+The edge filters are constant depthwise kernels times a learned scale, which exporters write as a Mul of two constants.
+The output of each 1x1 is padded with its own bias before the filter, as in DBB.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MASKS = {
 
 
 def pad_with_bias(x: Tensor, bias: Tensor) -> Tensor:
-    """One pixel of border of the value `bias`."""
+    """Pad one pixel on each side with the value `bias`."""
     y = functional.pad(x, (1, 1, 1, 1), "constant", 0)
     border = bias.view(1, -1, 1, 1)
     y[:, :, 0:1, :] = border
@@ -32,7 +32,7 @@ def pad_with_bias(x: Tensor, bias: Tensor) -> Tensor:
 
 
 class Pointwise3x3(nn.Module):
-    """1x1 -> 3x3, wider in between."""
+    """1x1 -> 3x3, with more channels between."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Pointwise3x3(nn.Module):
 
 
 class PointwiseEdge(nn.Module):
-    """1x1 -> a fixed edge filter with a learnt scale and bias, depthwise."""
+    """1x1 -> a fixed depthwise edge filter with a learned scale and bias."""
 
     def __init__(self, channels: int, mask: str) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Ecb(Reparam):
 
 
 class Ecbsr(nn.Module):
-    """Twice the size in each direction; grey images."""
+    """Upscales grey images by two."""
 
     def __init__(self, channels: int = 8, depth: int = 1) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What every author's conversion is made of: a Conv with its BatchNorm, a padded kernel, an identity as a kernel."""
+"""The steps of every author's conversion: a Conv with its BatchNorm, a padded kernel, an identity as a kernel."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def bn_scale_shift(bn: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]
 
 
 def fuse_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """The kernel and bias of a Conv that does both."""
+    """The kernel and bias of one Conv that replaces both."""
     scale, shift = bn_scale_shift(bn)
     bias = shift if conv.bias is None else shift + scale * conv.bias
     return conv.weight * scale[:, None, None, None], bias
@@ -86,7 +86,7 @@ def identity_kernel(channels: int, groups: int, kernel: int) -> Tensor:
 
 
 def pad_kernel(weight: Tensor, kernel: int) -> Tensor:
-    """A centred smaller kernel inside a larger one (both odd along each axis)."""
+    """A kernel centred in a larger one of zeros (both odd along each axis)."""
     height, width = (kernel - weight.shape[2]) // 2, (kernel - weight.shape[3]) // 2
     return functional.pad(weight, [width, width, height, height])
 
@@ -101,7 +101,7 @@ def dilate_kernel(weight: Tensor, dilation: int) -> Tensor:
 
 
 def conv_of(weight: Tensor, bias: Tensor, like: nn.Conv2d) -> nn.Conv2d:
-    """A Conv with these numbers and the stride, padding, dilation and groups of `like`; the kernel may have grown."""
+    """A Conv of this kernel and bias, with the stride, dilation and groups of `like`, and pads for a larger kernel."""
     grown = [
         dilation * (new - old) // 2
         for new, old, dilation in zip(weight.shape[2:], like.kernel_size, like.dilation, strict=True)

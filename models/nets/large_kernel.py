@@ -1,4 +1,4 @@
-"""Large depthwise kernels with small ones beside them: RepLKNet and UniRepLKNet; and ACNet's crosses."""
+"""Large depthwise kernels beside small ones (RepLKNet, UniRepLKNet), and ACNet's 3x3 + 1x3 + 3x1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters as people train them, `x W + s (x A) B`, on Linear layers and on a 1x1 Conv; deployed merged."""
+"""Low-rank adapters as trained, `x W + s (x A) B`, on Linear layers and on a Conv; merged for deployment."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LoraLinear(Reparam):
 
 
 class LoraConv(Reparam):
-    """On a 3x3 Conv: the adapter goes down by a 3x3 and up by a 1x1."""
+    """A 3x3 Conv whose adapter is a 3x3 to few channels, then a 1x1."""
 
     def __init__(self, inputs: int, outputs: int, rank: int = 4, scaling: float = 0.5) -> None:
         super().__init__()

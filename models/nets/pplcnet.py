@@ -1,4 +1,4 @@
-"""PP-LCNet and PP-LCNetV3: depthwise separable blocks; V3 has many branches and learnt affines around activations."""
+"""PP-LCNet and PP-LCNetV3: depthwise separable blocks; V3 has many branches, and learned affines around activations."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class LearnableAffine(nn.Module):
 
 
 class AffineAct(nn.Module):
-    """Hardswish written out as Paddle2ONNX writes it (x + 3, clip, times x, by 6), and an affine after it."""
+    """Hardswish, decomposed as by Paddle2ONNX into Add, Clip, Mul, Div, and an affine after it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class AffineAct(nn.Module):
 
 
 class MergedBranches(Reparam):
-    """The sum of a BatchNorm'd identity, a 1x1 and several kxk branches; the authors deploy one Conv."""
+    """The sum of an identity with BatchNorm, a 1x1 and several kxk branches; the authors deploy one Conv."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, stride: int, groups: int, branches: int

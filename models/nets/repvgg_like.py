@@ -10,7 +10,7 @@ from models.nets.fusing import ConvBN, Reparam, conv_of, fuse_bn, identity_kerne
 
 
 class AlphaRepVggBlock(Reparam):
-    """PP-YOLOE's RepVggBlock: `act(conv3x3(x) + alpha * conv1x1(x))`, alpha a learnt scalar."""
+    """PP-YOLOE's RepVggBlock: `act(conv3x3(x) + alpha * conv1x1(x))`, where alpha is a learned scalar."""
 
     def __init__(self, channels: int, alpha: float = 0.7) -> None:
         super().__init__()
@@ -266,7 +266,7 @@ def yolov10() -> nn.Module:
 
 
 class ImplicitHead(Reparam):
-    """YOLOv7's IDetect head: a learnt constant added before a 1x1 Conv, another multiplied after it."""
+    """YOLOv7's IDetect head: a learned constant is added before a 1x1 Conv, another is multiplied after it."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
