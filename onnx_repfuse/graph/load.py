@@ -1,17 +1,15 @@
-"""From a document to scopes: constants collected, types inferred, nodes decoded - without any payload.
+"""From a document to scopes: nodes decoded, types inferred, constants collected, and no payload read.
 
-NodeProtos as graphsurgeon nodes, without any payload.
-
-graphsurgeon's importer takes a whole model and tells its logger about every tensor that has no type. A scope has none,
-so only its reading of attributes is used; the nodes and tensors are made here. Tensors do not know their nodes: a
-`Scope` keeps an index of its own, and graphsurgeon's is quadratic where one tensor has many readers.
+Nodes are graphsurgeon's. Its importer takes a whole model and warns of every tensor without a type, which are all of
+them here, so only its decoding of attributes is used. Tensors do not know their nodes: a `Scope` has an index of its
+own, and graphsurgeon's is quadratic where one tensor has many consumers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +27,37 @@ from onnx_repfuse.modelfile.edit import ScopeKey
 __all__ = ["bare", "decode", "new_node", "read_scopes"]
 
 MAX_INFERENCES = 8  # folding Shape of what was inferred may let inference go further
+Nested = tuple[int, onnx.NodeProto, tuple[str | int, ...], onnx.GraphProto]
 _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """A graph to read, and where it is in the model.
+
+    Attributes:
+        graph: the main graph, a subgraph, or the body of a function.
+        key, label, opset: as in `Scope`.
+        outer: the scope around it.
+        visible: names of tensors of the scopes around it.
+        ambiguous: names that are an initializer here or further inside, and another tensor further outside. ONNX
+            Runtime takes now one of them, now the other.
+        function: the function whose body it is.
+    """
+
+    graph: onnx.GraphProto
+    key: ScopeKey
+    label: str
+    opset: int
+    outer: Scope | None = None
+    visible: Set[str] = frozenset()
+    ambiguous: Set[str] = frozenset()
+    function: onnx.FunctionProto | None = None
+
+    @cached_property
+    def nested(self) -> list[Nested]:
+        """Its subgraphs."""
+        return list(_inner_graphs(self.graph))
 
 
 def read_scopes(document: Document, *, freeze_initializers: bool = False) -> list[Scope]:
@@ -37,72 +65,93 @@ def read_scopes(document: Document, *, freeze_initializers: bool = False) -> lis
 
     `freeze_initializers` treats initializers that are also graph inputs as constants (they are in IR < 4).
     """
-    model = document.model
-    taken: set[str] = set()
+    model, scopes, taken = document.model, [], set[str]()
+    may_override = model.ir_version >= 4 and not freeze_initializers
     opset = _opset(model.opset_import)
-    scopes: list[Scope] = []
-
-    def visit(
-        graph: onnx.GraphProto,
-        key: ScopeKey,
-        label: str,
-        outer: Scope | None,
-        version: int,
-        visible: Set[str] = frozenset(),
-        unsure: Set[str] = frozenset(),
-        function: onnx.FunctionProto | None = None,
-    ) -> None:
-        nested = [(i, node, *found) for i, node in enumerate(graph.node) for found in inner_graphs(node)]
-        captured = {name for *_, inner in nested for name in outer_names(inner)}
-        own = _initializers(document, graph)
-        inputs = {i.name for i in graph.input}
-        seen = {} if outer is None else _without_own(outer.constants, graph)
-        overridable = {name for name in outer.overridable if name in seen} if outer else set()
-        overridable |= unsure & (own.keys() | seen.keys())
-        if not key and model.ir_version >= 4 and not freeze_initializers:
-            overridable |= inputs & own.keys()
-        nodes, types, assumed, constants = _read(document, graph, own, seen, outer, version, overridable)
-        scope = Scope(
-            key,
-            label,
-            version,
-            graph if function is None else function,
-            nodes,
-            types,
-            assumed,
-            constants,
-            inputs - own.keys(),
-            {o.name for o in graph.output},
-            captured,
-            initializers=own,
-            overridable=overridable,
-            taken=taken,
-        )
+    pending = [_Source(model.graph, (), "", opset), *_function_bodies(model, opset)][::-1]
+    while pending:
+        source = pending.pop()
+        scope = _scope(document, source, taken, may_override=may_override)
         scopes.append(scope)
-        taken.update(scope.producer, scope.consumers, [node.name for node in scope.nodes])
-        taken.update(inputs, own, (i.name for i in (*graph.output, *graph.value_info)))
-        taken.update(i.values.name for i in graph.sparse_initializer)
-        names = visible | inputs | own.keys() | scope.producer.keys()
-        # of an initializer and what has its name around it, ONNX Runtime takes now this one, now that one
-        doubled = unsure | names & {i.name for *_, inner in nested for i in _all_initializers(inner)}
-        for position, node, tail, inner in nested:
-            name = f"{node.op_type} '{node.name or position}' {' '.join(map(str, tail))}"
-            around = f"{label} / {name}" if label else name
-            visit(inner, (*key, position, *tail), around, scope, version, names, doubled)
+        taken.update(_names(source.graph, scope))
+        pending += reversed(list(_subgraphs(source, scope)))
+    return scopes
 
-    visit(model.graph, (), "", None, opset)
+
+def _opset(imports: Iterable[onnx.OperatorSetIdProto]) -> int:
+    return max((i.version for i in imports if i.domain in ONNX_DOMAINS), default=0)
+
+
+def _function_bodies(model: onnx.ModelProto, opset: int) -> Iterator[_Source]:
     for number, function in enumerate(model.functions):
         body = onnx.GraphProto(node=function.node, name=function.name)
         body.input.extend(onnx.ValueInfoProto(name=name) for name in function.input)
         body.output.extend(onnx.ValueInfoProto(name=name) for name in function.output)
         label = f"function '{function.domain}:{function.name}'"
         version = _opset(function.opset_import) or opset
-        visit(body, ("function", number), label, None, version, function=function)
-    return scopes
+        yield _Source(body, ("function", number), label, version, function=function)
 
 
-def _opset(imports: Iterable[onnx.OperatorSetIdProto]) -> int:
-    return max((i.version for i in imports if i.domain in ONNX_DOMAINS), default=0)
+def _scope(document: Document, source: _Source, taken: set[str], *, may_override: bool) -> Scope:
+    graph, outer = source.graph, source.outer
+    initializers = _initializers(document, graph)
+    inputs = {i.name for i in graph.input}
+    visible = {} if outer is None else _not_hidden(outer.constants, graph)
+    overridable = outer.overridable & visible.keys() if outer else set()
+    overridable |= source.ambiguous & (initializers.keys() | visible.keys())
+    if may_override and not source.key:
+        overridable |= inputs & initializers.keys()
+    constants = {**visible, **initializers}
+    nodes, types, assumed = _read(document, source, constants, overridable)
+    return Scope(
+        source.key,
+        source.label,
+        source.opset,
+        graph if source.function is None else source.function,
+        nodes,
+        types,
+        assumed,
+        constants,
+        inputs - initializers.keys(),
+        {o.name for o in graph.output},
+        {name for *_, inner in source.nested for name in outer_names(inner)},
+        initializers=initializers,
+        overridable=overridable,
+        taken=taken,
+    )
+
+
+def _names(graph: onnx.GraphProto, scope: Scope) -> Iterator[str]:
+    """All names of tensors and nodes, but those of subgraphs."""
+    yield from (*scope.producer, *scope.consumers, *scope.inputs, *scope.initializers)
+    yield from (node.name for node in scope.nodes)
+    yield from (i.name for i in (*graph.output, *graph.value_info))
+    yield from (i.values.name for i in graph.sparse_initializer)
+
+
+def _inner_graphs(graph: onnx.GraphProto) -> Iterator[Nested]:
+    """The subgraphs of each node: position of the node, the node, end of the scope key, and the subgraph."""
+    for position, node in enumerate(graph.node):
+        for tail, inner in inner_graphs(node):
+            yield position, node, tail, inner
+
+
+def _subgraphs(source: _Source, scope: Scope) -> Iterator[_Source]:
+    if not source.nested:
+        return
+    visible = source.visible | scope.inputs | scope.initializers.keys() | scope.producer.keys()
+    inside = {tensor.name for *_, inner in source.nested for tensor in _all_initializers(inner)}
+    for position, node, tail, inner in source.nested:
+        label = f"{node.op_type} '{node.name or position}' {' '.join(map(str, tail))}"
+        yield _Source(
+            inner,
+            (*source.key, position, *tail),
+            f"{source.label} / {label}" if source.label else label,
+            source.opset,
+            scope,
+            visible,
+            source.ambiguous | (visible & inside),
+        )
 
 
 def _initializers(document: Document, graph: onnx.GraphProto) -> dict[str, Const]:
@@ -116,30 +165,22 @@ def _all_initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """Those of a graph and of all graphs inside it."""
     yield from graph.initializer
     yield from (sparse.values for sparse in graph.sparse_initializer)
-    for node in graph.node:
-        for _, inner in inner_graphs(node):
-            yield from _all_initializers(inner)
+    for *_, inner in _inner_graphs(graph):
+        yield from _all_initializers(inner)
 
 
-def _without_own(constants: dict[str, Const], graph: onnx.GraphProto) -> dict[str, Const]:
-    """What a graph sees of the constants around it: its own inputs and tensors hide what has their names."""
-    own = {i.name for i in graph.input} | {i.values.name for i in graph.sparse_initializer}
-    own.update(name for node in graph.node for name in node.output[:])
-    return {name: const for name, const in constants.items() if name not in own}
+def _not_hidden(constants: dict[str, Const], graph: onnx.GraphProto) -> dict[str, Const]:
+    """What a graph sees of the constants around it: its inputs and tensors hide what has their names."""
+    hidden = {i.name for i in graph.input} | {i.values.name for i in graph.sparse_initializer}
+    hidden.update(name for node in graph.node for name in node.output[:])
+    return {name: const for name, const in constants.items() if name not in hidden}
 
 
 def _read(
-    document: Document,
-    graph: onnx.GraphProto,
-    own: dict[str, Const],
-    seen: dict[str, Const],
-    outer: Scope | None,
-    opset: int,
-    overridable: set[str],
-) -> tuple[list[gs.Node], Types, Sizes, dict[str, Const]]:
-    """The nodes of a graph, types and assumed sizes of its tensors, and what is constant: its `own` initializers, what
-    is `seen` of the scopes around it, and what nodes compute of these."""
-    constants = {**seen, **own}
+    document: Document, source: _Source, constants: dict[str, Const], overridable: set[str]
+) -> tuple[list[gs.Node], Types, Sizes]:
+    """The nodes of a graph, and types and assumed sizes of its tensors; adds what nodes compute to `constants`."""
+    graph = source.graph
     protos = bare(graph.node)
     nodes = decode(protos)
     for node, proto in zip(nodes, graph.node, strict=True):
@@ -147,7 +188,9 @@ def _read(
             const = from_attributes(proto, document.array)
             if const is not None:
                 constants[node.outputs[0].name] = const
-    infer_types = partial(infer, graph, protos, outer, constants, overridable, opset, document.model)
+    infer_types = partial(
+        infer, graph, protos, source.outer, constants, overridable, source.opset, document.model
+    )
     types, assumed = infer_types()
     for _ in range(MAX_INFERENCES):
         if not _fold(nodes, constants, types, overridable):
@@ -156,7 +199,7 @@ def _read(
         types, assumed = infer_types()
         if _unknown(types) >= unknown:
             break
-    return nodes, types, assumed, constants
+    return nodes, types, assumed
 
 
 def _unknown(types: Types) -> int:
@@ -226,7 +269,7 @@ def _is_reference(value: object) -> bool:
 
 @dataclass(eq=False, slots=True)
 class _Tensor:
-    """All that is asked of a `gs.Variable` here, in a tenth of its time."""
+    """The part of `gs.Variable` that is used here; it is made in a tenth of the time."""
 
     name: str
 
@@ -248,19 +291,18 @@ def bare(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
 def decode(nodes: Iterable[onnx.NodeProto]) -> list[gs.Node]:
     """Bare nodes as graphsurgeon nodes that share one tensor for each name.
 
-    The operator of another domain than ONNX's has the domain before its name, so that it is taken for no other; what
-    has text in it that is none is of a domain nobody knows.
+    The operator of another domain than ONNX's gets the domain before its name, so that it cannot be taken for ONNX's
+    operator of that name. A node with an attribute that is not UTF-8 becomes an operator of an unknown domain.
     """
     gs.logger.logger.G_LOGGER.severity = gs.logger.logger.G_LOGGER.ULTRA_VERBOSE + 100
     tensors: dict[str, _Tensor] = {}
 
     def tensor(name: str) -> _Tensor:
-        found = tensors.get(name)
-        if found is None:
-            found = _Tensor(name)
-            if name:  # each input that is left out is a tensor of its own
-                tensors[name] = found
-        return found
+        if not name:
+            return _Tensor("")  # each input that is left out is a tensor of its own
+        if name not in tensors:
+            tensors[name] = _Tensor(name)
+        return tensors[name]
 
     result: list[gs.Node] = []
     for node in nodes:
@@ -280,7 +322,7 @@ def new_node(
     op: str, name: str, attrs: dict[str, Any], inputs: Iterable[str], outputs: Iterable[str]
 ) -> gs.Node:
     """A node of ONNX's own domain, with tensors that no other node shares."""
-    return _node(op, name, attrs, [_Tensor(one) for one in inputs], [_Tensor(one) for one in outputs], None)
+    return _node(op, name, attrs, list(map(_Tensor, inputs)), list(map(_Tensor, outputs)), None)
 
 
 def _node(
@@ -291,7 +333,7 @@ def _node(
     outputs: list[_Tensor],
     domain: str | None,
 ) -> gs.Node:
-    """`gs.Node(...)`, past its hook on every assignment."""
+    """`gs.Node(...)` without its `__setattr__`, which checks every assignment."""
     node: gs.Node = object.__new__(gs.Node)
     vars(node).update(op=op, name=name, attrs=attrs, inputs=inputs, outputs=outputs, domain=domain)
     return node

@@ -7,7 +7,7 @@ every unknown input dim gives the sizes the cost model works with.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx
 
@@ -17,8 +17,8 @@ from onnx_repfuse.graph.unreliable_shapes import without_unreliable_shapes
 
 __all__ = ["Sizes", "Types", "infer"]
 
-MAX_SCALES = 5
-UNKNOWN_SPACE = 224  # an unknown height, width or length, for costs only
+MAX_SCALES = 5  # of a Resize: a factor for each of N, C, D, H, W
+ASSUMED_SPACE = 224  # an unknown height, width or length, for costs only
 logger = logging.getLogger("onnx_repfuse")
 Types = dict[str, tuple[int, Shape | None]]
 Sizes = dict[str, tuple[int, ...]]
@@ -42,64 +42,104 @@ def infer(
         opset: version of the ONNX operator set in force.
         model: for its other operator sets.
     """
-    whole = onnx.ModelProto(ir_version=max(model.ir_version, 4))
-    whole.opset_import.add(domain="", version=opset)
-    whole.opset_import.extend(i for i in model.opset_import if i.domain not in ONNX_DOMAINS)
-    scope = whole.graph
+    alone = onnx.ModelProto(ir_version=max(model.ir_version, 4))
+    alone.opset_import.add(domain="", version=opset)
+    alone.opset_import.extend(i for i in model.opset_import if i.domain not in ONNX_DOMAINS)
+    scope = alone.graph
     scope.name = "scope"
-    if overridable:
-        constants = {name: const for name, const in constants.items() if name not in overridable}
-    initial = {i.name for i in graph.initializer} - overridable
-    for value in graph.input:
-        if value.name not in initial and value.type.HasField("tensor_type"):
-            scope.input.add(name=value.name).type.CopyFrom(value.type)
-            for dim in scope.input[-1].type.tensor_type.shape.dim if outer else ():
-                dim.Clear()  # runtimes do not hold a Loop to what its body says
-    for name in sorted(outer_names(graph)) if outer else ():
-        data_type, shape = outer.types.get(name, (0, None)) if outer else (0, None)
-        if data_type and name not in constants:
-            scope.input.add(name=name, type=_type(data_type, shape))
+    fixed = {name: const for name, const in constants.items() if name not in overridable}
+    _add_inputs(scope, graph, overridable, is_inner=outer is not None)
+    if outer is not None:
+        _add_captures(scope, graph, outer, fixed)
     varying = len(scope.input)
     read = dict.fromkeys(name for node in nodes for name in node.input[:])
-    weights = {name: constants[name] for name in read if name in constants}
-    made = {i.name for i in scope.input} | weights.keys()
-    scope.node.extend(node for node in nodes if not made.issuperset(node.output[:]))
+    weights = {name: fixed[name] for name in read if name in fixed}
+    given = {i.name for i in scope.input} | weights.keys()
+    scope.node.extend(node for node in nodes if not given.issuperset(node.output[:]))
     scope.output.extend(onnx.ValueInfoProto(name=value.name) for value in graph.output)
     _add_weights(scope, weights)
-    declared = {name: (const.data_type, const.shape) for name, const in weights.items()}
-    sized = proved = {**_run(whole, varying), **declared}
+    declared: Types = {name: (const.data_type, const.shape) for name, const in weights.items()}
+    return _infer_twice(alone, varying, weights, declared, outer)
+
+
+def _infer_twice(
+    alone: onnx.ModelProto, varying: int, weights: Mapping[str, Const], declared: Types, outer: Scope | None
+) -> tuple[Types, Sizes]:
+    """Proved types without the sizes in doubt, and sizes with a number for every unknown one."""
+    scope, opset = alone.graph, alone.opset_import[0].version
+    sized = proved = {**_run(alone, varying), **declared}
     certain = without_unreliable_shapes(scope, proved, weights, opset)
     if _assume(scope.input[:varying], outer):
-        sized = {**_run(whole, varying), **declared}
+        sized = {**_run(alone, varying), **declared}
     if certain is not None:
-        stated = _types(certain.input[len(scope.input) :])  # what stands for a value in doubt
+        types_in_doubt = dict(_types(certain.input[len(scope.input) :]))  # of what has a value in doubt
         scope.CopyFrom(certain)
-        proved = {**dict(stated), **_run(whole, varying), **declared}
-    return proved, {
-        name: shape  # type: ignore[misc]
-        for name, (_, shape) in sized.items()
-        if shape is not None and None not in shape
-    }
+        proved = {**types_in_doubt, **_run(alone, varying), **declared}
+    sizes: Sizes = {}
+    for name, (_, shape) in sized.items():
+        if shape is not None and None not in shape:
+            sizes[name] = shape  # type: ignore[assignment]
+    return proved, sizes
 
 
-def _add_weights(scope: onnx.GraphProto, weights: dict[str, Const]) -> None:
-    """Declare the constants that nodes read: with their values where these may decide a shape, else one for all of a
-    type and shape."""
+def _add_inputs(
+    scope: onnx.GraphProto, graph: onnx.GraphProto, overridable: set[str], *, is_inner: bool
+) -> None:
+    initialized = {i.name for i in graph.initializer} - overridable
+    for value in graph.input:
+        if value.name in initialized or not value.type.HasField("tensor_type"):
+            continue
+        copy = scope.input.add(name=value.name)
+        copy.type.CopyFrom(value.type)
+        # runtimes do not hold a Loop to the sizes its body declares
+        for dim in copy.type.tensor_type.shape.dim if is_inner else ():
+            dim.Clear()
+
+
+def _add_captures(
+    scope: onnx.GraphProto, graph: onnx.GraphProto, outer: Scope, constants: Mapping[str, Const]
+) -> None:
+    """What the scope reads from the scopes around it, with the types proved there."""
+    for name in sorted(outer_names(graph) - constants.keys()):
+        data_type, shape = outer.types.get(name, (0, None))
+        if data_type:
+            scope.input.add(name=name, type=_type(data_type, shape))
+
+
+def _add_weights(scope: onnx.GraphProto, weights: Mapping[str, Const]) -> None:
+    """Declare the constants that nodes read: with values where these may decide a shape, else by type and shape alone.
+
+    All constants of one type and shape get one input in common, which makes inference on a large network faster.
+    """
     names = {value.name for value in (*scope.input, *scope.output)}
     reads = [(node, node.input[:]) for node in scope.node]
-    telling: set[str] = set()
+    deciding: set[str] = set()
     for node, read in reads:
         names.update(read, node.output[:])
         if not operator_of_proto(node).shaped_by_shapes:
-            telling.update(name for name in read if name in weights and _may_tell(weights[name]))
-    values = [(name, value) for name in sorted(telling) if (value := weights[name].computed()) is not None]
-    telling = {name for name, _ in values}
-    scope.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in values)
+            deciding.update(name for name in read if name in weights and _may_decide_a_shape(weights[name]))
+    with_value = set()
+    for name in sorted(deciding):
+        value = weights[name].computed()
+        if value is not None:
+            with_value.add(name)
+            scope.initializer.append(onnx.numpy_helper.from_array(value, name))
+    _add_stand_ins(
+        scope, reads, {name: const for name, const in weights.items() if name not in with_value}, names
+    )
+
+
+def _add_stand_ins(
+    scope: onnx.GraphProto,
+    reads: Sequence[tuple[onnx.NodeProto, Sequence[str]]],
+    weights: Mapping[str, Const],
+    names: set[str],
+) -> None:
     stand_ins: dict[tuple[int, Shape], str] = {}
     for node, read in reads:
         for place, name in enumerate(read):
             const = weights.get(name)
-            if const is None or name in telling:
+            if const is None:
                 continue
             kind = const.data_type, const.shape
             if kind not in stand_ins:
@@ -115,11 +155,12 @@ def _fresh(name: str, names: set[str]) -> str:
     return name
 
 
-def _may_tell(const: Const) -> bool:
-    """Whether its value may decide a shape: integers, and the scales of a Resize."""
+def _may_decide_a_shape(const: Const) -> bool:
+    """Integers (axes, sizes, pads) and the scales of a Resize."""
     if const.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
         return const.size <= MAX_SHAPE_ELEMENTS
-    return const.data_type == onnx.TensorProto.FLOAT and const.size <= MAX_SCALES and len(const.shape) <= 1
+    is_vector = len(const.shape) <= 1
+    return is_vector and const.data_type == onnx.TensorProto.FLOAT and const.size <= MAX_SCALES
 
 
 def _type(data_type: int, shape: Shape | None) -> onnx.TypeProto:
@@ -128,25 +169,25 @@ def _type(data_type: int, shape: Shape | None) -> onnx.TypeProto:
     tensor.elem_type = data_type
     if shape is not None:
         tensor.shape.SetInParent()
-        for dim in shape:
-            added = tensor.shape.dim.add()
-            if dim is not None:
-                added.dim_value = dim
+        for size in shape:
+            dim = tensor.shape.dim.add()
+            if size is not None:
+                dim.dim_value = size
     return proto
 
 
 def _assume(inputs: Iterable[onnx.ValueInfoProto], outer: Scope | None) -> bool:
-    """Give every unknown dim a number; whether there was one."""
-    unknown = False
+    """Give every unknown dim a number: that of the scope around, else a usual one; whether there was one."""
+    any_unknown = False
     for value in inputs:
         dims = value.type.tensor_type.shape.dim
-        given = outer.assumed.get(value.name) if outer else None
-        for axis, dim in enumerate(dims):
+        assumed = outer.assumed.get(value.name, ()) if outer else ()
+        sizes = assumed if len(assumed) == len(dims) else (1, *(ASSUMED_SPACE,) * (len(dims) - 1))
+        for dim, size in zip(dims, sizes, strict=False):
             if not dim.HasField("dim_value") or dim.dim_value < 0:
-                unknown = True
-                usual = 1 if axis == 0 else UNKNOWN_SPACE
-                dim.dim_value = given[axis] if given and len(given) == len(dims) else usual
-    return unknown
+                any_unknown = True
+                dim.dim_value = size
+    return any_unknown
 
 
 def _run(model: onnx.ModelProto, varying: int) -> Types:
@@ -160,18 +201,18 @@ def _run(model: onnx.ModelProto, varying: int) -> Types:
 
 
 def _types(values: Iterable[onnx.ValueInfoProto]) -> Iterator[tuple[str, tuple[int, Shape | None]]]:
-    met: dict[bytes, tuple[int, Shape | None] | None] = {}  # most tensors of a network are like others
+    decoded: dict[bytes, tuple[int, Shape | None] | None] = {}  # most tensors of a network are like others
     for value in values:
         key = value.type.SerializeToString(deterministic=True)
-        if key not in met:
+        if key not in decoded:
             tensor = value.type.tensor_type
-            met[key] = (tensor.elem_type, _dims(tensor)) if value.type.HasField("tensor_type") else None
-        found = met[key]
-        if found is not None:
-            yield value.name, found
+            decoded[key] = (tensor.elem_type, _shape(tensor)) if value.type.HasField("tensor_type") else None
+        types = decoded[key]
+        if types is not None:
+            yield value.name, types
 
 
-def _dims(tensor: onnx.TypeProto.Tensor) -> Shape | None:
+def _shape(tensor: onnx.TypeProto.Tensor) -> Shape | None:
     if not tensor.HasField("shape"):
         return None
     return tuple(
