@@ -1,10 +1,14 @@
-"""Names and numbers as people read them."""
+"""Names and numbers as people read them, in every report."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-__all__ = ["clean", "duration", "figure", "percent", "plural", "quantity", "size"]
+if TYPE_CHECKING:
+    from onnx_repfuse.records.report import Counts
+
+__all__ = ["clean", "duration", "figure", "percent", "plural", "quantity", "size", "totals"]
 
 
 def clean(text: str) -> str:
@@ -37,6 +41,7 @@ def size(count: int) -> str:
 
 
 def _scaled(count: int, units: tuple[str, ...]) -> str:
+    """Three digits: 1.23 M, 12.3 M, 123 M. The limits are where rounding would give a fourth."""
     value, unit = float(count), 0
     while abs(value) >= 999.5 and unit + 1 < len(units):
         value, unit = value / 1000, unit + 1
@@ -56,16 +61,30 @@ def figure(value: float | None) -> str:
         return "-"
     if not math.isfinite(value):
         return str(value)
-    return "0" if value == 0 else f"{value:.2g}" if 0.001 <= abs(value) < 1000 else f"{value:.1e}"
+    if value == 0:
+        return "0"
+    return f"{value:.2g}" if 0.001 <= abs(value) < 1000 else f"{value:.1e}"
 
 
-def percent(before: int, after: int) -> str:
-    """The relative change.
+def percent(before: int | None, after: int | None) -> str:
+    """The relative change; empty if there is none or it cannot be told.
 
-    >>> percent(200, 150), percent(0, 3)
-    ('-25%', '')
+    >>> percent(200, 150), percent(0, 3), percent(None, 3)
+    ('-25%', '', '')
     """
-    return f"{100 * (after - before) / before:+.0f}%" if before and before != after else ""
+    if before is None or after is None or before in (0, after):
+        return ""
+    return f"{100 * (after - before) / before:+.0f}%"
+
+
+def totals(before: Counts, after: Counts, *, written: bool) -> list[tuple[str, str, str, str]]:
+    """(name, before, after, change) of what is not counted in nodes; the size only if a file was `written`."""
+    rows = [("Parameters", quantity(before.parameters), quantity(after.parameters),
+             percent(before.parameters, after.parameters))]  # fmt: skip
+    if written:
+        rows.append(("Size", size(before.bytes), size(after.bytes), percent(before.bytes, after.bytes)))
+    rows.append(("MACs", quantity(before.macs), quantity(after.macs), percent(before.macs, after.macs)))
+    return rows
 
 
 def duration(seconds: float) -> str:

@@ -1,10 +1,10 @@
-"""The report as text for a terminal or a pipe: ASCII of our own, names as they are, no markup in them."""
+"""The report as text for a terminal or a pipe. It is ASCII except for names, which are printed as they are."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,19 +12,31 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_repfuse.report.advice import advice, brief, by_reason
-from onnx_repfuse.report.formatting import clean, duration, figure, percent, plural, quantity, size
+from onnx_repfuse.report.formatting import clean, duration, figure, percent, plural, size, totals
 
 if TYPE_CHECKING:
     from onnx_repfuse.records.outcome import Bench, Outcome
-    from onnx_repfuse.records.report import Counts, Fold, Refusal
-    from onnx_repfuse.records.verdict import OutputVerdict, Verification
+    from onnx_repfuse.records.report import Counts, Fold, Refusal, Report
+    from onnx_repfuse.records.verdict import FoldVerdict, OutputVerdict, Precision, Verification
 
 __all__ = ["show", "summarize"]
 
-_FIRST = ("Conv", "ConvTranspose", "BatchNormalization", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Sum")
-_FEW = 3
-_SOME = 8
-_STAGES = {"probe": "on made-up inputs", "tap": "on the model's own activations"}
+# Operators that folding changes; the table of sizes begins with them, and never hides them.
+_FOLDED_OPS = (
+    "Conv",
+    "ConvTranspose",
+    "BatchNormalization",
+    "Gemm",
+    "MatMul",
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Sum",
+)
+# How much is shown without -v.
+_MAX_REFUSALS, _MAX_UNCHANGED_OPS, _MAX_OUTPUTS = 3, 8, 8
+_STAGES = {"probe": "on synthetic inputs", "tap": "on the original model's intermediates"}
 _COLOR = {"passed": "green", "failed": "bold red", "not observed": "yellow"}
 
 
@@ -32,41 +44,28 @@ def show(console: Console, outcome: Outcome, verbose: int = 0) -> None:
     """Print one model's report; `verbose` lifts the limits and names every node."""
     report = outcome.report
     if report is not None:
-        _line(console, clean(outcome.model or report.model or "model"), style="bold")
-        console.print(_counts(report.before, report.after, bool(verbose), outcome.command != "plan"))
-        for line in _folds(report.folds, verbose, outcome.command == "plan"):
-            _line(console, line)
-        for line in _refusals(report.refusals, verbose):
+        _line(console, clean(outcome.model or report.model or "model"), "bold")
+        console.print(_sizes(report.before, report.after, bool(verbose), outcome.command != "plan"))
+        lines = (
+            *_folds(report.folds, verbose, outcome.command == "plan"),
+            *_refusals(report.refusals, verbose),
+        )
+        for line in lines:
             _line(console, line)
         for sentence in advice(report):
-            _line(console, f"Advice: {sentence}", style="yellow")
-    if outcome.verification is not None and outcome.status != "identical":
-        for text in _verification(outcome.verification, verbose):
-            _line(console, text)
-    elif outcome.status == "identical" and outcome.output:
-        _line(console, "The output is the input, byte for byte.")
-    elif outcome.command == "fuse" and report is not None and outcome.exit_code != 3:
-        _line(console, "Not verified (--no-check).", style="yellow")
+            _line(console, f"Advice: {sentence}", "yellow")
+    for text in _verdict(outcome, verbose):
+        _line(console, text)
     if outcome.bench is not None:
-        for line in _bench(outcome.bench):
-            _line(console, line)
-    for one in outcome.precision:
-        words = "closer to" if one.factor < 1 else "as far from" if one.factor == 1 else "farther from"
-        _line(
-            console,
-            f"Precision of {clean(one.output)}: {words} float64, {one.factor:.2g} of the original's distance "
-            f"(rms {figure(one.original)} -> {figure(one.fused)}, worst {figure(one.worst_original)} -> "
-            f"{figure(one.worst_fused)})",
-        )
+        _line(console, f"\n{_latency(outcome.bench)}")
+    for study in outcome.precision:
+        _line(console, _precision(study))
     for gate in outcome.gates:
         if gate.remaining:
-            _line(console, f"--fail-on-remaining: {gate.remaining} {clean(gate.op)} remain", style="bold red")
-    for note in report.notes if report is not None else ():
-        _line(console, f"Note: {clean(note)}")
-    if report is not None and verbose and report.seconds:
-        spent = ", ".join(f"{clean(stage)} {duration(value)}" for stage, value in report.seconds.items())
-        _line(console, f"Time: {spent}")
-    _line(console, _closing(outcome), style="bold" if outcome.exit_code in (0, 4) else "bold red")
+            _line(console, f"--fail-on-remaining: {gate.remaining} {clean(gate.op)} remain", "bold red")
+    for line in _notes(report, verbose) if report is not None else ():
+        _line(console, line)
+    _line(console, _closing(outcome), "bold" if outcome.exit_code in (0, 4) else "bold red")
 
 
 def summarize(console: Console, outcomes: Iterable[Outcome]) -> None:
@@ -79,176 +78,207 @@ def summarize(console: Console, outcomes: Iterable[Outcome]) -> None:
         table.add_column(heading, justify="right", no_wrap=console.width >= 60)
     table.add_column("result", overflow="fold", max_width=max(12, console.width // 2))
     for outcome in outcomes:
-        cells = ["", "", ""]
-        if outcome.counts is not None and outcome.report is not None:
-            before, after = outcome.counts
-            cells = [
-                f"{before.nodes} -> {after.nodes}",
-                _macs(before, after),
-                str(len(outcome.report.folds)),
-            ]
+        cells = _summary(outcome)
         if timed:
             cells.append(f"{outcome.bench.ratio[0]:.2f}x" if outcome.bench else "")
         color = {0: "green", 4: "yellow"}.get(outcome.exit_code, "bold red")
         table.add_row(Text(clean(outcome.model)), *cells, Text(_result(outcome), style=color))
     console.print(table)
     failed = sum(outcome.exit_code in (1, 3) for outcome in outcomes)
-    written = sorted({clean(os.path.dirname(outcome.output)) for outcome in outcomes if outcome.output})
-    where = f"; {plural(len(outcomes) - failed, 'file')} written to {', '.join(written)}" if written else ""
-    _line(console, f"{plural(len(outcomes), 'model')}, {failed or 'none'} failed{where}")
+    folders = sorted({clean(os.path.dirname(outcome.output)) for outcome in outcomes if outcome.output})
+    written = f"; {plural(len(outcomes) - failed, 'file')} written to {', '.join(folders)}" if folders else ""
+    _line(console, f"{plural(len(outcomes), 'model')}, {failed or 'none'} failed{written}")
 
 
 def _line(console: Console, text: str | Text, style: str = "") -> None:
-    # in a pipe, lines are left whole for grep
+    # In a pipe a line is never wrapped, so that grep finds it whole.
     console.print(text, style=style, soft_wrap=not console.is_terminal and "COLUMNS" not in console._environ)
 
 
-def _counts(before: Counts, after: Counts, every: bool, written: bool) -> Table:
+def _summary(outcome: Outcome) -> list[str]:
+    """Nodes, MACs and folds of one line of the table."""
+    report = outcome.report
+    if report is None:
+        return ["", "", ""]
+    before, after = report.before, report.after
+    known = before.macs is not None and after.macs is not None
+    change = percent(before.macs, after.macs) or "same"
+    return [f"{before.nodes} -> {after.nodes}", change if known else "unknown", str(len(report.folds))]
+
+
+def _sizes(before: Counts, after: Counts, every: bool, written: bool) -> Table:
+    """Operators, parameters, bytes and MACs before and after."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("", overflow="fold")
     for heading in ("before", "after", ""):
         table.add_column(heading, justify="right", no_wrap=True)
     ops = sorted({*before.ops, *after.ops}, key=lambda op: (_rank(op), op))
-    unchanged = [op for op in ops if before.ops.get(op, 0) == after.ops.get(op, 0)]
-    hidden = [] if every or len(unchanged) <= _SOME else [op for op in unchanged if op not in _FIRST]
+    hidden = [] if every else _unchanged_ops(before, after)
     for op in ops:
         if op not in hidden:
-            _row(table, clean(op), before.ops.get(op, 0), after.ops.get(op, 0))
+            _add_row(table, clean(op), before.ops.get(op, 0), after.ops.get(op, 0))
     if hidden:
         count = sum(before.ops[op] for op in hidden)
-        _row(table, f"{len(hidden)} other kinds", count, count)
-    _row(table, "All nodes", before.nodes, after.nodes)
-    table.add_row("Parameters", quantity(before.parameters), quantity(after.parameters),
-                  percent(before.parameters, after.parameters))  # fmt: skip
-    if written:
-        table.add_row("Size", size(before.bytes), size(after.bytes), percent(before.bytes, after.bytes))
-    change = percent(before.macs, after.macs) if before.macs is not None and after.macs is not None else ""
-    table.add_row("MACs", quantity(before.macs), quantity(after.macs), change)
+        _add_row(table, f"{len(hidden)} other kinds", count, count)
+    _add_row(table, "All nodes", before.nodes, after.nodes)
+    for row in totals(before, after, written=written):
+        table.add_row(*row)
     return table
 
 
-def _row(table: Table, name: str, before: int, after: int) -> None:
+def _unchanged_ops(before: Counts, after: Counts) -> list[str]:
+    """The operators to sum up in one row; none if there are only a few."""
+    unchanged = [op for op, count in before.ops.items() if after.ops.get(op, 0) == count]
+    if len(unchanged) <= _MAX_UNCHANGED_OPS:
+        return []
+    return [op for op in unchanged if op not in _FOLDED_OPS]
+
+
+def _add_row(table: Table, name: str, before: int, after: int) -> None:
     style = "green" if after < before else "yellow" if after > before else ""
     table.add_row(Text(name), str(before), Text(str(after), style=style), percent(before, after))
 
 
 def _rank(op: str) -> int:
-    return _FIRST.index(op) if op in _FIRST else len(_FIRST)
+    return _FOLDED_OPS.index(op) if op in _FOLDED_OPS else len(_FOLDED_OPS)
 
 
-def _macs(before: Counts, after: Counts) -> str:
-    if before.macs is None or after.macs is None:
-        return "unknown"
-    return percent(before.macs, after.macs) or "same"
-
-
-def _folds(folds: tuple[Fold, ...], verbose: int, planned: bool) -> list[str]:
+def _folds(folds: tuple[Fold, ...], verbose: int, planned: bool) -> Iterator[str]:
+    yield ""
     if not folds:
-        return ["", "Folds: none"]
+        yield "Folds: none"
+        return
     kinds = Counter(str(fold.kind) for fold in folds)
     listed = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
-    lines = ["", f"Folds{' planned' if planned else ''}: {len(folds)} ({listed})"]
+    yield f"Folds{' planned' if planned else ''}: {len(folds)} ({listed})"
     for fold in folds if verbose else ():
-        went = " + ".join(f"{node.op} '{clean(node.name)}'" for node in fold.absorbed)
-        came = " + ".join(f"{node.op} {clean(node.label)}".strip() for node in fold.created) or "nothing"
+        absorbed = " + ".join(f"{node.op} '{clean(node.name)}'" for node in fold.absorbed)
+        created = " + ".join(f"{node.op} {clean(node.label)}".strip() for node in fold.created) or "nothing"
         where = f", in {clean(fold.scope)}" if fold.scope else ""
-        lines.append(f"  [{fold.kind}] '{clean(fold.output)}'{where}: {went} -> {came}")
-    return lines
+        yield f"  [{fold.kind}] '{clean(fold.output)}'{where}: {absorbed} -> {created}"
 
 
-def _refusals(refusals: tuple[Refusal, ...], verbose: int) -> list[str]:
+def _refusals(refusals: tuple[Refusal, ...], verbose: int) -> Iterator[str]:
     if not refusals:
-        return []
-    lines = ["", "Not fused, and why:"]
-    hidden = False
-    for reason, members in by_reason(refusals):
-        lines.append(f"  {reason} ({len(members)}): {reason.prose}")
-        shown = members if verbose else members[:_FEW]
-        lines += [
-            f"    - {clean(brief(one))}" + (f" (in {clean(one.scope)})" if one.scope else "") for one in shown
-        ]
-        if len(members) > len(shown):
-            hidden = True
-            lines.append(f"    - and {len(members) - len(shown)} more")
-    return [*lines, "  (-v shows all; --explain NODE shows what was weighed)"] if hidden else lines
+        return
+    yield ""
+    yield "Not fused, and why:"
+    limit = len(refusals) if verbose else _MAX_REFUSALS
+    groups = by_reason(refusals)
+    for reason, members in groups:
+        yield f"  {reason} ({len(members)}): {reason.prose}"
+        for refusal in members[:limit]:
+            where = f" (in {clean(refusal.scope)})" if refusal.scope else ""
+            yield f"    - {clean(brief(refusal))}{where}"
+        if len(members) > limit:
+            yield f"    - and {len(members) - limit} more"
+    if any(len(members) > limit for _, members in groups):
+        yield "  (-v shows all; --explain NODE shows what was weighed)"
+
+
+def _verdict(outcome: Outcome, verbose: int) -> list[Text]:
+    """What was proved, or why nothing was."""
+    if outcome.status == "identical":
+        return [Text("The output is the input, byte for byte.")] if outcome.output else []
+    if outcome.verification is not None:
+        return _verification(outcome.verification, verbose)
+    if outcome.command == "fuse" and outcome.report is not None and outcome.exit_code != 3:
+        return [Text("Not verified (--no-check).", style="yellow")]
+    return []
 
 
 def _verification(verification: Verification, verbose: int) -> list[Text]:
-    seeds = plural(len(verification.seeds), "seed") if verification.seeds else "the data given"
+    inputs = plural(len(verification.seeds), "seed") if verification.seeds else "the data given"
     judge = "ONNX Runtime" if verification.judge == "onnxruntime" else "onnx's reference evaluator"
     shapes = plural(len(verification.shapes), "shape")
-    lines = [Text(f"\nCompared in {judge} on {seeds}, {shapes}:")]
-    order = {"failed": 0, "not observed": 1}
-    outputs = sorted(verification.outputs, key=lambda verdict: order.get(str(verdict.status), 2))
-    shown = outputs if verbose else outputs[:_SOME]
-    lines += [_verdict(verdict, verbose) for verdict in shown]
+    lines = [Text(f"\nCompared in {judge} on {inputs}, {shapes}:")]
+    worst_first = {"failed": 0, "not observed": 1, "passed": 2}
+    outputs = sorted(verification.outputs, key=lambda verdict: worst_first[str(verdict.status)])
+    shown = outputs if verbose else outputs[:_MAX_OUTPUTS]
+    lines += [_output(verdict, verbose) for verdict in shown]
     if len(outputs) > len(shown):
         lines.append(Text(f"  and {len(outputs) - len(shown)} more outputs (-v shows all)"))
-    if verification.folds:
-        for stage, words in _STAGES.items():
-            states = Counter(str(one.status) for one in verification.folds if one.stage == stage)
-            counted = ", ".join(f"{count} {state}" for state, count in states.most_common())
-            lines += [Text(f"  folds one by one, {words}: {counted}")] if counted else []
-        lines += [
-            Text(f"    {verdict.status}: '{clean(verdict.output)}' {clean(verdict.message)}", style="yellow")
-            for verdict in verification.folds
-            if verbose and str(verdict.status) != "passed"
-        ]
-    if verbose:
-        for case in verification.shapes:
-            dims = ", ".join(f"{clean(n)}:{','.join(map(str, shape))}" for n, shape in case.items())
-            lines.append(Text(f"  shape {dims}"))
-    told = {verdict.message for verdict in shown}
-    lines += [Text(f"  note: {clean(note)}") for note in verification.notes if note not in told]
+    lines += _fold_verdicts(verification.folds, verbose)
+    for shape in verification.shapes if verbose else ():
+        dims = ", ".join(f"{clean(name)}:{','.join(map(str, dims))}" for name, dims in shape.items())
+        lines.append(Text(f"  shape {dims}"))
+    printed = {verdict.message for verdict in shown}
+    lines += [Text(f"  note: {clean(note)}") for note in verification.notes if note not in printed]
     return lines
 
 
-def _verdict(verdict: OutputVerdict, verbose: int) -> Text:
-    state = str(verdict.status)
-    text = Text("  ")
-    text.append(state.upper(), style=_COLOR.get(state, ""))
-    text.append(
+def _fold_verdicts(verdicts: tuple[FoldVerdict, ...], verbose: int) -> Iterator[Text]:
+    for stage, words in _STAGES.items():
+        statuses = Counter(str(verdict.status) for verdict in verdicts if verdict.stage == stage)
+        counted = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
+        if counted:
+            yield Text(f"  each fold by itself, {words}: {counted}")
+    for verdict in verdicts if verbose else ():
+        if str(verdict.status) != "passed":
+            text = f"    {verdict.status}: '{clean(verdict.output)}' {clean(verdict.message)}"
+            yield Text(text, style="yellow")
+
+
+def _output(verdict: OutputVerdict, verbose: int) -> Text:
+    status = str(verdict.status)
+    noise = max(verdict.noise)
+    text = Text("  ").append(status.upper(), style=_COLOR[status])
+    figures = (
         f" {clean(verdict.name)}: max |diff| {figure(verdict.max_abs)}, allowed {figure(verdict.tolerance)}"
     )
-    text.append(f"\n    relative {figure(verdict.max_rel)}")
-    if max(verdict.noise) > 0:
-        text.append(f", noise {figure(max(verdict.noise))}, at worst {figure(verdict.over_noise)}x its noise")
+    figures += f"\n    relative {figure(verdict.max_rel)}"
+    if noise > 0:
+        figures += f", noise {figure(noise)}, at worst {figure(verdict.over_noise)}x its noise"
     if verdict.cosine is not None:
-        text.append(f", cosine {verdict.cosine:.9f}")
+        figures += f", cosine {verdict.cosine:.9f}"
     if verdict.top1 is not None:
-        text.append(f", top-1 agrees {100 * verdict.top1:.1f}%")
-    if state == "failed" or verbose:
-        text.append(f", minimum tolerance that would pass {figure(verdict.minimum_tolerance)}")
+        figures += f", top-1 agrees {100 * verdict.top1:.1f}%"
+    if verbose or status == "failed":
+        figures += f", minimum tolerance that would pass {figure(verdict.minimum_tolerance)}"
     if verbose and verdict.optimized is not None:
-        text.append(f", ORT_ENABLE_ALL alone changes {figure(verdict.optimized)}")
-    if verdict.message and state != "passed":
-        text.append(f"\n    {clean(verdict.message)}")
-    return text
+        figures += f", ORT_ENABLE_ALL alone changes {figure(verdict.optimized)}"
+    if verdict.message and status != "passed":
+        figures += f"\n    {clean(verdict.message)}"
+    return text.append(figures)
 
 
-def _bench(bench: Bench) -> list[str]:
-    def ms(values: tuple[float, float, float]) -> str:
-        return f"{values[0]:.3g} ms ({values[1]:.3g}..{values[2]:.3g})"
+def _latency(bench: Bench) -> str:
+    original, fused = (f"{ms[0]:.3g} ms ({ms[1]:.3g}..{ms[2]:.3g})" for ms in (bench.original, bench.fused))
+    median, low, high = bench.ratio
+    return (
+        f"Latency: {original} -> {fused}, {median:.2f}x as fast ({low:.2f}..{high:.2f}; "
+        f"{bench.rounds} interleaved rounds, {plural(bench.threads, 'thread')})"
+    )
 
-    return [
-        "",
-        f"Latency: {ms(bench.original)} -> {ms(bench.fused)}, "
-        f"{bench.ratio[0]:.2f}x as fast ({bench.ratio[1]:.2f}..{bench.ratio[2]:.2f}; "
-        f"{bench.rounds} interleaved rounds, {plural(bench.threads, 'thread')})",
-    ]
+
+def _precision(study: Precision) -> str:
+    words = "closer to" if study.factor < 1 else "as far from" if study.factor == 1 else "farther from"
+    return (
+        f"Precision of {clean(study.output)}: {words} float64, {study.factor:.2g} of the original's distance "
+        f"(rms {figure(study.original)} -> {figure(study.fused)}, "
+        f"worst {figure(study.worst_original)} -> {figure(study.worst_fused)})"
+    )
+
+
+def _notes(report: Report, verbose: int) -> Iterator[str]:
+    for note in report.notes:
+        yield f"Note: {clean(note)}"
+    if verbose and report.seconds:
+        spent = [f"{clean(stage)} {duration(seconds)}" for stage, seconds in report.seconds.items()]
+        yield f"Time: {', '.join(spent)}"
 
 
 def _result(outcome: Outcome) -> str:
+    """The last cell of the table, in a few words."""
     if outcome.error:
         return clean(outcome.error)
     if outcome.exit_code == 4:
         return "remaining: " + ", ".join(f"{g.remaining} {clean(g.op)}" for g in outcome.gates if g.remaining)
-    if outcome.command == "plan":
-        return "planned"
-    return outcome.status
+    return "planned" if outcome.command == "plan" else outcome.status
 
 
 def _closing(outcome: Outcome) -> str:
+    """The last line: what there is now."""
     if outcome.command == "compare":
         return "PASSED" if outcome.exit_code == 0 else f"FAILED: {clean(outcome.error) or 'they differ'}"
     if outcome.command == "plan":
