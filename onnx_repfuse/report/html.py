@@ -10,6 +10,7 @@ import base64
 import hashlib
 import html
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from onnx_repfuse.report.html_parts import (
 
 if TYPE_CHECKING:
     from onnx_repfuse.records.outcome import Outcome
-    from onnx_repfuse.records.report import Fold, Refusal
+    from onnx_repfuse.records.report import Fold, NodeRef, Refusal, Report
     from onnx_repfuse.records.verdict import FoldVerdict
 
 __all__ = ["render"]
@@ -96,13 +97,15 @@ def _badge(outcome: Outcome) -> str:
 
 
 def _section(outcome: Outcome, number: int, pictures: list[dict[str, object]]) -> str:
+    """One model's part of the page; `pictures` grows by those of its folds."""
     report = outcome.report
     arrow = f" &rarr; {escape(outcome.output)}" if outcome.output else ""
     parts = [f'<section id="model-{number}"><h2>{escape(outcome.model)}{arrow}</h2><p>{_badge(outcome)}</p>']
     if outcome.error:
         parts.append(f'<p class="{"warn" if outcome.exit_code == 4 else "bad"}">{escape(outcome.error)}</p>')
     if report is not None:
-        parts += [tiles(outcome), "<h3>Size</h3>", sizes_table(outcome)]
+        written = outcome.command != "plan"
+        parts += [tiles(report, outcome.bench), "<h3>Size</h3>", sizes_table(report, written=written)]
     if outcome.bench is not None:
         parts += ["<h3>Latency</h3>", bench_bars(outcome.bench)]
     if outcome.verification is not None:
@@ -110,81 +113,92 @@ def _section(outcome: Outcome, number: int, pictures: list[dict[str, object]]) -
     if outcome.precision:
         parts += ["<h3>Precision against float64</h3>", precision_table(outcome.precision)]
     if report is not None:
-        checks = {check.output: check for check in report.verification.folds} if report.verification else {}
-        parts += ["<h3>Folds</h3>", _folds(report.folds, number, pictures, checks)]
-        parts += ["<h3>Not fused, and why</h3>"]
-        parts += [f'<p class="warn">Advice: {escape(sentence)}</p>' for sentence in advice(report)]
-        parts += [_refusals(report.refusals, number)]
-        parts += [f"<p>{escape(note)}</p>" for note in report.notes]
+        parts += _folds_and_refusals(report, number, pictures)
     return "\n".join([*parts, "</section>"])
 
 
-def _filter(target: str, what: str, kinds: list[str]) -> str:
+def _folds_and_refusals(report: Report, number: int, pictures: list[dict[str, object]]) -> list[str]:
+    verdicts = report.verification.folds if report.verification else ()
+    by_output = {verdict.output: verdict for verdict in verdicts}
+    folds = [_fold(fold, pictures, by_output.get(fold.output)) for fold in report.folds]
+    refusals = [_refusal(refusal) for _, members in by_reason(report.refusals) for refusal in members]
+    kinds = sorted({str(fold.kind) for fold in report.folds})
+    reasons = sorted({str(refusal.reason) for refusal in report.refusals})
+    return [
+        "<h3>Folds</h3>",
+        _list(f"folds-{number}", "folds", kinds, folds) or "<p>There was nothing to fold.</p>",
+        "<h3>Not fused, and why</h3>",
+        *(f'<p class="warn">Advice: {escape(sentence)}</p>' for sentence in advice(report)),
+        _list(f"refusals-{number}", "reasons", reasons, refusals) or "<p>Everything linear was fused.</p>",
+        *(f"<p>{escape(note)}</p>" for note in report.notes),
+    ]
+
+
+def _list(target: str, what: str, kinds: list[str], items: list[str]) -> str:
+    """A list under a filter by text and by kind; empty if it has no items."""
+    if not items:
+        return ""
     choices = "".join(f'<option value="{escape(kind)}">{escape(kind)}</option>' for kind in kinds)
     return (
         f'<div class="filter" data-list="{target}" hidden>'
         f'<input type="search" placeholder="filter {what}" aria-label="filter {what}">'
         f'<select aria-label="kind of {what}"><option value="">all kinds</option>{choices}</select>'
         '<output class="dim" aria-live="polite"></output></div>'
+        f'<ul class="list" id="{target}">{"".join(items)}</ul>'
     )
 
 
-def _folds(
-    folds: tuple[Fold, ...], number: int, pictures: list[dict[str, object]], checks: dict[str, FoldVerdict]
-) -> str:
-    if not folds:
-        return "<p>There was nothing to fold.</p>"
-    target = f"folds-{number}"
-    items = "".join(_fold(fold, pictures, checks.get(fold.output)) for fold in folds)
-    kinds = sorted({str(fold.kind) for fold in folds})
-    return f'{_filter(target, "folds", kinds)}<ul class="list" id="{target}">{items}</ul>'
-
-
-def _fold(fold: Fold, pictures: list[dict[str, object]], check: FoldVerdict | None) -> str:
-    figures = []
-    made = {name for node in fold.absorbed for name in node.outputs if name not in node.inputs}
-    read = [name for node in fold.absorbed for name in node.inputs if name not in made]
-    sources = fold.sources or tuple(dict.fromkeys(read))
-    for title, nodes in (("before", fold.absorbed), ("after", fold.created)):
-        picture = draw(nodes, sources, fold.output)
-        if picture is None:
-            figures.append(
-                f"<figure><figcaption>{title}: {len(nodes)} nodes, too many to draw</figcaption></figure>"
-            )
-            continue
-        label = escape(f"{title}: {', '.join(node.op for node in nodes) or 'nothing'}")
-        figures.append(
-            f'<figure data-picture="{len(pictures)}" data-label="{label}"><figcaption>{title}</figcaption>'
-            '<div class="scroll"></div></figure>'
-        )
-        pictures.append(picture.compact())
-    went = ", ".join(f"{escape(node.op)} <code>{escape(node.name)}</code>" for node in fold.absorbed)
-    macs = f", MACs {fold.macs_before:,} &rarr; {fold.macs_after:,}" if fold.macs_before else ""
-    where = f" <small>in {escape(fold.scope)}</small>" if fold.scope else ""
-    checked = (
-        f"<br>Checked by itself: {escape(check.status)}, error {figure(check.error)}, allowed {figure(check.tolerance)}"
-        if check is not None
-        else ""
-    )
+def _fold(fold: Fold, pictures: list[dict[str, object]], verdict: FoldVerdict | None) -> str:
+    sources = fold.sources or _read_from_outside(fold.absorbed)
+    figures = _figure("before", fold.absorbed, sources, fold.output, pictures)
+    figures += _figure("after", fold.created, sources, fold.output, pictures)
+    replaced = ", ".join(f"{escape(node.op)} <code>{escape(node.name)}</code>" for node in fold.absorbed)
+    macs = f"; MACs {fold.macs_before:,} &rarr; {fold.macs_after:,}" if fold.macs_before else ""
+    checked = ""
+    if verdict is not None:
+        errors = f"error {figure(verdict.error)}, allowed {figure(verdict.tolerance)}"
+        checked = f"<br>Checked in isolation: {escape(verdict.status)}, {errors}"
     return (
         f'<li data-kind="{escape(fold.kind)}"><details class="fold"><summary>'
         f'<span class="tag">{escape(fold.kind)}</span>'
-        f"<code>{escape(fold.output)}</code>{where} "
+        f"<code>{escape(fold.output)}</code>{_where(fold.scope)} "
         f'<span class="dim">{len(fold.absorbed)} &rarr; {plural(len(fold.created), "node")}</span></summary>'
-        f'<div class="pictures">{"".join(figures)}</div>'
-        f"<p><small>Gone: {went}{macs}{checked}</small></p></details></li>"
+        f'<div class="pictures">{figures}</div>'
+        f"<p><small>Replaced: {replaced}{macs}{checked}</small></p></details></li>"
     )
 
 
-def _refusals(refusals: tuple[Refusal, ...], number: int) -> str:
-    if not refusals:
-        return "<p>Everything linear was fused.</p>"
-    target = f"refusals-{number}"
-    items = "".join(
-        f'<li data-kind="{escape(refusal.reason)}"><span class="tag">{escape(refusal.reason)}</span>'
-        f"{escape(refusal.message)}{f' <small>in {escape(refusal.scope)}</small>' if refusal.scope else ''}</li>"
-        for _, members in by_reason(refusals)
-        for refusal in members
+def _read_from_outside(nodes: Sequence[NodeRef]) -> list[str]:
+    """The inputs of a block: what is left to draw its left side from when its right side reads nothing."""
+    # A node may be named after its own input where a no-op before it was removed.
+    produced = {name for node in nodes for name in node.outputs if name not in node.inputs}
+    return list(dict.fromkeys(name for node in nodes for name in node.inputs if name not in produced))
+
+
+def _figure(
+    title: str,
+    nodes: Sequence[NodeRef],
+    sources: Sequence[str],
+    output: str,
+    pictures: list[dict[str, object]],
+) -> str:
+    """The place of a picture, which joins `pictures`; the page's script draws it there when its fold is opened."""
+    picture = draw(nodes, sources, output)
+    if picture is None:
+        return f"<figure><figcaption>{title}: {len(nodes)} nodes, too many to draw</figcaption></figure>"
+    label = escape(f"{title}: {', '.join(node.op for node in nodes) or 'nothing'}")
+    pictures.append(picture.compact())
+    return (
+        f'<figure data-picture="{len(pictures) - 1}" data-label="{label}"><figcaption>{title}</figcaption>'
+        '<div class="scroll"></div></figure>'
     )
-    kinds = sorted({str(refusal.reason) for refusal in refusals})
-    return f'{_filter(target, "reasons", kinds)}<ul class="list" id="{target}">{items}</ul>'
+
+
+def _refusal(refusal: Refusal) -> str:
+    reason = escape(refusal.reason)
+    text = f"{escape(refusal.message)}{_where(refusal.scope)}"
+    return f'<li data-kind="{reason}"><span class="tag">{reason}</span>{text}</li>'
+
+
+def _where(scope: str) -> str:
+    return f" <small>in {escape(scope)}</small>" if scope else ""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from onnx_repfuse.report.formatting import clean, duration, figure, percent, quantity, size
+from onnx_repfuse.report.formatting import clean, duration, figure, percent, plural, quantity, totals
 
 if TYPE_CHECKING:
-    from onnx_repfuse.records.outcome import Bench, Outcome
+    from onnx_repfuse.records.outcome import Bench
+    from onnx_repfuse.records.report import Report
     from onnx_repfuse.records.verdict import OutputVerdict, Precision, Verification
 
 __all__ = ["bench_bars", "escape", "outputs_table", "precision_table", "sizes_table", "tiles"]
@@ -27,10 +28,8 @@ def escape(text: object) -> str:
     return html.escape(clean(str(text)), quote=True)
 
 
-def tiles(outcome: Outcome) -> str:
-    """The figures worth a glance."""
-    report = outcome.report
-    assert report is not None
+def tiles(report: Report, bench: Bench | None) -> str:
+    """The main figures, above everything else."""
     before, after = report.before, report.after
     cells = [
         ("nodes", f"{before.nodes} &rarr; {after.nodes}", percent(before.nodes, after.nodes)),
@@ -38,8 +37,8 @@ def tiles(outcome: Outcome) -> str:
     ]
     if before.macs is not None and after.macs is not None:
         cells.append(("MACs", quantity(after.macs), percent(before.macs, after.macs)))
-    if outcome.bench is not None:
-        cells.append(("speed", f"{outcome.bench.ratio[0]:.2f}x", ""))
+    if bench is not None:
+        cells.append(("speed", f"{bench.ratio[0]:.2f}x", ""))
     if report.seconds:
         cells.append(("took", duration(sum(report.seconds.values())), ""))
     body = "".join(
@@ -48,38 +47,29 @@ def tiles(outcome: Outcome) -> str:
     return f'<dl class="tiles">{body}</dl>'
 
 
-def sizes_table(outcome: Outcome) -> str:
-    """Operators, parameters, bytes and MACs before and after."""
-    report = outcome.report
-    assert report is not None
+def sizes_table(report: Report, *, written: bool) -> str:
+    """Operators, parameters, bytes and MACs before and after; no bytes if no file was `written`."""
     before, after = report.before, report.after
-    ops = sorted({*before.ops, *after.ops}, key=str.lower)
-    same = [op for op in ops if before.ops.get(op, 0) == after.ops.get(op, 0)]
-    counted = [(op, before.ops.get(op, 0), after.ops.get(op, 0)) for op in ops if op not in same]
-    rows = [
-        (op, str(a), str(b), percent(a, b))
-        for op, a, b in [*counted, ("all nodes", before.nodes, after.nodes)]
-    ]
-    rows.append(("parameters", quantity(before.parameters), quantity(after.parameters),
-                 percent(before.parameters, after.parameters)))  # fmt: skip
-    if outcome.command != "plan":
-        rows.append(("size", size(before.bytes), size(after.bytes), percent(before.bytes, after.bytes)))
-    change = percent(before.macs, after.macs) if before.macs is not None and after.macs is not None else ""
-    rows.append(("MACs", quantity(before.macs), quantity(after.macs), change))
-    body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{a}</td><td>{b}</td><td class="{_change(note)}">{note}</td></tr>'
-        for name, a, b, note in rows
+    rows = []
+    unchanged = []
+    for op in sorted({*before.ops, *after.ops}, key=str.lower):
+        counts = before.ops.get(op, 0), after.ops.get(op, 0)
+        if counts[0] == counts[1]:
+            unchanged.append(f"{escape(op)}&nbsp;{counts[0]}")
+        else:
+            rows.append((escape(op), *map(str, counts), percent(*counts)))
+    rows.append(("All nodes", str(before.nodes), str(after.nodes), percent(before.nodes, after.nodes)))
+    rows += totals(before, after, written=written)
+    body = (
+        f'<tr><th scope="row">{name}</th><td>{then}</td><td>{now}</td><td class="{_color(change)}">{change}</td></tr>'
+        for name, then, now, change in rows
     )
-    others = ", ".join(f"{escape(op)}&nbsp;{before.ops[op]}" for op in same)
-    unchanged = f"<p><small>Unchanged: {others}</small></p>" if same else ""
-    return (
-        '<div class="scroll"><table class="sizes"><thead><tr><th></th><th>before</th><th>after</th><th>change</th></tr>'
-        f"</thead><tbody>{body}</tbody></table></div>{unchanged}"
-    )
+    others = f"<p><small>Unchanged: {', '.join(unchanged)}</small></p>" if unchanged else ""
+    return _table(_heads("", "before", "after", "change"), body, ' class="sizes"') + others
 
 
-def _change(note: str) -> str:
-    return "good" if note.startswith("-") else "warn" if note else ""
+def _color(change: str) -> str:
+    return "good" if change.startswith("-") else "warn" if change else ""
 
 
 def bench_bars(bench: Bench) -> str:
@@ -94,7 +84,7 @@ def bench_bars(bench: Bench) -> str:
     return (
         f'<div class="bars">{rows}</div><p><strong>{bench.ratio[0]:.2f}x</strong> as fast '
         f"({bench.ratio[1]:.2f}&ndash;{bench.ratio[2]:.2f} between the quartiles of {bench.rounds} interleaved rounds, "
-        f"{bench.threads} thread{'s' * (bench.threads != 1)}, {escape(shapes)})</p>"
+        f"{plural(bench.threads, 'thread')}, {escape(shapes)})</p>"
     )
 
 
@@ -103,73 +93,87 @@ def outputs_table(verification: Verification, status: str) -> str:
     notes = "".join(f"<p>{escape(note)}</p>" for note in verification.notes)
     if not verification.outputs:
         return notes or f"<p>{escape(status)}</p>"
-    rows = "".join(_output(verdict) for verdict in verification.outputs)
-    heads = ("output", "verdict", "error, noise, allowed", "max |diff|", "noise", "&times; noise", "allowed",
-             "relative", "cosine", "top-1")  # fmt: skip
-    cells = "".join(f"<th{' class=left' if 1 <= i <= 2 else ''}>{head}</th>" for i, head in enumerate(heads))
-    bad = [verdict for verdict in verification.outputs if str(verdict.status) != "passed" and verdict.message]
-    words = "".join(f"<p>{escape(verdict.message)}</p>" for verdict in bad)
-    folds = len(verification.folds)
+    left = " class=left"
+    heads = ("<th>output</th>", f"<th{left}>verdict</th>", f"<th{left}>error, noise, allowed</th>",
+             *_heads("max |diff|", "noise", "&times; noise", "allowed", "relative", "cosine", "top-1"))  # fmt: skip
+    messages = [verdict.message for verdict in verification.outputs if str(verdict.status) != "passed"]
+    words = "".join(f"<p>{escape(message)}</p>" for message in messages if message)
+    checks = len(verification.folds)
     passed = sum(str(verdict.status) == "passed" for verdict in verification.folds)
-    checked = f"<p>{passed} of {folds} folds passed their own check.</p>" if folds else ""
+    checked = f"<p>{passed} of {plural(checks, 'check')} of single folds passed.</p>" if checks else ""
     return (
-        f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f"{_table(heads, map(_output, verification.outputs))}"
         "<p><small>The bar is the error, the tick the noise of the original itself, the dashed line what was allowed "
         f"(logarithmic).</small></p>{words}{checked}{notes}"
     )
 
 
-def precision_table(found: Sequence[Precision]) -> str:
+def precision_table(studies: Sequence[Precision]) -> str:
     """How far both models are from float64, per output."""
-    heads = "".join(
-        f"<th>{head}</th>" for head in ("output", "original, rms", "fused, rms", "factor", "worst")
-    )
-    rows = "".join(
-        f'<tr><th scope="row"><code>{escape(one.output)}</code></th><td>{figure(one.original)}</td>'
-        f"<td>{figure(one.fused)}</td><td>{one.factor:.2g}</td>"
-        f"<td>{figure(one.worst_original)} &rarr; {figure(one.worst_fused)}</td></tr>"
-        for one in found
+    rows = (
+        f'<tr><th scope="row"><code>{escape(study.output)}</code></th><td>{figure(study.original)}</td>'
+        f"<td>{figure(study.fused)}</td><td>{study.factor:.2g}</td>"
+        f"<td>{figure(study.worst_original)} &rarr; {figure(study.worst_fused)}</td></tr>"
+        for study in studies
     )
     return (
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
-        "<p><small>Distance from the original in float64; below a factor of 1 the result is nearer.</small></p>"
+        _table(_heads("output", "original, rms", "fused, rms", "factor", "worst"), rows)
+        + "<p><small>Distance from the original in float64; below a factor of 1 the result is nearer.</small></p>"
+    )
+
+
+def _heads(*names: str) -> list[str]:
+    return [f"<th>{name}</th>" for name in names]
+
+
+def _table(heads: Iterable[str], rows: Iterable[str], style: str = "") -> str:
+    """A table that scrolls sideways where the window is narrow."""
+    return (
+        f'<div class="scroll"><table{style}><thead><tr>{"".join(heads)}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
 def _output(verdict: OutputVerdict) -> str:
-    state = str(verdict.status)
-    top = "" if verdict.top1 is None else f"{100 * verdict.top1:.1f}%"
+    status = str(verdict.status)
+    top1 = "" if verdict.top1 is None else f"{100 * verdict.top1:.1f}%"
     cosine = "" if verdict.cosine is None else f"{verdict.cosine:.9f}"
     numbers = (figure(verdict.max_abs), figure(max(verdict.noise)), figure(verdict.over_noise),
-               figure(verdict.tolerance), figure(verdict.max_rel), cosine, top)  # fmt: skip
+               figure(verdict.tolerance), figure(verdict.max_rel), cosine, top1)  # fmt: skip
     return (
         f'<tr><th scope="row"><code>{escape(verdict.name)}</code></th>'
-        f'<td class="left"><span class="{_COLOR.get(state, "warn")}">{escape(state)}</span></td>'
+        f'<td class="left"><span class="{_COLOR.get(status, "warn")}">{escape(status)}</span></td>'
         f"<td>{_scale(verdict)}</td>{''.join(f'<td>{number}</td>' for number in numbers)}</tr>"
     )
 
 
 def _scale(verdict: OutputVerdict) -> str:
-    """A logarithmic scale from a thousandth of the tolerance to ten times it."""
+    """A logarithmic scale over four decades, from a thousandth of the tolerance to ten times it."""
     allowed = verdict.tolerance
     if not (math.isfinite(allowed) and allowed > 0):
         return ""
-
-    def at(value: float) -> float:
-        if math.isnan(value) or value > 10 * allowed:
-            return 176.0
-        return 2.0 if value <= allowed / 1000 else 2 + 174 * (math.log10(value / allowed) + 3) / 4
-
-    error, noise, limit = at(verdict.max_abs), at(max(verdict.noise)), at(allowed)
-    color = "--bad" if verdict.max_abs > allowed or math.isnan(verdict.max_abs) else "--accent"
-    label = escape(
-        f"error {figure(verdict.max_abs)}, noise {figure(max(verdict.noise))}, allowed {figure(allowed)}"
-    )
+    noise = max(verdict.noise)
+    # not <=, so that an error of NaN is bad
+    color = "--accent" if verdict.max_abs <= allowed else "--bad"
+    label = escape(f"error {figure(verdict.max_abs)}, noise {figure(noise)}, allowed {figure(allowed)}")
+    error_x, noise_x, limit_x = (_place(value / allowed) for value in (verdict.max_abs, noise, allowed))
     return (
         f'<svg class="scale" viewBox="0 0 178 26" role="img" aria-label="{label}"><title>{label}</title>'
         f'<line x1="2" x2="176" y1="13" y2="13" style="stroke:var(--line)"/>'
-        f'<line x1="2" x2="{error:.0f}" y1="13" y2="13" style="stroke:var({color});stroke-width:7"/>'
-        f'<line x1="{noise:.0f}" x2="{noise:.0f}" y1="5" y2="21" style="stroke:var(--fg);stroke-width:2"/>'
-        f'<line x1="{limit:.0f}" x2="{limit:.0f}" y1="1" y2="25" style="stroke:var(--bad);stroke-width:2;'
+        f'<line x1="2" x2="{error_x:.0f}" y1="13" y2="13" style="stroke:var({color});stroke-width:7"/>'
+        f'<line x1="{noise_x:.0f}" x2="{noise_x:.0f}" y1="5" y2="21" style="stroke:var(--fg);stroke-width:2"/>'
+        f'<line x1="{limit_x:.0f}" x2="{limit_x:.0f}" y1="1" y2="25" style="stroke:var(--bad);stroke-width:2;'
         'stroke-dasharray:3 2"/></svg>'
     )
+
+
+def _place(ratio: float) -> float:
+    """The x of a value given as a multiple of the tolerance; NaN stands at the right end.
+
+    >>> _place(1e-3), _place(1.0), _place(10.0), _place(math.nan)
+    (2.0, 132.5, 176.0, 176.0)
+    """
+    if math.isnan(ratio):
+        return 176.0
+    decades = math.log10(min(max(ratio, 1e-3), 10.0)) + 3
+    return 2 + 174 * decades / 4
