@@ -1,7 +1,7 @@
 """Where the boxes and arrows of a small graph go: layers from top to bottom, long edges around the boxes.
 
-The classic steps (Sugiyama): a layer per longest path, a dummy in each layer that a long edge crosses, a few
-sweeps that order each layer by the mean place of its neighbours, then coordinates.
+The steps of Sugiyama, Tagawa and Toda (1981): a layer per longest path, a bend in each layer that a long edge crosses,
+a few sweeps that order each layer by the mean place of its neighbours, then coordinates, in pixels.
 """
 
 from __future__ import annotations
@@ -12,31 +12,33 @@ from dataclasses import dataclass, field
 from onnx_repfuse.records.report import NodeRef
 from onnx_repfuse.report.formatting import clean
 
-__all__ = ["LIMIT", "Box", "Picture", "draw"]
+__all__ = ["MAX_NODES", "Box", "Picture", "draw", "produced"]
 
-LIMIT = 80
-_LETTER, _HEIGHT, _PILL, _GAP_X, _GAP_Y, _DUMMY, _MARGIN = 6.7, 38, 24, 14, 26, 10, 6
-_LONGEST = 30
+MAX_NODES = 80  # more do not fit on a page
+_LETTER, _NODE_HEIGHT, _TENSOR_HEIGHT, _GAP_X, _GAP_Y, _BEND_WIDTH, _MARGIN = 6.7, 38, 24, 14, 26, 10, 6
+_MAX_LETTERS = 30
 _SWEEPS = 4
 
 
 @dataclass
 class Box:
-    """A node, or (op "") a tensor at the border of the block; or (width 10, no text) a bend of an edge."""
+    """A node, or (op "") an input or output of the block, or (height 0) a bend of an edge; x is its middle."""
 
-    op: str
-    label: str
-    name: str
-    layer: int = 0
-    x: float = 0.0
-    width: float = _DUMMY
-    height: float = 0.0
+    op: str = ""
+    label: str = ""
+    name: str = ""
     above: list[int] = field(default_factory=list)
+    layer: int = 0
+    width: float = _BEND_WIDTH
+    height: float = 0.0
+    x: float = 0.0
+    top: int = 0
+    bottom: int = 0
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Boxes as [x, y, width, height, op, label, name]; edges and their heads as SVG paths."""
+    """Boxes as [left, top, width, height, op, label, name]; edges and their heads as SVG paths."""
 
     width: int
     height: int
@@ -50,8 +52,8 @@ class Picture:
 
 
 def draw(nodes: Sequence[NodeRef], sources: Sequence[str], output: str) -> Picture | None:
-    """Lay a block out; None if it has more than LIMIT nodes."""
-    if len(nodes) > LIMIT or len(sources) > LIMIT:
+    """Lay a block out, its nodes in topological order; None if it has more than MAX_NODES nodes."""
+    if max(len(nodes), len(sources)) > MAX_NODES:
         return None
     boxes = _connect(nodes, sources, output)
     layers = _layers(boxes)
@@ -59,57 +61,73 @@ def draw(nodes: Sequence[NodeRef], sources: Sequence[str], output: str) -> Pictu
     return _place(boxes, layers)
 
 
+def produced(nodes: Sequence[NodeRef]) -> set[str]:
+    """The tensors that nodes compute. A name that a node also reads is an input: a no-op between the two is gone."""
+    return {name for node in nodes for name in node.outputs if name not in node.inputs}
+
+
 def _connect(nodes: Sequence[NodeRef], sources: Sequence[str], output: str) -> list[Box]:
+    """A box for each input of the block, each node, and last the output."""
     boxes: list[Box] = []
-    made: dict[str, int] = {}
+    index_of: dict[str, int] = {}  # tensor -> the box it comes from
 
-    def tensor(name: str) -> int:
-        if name not in made:
-            made[name] = len(boxes)
-            boxes.append(_box("", clean(name), clean(name)))
-        return made[name]
+    def box_of(tensor: str) -> int:
+        if tensor not in index_of:
+            index_of[tensor] = len(boxes)
+            boxes.append(_box("", tensor, tensor, []))
+        return index_of[tensor]
 
-    produced = {name for node in nodes for name in node.outputs if name not in node.inputs}
+    inside = produced(nodes)
     for name in sources:
-        if name not in produced:
-            tensor(name)
+        if name not in inside:
+            box_of(name)
     for node in nodes:
-        above = [tensor(name) for name in dict.fromkeys(node.inputs) if name]
-        index = len(boxes)
-        boxes.append(_box(clean(node.op), clean(node.label), clean(node.name)))
-        boxes[index].above = above
-        made.update((name, index) for name in node.outputs)
-    last = [len(boxes) - 1] if nodes else [made[name] for name in sources[:1] if name in made]
-    ends = [made[output]] if output in made and output not in sources else last
-    boxes.append(_box("", clean(output), clean(output)))
-    boxes[-1].above = ends
+        above = [box_of(name) for name in dict.fromkeys(node.inputs) if name]
+        boxes.append(_box(node.op, node.label, node.name, above))
+        index_of.update((name, len(boxes) - 1) for name in node.outputs)
+    if output in index_of and output not in sources:
+        ends = [index_of[output]]
+    elif nodes:  # the output goes by another name in the block
+        ends = [len(boxes) - 1]
+    else:
+        ends = [index_of[name] for name in sources[:1]]
+    boxes.append(_box("", output, output, ends))
     return boxes
 
 
-def _box(op: str, label: str, name: str) -> Box:
-    longest = max(len(_short(op)), len(_short(label)), 4)
-    return Box(op, _short(label), name, width=longest * _LETTER + 18, height=_HEIGHT if op else _PILL)
+def _box(op: str, label: str, name: str, above: list[int]) -> Box:
+    op, label = clean(op), _short(clean(label))
+    letters = max(len(_short(op)), len(label), 4)
+    return Box(op, label, clean(name), above, width=letters * _LETTER + 18,
+               height=_NODE_HEIGHT if op else _TENSOR_HEIGHT)  # fmt: skip
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2 - 1]}\u2026{text[-_LONGEST // 2 :]}"
+    if len(text) <= _MAX_LETTERS:
+        return text
+    return f"{text[: _MAX_LETTERS // 2 - 1]}\u2026{text[-_MAX_LETTERS // 2 :]}"
 
 
 def _layers(boxes: list[Box]) -> list[list[int]]:
-    """Set layers, insert dummies; the boxes come in topological order."""
+    """Set the layers and insert the bends."""
     for box in boxes:
         box.layer = max((boxes[index].layer + 1 for index in box.above), default=0)
-    boxes[-1].layer = max(box.layer for box in boxes[:-1]) + 1 if len(boxes) > 1 else 0
+    output = boxes[-1]
+    output.layer = max((box.layer + 1 for box in boxes[:-1]), default=0)  # below everything
     for box in boxes[:]:
-        for slot, index in enumerate(box.above):
-            for layer in range(boxes[index].layer + 1, box.layer):
-                boxes.append(Box("", "", "", layer, above=[index]))
-                index = len(boxes) - 1
-            box.above[slot] = index
-    layers: list[list[int]] = [[] for _ in range(max(box.layer for box in boxes) + 1)]
+        box.above = [_bent(boxes, index, box.layer) for index in box.above]
+    layers: list[list[int]] = [[] for _ in range(output.layer + 1)]
     for index, box in enumerate(boxes):
         layers[box.layer].append(index)
     return layers
+
+
+def _bent(boxes: list[Box], index: int, layer: int) -> int:
+    """The last bend of an edge from a box down to a layer, or the box itself if no layer is between."""
+    for between in range(boxes[index].layer + 1, layer):
+        boxes.append(Box(above=[index], layer=between))
+        index = len(boxes) - 1
+    return index
 
 
 def _order(boxes: list[Box], layers: list[list[int]]) -> None:
@@ -136,48 +154,50 @@ def _order(boxes: list[Box], layers: list[list[int]]) -> None:
 
 
 def _place(boxes: list[Box], layers: list[list[int]]) -> Picture:
-    widths = [sum(boxes[i].width for i in layer) + _GAP_X * (len(layer) - 1) for layer in layers]
-    widest = max(widths)
-    for layer, width in zip(layers, widths, strict=True):
-        # spread a narrow layer a little, so that branches stay below each other
-        spare = (widest - width) / (len(layer) + 1)
-        x = spare
-        for index in layer:
-            boxes[index].x = x + boxes[index].width / 2
-            x += boxes[index].width + _GAP_X + spare
-    tops, y = [], float(_MARGIN)
-    for layer in layers:
-        height = max(boxes[i].height for i in layer) or _DUMMY
-        tops.append((y, height))
+    """Give every box its place, and draw."""
+    rows = [[boxes[index] for index in layer] for layer in layers]
+    width = max(_row_width(row) for row in rows)
+    y = float(_MARGIN)
+    for row in rows:
+        _place_row(row, width)
+        height = max(box.height for box in row) or _BEND_WIDTH
+        for box in row:
+            # A bend is as high as its layer, so that its edge passes straight between the boxes.
+            inset = (height - box.height) / 2 if box.height else 0.0
+            box.top, box.bottom = round(y + inset), round(y + height - inset)
         y += height + _GAP_Y
-
-    def middle(index: int) -> float:
-        top, height = tops[boxes[index].layer]
-        return top + height / 2
-
-    shapes: list[list[float | str]] = []
-    edges, heads = [], []
-    for index, box in enumerate(boxes):
-        x, at = round(box.x + _MARGIN), middle(index)
-        top, bottom = _span(box, tops)
-        if box.height:
-            left = round(box.x - box.width / 2 + _MARGIN)
-            shapes.append([left, round(at - box.height / 2), round(box.width), round(box.height),
-                           box.op, box.label, box.name])  # fmt: skip
-        for other in box.above:
-            start = _span(boxes[other], tops)[1]
-            tip = top - 5 if box.height else top
-            half = round((start + tip) / 2)
-            tail = "" if box.height else f"V{bottom}"
-            edges.append(f"M{round(boxes[other].x + _MARGIN)} {start}C{round(boxes[other].x + _MARGIN)} {half} "
-                         f"{x} {half} {x} {tip}{tail}")  # fmt: skip
-        if box.height and box.above:
-            heads.append(f"M{x - 4} {top - 6}h8l-4 6z")
-    return Picture(round(widest + 2 * _MARGIN), round(y - _GAP_Y + _MARGIN), shapes, edges, heads)
+    return _drawn(boxes, round(width + 2 * _MARGIN), round(y - _GAP_Y + _MARGIN))
 
 
-def _span(box: Box, tops: list[tuple[float, float]]) -> tuple[int, int]:
-    """Where an edge enters and leaves; a bend is as high as its layer, to pass straight between the boxes."""
-    top, height = tops[box.layer]
-    inset = (height - box.height) / 2 if box.height else 0.0
-    return round(top + inset), round(top + height - inset)
+def _drawn(boxes: list[Box], width: int, height: int) -> Picture:
+    shapes = [_shape(box) for box in boxes if box.height]
+    edges = [_edge(boxes[index], box) for box in boxes for index in box.above]
+    heads = [f"M{round(box.x) - 4} {box.top - 6}h8l-4 6z" for box in boxes if box.height and box.above]
+    return Picture(width, height, shapes, edges, heads)
+
+
+def _row_width(row: list[Box]) -> float:
+    return sum(box.width + _GAP_X for box in row) - _GAP_X
+
+
+def _place_row(row: list[Box], width: float) -> None:
+    """Spread a narrow layer over the width, so that branches stay below each other."""
+    spare = (width - _row_width(row)) / (len(row) + 1)
+    x = spare + _MARGIN
+    for box in row:
+        box.x = x + box.width / 2
+        x += box.width + _GAP_X + spare
+
+
+def _shape(box: Box) -> list[float | str]:
+    left = round(box.x - box.width / 2)
+    return [left, box.top, round(box.width), round(box.height), box.op, box.label, box.name]
+
+
+def _edge(start: Box, end: Box) -> str:
+    """A curve from one box down to the arrow's head above another, or through a bend."""
+    tip = end.top - 5 if end.height else end.top
+    half = round((start.bottom + tip) / 2)
+    x1, x2 = round(start.x), round(end.x)
+    tail = "" if end.height else f"V{end.bottom}"
+    return f"M{x1} {start.bottom}C{x1} {half} {x2} {half} {x2} {tip}{tail}"

@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from onnx_repfuse.report.advice import advice, by_reason
-from onnx_repfuse.report.block_layout import draw
+from onnx_repfuse.report.block_layout import draw, produced
 from onnx_repfuse.report.formatting import figure, plural
 from onnx_repfuse.report.html_parts import (
     bench_bars,
@@ -169,10 +169,9 @@ def _fold(fold: Fold, pictures: list[dict[str, object]], verdict: FoldVerdict | 
 
 
 def _read_from_outside(nodes: Sequence[NodeRef]) -> list[str]:
-    """The inputs of a block: what is left to draw its left side from when its right side reads nothing."""
-    # A node may be named after its own input where a no-op before it was removed.
-    produced = {name for node in nodes for name in node.outputs if name not in node.inputs}
-    return list(dict.fromkeys(name for node in nodes for name in node.inputs if name not in produced))
+    """The inputs of a block, for a fold whose new nodes read none."""
+    inside = produced(nodes)
+    return list(dict.fromkeys(name for node in nodes for name in node.inputs if name not in inside))
 
 
 def _figure(

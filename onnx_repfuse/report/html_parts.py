@@ -153,7 +153,7 @@ def _scale(verdict: OutputVerdict) -> str:
     if not (math.isfinite(allowed) and allowed > 0):
         return ""
     noise = max(verdict.noise)
-    # not <=, so that an error of NaN is bad
+    # false for NaN, which is bad, too
     color = "--accent" if verdict.max_abs <= allowed else "--bad"
     label = escape(f"error {figure(verdict.max_abs)}, noise {figure(noise)}, allowed {figure(allowed)}")
     error_x, noise_x, limit_x = (_place(value / allowed) for value in (verdict.max_abs, noise, allowed))

@@ -15,7 +15,7 @@ from onnx_repfuse.report.advice import advice, brief, by_reason
 from onnx_repfuse.report.formatting import clean, duration, figure, percent, plural, size, totals
 
 if TYPE_CHECKING:
-    from onnx_repfuse.records.outcome import Bench, Outcome
+    from onnx_repfuse.records.outcome import Bench, Gate, Outcome
     from onnx_repfuse.records.report import Counts, Fold, Refusal, Report
     from onnx_repfuse.records.verdict import FoldVerdict, OutputVerdict, Precision, Verification
 
@@ -43,29 +43,21 @@ _COLOR = {"passed": "green", "failed": "bold red", "not observed": "yellow"}
 def show(console: Console, outcome: Outcome, verbose: int = 0) -> None:
     """Print one model's report; `verbose` lifts the limits and names every node."""
     report = outcome.report
+    lines: list[str | Text] = []
     if report is not None:
         _line(console, clean(outcome.model or report.model or "model"), "bold")
         console.print(_sizes(report.before, report.after, bool(verbose), outcome.command != "plan"))
-        lines = (
-            *_folds(report.folds, verbose, outcome.command == "plan"),
-            *_refusals(report.refusals, verbose),
-        )
-        for line in lines:
-            _line(console, line)
-        for sentence in advice(report):
-            _line(console, f"Advice: {sentence}", "yellow")
-    for text in _verdict(outcome, verbose):
-        _line(console, text)
-    if outcome.bench is not None:
-        _line(console, f"\n{_latency(outcome.bench)}")
-    for study in outcome.precision:
-        _line(console, _precision(study))
-    for gate in outcome.gates:
-        if gate.remaining:
-            _line(console, f"--fail-on-remaining: {gate.remaining} {clean(gate.op)} remain", "bold red")
-    for line in _notes(report, verbose) if report is not None else ():
+        lines += _folds(report.folds, verbose, outcome.command == "plan")
+        lines += _refusals(report.refusals, verbose)
+        lines += [Text(f"Advice: {sentence}", style="yellow") for sentence in advice(report)]
+    lines += _verdict(outcome, verbose)
+    lines += [_latency(outcome.bench)] if outcome.bench is not None else []
+    lines += map(_precision, outcome.precision)
+    lines += map(_gate, filter(lambda gate: gate.remaining, outcome.gates))
+    lines += _notes(report, verbose) if report is not None else ()
+    lines.append(Text(_closing(outcome), style="bold" if outcome.exit_code in (0, 4) else "bold red"))
+    for line in lines:
         _line(console, line)
-    _line(console, _closing(outcome), "bold" if outcome.exit_code in (0, 4) else "bold red")
 
 
 def summarize(console: Console, outcomes: Iterable[Outcome]) -> None:
@@ -246,7 +238,7 @@ def _latency(bench: Bench) -> str:
     original, fused = (f"{ms[0]:.3g} ms ({ms[1]:.3g}..{ms[2]:.3g})" for ms in (bench.original, bench.fused))
     median, low, high = bench.ratio
     return (
-        f"Latency: {original} -> {fused}, {median:.2f}x as fast ({low:.2f}..{high:.2f}; "
+        f"\nLatency: {original} -> {fused}, {median:.2f}x as fast ({low:.2f}..{high:.2f}; "
         f"{bench.rounds} interleaved rounds, {plural(bench.threads, 'thread')})"
     )
 
@@ -258,6 +250,10 @@ def _precision(study: Precision) -> str:
         f"(rms {figure(study.original)} -> {figure(study.fused)}, "
         f"worst {figure(study.worst_original)} -> {figure(study.worst_fused)})"
     )
+
+
+def _gate(gate: Gate) -> Text:
+    return Text(f"--fail-on-remaining: {gate.remaining} {clean(gate.op)} remain", style="bold red")
 
 
 def _notes(report: Report, verbose: int) -> Iterator[str]:

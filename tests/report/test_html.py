@@ -14,7 +14,7 @@ import pytest
 from onnx_repfuse.records.outcome import Outcome
 from onnx_repfuse.records.report import NodeRef
 from onnx_repfuse.records.verdict import Status
-from onnx_repfuse.report.block_layout import LIMIT, draw
+from onnx_repfuse.report.block_layout import MAX_NODES, draw
 from onnx_repfuse.report.html import render
 from tests.outcomes import EVIL, fold, outcome
 
@@ -193,7 +193,7 @@ def test_boxes_do_not_overlap_and_edges_run_down():
 
 
 def test_odd_blocks():
-    assert draw([NodeRef("n", "Conv", ("x",), ("y",))] * (LIMIT + 1), ("x",), "y") is None
+    assert draw([NodeRef("n", "Conv", ("x",), ("y",))] * (MAX_NODES + 1), ("x",), "y") is None
     assert len(draw([], ("x",), "y").boxes) == 2
     assert draw([], ("x",), "y").edges != []
     assert len(draw([], (), "y").boxes) == 1
