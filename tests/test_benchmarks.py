@@ -124,7 +124,7 @@ def test_interleaved_sessions_do_not_wait_by_spinning(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     write("blocks", 8, 4, path)
     with open_session(path, Runtime(threads=2).optimized()) as runner:
-        options = runner._engine.get_session_options()
+        options = runner.engine.get_session_options()
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 

@@ -34,9 +34,7 @@ def prove(
     The original runs on its first feed moved by an ulp, which also measures its noise, with the tensors at the ends
     of the folds as outputs. Weights are computed for one fold at a time.
     """
-    from onnx_repfuse.verifier.intermediates import read_intermediates
-    from onnx_repfuse.verifier.noise import nudge_feed
-    from onnx_repfuse.verifier.outputs.baseline import count_run, take_noise
+    from onnx_repfuse.verifier.outputs.baseline import read_nudged_intermediates
     from onnx_repfuse.verifier.session import release_heap
 
     folds = [(planned, fold) for planned, fold in plan.folds if planned.nodes_after(fold)]
@@ -46,22 +44,7 @@ def prove(
     failed: list[Failure] = []
     verdicts: list[FoldVerdict] = []
     done = 0
-    feed = baseline.groups[0].feeds[0]
-    moved = nudge_feed(feed)
-    also = [*baseline.outputs, *baseline.deciding]
-    reading = read_intermediates(
-        baseline.original,
-        wanted,
-        moved,
-        runtime=baseline.runtime,
-        also=also,
-        fallback_feed=feed,
-        skeleton=plan.document.model,
-        on_run=lambda: count_run(baseline),
-    )
-    for batch, seen in reading:
-        if not isinstance(seen, str):
-            take_noise(baseline, moved, seen)
+    for batch, seen in read_nudged_intermediates(baseline, wanted, plan.document.model):
         for index in batch:
             planned, fold = folds[index]
             key = planned.scope.key

@@ -7,10 +7,10 @@ manager: leave it before opening the next, and two sets of weights are never hel
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import onnx
@@ -52,27 +52,22 @@ class ValueInfo(NamedTuple):
     shape: tuple[int | str | None, ...]
 
 
+@dataclass(eq=False)
 class Session:
     """An opened model.
 
     Attributes:
+        engine: onnxruntime's InferenceSession or onnx's ReferenceEvaluator; None once closed.
         backend: "onnxruntime" or "reference".
         inputs, outputs: of the graph, without overridable initializers.
+        large: whether closing it frees so much memory that the system should have it back.
     """
 
-    def __init__(
-        self,
-        engine: Any,
-        backend: str,
-        inputs: Iterable[ValueInfo],
-        outputs: Iterable[ValueInfo],
-        large: bool = False,
-    ) -> None:
-        self._engine = engine
-        self._large = large
-        self.backend = backend
-        self.inputs = tuple(inputs)
-        self.outputs = tuple(outputs)
+    engine: Any
+    backend: str
+    inputs: list[ValueInfo]
+    outputs: list[ValueInfo]
+    large: bool = False
 
     def run(self, feed: Mapping[str, Any], names: Sequence[str] | None = None) -> dict[str, Any]:
         """Values of all outputs, or of `names` among them, by name. Raises DoesNotRun."""
@@ -85,7 +80,7 @@ class Session:
             options.log_severity_level = _SILENT
             arguments.append(options)
         try:
-            values = self._engine.run(*arguments)
+            values = self.engine.run(*arguments)
         except Exception as error:  # the exceptions of kernels share no base
             raise DoesNotRun(one_line(error)) from error
         return dict(zip(wanted, values, strict=True))
@@ -93,11 +88,9 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._engine = None
-        if self._large:
+    def __exit__(self, *exception: object) -> None:
+        self.engine = None
+        if self.large:
             release_heap()
 
 

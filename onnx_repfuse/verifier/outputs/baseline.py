@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import onnx
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.verifier.distance import Array, flatten
 from onnx_repfuse.verifier.inputs import FeedGroup, FeedSpec, choose_feeds, index_bounds
-from onnx_repfuse.verifier.intermediates import open_with_extra_outputs
+from onnx_repfuse.verifier.intermediates import Intermediates, open_with_extra_outputs, read_intermediates
 from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, nudge_feed, nudged_weights
 from onnx_repfuse.verifier.outputs.decision_tails import DecisionTail, find_tails
 from onnx_repfuse.verifier.session import DoesNotRun, Model, Session, input_names, load, open_session
@@ -22,10 +22,9 @@ __all__ = [
     "FeedKey",
     "Row",
     "complete_noise",
-    "count_run",
     "measure_noise_on",
     "measure_original",
-    "take_noise",
+    "read_nudged_intermediates",
 ]
 
 Row = dict[str, "Array | None"]  # tensors by name, from one run; None for an absent optional
@@ -81,10 +80,14 @@ class Baseline:
         """Whether this group has the largest inputs, whose runs are counted."""
         return self.groups[group].elements == max(other.elements for other in self.groups)
 
-    def add_inputs_that_decide(self, row: Row, feed: Mapping[str, Any]) -> None:
-        """Put the inputs that a tail reads beside the tensors of a run."""
-        for tail in self.tails.values():
-            row.update({name: feed[name] for name in tail.deciding if name in feed})
+    def with_deciding_inputs(self, row: Row, feed: Mapping[str, Any]) -> Row:
+        """The tensors of a run, and the inputs that a tail reads."""
+        names = {name for tail in self.tails.values() for name in tail.deciding}
+        return {**row, **{name: feed[name] for name in feed if name in names}}
+
+    def count_run(self, key: FeedKey) -> None:
+        """Count a run of the original, if it was at the largest shape."""
+        self.runs += self.is_largest(key[0])
 
 
 def measure_original(
@@ -103,8 +106,8 @@ def measure_original(
         spec: what the user said about the inputs.
         runtime: how it is run.
         optimized: also run it under ORT_ENABLE_ALL; None: where that is cheap.
-        defer_noise: leave the noise of the inputs on the very first feed to `take_noise` or `complete_noise`, since a
-            run that reads intermediates measures it as well.
+        defer_noise: leave the noise of the inputs on the very first feed to `read_nudged_intermediates` or
+            `complete_noise`.
         skeleton: the original without its weights, so that they need not be read for its integer inputs.
 
     Raises:
@@ -126,23 +129,32 @@ def measure_original(
     return baseline
 
 
-def count_run(baseline: Baseline) -> None:
-    """Count a run of the original on its very first feed."""
-    baseline.runs += baseline.is_largest(_FIRST_FEED[0])
+def read_nudged_intermediates(
+    baseline: Baseline, wanted: Sequence[Sequence[str]], skeleton: onnx.ModelProto | None = None
+) -> Iterator[tuple[list[int], Intermediates]]:
+    """The original's inner tensors on the very first feed moved by one ulp, see `read_intermediates`.
 
-
-def take_noise(baseline: Baseline, moved: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Take the noise of the inputs from a run that read other tensors as well.
-
-    Args:
-        moved: the very first feed, moved by one ulp.
-        values: the tensors read, and the feed. Nothing is taken if that was another feed, or outputs are missing.
+    Folds can be compared on any input. On this one, the same run measures the noise of the inputs.
     """
-    names = {*baseline.outputs, *baseline.deciding}
-    if names <= values.keys() and all(values.get(name) is value for name, value in moved.items()):
-        row = flatten({name: values[name] for name in names})
-        baseline.add_inputs_that_decide(row, moved)
-        baseline.by_inputs[_FIRST_FEED] = row
+    feed = baseline.feed(_FIRST_FEED)
+    moved = nudge_feed(feed)
+    names = [*baseline.outputs, *baseline.deciding]
+    reading = read_intermediates(
+        baseline.original,
+        wanted,
+        moved,
+        runtime=baseline.runtime,
+        also=names,
+        fallback_feed=feed,
+        skeleton=skeleton,
+        on_run=lambda: baseline.count_run(_FIRST_FEED),
+    )
+    for batch, values in reading:
+        # The outputs come with the first batch, and the feed may have been the fallback.
+        if not isinstance(values, str) and values.keys() >= set(names) and _holds(values, moved):
+            row = flatten({name: values[name] for name in names})
+            baseline.by_inputs[_FIRST_FEED] = baseline.with_deciding_inputs(row, moved)
+        yield batch, values
 
 
 def complete_noise(baseline: Baseline) -> None:
@@ -182,11 +194,14 @@ def _run_original(
         baseline = Baseline(original, runtime, session.backend, groups, inputs, outputs, tails, deciding)
         for key in baseline.keys:
             row = flatten(groups[key[0]].outputs[key[1]])
-            baseline.add_inputs_that_decide(row, baseline.feed(key))
-            baseline.values[key] = row
-            baseline.runs += baseline.is_largest(key[0])
+            baseline.values[key] = baseline.with_deciding_inputs(row, baseline.feed(key))
+            baseline.count_run(key)
         _run_nudged(baseline, session, [(group, 0) for group in range(int(defer_noise), len(groups))])
     return baseline
+
+
+def _holds(values: Mapping[str, Any], feed: Mapping[str, Any]) -> bool:
+    return all(values.get(name) is value for name, value in feed.items())
 
 
 def _tails(original: Model) -> dict[str, DecisionTail]:
@@ -224,8 +239,7 @@ def _run_nudged(baseline: Baseline, session: Session, keys: Sequence[FeedKey]) -
     for key in keys:
         moved = nudge_feed(baseline.feed(key))
         row = _run(baseline, session, key, moved)
-        baseline.add_inputs_that_decide(row, moved)
-        baseline.by_inputs[key] = row
+        baseline.by_inputs[key] = baseline.with_deciding_inputs(row, moved)
 
 
 def _measure_noise_of_weights(baseline: Baseline, keys: Sequence[FeedKey]) -> None:
@@ -257,7 +271,7 @@ def _measure_optimized(baseline: Baseline, keys: Sequence[FeedKey]) -> None:
 
 def _run(baseline: Baseline, session: Session, key: FeedKey, feed: dict[str, Any]) -> Row:
     """The outputs on a variant of a feed, counted as a run; empty where the model does not take it."""
-    baseline.runs += baseline.is_largest(key[0])
+    baseline.count_run(key)
     try:
         return flatten(session.run(feed))
     except DoesNotRun:
