@@ -1,12 +1,13 @@
-"""AffineConv: a frozen value with `@` and `+`, and a slow, obviously right call.
+"""AffineConv: an immutable value with `@`, `+` and a slow, obviously right call.
 
     (g @ f)(x) == g(f(x))        (f + g)(x) == f(x) + g(x)        whenever the operator does not raise Inexact
 
-`laws` says when; `kernels` says what the numbers are; the call is the oracle that both are tested against.
+`laws` says when, `kernels` what the numbers are. The tests hold both against the call.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -17,6 +18,8 @@ from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Array, Composed, Kernel, Scaled, Stored, Total, push
 
 __all__ = ["AffineConv"]
+
+Position = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,32 +82,35 @@ class AffineConv:
         """Evaluate, slowly: x is (N, c_in, *size), or (..., c_in) when the channel axis is last."""
         g = self.geometry
         if g.channel_axis == -1:
-            x = np.moveaxis(x, -1, 0)[None]
-        size, rest = x.shape[2 : 2 + g.rank], x.shape[2 + g.rank :]
-        positions = g.output(size)
-        out = np.zeros((x.shape[0], g.c_out, *positions, *rest))
+            x = np.moveaxis(x, -1, 0)[None]  # (..., c_in) -> (1, c_in, ...)
+        size, batch_axes = x.shape[2 : 2 + g.rank], x.shape[2 + g.rank :]
+        out = np.zeros((x.shape[0], g.c_out, *g.output(size), *batch_axes))
         out += self.bias.reshape(-1, *(1,) * (out.ndim - 2))
-        moving, limit = (size, positions) if g.transposed else (positions, size)
-        for position in product(*(range(n) for n in moving)):
+        for source, target, tap in self._pairs(size):
+            for outputs, inputs in zip(_groups(g.c_out, g.groups), _groups(g.c_in, g.groups), strict=True):
+                weight = self.weight[_at(outputs, slice(None), tap)]
+                values = x[_at(slice(None), inputs, source)]
+                products = np.tensordot(weight, values, axes=(1, 1))
+                out[_at(slice(None), outputs, target)] += np.moveaxis(products, 0, 1)
+        return np.moveaxis(out[0], 0, -1) if g.channel_axis == -1 else out
+
+    def _pairs(self, size: tuple[int, ...]) -> Iterator[tuple[Position, Position, Position]]:
+        """(position in x, position in y, tap) wherever a tap connects two positions that exist."""
+        g = self.geometry
+        # A Conv gathers: it takes output positions and reads at s*i + o + d*k. A ConvTranspose scatters.
+        here, there = (size, g.output(size)) if g.transposed else (g.output(size), size)
+        for position in product(*(range(n) for n in here)):
             for tap in product(*(range(k) for k in g.kernel)):
                 axes = zip(g.strides, position, g.origin, g.dilations, tap, strict=True)
                 other = tuple(s * i + o + d * t for s, i, o, d, t in axes)
-                if not all(0 <= p < n for p, n in zip(other, limit, strict=True)):
-                    continue
-                source, target = (position, other) if g.transposed else (other, position)
-                for outputs, inputs in zip(_split(g.c_out, g.groups), _split(g.c_in, g.groups), strict=True):
-                    weight = self.weight[_at(outputs, slice(None), tap)]
-                    values = x[_at(slice(None), inputs, source)]
-                    out[_at(slice(None), outputs, target)] += np.moveaxis(
-                        np.tensordot(weight, values, axes=(1, 1)), 0, 1
-                    )
-        return np.moveaxis(out[0], 0, -1) if g.channel_axis == -1 else out
+                if all(0 <= p < n for p, n in zip(other, there, strict=True)):
+                    yield (position, other, tap) if g.transposed else (other, position, tap)
 
 
-def _split(channels: int, groups: int) -> list[slice]:
+def _groups(channels: int, groups: int) -> list[slice]:
     width = channels // groups
     return [slice(group * width, (group + 1) * width) for group in range(groups)]
 
 
-def _at(first: slice, second: slice, position: tuple[int, ...]) -> tuple[slice | int, ...]:
+def _at(first: slice, second: slice, position: Position) -> tuple[slice | int, ...]:
     return (first, second, *position)

@@ -1,14 +1,14 @@
 """A Form: what a tensor is, as a sum of linear maps of other tensors plus one bias.
 
-    t = bias + sum_i  place_i( kernel_i( source_i[channels lo_in ..] ) )          place: at channels lo_out ..
+    t[channels lo_out_i ..] += kernel_i( source_i[channels lo_in_i ..] )  for each term i,  then  t += bias
 
 Slicing channels and concatenating tensors are such sums too, with kernels that are the identity: that is why
 terms carry the range of channels they read and the range they write. Forms are closed under substitution for the
 operands of an operator: `substitute` says what one of its terms becomes, `gather` adds these up; both raise Inexact
-where a law of the algebra says no. The bias stands once, whatever the number of terms.
+where a law of the algebra says no. The bias is added once, whatever the number of terms.
 
-Nothing here is changed once made. The classes are not declared frozen because a plan makes hundreds of thousands of
-their objects, and a frozen one takes several times as long to make.
+Forms, terms, biases and kernels are never changed. Those that a plan makes by the hundred thousand are not declared
+frozen, because creating a frozen object takes several times as long.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 
 from onnx_repfuse.algebra import laws
 from onnx_repfuse.algebra.bias import Bias
+from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernel_slices import Columns, InLayout, Rows
 from onnx_repfuse.algebra.kernels import Array, Composed, Kernel, Scaled, Total, Vector
 from onnx_repfuse.errors import Inexact
@@ -43,10 +44,10 @@ __all__ = [
     "substitute",
 ]
 
-MAX_TERMS = 32  # a form with more terms is cut at a tensor: keeps sums of many sources linear in time
-TAME = 2.0**-12, 2.0**12  # factors and shifts of a `Shifted` source: normal in every float type
-MAX_DEPTH = 64  # likewise for the nesting of kernels, which are evaluated recursively
-_TENSOR = {str}
+MAX_TERMS = 32  # a longer sum is computed in parts: keeps planning linear in the number of sources
+MAX_DEPTH = 64  # of kernels, which are evaluated recursively
+# Factors and shifts of a `Shifted` source: far from the ends of float16, the narrowest type, also after a product.
+MIN_FACTOR, MAX_FACTOR = 2.0**-12, 2.0**12
 TOO_LONG = "the expression is too long to be taken as a whole"
 
 
@@ -73,7 +74,7 @@ class Shifted:
 
 @dataclass(eq=False)
 class Form:
-    """See the module's docstring. `layout` is (channel axis, rank)."""
+    """See the module's docstring. `channels` and `layout`, (channel axis, rank), are those of the tensor."""
 
     channels: int
     layout: tuple[int, int]
@@ -87,8 +88,8 @@ class Form:
 
     @property
     def reads_tensors(self) -> bool:
-        """Its sources are tensors as they are."""
-        return set(map(type, self.sources)) == _TENSOR
+        """Whether all sources are tensors as they are: names, not views or shifted ones."""
+        return {type(source) for source in self.sources} == {str}
 
 
 @lru_cache(maxsize=1 << 12)
@@ -98,52 +99,60 @@ def identity(source: Hashable, channels: int, layout: tuple[int, int]) -> Form:
 
 
 def scale_out(form: Form) -> Form | None:
-    """`s*x + t` as `s*(x + t/s)`: without a bias, so that padding does not matter to what reads it,
+    """`s*x + t` as `s*(x + t/s)`, which has no bias: a convolution that reads it may pad with zeros,
 
-        conv(s*x + t) = conv_s(x + t/s)     at every border, as both pad the same positions with zero
+        conv(s*x + t) = conv_s(x + t/s)     also at the edges, as both see zero at the same positions
 
     None unless the form is that, no s is zero, and s and t/s are far from overflow and underflow.
     """
-    if len(form.terms) != 1 or form.bias.deferred or form.bias.is_zero:
+    scale = _whole_scale(form)
+    if scale is None or form.bias.deferred or form.bias.is_zero:
         return None
-    term = form.terms[0]
-    if not isinstance(term.kernel, Vector) or not isinstance(term.source, str) or term.lo_in or term.lo_out:
-        return None
-    scale = term.kernel.scale
-    if len(scale) != form.channels or not TAME[0] <= np.abs(scale).min() <= np.abs(scale).max() <= TAME[1]:
+    if not MIN_FACTOR <= np.abs(scale).min() <= np.abs(scale).max() <= MAX_FACTOR:
         return None
     shift = form.bias.known / scale
-    if np.abs(shift).max() > TAME[1]:
+    if np.abs(shift).max() > MAX_FACTOR:
         return None
-    moved = replace(term, source=Shifted(term.source, shift))
-    return replace(form, terms=(moved,), bias=Bias.zeros(form.channels))
+    term = form.terms[0]
+    shifted = replace(term, source=Shifted(str(term.source), shift))
+    return replace(form, terms=(shifted,), bias=Bias.zeros(form.channels))
+
+
+def _whole_scale(form: Form) -> Array | None:
+    """The factors of a form that is `s*x + t` of all channels of one tensor."""
+    if len(form.terms) != 1:
+        return None
+    term = form.terms[0]
+    if not isinstance(term.kernel, Vector) or not isinstance(term.source, str):
+        return None
+    scale = term.kernel.scale
+    return scale if term.lo_in == term.lo_out == 0 and len(scale) == form.channels else None
 
 
 def in_layout(form: Form, layout: tuple[int, int], rename: Callable[[Hashable], Hashable]) -> Form | None:
-    """A pointwise form in another layout, of sources renamed; None if it is not pointwise."""
+    """A pointwise form in another (channel axis, rank), of renamed sources; None if it is not pointwise."""
     terms = []
     for term in form.terms:
         geometry = term.kernel.geometry.in_layout(layout)
         if geometry is None:
             return None
-        kernel = term.kernel
-        fresh: Kernel = (
-            Vector(geometry, kernel.scale) if isinstance(kernel, Vector) else InLayout(geometry, kernel)
-        )
-        terms.append(replace(term, source=rename(term.source), kernel=fresh))
+        kernel: Kernel = InLayout(geometry, term.kernel)
+        if isinstance(term.kernel, Vector):
+            kernel = Vector(geometry, term.kernel.scale)
+        terms.append(replace(term, source=rename(term.source), kernel=kernel))
     return replace(form, layout=layout, terms=tuple(terms))
 
 
 Part = tuple[Sequence[Term], Bias]
 
 
-def substitute(outer: Term, operand: Form, channels: int, border: Bias | None = None) -> Part:
+def substitute(outer: Term, operand: Form, channels: int, padding_value: Bias | None = None) -> Part:
     """What one term of an operator becomes when it reads a form: terms of its sources, and what is added to the bias.
 
     Args:
         channels: of the operator's output.
-        border: the value the term pads with instead of zero. An operand whose bias equals it commutes with the
-            padding: with f = f0 + v, pad_v(f) = pad_0(f0) + v.
+        padding_value: the value the term pads with instead of zero. An operand whose bias equals it commutes with
+            the padding: with f = f0 + v, pad_v(f) = pad_0(f0) + v.
 
     Raises:
         Inexact: when no form equals it for every input.
@@ -152,21 +161,30 @@ def substitute(outer: Term, operand: Form, channels: int, border: Bias | None = 
     g = kernel.geometry
     inner_bias = operand.bias.channels(outer.lo_in, outer.lo_in + g.c_in)
     added = Bias.zeros(channels)
-    if border is not None:
+    if padding_value is not None:
         if inner_bias.deferred:
             raise Inexact(Reason.BORDER, "the padding value is not known to equal the inner bias")
-        inner_bias = inner_bias + Bias(-border.known, (), border.noise)
-        added = border
+        inner_bias = inner_bias + Bias(-padding_value.known, (), padding_value.noise)
+        added = padding_value
     vanishes = inner_bias.vanishes
     if g.reads_padding and not vanishes:
-        raise Inexact(Reason.BORDER, "" if border is None else "the padding value is not the inner bias")
+        detail = "" if padding_value is None else "the padding value is not the inner bias"
+        raise Inexact(Reason.BORDER, detail)
     if not inner_bias.is_zero:
         added = added + inner_bias.through(kernel).placed(outer.lo_out, channels)
-    whole = outer.lo_in == outer.lo_out == 0 and g.c_in == operand.channels and g.layout == operand.layout
-    if whole and isinstance(kernel, Vector) and kernel.is_one:
+    if _is_identity_of(outer, operand):
         return operand.terms, added
     composed = [_compose_term(outer, inner, vanishes) for inner in operand.terms]
     return [term for term in composed if term is not None], added
+
+
+def _is_identity_of(outer: Term, operand: Form) -> bool:
+    """Whether a term copies all channels of a form."""
+    kernel = outer.kernel
+    if not isinstance(kernel, Vector) or outer.lo_in != 0 or outer.lo_out != 0:
+        return False
+    g = kernel.geometry
+    return g.c_in == operand.channels and g.layout == operand.layout and kernel.is_one
 
 
 def gather(
@@ -183,16 +201,18 @@ def gather(
     Raises:
         Inexact: terms that do not add, or too many of them.
     """
-    if len(parts) > 4 and sum(len(terms) for terms, _ in parts) > 4 * MAX_TERMS:
+    if (
+        len(parts) > 4 and sum(len(terms) for terms, _ in parts) > 4 * MAX_TERMS
+    ):  # before the work, not after it
         raise Inexact(Reason.COST, TOO_LONG)
     collected: dict[Hashable, Term] = {}
     for terms, added in parts:
         for term in terms:
             g = term.kernel.geometry
             key = term.source, term.lo_in, g.c_in, term.lo_out, g.c_out  # terms of one key add up
-            known = collected.get(key)
-            if known is not None:
-                kernel = add_kernels(known.kernel, term.kernel, size_of(term.source))
+            other = collected.get(key)
+            if other is not None:
+                kernel = add_kernels(other.kernel, term.kernel, size_of(term.source))
                 term = Term(term.source, kernel, term.lo_in, term.lo_out)
             collected[key] = term
         bias = bias + added
@@ -207,7 +227,7 @@ def fits(terms: Collection[Term]) -> bool:
 
 
 def _compose_term(outer: Term, inner: Term, zero_bias: bool) -> Term | None:
-    """`outer` after `inner`, over the channels both touch; None if there are none.
+    """`outer` after `inner`, over the channels that both touch; None if there are none.
 
     `zero_bias`: the bias of what `outer` reads vanishes; it does wherever `outer` reads padding.
     """
@@ -218,25 +238,29 @@ def _compose_term(outer: Term, inner: Term, zero_bias: bool) -> Term | None:
     if lo >= hi:
         return None
     lo_in, lo_out = inner.lo_in, outer.lo_out
-    if (
-        g.geometry.layout == f.geometry.layout
-    ):  # an identity on more than the other touches leaves it as it is
-        if lo == begin_g and hi == end_g and isinstance(f, Vector) and f.is_one:
+    f_is_whole, g_is_whole = (lo, hi) == (begin_f, end_f), (lo, hi) == (begin_g, end_g)
+    if g.geometry.layout == f.geometry.layout:
+        # An identity on more channels than the other one touches only moves it.
+        if g_is_whole and _is_one(f):
             return Term(inner.source, g, lo_in + lo - begin_f, lo_out)
-        if lo == begin_f and hi == end_f and isinstance(g, Vector) and g.is_one:
-            if lo_out == begin_g:
-                return inner
-            return Term(inner.source, f, lo_in, lo_out + lo - begin_g)
-    if lo != begin_f or hi != end_f:
+        if f_is_whole and _is_one(g):
+            moved = lo_out + lo - begin_g
+            return inner if moved == inner.lo_out else Term(inner.source, f, lo_in, moved)
+    if not f_is_whole:
         f, first = _rows(f, lo - begin_f, hi - begin_f)
         lo_in += first
-    if lo != begin_g or hi != end_g:
+    if not g_is_whole:
         g, first = _columns(g, lo - begin_g, hi - begin_g)
         lo_out += first
     return Term(inner.source, compose_kernels(g, f, zero_bias=zero_bias), lo_in, lo_out)
 
 
+def _is_one(kernel: Kernel) -> bool:
+    return isinstance(kernel, Vector) and kernel.is_one
+
+
 def _rows(kernel: Kernel, lo: int, hi: int) -> tuple[Kernel, int]:
+    """Output channels lo..hi, and the first input channel they read."""
     geometry, first, _ = laws.select_outputs(kernel.geometry, lo, hi)
     if isinstance(kernel, Vector):
         return Vector(geometry, kernel.scale[lo:hi]), first
@@ -244,6 +268,7 @@ def _rows(kernel: Kernel, lo: int, hi: int) -> tuple[Kernel, int]:
 
 
 def _columns(kernel: Kernel, lo: int, hi: int) -> tuple[Kernel, int]:
+    """Input channels lo..hi, and the first output channel they reach."""
     geometry, first, _ = laws.select_inputs(kernel.geometry, lo, hi)
     if isinstance(kernel, Vector):
         return Vector(geometry, kernel.scale[lo:hi]), first
@@ -253,21 +278,27 @@ def _columns(kernel: Kernel, lo: int, hi: int) -> tuple[Kernel, int]:
 def compose_kernels(g: Kernel, f: Kernel, *, zero_bias: bool) -> Kernel:
     """`g @ f`; values per channel are multiplied at once, so chains of them do not nest."""
     geometry = laws.compose(g.geometry, f.geometry, zero_bias=zero_bias)
+    if isinstance(g, Vector) and isinstance(f, Vector):
+        return Vector(geometry, g.scale * f.scale)
     if isinstance(g, Vector):
-        if isinstance(f, Vector):
-            return Vector(geometry, g.scale * f.scale)
-        if g.is_one:
-            return f
-        if isinstance(f, Scaled):
-            return Scaled(geometry, f.inner, g.scale if f.outer is None else g.scale * f.outer, f.inputs)
-        return Scaled(geometry, f, g.scale)
+        return f if g.is_one else _scaled_outputs(geometry, g.scale, f)
     if isinstance(f, Vector):
-        if f.is_one:
-            return g
-        if isinstance(g, Scaled):
-            return Scaled(geometry, g.inner, g.outer, f.scale if g.inputs is None else f.scale * g.inputs)
-        return Scaled(geometry, g, None, f.scale)
+        return g if f.is_one else _scaled_inputs(geometry, g, f.scale)
     return Composed(geometry, g, f)
+
+
+def _scaled_outputs(geometry: Geometry, scale: Array, f: Kernel) -> Kernel:
+    """`diag(scale) @ f`."""
+    if not isinstance(f, Scaled):
+        return Scaled(geometry, f, scale)
+    return Scaled(geometry, f.inner, scale if f.outer is None else scale * f.outer, f.inputs)
+
+
+def _scaled_inputs(geometry: Geometry, g: Kernel, scale: Array) -> Kernel:
+    """`g @ diag(scale)`."""
+    if not isinstance(g, Scaled):
+        return Scaled(geometry, g, None, scale)
+    return Scaled(geometry, g.inner, g.outer, scale if g.inputs is None else scale * g.inputs)
 
 
 def add_kernels(f: Kernel, g: Kernel, size: tuple[int, ...] | None = None) -> Kernel:

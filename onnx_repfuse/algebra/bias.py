@@ -1,7 +1,4 @@
-"""What a form adds to each channel.
-
-Like the classes of `form`, not declared frozen for speed alone: nothing is changed once made.
-"""
+"""What a form adds to each channel: one value, of which a part may need a kernel to be read."""
 
 from __future__ import annotations
 
@@ -16,15 +13,15 @@ from onnx_repfuse.algebra.kernels import Array, Kernel, Vector, push, repeated
 __all__ = ["Bias"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False)  # not frozen: a plan makes many, see `affine_form`
 class Bias:
-    """One value per channel: a part known while planning, and parts that need a kernel.
+    """One value per channel: a part known while planning, and deferred parts that need a kernel.
 
     Attributes:
         known: float64, (channels,).
         deferred: functions that return more of the same shape, called when weights are folded.
-        noise: what rounding in the model's data type may have done to `known`, (channels,) or one for all. Exporters
-            and we fold the same bias in different orders and precisions.
+        noise: how far rounding in the model's data type may have moved `known`, (channels,) or one for all. The bias
+            that an exporter folded into a file and the one that we fold are equal only up to this.
     """
 
     known: Array
@@ -33,26 +30,28 @@ class Bias:
 
     @classmethod
     def rounded(cls, known: Array, ulp: float, terms: Array | None = None) -> Bias:
-        """A value that was summed from `terms` (their magnitudes; itself, if it was not) in a data type whose unit in
-        the last place of 1 is `ulp`: two of those are its noise."""
+        """A value summed in a data type with `ulp` at 1 from terms of these magnitudes (default: from itself alone).
+
+        Its noise is 2 * ulp * terms.
+        """
         return cls(known, (), 2 * ulp * np.abs(known if terms is None else terms))
 
     @classmethod
     @lru_cache(maxsize=1 << 13)
     def zeros(cls, channels: int) -> Bias:
         """No bias."""
-        made = cls(repeated(0.0, channels))
-        made.is_zero = made.vanishes = True  # known without looking at every channel
-        return made
+        zeros = cls(repeated(0.0, channels))
+        zeros.is_zero = zeros.vanishes = True  # known without looking at every channel
+        return zeros
 
     @cached_property
     def is_zero(self) -> bool:
-        """Zero for certain."""
+        """Certainly zero."""
         return not self.deferred and not np.count_nonzero(self.known)
 
     @cached_property
     def vanishes(self) -> bool:
-        """Zero, but for what rounding may have left."""
+        """Zero, or no further from it than rounding may have moved it."""
         return self.is_zero or (not self.deferred and not np.count_nonzero(np.abs(self.known) > self.noise))
 
     def value(self) -> Array:
@@ -79,14 +78,14 @@ class Bias:
         return Bias(self.known[lo:hi], tuple(_sliced(part, lo, hi) for part in self.deferred), noise)
 
     def nonzero_in(self, starts: list[int]) -> list[bool]:
-        """For each run of channels that begins there and ends where the next one does: is it other than zero?"""
+        """For each run of channels, from one start to the next: whether a value in it may be other than zero."""
         if self.deferred or self.is_zero:
             return [bool(self.deferred)] * len(starts)
-        found: list[bool] = np.logical_or.reduceat(self.known != 0, starts).tolist()
-        return found
+        is_nonzero: list[bool] = np.logical_or.reduceat(self.known != 0, starts).tolist()
+        return is_nonzero
 
     def placed(self, lo: int, total: int) -> Bias:
-        """The same bias as channels lo.. of `total`, zero elsewhere."""
+        """The same bias as channels lo.. of `total` channels, zero elsewhere."""
         if lo == 0 and total == len(self.known):
             return self
         hi = lo + len(self.known)

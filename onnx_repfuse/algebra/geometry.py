@@ -52,7 +52,7 @@ class Geometry:
     transposed: bool = False
 
     @classmethod
-    @lru_cache(maxsize=1 << 12)  # a network has few: all nodes of one geometry share what it knows of itself
+    @lru_cache(maxsize=1 << 12)  # a network has few geometries: the nodes of one share its cached properties
     def conv(
         cls,
         c_in: int,
@@ -73,14 +73,15 @@ class Geometry:
         strides = strides or (1,) * rank
         dilations = dilations or (1,) * rank
         pads = pads or (0,) * (2 * rank)
-        if not len(strides) == len(dilations) == rank or len(pads) != 2 * rank:
+        if (len(strides), len(dilations), len(pads)) != (rank, rank, 2 * rank):
             raise ValueError("kernel, strides, dilations and pads differ in rank")
-        if min((c_in, c_out, groups, *kernel, *strides, *dilations), default=1) < 1:
+        if min((c_in, c_out, groups, *kernel, *strides, *dilations)) < 1:
             raise ValueError("channels, groups, kernel, strides and dilations are positive")
         if c_in % groups or c_out % groups:
             raise ValueError(f"{groups} groups do not divide {c_in} -> {c_out} channels")
         dilations = tuple(d if k > 1 else 1 for k, d in zip(kernel, dilations, strict=True))
-        slack = tuple(pads[a] + pads[rank + a] - dilations[a] * (kernel[a] - 1) - 1 for a in range(rank))
+        axes = zip(pads[:rank], pads[rank:], kernel, dilations, strict=True)
+        slack = tuple(begin + end - d * (k - 1) - 1 for begin, end, k, d in axes)
         return cls(c_in, c_out, groups, kernel, strides, dilations, tuple(-p for p in pads[:rank]), slack)
 
     @classmethod
@@ -117,7 +118,7 @@ class Geometry:
     @classmethod
     @lru_cache(maxsize=1 << 13)
     def diagonal(cls, channels: int, rank: int, channel_axis: int = 1) -> Geometry:
-        """A value per channel: BatchNormalization, a constant factor, the identity."""
+        """One value per channel: BatchNormalization, a constant factor, the identity."""
         ones, zeros = (1,) * rank, (0,) * rank
         return cls(channels, channels, channels, ones, ones, ones, zeros, (-1,) * rank, channel_axis)
 
@@ -133,7 +134,7 @@ class Geometry:
 
     @cached_property
     def layout(self) -> tuple[int, int]:
-        """(channel axis, rank): only operators of one layout compose."""
+        """(channel axis, rank): only operators of one layout compose and add."""
         return self.channel_axis, self.rank
 
     @cached_property
@@ -148,13 +149,13 @@ class Geometry:
 
     @cached_property
     def reads_padding(self) -> bool:
-        """It may read zeros beside its input, which a bias before it would not reach."""
+        """It may read zeros beside its input, where a bias in front of it is missing."""
         return self.transposed or max((*self.pads_begin, *self.pads_end), default=0) > 0
 
     @cached_property
     def enlarges(self) -> bool:
-        """It writes more positions than it reads: at stride 1 it pads an axis by more than its window takes, and none
-        by less."""
+        """It writes more positions than it reads: stride 1, and pads that exceed `dilation*(kernel - 1)` along one axis
+        and fall short of it along none."""
         if self.transposed or any(stride != 1 for stride in self.strides):
             return False
         ends = zip(self.pads_begin, self.pads_end, self.dilations, self.kernel, strict=True)
@@ -163,19 +164,19 @@ class Geometry:
 
     @cached_property
     def is_pointwise(self) -> bool:
-        """One tap at the position itself: commutes with everything that only moves positions."""
+        """One tap, at the position itself: it commutes with everything that only moves positions."""
         ones, zeros = (1,) * self.rank, (0,) * self.rank
-        return (
-            not self.transposed
-            and self.kernel == self.strides == ones
-            and self.origin == zeros
-            and self.slack == (-1,) * self.rank
-        )
+        sampling = self.transposed, self.kernel, self.strides, self.origin, self.slack
+        return sampling == (False, ones, ones, zeros, (-1,) * self.rank)
 
     def in_layout(self, layout: tuple[int, int]) -> Geometry | None:
-        """The same pointwise operator in another layout; None where that has no writing."""
+        """The same pointwise operator with another channel axis and rank; None if there is none.
+
+        On the last axis, groups have no operator: a MatMul is dense, a Mul has one value per channel.
+        """
         axis, rank = layout
-        if not self.is_pointwise or (axis == -1 and not self.is_diagonal and self.groups > 1):
+        is_grouped = self.groups > 1 and not self.is_diagonal
+        if not self.is_pointwise or (axis == -1 and is_grouped):
             return None
         ones, zeros = (1,) * rank, (0,) * rank
         return Geometry(self.c_in, self.c_out, self.groups, ones, ones, ones, zeros, (-1,) * rank, axis)
@@ -213,7 +214,7 @@ class Geometry:
         return not self.transposed and min((*self.pads_begin, *self.pads_end), default=0) < 0
 
     def grown(self) -> Geometry:
-        """The same operator with zero taps added until no pad is negative, as ONNX Conv asks."""
+        """The same operator with zero taps added until no pad is negative, which ONNX Conv does not allow."""
         if not self._crops:
             return self
         kernel, origin = list(self.kernel), list(self.origin)

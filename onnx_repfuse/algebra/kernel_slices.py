@@ -1,4 +1,4 @@
-"""Kernels whose numbers are those of others, elsewhere: some of their channels, several side by side, another rank."""
+"""Kernels that hold the numbers of others: some of their channels, several one after the other, or at another rank."""
 
 from __future__ import annotations
 
@@ -8,71 +8,60 @@ from functools import cached_property
 import numpy as np
 
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.algebra.kernels import Array, Kernel, columns_of, place
+from onnx_repfuse.algebra.kernels import Array, Derived, Kernel, input_channels, into_groups
 
 __all__ = ["Columns", "InLayout", "Rows", "Stacked"]
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """Output channels `start ..` of `inner`, as `laws.select_outputs` selects them."""
+class Rows(Derived):
+    """Output channels `start ..` of `inner`; they read its inputs `first_column ..` (see `laws.select_outputs`)."""
 
     geometry: Geometry
     inner: Kernel
     start: int
     first_column: int
 
-    @cached_property
-    def depth(self) -> int:
-        return self.inner.depth + 1
-
-    @cached_property
-    def size(self) -> int:
-        return self.inner.size + 1
+    def operands(self) -> tuple[Kernel, ...]:
+        return (self.inner,)
 
     def rows(self, lo: int, hi: int) -> Array:
-        f = self.inner.geometry
-        weight = self.inner.rows(self.start + lo, self.start + hi)
-        return place(
-            weight, columns_of(f, self.start + lo, self.start + hi) - self.first_column, self.geometry, lo
-        )
+        first, last = self.start + lo, self.start + hi
+        channels = input_channels(self.inner.geometry, first, last) - self.first_column
+        return into_groups(self.inner.rows(first, last), channels, self.geometry, lo)
 
 
 @dataclass(frozen=True, eq=False)
-class Columns:
-    """`inner` fed only input channels `start ..`, as `laws.select_inputs` selects them."""
+class Columns(Derived):
+    """`inner` fed only input channels `start ..`: its output channels `first_row ..` (`laws.select_inputs`)."""
 
     geometry: Geometry
     inner: Kernel
     start: int
     first_row: int
 
-    @cached_property
-    def depth(self) -> int:
-        return self.inner.depth + 1
-
-    @cached_property
-    def size(self) -> int:
-        return self.inner.size + 1
+    def operands(self) -> tuple[Kernel, ...]:
+        return (self.inner,)
 
     def rows(self, lo: int, hi: int) -> Array:
-        lo, hi = lo + self.first_row, hi + self.first_row
-        weight = self.inner.rows(lo, hi)
-        return place(
-            weight, columns_of(self.inner.geometry, lo, hi) - self.start, self.geometry, lo - self.first_row
-        )
+        first, last = self.first_row + lo, self.first_row + hi
+        channels = input_channels(self.inner.geometry, first, last) - self.start
+        return into_groups(self.inner.rows(first, last), channels, self.geometry, lo)
 
 
 @dataclass(frozen=True, eq=False)
-class InLayout:
+class InLayout(Derived):
     """A pointwise kernel on another number of spatial axes: the same numbers."""
 
     geometry: Geometry
     inner: Kernel
 
+    def operands(self) -> tuple[Kernel, ...]:
+        return (self.inner,)
+
     @cached_property
     def depth(self) -> int:
-        return self.inner.depth
+        return self.inner.depth  # nothing is computed: the array is reshaped
 
     @cached_property
     def size(self) -> int:
@@ -83,19 +72,14 @@ class InLayout:
 
 
 @dataclass(frozen=True, eq=False)
-class Stacked:
+class Stacked(Derived):
     """Kernels of one input, their output channels one after the other."""
 
     geometry: Geometry
     parts: tuple[Kernel, ...]
 
-    @cached_property
-    def depth(self) -> int:
-        return max(part.depth for part in self.parts) + 1
-
-    @cached_property
-    def size(self) -> int:
-        return sum(part.size for part in self.parts) + 1
+    def operands(self) -> tuple[Kernel, ...]:
+        return self.parts
 
     def rows(self, lo: int, hi: int) -> Array:
         blocks, start = [], 0

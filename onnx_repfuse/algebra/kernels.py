@@ -4,7 +4,8 @@ A `Kernel` gives rows `lo..hi` of a weight of shape `geometry.weight_shape` in f
 multiplied before `rows` is called, so a plan is made without weights and a layer of any size is folded with
 temporaries bounded by one block. Rounding to the model's data type happens once, by the caller.
 
-Weights of grouped convolutions: which input channels a row reads, and rows written for other groups.
+Row `o` of a grouped weight holds only the input channels of its group. The last functions say which these are, and
+write rows for fewer groups, which is what operators of unlike groups need before they compose or add.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from onnx_repfuse.algebra.geometry import Geometry
 __all__ = [
     "Array",
     "Composed",
+    "Derived",
     "Kernel",
     "Scaled",
     "Stored",
     "Total",
     "Vector",
-    "columns_of",
-    "place",
+    "input_channels",
+    "into_groups",
     "push",
-    "regroup",
     "repeated",
     "streams",
 ]
@@ -39,8 +40,11 @@ __all__ = [
 Array = NDArray[np.float64]
 
 
+PUSHED_ELEMENTS = 1 << 20  # of a block of rows that is multiplied with a bias: 8 MB
+
+
 class Kernel(Protocol):
-    """Rows of a weight; `depth` bounds the nesting of lazily evaluated kernels, `size` how many are evaluated."""
+    """Rows of a weight. `depth` is how deep the kernels it is computed from nest, `size` how many there are."""
 
     @property
     def geometry(self) -> Geometry: ...
@@ -54,6 +58,22 @@ class Kernel(Protocol):
     def rows(self, lo: int, hi: int) -> Array:
         """Rows lo..hi, shape (hi - lo, c_in / groups, *kernel), float64: an array that the caller may change."""
         ...
+
+
+class Derived:
+    """A kernel that is computed from others."""
+
+    def operands(self) -> tuple[Kernel, ...]:
+        """The kernels it is computed from."""
+        raise NotImplementedError
+
+    @cached_property
+    def depth(self) -> int:
+        return max([operand.depth for operand in self.operands()]) + 1
+
+    @cached_property
+    def size(self) -> int:
+        return sum([operand.size for operand in self.operands()]) + 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +90,12 @@ class Stored:
 
 
 def repeated(value: float, count: int) -> Array:
-    """So many times the same value, in the room of one: read-only, shape (count,)."""
+    """The same value `count` times, in the memory of one: read-only, shape (count,)."""
     result: Array = np.ndarray((count,), np.float64, np.float64(value).tobytes(), 0, (0,))
     return result
 
 
-@dataclass(eq=False)  # not frozen, see `form`
+@dataclass(eq=False)  # not frozen: a plan makes many, see `affine_form`
 class Vector:
     """One value per channel, in memory: shape (channels,), float64."""
 
@@ -87,11 +107,11 @@ class Vector:
     @classmethod
     @lru_cache(maxsize=1 << 13)
     def unit(cls, channels: int, layout: tuple[int, int]) -> Vector:
-        """The identity on so many channels; `layout` is that of a `Form`."""
+        """The identity on that many channels; `layout` is (channel axis, rank)."""
         axis, rank = layout
-        made = cls(Geometry.diagonal(channels, rank, axis), repeated(1.0, channels))
-        made.is_one = True  # known without looking at every channel
-        return made
+        unit = cls(Geometry.diagonal(channels, rank, axis), repeated(1.0, channels))
+        unit.is_one = True  # known without looking at every channel
+        return unit
 
     @cached_property
     def is_one(self) -> bool:
@@ -102,22 +122,17 @@ class Vector:
         return np.array(self.scale[lo:hi].reshape(-1, *(1,) * (self.geometry.rank + 1)))
 
 
-@dataclass(eq=False)  # not frozen, see `form`
-class Scaled:
-    """`diag(outer) @ inner @ diag(inputs)`: factors per output channel and, if given, per input channel."""
+@dataclass(eq=False)  # not frozen: a plan makes many, see `affine_form`
+class Scaled(Derived):
+    """`diag(outer) @ inner @ diag(inputs)`: factors per output channel and per input channel, where given."""
 
     geometry: Geometry
     inner: Kernel
     outer: Array | None
     inputs: Array | None = None
 
-    @cached_property
-    def depth(self) -> int:
-        return self.inner.depth + 1
-
-    @cached_property
-    def size(self) -> int:
-        return self.inner.size + 1
+    def operands(self) -> tuple[Kernel, ...]:
+        return (self.inner,)
 
     def rows(self, lo: int, hi: int) -> Array:
         weight = self.inner.rows(lo, hi)
@@ -125,136 +140,131 @@ class Scaled:
         if self.outer is not None:
             weight *= self.outer[lo:hi].reshape(shape)
         if self.inputs is not None:
-            columns = columns_of(self.geometry, lo, hi)
-            weight *= self.inputs[columns].reshape(*columns.shape, *(1,) * self.geometry.rank)
+            factors = self.inputs[input_channels(self.geometry, lo, hi)]
+            weight *= factors.reshape(*factors.shape, *(1,) * self.geometry.rank)
         return weight
 
 
 @dataclass(frozen=True, eq=False)
-class Composed:
-    """`g @ f` on the grid of `geometry`, the geometry that `laws.compose` gave."""
+class Composed(Derived):
+    """`g @ f` on the grid of `geometry`, the geometry that `laws.compose` gave.
+
+    With strides s and dilations d, taps a of g and b of f meet at `s_f*d_g*a + d_f*b`, counted from the first tap:
+
+        W[o, c] at s_f*d_g*a + d_f*b  =  sum over all such (a, b) and m of  W_g[o, m, a] * W_f[m, c, b]
+    """
 
     geometry: Geometry
     g: Kernel
     f: Kernel
 
-    @cached_property
-    def depth(self) -> int:
-        return max(self.g.depth, self.f.depth) + 1
-
-    @cached_property
-    def size(self) -> int:
-        return self.g.size + self.f.size + 1
+    def operands(self) -> tuple[Kernel, ...]:
+        return self.g, self.f
 
     def rows(self, lo: int, hi: int) -> Array:
         g, f, out = self.g.geometry, self.f.geometry, self.geometry
         result = np.zeros((hi - lo, *out.weight_shape[1:]))
-        place = _grid(f, out)
-        for tap, term in self._terms(lo, hi):
-            shift = [
-                t * s * dg // d if k > 1 else 0
-                for t, s, dg, d, k in zip(tap, f.strides, g.dilations, out.dilations, g.kernel, strict=True)
-            ]
-            result[_shifted(place, shift)] += term
+        grid = _grid(f, out)
+        # On an axis where g has one tap, its dilation does not matter; 1 need not be a multiple of the grid's step.
+        steps = [
+            stride * dilation // step if k > 1 else 0
+            for stride, dilation, step, k in zip(f.strides, g.dilations, out.dilations, g.kernel, strict=True)
+        ]
+        for tap, product_of_tap in self._products(lo, hi):
+            offset = [position * step for position, step in zip(tap, steps, strict=True)]
+            result[_moved(grid, offset)] += product_of_tap
         return result
 
-    def _terms(self, lo: int, hi: int) -> Iterator[tuple[tuple[int, ...], Array]]:
-        """Per tap of g, what it makes of f's taps: rows lo..hi, for the groups of the result."""
+    def _products(self, lo: int, hi: int) -> Iterator[tuple[tuple[int, ...], Array]]:
+        """For each tap a of g, `W_g[:, :, a] @ W_f`: rows lo..hi, in the groups of the result, on f's taps."""
         g, f, out = self.g.geometry, self.f.geometry, self.geometry
         taps = product(*(range(k) for k in g.kernel))
         outer = self.g.rows(lo, hi)
         ones = (1,) * f.rank
-        if _is_depthwise(g):  # row o of g meets row o of f only
+        if _is_depthwise(g):  # output channel o of g reads output channel o of f only
             inner = self.f.rows(lo, hi)
             for tap in taps:
                 yield tap, outer[_at(tap)].reshape(-1, 1, *ones) * inner
             return
-        if _is_depthwise(f):  # entry c of g meets row c of f only
-            inner = self.f.rows(0, f.c_out)[:, 0][columns_of(g, lo, hi)]
+        if _is_depthwise(f):  # output channel m of f reads its input channel m only
+            inner = self.f.rows(0, f.c_out)[:, 0][input_channels(g, lo, hi)]
             for tap in taps:
                 yield tap, outer[_at(tap)].reshape(*inner.shape[:2], *ones) * inner
             return
-        outer = regroup(outer, g, lo, out.groups)
-        inner = regroup(self.f.rows(0, f.c_out), f, 0, out.groups)
-        rows, middle = out.c_out // out.groups, g.c_in // out.groups
-        blocks = [
-            (slice(max(group * rows, lo) - lo, min((group + 1) * rows, hi) - lo), group * middle)
-            for group in range(lo // rows, (hi - 1) // rows + 1)
-        ]
+        outer = _regrouped(outer, g, lo, out.groups)
+        inner = _regrouped(self.f.rows(0, f.c_out), f, 0, out.groups)
+        blocks = list(_group_blocks(out, g.c_in, lo, hi))
         for tap in taps:
             weight = outer[_at(tap)]
-            yield (
-                tap,
-                np.concatenate([np.tensordot(weight[b], inner[m : m + middle], axes=1) for b, m in blocks]),
-            )
+            yield tap, np.concatenate([np.tensordot(weight[o], inner[m], axes=1) for o, m in blocks])
 
 
 @dataclass(frozen=True, eq=False)
-class Total:
+class Total(Derived):
     """The sum of `parts`, each laid on the grid of `geometry`, the geometry that `laws.total` gave."""
 
     geometry: Geometry
     parts: tuple[Kernel, ...]
 
-    @cached_property
-    def depth(self) -> int:
-        return max(part.depth for part in self.parts) + 1
-
-    @cached_property
-    def size(self) -> int:
-        return sum(part.size for part in self.parts) + 1
+    def operands(self) -> tuple[Kernel, ...]:
+        return self.parts
 
     def rows(self, lo: int, hi: int) -> Array:
         out = self.geometry
         shape = (hi - lo, *out.weight_shape[1:])
         result: Array | None = None
+        # A part that has every tap comes first: the others are added to it, without a copy.
         for part in sorted(self.parts, key=lambda part: part.geometry.weight_shape != out.weight_shape):
             f = part.geometry
-            weight = regroup(part.rows(lo, hi), f, lo, out.groups)
-            if result is None and weight.shape == shape:  # it has every tap: the others are added to it
+            weight = _regrouped(part.rows(lo, hi), f, lo, out.groups)
+            if result is None and weight.shape == shape:
                 result = weight
                 continue
             if result is None:
                 result = np.zeros(shape)
-            shift = [(o - o0) // d for o, o0, d in zip(f.origin, out.origin, out.dilations, strict=True)]
-            result[_shifted(_grid(f, out), shift)] += weight
+            offset = [(o - o0) // d for o, o0, d in zip(f.origin, out.origin, out.dilations, strict=True)]
+            result[_moved(_grid(f, out), offset)] += weight
         return np.zeros(shape) if result is None else result
 
 
 def streams(kernel: Kernel) -> bool:
-    """Whether rows cost their share: a dense composition reads the whole inner kernel for every block of rows."""
+    """Whether a block of rows costs its share: a dense composition reads the whole inner kernel for each block."""
     if isinstance(kernel, Composed):
-        f, g = kernel.f.geometry, kernel.g.geometry
-        return (_is_depthwise(g) or _is_depthwise(f)) and streams(kernel.f) and streams(kernel.g)
-    inner = getattr(kernel, "parts", None) or (getattr(kernel, "inner", None),)
-    return all(part is None or streams(part) for part in inner)
+        g, f = kernel.g.geometry, kernel.f.geometry
+        if not (_is_depthwise(g) or _is_depthwise(f)):
+            return False
+    return not isinstance(kernel, Derived) or all(streams(operand) for operand in kernel.operands())
 
 
 def push(kernel: Kernel, bias: Array) -> Array:
-    """What `kernel` makes of the constant `bias` (one value per input channel) away from every border."""
+    """What `kernel` makes of a constant input, one value per input channel, where it reads no padding.
+
+    push(W, b)[o] = sum over c and taps k of  W[o, c, k] * b[c]          shape (c_out,)
+    """
     g = kernel.geometry
     result = np.empty(g.c_out)
-    step = max(1, (1 << 20) // max(1, int(np.prod(g.weight_shape[1:]))))
+    step = max(1, PUSHED_ELEMENTS // max(1, int(np.prod(g.weight_shape[1:]))))
     for lo in range(0, g.c_out, step):
         hi = min(lo + step, g.c_out)
         weight = kernel.rows(lo, hi)
         weight = weight.reshape(*weight.shape[:2], -1).sum(axis=2)
-        result[lo:hi] = (weight * bias[columns_of(g, lo, hi)]).sum(axis=1)
+        result[lo:hi] = (weight * bias[input_channels(g, lo, hi)]).sum(axis=1)
     return result
 
 
 def _grid(f: Geometry, out: Geometry) -> list[slice]:
-    """Where f's taps lie on out's grid, counted from f's first tap."""
+    """Per axis, where f's taps lie on the grid of `out`, counted from f's first tap."""
     result = []
-    for k, d, step in zip(f.kernel, f.dilations, out.dilations, strict=True):
-        stride = d // step if k > 1 else 1
+    for k, dilation, step in zip(f.kernel, f.dilations, out.dilations, strict=True):
+        stride = dilation // step if k > 1 else 1
         result.append(slice(0, stride * (k - 1) + 1, stride))
     return result
 
 
-def _shifted(place: Sequence[slice], shift: Sequence[int]) -> tuple[slice, ...]:
-    moved = (slice(p.start + n, p.stop + n, p.step) for p, n in zip(place, shift, strict=True))
-    return (slice(None), slice(None), *moved)
+def _moved(grid: Sequence[slice], offset: Sequence[int]) -> tuple[slice, ...]:
+    """The index of taps in a weight (rows, channels, *kernel), at an offset."""
+    axes = zip(grid, offset, strict=True)
+    return slice(None), slice(None), *(slice(s.start + n, s.stop + n, s.step) for s, n in axes)
 
 
 def _at(tap: tuple[int, ...]) -> tuple[slice | int, ...]:
@@ -265,18 +275,32 @@ def _is_depthwise(f: Geometry) -> bool:
     return f.groups == f.c_in == f.c_out
 
 
-def columns_of(f: Geometry, lo: int, hi: int) -> NDArray[np.intp]:
+def _group_blocks(out: Geometry, middle: int, lo: int, hi: int) -> Iterator[tuple[slice, slice]]:
+    """For each group of rows lo..hi: its rows, counted from lo, and its share of the `middle` channels."""
+    rows, width = out.c_out // out.groups, middle // out.groups
+    for group in range(lo // rows, (hi - 1) // rows + 1):
+        first, last = max(group * rows, lo), min((group + 1) * rows, hi)
+        yield slice(first - lo, last - lo), slice(group * width, (group + 1) * width)
+
+
+def input_channels(f: Geometry, lo: int, hi: int) -> NDArray[np.intp]:
     """The input channels that rows lo..hi read: shape (hi - lo, c_in / groups)."""
     width = f.c_in // f.groups
     group = np.arange(lo, hi) // (f.c_out // f.groups)
     return group[:, None] * width + np.arange(width)
 
 
-def place(weight: Array, columns: NDArray[np.intp], target: Geometry, lo: int) -> Array:
-    """Lay rows, whose entries belong to the input channels `columns`, into the groups of `target`."""
+def into_groups(weight: Array, channels: NDArray[np.intp], target: Geometry, lo: int) -> Array:
+    """Rows lo.. as the groups of `target` hold them.
+
+    Args:
+        weight: (rows, n, *kernel).
+        channels: (rows, n), the input channel of `target` that each entry belongs to. Entries outside the row's
+            group are dropped; those that no entry belongs to are zero.
+    """
     width = target.c_in // target.groups
     start = (np.arange(lo, lo + len(weight)) // (target.c_out // target.groups)) * width
-    local = columns - start[:, None]
+    local = channels - start[:, None]
     inside = (local >= 0) & (local < width)
     if weight.shape[1] == width and inside.all():
         return weight
@@ -286,9 +310,9 @@ def place(weight: Array, columns: NDArray[np.intp], target: Geometry, lo: int) -
     return result
 
 
-def regroup(weight: Array, f: Geometry, lo: int, groups: int) -> Array:
-    """Rows of `f` written for fewer groups, with zeros where a group did not look."""
+def _regrouped(weight: Array, f: Geometry, lo: int, groups: int) -> Array:
+    """Rows lo.. of `f` written for fewer groups, which divide its own: zeros where its groups read nothing."""
     if f.groups == groups:
         return weight
     wide = Geometry.conv(f.c_in, f.c_out, (), groups=groups)
-    return place(weight, columns_of(f, lo, lo + len(weight)), wide, lo)
+    return into_groups(weight, input_channels(f, lo, lo + len(weight)), wide, lo)

@@ -50,12 +50,13 @@ def compose(g: Geometry, f: Geometry, *, zero_bias: bool) -> Geometry:
 
 @lru_cache(maxsize=1 << 14)
 def _composed(g: Geometry, f: Geometry) -> Geometry:
-    strides, dilations, kernel = [], [], []
+    """The geometry of `g @ f` where the padding does not matter."""
+    dilations, kernel = [], []
     for axis in range(g.rank):
+        # Taps of g are s_f*d_g apart in x, taps of f d_f; an axis with one tap has no distance.
         step_g = f.strides[axis] * g.dilations[axis] if g.kernel[axis] > 1 else 0
         step_f = f.dilations[axis] if f.kernel[axis] > 1 else 0
         step = gcd(step_g, step_f) or 1
-        strides.append(f.strides[axis] * g.strides[axis])
         dilations.append(step)
         kernel.append((step_g * (g.kernel[axis] - 1) + step_f * (f.kernel[axis] - 1)) // step + 1)
     axes = list(zip(f.strides, f.origin, f.slack, g.origin, g.slack, strict=True))
@@ -64,15 +65,16 @@ def _composed(g: Geometry, f: Geometry) -> Geometry:
         g.c_out,
         gcd(g.groups, f.groups),
         tuple(kernel),
-        tuple(strides),
+        tuple(s_f * s_g for s_f, s_g in zip(f.strides, g.strides, strict=True)),
         tuple(dilations),
-        tuple(s * og + of for s, of, _, og, _ in axes),
-        tuple(sf + s * (1 + sg) for s, _, sf, _, sg in axes),
-        f.channel_axis,
+        origin=tuple(s * o_g + o_f for s, o_f, _, o_g, _ in axes),
+        slack=tuple(slack_f + s * (1 + slack_g) for s, _, slack_f, _, slack_g in axes),
+        channel_axis=f.channel_axis,
     )
 
 
 def _check_border(g: Geometry, f: Geometry, zero_bias: bool) -> None:
+    """Raise Inexact unless g sees, wherever it reads padding, what f would compute there: zero."""
     for axis in range(g.rank):
         before, after = g.pads_begin[axis], g.pads_end[axis]
         if max(before, after) <= 0:
@@ -83,17 +85,19 @@ def _check_border(g: Geometry, f: Geometry, zero_bias: bool) -> None:
         left = before <= 0 or reach < f.strides[axis] * _nearest(g, axis) + f.pads_begin[axis]
         right = after <= 0 or reach <= f.pads_end[axis]
         if not (left and right):
-            detail = "the outer padding would see values the inner operator never computes"
-            raise Inexact(Reason.BORDER, detail)
+            raise Inexact(
+                Reason.BORDER, "the outer padding would see values the inner operator never computes"
+            )
 
 
 def _nearest(g: Geometry, axis: int) -> int:
-    """How far before its input g reads at least, given that it starts in its padding: m for position -m."""
+    """m for -m, the last position before its input that g reads, if it starts in its padding (docs/algebra.md)."""
     taps = range(0, g.pads_begin[axis], g.dilations[axis])[: g.kernel[axis]]
     return min((g.pads_begin[axis] - tap - 1) % g.strides[axis] + 1 for tap in taps)
 
 
 def _compose_transposed(g: Geometry, f: Geometry, zero_bias: bool) -> Geometry:
+    """Only values per channel commute with a ConvTranspose: its output is linear in each weight."""
     if g.is_diagonal:
         return f
     if f.is_diagonal and zero_bias:
@@ -112,61 +116,71 @@ def total(f: Geometry, g: Geometry, size: tuple[int, ...] | None = None) -> Geom
     """
     if f == g:
         return f
+    _check_total(f, g, size)
+    grids = [_common_grid(f, g, axis) for axis in range(f.rank)]
+    return replace(
+        f,
+        groups=gcd(f.groups, g.groups),
+        kernel=tuple(kernel for kernel, _, _ in grids),
+        dilations=tuple(dilation for _, dilation, _ in grids),
+        origin=tuple(origin for _, _, origin in grids),
+        slack=tuple(max(pair) for pair in zip(f.slack, g.slack, strict=True)),
+    )
+
+
+def _check_total(f: Geometry, g: Geometry, size: tuple[int, ...] | None) -> None:
+    """Raise Inexact unless both read the same channels and give the same positions; they differ."""
     if (f.layout, f.c_in, f.c_out) != (g.layout, g.c_in, g.c_out):
         raise Inexact(Reason.SHAPE)
     if f.transposed or g.transposed:
         raise Inexact(Reason.GRID, "transposed convolutions add only when their geometries are equal")
     if f.strides != g.strides:
         raise Inexact(Reason.GRID, "the strides differ")
-    slack = f.slack
-    if f.slack != g.slack:
-        if size is None or f.output(size) != g.output(size):
-            raise Inexact(Reason.GRID, "the branches give different numbers of positions")
-        slack = tuple(max(pair) for pair in zip(f.slack, g.slack, strict=True))
-    kernel, dilations, origin = [], [], []
-    for axis in range(f.rank):
-        step_f = f.dilations[axis] if f.kernel[axis] > 1 else 0
-        step_g = g.dilations[axis] if g.kernel[axis] > 1 else 0
-        start = min(f.origin[axis], g.origin[axis])
-        end = max(
-            f.origin[axis] + step_f * (f.kernel[axis] - 1), g.origin[axis] + step_g * (g.kernel[axis] - 1)
-        )
-        step = gcd(step_f, step_g, abs(f.origin[axis] - g.origin[axis])) or 1
-        kernel.append((end - start) // step + 1)
-        dilations.append(step)
-        origin.append(start)
-    return replace(
-        f,
-        groups=gcd(f.groups, g.groups),
-        kernel=tuple(kernel),
-        dilations=tuple(dilations),
-        origin=tuple(origin),
-        slack=slack,
-    )
+    if f.slack != g.slack and (size is None or f.output(size) != g.output(size)):
+        raise Inexact(Reason.GRID, "the branches give different numbers of positions")
+
+
+def _common_grid(f: Geometry, g: Geometry, axis: int) -> tuple[int, int, int]:
+    """Kernel size, dilation and origin of the coarsest grid that has all taps of both along an axis."""
+    first_f, step_f, last_f = _taps(f, axis)
+    first_g, step_g, last_g = _taps(g, axis)
+    first, last = min(first_f, first_g), max(last_f, last_g)
+    step = gcd(step_f, step_g, first_f - first_g) or 1
+    return (last - first) // step + 1, step, first
+
+
+def _taps(f: Geometry, axis: int) -> tuple[int, int, int]:
+    """The position of f's first tap, the distance between taps (0 if there is one), and the position of the last."""
+    first = f.origin[axis]
+    step = f.dilations[axis] if f.kernel[axis] > 1 else 0
+    return first, step, first + step * (f.kernel[axis] - 1)
 
 
 @lru_cache(maxsize=1 << 12)
 def select_outputs(f: Geometry, lo: int, hi: int) -> tuple[Geometry, int, int]:
     """Keep output channels lo..hi. Returns the geometry and the range of input channels it still reads.
 
-    Groups survive where the range holds whole groups, or lies inside one; else they are given up (groups = 1
-    over the groups touched).
+    Groups stay where the range holds whole groups. Else one group covers all that the range touches.
     """
-    rows, cols = f.c_out // f.groups, f.c_in // f.groups
-    first, last = lo // rows, (hi - 1) // rows
-    count = last - first + 1
-    whole = lo % rows == 0 and hi % rows == 0
-    groups = count if whole else 1
-    return replace(f, c_in=count * cols, c_out=hi - lo, groups=groups), first * cols, (last + 1) * cols
+    rows, columns = f.c_out // f.groups, f.c_in // f.groups
+    first, count, groups = _groups_touched(lo, hi, rows)
+    geometry = replace(f, c_in=count * columns, c_out=hi - lo, groups=groups)
+    return geometry, first * columns, (first + count) * columns
 
 
 @lru_cache(maxsize=1 << 12)
 def select_inputs(f: Geometry, lo: int, hi: int) -> tuple[Geometry, int, int]:
     """Feed only input channels lo..hi, the others being zero. Returns the geometry and the range of output
     channels that can still differ from the bias."""
-    rows, cols = f.c_out // f.groups, f.c_in // f.groups
-    first, last = lo // cols, (hi - 1) // cols
-    count = last - first + 1
-    whole = lo % cols == 0 and hi % cols == 0
-    groups = count if whole else 1
-    return replace(f, c_in=hi - lo, c_out=count * rows, groups=groups), first * rows, (last + 1) * rows
+    rows, columns = f.c_out // f.groups, f.c_in // f.groups
+    first, count, groups = _groups_touched(lo, hi, columns)
+    geometry = replace(f, c_in=hi - lo, c_out=count * rows, groups=groups)
+    return geometry, first * rows, (first + count) * rows
+
+
+def _groups_touched(lo: int, hi: int, width: int) -> tuple[int, int, int]:
+    """The first group that channels lo..hi touch, how many they touch, and how many of these can be kept."""
+    first = lo // width
+    count = (hi - 1) // width - first + 1
+    is_whole = lo % width == 0 and hi % width == 0
+    return first, count, count if is_whole else 1

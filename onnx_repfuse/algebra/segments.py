@@ -1,7 +1,7 @@
 """The output channels of a form: consecutive segments, each a sum of terms.
 
-Neighbours that are one convolution each of the same channels of the same source, alike but for their outputs, are one
-convolution: `concat(f(x), g(x)) = stack(f, g)(x)`.
+Neighbours that are one convolution each, of the same channels of one source and with equal geometries but for the
+number of outputs, are one convolution: `concat(f(x), g(x)) = stack(f, g)(x)`.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ _START = attrgetter("lo_out")
 
 
 def segmented(form: Form) -> list[Segment] | None:
-    """The terms by the channels they write, with their ranges; None if these leave channels out or overlap."""
-    apart: list[tuple[tuple[int, int], list[Term]]] = []
+    """The terms by the range of channels they write; None if the ranges leave channels out or overlap in part."""
+    segments: list[tuple[tuple[int, int], list[Term]]] = []
     end = 0
     for term in sorted(form.terms, key=_START):
         channels = term.lo_out, term.lo_out + term.kernel.geometry.c_out
         if channels[0] == end:
-            apart.append((channels, [term]))
+            segments.append((channels, [term]))
             end = channels[1]
-        elif apart and channels == apart[-1][0]:
-            apart[-1][1].append(term)
+        elif segments and channels == segments[-1][0]:
+            segments[-1][1].append(term)
         else:
             return None
-    return _stacked(apart) if end == form.channels else None
+    return _stacked(segments) if end == form.channels else None
 
 
-def _stacked(apart: Sequence[Segment]) -> list[Segment]:
-    """Each run of alike segments as one."""
-    if len(apart) == 1:
-        return [apart[0]]
+def _stacked(segments: Sequence[Segment]) -> list[Segment]:
+    """Each run of segments that are one convolution as one."""
+    if len(segments) == 1:
+        return [segments[0]]
     runs: list[list[Segment]] = []
-    head: Term | None = None  # of the run, if it may go on
-    for segment in apart:
+    head: Term | None = None  # the first term of the run, if others may be stacked on it
+    for segment in segments:
         terms = segment[1]
-        if head is not None and len(terms) == 1 and _is_alike(head, terms[0]):
+        if head is not None and len(terms) == 1 and _stacks_on(head, terms[0]):
             runs[-1].append(segment)
         else:
             runs.append([segment])
-            head = terms[0] if len(terms) == 1 and _stacks(terms[0]) else None
+            head = terms[0] if len(terms) == 1 and _may_head(terms[0]) else None
     return [run[0] if len(run) == 1 else _stack(run) for run in runs]
 
 
@@ -68,14 +68,14 @@ def _widened(geometry: Geometry, c_out: int) -> Geometry:
     return replace(geometry, c_out=c_out)
 
 
-def _stacks(term: Term) -> bool:
-    """Whether others may be stacked on it."""
+def _may_head(term: Term) -> bool:
+    """Whether others may be stacked on it: stacked groups would not read the same channels."""
     geometry = term.kernel.geometry
-    return not (geometry.groups > 1 or geometry.transposed or isinstance(term.kernel, Vector))
+    return geometry.groups == 1 and not geometry.transposed and not isinstance(term.kernel, Vector)
 
 
-def _is_alike(first: Term, second: Term) -> bool:
-    """Whether the second may be stacked on the first."""
+def _stacks_on(first: Term, second: Term) -> bool:
+    """Whether the second reads the same channels in the same way."""
     if first.source != second.source or first.lo_in != second.lo_in or isinstance(second.kernel, Vector):
         return False
     f, g = first.kernel.geometry, second.kernel.geometry

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_repfuse.algebra.kernels import Kernel, streams
+from onnx_repfuse.algebra.kernels import Kernel, Total, streams
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.modelfile.dtypes import numpy_dtype
 from onnx_repfuse.records.reasons import Reason
@@ -18,39 +17,10 @@ __all__ = ["grown", "materialized", "rounded", "transposed", "transposed_shape"]
 BLOCK = 1 << 18  # elements of a float64 block: 2 MB, which stays in the processor's cache
 
 
-@dataclass(frozen=True, eq=False)
-class _Grown:
-    """A kernel with zero taps added, where a pad would be negative."""
-
-    inner: Kernel
-
-    @property
-    def geometry(self) -> Any:
-        return self.inner.geometry.grown()
-
-    @property
-    def depth(self) -> int:
-        return self.inner.depth + 1
-
-    @property
-    def size(self) -> int:
-        return self.inner.size + 1
-
-    def rows(self, lo: int, hi: int) -> NDArray[np.float64]:
-        f, g = self.inner.geometry, self.geometry
-        result = np.zeros((hi - lo, *g.weight_shape[1:]))
-        place = tuple(
-            slice((of - og) // d, (of - og) // d + k)
-            for of, og, d, k in zip(f.origin, g.origin, g.dilations, f.kernel, strict=True)
-        )
-        index = (slice(None), slice(None), *place)
-        result[index] = self.inner.rows(lo, hi)
-        return result
-
-
 def grown(kernel: Kernel) -> Kernel:
-    """The same operator without a negative pad, which ONNX Conv has not."""
-    return kernel if kernel.geometry.grown() == kernel.geometry else _Grown(kernel)
+    """The same operator with zero taps in place of negative pads, which ONNX Conv does not allow."""
+    geometry = kernel.geometry.grown()
+    return kernel if geometry == kernel.geometry else Total(geometry, (kernel,))
 
 
 def rounded(value: NDArray[np.float64], data_type: int) -> NDArray[Any]:
