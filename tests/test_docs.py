@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import onnx
 import pytest
@@ -130,6 +131,31 @@ def test_links_lead_somewhere():
 def slug(heading):
     """The anchor that mkdocs gives a heading."""
     return re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+
+
+def test_the_architecture_page_names_paths_that_exist():
+    package, page = ROOT / "onnx_repfuse", TEXTS["docs/architecture.md"]
+    names = re.findall(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|json|md|svg|css|js)|(?:\w+/)+)`", page)
+    assert len(names) > 60
+    missing = {name for name in names if not (package / name).exists() and not (ROOT / name).exists()}
+    assert missing == set()
+
+
+def test_the_architecture_picture_names_paths_that_exist():
+    picture = ElementTree.parse(ROOT / "docs" / "architecture.svg")
+    tag = "{http://www.w3.org/2000/svg}"
+    rooms = [group for group in picture.iter(f"{tag}g") if group.get("id")]
+    assert {path.name for path in (ROOT / "onnx_repfuse").iterdir() if (path / "__init__.py").exists()} <= {
+        name
+        for group in rooms
+        for name in re.findall(r"(\w+)/", group.find(f"{tag}text[@class='name']").text)
+    }
+    for group in rooms:
+        for text in group.findall(f"{tag}text[@class='py']"):
+            assert (ROOT / "onnx_repfuse" / group.get("id") / text.text).exists(), (
+                group.get("id"),
+                text.text,
+            )
 
 
 def test_every_page_is_in_the_menu():
