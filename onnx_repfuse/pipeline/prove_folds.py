@@ -76,7 +76,7 @@ def _judge(
     plan: ModelPlan, planned: ScopePlan, fold: PlannedFold, seen: Intermediates, runtime: Runtime
 ) -> list[FoldVerdict]:
     """The verdicts of the probes and, if they passed, of the tap. Raises Inexact where a weight overflows."""
-    from onnx_repfuse.verifier.folds.in_place import judge
+    from onnx_repfuse.verifier.folds.in_place import check_in_place
     from onnx_repfuse.verifier.folds.isolated import probe
     from onnx_repfuse.verifier.session import release_heap
 
@@ -93,7 +93,7 @@ def _judge(
         verdict = probe(case, runtime=runtime)
     if verdict.status is Status.FAILED:
         return [verdict]
-    return [verdict, judge(case, seen, runtime)]
+    return [verdict, check_in_place(case, seen, runtime)]
 
 
 def _case(plan: ModelPlan, planned: ScopePlan, fold: PlannedFold, *, sized: bool) -> FoldCase:

@@ -12,11 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_repfuse.pipeline.compare_models import culprits
 from onnx_repfuse.records.verdict import Status
-from onnx_repfuse.verifier.folds.in_place import judge, tap
-from onnx_repfuse.verifier.folds.isolated import FoldCase, probe
-from onnx_repfuse.verifier.folds.stimuli import stimuli
-from onnx_repfuse.verifier.inputs import FeedSpec
+from onnx_repfuse.verifier.folds.fold_case import FoldCase
+from onnx_repfuse.verifier.folds.in_place import check_in_place
+from onnx_repfuse.verifier.folds.isolated import probe
+from onnx_repfuse.verifier.folds.stimuli import SIZE_RULES, stimuli
 from onnx_repfuse.verifier.intermediates import read_intermediates
+from tests.verifier.folds_in_place import check_folds
 
 F = TensorProto.FLOAT
 RNG = np.random.default_rng(7)
@@ -214,7 +215,7 @@ def test_nothing_that_fits_is_a_failure() -> None:
 def test_probes_stay_small_and_read_every_tap() -> None:
     case = pointwise(2, F)
     kinds: dict[str, int] = {}
-    for stimulus in stimuli(case, (0,)):
+    for stimulus in stimuli(case, SIZE_RULES[:1]):
         array = stimulus.feed["x"]
         kinds[stimulus.kind] = kinds.get(stimulus.kind, 0) + int(np.prod(array.shape[2:])) * array.shape[0]
         assert array.dtype == np.float32
@@ -249,7 +250,7 @@ def two_blocks() -> tuple[onnx.ModelProto, FoldCase, FoldCase]:
 
 def test_taps_say_what_they_cannot_see() -> None:
     model, good, inner = two_blocks()
-    first, second = tap(model, [good, inner])
+    first, second = check_folds(model, [good, inner])
     assert first.status is Status.PASSED
     assert second.status is Status.NOT_OBSERVED
     assert "not in the main graph" in second.message
@@ -258,19 +259,19 @@ def test_taps_say_what_they_cannot_see() -> None:
 def test_taps_of_zeros_are_not_observed() -> None:
     model, good, _ = two_blocks()
     zeros = {"img": np.zeros((1, 3, 5, 5), np.float32)}
-    (verdict,) = tap(model, [good], [zeros])
+    (verdict,) = check_folds(model, [good], zeros)
     assert verdict.status is Status.NOT_OBSERVED
 
 
 def test_taps_run_in_batches_where_memory_is_short() -> None:
     model, good, _ = two_blocks()
-    assert tap(model, [good] * 5, FeedSpec(), memory=1) == tap(model, [good] * 5, FeedSpec())
+    assert check_folds(model, [good] * 5, max_bytes=1) == check_folds(model, [good] * 5)
 
 
 def test_taps_read_files_and_half_precision(tmp_path: Any) -> None:
     model, good, _ = two_blocks()
     onnx.save(model, tmp_path / "a.onnx", save_as_external_data=True, size_threshold=0, location="a.bin")
-    (verdict,) = tap(tmp_path / "a.onnx", [good])
+    (verdict,) = check_folds(tmp_path / "a.onnx", [good])
     assert verdict.status is Status.PASSED
 
 
@@ -312,7 +313,7 @@ def test_taps_take_the_rank_they_see(scale: float) -> None:
     before = model([product, helper.make_node("Mul", ["t", "s"], ["y"])], w=weight, s=1.5)
     after = model([helper.make_node("MatMul", ["x", "w"], ["y"])], w=weight * scale)
     x = rng.standard_normal((2, 5, 4)).astype(np.float32)
-    verdict = judge(FoldCase(before, after), {"x": x, "y": (x @ weight) * np.float32(1.5)})
+    verdict = check_in_place(FoldCase(before, after), {"x": x, "y": (x @ weight) * np.float32(1.5)})
     assert verdict.status is (Status.PASSED if scale == 1.5 else Status.FAILED)
 
 

@@ -13,10 +13,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_repfuse.records.verdict import FoldVerdict, Status
-from onnx_repfuse.verifier.folds.in_place import tap
-from onnx_repfuse.verifier.folds.isolated import FoldCase, probe
+from onnx_repfuse.verifier.folds.fold_case import FoldCase
+from onnx_repfuse.verifier.folds.isolated import probe
 from onnx_repfuse.verifier.inputs import FeedSpec
 from onnx_repfuse.verifier.outputs.compare import verify_outputs
+from tests.verifier.folds_in_place import check_folds
 
 Arrays = dict[str, np.ndarray]
 SINGLE, HALF = np.float32, np.float16
@@ -174,8 +175,8 @@ def network(case: FoldCase, side: str = "before", tail: str = "logits", size: in
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def tapped(case: FoldCase, seed: int = 0) -> FoldVerdict:
-    (verdict,) = tap(network(case), [case], FeedSpec(seeds=(seed,)))
+def in_place(case: FoldCase, seed: int = 0) -> FoldVerdict:
+    (verdict,) = check_folds(network(case), [case], seed=seed)
     assert verdict.stage == "tap"
     return verdict
 
@@ -191,7 +192,7 @@ def test_correct_folds_pass(
 ) -> None:
     for seed in range(seeds):
         case = block(seed, channels, groups=groups, kernel=kernel, stride=stride, dtype=dtype, wild=wild)
-        for verdict in (probe(case, seed), tapped(case, seed)):
+        for verdict in (probe(case, seed), in_place(case, seed)):
             assert verdict.status is Status.PASSED, verdict.message
             assert verdict.judge == "onnxruntime"
             assert 0 <= verdict.error <= verdict.tolerance
@@ -201,7 +202,7 @@ def test_correct_folds_pass(
 @pytest.mark.parametrize("wild", [False, True])
 def test_correct_large_folds_pass(dtype: type, wild: bool) -> None:
     case = block(0, 512, dtype=dtype, wild=wild)
-    for verdict in (probe(case), tapped(case)):
+    for verdict in (probe(case), in_place(case)):
         assert verdict.status is Status.PASSED, verdict.message
 
 
@@ -210,7 +211,7 @@ def test_correct_large_folds_pass(dtype: type, wild: bool) -> None:
 def test_planted_faults_are_caught_twice(fault: str, stride: int) -> None:
     for seed in range(3):
         case = block(seed, stride=stride, fault=fault)
-        for verdict in (probe(case, seed), tapped(case, seed)):
+        for verdict in (probe(case, seed), in_place(case, seed)):
             assert verdict.status is Status.FAILED, (verdict.stage, verdict.message)
             assert verdict.error > verdict.tolerance
             assert "'y' differs by" in verdict.message
@@ -219,13 +220,13 @@ def test_planted_faults_are_caught_twice(fault: str, stride: int) -> None:
 @pytest.mark.parametrize("fault", FAULTS[:-1])
 def test_planted_faults_are_caught_twice_in_half_precision(fault: str) -> None:
     case = block(1, dtype=HALF, fault=fault)
-    for verdict in (probe(case), tapped(case)):
+    for verdict in (probe(case), in_place(case)):
         assert verdict.status is Status.FAILED, (verdict.stage, verdict.message)
 
 
 def test_one_weight_of_4608_off_by_a_thousandth_is_caught_twice() -> None:
     case = block(3, 512, fault="one weight")
-    for verdict in (probe(case), tapped(case)):
+    for verdict in (probe(case), in_place(case)):
         assert verdict.status is Status.FAILED, (verdict.stage, verdict.message)
 
 
@@ -235,9 +236,9 @@ def test_probes_see_one_weight_of_4608_off_by_a_thousandth_of_itself() -> None:
 
 @pytest.mark.parametrize("dtype", [SINGLE, HALF])
 def test_a_border_off_is_caught_twice(dtype: type) -> None:
-    for verdict in (probe(sequence(0, True, dtype)), tapped(sequence(0, True, dtype))):
+    for verdict in (probe(sequence(0, True, dtype)), in_place(sequence(0, True, dtype))):
         assert verdict.status is Status.FAILED, (verdict.stage, verdict.message)
-    for verdict in (probe(sequence(0, False, dtype)), tapped(sequence(0, False, dtype))):
+    for verdict in (probe(sequence(0, False, dtype)), in_place(sequence(0, False, dtype))):
         assert verdict.status is Status.PASSED, (verdict.stage, verdict.message)
 
 

@@ -1,7 +1,10 @@
-"""A fold to be judged, and what can be read off it: its sources, its reach, its rounding unit."""
+"""A fold to be judged, as two small models, and what can be read off them."""
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,9 +12,14 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS, FloatFormat
 
 __all__ = ["FoldCase", "Source", "reach"]
+
+# Operators of which an output position depends on other positions of the input.
+_MIXES_POSITIONS = {
+    "AveragePool", "Conv", "ConvTranspose", "GlobalAveragePool", "Pad", "ReduceMean", "ReduceSum", "Resize",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,7 @@ class Source:
     Attributes:
         name: as in both models.
         dtype: numpy's.
-        dims: sizes, None where the fold does not care.
+        dims: sizes; None where the fold takes any.
         channel: the axis of the channels.
     """
 
@@ -30,18 +38,35 @@ class Source:
     dims: tuple[int | None, ...]
     channel: int
 
+    @staticmethod
+    def of(value: onnx.ValueInfoProto, convolves: bool) -> Source:
+        """The source that a graph input declares; `convolves` tells that it is read as (N, C, *space)."""
+        tensor = value.type.tensor_type
+        sizes = [dim.dim_value if dim.HasField("dim_value") else 0 for dim in tensor.shape.dim]
+        dims = tuple(size if size > 0 else None for size in sizes)
+        fixed = [axis for axis in range(1, len(dims)) if dims[axis] is not None]
+        usual = 1 if convolves or len(dims) > 3 else len(dims) - 1
+        channel = fixed[0] if len(fixed) == 1 else usual
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        return Source(value.name, dtype, dims, channel)
+
     @property
     def space(self) -> tuple[int, ...]:
         """The free axes other than the first."""
         return tuple(axis for axis in range(1, len(self.dims)) if self.dims[axis] is None)
 
+    @property
+    def batch(self) -> int | None:
+        """The size of the first axis, if the model fixes it."""
+        return self.dims[0] if self.dims else None
+
     def shape(self, rows: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        """A full shape, with sizes for the free axes in turn (cycled)."""
+        """A full shape: `rows` for a free first axis, and `sizes`, again and again, for the other free axes."""
         dims = [0 if dim is None else dim for dim in self.dims]
-        if dims and self.dims[0] is None:
+        if dims and self.batch is None:
             dims[0] = rows
-        for i, axis in enumerate(self.space):
-            dims[axis] = sizes[i % len(sizes)]
+        for axis, size in zip(self.space, itertools.cycle(sizes), strict=False):
+            dims[axis] = size
         return tuple(dims)
 
 
@@ -71,111 +96,78 @@ class FoldCase:
     @cached_property
     def sources(self) -> tuple[Source, ...]:
         """The inputs of `before`."""
-        convolves = any(node.op_type in ("Conv", "ConvTranspose") for node in self.before.graph.node)
-        constant = {tensor.name for tensor in self.before.graph.initializer}
-        return tuple(
-            _source(value, convolves) for value in self.before.graph.input if value.name not in constant
-        )
+        graph = self.before.graph
+        convolves = any(node.op_type in ("Conv", "ConvTranspose") for node in graph.node)
+        constants = {tensor.name for tensor in graph.initializer}
+        return tuple(Source.of(value, convolves) for value in graph.input if value.name not in constants)
 
     @cached_property
-    def precision(self) -> int:
-        """The coarsest float type among sources and weights, as a TensorProto.DataType."""
+    def float_format(self) -> FloatFormat:
+        """The coarsest float type among sources and weights."""
         types = {value.type.tensor_type.elem_type for value in self.before.graph.input}
-        for model in (self.before, self.after):
-            types |= {tensor.data_type for tensor in model.graph.initializer}
-        floats = [kind for kind in types if kind in FLOAT_FORMATS]
-        return max(floats, key=lambda kind: FLOAT_FORMATS[kind].epsilon, default=onnx.TensorProto.FLOAT)
-
-    @property
-    def unit(self) -> float:
-        """The unit roundoff of `precision`."""
-        return FLOAT_FORMATS[self.precision].unit_roundoff
-
-    @property
-    def smallest(self) -> float:
-        """The smallest positive value of `precision`."""
-        return FLOAT_FORMATS[self.precision].smallest
-
-    @property
-    def largest(self) -> float:
-        """The largest finite value of `precision`."""
-        return FLOAT_FORMATS[self.precision].largest
+        types |= {tensor.data_type for tensor in self._constants}
+        formats = [FLOAT_FORMATS[kind] for kind in types if kind in FLOAT_FORMATS]
+        return max(formats, key=lambda limits: limits.epsilon, default=FLOAT_FORMATS[onnx.TensorProto.FLOAT])
 
     @cached_property
     def is_per_position(self) -> bool:
-        """No operator of either model mixes positions."""
-        mixing = {
-            "Conv",
-            "ConvTranspose",
-            "AveragePool",
-            "GlobalAveragePool",
-            "Pad",
-            "ReduceMean",
-            "ReduceSum",
-            "Resize",
-        }
+        """Whether no operator of either model mixes positions."""
         nodes = (*self.before.graph.node, *self.after.graph.node)
-        return not any(node.op_type in mixing for node in nodes)
+        return not any(node.op_type in _MIXES_POSITIONS for node in nodes)
 
     @cached_property
     def weights(self) -> int:
-        """Number of elements of all float constants of both models: what one position costs."""
-        return sum(
-            int(np.prod(tensor.dims, dtype=np.int64))
-            for model in (self.before, self.after)
-            for tensor in model.graph.initializer
-            if tensor.data_type in FLOAT_FORMATS
-        )
+        """The number of elements of all float constants of both models: the products that one position takes."""
+        return sum(math.prod(t.dims) for t in self._constants if t.data_type in FLOAT_FORMATS)
 
     @cached_property
     def depth(self) -> int:
-        """Channels one output sums at most."""
-        deepest = 1
-        for model in (self.before, self.after):
-            shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-            for node in model.graph.node:
-                shape = shapes.get(node.input[1], ()) if len(node.input) > 1 else ()
-                if node.op_type == "Conv" and len(shape) > 1:
-                    deepest = max(deepest, shape[1])
-                elif node.op_type in ("ConvTranspose", "MatMul", "Gemm") and len(shape) > 1:
-                    deepest = (
-                        max(deepest, *shape[:2]) if node.op_type != "MatMul" else max(deepest, shape[-2])
-                    )
-        return deepest
+        """The most channels that one output element sums."""
+        return max(_depth(self.before), _depth(self.after))
+
+    def products(self, shape: tuple[int, ...]) -> int:
+        """How many products an output of this shape takes: one per weight and position. (N, C, *space) or (N, C)."""
+        channels = shape[1] if len(shape) > 1 else 1
+        return self.weights * math.prod(shape) // channels
+
+    @property
+    def _constants(self) -> list[onnx.TensorProto]:
+        return [*self.before.graph.initializer, *self.after.graph.initializer]
 
 
 def reach(case: FoldCase) -> tuple[tuple[int, ...], int]:
     """(kernel extent per spatial axis, largest stride) over all windows of both models."""
-    extents: list[int] = []
-    stride = 1
-    for model in (case.before, case.after):
-        shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-        product = 1
-        for node in model.graph.node:
-            given = {a.name: list(a.ints) for a in node.attribute if a.type == onnx.AttributeProto.INTS}
-            kernel = given.get("kernel_shape")
-            if kernel is None and node.op_type in ("Conv", "ConvTranspose"):
-                kernel = list(shapes.get(node.input[1], ())[2:])
-            if not kernel:
-                continue
-            dilations = given.get("dilations") or [1] * len(kernel)
-            for axis, (size, step) in enumerate(zip(kernel, dilations, strict=False)):
-                extent = (size - 1) * step + 1
-                if axis < len(extents):
-                    extents[axis] = max(extents[axis], extent)
-                else:
-                    extents.append(extent)
-            product = max([product, *given.get("strides", [])])
-        stride = max(stride, product)
-    return tuple(extents), stride
+    windows = [*_windows(case.before), *_windows(case.after)]
+    extents = itertools.zip_longest(*(extent for extent, _ in windows), fillvalue=0)
+    return tuple(max(axis) for axis in extents), max((stride for _, stride in windows), default=1)
 
 
-def _source(value: onnx.ValueInfoProto, convolves: bool) -> Source:
-    tensor = value.type.tensor_type
-    dims: tuple[int | None, ...] = tuple(
-        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in tensor.shape.dim
-    )
-    fixed = [axis for axis in range(1, len(dims)) if dims[axis] is not None]
-    usual = 1 if convolves or len(dims) > 3 else len(dims) - 1
-    channel = fixed[0] if len(fixed) == 1 else usual
-    return Source(value.name, np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), dims, channel)
+def _windows(model: onnx.ModelProto) -> Iterator[tuple[tuple[int, ...], int]]:
+    """(extent per axis, largest stride) of each node with a kernel. A 3x3 kernel of dilation 2 has extent (5, 5)."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        ints = {a.name: tuple(a.ints) for a in node.attribute if a.type == onnx.AttributeProto.INTS}
+        kernel = ints.get("kernel_shape")
+        if kernel is None and node.op_type in ("Conv", "ConvTranspose"):
+            kernel = shapes.get(node.input[1], ())[2:]
+        if kernel:
+            dilations = ints.get("dilations") or (1,) * len(kernel)
+            extents = tuple((size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=False))
+            yield extents, max((1, *ints.get("strides", ())))
+
+
+def _depth(model: onnx.ModelProto) -> int:
+    """The most channels that one output of a Conv, ConvTranspose, Gemm or MatMul of the model sums; at least 1."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    deepest = 1
+    for node in model.graph.node:
+        shape = shapes.get(node.input[1], ()) if len(node.input) > 1 else ()
+        if len(shape) < 2:
+            continue
+        if node.op_type == "Conv":  # (M, C / group, *kernel)
+            deepest = max(deepest, shape[1])
+        elif node.op_type == "MatMul":  # (..., K, N)
+            deepest = max(deepest, shape[-2])
+        elif node.op_type in ("ConvTranspose", "Gemm"):  # (C, M / group, *kernel); (K, N), or transposed
+            deepest = max(deepest, *shape[:2])
+    return deepest

@@ -1,13 +1,12 @@
-"""Taps: a fold's replacement on the original's own activations, against what the original has at its root.
+"""A fold's replacement on the original's own intermediates, against what the original has at the fold's output.
 
-No depth, no saturation and no argmax is in the way: what the fold gets wrong shows where it is made. The
-tolerance is the probes', with the magnitudes of a small tile whose channels hold levels the activations
-reach.
+No depth, no saturation and no argmax is in the way: what the fold gets wrong shows where it is computed. The tolerance
+is the probes', with the magnitudes of a small tile whose channels hold levels that the intermediates reach.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,103 +14,84 @@ import numpy as np
 import onnx
 
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
-from onnx_repfuse.records.verdict import FoldVerdict, Status
-from onnx_repfuse.verifier.distance import difference
-from onnx_repfuse.verifier.folds.error_bound import Side, Worst, ulps_tolerance
+from onnx_repfuse.records.verdict import FoldVerdict
+from onnx_repfuse.verifier.distance import Array, difference
+from onnx_repfuse.verifier.folds.comparison import Comparison
+from onnx_repfuse.verifier.folds.error_bound import (
+    SIZE_ERRORS,
+    Evaluation,
+    Side,
+    folding_bound,
+    measured_bound,
+    runtime_bound,
+)
 from onnx_repfuse.verifier.folds.fold_case import FoldCase, reach
-from onnx_repfuse.verifier.inputs import Feed, FeedSpec, choose_feeds
-from onnx_repfuse.verifier.intermediates import MAX_INTERMEDIATE_BYTES, Intermediates, read_intermediates
+from onnx_repfuse.verifier.intermediates import Intermediates
 from onnx_repfuse.verifier.noise import nudge_feed
 from onnx_repfuse.verifier.oracle.tensor import Unsupported
-from onnx_repfuse.verifier.session import DoesNotRun, Model, open_session
+from onnx_repfuse.verifier.session import DoesNotRun, open_session
 
-__all__ = ["judge", "tap"]
+__all__ = ["check_in_place"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
-_REFERENCE_PRODUCTS = 300_000_000
+_REFERENCE_PRODUCTS = 300_000_000  # onnx's evaluator is slow: it runs only folds that take fewer than this
+# With this many channels and more, a sum of their largest values is far from what any sum of them reaches.
+_MANY_CHANNELS = 32
 
 
-def tap(
-    original: Model,
-    cases: Sequence[FoldCase],
-    feeds: FeedSpec | Sequence[Feed] | None = None,
-    *,
-    runtime: Runtime = DEFAULT_RUNTIME,
-    memory: int = MAX_INTERMEDIATE_BYTES,
-) -> list[FoldVerdict]:
-    """Judge folds in place.
+def check_in_place(
+    case: FoldCase, intermediates: Intermediates, runtime: Runtime = DEFAULT_RUNTIME
+) -> FoldVerdict:
+    """Judge one fold by tensors of the original's main graph.
 
     Args:
-        original: the model they were found in.
-        cases: the folds; their sources and outputs are tensors of the original's main graph.
-        feeds: whole-model inputs (the first is used), or what is known about them.
-        runtime: how they are run.
-        memory: bytes of activations to hold at once; more take more runs of the original.
+        case: the fold.
+        intermediates: the values of its sources and its output among others, or why they cannot be read.
+        runtime: how the replacement is run.
 
     Returns:
-        one verdict per case, in order. NOT_OBSERVED where the original's tensors cannot be read (inside a
-        subgraph) or hold no signal.
-
-    Raises:
-        InputError: the original does not run.
+        PASSED, FAILED, or NOT_OBSERVED where there are no values, or they hold no signal.
     """
-    wanted = [(*(source.name for source in case.sources), case.output) for case in cases]
-    feed = _feed(original, feeds, runtime)
-    verdicts: dict[int, FoldVerdict] = {}
-    for batch, seen in read_intermediates(original, wanted, feed, runtime=runtime, max_bytes=memory):
-        verdicts.update({index: judge(cases[index], seen, runtime) for index in batch})
-    return [verdicts[index] for index in range(len(cases))]
-
-
-def _feed(original: Model, feeds: FeedSpec | Sequence[Feed] | None, runtime: Runtime) -> Feed:
-    if feeds is not None and not isinstance(feeds, FeedSpec):
-        return dict(feeds[0])
-    spec = feeds or FeedSpec()
-    one = FeedSpec(spec.shapes, spec.data[:1], spec.seeds[:1] or (0,))
-    with open_session(original, runtime) as runner:
-        group = choose_feeds(runner, one)[0]
-    return dict(group.feeds[0])
-
-
-def judge(case: FoldCase, seen: Intermediates, runtime: Runtime = DEFAULT_RUNTIME) -> FoldVerdict:
-    """Judge one fold by tensors of the original that were read, its sources and its output among them."""
-    if isinstance(seen, str):
-        return _unseen(case, seen)
-    inputs = {source.name: seen[source.name] for source in case.sources}
-    root = np.asarray(seen[case.output])
-    if not root.size or not any(np.any(value) for value in inputs.values()):
-        return _unseen(case, "the activations it reads are all zero")
-    case = _of_seen_ranks(case, inputs)
+    comparison = Comparison(case.output, "tap")
+    if isinstance(intermediates, str):
+        return comparison.not_observed(intermediates)
+    feed = {source.name: intermediates[source.name] for source in case.sources}
+    expected = np.asarray(intermediates[case.output])
+    if not expected.size or not any(np.any(value) for value in feed.values()):
+        return comparison.not_observed("the activations it reads are all zero")
+    case = _with_ranks_of(case, feed)
     try:
         after = open_session(case.after, runtime)
-        if after.backend == "reference" and case.weights * root.size > _REFERENCE_PRODUCTS * root.shape[1]:
-            return _unseen(case, "onnx's reference evaluator is too slow for it", after.backend)
-        new = after.run(inputs)[case.output]
+        comparison.backend = after.backend
+        if after.backend == "reference" and case.products(expected.shape) > _REFERENCE_PRODUCTS:
+            return comparison.not_observed("onnx's reference evaluator is too slow for it")
+        actual = after.run(feed)[case.output]
     except DoesNotRun as error:
-        return _failed(case, f"its replacement does not run in place: {error}")
-    if new.shape != root.shape:
-        return _failed(case, f"in place its shape is {new.shape} instead of {root.shape}", after.backend)
-    worst = Worst(case.output, after.backend)
-    usable = np.isfinite(root) & (np.abs(np.nan_to_num(root.astype(np.float64))) < case.largest / 4)
+        return comparison.failed(f"its replacement does not run in place: {error}")
+    if actual.shape != expected.shape:
+        return comparison.failed(f"in place its shape is {actual.shape} instead of {expected.shape}")
+    sizes = np.abs(np.nan_to_num(expected.astype(np.float64)))
+    usable = np.isfinite(expected) & (sizes < case.float_format.largest / 4)
     if not usable.any():
-        return _unseen(case, "the original's activations overflow there", after.backend)
-    gap = np.where(usable, difference(root, new), 0.0)
+        return comparison.not_observed("the original's activations overflow there")
     try:
-        allowed = _allowed(case, inputs, root.shape)
+        tolerance = _tolerance(case, feed, expected.shape)
     except Unsupported as reason:
-        worst.note(f"the oracle does not know {reason}; the runtime alone was the judge")
+        comparison.note(f"the oracle does not know {reason}; the runtime alone was the judge")
         try:
-            allowed = _by_noise(case, inputs, root, runtime)
+            tolerance = _tolerance_by_noise(case, feed, expected, runtime)
         except DoesNotRun as error:
-            return _failed(case, f"its nodes do not run alone: {error}", after.backend)
-    worst.see(gap, allowed, "on the model's own activations")
-    return worst.verdict("tap")
+            return comparison.failed(f"its nodes do not run alone: {error}")
+    gap = np.where(usable, difference(expected, actual), 0.0)
+    comparison.record(gap, tolerance, "on the model's own activations")
+    return comparison.verdict()
 
 
-def _of_seen_ranks(case: FoldCase, inputs: Mapping[str, Array]) -> FoldCase:
-    """The case with the ranks that were seen, where it was declared with others: a product on the last axis takes
-    any, and the file need not prove one."""
-    other = {s.name: s for s in case.sources if len(s.dims) != np.ndim(inputs[s.name])}
+def _with_ranks_of(case: FoldCase, feed: Mapping[str, Array]) -> FoldCase:
+    """The case with the ranks its sources have in the model, where it was declared with others.
+
+    A product on the last axis takes any rank, and the file need not prove one.
+    """
+    other = {s.name: s for s in case.sources if len(s.dims) != np.ndim(feed[s.name])}
     if not other:
         return case
     models = []
@@ -120,57 +100,65 @@ def _of_seen_ranks(case: FoldCase, inputs: Mapping[str, Array]) -> FoldCase:
         copy.CopyFrom(model)
         for value in copy.graph.input:
             source = other.get(value.name)
-            if source is not None:
-                rank, channels = np.ndim(inputs[value.name]), source.dims[source.channel]
-                last = channels if source.channel == len(source.dims) - 1 else None
-                dims = [*(f"d{axis}" for axis in range(rank - 1)), last or "channels"]
-                kind = value.type.tensor_type.elem_type
-                value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, dims))
+            if source is None:
+                continue
+            is_last = source.channel == len(source.dims) - 1
+            channels = source.dims[source.channel] if is_last else None
+            free = (f"d{axis}" for axis in range(np.ndim(feed[value.name]) - 1))
+            kind = value.type.tensor_type.elem_type
+            dims = [*free, channels or "channels"]
+            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, dims))
         models.append(copy)
     return replace(case, before=models[0], after=models[1])
 
 
-def _allowed(case: FoldCase, inputs: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
-    """Per output channel, broadcastable to the root's shape: what rounding may change at these activations."""
+def _tolerance(case: FoldCase, feed: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
+    """What rounding may change at these values, per channel: broadcastable to `shape`, the output's.
+
+    Evaluating magnitudes on whole tensors would cost as much as the network, so they come from a tile.
+
+    Raises:
+        Unsupported: the oracle does not know the nodes, or no tile fits them.
+    """
     first, second = Side(case, case.before), Side(case, case.after)
-    extents, stride = reach(case)
-    size = tuple(extent + stride + 1 for extent in extents) or (2,)
-    last: Exception = Unsupported("these sizes")
-    for feed in _tiles(case, inputs, size):
+    last: Exception | None = None
+    for tile in _tiles(case, feed):
         try:
-            before, after = first(feed), second(feed)
-        except (ValueError, IndexError, ZeroDivisionError) as error:
+            before, after = first.evaluate(tile), second.evaluate(tile)
+        except SIZE_ERRORS as error:
             last = error
             continue
-        total = after.fold(before) + before.run(spread=True) + after.run(spread=True)
-        total = np.broadcast_to(total, before.value.shape)
-        rank = len(shape)
-        if total.ndim != rank:
-            raise Unsupported("their rank")
-        likely = [axis % rank for axis in (case.sources[0].channel, 1, -1) if -rank <= axis < rank]
-        channel = next((axis for axis in likely if total.shape[axis] == shape[axis]), None)
-        axes = tuple(axis for axis in range(rank) if axis != channel)
-        return np.asarray(total.max(axes, keepdims=True))
+        return _per_channel(case, before, after, shape)
     raise Unsupported(f"these nodes at a small size ({last})")
 
 
-def _tiles(case: FoldCase, inputs: Mapping[str, Array], size: tuple[int, ...]) -> Iterable[dict[str, Array]]:
-    """Small constant inputs at the level of the activations; then one batch of the activations themselves."""
-    levels = {source.name: _level(inputs[source.name], source.channel, case.depth) for source in case.sources}
+def _per_channel(case: FoldCase, before: Evaluation, after: Evaluation, shape: tuple[int, ...]) -> Array:
+    """The bounds of both sides, the largest of each channel: (C,) among axes of size 1."""
+    rank = len(shape)
+    total = folding_bound(before, after) + runtime_bound(before, is_sample=True)
+    total = np.broadcast_to(total + runtime_bound(after, is_sample=True), before.value.shape)
+    if total.ndim != rank:
+        raise Unsupported("their rank")
+    likely = [axis % rank for axis in (case.sources[0].channel, 1, -1) if -rank <= axis < rank]
+    channel = next((axis for axis in likely if total.shape[axis] == shape[axis]), None)
+    return np.asarray(total.max(tuple(axis for axis in range(rank) if axis != channel), keepdims=True))
+
+
+def _tiles(case: FoldCase, feed: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+    """Constant feeds at the level of the intermediates: small ones, then at the size of one row of the batch."""
+    levels = {source.name: _level(feed[source.name], source.channel, case.depth) for source in case.sources}
     if len(case.sources) == 1:
         (source,) = case.sources
-        axes = max(len(source.space), 1)
         level = levels[source.name]
         if level.ndim == len(source.dims):
-            guess = source.shape(
-                1, (size * axes)[:axes]
-            )  # channels that nobody declared have a made-up number
-            shape = tuple(
-                known if known > 1 else made for known, made in zip(level.shape, guess, strict=True)
-            )
+            extents, stride = reach(case)
+            size = tuple(extent + stride + 1 for extent in extents) or (2,)
+            dims = source.shape(1, size)
+            # An axis of channels that the fold does not declare is free there, too, but has its levels.
+            shape = tuple(known if known > 1 else dim for known, dim in zip(level.shape, dims, strict=True))
             yield {source.name: np.broadcast_to(level, shape)}
     yield {
-        name: np.broadcast_to(level, (1, *np.shape(inputs[name])[1:]) if level.ndim > 1 else level.shape)
+        name: np.broadcast_to(level, (1, *np.shape(feed[name])[1:]) if level.ndim > 1 else level.shape)
         for name, level in levels.items()
     }
 
@@ -178,33 +166,25 @@ def _tiles(case: FoldCase, inputs: Mapping[str, Array], size: tuple[int, ...]) -
 def _level(value: Array, channel: int, depth: int) -> Array:
     """Per channel, a size that is rarely exceeded by many channels at once; shape (1, ..., C, ..., 1).
 
-    With few channels per sum that is the largest |x|. With many it is the root mean square, raised by how
-    much the most energetic position stands out.
+    With few channels per sum (`depth`) that is the largest |x|. With many it is 1.5 times the root mean square, raised
+    by how much the position with the most energy stands out.
     """
-    wide = np.abs(np.nan_to_num(np.asarray(value, dtype=np.float64), posinf=0.0, neginf=0.0))
-    if wide.ndim < 2:
-        return wide
-    others = tuple(axis for axis in range(wide.ndim) if axis != channel)
-    top = wide.max(others, keepdims=True)
-    if depth < 32:
+    sizes = np.abs(np.nan_to_num(np.asarray(value, dtype=np.float64), posinf=0.0, neginf=0.0))
+    if sizes.ndim < 2:
+        return sizes
+    others = tuple(axis for axis in range(sizes.ndim) if axis != channel)
+    top = sizes.max(others, keepdims=True)
+    if depth < _MANY_CHANNELS:
         return np.asarray(top)
-    square = np.square(wide)
-    energy = square.mean(channel)
+    squares = np.square(sizes)
+    energy = squares.mean(channel)
     peak = float(energy.max() / energy.mean()) if energy.any() else 1.0
-    return np.asarray(np.minimum(top, 1.5 * np.sqrt(peak * square.mean(others, keepdims=True))))
+    return np.asarray(np.minimum(top, 1.5 * np.sqrt(peak * squares.mean(others, keepdims=True))))
 
 
-def _by_noise(case: FoldCase, inputs: Mapping[str, Array], root: Array, runtime: Runtime) -> Array:
+def _tolerance_by_noise(
+    case: FoldCase, feed: Mapping[str, Array], expected: Array, runtime: Runtime
+) -> Array:
     with open_session(case.before, runtime) as before:
-        return ulps_tolerance(root, [before.run(nudge_feed(inputs, seed))[case.output] for seed in (1, 2)])
-
-
-def _unseen(case: FoldCase, why: str, judge: str = "onnxruntime") -> FoldVerdict:
-    message = f"'{case.output}' was not observed: {why}"
-    return FoldVerdict(case.output, Status.NOT_OBSERVED, "tap", 0.0, 0.0, judge, message)
-
-
-def _failed(case: FoldCase, message: str, judge: str = "onnxruntime") -> FoldVerdict:
-    return FoldVerdict(
-        case.output, Status.FAILED, "tap", float("inf"), 0.0, judge, f"'{case.output}': {message}"
-    )
+        nudged: list[Any] = [before.run(nudge_feed(feed, seed))[case.output] for seed in (1, 2)]
+    return measured_bound(expected, nudged)

@@ -1,207 +1,241 @@
 """What to feed a fold so that a fault shows.
 
 * *Zeros* read the biases, and where padding meets them.
-* *Sparse impulses* read the taps: a few channels at one position, so that each output sums few terms and its
+* *Sparse impulses* read the kernels' taps: a few channels at one position, so that each output sums few terms and its
   rounding is small beside one weight. Random amplitudes tell channels apart.
-* *Noise* of both signs at sizes of 1 .. k + 2 per axis, where the border is everywhere, and at one ordinary
-  size.
+* *Noise* of both signs at sizes of 1 .. k + 2 per axis, where padding is everywhere, and at one ordinary size.
 
-A position costs one product per weight, so the number of positions is bounded by the number of weights.
+A position takes one product per weight, so the number of positions is bounded by the number of weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from onnx_repfuse.verifier.distance import Array
 from onnx_repfuse.verifier.folds.fold_case import FoldCase, Source, reach
 
-__all__ = ["RULES", "Stimulus", "stimuli"]
+__all__ = ["SIZE_RULES", "SizeRule", "Stimulus", "candidate_rules", "shared_rules", "stimuli"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
-_PRODUCTS = 60_000_000
-_POSITIONS = (110, 2000)
-_AMPLITUDE = 8.0, 64.0  # for float32 and better, and for coarser formats, where a bias hides more
-
-RULES = (
-    lambda s: s,
-    lambda s: (s + 1) // 2,
-    lambda s: s // 2,
-    lambda s: 2 * s,
-    lambda s: s - 2,
-    lambda s: s + 2,
-    lambda s: (s - 1) // 2,
-    lambda s: s - 1,
-    lambda s: s + 1,
-    lambda s: (s + 3) // 4,
-    lambda s: 4 * s,
-    lambda s: s - 4,
-    lambda s: s + 4,
-    lambda s: 2 * s - 1,
-    lambda s: 2 * s + 1,
-    lambda s: (s + 2) // 3,
-)
-"""How the size of another source may follow from that of the first; found by trying."""
+_PRODUCTS = 60_000_000  # that all stimuli of a fold take together
+_POSITIONS = (110, 2000)  # at least and at most, whatever the number of weights
 
 
-@dataclass(frozen=True)
-class Stimulus:
-    """One feed of the fold's sources, with a word for what it is."""
+class SizeRule(NamedTuple):
+    """How the size of a source may follow from that of the first: (factor * size + offset) // divisor."""
+
+    factor: int = 1
+    offset: int = 0
+    divisor: int = 1
+
+    def __call__(self, size: int) -> int:
+        return (self.factor * size + self.offset) // self.divisor
+
+
+# What strides, paddings and resizing between the sources of one fold lead to; the first is "equal".
+SIZE_RULES = tuple(
+    SizeRule(*rule)
+    for rule in [
+        (1, 0, 1), (1, 1, 2), (1, 0, 2), (2, 0, 1), (1, -2, 1), (1, 2, 1), (1, -1, 2), (1, -1, 1),
+        (1, 1, 1), (1, 3, 4), (4, 0, 1), (1, -4, 1), (1, 4, 1), (2, -1, 1), (2, 1, 1), (1, 2, 3),
+    ]
+)  # fmt: skip
+Rules = tuple[SizeRule, ...]
+
+
+class Stimulus(NamedTuple):
+    """One feed of the fold's sources, with a word for what it is: "border", "impulse" or "noise"."""
 
     kind: str
     feed: dict[str, Array]
 
 
-def stimuli(case: FoldCase, rules: tuple[int, ...], seed: int = 0) -> Iterator[Stimulus]:
+@dataclass(frozen=True)
+class _Probe:
+    """Rows of one kind at one size of the first source, before they are cut into the batches the fold takes."""
+
+    kind: str
+    size: tuple[int, ...]
+    rows: int
+    fill: Callable[[Source, tuple[int, ...]], Array]  # (source, its shape) -> its values
+
+
+def shared_rules(sources: int) -> Iterator[Rules]:
+    """Rules to try for the sizes of several sources: one rule for all but the first."""
+    for rule in SIZE_RULES if sources > 1 else SIZE_RULES[:1]:
+        yield (SIZE_RULES[0], *(rule,) * (sources - 1))
+
+
+def candidate_rules(sources: int) -> Iterator[Rules]:
+    """More rules to try: all sizes equal, one source by another rule, then `shared_rules`."""
+    equal = (SIZE_RULES[0],) * sources
+    yield equal
+    for position, rule in itertools.product(range(1, sources), SIZE_RULES[1:]):
+        yield (*equal[:position], rule, *equal[position + 1 :])
+    yield from shared_rules(sources)
+
+
+def stimuli(case: FoldCase, rules: Rules, seed: int = 0) -> Iterator[Stimulus]:
     """All probes of a fold, smallest sizes first.
 
     Args:
         case: the fold.
-        rules: per source, the index into RULES that gives its size; 0 for the first.
+        rules: how the size of each source follows from that of the first.
         seed: of the random values.
     """
     rng = np.random.default_rng(seed)
-    extents, stride = reach(case)
-    axes = max((len(source.space) for source in case.sources), default=0)
-    extents = (extents + (extents[-1:] or (1,)) * axes)[:axes]
+    for probe in _probes(case, rng):
+        yield from _feeds(case, rules, probe)
+
+
+def _probes(case: FoldCase, rng: np.random.Generator) -> Iterator[_Probe]:
     budget = int(np.clip(_PRODUCTS // max(case.weights, 1), *_POSITIONS))
+    axes = max((len(source.space) for source in case.sources), default=0)
     if not axes:
-        yield from _rows(case, rules, (), rng, "noise", ["zeros", *["noise"] * 3])
-        yield from _impulses(case, rules, (), rng, 1, max(4, budget // 4))
+        yield _noise("noise", (), 4, True, rng)
+        yield from _impulses(case, (), 1, max(4, budget // 4), rng)
         return
-    yield from _small(case, rules, extents, rng, budget // 3)
-    around = tuple(2 * extent - 1 if extent < 8 else extent + 2 for extent in extents)
-    inside = tuple(max(1, extent) for extent in extents)
-    size = around if int(np.prod(around)) * 4 <= budget // 2 else inside
-    rows = max(4, budget // 2 // int(np.prod(size)))
-    yield from _impulses(case, rules, size, rng, stride, rows)
+    extents, stride = reach(case)
+    extents = (extents + (extents[-1:] or (1,)) * axes)[:axes]
+    for size, rows in _border_sizes(extents, budget // 3):
+        yield _noise("border", size, rows, rows > 1, rng)
+
+    # At 2k - 1, every tap reads the middle from an output whose window meets no padding.
+    size = tuple(2 * extent - 1 if extent < 8 else extent + 2 for extent in extents)
+    if math.prod(size) * 4 > budget // 2:
+        size = tuple(max(1, extent) for extent in extents)
+    yield from _impulses(case, size, stride, max(4, budget // 2 // math.prod(size)), rng)
+
     ordinary = tuple(extent + 2 * stride + 4 + axis for axis, extent in enumerate(extents))
-    if int(np.prod(ordinary)) > budget:
-        ordinary = tuple(
-            extent // (2 if extent > 7 else 1) + stride + axis for axis, extent in enumerate(extents)
-        )
-    yield from _rows(case, rules, ordinary, rng, "noise", ["noise"])
+    if math.prod(ordinary) > budget:
+        halved = (extent // 2 if extent > 7 else extent for extent in extents)
+        ordinary = tuple(extent + stride + axis for axis, extent in enumerate(halved))
+    yield _noise("noise", ordinary, 1, False, rng)
 
 
-def _small(
-    case: FoldCase, rules: tuple[int, ...], extents: tuple[int, ...], rng: np.random.Generator, budget: int
-) -> Iterator[Stimulus]:
-    """Sizes from 1 to k + 2 on every axis, out of step with each other, until the budget is spent."""
+def _border_sizes(extents: tuple[int, ...], budget: int) -> Iterator[tuple[tuple[int, ...], int]]:
+    """(sizes from 1 to k + 2 on every axis, rows for each), until the budget of positions is spent.
+
+    The axes are out of step with each other, so that one is small where another is large.
+    """
     choices = []
     for axis, extent in enumerate(extents):
         sizes = sorted({1, 2, 3, extent // 2 + 1, extent - 1, extent, extent + 1, extent + 2} - {0})
         if extent <= 5:
             sizes = list(range(1, extent + 3))
-        choices.append(sizes[axis % len(sizes) :] + sizes[: axis % len(sizes)])
+        shift = axis % len(sizes)
+        choices.append(sizes[shift:] + sizes[:shift])
     longest = max(len(sizes) for sizes in choices)
-    picked = [tuple(sizes[i % len(sizes)] for sizes in choices) for i in range(longest)]
+    combined = [tuple(sizes[i % len(sizes)] for sizes in choices) for i in range(longest)]
     spent = 0
-    for i, size in enumerate(dict.fromkeys(sorted(picked, key=np.prod))):
-        kinds = ["zeros", "noise"] if i % 2 == 0 else ["noise"]
-        cost = int(np.prod(size)) * len(kinds)
-        if i > 1 and spent + cost > budget and (i != longest - 2 or max(extents) > 7):
-            continue
-        spent += cost
-        yield from _rows(case, rules, size, rng, "border", kinds)
+    for i, size in enumerate(dict.fromkeys(sorted(combined, key=math.prod))):
+        rows = 2 if i % 2 == 0 else 1  # the first of two is zeros
+        cost = math.prod(size) * rows
+        # The two smallest are cheap. The last but one, k + 1, is the first with two outputs that meet no padding.
+        is_due = i < 2 or (i == longest - 2 and max(extents) <= 7)
+        if is_due or spent + cost <= budget:
+            spent += cost
+            yield size, rows
 
 
-def _packed(case: FoldCase, made: dict[str, Array]) -> tuple[dict[str, Array], int]:
-    """Rows of impulses as fewer rows with one impulse at each position."""
-    flat = {s.name: np.moveaxis(made[s.name], s.channel, -1) for s in case.sources}
-    places = min(int(np.prod(one.shape[1:-1])) for one in flat.values())
-    if places < 2:
-        return made, len(next(iter(made.values())))
-    packed = {}
-    for source in case.sources:
-        data = flat[source.name]
-        count = -(-len(data) // places)
-        rows = data.reshape(len(data), -1, data.shape[-1])
-        result = np.zeros((count, *rows.shape[1:]), data.dtype)
-        for number, row in enumerate(rows):
-            result[number // places] += np.roll(row, number % places, axis=0)
-        whole = result.reshape(count, *data.shape[1:])
-        packed[source.name] = np.ascontiguousarray(np.moveaxis(whole, -1, source.channel))
-    return packed, count
-
-
-def _rows(
-    case: FoldCase,
-    rules: tuple[int, ...],
-    size: tuple[int, ...],
-    rng: np.random.Generator,
-    kind: str,
-    kinds: list[str],
-) -> Iterator[Stimulus]:
-    def make(source: Source, shape: tuple[int, ...]) -> Array:
+def _noise(
+    kind: str, size: tuple[int, ...], rows: int, zeros_first: bool, rng: np.random.Generator
+) -> _Probe:
+    def fill(source: Source, shape: tuple[int, ...]) -> Array:
         data = rng.standard_normal(shape)
-        for row, what in enumerate(kinds):
-            if what == "zeros" and row < len(data):
-                data[row] = 0
+        if zeros_first:
+            data[0] = 0
         return data.astype(source.dtype)
 
-    yield from _split(case, rules, size, len(kinds), kind, make)
+    return _Probe(kind, size, rows, fill)
 
 
 def _impulses(
-    case: FoldCase,
-    rules: tuple[int, ...],
-    size: tuple[int, ...],
-    rng: np.random.Generator,
-    stride: int,
-    rows: int,
-) -> Iterator[Stimulus]:
-    """Rows in which a block of channels is set at one position near the middle, for one source at a time."""
-    positions = stride ** len(size)
-    block, amplitude = (64, _AMPLITUDE[0]) if case.unit < 1e-6 else (8, _AMPLITUDE[1])
+    case: FoldCase, size: tuple[int, ...], stride: int, rows: int, rng: np.random.Generator
+) -> Iterator[_Probe]:
+    """Rows in which a block of channels is set at one position near the middle, for one source at a time.
+
+    Positions differ by up to the stride, since a strided kernel reads each with other taps.
+    """
+    phases = list(itertools.product(range(stride), repeat=len(size)))
+    is_short = case.float_format.unit_roundoff >= 1e-6
+    block, amplitude = (8, 64.0) if is_short else (64, 8.0)  # a short format hides more, of a bias above all
     blocks = -(-case.depth // block)
-    rows = min(max(rows, positions), blocks * positions)
-    blocks = max(1, rows // positions)
+    rows = min(max(rows, len(phases)), blocks * len(phases))
+    blocks = max(1, rows // len(phases))
+
+    def values(source: Source, shape: tuple[int, ...]) -> Array:
+        data = np.zeros(shape)
+        channels = np.moveaxis(data, source.channel, 1)  # a view, (rows, C, *space)
+        block_of = np.arange(shape[source.channel]) % case.depth * blocks // case.depth
+        for row in range(len(data)):
+            live = np.flatnonzero(block_of == row % rows // len(phases) % blocks)
+            shifts = itertools.chain(phases[row % len(phases)], itertools.repeat(0))
+            middle = ((n // 2 + shift) % n for n, shift in zip(channels.shape[2:], shifts, strict=False))
+            where: Any = (row, live, *middle)
+            sign = rng.choice([-1.0, 1.0], len(live))
+            channels[where] = amplitude * sign * rng.uniform(0.5, 2.0, len(live))
+        return data.astype(source.dtype)
+
     for chosen in case.sources:
 
-        def make(source: Source, shape: tuple[int, ...], chosen: Source = chosen) -> Array:
-            data = np.zeros(shape)
-            if source is not chosen:
-                return data.astype(source.dtype)
-            channels = shape[source.channel]
-            owner = np.arange(channels) % case.depth * blocks // case.depth
-            view = np.moveaxis(data, source.channel, 1)
-            for row in range(len(data)):
-                live = np.flatnonzero(owner == (row % rows) // positions % blocks)
-                shift = np.unravel_index(row % positions, (stride,) * len(size)) if size else ()
-                at = [
-                    (n // 2 + int(shift[i]) if i < len(shift) else n // 2) % n
-                    for i, n in enumerate(view.shape[2:])
-                ]
-                sign = rng.choice([-1.0, 1.0], len(live))
-                where: Any = (row, live, *at)
-                view[where] = amplitude * sign * rng.uniform(0.5, 2.0, len(live))
-            return data.astype(source.dtype)
+        def fill(source: Source, shape: tuple[int, ...], chosen: Source = chosen) -> Array:
+            return values(source, shape) if source is chosen else np.zeros(shape, source.dtype)
 
-        yield from _split(case, rules, size, rows, "impulse", make)
+        yield _Probe("impulse", size, rows, fill)
 
 
-def _split(
-    case: FoldCase, rules: tuple[int, ...], size: tuple[int, ...], rows: int, kind: str, make: Any
-) -> Iterator[Stimulus]:
-    """The feed; several of them where the batch is not free."""
-    sizes = [tuple(RULES[rule](s) for s in size) for rule in rules]
-    shapes = [s.shape(rows, one or (1,)) for s, one in zip(case.sources, sizes, strict=True)]
-    if any(0 in shape or min(shape, default=1) < 1 for shape in shapes):
+def _feeds(case: FoldCase, rules: Rules, probe: _Probe) -> Iterator[Stimulus]:
+    """The feed of a probe, or several with fewer rows each where a source has a fixed batch."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for source, rule in zip(case.sources, rules, strict=True):
+        sizes = tuple(rule(size) for size in probe.size) or (1,)
+        shapes[source.name] = shape = source.shape(probe.rows, sizes)
+        if min(shape, default=1) < 1:  # too small for this rule
+            return
+    batches = [source.batch for source in case.sources if source.batch is not None]
+    if not batches:
+        feed = {source.name: probe.fill(source, shapes[source.name]) for source in case.sources}
+        yield Stimulus(probe.kind, feed)
         return
-    fixed = [source.dims[0] for source in case.sources if source.dims and source.dims[0] is not None]
-    if not fixed:
-        yield Stimulus(kind, {s.name: make(s, shape) for s, shape in zip(case.sources, shapes, strict=True)})
-        return
-    wide = [(max(rows, shape[0]), *shape[1:]) for shape in shapes]
-    made = {s.name: make(s, shape) for s, shape in zip(case.sources, wide, strict=True)}
-    if kind == "impulse" and case.is_per_position:
-        made, rows = _packed(case, made)
-    for row in range(0, rows, max(fixed)):
+    data: dict[str, Array] = {}
+    for source in case.sources:
+        batch, *others = shapes[source.name]
+        data[source.name] = probe.fill(source, (max(probe.rows, batch), *others))
+    rows = probe.rows
+    if probe.kind == "impulse" and case.is_per_position:
+        data, rows = _packed(case, data)
+    for first in range(0, rows, max(batches)):
         feed = {}
-        for source, shape in zip(case.sources, shapes, strict=True):
-            take = [(row + i) % rows for i in range(shape[0])] if source.dims[0] is not None else [row]
-            feed[source.name] = np.ascontiguousarray(made[source.name][take])
-        yield Stimulus(kind, feed)
+        for source in case.sources:
+            taken = [(first + i) % rows for i in range(source.batch or 1)]
+            feed[source.name] = np.ascontiguousarray(data[source.name][taken])
+        yield Stimulus(probe.kind, feed)
+
+
+def _packed(case: FoldCase, data: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
+    """(rows of impulses as fewer rows with one impulse at each position, their number).
+
+    Only for folds that treat every position alone: (rows, *space, C) -> (rows / positions, *space, C).
+    """
+    channels_last = {s.name: np.moveaxis(data[s.name], s.channel, -1) for s in case.sources}
+    positions = min(math.prod(array.shape[1:-1]) for array in channels_last.values())
+    if positions < 2:
+        return dict(data), len(next(iter(data.values())))
+    packed = {}
+    for source in case.sources:
+        array = channels_last[source.name]
+        rows = array.reshape(len(array), -1, array.shape[-1])
+        count = -(-len(array) // positions)
+        result = np.zeros((count, *rows.shape[1:]), array.dtype)
+        for number, row in enumerate(rows):
+            result[number // positions] += np.roll(row, number % positions, axis=0)
+        whole = result.reshape(count, *array.shape[1:])
+        packed[source.name] = np.ascontiguousarray(np.moveaxis(whole, -1, source.channel))
+    return packed, count
