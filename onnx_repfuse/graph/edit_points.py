@@ -1,7 +1,8 @@
-"""Changing a scope: new nodes for a tensor, dead nodes out; and the difference to the input, as an `Edit`."""
+"""The places where a scope is changed, and what changed since it was read, as an `Edit` of the file."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
@@ -37,7 +38,7 @@ def replace_nodes(scope: Scope, replaced: Mapping[int, Sequence[gs.Node]]) -> No
 
 
 def replace_aliases(scope: Scope, aliases: Mapping[str, str]) -> None:
-    """Let every reader of an alias read the tensor it stands for, through chains of aliases."""
+    """Let every consumer of an alias read the tensor it stands for, through chains of aliases."""
 
     def target(name: str) -> str:
         while name in aliases:
@@ -52,19 +53,16 @@ def replace_aliases(scope: Scope, aliases: Mapping[str, str]) -> None:
 
 def remove_dead_nodes(scope: Scope, alive: set[int]) -> None:
     """Remove the nodes of `alive` (ids of nodes that were needed before) that nobody needs any more."""
-    count: dict[str, int] = {}
-    for node in scope.nodes:
-        for tensor in node.inputs:
-            count[tensor.name] = count.get(tensor.name, 0) + 1
+    fan_out = Counter(tensor.name for node in scope.nodes for tensor in node.inputs)
     kept: list[gs.Node] = []
     for node in reversed(scope.nodes):
         names = [t.name for t in node.outputs if t.name]
-        needed = any(count.get(n) or n in scope.outputs or n in scope.captured for n in names)
-        if needed or id(node) not in alive:
+        is_needed = any(fan_out[name] or scope.is_seen(name) for name in names)
+        if is_needed or id(node) not in alive:
             kept.append(node)
             continue
         for tensor in node.inputs:
-            count[tensor.name] -= 1
+            fan_out[tensor.name] -= 1
     scope.nodes = kept[::-1]
     scope.index()
 
@@ -96,26 +94,31 @@ def scope_edit(scope: Scope, used: set[str], kept_inputs: set[str]) -> Edit:
         used: `used_names` of all scopes, now.
         kept_inputs: initializers that stay even when unused, being part of the interface.
     """
-    edit, proto = Edit(), scope.proto
-    present = {scope.anchor[id(n)]: n for n in scope.nodes if id(n) in scope.original}
-    made = {t.name for node in scope.nodes for t in node.outputs}
-    for position, node in enumerate(proto.node):
-        current = present.get(position)
-        if current is None:
-            edit.removed_nodes.add(position)
-            edit.removed_values.update(n for n in node.output if n and n not in made)
-            continue
-        moved = {
-            old: t.name for old, t in zip(node.input, current.inputs, strict=True) if old and old != t.name
-        }
-        if moved:
-            edit.rewired[position] = moved
+    edit = Edit()
+    _edit_present_nodes(edit, scope)
     for node in scope.nodes:
         if id(node) not in scope.original:
             edit.inserted.setdefault(scope.anchor[id(node)], []).append(to_proto(node))
+    # what was unused before is not ours to remove
     edit.removed_initializers = (scope.initializers.keys() - used - kept_inputs) & scope.used_before
     edit.removed_values |= edit.removed_initializers
     for name, const in scope.created.items():
         if name in used:
             edit.new_tensors.append(NewTensor(name, const.data_type, const.shape, const.read))
     return edit
+
+
+def _edit_present_nodes(edit: Edit, scope: Scope) -> None:
+    """Nodes that were removed, and inputs that nodes now read under other names."""
+    present = {scope.anchor[id(node)]: node for node in scope.nodes if id(node) in scope.original}
+    computed = {t.name for node in scope.nodes for t in node.outputs}
+    for position, proto in enumerate(scope.proto.node):
+        node = present.get(position)
+        if node is None:
+            edit.removed_nodes.add(position)
+            edit.removed_values.update(set(proto.output) - computed - {""})
+            continue
+        names = zip(proto.input, [t.name for t in node.inputs], strict=True)
+        renamed = {before: now for before, now in names if before not in ("", now)}
+        if renamed:
+            edit.rewired[position] = renamed
