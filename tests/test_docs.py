@@ -16,9 +16,10 @@ import pytest
 
 from models.planned import table
 from onnx_repfuse import lift
+from onnx_repfuse.algebra.kernels import Stored
 from onnx_repfuse.cli.main import main
-from onnx_repfuse.lift import batchnorm_arithmetic
-from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from onnx_repfuse.graph.operators import OPERATORS, channel_rules, facts
+from onnx_repfuse.lift import linear_op
 from tests import doc_tables
 from tests.build import Net, check
 
@@ -73,18 +74,41 @@ def test_snippets(page, folder, capsys):
         exec(compile(block, page, "exec"), names)
 
 
-def test_the_operator_in_twenty_lines(monkeypatch):
-    """CONTRIBUTING's lift function, in place of our own, passes CONTRIBUTING's test."""
-    lifting, testing = (
-        block for language, block in BLOCK.findall(TEXTS["CONTRIBUTING.md"]) if language == "python"
-    )
-    assert len(lifting.splitlines()) <= 20
-    names = {**vars(batchnorm_arithmetic), "FLOAT_FORMATS": FLOAT_FORMATS, "Net": Net, "check": check}
-    exec(compile(lifting + testing, "CONTRIBUTING.md", "exec"), names)
-    called = []
-    monkeypatch.setitem(lift._LIFTS, "Neg", lambda *given: called.append(given) or names["lift_neg"](*given))
-    names["test_neg"]()
-    assert called
+CONTRIBUTING = [block for language, block in BLOCK.findall(TEXTS["CONTRIBUTING.md"]) if language == "python"]
+
+
+@pytest.mark.parametrize(("operator", "test"), list(zip(CONTRIBUTING[::2], CONTRIBUTING[1::2], strict=True)))
+def test_the_operator_in_twenty_lines(operator, test, monkeypatch):
+    """CONTRIBUTING's record and lift function, in place of our own, pass its test, which fails without them."""
+    assert len(operator.splitlines()) <= 20
+    names = {
+        **vars(facts),
+        **vars(channel_rules),
+        **vars(linear_op),
+        "Net": Net,
+        "check": check,
+        "Stored": Stored,
+    }
+    exec(compile(operator, "CONTRIBUTING.md", "exec"), names, added := {})
+    exec(compile(test, "CONTRIBUTING.md", "exec"), names)
+    names.update(added)
+    (record,) = (value for value in added.values() if isinstance(value, facts.Operator))
+    lifts = [value for name, value in added.items() if name.startswith("lift_")]
+    (run,) = (value for name, value in names.items() if name.startswith("test_"))
+    monkeypatch.setitem(OPERATORS, record.name, facts.Operator(record.name))
+    monkeypatch.delitem(lift._LIFTS, record.name, raising=False)
+    with pytest.raises(AssertionError):
+        run()
+    monkeypatch.setitem(OPERATORS, record.name, record)
+    for function in lifts:
+        monkeypatch.setitem(lift._LIFTS, record.name, function)
+    run()
+
+
+def test_contributing_shows_a_pointwise_operator_a_view_and_an_index_map():
+    assert re.findall("^[A-Z_]+ = Operator", "".join(CONTRIBUTING[::2]), re.MULTILINE) == [
+        f"{name} = Operator" for name in ("SOFTSIGN", "NEG", "GLOBAL_AVERAGE_POOL", "GATHER")
+    ]
 
 
 def test_the_hook_fuses_once_and_then_leaves_alone(folder):
