@@ -133,7 +133,10 @@ def verify(
     rtol: float | None = None,
     atol: float | None = None,
 ) -> Verification:
-    """Compare the outputs of two models with one interface, calibrated by the original's own noise.
+    """Compare the outputs of two models that have the same inputs and outputs.
+
+    The tolerance is a multiple of the noise: how far the original's outputs move when its inputs or weights change
+    by one unit in the last place.
 
     Args:
         original, fused: files, or models in memory.

@@ -1,4 +1,4 @@
-"""Why something was not folded: an enumeration a test can assert, with prose a user can read."""
+"""Why something was not folded: an enumeration for programs, each with a clause for people."""
 
 from __future__ import annotations
 
@@ -42,23 +42,27 @@ class Reason(str, Enum):
         return self.value
 
 
+# Three of them by example:
+# - BORDER: conv(pad(x + b)). The padding adds zeros after b was added; a bias of the Conv would count b there, too.
+# - GRID: conv1(x) + conv2(x) with strides 1 and 2 have no common positions to add at.
+# - POOLING: at the border the average divides by less, but the weights of a Conv are the same everywhere.
 _PROSE = {
-    Reason.BORDER: "the zero padding of the outer operator does not see the inner bias, so the border would differ",
-    Reason.GRID: "the operands do not sample the same positions",
-    Reason.SHAPE: "the shapes are not known well enough to prove that it is exact",
+    Reason.BORDER: "the padding between them holds zeros instead of the first one's bias, so the border would differ",
+    Reason.GRID: "the operators compute their outputs at different positions of the input",
+    Reason.SHAPE: "the file does not say enough about shapes to prove that the fold is exact",
     Reason.BROADCAST: "an operand broadcasts, or may broadcast, over space or batch",
-    Reason.COST: "the folded form would cost more than its parts",
-    Reason.READERS: "its input has another reader, so folding would compute it twice",
+    Reason.COST: "the folded operator would be more expensive than the separate ones",
+    Reason.READERS: "its input has another consumer, so folding would compute it twice",
     Reason.TRAINING: "it runs in training mode: call model.eval() before export",
     Reason.SPATIAL: "its statistics are per position (spatial=0), not per channel",
     Reason.PADDING: "it pads with negative, non-zero, unknown or non-constant values",
-    Reason.POOLING: "it divides by fewer values at the border (count_include_pad=0 or ceil_mode)",
-    Reason.OVERRIDABLE: "its weights are graph inputs that the caller may override (see --freeze-initializers)",
+    Reason.POOLING: "it averages over fewer values at the border (count_include_pad=0 or ceil_mode)",
+    Reason.OVERRIDABLE: "its weights are graph inputs, which the caller may set (see --freeze-initializers)",
     Reason.QUANTIZED: "its weights or activations are quantized: fuse before you quantize",
     Reason.NON_FINITE: "its parameters contain NaN or infinity",
     Reason.OVERFLOW: "the folded weights would overflow the model's data type",
-    Reason.IDIOM: "it belongs to an activation or normalization that runtimes fuse as a whole",
-    Reason.OPSET: "it belongs to a HardSwish, which is an operator of its own only from opset 14 on",
+    Reason.IDIOM: "it is part of an activation or normalization that runtimes fuse as a whole",
+    Reason.OPSET: "it is part of a HardSwish, which is an operator only from opset 14 on",
     Reason.VERIFICATION: "the fold did not pass verification and was undone",
     Reason.UNSUPPORTED: "this form of the operator is not handled",
 }

@@ -1,4 +1,4 @@
-"""What to do next: a sentence for each cause in the user's hand that kept something whole or may slow it down."""
+"""What the user can do about refusals, and the order they are shown in."""
 
 from __future__ import annotations
 
@@ -10,44 +10,46 @@ from onnx_repfuse.records.report import Refusal, Report
 __all__ = ["advice", "brief", "by_reason"]
 
 _ADVICE = {
-    Reason.TRAINING: "the model was exported in training mode, in which BatchNormalization depends on the batch and "
-    "Dropout on chance; call model.eval() before the export, do not ask it for training mode, and fuse again",
+    Reason.TRAINING: "the model was exported in training mode, where BatchNormalization depends on the batch and "
+    "Dropout is random; call model.eval() before the export, leave out training=TrainingMode.TRAINING, and fuse again",
     Reason.QUANTIZED: "a quantized model cannot be fused, since its scales belong to the weights as they are; fuse "
     "the float model it was made from, then quantize the result",
-    Reason.OVERRIDABLE: "initializers that are graph inputs, too, may be set by the caller; if nobody does, "
+    Reason.OVERRIDABLE: "initializers that are also graph inputs may be set by the caller; if nobody sets them, "
     "--freeze-initializers folds them",
     Reason.SHAPE: "the file does not say enough about shapes to prove more; export with fixed input sizes, or write "
     "them into the file with onnx.tools.update_model_dims (--input-shape is for verification only)",
-    Reason.NON_FINITE: "NaN or infinity in the parameters is what training or conversion left behind; look at the "
-    "nodes named above before anything else",
-    Reason.OPSET: "HardSwish is written out, as the model's opset has no operator for it, and OpenVINO alone fuses "
-    "what stands there; convert the original, not this result, to opset 14 (onnx.version_converter.convert_version) "
-    "and fuse that: it becomes one operator, which ONNX Runtime runs faster, too",
+    Reason.NON_FINITE: "training or conversion left NaN or infinity in the parameters; look at the nodes named above "
+    "before anything else",
+    Reason.OPSET: "HardSwish is decomposed, since the model's opset has no operator for it, and only OpenVINO fuses "
+    "its parts; convert the original, not this result, to opset 14 (onnx.version_converter.convert_version) and fuse "
+    "that: HardSwish becomes one operator, which is faster in ONNX Runtime, too",
 }
-_LAST = (Reason.IDIOM,)  # nothing to be done about
+_LAST = (Reason.IDIOM,)  # such nodes are as they should be
 
 
 def advice(report: Report) -> tuple[str, ...]:
-    """Sentences without a full stop, one for each reason among the refusals that the user can do something about."""
-    found = {refusal.reason for refusal in report.refusals}
-    return tuple(text for reason, text in _ADVICE.items() if reason in found)
+    """Sentences without a full stop, one for each reason that the user can do something about."""
+    reasons = {refusal.reason for refusal in report.refusals}
+    return tuple(text for reason, text in _ADVICE.items() if reason in reasons)
 
 
 def by_reason(refusals: Iterable[Refusal]) -> list[tuple[Reason, list[Refusal]]]:
-    """The refusals of each reason, what the user can act on first, idioms last, else the most frequent first."""
+    """The refusals of each reason: first what the user can act on, last protected patterns, else the most frequent."""
     grouped: dict[Reason, list[Refusal]] = {}
     for refusal in refusals:
         grouped.setdefault(refusal.reason, []).append(refusal)
-    return sorted(
-        grouped.items(),
-        key=lambda item: (item[0] in _LAST, item[0] not in _ADVICE, -len(item[1]), str(item[0])),
-    )
+
+    def rank(group: tuple[Reason, list[Refusal]]) -> tuple[bool, bool, int, str]:
+        reason, members = group
+        return reason in _LAST, reason not in _ADVICE, -len(members), str(reason)
+
+    return sorted(grouped.items(), key=rank)
 
 
 def brief(refusal: Refusal) -> str:
-    """The sentence, or the nodes alone where it says no more than the reason it stands under."""
+    """The sentence, or its nodes alone where it says no more than the reason above it."""
     for verb in ("stays", "stay apart"):
-        short = refusal.message.removesuffix(f" {verb}: {refusal.reason.prose}.")
-        if short != refusal.message:
-            return short
+        nodes = refusal.message.removesuffix(f" {verb}: {refusal.reason.prose}.")
+        if nodes != refusal.message:
+            return nodes
     return refusal.message

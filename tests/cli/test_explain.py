@@ -33,15 +33,15 @@ def test_by_the_name_of_its_tensor():
     assert "Fused" in explain(str(MODELS / "acnet.train.onnx"), "/0/square/bn/BatchNormalization_output_0")
 
 
-def test_a_node_with_another_reader():
+def test_a_node_whose_input_has_another_consumer():
     text = explain(str(FASTVIT), "/stages.2/blocks/blocks.0/norm/BatchNormalization")
     assert "Not fused (readers)" in text
-    assert "In general: its input has another reader" in text
+    assert "In general: its input has another consumer" in text
     assert "_fused' would be made of '/stages.2/pos_emb/" in text
     assert "as it is: 0 MACs" in text
 
 
-def test_a_pair_that_is_dearer_as_one():
+def test_a_pair_that_is_more_expensive_as_one():
     text = explain(str(FASTVIT), "/stages.1/blocks/blocks.0/mlp/fc1/Conv")
     assert "Not fused (cost)" in text
     assert "Conv 7x7 16->32" in text
