@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.options import Options
-from onnx_repfuse.pipeline.make_report import describe
+from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import make_plan
 from onnx_repfuse.pipeline.run import run
 from onnx_repfuse.records.report import Report
@@ -122,7 +122,7 @@ def plan(model: Model, options: Options | None = None) -> Report:
     chosen = options or Options()
     with document_of(model) as document:
         name = str(model) if isinstance(model, str | os.PathLike) else ""
-        return describe(make_plan(document, chosen), name=name)
+        return make_report(make_plan(document, chosen), name=name)
 
 
 def verify(

@@ -14,7 +14,7 @@ from onnx_repfuse.errors import InputError
 from onnx_repfuse.graph.load import read_scopes
 from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.options import Options
-from onnx_repfuse.pipeline.make_report import describe
+from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import make_plan
 from onnx_repfuse.planner.candidates import Candidate, Entry
 from onnx_repfuse.planner.cost import Price
@@ -45,7 +45,7 @@ def explain(model: str, node: str, options: Options | None = None) -> str:
         before = read_scopes(document, freeze_initializers=chosen.freeze_initializers)
         op = _op(before, node)
         planned = make_plan(document, chosen)
-        report = describe(planned, name=str(model))
+        report = make_report(planned, name=str(model))
     folds = [fold for fold in report.folds if any(_is(ref, node) for ref in fold.absorbed)]
     lines = [f"{clean(op)} '{clean(node)}'"]
     covers: list[Cover] = []

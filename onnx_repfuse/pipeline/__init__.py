@@ -1,1 +1,1 @@
-"""load -> lift -> plan -> fold -> splice -> prove -> save, one model: `run.run` calls the stages in this order."""
+"""One run, from file to file: `run.run` plans, proves, writes and compares."""

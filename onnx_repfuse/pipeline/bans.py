@@ -1,5 +1,4 @@
-"""Folds that are given up. The model is planned again without them: planning is cheap and deterministic, and
-nothing has to be untangled."""
+"""Folds that are given up: the model is planned again without them."""
 
 from __future__ import annotations
 
@@ -10,17 +9,17 @@ from onnx_repfuse.errors import Inexact, OutputError
 from onnx_repfuse.graph.scope import node_name
 from onnx_repfuse.modelfile.edit import ScopeKey
 from onnx_repfuse.pipeline.plan_model import FoldKey, ModelPlan
-from onnx_repfuse.planner.folds import PlannedFold
+from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Refusal
 
-__all__ = ["Bans", "Failure", "overflowing"]
+__all__ = ["Bans", "FailedFold", "folds_that_overflow"]
 
 
-class Failure(NamedTuple):
+class FailedFold(NamedTuple):
     """A fold that cannot stay, and why."""
 
-    key: ScopeKey
+    scope: ScopeKey
     fold: PlannedFold
     reason: Reason
     message: str
@@ -38,31 +37,36 @@ class Bans:
     banned: set[FoldKey] = field(default_factory=set)
     refusals: list[Refusal] = field(default_factory=list)
 
-    def add(self, failures: list[Failure]) -> None:
+    def add(self, failed: list[FailedFold]) -> None:
         """Give these up, too."""
-        for key, fold, reason, message in failures:
-            self.banned.add((key, fold.name))
+        for scope, fold, reason, message in failed:
+            self.banned.add((scope, fold.name))
             names = tuple(node_name(node) for node in fold.absorbed)
             self.refusals.append(Refusal(reason, f"the fold of '{fold.name}' was undone: {message}", names))
 
 
-def overflowing(plan: ModelPlan, reason: Inexact) -> list[Failure]:
-    """The folds whose weights cannot be written.
+def folds_that_overflow(plan: ModelPlan, error: Inexact) -> list[FailedFold]:
+    """The folds whose weights cannot be written in the model's float type, as writing the result raised `error`.
 
     Raises:
-        OutputError: there is none, so `reason` came from elsewhere.
+        OutputError: there is none, so `error` came from elsewhere.
     """
-    failed: list[Failure] = []
+    failed = []
     for planned, fold in plan.folds:
-        for name in {t.name for node in fold.created for t in node.inputs}:
-            const = planned.scope.created.get(name)
-            if const is None:
-                continue
-            try:
-                const.read()
-            except Inexact as found:
-                failed.append(Failure(planned.scope.key, fold, found.reason, found.detail))
-                break
+        overflow = _overflow(planned, fold)
+        if overflow is not None:
+            failed.append(FailedFold(planned.scope.key, fold, overflow.reason, overflow.detail))
     if not failed:
-        raise OutputError(f"a folded weight cannot be written: {reason.detail}")
+        raise OutputError(f"a folded weight cannot be written: {error.detail}")
     return failed
+
+
+def _overflow(planned: ScopePlan, fold: PlannedFold) -> Inexact | None:
+    """Why one of a fold's new weights cannot be computed; None if all can."""
+    for name in {tensor.name for node in fold.created for tensor in node.inputs}:
+        if name in planned.scope.created:
+            try:
+                planned.scope.created[name].read()
+            except Inexact as error:
+                return error
+    return None

@@ -1,7 +1,4 @@
-"""The whole model, original against result, and which fold is to blame when it fails though each passed alone.
-
-Which of many changes breaks the whole, when each alone looked right.
-"""
+"""The whole model, original against result; and which folds are to blame when it fails though each passed alone."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from onnx_repfuse.errors import Inexact
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.save import save
 from onnx_repfuse.options import Options
-from onnx_repfuse.pipeline.bans import Failure
+from onnx_repfuse.pipeline.bans import FailedFold
 from onnx_repfuse.pipeline.plan_model import FoldKey, ModelPlan, make_plan
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME
@@ -22,10 +19,10 @@ from onnx_repfuse.records.verdict import Status, Verification
 if TYPE_CHECKING:
     from onnx_repfuse.verifier.outputs.baseline import Baseline
 
-__all__ = ["blame", "compare", "culprits", "measure", "reason"]
+__all__ = ["bisect", "compare", "failure_reason", "folds_to_blame", "measure"]
 
-CULPRITS = 8  # more than these, and it is not a matter of single folds
-REPLANS = 8
+MAX_BLAMED = 8  # if more folds than these must go, the cause is not single folds
+MAX_REPLANS = 8
 T = TypeVar("T")
 
 
@@ -56,37 +53,37 @@ def compare(baseline: Baseline, result: Path, options: Options) -> Verification:
     return compare_with_baseline(baseline, result, rtol=options.rtol, atol=options.atol)
 
 
-def reason(verification: Verification) -> str:
+def failure_reason(verification: Verification) -> str:
     """What failed, in one clause."""
-    bad = next((v for v in verification.outputs if v.status is Status.FAILED), None)
-    if bad is not None:
-        return bad.message
+    for verdict in verification.outputs:
+        if verdict.status is Status.FAILED:
+            return verdict.message
     return "; ".join(verification.notes) or "nothing could be compared"
 
 
-def blame(
+def folds_to_blame(
     plan: ModelPlan, baseline: Baseline, options: Options, banned: Set[FoldKey], folder: Path, why: str
-) -> list[Failure]:
+) -> list[FailedFold]:
     """The folds without which the rest of a failing plan passes.
 
     Args:
         plan: the plan whose result failed, under the bans `banned`.
         baseline: the original, measured.
+        options: the user's.
+        banned: folds the plan was made without.
         folder: where trial results are written.
         why: how the result failed.
 
     Returns:
-        none if single folds are not the cause: the original does not even agree with itself, or one fold
-        after the other had to go.
+        None at all if single folds are not the cause: the original does not even agree with itself, or one fold after
+        the other had to go.
     """
-    from onnx_repfuse.pipeline.compare_models import culprits
-
     document, trial = plan.document, folder / "trial.onnx"
     if compare(baseline, Path(baseline.original), options).status is Status.FAILED:  # type: ignore[arg-type]
         return []
 
     def passes(kept: Sequence[FoldKey]) -> bool:
-        edits = _only(kept, plan, options, banned).edits()
+        edits = _plan_with_only(kept, plan, options, banned).edits()
         if not edits:
             return True
         try:
@@ -96,56 +93,50 @@ def blame(
         document.release()
         return compare(baseline, trial, options).status is not Status.FAILED
 
-    keys = plan.keys
-    found = culprits(keys, passes, CULPRITS)
-    if len(found) == len(keys) > 1:
+    folds = {key: fold for key, (_, fold) in zip(plan.keys, plan.folds, strict=True)}
+    blamed = bisect(plan.keys, passes, MAX_BLAMED)
+    if len(blamed) == len(folds) > 1:
         return []
-    made = {key: fold for key, (_, fold) in zip(keys, plan.folds, strict=True)}
-    return [
-        Failure(
-            key[0],
-            made[key],
-            Reason.VERIFICATION,
-            f"it passed alone, but with it the whole model fails: {why}",
-        )
-        for key in found
-    ]
+    message = f"it passed alone, but with it the whole model fails: {why}"
+    return [FailedFold(key[0], folds[key], Reason.VERIFICATION, message) for key in blamed]
 
 
-def _only(kept: Sequence[FoldKey], plan: ModelPlan, options: Options, banned: Set[FoldKey]) -> ModelPlan:
+def _plan_with_only(
+    kept: Sequence[FoldKey], plan: ModelPlan, options: Options, banned: Set[FoldKey]
+) -> ModelPlan:
     """A plan with no other folds than these: what takes the place of a banned fold is banned, too."""
     wanted = set(kept)
-    bans = set(banned) | {key for key in plan.keys if key not in wanted}
+    bans = set(banned).union(plan.keys) - wanted
     trial = plan
-    for _ in range(REPLANS):
+    for _ in range(MAX_REPLANS):
         trial = make_plan(plan.document, options, bans)
-        more = {key for key in trial.keys if key not in wanted}
+        more = set(trial.keys) - wanted
         if not more:
             break
         bans |= more
     return trial
 
 
-def culprits(items: Sequence[T], passes: Callable[[Sequence[T]], bool], limit: int = 16) -> list[T]:
+def bisect(items: Sequence[T], passes: Callable[[Sequence[T]], bool], limit: int = 16) -> list[T]:
     """The items to leave out so that the rest passes, in the order they were found.
 
-    Each is found by halving: the shortest prefix (of what is left) that fails ends in one. That takes
-    log2(len(items)) + 1 calls of `passes` per culprit.
+    The shortest prefix (of what is left) that fails ends in one, and is found by halving. That takes
+    log2(len(items)) + 1 calls of `passes` per item.
 
     Args:
         items: the changes, in the order they build on each other.
-        passes: whether the result with only these changes, a subsequence of `items`, is right. It is assumed
-            to pass without any.
-        limit: give up after so many culprits, and name all that is left as well.
+        passes: whether the result with only these changes, a subsequence of `items`, is right. It is assumed to pass
+            without any.
+        limit: give up after so many items, and return all that is left as well.
 
-    >>> culprits(range(10), lambda kept: 3 not in kept and 7 not in kept)
+    >>> bisect(range(10), lambda kept: 3 not in kept and 7 not in kept)
     [3, 7]
     """
     left = list(items)
-    found: list[T] = []
+    failing: list[T] = []
     while left and not passes(left):
-        if len(found) >= limit:
-            return [*found, *left]
+        if len(failing) >= limit:
+            return [*failing, *left]
         low, high = 0, len(left)  # left[:low] passes, left[:high] fails
         while high - low > 1:
             middle = (low + high) // 2
@@ -153,5 +144,5 @@ def culprits(items: Sequence[T], passes: Callable[[Sequence[T]], bool], limit: i
                 low = middle
             else:
                 high = middle
-        found.append(left.pop(high - 1))
-    return found
+        failing.append(left.pop(high - 1))
+    return failing

@@ -1,8 +1,8 @@
-"""Whose fault an exception is: a model that breaks ONNX's own rules is told so, in a line.
+"""Whose fault an exception is: the model's, if it breaks ONNX's own rules, or ours.
 
-Models are not checked beforehand: that costs time, and refuses files that run. But where planning stumbles, the file
-is asked first, with onnx's checker and shape inference, then the runtime. If both are content, it is a fault of
-ours, and the exception goes on.
+Models are not checked beforehand: that costs time, and refuses files that run. But where a run stumbles, the file is
+checked, with onnx's checker and shape inference, then with ONNX Runtime. If both accept it, the fault is ours, and the
+exception goes on.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from onnx_repfuse.errors import Inexact, InputError, RepfuseError
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.save import save
 
-__all__ = ["blaming"]
+__all__ = ["invalid_model_is_input_error"]
 
 
 @contextmanager
-def blaming(document: Document) -> Iterator[None]:
-    """Raise InputError for what a malformed model makes fail inside; anything else goes on as it is."""
+def invalid_model_is_input_error(document: Document) -> Iterator[None]:
+    """Raise InputError for what an invalid model makes fail inside; anything else goes on as it is."""
     try:
         yield
     except (RepfuseError, Inexact, MemoryError, OSError):
         raise
     except Exception as error:
-        found = _complaint(document)
-        if not found:
+        complaint = _complaint(document)
+        if not complaint:
             raise
-        raise InputError(f"the model is not valid: {found}") from error
+        raise InputError(f"the model is not valid: {complaint}") from error
 
 
 def _complaint(document: Document) -> str:
-    """What onnx or ONNX Runtime has against the model; '' if nothing."""
+    """What onnx or ONNX Runtime has against the model, in a line; '' if nothing."""
     from onnx_repfuse.verifier.session import one_line, open_session
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""A plan as a Report: folds and nodes in words a person can follow."""
+"""The report of a plan: its folds and nodes as plain records, named and labelled for a reader."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.records.report import Fold, NodeRef, Refusal, Report
 from onnx_repfuse.records.verdict import Verification
 
-__all__ = ["describe"]
+__all__ = ["make_report"]
 
 
-def describe(
+def make_report(
     plan: ModelPlan,
     *,
     name: str = "",
@@ -28,24 +28,43 @@ def describe(
     verification: Verification | None = None,
     seconds: dict[str, float] | None = None,
 ) -> Report:
-    """The report of a run, or of a dry run."""
+    """The report of a run, or of a dry run.
+
+    Args:
+        plan: the last plan.
+        name, output: the files.
+        nbytes: of the result.
+        undone: folds that failed their proof.
+        verification: how the result compares; None: it was not checked.
+        seconds: stage -> time.
+    """
     scopes = [planned.scope for planned in plan.scopes]
     after = count(scopes, used_names(scopes), nbytes)
     folds = tuple(_fold(planned, fold) for planned, fold in plan.folds)
-    refused = (*undone, *(r for planned in plan.scopes for r in planned.refusals))
-    notes = tuple(note for planned in plan.scopes for note in planned.notes)
-    return Report(name, output, plan.before, after, folds, refused, verification, seconds or {}, None, notes)
+    refusals, notes = list(undone), []
+    for planned in plan.scopes:
+        refusals += planned.refusals
+        notes += planned.notes
+    return Report(
+        name,
+        output,
+        plan.before,
+        after,
+        folds,
+        tuple(refusals),
+        verification,
+        seconds or {},
+        notes=tuple(notes),
+    )
 
 
 def _fold(planned: ScopePlan, fold: PlannedFold) -> Fold:
     scope = planned.scope
-    inner = {t.name for node in fold.created for t in node.outputs}
-    read = dict.fromkeys(
-        t.name
-        for node in fold.created
-        for t in node.inputs
-        if t.name not in inner and t.name not in scope.constants
-    )
+    computed = {tensor.name for node in fold.created for tensor in node.outputs}
+    read: dict[str, None] = {}  # an ordered set
+    for node in fold.created:
+        names = [tensor.name for tensor in node.inputs]
+        read.update((name, None) for name in names if name not in computed | scope.constants.keys())
     roles = sorted(fold.roles, key=lambda kind: kind.value)
     return Fold(
         fold.name,
@@ -67,22 +86,25 @@ def _ref(scope: Scope, node: gs.Node) -> NodeRef:
 
 
 def _label(scope: Scope, node: gs.Node) -> str:
+    """The sizes of a convolution, matrix product or pooling: `3x3, 64->128, groups 2, stride 2`; '' for others."""
     facts = operator(node)
     if facts.weight is None and not facts.has_window:
         return ""
-    const = scope.constants.get(node.inputs[1].name) if len(node.inputs) > 1 else None
-    parts = []
-    kernel = node.attrs.get("kernel_shape") or (const.shape[2:] if const is not None else ())
-    if kernel:
-        parts.append("x".join(map(str, kernel)))
-    if facts.weight is not None and const is not None and len(const.shape) >= 2:
-        read, written = facts.weight(node, const.shape)
-        parts.append(f"{read}->{written}")
+    weight = scope.constants.get(node.inputs[1].name) if len(node.inputs) > 1 else None
+    shape = () if weight is None else weight.shape
+    parts = ["x".join(map(str, node.attrs.get("kernel_shape") or shape[2:]))]
+    if facts.weight is not None and len(shape) >= 2:
+        channels_in, channels_out = facts.weight(node, shape)
+        parts.append(f"{channels_in}->{channels_out}")
         groups = node.attrs.get("group", 1)
-        if groups != 1:
-            parts.append(f"groups {groups}")
-    for key, label in (("strides", "stride"), ("dilations", "dilation")):
-        value = node.attrs.get(key)
-        if value and any(v != 1 for v in value):
-            parts.append(f"{label} {value[0] if len(set(value)) == 1 else value}")
-    return ", ".join(parts)
+        parts.append(f"groups {groups}" if groups != 1 else "")
+    parts.append(_steps("stride", node.attrs.get("strides", ())))
+    parts.append(_steps("dilation", node.attrs.get("dilations", ())))
+    return ", ".join(part for part in parts if part)
+
+
+def _steps(label: str, values: Sequence[int]) -> str:
+    """`stride 2`, or `stride [2, 1]` where the axes differ; '' if all are 1."""
+    if set(values) <= {1}:
+        return ""
+    return f"{label} {values[0] if len(set(values)) == 1 else values}"

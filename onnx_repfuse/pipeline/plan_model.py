@@ -1,9 +1,11 @@
-"""A document planned: its scopes with their folds, and what that changes in it."""
+"""The plan of a whole model: its scopes with their folds, and what they change in the document."""
 
 from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass, field
+
+import onnx
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout, channel_layouts
 from onnx_repfuse.graph.edit_points import scope_edit, used_names
@@ -12,19 +14,24 @@ from onnx_repfuse.graph.model_size import count
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import Edit, ScopeKey
 from onnx_repfuse.options import Options
-from onnx_repfuse.pipeline.invalid_model import blaming
+from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.planner.plan_scope import plan_scope
 from onnx_repfuse.records.report import Counts
 
 __all__ = ["FoldKey", "ModelPlan", "make_plan"]
 
-FoldKey = tuple[ScopeKey, str]
+FoldKey = tuple[ScopeKey, str]  # the scope, and the output that names the fold
 
 
 @dataclass(eq=False)
 class ModelPlan:
-    """All scopes after planning, and what was counted before."""
+    """All scopes of a document after planning.
+
+    Attributes:
+        before: nodes, multiply-adds and bytes of the original.
+        channel_layouts: scope -> tensor -> its channel axis, in the original.
+    """
 
     document: Document
     scopes: list[ScopePlan]
@@ -46,35 +53,39 @@ class ModelPlan:
         if not self.folds:
             return {}
         used = used_names(planned.scope for planned in self.scopes)
-        model = self.document.model
-        interface = {i.name for i in model.graph.input} if model.ir_version >= 4 else set()
-        interface |= {o.name for o in model.graph.output}
-        for info in model.training_info:
-            interface.update(name for node in info.algorithm.node for name in node.input)
-            interface.update(binding.key for binding in (*info.initialization_binding, *info.update_binding))
-        result = {}
-        for planned in self.scopes:
-            scope = planned.scope
-            edit = scope_edit(scope, used, interface)
-            if edit:
-                result[scope.key] = edit
-        return result
+        interface = _interface(self.document.model)
+        edits = {planned.scope.key: scope_edit(planned.scope, used, interface) for planned in self.scopes}
+        return {key: edit for key, edit in edits.items() if edit}
+
+
+def _interface(model: onnx.ModelProto) -> set[str]:
+    """The names that someone outside of the nodes may use: such an initializer stays, even if no node reads it."""
+    names = {value.name for value in model.graph.output}
+    if model.ir_version >= 4:  # before, every initializer is an input, by rule and not to be set by a user
+        names |= {value.name for value in model.graph.input}
+    for info in model.training_info:  # its algorithm reads the main graph's initializers
+        names.update(name for node in info.algorithm.node for name in node.input)
+        names.update(binding.key for binding in (*info.initialization_binding, *info.update_binding))
+    return names
 
 
 def make_plan(document: Document, options: Options, banned: Set[FoldKey] = frozenset()) -> ModelPlan:
-    """Plan every scope of a document; `banned` names tensors that must stay computed as they are.
+    """Plan every scope of a document.
+
+    Args:
+        document: the model.
+        options: what may be folded.
+        banned: folds not to make: the outputs that name them stay computed as they are.
 
     Raises:
         InputError: the model is not valid.
     """
-    with blaming(document):
+    with invalid_model_is_input_error(document):
         scopes = read_scopes(document, freeze_initializers=options.freeze_initializers)
         before = count(scopes, None, document.nbytes)
-        known = {scope.key: channel_layouts(scope) for scope in scopes}
-        planned = [
-            plan_scope(
-                scope, options, frozenset(root for key, root in banned if key == scope.key), known[scope.key]
-            )
-            for scope in scopes
-        ]
-        return ModelPlan(document, planned, before, known)
+        plan = ModelPlan(document, [], before)
+        for scope in scopes:
+            layouts = plan.channel_layouts[scope.key] = channel_layouts(scope)
+            banned_here = frozenset(output for key, output in banned if key == scope.key)
+            plan.scopes.append(plan_scope(scope, options, banned_here, layouts))
+        return plan

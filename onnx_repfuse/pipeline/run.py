@@ -1,6 +1,7 @@
-"""load -> lift -> plan -> fold -> splice -> prove -> save, one model.
+"""One run: a document is planned, proved, written and compared.
 
-A fold that does not pass its proof is banned and the model is planned again without it, until what is left passes.
+A fold that fails its proof is banned and the model is planned again without it, until what is left passes. Planning is
+cheap and deterministic, so nothing has to be untangled.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,12 @@ from onnx_repfuse.modelfile.atomic_write import workspace
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.save import publish, save
 from onnx_repfuse.options import Options
-from onnx_repfuse.pipeline.bans import Bans, overflowing
-from onnx_repfuse.pipeline.compare_models import blame, compare, measure, reason
-from onnx_repfuse.pipeline.invalid_model import blaming
-from onnx_repfuse.pipeline.make_report import describe
-from onnx_repfuse.pipeline.plan_model import make_plan
-from onnx_repfuse.pipeline.prove_folds import prove
+from onnx_repfuse.pipeline.bans import Bans, folds_that_overflow
+from onnx_repfuse.pipeline.compare_models import compare, failure_reason, folds_to_blame, measure
+from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error
+from onnx_repfuse.pipeline.make_report import make_report
+from onnx_repfuse.pipeline.plan_model import ModelPlan, make_plan
+from onnx_repfuse.pipeline.prove_folds import prove_folds
 from onnx_repfuse.records.report import Report
 from onnx_repfuse.records.verdict import FoldVerdict, Status, Verification
 
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-Progress = Callable[[str, int, int], None]
-ATTEMPTS = 32
+Progress = Callable[[str, int, int], None]  # stage, done, total
+MAX_ATTEMPTS = 32
 IDENTICAL = Verification(
     notes=("nothing was folded: the output is the input, byte for byte",), unchanged=True
 )
@@ -44,88 +45,127 @@ def run(
     """Fuse a document and write it to `output`.
 
     Raises:
-        InputError, OutputError: as they say.
-        VerificationError: nothing was written; its `report` attribute tells the figures.
+        InputError: the model is not valid, or does not run.
+        OutputError: the result cannot be written.
+        VerificationError: it was not proved equal. Its `report` attribute has the figures.
+
+    Whatever it raises, nothing was written.
     """
-    tell = progress or _quiet
-    seconds: dict[str, float] = {}
-    undone = Bans()
+    with invalid_model_is_input_error(document), workspace(output) as folder:
+        running = _Run(document, output, options, name, progress or (lambda stage, done, total: None), folder)
+        for _ in range(MAX_ATTEMPTS):
+            if running.attempt():
+                return running.report()
+        raise running.failed(f"after {MAX_ATTEMPTS} attempts there was still a fold that failed")
+
+
+@dataclass
+class _Run:
+    """What a run was given, and what it has planned, measured and found so far."""
+
+    document: Document
+    output: Path
+    options: Options
+    name: str
+    progress: Progress
+    folder: Path  # for trial results and the result, until it is proved
+    bans: Bans = field(default_factory=Bans)
+    seconds: dict[str, float] = field(default_factory=dict)
     baseline: Baseline | None = None
     verification: Verification | None = None
-    nbytes = 0
+    nbytes: int = 0
+    plan: ModelPlan = field(init=False)
 
-    def report() -> Report:
-        return describe(
-            plan,
-            name=name,
-            output=str(output),
-            nbytes=nbytes,
-            undone=undone.refusals,
-            verification=verification,
-            seconds=seconds,
+    def report(self) -> Report:
+        """The report of the run so far."""
+        return make_report(
+            self.plan,
+            name=self.name,
+            output=str(self.output),
+            nbytes=self.nbytes,
+            undone=self.bans.refusals,
+            verification=self.verification,
+            seconds=self.seconds,
         )
 
-    with blaming(document), workspace(output) as folder:
-        staged = folder / output.name
-        for _ in range(ATTEMPTS):
-            with _timed(seconds, "plan"):
-                tell("planning", 0, 1)
-                plan = make_plan(document, options, undone.banned)
-            proving = options.check and bool(plan.folds)
-            verdicts: list[FoldVerdict] = []
-            if proving:
-                with _timed(seconds, "verify"):
-                    tell("proving", 0, 1)
-                    baseline = baseline or measure(document, options, folder)
-                with _timed(seconds, "probe"):
-                    failed, verdicts = prove(plan, baseline, lambda done, total: tell("probing", done, total))
-                if failed:
-                    undone.add(failed)
-                    continue
-            with _timed(seconds, "write"):
-                tell("writing", 0, 1)
-                try:
-                    place = staged if proving else output
-                    nbytes = save(document, plan.edits(), place, external=options.external)
-                except Inexact as error:
-                    undone.add(overflowing(plan, error))
-                    continue
-            if baseline is None or not proving:
-                verification = IDENTICAL if options.check else None
-                return report()
-            with _timed(seconds, "verify"):
-                tell("proving", 0, 1)
-                document.release()
-                found = compare(baseline, staged, options)
-                verification = replace(found, folds=tuple(verdicts))
-                if found.status is Status.FAILED:  # also when nothing was compared, whatever the folds say
-                    culprits = blame(plan, baseline, options, undone.banned, folder, reason(found))
-                    if not culprits:
-                        raise _refused(f"nothing was written: {reason(found)}", report())
-                    undone.add(culprits)
-                    continue
-            with _timed(seconds, "write"):
-                nbytes = publish(document, plan.edits(), staged, output, external=options.external)
-            return report()
-        raise _refused(
-            f"nothing was written: after {ATTEMPTS} attempts there was still a fold that failed", report()
-        )
+    def failed(self, why: str) -> VerificationError:
+        """The error that ends the run."""
+        error = VerificationError(f"verification failed, nothing was written: {why}")
+        error.report = self.report()  # type: ignore[attr-defined]
+        return error
 
+    def attempt(self) -> bool:
+        """Plan once, and write the result if it is proved; False if a fold was banned instead.
 
-def _refused(why: str, report: Report) -> VerificationError:
-    error = VerificationError(f"verification failed, {why}")
-    error.report = report  # type: ignore[attr-defined]
-    return error
+        Raises:
+            VerificationError: the result fails, and no fold is to blame.
+        """
+        with self._timed("plan"):
+            self.progress("planning", 0, 1)
+            self.plan = make_plan(self.document, self.options, self.bans.banned)
+        if not self.options.check or not self.plan.folds:
+            self.verification = IDENTICAL if self.options.check else None
+            return self._write(self.output)
+        baseline = self._measure()
+        staged = self.folder / self.output.name
+        verdicts = self._prove(baseline)
+        if verdicts is None or not self._write(staged) or not self._compare(baseline, staged, verdicts):
+            return False
+        with self._timed("write"):
+            self.nbytes = publish(
+                self.document, self.plan.edits(), staged, self.output, external=self.options.external
+            )
+        return True
 
+    def _measure(self) -> Baseline:
+        """Run the original, once for all attempts."""
+        with self._timed("verify"):
+            self.progress("proving", 0, 1)
+            if self.baseline is None:
+                self.baseline = measure(self.document, self.options, self.folder)
+            return self.baseline
 
-def _quiet(stage: str, done: int, total: int) -> None:
-    return None
+    def _prove(self, baseline: Baseline) -> list[FoldVerdict] | None:
+        """Judge each fold by itself; None if any failed."""
+        with self._timed("probe"):
+            failed, verdicts = prove_folds(
+                self.plan, baseline, lambda done, total: self.progress("probing", done, total)
+            )
+        self.bans.add(failed)
+        return None if failed else verdicts
 
+    def _write(self, place: Path) -> bool:
+        """Write the result; False if a weight of it is too large for its type."""
+        with self._timed("write"):
+            self.progress("writing", 0, 1)
+            try:
+                self.nbytes = save(self.document, self.plan.edits(), place, external=self.options.external)
+            except Inexact as error:
+                self.bans.add(folds_that_overflow(self.plan, error))
+                return False
+        return True
 
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+    def _compare(self, baseline: Baseline, staged: Path, verdicts: list[FoldVerdict]) -> bool:
+        """Compare the outputs of the result with the original's; False if they differ, and a fold is to blame."""
+        with self._timed("verify"):
+            self.progress("proving", 0, 1)
+            self.document.release()
+            found = compare(baseline, staged, self.options)
+            self.verification = replace(found, folds=tuple(verdicts))
+            # Nothing compared is a failure, too, whatever the folds say.
+            if found.status is not Status.FAILED:
+                return True
+            why = failure_reason(found)
+            failed = folds_to_blame(self.plan, baseline, self.options, self.bans.banned, self.folder, why)
+            if not failed:
+                raise self.failed(why)
+            self.bans.add(failed)
+            return False
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

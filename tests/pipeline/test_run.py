@@ -59,13 +59,13 @@ def plant(monkeypatch, *roots, change=lambda w: w * 1.5):
     monkeypatch.setattr(plan_model, "plan_scope", plan_scope)
 
 
-def blind(monkeypatch, stage):
+def skip_checks(monkeypatch, stage):
     """Let every fold pass its probes, or all that is done with a fold alone."""
     passed = FoldVerdict("", Status.PASSED, "probe", 0.0, 0.0, "onnxruntime")
     if stage == "probes":
         monkeypatch.setattr(isolated, "probe", lambda case, **_: passed)
     else:
-        monkeypatch.setattr(run, "prove", lambda *_: ([], [passed]))
+        monkeypatch.setattr(run, "prove_folds", lambda *_: ([], [passed]))
 
 
 def roots(model):
@@ -76,7 +76,7 @@ def undone(report):
     return [r for r in report.refusals if r.reason is Reason.VERIFICATION]
 
 
-def test_every_fold_is_probed_and_tapped(path, tmp_path):
+def test_every_fold_is_probed_and_judged_in_place(path, tmp_path):
     report = fuse(path, tmp_path / "o.onnx").report
     found = Counter((v.output, v.stage, v.status) for v in report.verification.folds)
     assert found == {
@@ -97,7 +97,7 @@ def test_the_original_runs_five_times_at_the_largest_size_and_the_result_three_t
     monkeypatch.setattr(session.Session, "run", counted)
     report = fuse(tmp_path / "m.onnx", tmp_path / "o.onnx").report
     assert report.verification.runs == (5, 3)
-    assert sum(runs) == 5 + 3 + 1  # the tap of the first fold reads the input itself
+    assert sum(runs) == 5 + 3 + 1  # the source of the first fold is the input itself
 
 
 @pytest.mark.parametrize("stage", ["probes and taps", "taps"])
@@ -106,7 +106,7 @@ def test_a_fold_that_fails_alone_is_undone(path, tmp_path, monkeypatch, stage):
     bad = roots(model)[1]
     plant(monkeypatch, bad, change=lambda w: w + 1e-3 * (np.arange(w.size).reshape(w.shape) == 5))
     if stage == "taps":
-        blind(monkeypatch, "probes")
+        skip_checks(monkeypatch, "probes")
     result = fuse(path, tmp_path / "o.onnx")
     (refusal,) = undone(result.report)
     assert f"'{bad}'" in refusal.message
@@ -118,12 +118,12 @@ def test_a_fold_that_fails_alone_is_undone(path, tmp_path, monkeypatch, stage):
 
 
 @pytest.mark.parametrize("bad", [{0}, {1}, {2, 4}, {0, 1, 4}])
-def test_the_culprits_are_found_when_only_the_whole_fails(tmp_path, monkeypatch, bad):
+def test_the_folds_to_blame_are_found_when_only_the_whole_model_fails(tmp_path, monkeypatch, bad):
     model = chain(5)
     onnx.save(model, tmp_path / "m.onnx")
     names = [roots(model)[index] for index in bad]
     plant(monkeypatch, *names)
-    blind(monkeypatch, "folds")
+    skip_checks(monkeypatch, "folds")
     measured = []
     real = compare_models.measure
     monkeypatch.setattr(run, "measure", lambda *given: measured.append(1) or real(*given))
@@ -141,7 +141,7 @@ def test_what_takes_the_place_of_a_banned_fold_is_banned_too(tmp_path, monkeypat
     model = net.model(net.op("Relu", total))
     plan = plan_model.make_plan(compare_models.Document.from_model(model), Options())
     assert plan.keys == [((), total)]
-    assert compare_models._only([], plan, Options(), set()).edits() == {}
+    assert compare_models._plan_with_only([], plan, Options(), set()).edits() == {}
 
 
 def test_when_no_fold_is_to_blame_nothing_is_written(path, tmp_path, monkeypatch):
@@ -177,7 +177,7 @@ def test_a_model_that_disagrees_with_itself_blames_no_fold(path, tmp_path, monke
     assert files(tmp_path) == ["m.onnx"]
 
 
-def test_folds_in_subgraphs_are_probed_and_not_tapped(tmp_path):
+def test_folds_in_subgraphs_are_probed_and_not_judged_in_place(tmp_path):
     net, inner = Net(4), Net(4, seed=1)
     inner.count = 100  # names of their own
     branches = []
@@ -197,14 +197,14 @@ def test_folds_in_subgraphs_are_probed_and_not_tapped(tmp_path):
     }
 
 
-def test_nodes_that_come_to_nothing_are_judged_too():
+def test_a_fold_whose_nodes_are_all_gone_is_judged_too():
     net = Net(4)
     y = net.op("Mul", net.op("Relu", "x"), net.const(np.ones((4, 1, 1))))
     verification = fuse(net.model(net.op("Relu", y))).report.verification
     assert [v.output for v in verification.folds] == [y, y]
 
 
-def test_a_model_that_does_not_run_is_said_so_before_its_folds_are_judged(tmp_path):
+def test_a_model_that_does_not_run_is_refused_before_its_folds_are_judged(tmp_path):
     net = Net(4)
     y = net.op("Reshape", net.conv_bn("x", 4, 4, 3), net.const(np.array([7, 13, 17])))
     with pytest.raises(InputError, match="run"):
@@ -320,7 +320,7 @@ def test_the_folder_of_a_living_run_stays(tmp_path, monkeypatch):
     assert files(tmp_path) == []
 
 
-def test_what_others_left_stays(tmp_path):
+def test_files_and_folders_of_others_stay(tmp_path):
     young = tmp_path / ".repfuse-young"
     young.mkdir()
     old = tmp_path / ".repfuse-old"
@@ -365,4 +365,4 @@ def test_proving_counts_its_folds(path):
     seen = []
     fuse(path, progress=lambda stage, done, total: seen.append((stage, done, total)))
     assert [one for one in seen if one[0] == "probing"] == [("probing", n, 3) for n in range(3)]
-    assert prove_folds.INSIDE == [""]
+    assert prove_folds.NOT_READABLE == [""]

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_repfuse.pipeline.compare_models import culprits
+from onnx_repfuse.pipeline.compare_models import bisect
 from onnx_repfuse.records.verdict import Status
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.folds.in_place import check_in_place
@@ -284,12 +284,12 @@ def test_bisection_finds_every_culprit(bad: set[int]) -> None:
         calls += 1
         return not bad & set(kept)
 
-    assert set(culprits(range(10), passes)) == bad
+    assert set(bisect(range(10), passes)) == bad
     assert calls <= 5 * len(bad) + 1
 
 
 def test_bisection_gives_up() -> None:
-    assert culprits(range(100), lambda kept: False, limit=3)[-1] == 99
+    assert bisect(range(100), lambda kept: False, limit=3)[-1] == 99
 
 
 @pytest.mark.parametrize("scale", [1.5, 1.6])
