@@ -19,7 +19,7 @@ from onnx_repfuse.pipeline.plan_model import make_plan
 from onnx_repfuse.planner.candidates import Candidate, Entry
 from onnx_repfuse.planner.cost import Price
 from onnx_repfuse.planner.cover import Cover
-from onnx_repfuse.planner.lowering import Step, Written
+from onnx_repfuse.planner.lowering import Lowered, Step
 from onnx_repfuse.planner.plan_scope import cover_scope
 from onnx_repfuse.records.report import Fold, NodeRef, Report
 from onnx_repfuse.report.formatting import clean, percent, plural, quantity
@@ -168,7 +168,7 @@ def considered(cover: Cover, tensor: str) -> list[str]:
     for candidate in dict.fromkeys([entry.choice, *entry.candidates]):
         if candidate is None or (candidate.nodes < 2 and candidate is not entry.choice):
             continue  # the node itself, written anew
-        written = cover.write(lifted, candidate)
+        written = cover.lower(lifted, candidate)
         if written is None:
             continue
         price = candidate.setup.plus(written.price)
@@ -196,7 +196,7 @@ def _outcome(cover: Cover, tensor: str, candidate: Candidate, price: Price) -> s
     entry: Entry = cover.entries[tensor]
     if candidate is entry.choice:
         return "chosen"
-    if not cover.allowed(candidate.roles):
+    if not cover.is_allowed(candidate.roles):
         return "ruled out by --skip or --only"
     if tensor in cover.banned:
         return "ruled out: it did not pass verification"
@@ -212,7 +212,7 @@ def _price(cover: Cover, price: Price) -> str:
     return f"{quantity(price.macs)} MACs, cost {cost}"
 
 
-def _written(written: Written) -> str:
+def _written(written: Lowered) -> str:
     return " + ".join(_step(step) for step in written.steps) or "nothing"
 
 

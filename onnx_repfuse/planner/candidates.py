@@ -1,4 +1,4 @@
-"""Ways to compute a tensor: candidates, and the cheapest of them."""
+"""Candidates: the ways to compute a tensor that are weighed, and which of them are kept."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
 from math import prod
+from typing import NamedTuple
 
 from onnx_repfuse.algebra.affine_form import Form
 from onnx_repfuse.graph.views import View
 from onnx_repfuse.planner.cost import Price
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["Candidate", "Entry", "Option", "chief", "combinations", "prune", "stacked"]
+__all__ = ["Candidate", "Entry", "Option", "absorbing", "combinations", "prune", "reported_kind"]
 
-KEEP = 4  # candidates of a tensor
-PRODUCT = 25  # combinations of an operator, if their sums have at most
-TERMS = 64  # terms in all; else
-CHOICES = 4  # in order of price, and the one that reaches furthest
+MAX_CANDIDATES = 4  # kept of a tensor
+MAX_COMBINATIONS = 25  # tried of an operator's options; of more, only uniform ones are
+MAX_SUMMED_TERMS = 64  # in the sums that all combinations make; where there are more,
+FEW_COMBINATIONS = 4  # are tried
 
-PRIORITY = (
+_REPORTED_FIRST = (
     Kind.ACTIVATION,
     Kind.TRANSPOSE,
     Kind.MATMUL,
@@ -34,105 +35,132 @@ PRIORITY = (
 )
 
 
-def chief(roles: Iterable[Kind]) -> Kind:
-    """The one kind a fold is reported as."""
+def reported_kind(roles: Iterable[Kind]) -> Kind:
+    """The one kind that a fold of these roles is reported as."""
     present = set(roles)
-    return next((kind for kind in PRIORITY if kind in present), Kind.AFFINE)
+    return next((kind for kind in _REPORTED_FIRST if kind in present), Kind.AFFINE)
 
 
-@dataclass(eq=False)  # not frozen, see `algebra.form`
+@dataclass(eq=False)  # not frozen, see `algebra.affine_form`
 class Candidate:
-    """A form a tensor may be computed by.
+    """A form that a tensor may be computed by.
 
     Attributes:
-        form: over materialized tensors.
-        setup: of its private sources.
-        roles: kinds of what it absorbs; nodes: how many nodes it absorbs.
-        leaves: all its sources are tensors that exist anyway.
-        convolutions: it absorbs one.
+        form: over tensors that are computed.
+        setup: the price of its private sources.
+        roles, nodes: kinds and number of the nodes it absorbs.
+        reads_existing: all its sources exist anyway, whatever is chosen elsewhere.
+        convolves: it absorbs a convolution or a matrix product.
         view: taken of the form at the end.
-        swallowed: a tensor that is not private but needed no more.
+        swallowed: a tensor that is not private, but that nobody needs any more.
     """
 
     form: Form
     setup: Price
     roles: frozenset[Kind]
     nodes: int
-    leaves: bool
-    convolutions: bool
+    reads_existing: bool
+    convolves: bool
     view: View | None = None
     swallowed: str = ""
 
 
-Option = tuple[Form, Candidate | None, Price]
+class Option(NamedTuple):
+    """What an operand may be replaced by: itself, where `candidate` is None, or what it was computed by.
+
+    `price` is that of the tensors which the form reads.
+    """
+
+    form: Form
+    candidate: Candidate | None
+    price: Price
 
 
 @dataclass(eq=False)
 class Entry:
-    """The cheapest way to compute a tensor, and what its reader may look through.
+    """The cheapest way to compute a tensor, and what its consumer may look through.
 
-    `own` is the node as it is, `original` the node and all private nodes below it, `best` the choice.
+    Attributes:
+        best: the price of the choice, private sources included.
+        original: the price of the node and of all private nodes below it, as they are.
+        node: the price of the node alone.
+        choice: None where the node stays.
+        candidates: what the consumer may put in the tensor's place.
     """
 
     best: Price
     original: Price
-    own: Price
+    node: Price
     choice: Candidate | None = None
     candidates: list[Candidate] = field(default_factory=list)
 
 
-def stacked(above: Candidate, below: Candidate, form: Form, setup: Price) -> Candidate:
-    """What `above` becomes with `below` put in: a form, and what is paid for its private sources."""
+def absorbing(outer: Candidate, inner: Candidate, form: Form, setup: Price) -> Candidate:
+    """What `outer` becomes when it absorbs `inner`: a form, and the price of its private sources."""
     return Candidate(
         form,
         setup,
-        above.roles | below.roles,
-        above.nodes + below.nodes,
-        below.leaves,
-        above.convolutions or below.convolutions,
+        outer.roles | inner.roles,
+        outer.nodes + inner.nodes,
+        inner.reads_existing,
+        outer.convolves or inner.convolves,
     )
 
 
 def combinations(options: list[list[Option]]) -> Iterable[tuple[Option, ...]]:
-    """Choices of one option per operand.
+    """Choices of one option per operand, the options of each being ordered by price.
 
-    All of them where they are few, or their sums short; else the first ones by their places in the lists, which are
-    ordered by price, and the one that reaches furthest; and of very many, only the uniform ones.
+    All of them where they are few, or their sums short; else the cheapest ones, and the one that reaches farthest.
     """
     if len(options) == 1:
         return [(option,) for option in options[0]]
     count = prod(map(len, options))
-    terms = _terms(options, count) if CHOICES < count <= PRODUCT else 0
-    if count <= PRODUCT and terms <= TERMS:
+    if count > MAX_COMBINATIONS:
+        first = tuple(choice[0] for choice in options)
+        second = tuple(choice[:2][-1] for choice in options)
+        return (first, _farthest(options), second)
+    if count <= FEW_COMBINATIONS or _summed_terms(options, count) <= MAX_SUMMED_TERMS:
         return product(*options)
-    deepest = tuple(
-        next((o for o in choice if o[1] is not None and o[1].leaves), choice[0]) for choice in options
-    )
-    if count > PRODUCT:
-        first = tuple(choice[min(1, len(choice) - 1)] for choice in options)
-        return (tuple(choice[0] for choice in options), deepest, first)
-    places = _nearest(tuple(map(len, options)))
-    nearest = [tuple(choice[place] for choice, place in zip(options, one, strict=True)) for one in places]
-    return nearest if deepest in nearest else [*nearest, deepest]
+    cheapest = [
+        tuple(choice[place] for choice, place in zip(options, places, strict=True))
+        for places in _nearest(tuple(map(len, options)))
+    ]
+    farthest = _farthest(options)
+    return cheapest if farthest in cheapest else [*cheapest, farthest]
+
+
+def _farthest(options: list[list[Option]]) -> tuple[Option, ...]:
+    """Of each operand the option that reads only tensors which exist anyway; where there is none, the first."""
+    return tuple(next(filter(_reads_existing, choice), choice[0]) for choice in options)
+
+
+def _reads_existing(option: Option) -> bool:
+    return option.candidate is not None and option.candidate.reads_existing
 
 
 @lru_cache(maxsize=1 << 8)
 def _nearest(lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The first places in lists of these lengths, by their sum."""
-    return sorted(product(*map(range, lengths)), key=sum)[:CHOICES]
+    """The first places in lists of these lengths, by their sum: (0, 0), (0, 1), (1, 0), (0, 2) ..."""
+    return sorted(product(*map(range, lengths)), key=sum)[:FEW_COMBINATIONS]
 
 
-def _terms(options: list[list[Option]], count: int) -> int:
-    """Terms of all the sums that `count` combinations make."""
-    return sum(count // len(choice) * sum(len(form.terms) for form, _, _ in choice) for choice in options)
+def _summed_terms(options: list[list[Option]], count: int) -> int:
+    """Terms of all the sums that `count` combinations make: each option occurs in `count / len(choice)` of them."""
+    return sum(count // len(choice) * sum(len(option.form.terms) for option in choice) for choice in options)
 
 
 def prune(ranked: list[tuple[int, Candidate]]) -> list[Candidate]:
-    """The cheapest forms, one for each set of sources, and the one that reaches furthest."""
+    """The cheapest candidates, one for each set of sources, and among them one that reaches farthest.
+
+    Args:
+        ranked: costs with candidates; sorted in place.
+    """
     ranked.sort(key=lambda pair: pair[0])
-    result: dict[frozenset[Hashable], Candidate] = {}
+    distinct: dict[frozenset[Hashable], Candidate] = {}
     for _, candidate in ranked:
-        result.setdefault(frozenset(candidate.form.sources), candidate)
-    kept = list(result.values())
-    reach = [c for c in kept[KEEP:] if c.leaves]
-    return kept[:KEEP] if not reach or any(c.leaves for c in kept[:KEEP]) else [*kept[: KEEP - 1], reach[0]]
+        distinct.setdefault(frozenset(candidate.form.sources), candidate)
+    candidates = list(distinct.values())
+    kept, rest = candidates[:MAX_CANDIDATES], candidates[MAX_CANDIDATES:]
+    if rest and not any(candidate.reads_existing for candidate in kept):
+        kept[-1] = next((candidate for candidate in rest if candidate.reads_existing), kept[-1])
+    return kept

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import LinearOp
-from onnx_repfuse.planner.candidates import Candidate, Entry, stacked
+from onnx_repfuse.planner.candidates import Candidate, Entry, absorbing
 from onnx_repfuse.planner.compose import inline
 from onnx_repfuse.planner.view_sources import common_view
 from onnx_repfuse.records.report import Kind
@@ -35,7 +35,7 @@ def under_view(
         form = inline(inner, source, below.form)
         if form is not None:
             setup = candidate.setup.minus(entry.best).plus(below.setup)
-            yield replace(stacked(candidate, below, form, setup), view=view)
+            yield replace(absorbing(candidate, below, form, setup), view=view)
 
 
 def restoring(
@@ -50,7 +50,7 @@ def restoring(
         form = inline(candidate.form, like, below.form)
         if form is not None:
             setup = candidate.setup.plus(below.setup).minus(entry.best)
-            yield replace(stacked(candidate, below, form, setup), swallowed=like)
+            yield replace(absorbing(candidate, below, form, setup), swallowed=like)
 
 
 def _read_for_shape(scope: Scope, name: str, node: gs.Node) -> bool:

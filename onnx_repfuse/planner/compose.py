@@ -15,12 +15,12 @@ from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["Parts", "applied", "as_it_stands", "inline"]
+__all__ = ["Parts", "composed", "form_of_node", "inline"]
 
 Parts = dict[tuple[int, int], Part | Inexact]  # by the number of a term and the id of the form it reads
 
 
-def applied(
+def composed(
     lifted: LinearOp,
     forms: list[Form],
     parts: Parts,
@@ -46,8 +46,8 @@ def applied(
     return None if lifted.needs_equal_shapes and not _proves_shape(form, forms) else form
 
 
-def as_it_stands(lifted: LinearOp) -> Form | None:
-    """What `applied` makes of the operands themselves; None where more than their names goes into it."""
+def form_of_node(lifted: LinearOp) -> Form | None:
+    """What `composed` makes of the operands themselves; None where more than their names goes into it."""
     operands, terms = lifted.operands, []
     if lifted.needs_equal_shapes or lifted.padding_value is not None or len(operands) != len(lifted.terms):
         return None

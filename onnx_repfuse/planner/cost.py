@@ -25,9 +25,9 @@ __all__ = [
     "CostModel",
     "Price",
     "cost_model",
-    "keep",
     "mac_price",
     "multiply_adds",
+    "node_price",
     "view_cost",
 ]
 
@@ -126,14 +126,12 @@ class Price(NamedTuple):
         return a <= e and b <= f and c <= g and d <= h
 
 
-def keep(
+def node_price(
     lifted: LinearOp, model: CostModel, elements: Callable[[Hashable], int], is_used: Callable[[str], bool]
 ) -> Price:
     """The node as it is."""
     out = elements(lifted.output)
-    moved = elements(lifted.operands[0].name) + out
-    if len(lifted.operands) > 1:  # as new ones are priced, whatever is assumed of the operands
-        moved = (2 if lifted.node.op == "Concat" else 1 + len(lifted.operands)) * out
+    moved = _moved_elements(lifted, elements, out)
     if lifted.view is not None:
         return Price(view_cost(model, lifted.view, moved - out, out), 0, 1)
     geometry = lifted.terms[0].kernel.geometry
@@ -153,6 +151,14 @@ def keep(
         taps = geometry.macs(max(1, out // geometry.c_out))
         return Price(model.elementwise(moved) + taps * model.arithmetic, 0, 1)
     return Price(model.elementwise(moved, operator(lifted.node).operations), 0, 1)
+
+
+def _moved_elements(lifted: LinearOp, elements: Callable[[Hashable], int], out: int) -> int:
+    """Elements that a node reads and writes."""
+    if len(lifted.operands) == 1:
+        return elements(lifted.operands[0].name) + out
+    # as a new Concat or Add is priced, whatever is assumed of the operands
+    return (2 if lifted.node.op == "Concat" else 1 + len(lifted.operands)) * out
 
 
 def view_cost(model: CostModel, view: View, read: int, written: int) -> int:

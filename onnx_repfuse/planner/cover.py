@@ -1,16 +1,30 @@
 """Which tensors to compute how: a dynamic program over the lifted nodes of a scope.
 
-A tensor that one node reads and nobody else sees is *private*: its reader may look through it. In topological
-order every lifted tensor gets a few candidate forms - its own operator applied to the candidates of its private
-operands - and the cheapest way to compute it: keep the node, or write one of the forms. Where a private tensor
-ends up inside a form it is not computed at all.
+Take a RepVGG block, with a Relu before and behind it:
 
-Bounds: at most `candidates.KEEP` candidates a tensor, at most `candidates.PRODUCT` combinations an operator, and fewer
-where sums are long; forms of more than `form.MAX_TERMS` terms are cut. So time is linear in the number of nodes.
-A form is taken only if multiply-adds, nodes and convolutions do not rise and the cost falls strictly; with integer
-costs that makes the fixed point end.
+    a = Conv3x3(x)    b = Conv1x1(x)    s = Add(a, b)    n = BatchNormalization(s)    y = Relu(n)
 
-No kernel is read here: forms carry kernels that compute themselves later.
+Every node but the Relus was lifted: each output is a sum of kernels applied to operands, plus a bias. `a`, `b` and `s`
+are *private*: one node reads each of them, so that node may look through it (`regions`). The program visits the lifted
+tensors in topological order. For each it keeps a few *candidates*, forms that the tensor may be computed by, and the
+cheapest way to compute it:
+
+    a   Conv3x3(x)                                    the node itself
+    b   Conv1x1(x)                                    the node itself
+    s   a + b;  Conv3x3(x) + b;  ...;  K(x)           with K the sum of both kernels, the smaller one padded with zeros
+    n   BN(s);  BN'(a, b);  ...;  K'(x) + bias        with K' = scale * K
+
+A candidate is the tensor's own operator applied to one option for each operand: the operand itself, or a candidate of
+an operand that is private (`compose`). `lowering` says which nodes compute a form, and `cost` what they cost. Of `n`
+the last form is one Conv, cheaper than four nodes, so it is chosen. `n` is the root of the region, as a Relu reads it.
+`select` starts at such roots: `n` is computed as K'(x) + bias, and a, b and s are not computed at all.
+
+A form is chosen only if the cost falls, and neither multiply-adds nor nodes nor convolutions rise. Costs are integers,
+so rounds of covering end.
+
+Time is linear in the number of nodes: a tensor keeps few candidates, few combinations of options are tried for an
+operator (`candidates`), and forms of more than `affine_form.MAX_TERMS` terms are cut. No kernel is read here: forms
+carry kernels that compute themselves when they are written.
 """
 
 from __future__ import annotations
@@ -18,7 +32,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from onnx_repfuse.algebra.affine_form import Form, identity, scale_out
 from onnx_repfuse.algebra.kernels import Vector
@@ -27,43 +40,61 @@ from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.lift import Context, LinearOp, Operand
 from onnx_repfuse.planner.candidates import Candidate, Entry, Option, combinations, prune
 from onnx_repfuse.planner.commute_views import restoring, under_view
-from onnx_repfuse.planner.compose import Parts, applied, as_it_stands
-from onnx_repfuse.planner.cost import CostModel, Price, keep, view_cost
-from onnx_repfuse.planner.lowering import Step, Surroundings, Written, estimate, lower, viewed_last
+from onnx_repfuse.planner.compose import Parts, composed, form_of_node
+from onnx_repfuse.planner.cost import CostModel, Price, node_price, view_cost
+from onnx_repfuse.planner.lowering import Lowered, Lowering, Step
 from onnx_repfuse.planner.regions import Regions
-from onnx_repfuse.planner.sizes import Measures
+from onnx_repfuse.planner.sizes import Sizes
 from onnx_repfuse.planner.view_sources import seen_through
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["Cover"]
 
-PROHIBITIVE = 1 << 80
+PROHIBITIVE = 1 << 80  # the cost of reading a shared tensor that should have been absorbed
+MAX_NODES_TO_NORM = 8  # per-channel operators between a node and the BatchNormalization before it
 
 
 @dataclass(eq=False)
 class Cover:
-    """The program's state for one scope and round."""
+    """The program's state for one scope and round.
+
+    Attributes:
+        lifts: output -> operator, in topological order.
+        is_allowed: whether a fold of these kinds may be made.
+        banned: outputs that must stay computed as they are.
+        entries: output -> what the program found for it.
+        inexact: output -> why a form of it is not exact, and the operand it looked through, or ''.
+        absorbed: a tensor that several nodes read -> the form that all of them see instead (`shared_consumers`).
+    """
 
     context: Context
     lifts: dict[str, LinearOp]
     model: CostModel
-    allowed: Callable[[frozenset[Kind]], bool]
+    is_allowed: Callable[[frozenset[Kind]], bool]
     banned: frozenset[str] = frozenset()
     entries: dict[str, Entry] = field(default_factory=dict)
     inexact: dict[str, list[tuple[Inexact, str]]] = field(default_factory=dict)
-    exposed: dict[str, Candidate] = field(default_factory=dict)
-    shifted: dict[int, tuple[Form, Form | None]] = field(default_factory=dict)
-    shared: Counter[str] = field(default_factory=Counter)
-    owns: dict[str, Price] = field(default_factory=dict)  # what nodes cost as they are
+    absorbed: dict[str, Candidate] = field(default_factory=dict)
     regions: Regions = field(init=False)
-    measures: Measures = field(init=False)
+    sizes: Sizes = field(init=False)
+    lowering: Lowering = field(init=False)
+    _sources_of_absorbed: Counter[str] = field(default_factory=Counter)
+    _shifted: dict[int, tuple[Form, Form | None]] = field(
+        default_factory=dict
+    )  # by the id of a form, kept alive
+    _node_prices: dict[str, Price] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.regions = Regions(self.context.scope, self.lifts)
-        self.measures = Measures(self.context, self.lifts)
+        self.sizes = Sizes(self.context, self.lifts)
+        self.lowering = Lowering(self.model, self.sizes)
 
     def resume(self, previous: Cover, changed: set[str]) -> set[str]:
-        """Take over what was found for regions that did not change; returns the roots of the others."""
+        """Take over what was found for regions that did not change.
+
+        Returns:
+            the roots of the other regions.
+        """
         roots = self.regions.roots
         touched = {
             roots[name]
@@ -72,7 +103,7 @@ class Cover:
             or previous.lifts.get(name) is not lifted
             or any(operand.name in changed for operand in lifted.operands)
         }
-        self.measures.known.update(previous.measures.known)
+        self.sizes.operand_channels.update(previous.sizes.operand_channels)
         for name in self.lifts:
             if roots[name] not in touched:
                 self.entries[name] = previous.entries[name]
@@ -85,13 +116,14 @@ class Cover:
         for name in names:
             self.entries[name] = self._entry(self.lifts[name])
 
-    def look_through(self, name: str, candidate: Candidate | None) -> None:
-        """Let every reader of a tensor see this form in its place; None: no longer."""
-        gone = self.exposed.pop(name, None)
+    def absorb(self, name: str, candidate: Candidate | None) -> None:
+        """Let every consumer of a tensor see this form in its place; None: no longer."""
+        before = self.absorbed.pop(name, None)
+        if before is not None:
+            self._sources_of_absorbed.subtract(map(str, before.form.sources))
         if candidate is not None:
-            self.exposed[name] = candidate
-        self.shared.subtract(map(str, gone.form.sources if gone else ()))
-        self.shared.update(map(str, candidate.form.sources if candidate else ()))
+            self.absorbed[name] = candidate
+            self._sources_of_absorbed.update(map(str, candidate.form.sources))
 
     def reads(self, name: str) -> set[str]:
         """The tensors that the chosen way to compute a tensor reads."""
@@ -100,106 +132,73 @@ class Cover:
             return {operand.name for operand in self.lifts[name].operands}
         return {str(source) for source in choice.form.sources}
 
-    @cached_property
-    def _around(self) -> Surroundings:
-        return Surroundings(
-            self.model, self.measures.elements, self.measures.channels, self.measures.is_matrix
-        )
-
-    def write(self, lifted: LinearOp, candidate: Candidate) -> Written | None:
-        """Lower a candidate for a tensor."""
-        form, view, out = candidate.form, candidate.view, self.measures.elements(lifted.output)
-        norm = self._norm(lifted, candidate)
-        size = (
-            out
-            if view is None
-            else max(1, out * self.measures.elements(view.operand) // self.measures.elements(view.output))
-        )
-        like = "" if view is None else view.operand
-        written = lower(form, self._around, out_elements=size, norm=norm, like=like)
-        if written is not None and view is not None:
-            written = viewed_last(written, view, form.channels, view_cost(self.model, view, size, out), "")
-        if written is None or written.steps or not self.context.scope.is_seen(lifted.output):
-            return written
-        copy = Step("Identity", (written.result,), form.channels, layout=form.layout)
-        return Written((copy,), 0, self._copy(out).cost, 0)
+    def lower(self, lifted: LinearOp, candidate: Candidate) -> Lowered | None:
+        """The steps by which a candidate computes an operator's output."""
+        form, view, elements = candidate.form, candidate.view, self.sizes.elements(lifted.output)
+        may_normalize = self._may_normalize(lifted, candidate)
+        if view is None:
+            lowered = self.lowering.lower(form, out_elements=elements, may_normalize=may_normalize)
+        else:
+            size = max(1, elements * self.sizes.elements(view.operand) // self.sizes.elements(view.output))
+            lowered = self.lowering.lower(
+                form, out_elements=size, may_normalize=may_normalize, like=view.operand
+            )
+            if lowered is not None:
+                lowered = lowered.viewed(view, form.channels, view_cost(self.model, view, size, elements), "")
+        if lowered is None or lowered.steps or not self.context.scope.is_seen(lifted.output):
+            return lowered
+        copy = Step("Identity", (lowered.result,), form.channels, layout=form.layout)
+        return Lowered((copy,), 0, self._copy(elements).cost, 0)
 
     def price(self, lifted: LinearOp, candidate: Candidate) -> Price | None:
-        """What a candidate for a tensor would cost, with what it reads; None if it cannot be written."""
+        """What `lower` would ask for, and the price of what it reads; None if it cannot be written."""
         if candidate.view is not None:
-            written = self.write(lifted, candidate)
-            found = None if written is None else written.price
+            lowered = self.lower(lifted, candidate)
+            price = None if lowered is None else lowered.price
         else:
-            out, norm = self.measures.elements(lifted.output), self._norm(lifted, candidate)
-            found = estimate(candidate.form, self._around, out_elements=out, norm=norm)
-            if found is not None and not found.nodes and self.context.scope.is_seen(lifted.output):
-                found = self._copy(out)
-        return None if found is None else candidate.setup.plus(found)
+            elements = self.sizes.elements(lifted.output)
+            may_normalize = self._may_normalize(lifted, candidate)
+            price = self.lowering.price(candidate.form, out_elements=elements, may_normalize=may_normalize)
+            if price is not None and not price.nodes and self.context.scope.is_seen(lifted.output):
+                price = self._copy(elements)
+        return None if price is None else candidate.setup.plus(price)
 
     def _copy(self, elements: int) -> Price:
-        """Of an Identity: a tensor that must keep its name."""
+        """Of an Identity, for a tensor that must keep its name."""
         return Price(self.model.elementwise(2 * elements, 0), 0, 1)
 
-    def _options(self, operand: Operand, pads: bool) -> list[Option]:
-        """What an operand may be replaced by: (form, candidate, price); itself comes first.
+    def _may_normalize(self, lifted: LinearOp, candidate: Candidate) -> bool:
+        """Whether a factor and a shift may be written as BatchNormalization: only where there was one before."""
+        if operator(lifted.node).normalizes:
+            return True
+        return Kind.AFFINE in candidate.roles and self._follows_norm(lifted)
 
-        A reader that `pads` cannot take a bias; it may take the source shifted instead.
-        """
-        options = self._plain_options(operand)
-        for form, candidate, price in list(options) if pads else ():
-            shifted = self._scaled_out(form)
-            if shifted is not None:
-                options.append((shifted, candidate, price))
-        return options
-
-    def _scaled_out(self, form: Form) -> Form | None:
-        """`scale_out`, the same object for the same form: what two branches shift alike is shifted once."""
-        if id(form) not in self.shifted:
-            found = scale_out(form)
-            whole = (
-                found is not None
-                and self.measures.channels(str(found.sources[0]), form.layout) == form.channels
-            )
-            self.shifted[id(form)] = (form, found if whole else None)
-        return self.shifted[id(form)][1]
-
-    def _plain_options(self, operand: Operand) -> list[Option]:
-        self.measures.known[operand.name, operand.layout] = operand.channels
-        itself = identity(operand.name, operand.channels, operand.layout)
-        entry = self.entries.get(operand.name)
-        exposed = self.exposed.get(operand.name)
-        if exposed is not None and _fits(exposed.form, operand):
-            return [(exposed.form, exposed, Price())]  # whoever still reads it ends the joint step
-        if entry is None or not self.regions.is_private(operand.name):
-            return [(itself, None, Price())]
-        fitting = [(c.form, c, c.setup) for c in entry.candidates if _fits(c.form, operand)]
-        return [(itself, None, entry.best), *fitting]
+    def _follows_norm(self, lifted: LinearOp) -> bool:
+        """Whether a BatchNormalization is right before, through operators of one operand."""
+        for _ in range(MAX_NODES_TO_NORM):
+            name = lifted.operands[0].name
+            producer = self.context.scope.producer.get(name)
+            if producer is None or any(operand.name != name for operand in lifted.operands):
+                return False
+            if operator(producer).normalizes:
+                return True
+            if name not in self.lifts:
+                return False
+            lifted = self.lifts[name]
+        return False
 
     def _entry(self, lifted: LinearOp) -> Entry:
-        pads = lifted.padding_value is None and any(
-            term.kernel.geometry.reads_padding for term in lifted.terms
-        )
-        options = [self._options(operand, pads) for operand in lifted.operands]
-        own = self._own(lifted)
-        best = original = own
-        for operand in lifted.operands:
-            below = self.entries.get(operand.name)
-            if below is not None and self.regions.is_private(operand.name):
-                best, original = best.plus(below.best), original.plus(below.original)
-        exposed = {o.name for o in lifted.operands} & self.exposed.keys() if self.exposed else ()
-        for name in exposed:
-            best = best._replace(cost=best.cost + PROHIBITIVE)  # it is there only if somebody still reads it
-            original = original.plus(self.entries[name].original)
-        entry = Entry(best, original, own)
+        options = self._options(lifted)
+        entry = self._entry_of_node(lifted)
         ranked: list[tuple[int, Candidate]] = []
         parts: Parts = {}
-        plain = not exposed and _is_plain(lifted)
+        writes_itself = _writes_itself(lifted) and not self._reads_absorbed(lifted)
         for combination in combinations(options):
             candidate = self._candidate(lifted, combination, parts)
             if candidate is None:
                 continue
-            if plain and candidate.nodes == 1:
-                ranked.append((candidate.setup.cost + own.cost, candidate))
+            if writes_itself and candidate.nodes == 1:
+                ranked.append((candidate.setup.cost + entry.node.cost, candidate))
                 continue
             cost = self._consider(lifted, candidate, entry)
             if cost is None:
@@ -210,96 +209,148 @@ class Cover:
         entry.candidates = prune(ranked)
         return entry
 
-    def _own(self, lifted: LinearOp) -> Price:
-        """The node as it is; a joint step asks again."""
-        found = self.owns.get(lifted.output)
-        if found is None:
-            elements, is_used = self.measures.elements, self.context.scope.is_used
-            found = self.owns[lifted.output] = keep(lifted, self.model, elements, is_used)
-        return found
+    def _entry_of_node(self, lifted: LinearOp) -> Entry:
+        """The node as it is, with what it reads computed as was chosen for that."""
+        price = self._node_prices.get(lifted.output)
+        if price is None:
+            price = node_price(lifted, self.model, self.sizes.elements, self.context.scope.is_used)
+            self._node_prices[lifted.output] = price
+        best = original = price
+        for operand in lifted.operands:
+            below = self.entries.get(operand.name)
+            if below is not None and self.regions.is_private(operand.name):
+                best, original = best.plus(below.best), original.plus(below.original)
+        for name in self._reads_absorbed(lifted):
+            best = best._replace(cost=best.cost + PROHIBITIVE)
+            original = original.plus(self.entries[name].original)
+        return Entry(best, original, price)
+
+    def _reads_absorbed(self, lifted: LinearOp) -> set[str]:
+        if not self.absorbed:
+            return set()
+        return {operand.name for operand in lifted.operands} & self.absorbed.keys()
 
     def _consider(self, lifted: LinearOp, candidate: Candidate, entry: Entry) -> int | None:
         """Choose a candidate if it is the best so far; its cost, or None if it cannot be written."""
         price = self.price(lifted, candidate)
         if price is None:
             return None
-        if (
-            price.improves(entry.best.cost, entry.original)
-            and self.allowed(candidate.roles)
-            and lifted.output not in self.banned
-            and self.regions.is_sole(lifted.node)
-        ):
+        if price.improves(entry.best.cost, entry.original) and self._may_choose(lifted, candidate):
             entry.best, entry.choice = price, candidate
         return price.cost
+
+    def _may_choose(self, lifted: LinearOp, candidate: Candidate) -> bool:
+        if lifted.output in self.banned or not self.is_allowed(candidate.roles):
+            return False
+        return self.regions.has_one_used_output(lifted.node)
+
+    def _options(self, lifted: LinearOp) -> list[list[Option]]:
+        """What each operand may be replaced by.
+
+        An operator that reads padding takes no bias from below; it may read the source shifted instead.
+        """
+        options = [self._options_of(operand) for operand in lifted.operands]
+        if lifted.padding_value is None and any(term.kernel.geometry.reads_padding for term in lifted.terms):
+            for choice in options:
+                for form, candidate, price in list(choice):
+                    shifted = self._scaled_out(form)
+                    if shifted is not None:
+                        choice.append(Option(shifted, candidate, price))
+        return options
+
+    def _options_of(self, operand: Operand) -> list[Option]:
+        """An operand itself, which comes first, and the candidates for it."""
+        name = operand.name
+        self.sizes.operand_channels[name, operand.layout] = operand.channels
+        absorbed = self.absorbed.get(name) if self.absorbed else None
+        if absorbed is not None and _fits(absorbed.form, operand):
+            return [
+                Option(absorbed.form, absorbed, Price())
+            ]  # whoever still reads the tensor ends the joint step
+        itself = identity(name, operand.channels, operand.layout)
+        entry = self.entries.get(name)
+        if entry is None or not self.regions.is_private(name):
+            return [Option(itself, None, Price())]
+        fitting = [candidate for candidate in entry.candidates if _fits(candidate.form, operand)]
+        return [
+            Option(itself, None, entry.best),
+            *[Option(candidate.form, candidate, candidate.setup) for candidate in fitting],
+        ]
+
+    def _scaled_out(self, form: Form) -> Form | None:
+        """`scale_out`, the same object for the same form: a shift that two branches share is written once."""
+        if id(form) not in self._shifted:
+            shifted = scale_out(form)
+            if shifted is not None:
+                total = self.sizes.channels(str(shifted.sources[0]), form.layout)
+                shifted = shifted if total == form.channels else None
+            self._shifted[id(form)] = (form, shifted)
+        return self._shifted[id(form)][1]
 
     def _across_views(self, lifted: LinearOp, candidate: Candidate) -> Iterable[Candidate]:
         """Further ways to compute a tensor that reads views, for itself alone."""
         if lifted.view is None and Kind.COMMUTE not in candidate.roles and candidate.form.reads_tensors:
             return ()
-        free = under_view(
-            candidate, self.entries, lambda n: self.regions.is_private(n) and not self.shared[n]
-        )
-        return (*free, *restoring(lifted, candidate, self.entries, self.context.scope))
+        moved = under_view(candidate, self.entries, self._may_go)
+        return (*moved, *restoring(lifted, candidate, self.entries, self.context.scope))
 
-    def _norm(self, lifted: LinearOp, candidate: Candidate) -> bool:
-        return lifted.node.op == "BatchNormalization" or (
-            Kind.AFFINE in candidate.roles and self._has_norm(lifted)
-        )
-
-    def _has_norm(self, lifted: LinearOp) -> bool:
-        """Whether a BatchNormalization stands right before, through per-channel operators."""
-        for _ in range(8):
-            name = lifted.operands[0].name
-            producer = self.context.scope.producer.get(name)
-            if producer is None or any(operand.name != name for operand in lifted.operands):
-                return False
-            if producer.op == "BatchNormalization":
-                return True
-            found = self.lifts.get(name)
-            if found is None:
-                return False
-            lifted = found
-        return False
+    def _may_go(self, name: str) -> bool:
+        """Whether nothing else reads a tensor, and no form that several consumers see does."""
+        return self.regions.is_private(name) and not self._sources_of_absorbed[name]
 
     def _candidate(self, lifted: LinearOp, combination: tuple[Option, ...], parts: Parts) -> Candidate | None:
-        """An operator applied to these options; `parts` holds what its terms became with others."""
-        if not parts and lifted.view is None and not any(chosen for _, chosen, _ in combination):
-            itself = as_it_stands(lifted)
-            if itself is not None:
-                return self._joined(lifted, itself, combination)
-        forms = [form for form, _, _ in combination]
-        rank = lifted.layout[1]
-        if lifted.view is not None:
-            seen = seen_through(forms[0], lifted.view)
-            return None if seen is None else self._joined(lifted, seen, combination)
-        try:
-            form = applied(lifted, forms, parts, lambda source: self.measures.size(source, rank))
-        except Inexact as reason:
-            chosen = [candidate for _, candidate, _ in combination]
-            if any(chosen) or lifted.padding_value is not None:
-                through = next((o.name for o, c in zip(lifted.operands, chosen, strict=True) if c), "")
-                self.inexact.setdefault(lifted.output, []).append((reason.with_traceback(None), through))
-            return None
+        """An operator applied to one option per operand; None where no form equals that.
+
+        Args:
+            parts: what the operator's terms became with the options of earlier combinations.
+        """
+        form = self._form(lifted, combination, parts)
         return None if form is None else self._joined(lifted, form, combination)
 
+    def _form(self, lifted: LinearOp, combination: tuple[Option, ...], parts: Parts) -> Form | None:
+        if lifted.view is not None:
+            return seen_through(combination[0].form, lifted.view)
+        looks_through = any(option.candidate is not None for option in combination)
+        if not parts and not looks_through:
+            form = form_of_node(lifted)
+            if form is not None:
+                return form
+        rank = lifted.layout[1]
+        try:
+            forms = [option.form for option in combination]
+            return composed(lifted, forms, parts, lambda source: self.sizes.positions(source, rank))
+        except Inexact as reason:
+            if looks_through or lifted.padding_value is not None:
+                pairs = zip(lifted.operands, combination, strict=True)
+                through = next((operand.name for operand, option in pairs if option.candidate), "")
+                self.inexact.setdefault(lifted.output, []).append((reason.with_traceback(None), through))
+            return None
+
     def _joined(self, lifted: LinearOp, form: Form, combination: tuple[Option, ...]) -> Candidate:
-        facts = operator(lifted.node)
-        convolution = facts.weight is not None and not facts.scatters
-        setup, nodes, below = combination[0][2], 1, False
-        roles = lifted.roles
-        for place, (_, candidate, price) in enumerate(combination):
-            if place:
-                setup = setup.plus(price)
+        """A form with what the combination adds up to."""
+        setup, roles, nodes, below = combination[0].price, lifted.roles, 1, False
+        for option in combination[1:]:
+            setup = setup.plus(option.price)
+        for option in combination:
+            candidate = option.candidate
             if candidate is not None:
                 nodes += candidate.nodes
-                below = below or candidate.convolutions
+                below = below or candidate.convolves
                 roles |= candidate.roles
-        if convolution and below:
+        facts = operator(lifted.node)
+        convolves = facts.weight is not None and not facts.scatters
+        if convolves and below:
             roles |= {Kind.SEQUENCE}
-        leaves = all(c is not None and c.leaves for _, c, _ in combination) or not any(
-            name in self.entries and self.regions.is_private(name) for name in map(str, form.sources)
+        return Candidate(
+            form, setup, roles, nodes, self._reads_existing(form, combination), convolves or below
         )
-        return Candidate(form, setup, roles, nodes, leaves, convolution or below)
+
+    def _reads_existing(self, form: Form, combination: tuple[Option, ...]) -> bool:
+        """Whether the sources of a form exist, whatever is chosen for other tensors."""
+        if all(option.candidate is not None and option.candidate.reads_existing for option in combination):
+            return True
+        names = map(str, form.sources)
+        return not any(name in self.entries and self.regions.is_private(name) for name in names)
 
 
 def _fits(form: Form, operand: Operand) -> bool:
@@ -307,15 +358,15 @@ def _fits(form: Form, operand: Operand) -> bool:
     return form.layout == operand.layout and form.channels == operand.channels
 
 
-def _is_plain(lifted: LinearOp) -> bool:
-    """Written as it stands it would be the node itself again, at the same price."""
+def _writes_itself(lifted: LinearOp) -> bool:
+    """Whether the form of the node alone would be lowered to the node itself, at the same price."""
     if lifted.view is not None or lifted.inner_nodes or lifted.padding_value is not None:
         return False
-    op, kernel = lifted.node.op, lifted.terms[0].kernel
-    if operator(lifted.node).weight is not None:
+    facts, kernel = operator(lifted.node), lifted.terms[0].kernel
+    if facts.weight is not None:
         return not isinstance(kernel, Vector)
-    if op == "BatchNormalization":
+    if facts.normalizes:
         return not lifted.bias.is_zero and not (isinstance(kernel, Vector) and kernel.is_one)
-    if op not in ("Add", "Sum", "Concat") or not lifted.bias.is_zero:
+    if lifted.node.op not in ("Add", "Sum", "Concat") or not lifted.bias.is_zero:
         return False
     return len(lifted.terms) == len(lifted.operands) == len({o.name for o in lifted.operands}) > 1

@@ -19,7 +19,7 @@ from onnx_repfuse.algebra.kernels import Kernel, Vector
 from onnx_repfuse.graph.load import new_node
 from onnx_repfuse.graph.operators import OPERATORS
 from onnx_repfuse.graph.scope import Const, Scope
-from onnx_repfuse.planner.lowering import Step, Written
+from onnx_repfuse.planner.lowering import Lowered, Step
 from onnx_repfuse.planner.weights import grown, materialized, rounded, transposed, transposed_shape
 
 __all__ = ["Emission", "emit"]
@@ -36,7 +36,7 @@ class Emission:
 def emit(
     scope: Scope,
     root: str,
-    written: Written,
+    lowered: Lowered,
     *,
     data_type: int,
     name: str,
@@ -76,8 +76,8 @@ def emit(
     def node(op: str, inputs: list[str], output: str, attrs: dict[str, Any] | None = None) -> None:
         made.nodes.append(new_node(op, scope.fresh(name), attrs or {}, inputs, [output]))
 
-    for number, step in enumerate(written.steps):
-        output = root if number == len(written.steps) - 1 else scope.fresh(f"{name}.{step.op.lower()}")
+    for number, step in enumerate(lowered.steps):
+        output = root if number == len(lowered.steps) - 1 else scope.fresh(f"{name}.{step.op.lower()}")
         inputs = [tensor(ref) for ref in step.inputs]
         names.append(output)
         if step.op == "Mul":

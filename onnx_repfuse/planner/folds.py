@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.load import new_node
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import LinearOp
-from onnx_repfuse.planner.candidates import chief
+from onnx_repfuse.planner.candidates import reported_kind
 from onnx_repfuse.records.report import Kind, Refusal
 
 __all__ = ["PlannedFold", "ScopePlan"]
@@ -49,7 +49,7 @@ class PlannedFold:
     @property
     def kind(self) -> Kind:
         """The one kind it is reported as."""
-        return chief(self.roles)
+        return reported_kind(self.roles)
 
 
 @dataclass(eq=False)

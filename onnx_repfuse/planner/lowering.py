@@ -1,23 +1,26 @@
-"""From a form to the operators that compute it: the cheapest straight writing, or None when there is none.
+"""From a form to the operators that compute it: the cheapest straight way, or None when there is none.
 
-The output channels fall into consecutive segments (`algebra.segments`). A segment is a sum of terms; a term is nothing
-(an identity), a factor per channel, or a convolution; the bias rides on a convolution where there is one.
+The output channels fall into consecutive segments (`algebra.segments`). A segment is a sum of terms. A term is nothing
+(an identity), a factor per channel, or a convolution. The bias rides on a convolution where there is one:
+
+    bias + conv3x3(x) + 2 * x   ->   t = Conv(x, w, bias);  u = Mul(x, 2);  Add(t, u)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from onnx_repfuse.algebra.affine_form import Form, Shifted, Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Kernel, Vector
 from onnx_repfuse.algebra.segments import segmented
-from onnx_repfuse.graph.views import View
+from onnx_repfuse.graph.views import Layout, View
 from onnx_repfuse.planner.cost import CostModel, Price, multiply_adds, view_cost
+from onnx_repfuse.planner.sizes import Sizes
 from onnx_repfuse.planner.view_sources import Viewed, common_view
 
-__all__ = ["Step", "Surroundings", "Written", "asked", "estimate", "lower", "viewed_last"]
+__all__ = ["Lowered", "Lowering", "Step"]
 
 
 @dataclass(eq=False)
@@ -42,14 +45,14 @@ class Step:
     kernel: Kernel | None = None
     bias: Bias | None = None
     lo: int = 0
-    layout: tuple[int, int] = (1, 2)
+    layout: Layout = (1, 2)
     like: str = ""
     matrix: bool = False
     view: View | None = None
 
 
-@dataclass(eq=False)  # not frozen, see `algebra.form`
-class Written:
+@dataclass(eq=False)  # not frozen, see `algebra.affine_form`
+class Lowered:
     """Steps in order, the last one being the result (an alias of `result` if there are none), and their cost."""
 
     steps: tuple[Step, ...]
@@ -59,222 +62,215 @@ class Written:
 
     @property
     def price(self) -> Price:
-        """What is paid for it."""
+        """That of all steps."""
         axes = [step.layout[0] for step in self.steps if step.op == "Conv"]
         return Price(self.cost, self.macs, len(self.steps), axes.count(1), axes.count(-1))
 
+    def viewed(self, view: View, channels: int, cost: int, like: str) -> Lowered:
+        """With a view, of that cost, as its last step."""
+        result = len(self.steps) - 1 if self.steps else self.result
+        step = Step("View", (result,), channels, layout=view.after, like=like, view=view)
+        return Lowered((*self.steps, step), len(self.steps), self.cost + cost, self.macs)
+
 
 @dataclass(frozen=True, eq=False)
-class Surroundings:
-    """What forms are written among.
+class Lowering:
+    """Lowers the forms of one scope, or tells what that costs.
 
     Attributes:
-        model: the prices.
-        elements, channels: of a source; its channels in a layout.
-        matrix: whether a source is known to be two-dimensional, so that Gemm can take the bias.
-        prices: of segments, by what they ask for: a network repeats itself.
+        segment_prices: by all that the price of a segment depends on, as a network repeats its blocks.
     """
 
     model: CostModel
-    elements: Callable[[Hashable], int]
-    channels: Callable[[Hashable, tuple[int, int]], int]
-    matrix: Callable[[Hashable], bool]
-    prices: dict[tuple[Hashable, ...], Price] = field(default_factory=dict)
+    sizes: Sizes
+    segment_prices: dict[tuple[Hashable, ...], Price] = field(default_factory=dict)
 
+    def lower(self, form: Form, *, out_elements: int, may_normalize: bool, like: str = "") -> Lowered | None:
+        """Write a form, views first or last, whichever is cheaper.
 
-def lower(
-    form: Form, around: Surroundings, *, out_elements: int, norm: bool, like: str = ""
-) -> Written | None:
-    """Write a form, views first or last, whichever is cheaper.
+        Args:
+            out_elements: of the result.
+            may_normalize: whether a BatchNormalization may be written.
+            like: see `Step`.
+        """
+        first = self._views_first(form, out_elements, may_normalize, like)
+        viewed = common_view(form)
+        if viewed is None:
+            return first
+        inner, view = viewed
+        elements = self.sizes.elements
+        size = max(1, out_elements * elements(view.operand) // elements(view.output))
+        below = self.lower(inner, out_elements=size, may_normalize=may_normalize, like=view.operand)
+        if below is None:
+            return first
+        last = below.viewed(view, form.channels, view_cost(self.model, view, size, out_elements), like)
+        return last if first is None or last.cost < first.cost else first
 
-    Args:
-        out_elements: of the result.
-        norm: whether BatchNormalization may be written.
-        like: see `Step`.
-    """
-    first = _straight(form, around, out_elements, norm, like)
-    viewed = common_view(form)
-    if viewed is None:
-        return first
-    inner, view = viewed
-    wide, narrow = around.elements(view.operand), around.elements(view.output)
-    size = max(1, out_elements * wide // narrow)
-    before = lower(inner, around, out_elements=size, norm=norm, like=view.operand)
-    if before is None:
-        return first
-    cost = view_cost(around.model, view, size, out_elements)
-    last = viewed_last(before, view, form.channels, cost, like)
-    return last if first is None or last.cost < first.cost else first
+    def _views_first(self, form: Form, out_elements: int, may_normalize: bool, like: str) -> Lowered | None:
+        segments = segmented(form)
+        writer = _Writer(self, out_elements, form.channels, form.layout, like, may_normalize)
+        if segments is None or not all(map(writer.can_read, form.sources)):
+            return None
+        parts = [writer.segment(terms, form.bias.channels(lo, hi), hi - lo) for (lo, hi), terms in segments]
+        if len(parts) > 1:
+            step = Step("Concat", tuple(parts), form.channels)
+            parts = [writer.add(step, self.model.elementwise(2 * out_elements, 0))]
+        return writer.lowered(parts[0])
 
+    def price(self, form: Form, *, out_elements: int, may_normalize: bool) -> Price | None:
+        """What `lower` would ask for, without the steps."""
+        if not form.reads_tensors:
+            lowered = self.lower(form, out_elements=out_elements, may_normalize=may_normalize)
+            return None if lowered is None else lowered.price
+        segments = segmented(form)
+        if segments is None:
+            return None
+        if len(segments) == 1:
+            terms = segments[0][1]
+            return self._segment_price(terms, not form.bias.is_zero, out_elements, form, may_normalize)
+        prices = [Price(self.model.elementwise(2 * out_elements, 0), 0, 1)]  # of the Concat
+        biased = form.bias.nonzero_in([lo for (lo, _), _ in segments])
+        for ((lo, hi), terms), has_bias in zip(segments, biased, strict=True):
+            size = out_elements * (hi - lo) // form.channels
+            prices.append(self._segment_price(terms, has_bias, size, form, may_normalize))
+        return Price(*map(sum, zip(*prices, strict=True)))
 
-def viewed_last(written: Written, view: View, channels: int, cost: int, like: str) -> Written:
-    """A view of what was written."""
-    result = len(written.steps) - 1 if written.steps else written.result
-    step = Step("View", (result,), channels, layout=view.after, like=like, view=view)
-    return Written((*written.steps, step), len(written.steps), written.cost + cost, written.macs)
+    def _segment_price(
+        self, terms: Sequence[Term], has_bias: bool, elements: int, form: Form, may_normalize: bool
+    ) -> Price:
+        """The price of a segment of `form` that has so many elements."""
+        layout = form.layout
+        key = elements, has_bias, may_normalize, *[self._demand(term, layout) for term in terms]
+        price = self.segment_prices.get(key)
+        if price is None:
+            channels = terms[0].kernel.geometry.c_out
+            writer = _Writer(self, elements, channels, layout, "", may_normalize)
+            bias = form.bias if has_bias else Bias.zeros(form.channels)
+            price = writer.lowered(writer.segment(terms, bias, channels)).price
+            self.segment_prices[key] = price
+        return price
 
-
-def estimate(form: Form, around: Surroundings, *, out_elements: int, norm: bool) -> Price | None:
-    """What `lower` would ask, without the steps."""
-    if not form.reads_tensors:
-        written = lower(form, around, out_elements=out_elements, norm=norm)
-        return None if written is None else written.price
-    segments = segmented(form)
-    if segments is None:
-        return None
-    if len(segments) == 1:
-        return _segment_price(segments[0][1], not form.bias.is_zero, around, out_elements, form, norm)
-    prices = [Price(around.model.elementwise(2 * out_elements, 0), 0, 1)]  # of the Concat
-    biased = form.bias.nonzero_in([lo for (lo, _), _ in segments])
-    for ((lo, hi), terms), has_bias in zip(segments, biased, strict=True):
-        size = out_elements * (hi - lo) // form.channels
-        prices.append(_segment_price(terms, has_bias, around, size, form, norm))
-    return Price(*map(sum, zip(*prices, strict=True)))
-
-
-def _segment_price(
-    terms: Sequence[Term], has_bias: bool, around: Surroundings, size: int, form: Form, norm: bool
-) -> Price:
-    """Of a segment of `form`, of so many elements."""
-    key = size, has_bias, norm, *[asked(term, around, form.layout) for term in terms]
-    found = around.prices.get(key)
-    if found is None:
-        channels = terms[0].kernel.geometry.c_out
-        writer = _Writer(around, size, channels, form.layout, "", norm)
-        bias = form.bias if has_bias else Bias.zeros(form.channels)
-        found = writer.written(writer.segment(terms, bias, channels)).price
-        around.prices[key] = found
-    return found
-
-
-def asked(term: Term, around: Surroundings, layout: tuple[int, int]) -> tuple[Hashable, ...]:
-    """All that the price of a term hangs on."""
-    source, kernel = term.source, term.kernel
-    factor = kernel.is_one if isinstance(kernel, Vector) else None
-    gemm = layout[0] == -1 and around.matrix(source)
-    return kernel.geometry, factor, around.elements(source), around.channels(source, layout), gemm
-
-
-def _straight(form: Form, around: Surroundings, out_elements: int, norm: bool, like: str) -> Written | None:
-    """Views first."""
-    segments = segmented(form)
-    writer = _Writer(around, out_elements, form.channels, form.layout, like, norm)
-    if segments is None or not all(writer.can_read(source) for source in form.sources):
-        return None
-    parts = [writer.segment(terms, form.bias.channels(lo, hi), hi - lo) for (lo, hi), terms in segments]
-    if len(parts) > 1:
-        step = Step("Concat", tuple(parts), form.channels)
-        parts = [writer.add(step, around.model.elementwise(2 * out_elements, 0))]
-    return writer.written(parts[0])
+    def _demand(self, term: Term, layout: Layout) -> tuple[Hashable, ...]:
+        """All that the price of a term depends on."""
+        source, kernel, sizes = term.source, term.kernel, self.sizes
+        is_one = kernel.is_one if isinstance(kernel, Vector) else None
+        takes_gemm = layout[0] == -1 and sizes.is_matrix(source)
+        return kernel.geometry, is_one, sizes.elements(source), sizes.channels(source, layout), takes_gemm
 
 
 @dataclass(eq=False)
 class _Writer:
-    around: Surroundings
+    """Adds up steps and their cost."""
+
+    lowering: Lowering
     out_elements: int
     out_channels: int
-    layout: tuple[int, int]
+    layout: Layout
     like: str
-    norm: bool
+    may_normalize: bool
 
     def __post_init__(self) -> None:
-        self.made: dict[Hashable, Hashable] = {}
+        self.model, self.sizes = self.lowering.model, self.lowering.sizes
+        self.sources: dict[Hashable, Hashable] = {}  # shifted or viewed tensor -> its step
         self.steps: list[Step] = []
         self.cost = 0
         self.macs = 0
 
     def add(self, step: Step, cost: int) -> int:
+        """The number of the step."""
         if step.view is None:
             step.layout, step.like = self.layout, step.like or self.like
         self.steps.append(step)
         self.cost += cost
         return len(self.steps) - 1
 
-    def written(self, result: Hashable) -> Written:
-        return Written(tuple(self.steps), result, self.cost, self.macs)
-
-    def size(self, channels: int) -> int:
-        return self.out_elements * channels // self.out_channels
+    def lowered(self, result: Hashable) -> Lowered:
+        return Lowered(tuple(self.steps), result, self.cost, self.macs)
 
     def segment(self, terms: Sequence[Term], bias: Bias, channels: int) -> Hashable:
-        """A sum of terms plus a bias."""
-        size = self.size(channels)
+        """A sum of terms plus a bias; its step, or the source that it is."""
+        size = self.out_elements * channels // self.out_channels
         if len(terms) > 1:
-            terms = sorted(terms, key=lambda t: isinstance(t.kernel, Vector))  # convolutions first
+            terms = sorted(terms, key=lambda term: isinstance(term.kernel, Vector))  # convolutions first
         pending: Bias | None = None if bias.is_zero else bias
-        refs: list[Hashable] = []
+        parts: list[Hashable] = []
         for term in terms:
-            kernel = term.kernel
-            source, moved = self.read(term)
-            if isinstance(kernel, Vector) and kernel.is_one:
-                refs.append(source)
-            elif isinstance(kernel, Vector) and pending is not None and self.normalizes(terms):
-                step = Step("Norm", (source,), channels, kernel, pending)
-                refs.append(self.add(step, self.around.model.elementwise(moved + size, 2)))
-                pending = None
-            elif isinstance(kernel, Vector):
-                step = Step("Mul", (source,), channels, kernel)
-                refs.append(self.add(step, self.around.model.elementwise(moved + size)))
-            else:
-                refs.append(self.convolution(term, source, moved, size, pending))
+            if not isinstance(term.kernel, Vector):
+                parts.append(self.convolution(term, size, pending))
                 pending = None if self.takes_bias(term) else pending
-        result = refs[0]
-        for ref in refs[1:]:
-            result = self.add(Step("Add", (result, ref), channels), self.around.model.elementwise(3 * size))
+            elif not term.kernel.is_one and pending is not None and self.normalizes(terms):
+                parts.append(self.factor(term, term.kernel, size, pending))
+                pending = None
+            else:
+                parts.append(self.factor(term, term.kernel, size, None))
+        result = parts[0]
+        for part in parts[1:]:
+            result = self.add(Step("Add", (result, part), channels), self.model.elementwise(3 * size))
         if pending is not None:
             step = Step("Shift", (result,), channels, bias=pending)
-            result = self.add(step, self.around.model.elementwise(2 * size))
+            result = self.add(step, self.model.elementwise(2 * size))
         return result
 
     def normalizes(self, terms: Sequence[Term]) -> bool:
-        """Whether a BatchNormalization may be written: its channels are on axis 1."""
-        return self.norm and len(terms) == 1 and self.takes_bias(terms[0])
+        """Whether one BatchNormalization may compute it: its channels are on axis 1."""
+        return self.may_normalize and len(terms) == 1 and self.takes_bias(terms[0])
 
     def takes_bias(self, term: Term) -> bool:
-        return term.kernel.geometry.channel_axis == 1 or self.around.matrix(term.source)
+        """Whether Conv or Gemm computes it, rather than MatMul."""
+        return term.kernel.geometry.channel_axis == 1 or self.sizes.is_matrix(term.source)
 
-    def convolution(self, term: Term, source: Hashable, moved: int, size: int, pending: Bias | None) -> int:
+    def factor(self, term: Term, kernel: Vector, size: int, bias: Bias | None) -> Hashable:
+        """A Mul; with a bias, a BatchNormalization; nothing where all factors are 1."""
+        source, elements = self.read(term)
+        if kernel.is_one:
+            return source
+        channels = kernel.geometry.c_out
+        if bias is None:
+            step = Step("Mul", (source,), channels, kernel)
+            return self.add(step, self.model.elementwise(elements + size))
+        step = Step("Norm", (source,), channels, kernel, bias)
+        return self.add(step, self.model.elementwise(elements + size, 2))
+
+    def convolution(self, term: Term, size: int, pending: Bias | None) -> int:
+        source, elements = self.read(term)
         kernel = term.kernel
         geometry = kernel.geometry.grown()
-        macs = multiply_adds(geometry, moved, size)
+        macs = multiply_adds(geometry, elements, size)
         self.macs += macs
         bias = pending if self.takes_bias(term) else None
-        step = Step("Conv", (source,), geometry.c_out, kernel, bias, matrix=self.around.matrix(term.source))
-        return self.add(step, self.around.model.convolution(geometry, macs, moved + size))
+        step = Step("Conv", (source,), geometry.c_out, kernel, bias, matrix=self.sizes.is_matrix(term.source))
+        return self.add(step, self.model.convolution(geometry, macs, elements + size))
 
     def read(self, term: Term) -> tuple[Hashable, int]:
         """The channels a term reads, sliced if they are not all there are; and their elements."""
-        total, wanted = self.around.channels(term.source, self.layout), term.kernel.geometry.c_in
-        elements = self.around.elements(term.source)
+        total, wanted = self.sizes.channels(term.source, self.layout), term.kernel.geometry.c_in
+        elements = self.sizes.elements(term.source)
         source = self.source(term.source)
         if wanted == total:
             return source, elements
         part = elements * wanted // total
-        step = Step("Slice", (source,), wanted, lo=term.lo_in, like=_shape_of(term.source))
-        return self.add(step, self.around.model.elementwise(2 * part, 0)), part
+        like = term.source.view.output if isinstance(term.source, Viewed) else str(term.source)
+        step = Step("Slice", (source,), wanted, lo=term.lo_in, like=like)
+        return self.add(step, self.model.elementwise(2 * part, 0)), part
 
     def can_read(self, source: Hashable) -> bool:
         """Whether its views can be written for its channels."""
         if not isinstance(source, Viewed):
             return True
-        return source.view.fits(self.around.channels(source, self.layout)) and self.can_read(source.inner)
+        return source.view.fits(self.sizes.channels(source, self.layout)) and self.can_read(source.inner)
 
     def source(self, source: Hashable) -> Hashable:
         """A tensor, or the step that shifts or views one; every such step is written once."""
         if not isinstance(source, Shifted | Viewed):
             return source
-        if source not in self.made:
-            size, channels = self.around.elements(source), self.around.channels(source, self.layout)
+        if source not in self.sources:
+            size, channels = self.sizes.elements(source), self.sizes.channels(source, self.layout)
             if isinstance(source, Shifted):
                 step = Step("Shift", (source.name,), channels, bias=Bias(source.shift), like=source.name)
-                self.made[source] = self.add(step, self.around.model.elementwise(2 * size))
+                cost = self.model.elementwise(2 * size)
             else:
                 view, inner = source.view, self.source(source.inner)
                 step = Step("View", (inner,), channels, layout=view.after, like=view.output, view=view)
-                cost = view_cost(self.around.model, view, self.around.elements(source.inner), size)
-                self.made[source] = self.add(step, cost)
-        return self.made[source]
-
-
-def _shape_of(source: Hashable) -> str:
-    return source.view.output if isinstance(source, Viewed) else str(source)
+                cost = view_cost(self.model, view, self.sizes.elements(source.inner), size)
+            self.sources[source] = self.add(step, cost)
+        return self.sources[source]

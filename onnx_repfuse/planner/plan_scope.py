@@ -1,15 +1,17 @@
-"""Rounds of covering until nothing gets cheaper.
+"""Planning one scope: rounds of lifting, covering and writing, until nothing gets cheaper.
 
-What the nodes of a scope are in the algebra; in later rounds, asked only of those that may have changed.
+A round lifts every node, covers the scope (`cover`, `shared_consumers`), selects what is needed (`select`) and writes
+it (`apply_folds`). The next round sees the new nodes as any others, and may fold them further. What did not change
+between two rounds is neither lifted nor covered again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from operator import is_
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import onnx_graphsurgeon as gs
 
@@ -19,112 +21,146 @@ from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.lift import Context, Declined, LinearOp, lift
 from onnx_repfuse.options import Options
-from onnx_repfuse.planner.activation_patterns import Activation, activations
+from onnx_repfuse.planner.activation_patterns import activations
 from onnx_repfuse.planner.apply_folds import apply_folds, reads_too_many
-from onnx_repfuse.planner.candidates import chief
+from onnx_repfuse.planner.candidates import reported_kind
 from onnx_repfuse.planner.cost import cost_model
 from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.planner.protected_patterns import protected_nodes
-from onnx_repfuse.planner.refusals import refusals, too_old
+from onnx_repfuse.planner.refusals import opset_refusal, refusals
 from onnx_repfuse.planner.select import select
-from onnx_repfuse.planner.shared_readers import expose
-from onnx_repfuse.records.report import Kind
+from onnx_repfuse.planner.shared_consumers import absorb_shared_tensors
+from onnx_repfuse.records.report import Kind, Refusal
 
-__all__ = ["Lifting", "cover_scope", "lift_all", "plan_scope"]
+__all__ = ["cover_scope", "plan_scope"]
 
 T = TypeVar("T")
-ROUNDS = 64  # an alarm, not a limit: integer costs fall in every round
-Lifting = tuple[gs.Node, LinearOp | Declined | None, str]
-# once lifted, these are what their constants and the frames of their tensors say, whoever makes or reads those
+MAX_ROUNDS = 64  # an alarm, not a limit: integer costs fall in every round
+
+
+class _Lifted(NamedTuple):
+    """An output of a node, and what it is in the algebra."""
+
+    node: gs.Node
+    output: str
+    outcome: LinearOp | Declined | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Round:
+    """What one round found, for the next one to build upon.
+
+    Attributes:
+        cover: of the scope as it was.
+        lifted: every output of every node that may change.
+        producer, consumers: of each tensor, as they were.
+    """
+
+    cover: Cover
+    lifted: list[_Lifted]
+    producer: dict[str, gs.Node]
+    consumers: dict[str, list[gs.Node]]
 
 
 def plan_scope(
     scope: Scope,
     options: Options,
     banned: frozenset[str] = frozenset(),
-    known: dict[str, ChannelLayout] | None = None,
+    layouts: dict[str, ChannelLayout] | None = None,
 ) -> ScopePlan:
-    """Fold what can be folded in one scope; `banned` names roots that must stay as they are, `known` are its frames."""
-    result = ScopePlan(scope)
+    """Fold what can be folded in one scope.
+
+    Args:
+        scope: its nodes are replaced.
+        options: kinds of folds, nodes to keep, and the cost model.
+        banned: outputs that must stay computed as they are.
+        layouts: `channel_layouts` of the scope, where the caller has them already.
+    """
+    plan = ScopePlan(scope)
     alive = needed_nodes(scope)
-    if options.allows(Kind.ACTIVATION):
-        _write_activations(scope, activations(scope, _kept(options), banned), result)
-        if result.creator:
-            remove_dead_nodes(scope, alive | set(result.creator))
-            known = None
-    known = channel_layouts(scope) if known is None else known
-    previous: Round | None = None
+    if options.allows(Kind.ACTIVATION) and _fold_activations(plan, options, banned):
+        remove_dead_nodes(scope, alive | plan.creator.keys())
+        layouts = None
+    layouts = channel_layouts(scope) if layouts is None else layouts
+    previous: _Round | None = None
     stale: set[str] = set()
-    for _ in range(ROUNDS):
-        current = _round(scope, options, banned, previous, known, stale)
-        found = select(current.cover)
-        wide = frozenset(one.output for one in found if reads_too_many(result, one))
-        if wide:
-            banned |= wide
-            previous, stale = current, {*wide, *current.cover.exposed}
+    for _ in range(MAX_ROUNDS):
+        current = _cover(scope, options, banned, layouts, previous, stale)
+        selections = select(current.cover)
+        too_wide = frozenset(one.output for one in selections if reads_too_many(plan, one))
+        if too_wide:
+            banned |= too_wide
+            previous, stale = current, {*too_wide, *current.cover.absorbed}
             continue
-        if not found:
-            declined = [(node, one) for node, one, _ in current.lifted if isinstance(one, Declined)]
-            told = {name for one in result.refusals for name in one.nodes}
-            others = refusals(scope, current.cover, declined)
-            result.refusals += [one for one in others if told.isdisjoint(one.nodes[:1])]
-            return result
-        apply_folds(result, current.cover, found)
-        remove_dead_nodes(scope, alive | set(result.creator))
-        previous, known, stale = current, channel_layouts(scope, known), set()
-    result.notes.append(f"planning stopped after {ROUNDS} rounds; please report this model")
-    return result
+        if not selections:
+            plan.refusals += _new_refusals(plan, current)
+            return plan
+        apply_folds(plan, current.cover, selections)
+        remove_dead_nodes(scope, alive | plan.creator.keys())
+        previous, layouts, stale = current, channel_layouts(scope, layouts), set()
+    plan.notes.append(f"planning stopped after {MAX_ROUNDS} rounds; please report this model")
+    return plan
 
 
 def cover_scope(scope: Scope, options: Options) -> Cover:
     """What the planner weighs in a scope as it is."""
-    return _round(scope, options, frozenset(), None, channel_layouts(scope)).cover
+    return _cover(scope, options, frozenset(), channel_layouts(scope), None, frozenset()).cover
 
 
-@dataclass(eq=False)
-class Round:
-    """What one round found, for the next one to build upon.
-
-    Attributes:
-        cover: of the scope as it was.
-        lifted: every output of every node that may change, and what it is.
-        producer, readers: of each tensor, as they were.
-    """
-
-    cover: Cover
-    lifted: list[Lifting]
-    producer: dict[str, gs.Node]
-    consumers: dict[str, list[gs.Node]]
+def _fold_activations(plan: ScopePlan, options: Options, banned: frozenset[str]) -> bool:
+    """Write decomposed activations as one operator each; whether there were any."""
+    replaced: dict[int, list[gs.Node]] = {}
+    for activation in activations(plan.scope, _is_kept(options), banned):
+        if not activation.created:
+            plan.refusals.append(opset_refusal(plan.scope, activation.place, activation.absorbed))
+            continue
+        roles = frozenset((Kind.ACTIVATION,))
+        plan.add(PlannedFold((activation.output,), activation.absorbed, activation.created, roles, 0, 0))
+        replaced[id(activation.place)] = activation.created
+    replace_nodes(plan.scope, replaced)
+    return bool(replaced)
 
 
-def _round(
+def _new_refusals(plan: ScopePlan, last: _Round) -> list[Refusal]:
+    """The refusals of the last round, but those about nodes that have one."""
+    reported = {name for refusal in plan.refusals for name in refusal.nodes}
+    declined = [(one.node, one.outcome) for one in last.lifted if isinstance(one.outcome, Declined)]
+    found = refusals(plan.scope, last.cover, declined)
+    return [refusal for refusal in found if reported.isdisjoint(refusal.nodes[:1])]
+
+
+def _cover(
     scope: Scope,
     options: Options,
     banned: frozenset[str],
-    previous: Round | None,
-    known: dict[str, ChannelLayout],
-    stale: Set[str] = frozenset(),
-) -> Round:
-    """Lift every node, cover the scope, look for joint steps; where nothing changed, the last round stands.
+    layouts: dict[str, ChannelLayout],
+    previous: _Round | None,
+    stale: Set[str],
+) -> _Round:
+    """Lift every node, cover the scope, try joint steps; where nothing changed, the last round stands.
 
-    `stale` are tensors to be covered again although nothing changed: new bans, and joint steps not taken.
+    Args:
+        stale: tensors to be covered again although nothing changed: new bans, and joint steps not taken.
     """
-    context = Context(scope, known, protected_nodes(scope))
-    changed = _changed(scope, previous) | stale if previous else set()
-    before = (previous.cover.context, previous.lifted) if previous else None
-    lifted = lift_all(context, _kept(options), before, changed)
-    lifts = {name: found for _, found, name in lifted if isinstance(found, LinearOp)}
+    context = Context(scope, layouts, protected_nodes(scope))
+    changed = set() if previous is None else _changed(scope, previous) | stale
+    lifted = _lift_all(context, _is_kept(options), previous, changed)
+    lifts = {one.output: one.outcome for one in lifted if isinstance(one.outcome, LinearOp)}
     model = cost_model(options.cost)
-    cover = Cover(context, lifts, model, lambda roles: options.allows(chief(roles)), banned)
-    touched = cover.resume(previous.cover, changed) if previous else None
-    cover.solve(name for name in lifts if touched is None or cover.regions.roots[name] in touched)
-    expose(cover, touched)
-    return Round(cover, lifted, scope.producer, scope.consumers)
+    cover = Cover(context, lifts, model, lambda roles: options.allows(reported_kind(roles)), banned)
+    if previous is None:
+        cover.solve(lifts)
+        absorb_shared_tensors(cover)
+    else:
+        touched = cover.resume(previous.cover, changed)
+        cover.solve(name for name in lifts if cover.regions.roots[name] in touched)
+        absorb_shared_tensors(cover, touched)
+    return _Round(cover, lifted, scope.producer, scope.consumers)
 
 
-def _changed(scope: Scope, previous: Round) -> set[str]:
-    """The tensors that others make or read than before."""
+def _changed(scope: Scope, previous: _Round) -> set[str]:
+    """The tensors that other nodes make or read than before."""
     if scope.producer is previous.producer:
         return set()
     return _differing(scope.producer, previous.producer, is_) | _differing(
@@ -132,10 +168,10 @@ def _changed(scope: Scope, previous: Round) -> set[str]:
     )
 
 
-def _differing(now: dict[str, T], then: dict[str, T], alike: Callable[[T, T], bool]) -> set[str]:
-    """The keys that only one of both has, or whose values are not alike."""
+def _differing(now: dict[str, T], then: dict[str, T], are_same: Callable[[T, T], bool]) -> set[str]:
+    """The keys that only one of both has, or whose values are not the same."""
     changed = now.keys() ^ then.keys()
-    return changed | {name for name in now.keys() & then.keys() if not alike(now[name], then[name])}
+    return changed | {name for name in now.keys() & then.keys() if not are_same(now[name], then[name])}
 
 
 def _are_same(some: list[gs.Node], others: list[gs.Node]) -> bool:
@@ -143,78 +179,76 @@ def _are_same(some: list[gs.Node], others: list[gs.Node]) -> bool:
     return len(some) == len(others) and all(map(is_, some, others))
 
 
-def _write_activations(scope: Scope, found: Iterable[Activation], result: ScopePlan) -> None:
-    replaced: dict[int, list[gs.Node]] = {}
-    for one in found:
-        if not one.created:
-            result.refusals.append(too_old(scope, one.place, one.absorbed))
-            continue
-        fold = PlannedFold((one.output,), one.absorbed, one.created, frozenset((Kind.ACTIVATION,)), 0, 0)
-        replaced[id(one.place)] = one.created
-        result.add(fold)
-    replace_nodes(scope, replaced)
-
-
-def _kept(options: Options) -> Callable[[gs.Node], bool]:
+def _is_kept(options: Options) -> Callable[[gs.Node], bool]:
+    """Whether the user wants a node to stay, by the pattern of its name."""
     patterns = options.keep
     if not patterns:
         return lambda node: False
     return lambda node: any(fnmatchcase(node_name(node), pattern) for pattern in patterns)
 
 
-def lift_all(
-    context: Context,
-    kept: Callable[[gs.Node], bool],
-    previous: tuple[Context, Sequence[Lifting]] | None,
-    changed: set[str],
-) -> list[Lifting]:
+def _lift_all(
+    context: Context, is_kept: Callable[[gs.Node], bool], previous: _Round | None, changed: set[str]
+) -> list[_Lifted]:
     """Every used output of every node that may change, and what it is.
 
     Args:
         context: of the scope as it is.
-        kept: whether a node stays as it is.
-        previous: the context and the result of the round before.
-        changed: tensors that others make or read since then.
+        is_kept: whether a node stays.
+        previous: the round before.
+        changed: tensors that other nodes make or read since then.
     """
-    before, lifted = previous or (context, ())
-    known = {name: found for _, found, name in lifted}
-    fresh = context.channel_layouts.keys() - before.channel_layouts.keys()
-    result: list[Lifting] = []
+    if previous is None:
+        known: dict[str, LinearOp | Declined | None] = {}
+        before = context
+    else:
+        known = {one.output: one.outcome for one in previous.lifted}
+        before = previous.cover.context
+    new_layouts = context.channel_layouts.keys() - before.channel_layouts.keys()
+    reclassified = context.protected ^ before.protected
+    result: list[_Lifted] = []
     for node in context.scope.nodes:
-        if kept(node):
+        if is_kept(node):
             continue
-        names = [t.name for t in (*node.inputs, *node.outputs)] if previous else []
-        stands = previous is not None and fresh.isdisjoint(names) and _same_idiom(context, before, node)
-        moved = stands and not changed.isdisjoint(names)
+        names = [tensor.name for tensor in (*node.inputs, *node.outputs)] if known else []
+        is_new = id(node) in reclassified or not new_layouts.isdisjoint(names)
+        moved = not changed.isdisjoint(names)
         for number, tensor in enumerate(node.outputs):
-            if not context.scope.is_used(tensor.name):
+            output = tensor.name
+            if not context.scope.is_used(output):
                 continue
-            found = known.get(tensor.name)
-            if not stands or tensor.name not in known or _may_differ(node, found, moved):
-                found = lift(context, node, number)
-            if isinstance(found, LinearOp) and any(kept(inner) for inner in found.inner_nodes):
-                continue
-            result.append((node, found, tensor.name))
+            if is_new or output not in known or _may_differ(node, known[output], moved=moved):
+                outcome = lift(context, node, number)
+            else:
+                outcome = known[output]
+            if not _holds_kept_node(outcome, is_kept):
+                result.append(_Lifted(node, output, outcome))
     return result
 
 
-def _same_idiom(context: Context, before: Context, node: gs.Node) -> bool:
-    """Whether its part in an idiom is the same."""
-    return (id(node) in context.protected) == (id(node) in before.protected)
+def _holds_kept_node(outcome: LinearOp | Declined | None, is_kept: Callable[[gs.Node], bool]) -> bool:
+    return isinstance(outcome, LinearOp) and any(map(is_kept, outcome.inner_nodes))
 
 
-def _has_parameters(node: gs.Node) -> bool:
-    """Whether its own constants say what it computes from its first input: a Conv, a MatMul, a BatchNormalization."""
-    facts = operator(node)
-    return facts.weight is not None or facts.normalizes
+def _may_differ(node: gs.Node, outcome: LinearOp | Declined | None, *, moved: bool) -> bool:
+    """Whether a node, of whose tensors no more is known than before, may be something else than it was.
 
-
-def _may_differ(node: gs.Node, found: LinearOp | Declined | None, moved: bool) -> bool:
-    """Whether a node that is as before, but for its neighbours if it has `moved`, may be something else."""
-    if isinstance(found, LinearOp) and found.inner_nodes:
+    Args:
+        moved: other nodes make or read its tensors.
+    """
+    if isinstance(outcome, LinearOp) and outcome.inner_nodes:
         return True
     if not moved:
         return False
-    if not _has_parameters(node) or not isinstance(found, LinearOp) or found.node is not node:
+    if not _has_parameters(node) or not isinstance(outcome, LinearOp) or outcome.node is not node:
         return True  # another node may have come to make this tensor
-    return bool(found.operands[0].name != node.inputs[0].name)
+    return bool(outcome.operands[0].name != node.inputs[0].name)
+
+
+def _has_parameters(node: gs.Node) -> bool:
+    """Whether its own constants say what it computes from its first input: a Conv, a MatMul, a BatchNormalization.
+
+    Then it is what it was as long as it reads the same tensor, whoever makes that and whoever reads its output.
+    """
+    facts = operator(node)
+    return facts.weight is not None or facts.normalizes

@@ -11,7 +11,7 @@ from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Refusal
 
-__all__ = ["refusals", "too_old"]
+__all__ = ["opset_refusal", "refusals"]
 
 
 def refusals(scope: Scope, cover: Cover, declined: list[tuple[gs.Node, Declined]]) -> list[Refusal]:
@@ -35,7 +35,7 @@ def refusals(scope: Scope, cover: Cover, declined: list[tuple[gs.Node, Declined]
     return result
 
 
-def too_old(scope: Scope, node: gs.Node, others: list[gs.Node]) -> Refusal:
+def opset_refusal(scope: Scope, node: gs.Node, others: list[gs.Node]) -> Refusal:
     """A node of an activation that later opsets have an operator for, and those that stay with it."""
     message = f"{_title(scope, node)} stays: {Reason.OPSET.prose}."
     return Refusal(Reason.OPSET, message, tuple(map(node_name, others)), scope.label)
@@ -82,7 +82,7 @@ def _readers(scope: Scope, cover: Cover, name: str) -> Refusal | None:
         why = f"also feeds {_title(scope, other)}"
     else:
         why = "is read inside a subgraph"
-    macs = cover.entries[source].own.macs
+    macs = cover.entries[source].node.macs
     return Refusal(
         Reason.READERS,
         f"{_title(scope, lifted.node)} stays: its input '{source}' {why}, so folding would compute "
@@ -97,7 +97,7 @@ def _cost(scope: Scope, cover: Cover, name: str) -> Refusal | None:
     if name in cover.banned:
         return None  # not for its price: it did not pass verification, which is told already
     lifted, entry = cover.lifts[name], cover.entries[name]
-    deeper = [c for c in entry.candidates if c.nodes > 1 and c.convolutions]
+    deeper = [c for c in entry.candidates if c.nodes > 1 and c.convolves]
     if entry.choice is not None or not deeper or not cover.regions.is_private(lifted.operands[0].name):
         return None
     best = min(deeper, key=lambda c: c.nodes)

@@ -1,10 +1,13 @@
 """Who may look through whom: private tensors, and the regions they make of a scope.
 
-Nodes that were lifted together, as one operator.
+A tensor is private if one node reads it, that node has one output which is used, and nobody outside sees the tensor.
+Then only the consumer needs it, and may compute its own output from the tensor's sources instead. Private tensors join
+their nodes to regions, each with one root: a tensor that must exist. Regions do not influence one another.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,42 +16,57 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import LinearOp
 
-__all__ = ["Regions", "only_readers"]
+__all__ = ["Regions"]
 
 
 @dataclass(eq=False)
 class Regions:
-    """Of one scope and round; what nodes of groups are by themselves is taken out of `lifts`."""
+    """Regions of one scope.
+
+    Attributes:
+        lifts: output -> operator, in topological order. What the inner nodes of operators made of several nodes are by
+            themselves is removed.
+        read_by_group: a tensor that only nodes of one such operator read -> that operator.
+    """
 
     scope: Scope
     lifts: dict[str, LinearOp]
-    gates: dict[str, LinearOp] = field(init=False)
-    private: dict[str, bool] = field(default_factory=dict)  # what `is_private` said
+    read_by_group: dict[str, LinearOp] = field(init=False)
+    _private: dict[str, bool] = field(
+        default_factory=dict
+    )  # answers of `is_private`, which is asked again and again
 
     def __post_init__(self) -> None:
-        self.gates = only_readers(self.scope, self.lifts)
+        groups = [lifted for lifted in self.lifts.values() if lifted.inner_nodes]
+        for group in groups:
+            for node in group.inner_nodes:
+                for tensor in node.outputs:
+                    self.lifts.pop(tensor.name, None)
+        self.read_by_group = {name: group for group in groups for name in _read_alone(self.scope, group)}
 
     def is_private(self, name: str) -> bool:
-        """One reader, and that reader has one output anybody uses: the reader may look through."""
-        found = self.private.get(name)
-        if found is None:
-            alone = self.scope.is_private(name)
-            found = self.private[name] = name in self.gates or (alone and self.is_sole(self.consumer(name)))
-        return found
+        """Whether the tensor's consumer may look through it."""
+        answer = self._private.get(name)
+        if answer is None:
+            answer = name in self.read_by_group or (
+                self.scope.is_private(name) and self.has_one_used_output(self.consumer(name))
+            )
+            self._private[name] = answer
+        return answer
 
-    def is_sole(self, node: gs.Node) -> bool:
-        """It has one output anybody uses."""
-        scope = self.scope
-        return len(node.outputs) == 1 or sum(1 for t in node.outputs if scope.is_used(t.name)) == 1
+    def has_one_used_output(self, node: gs.Node) -> bool:
+        """Whether it computes nothing beside one tensor that anybody uses."""
+        outputs = node.outputs
+        return len(outputs) == 1 or sum(1 for tensor in outputs if self.scope.is_used(tensor.name)) == 1
 
     def consumer(self, name: str) -> gs.Node:
-        """The one node that reads a private tensor."""
-        gate = self.gates.get(name)
-        return self.scope.consumers[name][0] if gate is None else gate.node
+        """The node that alone reads a tensor."""
+        group = self.read_by_group.get(name)
+        return self.scope.consumers[name][0] if group is None else group.node
 
     @cached_property
     def roots(self) -> dict[str, str]:
-        """The tensor that must exist at the end of each lifted tensor's region."""
+        """Of each lifted tensor the root of its region."""
         roots: dict[str, str] = {}
         for name in reversed(list(self.lifts)):
             roots[name] = name
@@ -59,16 +77,10 @@ class Regions:
         return roots
 
 
-def only_readers(scope: Scope, lifts: dict[str, LinearOp]) -> dict[str, LinearOp]:
-    """Forget what the inner nodes of groups are by themselves; which tensors a group alone reads, and which one."""
-    result: dict[str, LinearOp] = {}
-    for group in [found for found in lifts.values() if found.inner_nodes]:
-        inside = {id(node) for node in (*group.inner_nodes, group.node)}
-        for node in group.inner_nodes:
-            for tensor in node.outputs:
-                lifts.pop(tensor.name, None)
-        for operand in group.operands:
-            seen = operand.name in scope.outputs or operand.name in scope.captured
-            if not seen and all(id(consumer) in inside for consumer in scope.consumers[operand.name]):
-                result[operand.name] = group
-    return result
+def _read_alone(scope: Scope, group: LinearOp) -> Iterator[str]:
+    """The operands that nobody but the nodes of a group reads."""
+    nodes = {id(node) for node in (*group.inner_nodes, group.node)}
+    for operand in group.operands:
+        name = operand.name
+        if not scope.is_seen(name) and all(id(consumer) in nodes for consumer in scope.consumers[name]):
+            yield name

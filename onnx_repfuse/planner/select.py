@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.planner.candidates import Candidate
 from onnx_repfuse.planner.cover import Cover
-from onnx_repfuse.planner.lowering import Written
+from onnx_repfuse.planner.lowering import Lowered
 
 __all__ = ["Selection", "select"]
 
@@ -29,7 +29,7 @@ class Selection:
 
     lifted: LinearOp
     candidate: Candidate
-    lowered: Written
+    lowered: Lowered
     operators: tuple[LinearOp, ...]
     nodes: tuple[gs.Node, ...]
     macs: dict[int, int]
@@ -75,7 +75,7 @@ def _roots(cover: Cover) -> Iterator[str]:
     # of a private tensor, only its consumer's operands: a Sum of thousands is not searched for each of them
     operands = {operand.name for name in cover.entries for operand in cover.lifts[name].operands}
     for name in cover.lifts:
-        if name not in cover.entries or name in cover.exposed:
+        if name not in cover.entries or name in cover.absorbed:
             continue
         if name not in operands or not cover.regions.is_private(name):
             yield name
@@ -84,12 +84,12 @@ def _roots(cover: Cover) -> Iterator[str]:
 def _selection(cover: Cover, name: str, position: dict[int, int]) -> Selection:
     candidate, lifted = cover.entries[name].choice, cover.lifts[name]
     assert candidate is not None
-    lowered = cover.write(lifted, candidate)
+    lowered = cover.lower(lifted, candidate)
     assert lowered is not None
     absorbed = _absorbed(cover, name, candidate)
     operators = tuple(cover.lifts[tensor] for tensor in absorbed)
     nodes = [node for operator in operators for node in (*operator.inner_nodes, operator.node)]
-    macs = {id(cover.lifts[tensor].node): cover.entries[tensor].own.macs for tensor in absorbed}
+    macs = {id(cover.lifts[tensor].node): cover.entries[tensor].node.macs for tensor in absorbed}
     return Selection(
         lifted,
         candidate,
@@ -117,6 +117,6 @@ def _absorbed(cover: Cover, root: str, candidate: Candidate) -> list[str]:
             inner = operand.name
             if inner in sources or inner not in cover.lifts:
                 continue
-            if inner == candidate.swallowed or inner in cover.exposed or cover.regions.is_private(inner):
+            if inner == candidate.swallowed or inner in cover.absorbed or cover.regions.is_private(inner):
                 pending.append(inner)
     return list(result)

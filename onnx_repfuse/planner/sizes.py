@@ -1,15 +1,14 @@
-"""Elements, positions and channels of what forms read.
+"""Elements and channels of the tensors that forms read: what prices are computed from.
 
-Positions of tensors where shape inference gave up, behind an If say, or where what it assumed does not agree.
-
-An operator that works position by position reads as many as it writes, whatever their number: what its operands and
-its output are priced by must agree. If not, an operator would cost less inside what reads it than by itself, and every
-round would write it anew as it stands.
+An operator that works position by position writes as many positions as it reads, however many these are. So what its
+operands and its output are priced by must agree, also where shape inference gave up, as it does behind an If, or where
+what it assumed contradicts itself. Otherwise an operator would cost less inside its consumer than by itself, and every
+round would write it anew as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -17,65 +16,70 @@ from onnx_repfuse.graph.views import Layout
 from onnx_repfuse.lift import Context, LinearOp
 from onnx_repfuse.planner.view_sources import Viewed
 
-__all__ = ["UNKNOWN_POSITIONS", "Measures", "agreed_elements"]
+__all__ = ["UNKNOWN_POSITIONS", "Sizes"]
 
-UNKNOWN_POSITIONS = 1 << 12
-Key = tuple[str, Layout]
+UNKNOWN_POSITIONS = 1 << 12  # assumed where nothing is known, e.g. 64 x 64 pixels
+Key = tuple[str, Layout]  # a tensor in one of the layouts it is read in
 
 
 @dataclass(eq=False)
-class Measures:
-    """Of one scope and round; `known` are the channels of tensors in the layouts they are read in."""
+class Sizes:
+    """Of one scope in one round.
+
+    Attributes:
+        operand_channels: channels of tensors, in each layout they are read in.
+    """
 
     context: Context
     lifts: dict[str, LinearOp]
-    known: dict[tuple[str, Layout], int] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)  # what `elements` said
+    operand_channels: dict[Key, int] = field(default_factory=dict)
+    _elements: dict[str, int] = field(default_factory=dict)  # answers of `elements`
 
     @cached_property
-    def agreed(self) -> dict[str, int]:
-        """Elements, where what the scope assumes does not suffice."""
-        return agreed_elements(self.lifts, self.context.scope.elements)
+    def _agreed(self) -> dict[str, int]:
+        return _agreed_elements(self.lifts, self.context.scope.elements)
 
-    def elements(self, name: Hashable) -> int:
-        """Assumed elements of a tensor; where nothing is known, or none are left, a fixed number of positions."""
-        if isinstance(name, Viewed):
-            view = name.view
-            inner = self.elements(name.inner)
-            return max(1, inner * self.elements(view.output) // self.elements(view.operand))
-        key = name if type(name) is str else str(name)
-        found = self.sizes.get(key)
-        if found is None:
-            found = self.sizes[key] = self._elements(key)
-        return found
-
-    def _elements(self, name: str) -> int:
-        found = self.agreed.get(name) or self.context.scope.elements(name)
-        if found:
-            return found
-        lifted, frame = self.lifts.get(name), self.context.channel_layout(name)
-        channels = lifted.channels if lifted else frame.channels if frame else self._any_channels(name)
-        return UNKNOWN_POSITIONS * channels
-
-    def size(self, name: Hashable, rank: int) -> tuple[int, ...] | None:
-        """Proved positions per axis of a source."""
-        return self.context.size(name.view.output if isinstance(name, Viewed) else str(name), rank)
-
-    def channels(self, source: Hashable, layout: Layout) -> int:
-        """Of a source in a layout: one tensor may be read along two axes."""
+    def elements(self, source: Hashable) -> int:
+        """Assumed elements of a source, at least 1."""
         if isinstance(source, Viewed):
-            return self.channels(source.inner, source.view.before)
-        return self.known[str(source), layout]
+            view = source.view
+            inner = self.elements(source.inner)
+            return max(1, inner * self.elements(view.output) // self.elements(view.operand))
+        name = source if type(source) is str else str(source)
+        count = self._elements.get(name)
+        if count is None:
+            count = self._elements[name] = self._assumed(name)
+        return count
+
+    def _assumed(self, name: str) -> int:
+        count = self._agreed.get(name) or self.context.scope.elements(name)
+        return count or UNKNOWN_POSITIONS * self._any_channels(name)
 
     def _any_channels(self, name: str) -> int:
-        return next((count for (one, _), count in self.known.items() if one == name), 1)
+        """Channels of a tensor in whatever layout is known."""
+        if name in self.lifts:
+            return self.lifts[name].channels
+        layout = self.context.channel_layout(name)
+        if layout is not None:
+            return layout.channels
+        return next((count for (tensor, _), count in self.operand_channels.items() if tensor == name), 1)
+
+    def positions(self, source: Hashable, rank: int) -> tuple[int, ...] | None:
+        """Positions per spatial axis of a source, where they are proved."""
+        return self.context.size(source.view.output if isinstance(source, Viewed) else str(source), rank)
+
+    def channels(self, source: Hashable, layout: Layout) -> int:
+        """Channels of a source in a layout: one tensor may be read along two axes."""
+        if isinstance(source, Viewed):
+            return self.channels(source.inner, source.view.before)
+        return self.operand_channels[str(source), layout]
 
     def is_matrix(self, source: Hashable) -> bool:
-        """Whether it is known to be two-dimensional."""
+        """Whether it is known to have two dims, so that a Gemm can read it."""
         return (source.view.dims if isinstance(source, Viewed) else self.context.rank(str(source))) == 2
 
 
-def agreed_elements(lifts: dict[str, LinearOp], elements: Callable[[str], int | None]) -> dict[str, int]:
+def _agreed_elements(lifts: dict[str, LinearOp], elements: Callable[[str], int | None]) -> dict[str, int]:
     """Elements of the tensors that lifted operators read or make, where they are unknown or do not agree.
 
     Args:
@@ -83,41 +87,51 @@ def agreed_elements(lifts: dict[str, LinearOp], elements: Callable[[str], int | 
         elements: of a tensor, where known.
     """
     if all(map(elements, lifts)):
-        return {}  # sizes that disagree leave what is made of them unknown
-    leader: dict[Key, Key] = {}
+        return {}  # sizes that disagree leave what is computed from them unknown
+    channels, leader = _pointwise_groups(lifts.values())
+    known: dict[Key, list[int]] = {}
+    for key, count in channels.items():
+        size = elements(key[0])
+        if size:
+            known.setdefault(_find(leader, key), []).append(max(1, size // count))
+    positions = {key: counts[0] for key, counts in known.items()}
+    for (
+        lifted
+    ) in lifts.values():  # else those of what it is computed from, so that neighbours are priced alike
+        below = [_find(leader, (operand.name, operand.layout)) for operand in lifted.operands]
+        first = next((positions[key] for key in below if key in positions), UNKNOWN_POSITIONS)
+        positions.setdefault(_find(leader, (lifted.output, lifted.layout)), first)
+    result: dict[str, int] = {}
+    for key, count in channels.items():
+        group = _find(leader, key)
+        disagree = len(set(known.get(group, ()))) > 1
+        if disagree or not elements(key[0]):
+            result.setdefault(key[0], positions.get(group, UNKNOWN_POSITIONS) * count)
+    return result
 
-    def find(key: Key) -> Key:
-        above = leader.setdefault(key, key)
-        while above != key:
-            leader[key] = leader[above]
-            key, above = above, leader[above]
-        return key
 
+def _pointwise_groups(lifts: Iterable[LinearOp]) -> tuple[dict[Key, int], dict[Key, Key]]:
+    """Channels of all tensors, and the tensors of equally many positions as a union-find forest."""
     channels: dict[Key, int] = {}
-    for lifted in lifts.values():
+    leader: dict[Key, Key] = {}
+    for lifted in lifts:
         output = lifted.output, lifted.layout
         channels[output] = lifted.channels
         for operand in lifted.operands:
             read = operand.name, operand.layout
             channels.setdefault(read, operand.channels)
             if _is_pointwise(lifted):
-                leader[find(read)] = find(output)
-    known: dict[Key, list[int]] = {}
-    for key, count in channels.items():
-        found = elements(key[0])
-        if found:
-            known.setdefault(find(key), []).append(max(1, found // count))
-    positions = {key: found[0] for key, found in known.items()}
-    for lifted in lifts.values():  # else those of what it is made of, so that neighbours are priced alike
-        below = [find((operand.name, operand.layout)) for operand in lifted.operands]
-        first = next((positions[key] for key in below if key in positions), UNKNOWN_POSITIONS)
-        positions.setdefault(find((lifted.output, lifted.layout)), first)
-    result: dict[str, int] = {}
-    for key, count in channels.items():
-        group = find(key)
-        if not elements(key[0]) or len(set(known.get(group, ()))) > 1:
-            result.setdefault(key[0], positions.get(group, UNKNOWN_POSITIONS) * count)
-    return result
+                leader[_find(leader, read)] = _find(leader, output)
+    return channels, leader
+
+
+def _find(leader: dict[Key, Key], key: Key) -> Key:
+    """The representative of a tensor's group; paths are halved on the way."""
+    above = leader.setdefault(key, key)
+    while above != key:
+        leader[key] = leader[above]
+        key, above = above, leader[above]
+    return key
 
 
 def _is_pointwise(lifted: LinearOp) -> bool:

@@ -32,7 +32,7 @@ def test_a_candidate_costs_what_is_written(path: Path) -> None:
             cover = cover_scope(scope, Options())
             for name, entry in cover.entries.items():
                 for candidate in filter(None, (*entry.candidates, entry.choice)):
-                    written = cover.write(cover.lifts[name], candidate)
+                    written = cover.lower(cover.lifts[name], candidate)
                     price = cover.price(cover.lifts[name], candidate)
                     assert (price is None) == (written is None)
                     if price is not None and written is not None:
@@ -46,10 +46,10 @@ def test_a_candidate_costs_what_is_written(path: Path) -> None:
 def plans_alike(recipe: Recipe) -> None:
     model, _ = build(recipe)
     found = []
-    for bound in (candidates.CHOICES, 1 << 20):
+    for bound in (candidates.FEW_COMBINATIONS, 1 << 20):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(candidates, "CHOICES", bound)
-            patch.setattr(candidates, "PRODUCT", max(bound, candidates.PRODUCT))
+            patch.setattr(candidates, "FEW_COMBINATIONS", bound)
+            patch.setattr(candidates, "MAX_COMBINATIONS", max(bound, candidates.MAX_COMBINATIONS))
             try:
                 after = onnx_repfuse.plan(model).after
             except InputError:

@@ -52,7 +52,7 @@ def test_a_size_that_is_known_stays_whatever_is_not_known_elsewhere() -> None:
     elsewhere = net.conv(net.op("Neg", net.behind_an_if()), 64, 64, (1,))
     with Document.from_model(net.model(conv, product, elsewhere)) as document:
         scope = read_scopes(document)[0]
-        measures = cover_scope(scope, Options()).measures
-    assert measures.elements("x") == 64 * 49
-    assert measures.elements(product) == 64 * 10
-    assert measures.elements(elsewhere) == 64 * UNKNOWN_POSITIONS
+        sizes = cover_scope(scope, Options()).sizes
+    assert sizes.elements("x") == 64 * 49
+    assert sizes.elements(product) == 64 * 10
+    assert sizes.elements(elsewhere) == 64 * UNKNOWN_POSITIONS

@@ -1,0 +1,165 @@
+"""Joint steps: a linear tensor that several nodes read is absorbed by all of them, or by none.
+
+A BatchNormalization read by two 1x1 Convs, a Pad shared by two Convs, `t + bn(t)`: folding it into one consumer alone
+saves nothing, because it is still computed for the other. So it is tried as one step: let every consumer look through
+it, cover their regions again, and keep the result if the whole got cheaper. Where each region is one form of tensors
+that exist anyway, as in `x + f(x)`, it suffices to put what the tensor is into that form.
+
+The search stays linear, as large regions and tensors of many consumers are left alone. So are forms of many nested
+kernels, until these are written: if several consumers absorb a form, and one of them is the next to be absorbed, each
+link of such a chain would double what is evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.algebra.kernels import Vector
+from onnx_repfuse.planner.candidates import Candidate, Entry, absorbing
+from onnx_repfuse.planner.compose import inline
+from onnx_repfuse.planner.cost import Price
+from onnx_repfuse.planner.cover import Cover
+from onnx_repfuse.records.report import Kind
+
+__all__ = ["absorb_shared_tensors"]
+
+MAX_CONSUMERS = 16
+MAX_REGION_NODES = 64  # of all regions that read the tensor
+MAX_CANDIDATES_TRIED = 2
+MAX_NESTED_KERNELS = 32
+
+
+def absorb_shared_tensors(cover: Cover, changed: set[str] | None = None) -> None:
+    """Extend a solved cover by joint steps, in topological order.
+
+    Args:
+        changed: roots of the regions that were solved anew; steps that none of them takes part in are not tried again.
+    """
+    roots = cover.regions.roots
+    members: dict[str, list[str]] = {}
+    for name in cover.lifts:
+        members.setdefault(roots[name], []).append(name)
+    for name in list(cover.lifts):
+        if not _may_be_absorbed(cover, name):
+            continue
+        touched = _roots_of_consumers(cover, name)
+        if changed is None or roots[name] in changed or not changed.isdisjoint(touched):
+            _try(cover, name, touched, [member for root in touched for member in members[root]])
+
+
+def _may_be_absorbed(cover: Cover, name: str) -> bool:
+    """Whether a tensor is cheap to compute, and all its consumers may take its form in."""
+    scope = cover.context.scope
+    if cover.regions.is_private(name) or scope.is_seen(name) or name in cover.banned:
+        return False
+    consumers = scope.consumers.get(name, [])
+    if not 1 <= len(consumers) <= MAX_CONSUMERS or len(cover.lifts[name].node.outputs) != 1:
+        return False
+    if cover.entries[name].node.macs:
+        return False  # absorbed by each consumer, a convolution would be computed several times
+    return all(_is_linear_in(cover, consumer, name) for consumer in consumers)
+
+
+def _is_linear_in(cover: Cover, consumer: gs.Node, name: str) -> bool:
+    """Whether all outputs of a consumer that are used were lifted as operators of the tensor."""
+    outputs = [tensor.name for tensor in consumer.outputs]
+    lifted = [cover.lifts[output] for output in outputs if output in cover.lifts]
+    if not lifted or not all(any(operand.name == name for operand in op.operands) for op in lifted):
+        return False
+    return all(output in cover.lifts for output in outputs if cover.context.scope.is_used(output))
+
+
+def _roots_of_consumers(cover: Cover, name: str) -> list[str]:
+    """The roots of the regions that read a tensor."""
+    outputs = [tensor.name for consumer in cover.context.scope.consumers[name] for tensor in consumer.outputs]
+    return list(dict.fromkeys(cover.regions.roots[output] for output in outputs if output in cover.lifts))
+
+
+def _try(cover: Cover, name: str, roots: Sequence[str], names: Sequence[str]) -> None:
+    """Let the regions of these roots, which hold the tensors `names`, absorb a tensor, if that pays."""
+    if len(names) > MAX_REGION_NODES or name in names:
+        return
+    cost, limit = _cost_and_limit(cover, name, roots)
+    before = {member: cover.entries[member] for member in names}
+    for candidate in cover.entries[name].candidates[:MAX_CANDIDATES_TRIED]:
+        if sum(term.kernel.size for term in candidate.form.terms) > MAX_NESTED_KERNELS:
+            continue
+        cover.absorb(name, candidate)
+        for solve in (_inline, _cover_again):
+            is_solved = solve(cover, name, roots, names)
+            price = _sum_of_prices(candidate.setup, cover, roots)
+            if is_solved and price.improves(cost, limit) and not _is_still_read(cover, name, roots):
+                return
+            cover.entries.update(before)
+        cover.absorb(name, None)
+
+
+def _cost_and_limit(cover: Cover, name: str, roots: Sequence[str]) -> tuple[int, Price]:
+    """What the tensor and the regions cost without the step, and what must not rise: macs, nodes, convolutions.
+
+    Nodes are counted as they are in the file, so that a step may write a node again that a region has saved.
+    """
+    price = _sum_of_prices(cover.entries[name].best, cover, roots)
+    nodes = cover.entries[name].original.nodes + sum(cover.entries[root].original.nodes for root in roots)
+    return price.cost, price._replace(nodes=nodes)
+
+
+def _sum_of_prices(first: Price, cover: Cover, roots: Sequence[str]) -> Price:
+    return reduce(Price.plus, (cover.entries[root].best for root in roots), first)
+
+
+def _inline(cover: Cover, name: str, roots: Sequence[str], names: Sequence[str]) -> bool:
+    """Put the tensor's form into what was chosen for each region, if that reads only tensors which exist anyway."""
+    inner = cover.absorbed[name]
+    for root in roots:
+        entry = cover.entries[root]
+        outer = entry.choice
+        if outer is None or entry.candidates[:1] != [outer] or not outer.reads_existing:
+            return False  # something else is cheaper, and may be allowed now
+        candidate = _inlined(cover, outer, name, inner)
+        price = None if candidate is None else cover.price(cover.lifts[root], candidate)
+        if candidate is None or price is None or not cover.is_allowed(candidate.roles):
+            return False
+        original = entry.original.plus(cover.entries[name].original)
+        cover.entries[root] = Entry(price, original, entry.node, candidate, [candidate])
+    return True
+
+
+def _inlined(cover: Cover, outer: Candidate, name: str, inner: Candidate) -> Candidate | None:
+    form = inline(outer.form, name, inner.form, cover.sizes.positions)
+    if form is None:
+        return None
+    candidate = absorbing(outer, inner, form, outer.setup)
+    if inner.convolves and _convolves(outer, name):
+        return replace(candidate, roles=candidate.roles | {Kind.SEQUENCE})
+    return candidate
+
+
+def _convolves(candidate: Candidate, name: str) -> bool:
+    """Whether it reads a tensor by a convolution, not only channel by channel."""
+    kernels = [term.kernel for term in candidate.form.terms if term.source == name]
+    return candidate.convolves and not all(isinstance(kernel, Vector) for kernel in kernels)
+
+
+def _cover_again(cover: Cover, name: str, roots: Sequence[str], names: Sequence[str]) -> bool:
+    """Cover the regions anew: in every other case."""
+    cover.solve(names)
+    return True
+
+
+def _is_still_read(cover: Cover, name: str, roots: Sequence[str]) -> bool:
+    """Whether what was chosen for the regions reads the tensor itself somewhere."""
+    pending = list(roots)
+    while pending:
+        root = pending.pop()
+        if root not in cover.entries:
+            continue
+        sources = cover.reads(root)
+        if name in sources:
+            return True
+        pending.extend(source for source in sources if cover.regions.is_private(source))
+    return False
