@@ -110,17 +110,10 @@ def _normalized_layout(context: Context, name: str, channels: int) -> ChannelLay
 
 def lift_arithmetic(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     """Add, Sub, Mul, Div of a tensor and a constant, on either side; not a constant divided by a tensor."""
-    if len(node.inputs) != 2:
+    operands = _tensor_and_constant(context, node)
+    if operands is None:
         return None
-    left, right = (context.scope.const(tensor.name) for tensor in node.inputs)
-    if left is None and right is not None:
-        const, name, is_left = right, node.inputs[0].name, False
-    elif left is not None and right is None and node.op != "Div":
-        const, name, is_left = left, node.inputs[1].name, True
-    else:
-        return None
-    if const.data_type not in FLOAT_FORMATS:
-        return None
+    name, const, is_left = operands
     channel_layout = per_channel(context, name, node.outputs[0].name, const.shape)
     if not isinstance(channel_layout, ChannelLayout):
         return channel_layout
@@ -137,6 +130,19 @@ def lift_arithmetic(context: Context, node: gs.Node) -> LinearOp | Declined | No
     if not np.isfinite(scale).all():
         return Declined(Reason.NON_FINITE, "it divides by zero")
     return diagonal(node, name, channel_layout, scale, shift)
+
+
+def _tensor_and_constant(context: Context, node: gs.Node) -> tuple[str, Const, bool] | None:
+    """The tensor's name, the constant, and whether that is on the left; None for `constant / tensor`."""
+    if len(node.inputs) != 2:
+        return None
+    names = [tensor.name for tensor in node.inputs]
+    left, right = (context.scope.const(name) for name in names)
+    if left is None:
+        operands = None if right is None else (names[0], right, False)
+    else:
+        operands = None if right is not None or node.op == "Div" else (names[1], left, True)
+    return None if operands is None or operands[1].data_type not in FLOAT_FORMATS else operands
 
 
 def _scale_and_shift(op: str, value: Array, is_left: bool) -> tuple[Array, Array]:
@@ -173,14 +179,14 @@ def per_channel(
     channel = channel_layout.channel_axis % rank
     if varying != [channel]:
         return Declined(Reason.BROADCAST, f"its constant of shape {list(shape)} is not per channel")
+    # The layout is that of the output. The input may have a single channel, which the constant broadcasts.
     operand, dims = context.channel_layout(name), context.scope.shape(name)
-    counts = {channel_layout.channels, aligned[channel]} | (set() if operand is None else {operand.channels})
-    if len(counts) > 1:
+    channels = channel_layout.channels
+    if aligned[channel] != channels or (operand is not None and operand.channels != channels):
         return Declined(
             Reason.BROADCAST, f"its constant of shape {list(shape)} changes the number of channels"
         )
-    # The layout is that of the output. The input may have one channel, and the constant broadcast it.
-    if operand is None and (dims is None or dims[channel] != channel_layout.channels):
+    if operand is None and (dims is None or dims[channel] != channels):
         return Declined(Reason.SHAPE, "the channels of its input are not known")
     return channel_layout
 

@@ -18,7 +18,15 @@ from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Kernel, Scaled, Stored, Vector
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const
-from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, bias_of_const, flat_float64, from_kernel
+from onnx_repfuse.lift.linear_op import (
+    Context,
+    Declined,
+    LinearOp,
+    bias_of_const,
+    flat_float64,
+    from_kernel,
+    optional_input,
+)
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
@@ -40,15 +48,18 @@ def _parameter(context: Context, name: str) -> Const | Declined | None:
 
 
 def _weight(context: Context, node: gs.Node) -> Const | Declined | None:
-    const = None if len(node.inputs) < 2 else _parameter(context, node.inputs[1].name)
-    return None if isinstance(const, Const) and const.data_type not in FLOAT_FORMATS else const
+    const = _parameter(context, optional_input(node, 1))
+    if isinstance(const, Const) and const.data_type not in FLOAT_FORMATS:
+        return None
+    return const
 
 
 def _bias(context: Context, node: gs.Node, channels: int) -> Bias | Declined | None:
     """The third input of a Conv or ConvTranspose."""
-    if len(node.inputs) < 3 or not node.inputs[2].name:
+    name = optional_input(node, 2)
+    if not name:
         return Bias.zeros(channels)
-    const = _parameter(context, node.inputs[2].name)
+    const = _parameter(context, name)
     if not isinstance(const, Const):
         return const
     return _if_finite(bias_of_const(const, channels, const.data_type)) if const.shape == (channels,) else None
@@ -140,7 +151,8 @@ def _kernel_size(node: gs.Node, weight: Const) -> tuple[int, ...] | None:
     """The spatial dims of a convolution's weight; None if it is empty or contradicts the attribute."""
     kernel = weight.shape[2:]
     stated = _axis_attribute(node, "kernel_shape")
-    return None if not kernel or 0 in weight.shape or stated not in (None, kernel) else kernel
+    is_consistent = stated in (None, kernel) and 0 not in weight.shape
+    return kernel if kernel and is_consistent else None
 
 
 def lift_conv(context: Context, node: gs.Node) -> LinearOp | Declined | None:
@@ -242,9 +254,9 @@ def lift_gemm(context: Context, node: gs.Node) -> LinearOp | Declined | None:
 def _gemm_bias(context: Context, node: gs.Node, channels: int, data_type: int) -> Bias | Declined | None:
     """`beta * C`, where C broadcasts along the rows: shape (), (1,), (n,), (1, 1) or (1, n)."""
     beta = float(node.attrs.get("beta", 1.0))
-    if len(node.inputs) < 3 or not node.inputs[2].name or beta == 0.0:
+    name = optional_input(node, 2)
+    if not name or beta == 0.0:
         return Bias.zeros(channels)
-    name = node.inputs[2].name
     const = context.scope.const(name)
     if const is None:
         return Declined(Reason.OVERRIDABLE) if name in context.scope.overridable else None

@@ -23,7 +23,7 @@ from onnx_repfuse.algebra.kernels import Array, Stored
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.lift.conv_matmul import conv_geometry, resolve_pads
-from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, from_kernel
+from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, flat_float64, from_kernel, optional_input
 from onnx_repfuse.records.float_formats import epsilon
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
@@ -128,17 +128,18 @@ def read_pads(context: Context, node: gs.Node, rank: int) -> PadAmounts | Declin
     if operator(node).uses_attributes(scope.opset):
         pads = node.attrs.get("pads", node.attrs.get("paddings"))  # called paddings in opset 1
         return _pad_amounts(pads or [], all_axes, rank, float(node.attrs.get("value", 0.0)))
-    const = scope.const(node.inputs[1].name) if len(node.inputs) > 1 else None
+    const = scope.const(optional_input(node, 1))
     if const is None:
         return Declined(Reason.PADDING, "its pads are not constant")
     value, axes = 0.0, all_axes
-    if len(node.inputs) > 2 and node.inputs[2].name:
-        filler = scope.const(node.inputs[2].name)
+    value_name, axes_name = optional_input(node, 2), optional_input(node, 3)
+    if value_name:
+        filler = scope.const(value_name)
         if filler is None or filler.size != 1:
             return Declined(Reason.PADDING, "its padding value is not constant")
-        value = float(np.asarray(filler.read()).astype(np.float64).ravel()[0])
-    if len(node.inputs) > 3 and node.inputs[3].name:
-        listed = scope.const(node.inputs[3].name)
+        value = float(flat_float64(filler.read())[0])
+    if axes_name:
+        listed = scope.const(axes_name)
         if listed is None:
             return Declined(Reason.PADDING, "its axes are not constant")
         axes = [int(axis) % rank for axis in listed.read().ravel()]

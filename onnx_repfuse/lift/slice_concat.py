@@ -9,7 +9,7 @@ from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.operators import operator
-from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
+from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand, optional_input
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["lift_concat", "lift_slice", "lift_split"]
@@ -137,8 +137,9 @@ def _split_sizes(context: Context, node: gs.Node, channels: int) -> list[int] | 
     """Channels of each output, all positive: attribute (before opset 13), input, or equal but for a shorter last."""
     sizes = node.attrs.get("split")
     count = len(node.outputs)
-    if len(node.inputs) > 1 and node.inputs[1].name:
-        const = context.scope.const(node.inputs[1].name)
+    name = optional_input(node, 1)
+    if name:
+        const = context.scope.const(name)
         if const is None:
             return None
         sizes = [int(v) for v in const.read().ravel()]

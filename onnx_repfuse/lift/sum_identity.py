@@ -12,8 +12,9 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.algebra.affine_form import Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
+from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.lift.batchnorm_arithmetic import lift_arithmetic
-from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, Operand, diagonal
+from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, Operand, diagonal, optional_input
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 
@@ -32,15 +33,12 @@ def lift_sum(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     output = node.outputs[0].name
     names = [tensor.name for tensor in node.inputs]
     channel_layout = context.float_layout(output)
-    if channel_layout is None or not all(names):
-        return None
-    if any(context.scope.const(name) is not None for name in names):
+    has_constant = any(context.scope.const(name) is not None for name in names)
+    if channel_layout is None or has_constant or not all(names):
         return None
     channels, layout = channel_layout.channels, channel_layout.layout
-    for name in names:
-        operand = context.channel_layout(name)
-        if operand is not None and operand.layout == layout and operand.channels != channels:
-            return Declined(Reason.BROADCAST)
+    if any(_broadcasts_channels(context, name, channel_layout) for name in names):
+        return Declined(Reason.BROADCAST)
     return LinearOp(
         node,
         output,
@@ -53,6 +51,13 @@ def lift_sum(context: Context, node: gs.Node) -> LinearOp | Declined | None:
         needs_equal_shapes=len(names) > 1 and not _equal_shapes(context, names),
         size=context.size(names[0], channel_layout.rank) if channel_layout.channel_axis == 1 else None,
     )
+
+
+def _broadcasts_channels(context: Context, name: str, output: ChannelLayout) -> bool:
+    operand = context.channel_layout(name)
+    if operand is None or operand.layout != output.layout:
+        return False
+    return operand.channels != output.channels
 
 
 def _summands(node: gs.Node, channels: int, layout: tuple[int, int]) -> list[Vector]:
@@ -95,7 +100,8 @@ def _drops(context: Context, node: gs.Node) -> bool:
     """Whether it may run in training mode: attribute is_test (before opset 7), input training_mode (from 12 on)."""
     if context.scope.opset < 7:
         return not node.attrs.get("is_test", 0)
-    if len(node.inputs) < 3 or not node.inputs[2].name:
+    name = optional_input(node, 2)
+    if not name:
         return False
-    const = context.scope.const(node.inputs[2].name)
+    const = context.scope.const(name)
     return const is None or bool(np.any(const.read()))

@@ -10,7 +10,7 @@ from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.scope import Const, Scope, Shape
 from onnx_repfuse.graph.views import View, behind_view, restored_from
-from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
+from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand, optional_input
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["lift_view"]
@@ -61,12 +61,13 @@ def _entry_of_channels(
     Args:
         channel: the axis of the channels in the output.
     """
-    lists_sizes = node.op == "Resize" and len(node.inputs) == 4 and node.inputs[3].name
-    if node.op != "Reshape" and not lists_sizes:
+    if node.op == "Resize" and optional_input(node, 3):
+        return channel, scope.const(node.inputs[3].name)
+    if node.op != "Reshape":
         return None, None
-    target = scope.const(node.inputs[-1].name) if len(node.inputs) > 1 else None
-    if target is None or node.op != "Reshape":
-        return channel, target
+    target = scope.const(optional_input(node, 1))
+    if target is None:
+        return channel, None
     sizes = [int(size) for size in target.read().ravel()]
     channel_before = before.channel_axis % len(scope.shape(node.inputs[0].name) or shape)
     # A 0 copies the size of the same axis of the input. Where that is the channels' size on one side only, the list is

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.algebra.kernels import Array
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.lift.border.propagate import Propagator
-from onnx_repfuse.lift.border.symbolic_tensor import SourceBox, SymbolicTensor
+from onnx_repfuse.lift.border.symbolic_tensor import NotProved, SourceBox, SymbolicTensor
 from onnx_repfuse.lift.linear_op import Context, LinearOp
 from onnx_repfuse.lift.pad_pool import padding_op
 
@@ -31,10 +31,13 @@ def lift_border(context: Context, node: gs.Node) -> LinearOp | None:
     if not _may_be_last(context, node):
         return None
     propagator = Propagator(context)
-    tensor = propagator.tensor_of(output)
-    if tensor is None or tensor.source is None or tensor.source.name == output:
+    try:
+        tensor = propagator.tensor_of(output)
+    except NotProved:
         return None
     box = tensor.source
+    if box is None or box.name == output:
+        return None
     channel_layout = context.float_layout(box.name)
     if channel_layout is None or not _pads_space(box, channel_layout):
         return None

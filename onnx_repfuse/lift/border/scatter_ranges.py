@@ -12,9 +12,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift.border.symbolic_shape import Sizes, constant_ints, size_key
-from onnx_repfuse.lift.border.symbolic_tensor import AxisRange, Cells
+from onnx_repfuse.lift.border.symbolic_tensor import AxisRange, Cells, NotProved
 from onnx_repfuse.lift.linear_op import Context
 
 __all__ = ["scatter_ranges"]
@@ -22,38 +21,34 @@ __all__ = ["scatter_ranges"]
 TO_THE_END = 1 << 31  # exporters write a slice's open end as INT64_MAX
 
 
-def scatter_ranges(
-    context: Context, node: gs.Node, sizes: Sizes, max_elements: int
-) -> list[AxisRange] | None:
-    """The positions along each axis of the data, whose proved sizes are `sizes`; None if they are no ranges.
+def scatter_ranges(context: Context, node: gs.Node, sizes: Sizes, max_elements: int) -> list[AxisRange]:
+    """The positions along each axis of the data, whose sizes are `sizes`. Raises NotProved if they are no ranges.
 
     Constant indices of more than `max_elements` are not read.
     """
-    data, indices = node.inputs[0].name, node.inputs[1].name
-    const = context.scope.const(indices)
+    const = context.scope.const(node.inputs[1].name)
     if const is None:
-        rows = _computed_rows(context, data, indices, len(sizes))
-        return None if rows is None else [rows, *(AxisRange(),) * (len(sizes) - 1)]
+        rows = _computed_rows(context, node.inputs[0].name, node.inputs[1].name, len(sizes))
+        return [rows, *(AxisRange(),) * (len(sizes) - 1)]
     if const.size > max_elements or len(const.shape) < 2 or 0 in const.shape:
-        return None
+        raise NotProved
     return _constant_ranges(np.asarray(const.read()), sizes)
 
 
-def _constant_ranges(indices: Cells, sizes: Sizes) -> list[AxisRange] | None:
+def _constant_ranges(indices: Cells, sizes: Sizes) -> list[AxisRange]:
     """Indices of shape (n_0, .., n_d, d + 1) that enumerate a block of the first d + 1 axes in order."""
     depth = indices.shape[-1]
     if indices.ndim != depth + 1 or depth > len(sizes):
-        return None
+        raise NotProved
     ranges, grid = [], []
     for axis, size in enumerate(sizes[:depth]):
-        positions = np.moveaxis(indices[..., axis], axis, 0).reshape(indices.shape[axis], -1)[:, 0]
-        is_within = size is not None and positions[0] >= 0 and positions[-1] < size
-        if size is None or not is_within or (np.diff(positions) != 1).any():
-            return None
-        grid.append(positions)
-        ranges.append(_known_range(int(positions[0]), int(positions[-1]) + 1, size))
+        lo, hi = int(indices[..., axis].min()), int(indices[..., axis].max()) + 1
+        if size is None or lo < 0 or hi > size or hi - lo != indices.shape[axis]:
+            raise NotProved
+        grid.append(np.arange(lo, hi))
+        ranges.append(_known_range(lo, hi, size))
     if not np.array_equal(np.stack(np.meshgrid(*grid, indexing="ij"), -1), indices):
-        return None
+        raise NotProved
     return [*ranges, *(AxisRange(),) * (len(sizes) - depth)]
 
 
@@ -68,63 +63,43 @@ def _known_range(lo: int, hi: int, size: int) -> AxisRange:
     return AxisRange(before=lo, after=size - hi)
 
 
-def _computed_rows(context: Context, data: str, indices: str, rank: int) -> AxisRange | None:
+def _computed_rows(context: Context, data: str, indices: str, rank: int) -> AxisRange:
     """Rows lo..hi of `data`, as the module's docstring writes them."""
-    scope = context.scope
-    unsqueeze = _producer(scope, indices, "Unsqueeze")
-    if unsqueeze is None or not _adds_last_axis(context, unsqueeze):
-        return None
-    rows = _producer(scope, unsqueeze.inputs[0].name, "Slice")
-    bounds = None if rows is None else _bounds(context, rows)
-    if rows is None or bounds is None:
-        return None
-    everything = _producer(scope, rows.inputs[0].name, "Range")
-    if everything is None or not _enumerates_rows(context, everything, data, rank):
-        return None
-    return _range_of_bounds(*bounds)
-
-
-def _producer(scope: Scope, name: str, op: str) -> gs.Node | None:
-    node = scope.producer.get(name)
-    return node if node is not None and node.op == op else None
-
-
-def _adds_last_axis(context: Context, unsqueeze: gs.Node) -> bool:
-    """Whether (n,) becomes (n, 1); the axes are an input from opset 13 on."""
-    axes = constant_ints(context, unsqueeze, 1) or unsqueeze.attrs.get("axes")
-    return axes in ([-1], [1])
-
-
-def _bounds(context: Context, rows: gs.Node) -> tuple[int, int] | None:
-    """Begin and end of a Slice of a vector by constants, with step 1."""
-    if len(rows.inputs) < 3 or constant_ints(context, rows, 4) not in (None, [1]):
-        return None
+    unsqueeze = _producer(context, indices, "Unsqueeze")
+    if constant_ints(context, unsqueeze, 1, unsqueeze.attrs.get("axes")) not in ([-1], [1]):  # (n,) -> (n, 1)
+        raise NotProved
+    rows = _producer(context, unsqueeze.inputs[0].name, "Slice")
     starts, ends = constant_ints(context, rows, 1), constant_ints(context, rows, 2)
-    if starts is None or ends is None or not len(starts) == len(ends) == 1:
-        return None
-    return starts[0], ends[0]
+    if not len(starts) == len(ends) == 1 or constant_ints(context, rows, 4, [1]) != [1]:
+        raise NotProved
+    all_rows = _producer(context, rows.inputs[0].name, "Range")
+    if constant_ints(context, all_rows, 0) != [0] or constant_ints(context, all_rows, 2) != [1]:
+        raise NotProved
+    gather = _producer(context, all_rows.inputs[1].name, "Gather")
+    shape = _producer(context, gather.inputs[0].name, "Shape")
+    entry = constant_ints(context, gather, 1)
+    if len(entry) != 1 or shape.attrs.get("start", 0) != 0 or "end" in shape.attrs:
+        raise NotProved
+    if size_key(context, shape.inputs[0].name, entry[0] % rank) != size_key(context, data, 0):
+        raise NotProved
+    return _range_of_bounds(starts[0], ends[0])
 
 
-def _enumerates_rows(context: Context, everything: gs.Node, data: str, rank: int) -> bool:
-    """Whether it is Range(0, size of axis 0 of `data`, 1)."""
-    if constant_ints(context, everything, 0) != [0] or constant_ints(context, everything, 2) != [1]:
-        return False
-    gather = _producer(context.scope, everything.inputs[1].name, "Gather")
-    entry = None if gather is None else constant_ints(context, gather, 1)
-    if gather is None or not entry:
-        return False
-    shape = _producer(context.scope, gather.inputs[0].name, "Shape")
-    if shape is None or shape.attrs.get("start", 0) != 0:
-        return False
-    return size_key(context, shape.inputs[0].name, entry[0] % rank) == size_key(context, data, 0)
+def _producer(context: Context, name: str, op: str) -> gs.Node:
+    node = context.scope.producer.get(name)
+    if node is None or node.op != op:
+        raise NotProved
+    return node
 
 
-def _range_of_bounds(lo: int, hi: int) -> AxisRange | None:
-    """`lo:hi` as in Python, where negative numbers count from the end; None if it may be empty."""
+def _range_of_bounds(lo: int, hi: int) -> AxisRange:
+    """`lo:hi` as in Python, where negative numbers count from the end. Raises NotProved if it may be empty."""
     if hi >= TO_THE_END:
         return AxisRange(before=lo) if lo >= 0 else AxisRange(length=-lo, from_end=True)
-    if lo < 0:
-        return AxisRange(length=hi - lo, after=-hi, from_end=True) if lo < hi < 0 else None
-    if hi < 0:
+    if lo >= 0 > hi:
         return AxisRange(before=lo, after=-hi)
-    return AxisRange(before=lo, length=hi - lo) if hi > lo else None
+    if lo >= hi or lo < 0 <= hi:
+        raise NotProved
+    if lo < 0:
+        return AxisRange(length=hi - lo, after=-hi, from_end=True)
+    return AxisRange(before=lo, length=hi - lo)

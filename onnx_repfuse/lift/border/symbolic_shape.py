@@ -7,11 +7,13 @@ passes every shape of an Expand through `Where(Equal(shape, -1), ones, shape)`, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS
-from onnx_repfuse.lift.linear_op import Context, Declined
+from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const
+from onnx_repfuse.lift.border.symbolic_tensor import NotProved
+from onnx_repfuse.lift.linear_op import Context, Declined, optional_input
 from onnx_repfuse.lift.pad_pool import read_pads
 from onnx_repfuse.modelfile.dtypes import HOLDING_SIZES
 
@@ -22,69 +24,60 @@ MAX_DEPTH = 32  # nodes in a row that compute one size: the rules are recursive
 MAX_CHAIN = 128  # nodes in a row that `size_key` follows
 
 
-def constant_ints(context: Context, node: gs.Node, number: int) -> list[int] | None:
-    """Input `number` of a node, if it is constant, flat."""
-    if len(node.inputs) <= number or not node.inputs[number].name:
-        return None
-    const = context.scope.const(node.inputs[number].name)
-    return (
-        None if const is None or const.size > MAX_FOLDED_ELEMENTS else [int(v) for v in const.read().ravel()]
-    )
+def constant_ints(
+    context: Context, node: gs.Node, number: int, default: list[int] | None = None
+) -> list[int]:
+    """Input `number` of a node, flat, or `default` if it is left out. Raises NotProved if it is not constant."""
+    name = optional_input(node, number)
+    if not name and default is not None:
+        return list(default)
+    const = context.scope.const(name)
+    if const is None:
+        raise NotProved
+    return _integers(const)
 
 
-def shape_entries(context: Context, name: str, depth: int = 0) -> Sizes | None:
-    """The entries of a vector (or scalar) of integers; None if not even their number is known."""
+def _integers(const: Const) -> list[int]:
+    if const.size > MAX_FOLDED_ELEMENTS:
+        raise NotProved
+    return [int(v) for v in const.read().ravel()]
+
+
+def shape_entries(context: Context, name: str, depth: int = 0) -> Sizes:
+    """The entries of a vector (or scalar) of integers. Raises NotProved if not even their number is known."""
     const = context.scope.const(name)
     if const is not None:
-        return [int(v) for v in const.read().ravel()] if const.size <= MAX_FOLDED_ELEMENTS else None
-    count = _number_of_entries(context, name)
-    if count is None or depth > MAX_DEPTH:
-        return None
-    unknown: Sizes = [None] * count
+        return [*_integers(const)]
+    shape = context.scope.shape(name)
+    count = shape[0] if shape else 1
+    if shape is None or count is None or len(shape) > 1 or depth > MAX_DEPTH:
+        raise NotProved
     node = context.scope.producer.get(name)
     rule = None if node is None else _ENTRY_RULES.get(node.op)
-    if node is None or rule is None or _may_change_sizes(node):
-        return unknown
-    operands = []
-    for tensor in node.inputs:
-        entries = shape_entries(context, tensor.name, depth + 1)
-        if entries is None:
-            return unknown
-        operands.append(entries)
-    result = rule(operands)
-    return result if len(result) == count else unknown
+    if node is not None and rule is not None:
+        with suppress(NotProved):
+            entries = rule(node, [shape_entries(context, tensor.name, depth + 1) for tensor in node.inputs])
+            if len(entries) == count:
+                return entries
+    return [None] * count
 
 
-def _may_change_sizes(node: gs.Node) -> bool:
-    """A Cast to a type that cannot hold every size."""
-    return node.op == "Cast" and node.attrs.get("to") not in HOLDING_SIZES
-
-
-def _number_of_entries(context: Context, name: str) -> int | None:
-    shape = context.scope.shape(name)
-    if shape is None or len(shape) > 1:
-        return None
-    return shape[0] if shape else 1
-
-
-def _concat_entries(operands: Sequence[Sizes]) -> Sizes:
+def _concat_entries(node: gs.Node, operands: Sequence[Sizes]) -> Sizes:
     return [entry for operand in operands for entry in operand]
 
 
-def _first_entries(operands: Sequence[Sizes]) -> Sizes:
+def _first_entries(node: gs.Node, operands: Sequence[Sizes]) -> Sizes:
+    if node.op == "Cast" and node.attrs.get("to") not in HOLDING_SIZES:
+        raise NotProved
     return operands[0]
 
 
-def _equal_entries(operands: Sequence[Sizes]) -> Sizes:
-    if len(operands[0]) != len(operands[1]):
-        return []
-    return [None if a is None or b is None else int(a == b) for a, b in zip(*operands, strict=True)]
+def _equal_entries(node: gs.Node, operands: Sequence[Sizes]) -> Sizes:
+    return [None if None in pair else int(pair[0] == pair[1]) for pair in _columns(operands)]
 
 
-def _where_entries(operands: Sequence[Sizes]) -> Sizes:
-    if len({len(operand) for operand in operands}) != 1:
-        return []
-    return [_where_entry(*entries) for entries in zip(*operands, strict=True)]
+def _where_entries(node: gs.Node, operands: Sequence[Sizes]) -> Sizes:
+    return [_where_entry(*column) for column in _columns(operands)]
 
 
 def _where_entry(condition: int | None, chosen: int | None, other: int | None) -> int | None:
@@ -95,7 +88,14 @@ def _where_entry(condition: int | None, chosen: int | None, other: int | None) -
     return chosen if condition else other
 
 
-_ENTRY_RULES: dict[str, Callable[[Sequence[Sizes]], Sizes]] = {
+def _columns(operands: Sequence[Sizes]) -> list[tuple[int | None, ...]]:
+    """The operands' entries side by side. Raises NotProved if one is broadcast."""
+    if len({len(operand) for operand in operands}) != 1:
+        raise NotProved
+    return list(zip(*operands, strict=True))
+
+
+_ENTRY_RULES: dict[str, Callable[[gs.Node, Sequence[Sizes]], Sizes]] = {
     "Cast": _first_entries,
     "Concat": _concat_entries,
     "Equal": _equal_entries,
@@ -108,105 +108,96 @@ _ENTRY_RULES: dict[str, Callable[[Sequence[Sizes]], Sizes]] = {
 
 
 def sizes(context: Context, name: str, rank: int, depth: int = 0) -> Sizes:
-    """The proved sizes of a tensor of `rank` axes."""
+    """The sizes of a tensor of `rank` axes, None where not proved."""
     shape = context.scope.shape(name)
     inferred: Sizes = list(shape) if shape is not None and len(shape) == rank else [None] * rank
     node = context.scope.producer.get(name)
-    if None not in inferred or node is None or depth > MAX_DEPTH:
-        return inferred
-    rule = _SIZE_RULES.get(node.op)
-    computed = None if rule is None else rule(context, node, rank, depth + 1)
-    if computed is None or len(computed) != rank:
-        return inferred
-    return [b if a is None else a for a, b in zip(inferred, computed, strict=True)]
+    rule = None if node is None else _SIZE_RULES.get(node.op)
+    if rule is not None and None in inferred and depth <= MAX_DEPTH:
+        with suppress(NotProved):
+            computed = rule(context, node, rank, depth + 1)
+            if len(computed) == rank:
+                return [b if a is None else a for a, b in zip(inferred, computed, strict=True)]
+    return inferred
 
 
-def sizes_at_rank(context: Context, name: str, rank: int, depth: int = 0) -> Sizes | None:
-    """`sizes` with ones in front, as a broadcast to `rank` axes sees them; None if the rank is unknown or higher."""
+def sizes_at_rank(context: Context, name: str, rank: int, depth: int = 0) -> Sizes:
+    """`sizes` with ones in front, as a broadcast to `rank` axes sees them. Raises NotProved if there may be more."""
     count = context.rank(name)
     if count is None or count > rank:
-        return None
+        raise NotProved
     return [*(1,) * (rank - count), *sizes(context, name, count, depth)]
 
 
-def _slice_sizes(context: Context, node: gs.Node, rank: int, depth: int) -> Sizes | None:
+def _slice_sizes(context: Context, node: gs.Node, rank: int, depth: int) -> Sizes:
     """`[0:1]` leaves one position, any other range an unknown number."""
     starts, ends, axes = (constant_ints(context, node, number) for number in (1, 2, 3))
-    if not starts or not ends or not axes or constant_ints(context, node, 4) not in (None, [1]):
-        return None
+    if constant_ints(context, node, 4, [1]) != [1]:
+        raise NotProved
     result = sizes(context, node.inputs[0].name, rank, depth)
     for start, end, axis in zip(starts, ends, axes, strict=True):
         result[axis] = 1 if (start, end) == (0, 1) else None
     return result
 
 
-def _constant_of_shape_sizes(context: Context, node: gs.Node, rank: int, depth: int) -> Sizes | None:
-    return _entries_of_shape(context, node.inputs[-1].name, depth)
+def _constant_of_shape_sizes(context: Context, node: gs.Node, rank: int, depth: int) -> Sizes:
+    return _entries_of_shape(context, node.inputs[0].name, depth)
 
 
-def _expand_sizes(context: Context, node: gs.Node, rank: int, depth: int) -> Sizes | None:
+def _expand_sizes(context: Context, node: gs.Node, rank: int, depth: int) -> Sizes:
     """Of a constant: an axis of size one gets the size that is asked for, any other keeps its own."""
-    operands = _constant_and_entries(context, node, rank, depth)
-    if operands is None:
-        return None
-    return [asked if size == 1 else size for size, asked in zip(*operands, strict=False)]
+    own, asked = _constant_and_entries(context, node, rank, depth)
+    return [new if size == 1 else size for size, new in zip(own, asked, strict=False)]
 
 
-def _tile_sizes(context: Context, node: gs.Node, rank: int, depth: int) -> Sizes | None:
+def _tile_sizes(context: Context, node: gs.Node, rank: int, depth: int) -> Sizes:
     """Of a constant."""
-    operands = _constant_and_entries(context, node, rank, depth)
-    if operands is None:
-        return None
-    pairs = zip(*operands, strict=False)
-    return [None if size is None or repeats is None else size * repeats for size, repeats in pairs]
+    own, repeats = _constant_and_entries(context, node, rank, depth)
+    return [None if count is None else size * count for size, count in zip(own, repeats, strict=False)]
 
 
-def _constant_and_entries(
-    context: Context, node: gs.Node, rank: int, depth: int
-) -> tuple[Sizes, Sizes] | None:
-    """The shape of the constant first input, ones in front, and the entries of the second."""
+def _constant_and_entries(context: Context, node: gs.Node, rank: int, depth: int) -> tuple[list[int], Sizes]:
+    """The shape of the constant first input, with ones in front, and the entries of the second input."""
     const = context.scope.const(node.inputs[0].name)
-    entries = _entries_of_shape(context, node.inputs[-1].name, depth)
-    if const is None or entries is None or len(const.shape) > rank:
-        return None
-    return [*(1,) * (rank - len(const.shape)), *const.shape], entries
+    if const is None or len(const.shape) > rank:
+        raise NotProved
+    own = [*(1,) * (rank - len(const.shape)), *const.shape]
+    return own, _entries_of_shape(context, node.inputs[1].name, depth)
 
 
-def _entries_of_shape(context: Context, name: str, depth: int) -> Sizes | None:
+def _entries_of_shape(context: Context, name: str, depth: int) -> Sizes:
     """`shape_entries`, where the vector may also be the whole Shape of another tensor."""
     node = context.scope.producer.get(name)
     if node is None or node.op != "Shape" or node.attrs.get("start") or "end" in node.attrs:
         return shape_entries(context, name)
     rank = context.rank(node.inputs[0].name)
-    return None if rank is None else sizes(context, node.inputs[0].name, rank, depth)
+    if rank is None:
+        raise NotProved
+    return sizes(context, node.inputs[0].name, rank, depth)
 
 
-def _broadcast_sizes(context: Context, node: gs.Node, rank: int, depth: int) -> Sizes | None:
+def _broadcast_sizes(context: Context, node: gs.Node, rank: int, depth: int) -> Sizes:
     left, right = (sizes_at_rank(context, tensor.name, rank, depth) for tensor in node.inputs)
-    if left is None or right is None:
-        return None
     return [_broadcast_size(a, b) for a, b in zip(left, right, strict=True)]
 
 
 def _broadcast_size(a: int | None, b: int | None) -> int | None:
-    """Of two sizes that broadcast, one of them or both unknown: only a size of 1 gives way to the other."""
+    """Of two sizes that broadcast: only a size of 1 gives way to the other."""
     if a == 1:
         return b
-    if b == 1:
-        return a
-    return b if a is None else a
+    return b if a is None and b != 1 else a
 
 
-def _pad_sizes(context: Context, node: gs.Node, rank: int, depth: int) -> Sizes | None:
+def _pad_sizes(context: Context, node: gs.Node, rank: int, depth: int) -> Sizes:
     pads = read_pads(context, node, rank)
     if isinstance(pads, Declined):
-        return None
+        raise NotProved
     inner = sizes(context, node.inputs[0].name, rank, depth)
     axes = zip(inner, pads.begin, pads.end, strict=True)
     return [None if size is None else size + begin + end for size, begin, end in axes]
 
 
-_SIZE_RULES: dict[str, Callable[[Context, gs.Node, int, int], Sizes | None]] = {
+_SIZE_RULES: dict[str, Callable[[Context, gs.Node, int, int], Sizes]] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Equal", "Greater", "Less"), _broadcast_sizes),
     "ConstantOfShape": _constant_of_shape_sizes,
     "Expand": _expand_sizes,

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 __all__ = [
     "AxisRange",
     "Cells",
+    "NotProved",
     "SourceBox",
     "SymbolicTensor",
     "aligned",
@@ -33,6 +34,10 @@ __all__ = [
 
 Cells = NDArray[Any]
 MAX_CELLS = 64  # positions of a concatenated part, each of which gets a cell
+
+
+class NotProved(Exception):  # noqa: N818 - an outcome, not a fault
+    """What a tensor holds, or its size, cannot be told for every size at which the model runs."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +104,13 @@ class SymbolicTensor:
             )
         return result
 
-    def broadcast_to_rank(self, rank: int) -> SymbolicTensor | None:
-        """With axes of size one added in front; None if there is a source, or fewer axes are wanted."""
+    def broadcast_to_rank(self, rank: int) -> SymbolicTensor:
+        """With axes of size one added in front. Raises NotProved if there is a source, or fewer axes are wanted."""
         extra = rank - self.rank
         if extra == 0:
             return self
         if extra < 0 or self.source is not None:
-            return None
+            raise NotProved
         shape = (*(1,) * extra, *self.values.shape)
         return SymbolicTensor(
             self.values.reshape(shape), (*(0,) * extra, *self.leading), self.is_source.reshape(shape)
@@ -175,20 +180,16 @@ def padded(tensor: SymbolicTensor, begin: Sequence[int], end: Sequence[int], val
     )
 
 
-def concatenated(
-    parts: Sequence[SymbolicTensor], sizes: Sequence[int | None], axis: int
-) -> SymbolicTensor | None:
-    """As `np.concatenate`. All parts but one are constants of known size along `axis`; else None."""
+def concatenated(parts: Sequence[SymbolicTensor], sizes: Sequence[int | None], axis: int) -> SymbolicTensor:
+    """As `np.concatenate`. Raises NotProved unless all parts but one are constants of known size along `axis`."""
     is_open = [part.source is not None or size is None for part, size in zip(parts, sizes, strict=True)]
     if sum(is_open) != 1 or len({part.rank for part in parts}) != 1:
-        return None
+        raise NotProved
     number = is_open.index(True)
-    detailed = []
-    for part, size, open_part in zip(parts, sizes, is_open, strict=True):
-        whole = part if open_part else _cell_per_position(part, axis, size)
-        if whole is None:
-            return None
-        detailed.append(whole)
+    detailed = [
+        part if index == number else _cell_per_position(part, axis, sizes[index])
+        for index, part in enumerate(parts)
+    ]
     detailed = aligned(detailed, but=axis)
     before, after = [0] * parts[0].rank, [0] * parts[0].rank
     before[axis] = sum(part.values.shape[axis] for part in detailed[:number])
@@ -202,10 +203,10 @@ def concatenated(
     )
 
 
-def _cell_per_position(part: SymbolicTensor, axis: int, size: int | None) -> SymbolicTensor | None:
+def _cell_per_position(part: SymbolicTensor, axis: int, size: int | None) -> SymbolicTensor:
     """A part of known size with one cell for each position along `axis`."""
-    if size is None or size > MAX_CELLS or size < part.values.shape[axis]:
-        return None
+    if size is None or not part.values.shape[axis] <= size <= MAX_CELLS:
+        raise NotProved
     leading = [0] * part.rank
     leading[axis] = size - 1 - part.trailing[axis]
     return part.split(leading, [0] * part.rank)
@@ -244,34 +245,41 @@ def assigned(
     ranges: Sequence[AxisRange],
     updates: SymbolicTensor,
     sizes: Sequence[int | None],
-) -> SymbolicTensor | None:
-    """`target[ranges] = updates`; `sizes` are those of the target, where known. None where it cannot be told."""
-    if target.rank != updates.rank or (target.source is not None and updates.source is not None):
-        return None
-    box = target.source
-    if updates.source is not None:
-        if any(span.length is not None for span in ranges):
-            return None
-        box = _surrounded(updates.source, [r.before for r in ranges], [r.after for r in ranges])
-    axes = [_split_for_range(target, updates, axis, span) for axis, span in enumerate(ranges)]
-    splits = [axis for axis in axes if axis is not None]
-    if len(splits) < len(axes) or not _has_room(splits, box, sizes):
-        return None
-    leading, trailing, inner_leading, inner_trailing = zip(*splits, strict=True) if splits else ((),) * 4
-    whole, part = target.split(leading, trailing), updates.split(inner_leading, inner_trailing)
+) -> SymbolicTensor:
+    """`target[ranges] = updates`; `sizes` are the target's, where known.
+
+    Raises NotProved if both have a source, or a cell would have no position at some size.
+    """
+    if target.rank != updates.rank:
+        raise NotProved
+    splits = [_split_for_range(target, updates, axis, span) for axis, span in enumerate(ranges)]
+    box = _source_after_assignment(target, ranges, updates)
+    for axis, (size, (leading, trailing, _, _)) in enumerate(zip(sizes, splits, strict=True)):
+        around = 0 if box is None else box.before[axis] + box.after[axis]
+        if leading + trailing > (around if size is None else size - 1):
+            raise NotProved
+    whole = target.split([split[0] for split in splits], [split[1] for split in splits])
+    part = updates.split([split[2] for split in splits], [split[3] for split in splits])
     index = tuple(span.as_slice(n) for span, n in zip(ranges, whole.values.shape, strict=True))
     values, is_source = whole.values.copy(), whole.is_source.copy()
     values[index], is_source[index] = part.values, part.is_source
     return SymbolicTensor(values, whole.leading, is_source, box)
 
 
-AxisSplit = tuple[int, int, int, int]  # cells before and after the middle, of the target and of the updates
+def _source_after_assignment(
+    target: SymbolicTensor, ranges: Sequence[AxisRange], updates: SymbolicTensor
+) -> SourceBox | None:
+    if updates.source is None:
+        return target.source
+    if target.source is not None or any(span.length is not None for span in ranges):
+        raise NotProved
+    return _surrounded(updates.source, [span.before for span in ranges], [span.after for span in ranges])
 
 
 def _split_for_range(
     target: SymbolicTensor, updates: SymbolicTensor, axis: int, span: AxisRange
-) -> AxisSplit | None:
-    """The cells along one axis with which the updates lie on cells of the target."""
+) -> tuple[int, int, int, int]:
+    """Leading and trailing cells of the target, then of the updates, along an axis: so that they lie on each other."""
     leading, trailing = target.leading[axis], target.trailing[axis]
     new_leading, new_trailing = updates.leading[axis], updates.trailing[axis]
     if span.length is None:
@@ -279,18 +287,9 @@ def _split_for_range(
         trailing = max(trailing, span.after + new_trailing)
         return leading, trailing, leading - span.before, trailing - span.after
     if updates.values.shape[axis] > span.length:
-        return None
+        raise NotProved
     if span.from_end:
         trailing = max(trailing, span.after + span.length)
     else:
         leading = max(leading, span.before + span.length)
     return leading, trailing, span.length - 1 - new_trailing, new_trailing
-
-
-def _has_room(splits: Sequence[AxisSplit], box: SourceBox | None, sizes: Sequence[int | None]) -> bool:
-    """Whether every cell has a position at each size the axis may have: the middle cell needs one, too."""
-    for axis, (size, (leading, trailing, _, _)) in enumerate(zip(sizes, splits, strict=True)):
-        around = box.before[axis] + box.after[axis] if box is not None else 0
-        if leading + trailing > (around if size is None else size - 1):
-            return False
-    return True
