@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -29,7 +29,7 @@ from onnx_repfuse.verifier.input_sizes import (
 )
 from onnx_repfuse.verifier.session import DoesNotRun, Model, Session, ValueInfo, load
 
-__all__ = ["Feed", "FeedGroup", "FeedSpec", "choose_feeds", "index_bounds", "make_feed"]
+__all__ = ["Feed", "FeedGroup", "FeedKey", "FeedSpec", "choose_feeds", "index_bounds", "make_feed"]
 
 Feed = dict[str, Any]  # input name -> value, as a session takes it
 _USER_DATA = -1  # in place of a seed
@@ -58,6 +58,13 @@ class FeedSpec:
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     data: tuple[Mapping[str, Any], ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
+
+
+class FeedKey(NamedTuple):
+    """Which feed: the index of its group, and its index in the group."""
+
+    group: int
+    feed: int
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import onnx
 
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.verifier.distance import Array, flatten
-from onnx_repfuse.verifier.inputs import FeedGroup, FeedSpec, choose_feeds, index_bounds
+from onnx_repfuse.verifier.inputs import FeedGroup, FeedKey, FeedSpec, choose_feeds, index_bounds
 from onnx_repfuse.verifier.intermediates import Intermediates, open_with_extra_outputs, read_intermediates
 from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, nudge_feed, nudged_weights
 from onnx_repfuse.verifier.outputs.decision_tails import DecisionTail, find_tails
@@ -19,7 +19,6 @@ from onnx_repfuse.verifier.session import DoesNotRun, Model, Session, input_name
 
 __all__ = [
     "Baseline",
-    "FeedKey",
     "Row",
     "complete_noise",
     "measure_noise_on",
@@ -28,8 +27,7 @@ __all__ = [
 ]
 
 Row = dict[str, "Array | None"]  # tensors by name, from one run; None for an absent optional
-FeedKey = tuple[int, int]  # (index of the group, index of the feed in it)
-_FIRST_FEED: FeedKey = (0, 0)
+_FIRST_FEED: FeedKey = FeedKey(0, 0)
 _QUICK_FILE = 16 << 20  # bytes; ORT_ENABLE_ALL is measured by default on files up to this size
 
 
@@ -70,11 +68,15 @@ class Baseline:
     @property
     def keys(self) -> list[FeedKey]:
         """Of every feed."""
-        return [(index, feed) for index, group in enumerate(self.groups) for feed in range(len(group.feeds))]
+        return [
+            FeedKey(index, feed)
+            for index, group in enumerate(self.groups)
+            for feed in range(len(group.feeds))
+        ]
 
     def feed(self, key: FeedKey) -> dict[str, Any]:
         """Input name -> value."""
-        return self.groups[key[0]].feeds[key[1]]
+        return self.groups[key.group].feeds[key.feed]
 
     def is_largest(self, group: int) -> bool:
         """Whether this group has the largest inputs, whose runs are counted."""
@@ -87,7 +89,7 @@ class Baseline:
 
     def count_run(self, key: FeedKey) -> None:
         """Count a run of the original, if it was at the largest shape."""
-        self.runs += self.is_largest(key[0])
+        self.runs += self.is_largest(key.group)
 
 
 def measure_original(
@@ -120,10 +122,10 @@ def measure_original(
         baseline = _run_original(original, bounds_model, tails, spec, runtime, defer_noise)
     except DoesNotRun:  # as when a deciding tensor cannot be an output
         baseline = _run_original(original, bounds_model, {}, spec, runtime, defer_noise)
-    first_feeds = [(group, 0) for group in range(len(baseline.groups))]
+    first_feeds = [FeedKey(group, 0) for group in range(len(baseline.groups))]
     _measure_noise_of_weights(baseline, first_feeds)
     if optimized is None and _is_quick(original):
-        _measure_optimized(baseline, [key for key in first_feeds if not baseline.is_largest(key[0])])
+        _measure_optimized(baseline, [key for key in first_feeds if not baseline.is_largest(key.group)])
     elif optimized:
         _measure_optimized(baseline, first_feeds)
     return baseline
@@ -193,10 +195,10 @@ def _run_original(
         outputs = tuple(value.name for value in session.outputs if value.name not in deciding)
         baseline = Baseline(original, runtime, session.backend, groups, inputs, outputs, tails, deciding)
         for key in baseline.keys:
-            row = flatten(groups[key[0]].outputs[key[1]])
+            row = flatten(groups[key.group].outputs[key.feed])
             baseline.values[key] = baseline.with_deciding_inputs(row, baseline.feed(key))
             baseline.count_run(key)
-        _run_nudged(baseline, session, [(group, 0) for group in range(int(defer_noise), len(groups))])
+        _run_nudged(baseline, session, [FeedKey(group, 0) for group in range(int(defer_noise), len(groups))])
     return baseline
 
 

@@ -13,18 +13,17 @@ from dataclasses import replace
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.records.verdict import OutputVerdict, Status, Verification
 from onnx_repfuse.verifier.distance import flatten
-from onnx_repfuse.verifier.inputs import FeedSpec
+from onnx_repfuse.verifier.inputs import FeedKey, FeedSpec
 from onnx_repfuse.verifier.intermediates import open_with_extra_outputs, tensor_names
 from onnx_repfuse.verifier.outputs.baseline import (
     Baseline,
-    FeedKey,
     Row,
     complete_noise,
     measure_noise_on,
     measure_original,
 )
 from onnx_repfuse.verifier.outputs.decision_tails import explains_flips, has_same_tail
-from onnx_repfuse.verifier.outputs.judge import failing_samples, judge_output, verdict_without_figures
+from onnx_repfuse.verifier.outputs.judge import failing_feeds, judge_output, verdict_without_figures
 from onnx_repfuse.verifier.outputs.tolerance import Sample, UserTolerance, user_tolerance
 from onnx_repfuse.verifier.session import DoesNotRun, Model, load
 
@@ -100,7 +99,7 @@ def compare_with_baseline(
         notes.append(f"the original was run by {baseline.backend}, the result by {backend}")
     if baseline.backend == "reference":
         notes.append("ONNX Runtime has no kernel for this model; onnx's reference evaluator was the judge")
-    runs_of_result = sum(baseline.is_largest(group) for group, _ in baseline.keys)
+    runs_of_result = sum(baseline.is_largest(key.group) for key in baseline.keys)
     return _verification(baseline, verdicts, notes, runs_of_result)
 
 
@@ -126,12 +125,11 @@ def _incomparable(baseline: Baseline, reason: str) -> Verification:
 
 def _measure_noise_where_failing(baseline: Baseline, values: Values) -> bool:
     """Measure the noise on the feeds where something is beyond the tolerance; whether there was more to measure."""
-    keys = baseline.keys
     failing: set[FeedKey] = set()
     for samples in _samples(baseline, values).values():
-        failing.update(keys[index] for index in failing_samples(samples))
+        failing |= failing_feeds(samples)
     try:
-        return measure_noise_on(baseline, [key for key in keys if key in failing])
+        return measure_noise_on(baseline, sorted(failing))
     except DoesNotRun:
         return False
 
@@ -200,7 +198,7 @@ def _samples(baseline: Baseline, values: Values) -> Samples:
         extra = [name for name in fused if name not in baseline.inputs]
         for name in dict.fromkeys([*original, *extra]):
             sample = Sample(
-                key[0],
+                key,
                 original.get(name),
                 fused.get(name),
                 by_inputs.get(name),

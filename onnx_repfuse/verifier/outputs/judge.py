@@ -9,50 +9,55 @@ zeros and ones, or a signal below the noise does not.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from onnx_repfuse.records.verdict import OutputVerdict, Status
 from onnx_repfuse.verifier.distance import Array, cosine, difference, is_inexact, largest, top1
+from onnx_repfuse.verifier.inputs import FeedKey
 from onnx_repfuse.verifier.outputs.tolerance import Sample, Tolerance, UserTolerance, calibrated_tolerance
 
-__all__ = ["failing_samples", "judge_output", "verdict_without_figures"]
+__all__ = ["failing_feeds", "judge_output", "verdict_without_figures"]
 
 _VISIBLE_TOLERANCES = 16.0  # an element is observed if other inputs move it by this many tolerances ...
 _OBSERVED_SHARE = 0.01  # ... and an output if this share of its elements is
 _INFINITY = float("inf")
-Pair = tuple[Array, Array]
+
+
+class _Pair(NamedTuple):
+    """A sample of which both values are there."""
+
+    sample: Sample
+    original: Array
+    fused: Array
 
 
 def judge_output(name: str, samples: Sequence[Sample], user: UserTolerance | None = None) -> OutputVerdict:
     """The verdict over all samples; `user`, if given, replaces the calibrated tolerance."""
     for sample in samples:
-        problem = _mismatch(sample)
-        if problem:
+        mismatch = _mismatch(sample)
+        if mismatch:
             dtype = "" if sample.original is None else sample.original.dtype.name
-            return verdict_without_figures(name, Status.FAILED, dtype, f"'{name}' {problem}")
-    present = [sample for sample in samples if sample.original is not None]
-    pairs = [(s.original, s.fused) for s in present if s.original is not None and s.fused is not None]
-    if not any(original.size for original, _ in pairs):
-        dtype = pairs[0][0].dtype.name if pairs else ""
+            return verdict_without_figures(name, Status.FAILED, dtype, f"'{name}' {mismatch}")
+    pairs = _pairs(samples)
+    dtype = pairs[0].original.dtype.name if pairs else ""
+    if not any(pair.original.size for pair in pairs):
         return verdict_without_figures(name, Status.NOT_OBSERVED, dtype, f"'{name}' is empty")
-    if is_inexact(pairs[0][0].dtype):
-        return _judge_floats(name, present, pairs, user)
-    return _judge_exactly(name, present, pairs)
+    if is_inexact(pairs[0].original.dtype):
+        return _judge_floats(name, pairs, user)
+    return _judge_exactly(name, pairs)
 
 
-def failing_samples(samples: Sequence[Sample]) -> list[int]:
-    """Indices of the samples of a float output that differ by more than the calibrated tolerance."""
-    failing = []
-    for index, sample in enumerate(samples):
-        original, fused = sample.original, sample.fused
-        if original is None or fused is None or _mismatch(sample) or not is_inexact(original.dtype):
-            continue
-        allowed = calibrated_tolerance(sample, samples, original).allowed
-        if (difference(original, fused) > allowed).any():
-            failing.append(index)
+def failing_feeds(samples: Sequence[Sample]) -> set[FeedKey]:
+    """The feeds on which a float output differs by more than the calibrated tolerance."""
+    failing = set()
+    for pair in _pairs(samples):
+        if is_inexact(pair.original.dtype) and not _mismatch(pair.sample):
+            allowed = calibrated_tolerance(pair.sample, samples, pair.original).allowed
+            if (difference(pair.original, pair.fused) > allowed).any():
+                failing.add(pair.sample.key)
     return failing
 
 
@@ -62,6 +67,14 @@ def verdict_without_figures(name: str, status: Status, dtype: str, message: str)
     return OutputVerdict(
         name, status, dtype, figure, figure, figure, (0.0, 0.0), 0.0, figure, message=message
     )
+
+
+def _pairs(samples: Sequence[Sample]) -> list[_Pair]:
+    return [
+        _Pair(sample, sample.original, sample.fused)
+        for sample in samples
+        if sample.original is not None and sample.fused is not None
+    ]
 
 
 def _mismatch(sample: Sample) -> str:
@@ -75,78 +88,70 @@ def _mismatch(sample: Sample) -> str:
     return ""
 
 
-def _judge_exactly(name: str, samples: Sequence[Sample], pairs: Sequence[Pair]) -> OutputVerdict:
+def _judge_exactly(name: str, pairs: Sequence[_Pair]) -> OutputVerdict:
     """Integers, booleans and strings."""
-    dtype = pairs[0][0].dtype
-    different = sum(int((original != fused).sum()) for original, fused in pairs)
-    total = sum(original.size for original, _ in pairs)
+    dtype = pairs[0].original.dtype
+    different = sum(int((pair.original != pair.fused).sum()) for pair in pairs)
     if different:
+        total = sum(pair.original.size for pair in pairs)
         numeric = dtype.kind in "iub"
-        worst = max(largest(difference(*pair)) for pair in pairs) if numeric else _INFINITY
+        worst = max(largest(difference(p.original, p.fused)) for p in pairs) if numeric else _INFINITY
         message = f"{different} of {total} elements of '{name}' differ"
         return OutputVerdict(
             name, Status.FAILED, dtype.name, float(different), different / total, _INFINITY, (0.0, 0.0), 0.0,
             worst, message=message,
         )  # fmt: skip
-    if len(pairs) == 1 or _varies_with_inputs(samples):
+    varies = any(
+        first.sample.key.group == second.sample.key.group
+        and not np.array_equal(first.original, second.original)
+        for first, second in pairwise(pairs)
+    )
+    if varies or len(pairs) == 1:
         return verdict_without_figures(name, Status.PASSED, dtype.name, f"'{name}' is equal")
     message = f"'{name}' is equal, but it does not depend on the inputs"
     return verdict_without_figures(name, Status.NOT_OBSERVED, dtype.name, message)
 
 
-def _varies_with_inputs(samples: Sequence[Sample]) -> bool:
-    """Whether two feeds of one shape give different values."""
-    first_of_group: dict[int, Array | None] = {}
-    for sample in samples:
-        first = first_of_group.setdefault(sample.group, sample.original)
-        if first is not None and sample.original is not None and not np.array_equal(first, sample.original):
-            return True
-    return False
-
-
-def _judge_floats(
-    name: str, samples: Sequence[Sample], pairs: Sequence[Pair], user: UserTolerance | None
-) -> OutputVerdict:
-    tolerances = [
-        calibrated_tolerance(sample, samples, pair[0]) for sample, pair in zip(samples, pairs, strict=True)
-    ]
-    if user is not None:
-        tolerances = [
-            t._replace(allowed=user.allowed(pair[0])) for t, pair in zip(tolerances, pairs, strict=True)
-        ]
-    distances = [
-        _distance(*pair, tolerance) for pair, tolerance in zip(pairs, tolerances, strict=True) if pair[0].size
-    ]
+def _judge_floats(name: str, pairs: Sequence[_Pair], user: UserTolerance | None) -> OutputVerdict:
+    samples = [pair.sample for pair in pairs]
+    tolerances = [_tolerance(pair, samples, user) for pair in pairs]
+    compared = zip(pairs, tolerances, strict=True)
+    distances = [_distance(pair, tolerance) for pair, tolerance in compared if pair.original.size]
     worst = max(distances, key=lambda distance: distance.ratio)
-    max_abs = max(distance.max_abs for distance in distances)
-    over_noise = max(distance.over_noise for distance in distances)
+    largest_of = _Distance(*(max(column) for column in zip(*distances, strict=True)))
     if worst.ratio > 1:
         status, error, allowed = Status.FAILED, worst.error, worst.allowed
         message = f"'{name}' differs by {error:.3g} where {allowed:.3g} is allowed"
     else:
-        error, allowed = max_abs, max(distance.max_allowed for distance in distances)
-        why = _why_unobservable([sample.group for sample in samples], [pair[0] for pair in pairs], tolerances)
+        error, allowed = largest_of.max_abs, largest_of.max_allowed
+        why = _why_unobservable(pairs, tolerances)
         status = Status.NOT_OBSERVED if why else Status.PASSED
-        message = f"'{name}' differs by {error:.2g}, {over_noise:.2g} times the noise"
+        message = f"'{name}' differs by {error:.2g}, {largest_of.over_noise:.2g} times the noise"
         if why:
             message = f"'{name}' {why}, so it cannot show a fault"
-    noise_of_inputs = _largest_change((sample.original, sample.by_inputs) for sample in samples)
-    noise_of_weights = _largest_change((sample.original, sample.by_weights) for sample in samples)
     return OutputVerdict(
         name,
         status,
-        pairs[0][0].dtype.name,
+        pairs[0].original.dtype.name,
         max_abs=error,
-        max_rel=max(distance.max_rel for distance in distances),
-        over_noise=over_noise,
-        noise=(noise_of_inputs or 0.0, noise_of_weights or 0.0),
+        max_rel=largest_of.max_rel,
+        over_noise=largest_of.over_noise,
+        noise=(
+            _largest_change((s.original, s.by_inputs) for s in samples) or 0.0,
+            _largest_change((s.original, s.by_weights) for s in samples) or 0.0,
+        ),
         tolerance=allowed,
-        minimum_tolerance=max_abs,
-        cosine=cosine(pairs),
-        top1=top1(pairs),
-        optimized=_largest_change((sample.original, sample.optimized) for sample in samples),
+        minimum_tolerance=largest_of.max_abs,
+        cosine=cosine([(pair.original, pair.fused) for pair in pairs]),
+        top1=top1([(pair.original, pair.fused) for pair in pairs]),
+        optimized=_largest_change((s.original, s.optimized) for s in samples),
         message=message,
     )
+
+
+def _tolerance(pair: _Pair, samples: Sequence[Sample], user: UserTolerance | None) -> Tolerance:
+    calibrated = calibrated_tolerance(pair.sample, samples, pair.original)
+    return calibrated if user is None else calibrated._replace(allowed=user.allowed(pair.original))
 
 
 class _Distance(NamedTuple):
@@ -161,29 +166,24 @@ class _Distance(NamedTuple):
     over_noise: float
 
 
-def _distance(original: Array, fused: Array, tolerance: Tolerance) -> _Distance:
-    gap = difference(original, fused)
+def _distance(pair: _Pair, tolerance: Tolerance) -> _Distance:
+    gap = difference(pair.original, pair.fused)
     allowed = np.broadcast_to(tolerance.allowed, gap.shape)
     with np.errstate(all="ignore"):
-        # A NaN in one of the two is an infinite gap, and fails though an overflow of rtol * |y| allows infinity.
+        # A NaN in one of the two is an infinite gap. It fails even where rtol * |y| overflows to infinity.
         ratio = np.where(gap == 0, 0.0, np.where(np.isinf(gap), _INFINITY, gap / allowed))
         over_noise = np.where(gap == 0, 0.0, gap / tolerance.noise)
     at = int(ratio.argmax())
-    max_abs, size = float(gap.max()), largest(original)
+    max_abs, size = float(gap.max()), largest(pair.original)
+    max_rel = max_abs / size if size > 0 else (_INFINITY if max_abs > 0 else 0.0)
+    error, limit = float(gap.flat[at]), float(allowed.flat[at])
     return _Distance(
-        ratio=float(ratio.flat[at]),
-        error=float(gap.flat[at]),
-        allowed=float(allowed.flat[at]),
-        max_abs=max_abs,
-        max_allowed=float(allowed.max()),
-        max_rel=max_abs / size if size > 0 else (_INFINITY if max_abs > 0 else 0.0),
-        over_noise=float(over_noise.max()),
+        float(ratio.flat[at]), error, limit, max_abs, float(allowed.max()), max_rel, float(over_noise.max())
     )
 
 
 def _largest_change(pairs: Iterable[tuple[Array | None, Array | None]]) -> float | None:
-    """None where nothing was measured. Values whose shape depends on the inputs may change their shape; these do not
-    count."""
+    """None where nothing was measured. A change of shape (of NonZero's output) has no size, and does not count."""
     changes = [
         largest(difference(before, after))
         for before, after in pairs
@@ -192,29 +192,26 @@ def _largest_change(pairs: Iterable[tuple[Array | None, Array | None]]) -> float
     return max(changes, default=None)
 
 
-def _why_unobservable(
-    groups: Sequence[int], originals: Sequence[Array], tolerances: Sequence[Tolerance]
-) -> str:
-    """Why a float output could not have shown a fault, as a clause, or ""; per sample, its group, value, tolerance."""
-    compared, changes = False, False
-    for i, j in combinations(range(len(originals)), 2):
-        if groups[i] != groups[j]:
+def _why_unobservable(pairs: Sequence[_Pair], tolerances: Sequence[Tolerance]) -> str:
+    """Why a float output could not have shown a fault, as a clause, or ""."""
+    has_two_feeds, changes = False, False
+    for (a, tolerance_a), (b, tolerance_b) in combinations(zip(pairs, tolerances, strict=True), 2):
+        if a.sample.key.group != b.sample.key.group:
             continue
-        if originals[i].shape != originals[j].shape:
+        if a.original.shape != b.original.shape:  # the shape depends on the values
             return ""
-        compared = True
-        gap = difference(originals[i], originals[j])
-        changes = changes or bool(gap.any())
-        if _is_visible(gap, np.maximum(tolerances[i].allowed, tolerances[j].allowed)):
+        gap = difference(a.original, b.original)
+        if _is_visible(gap, np.maximum(tolerance_a.allowed, tolerance_b.allowed)):
             return ""
-    if compared:
+        has_two_feeds, changes = True, changes or bool(gap.any())
+    if has_two_feeds:
         return "is saturated or drowned in noise" if changes else "does not depend on the inputs"
-    # No two feeds have one shape: the elements must differ from each other instead.
-    for value, tolerance in zip(originals, tolerances, strict=True):
-        wide = value.astype(np.float64)
-        finite = wide[np.isfinite(wide)]
+    # With a single feed of each shape, the elements must differ from each other.
+    for pair, tolerance in zip(pairs, tolerances, strict=True):
+        value = pair.original.astype(np.float64)
+        finite = value[np.isfinite(value)]
         if finite.size:
-            gap = difference(wide, np.full_like(wide, np.median(finite)))
+            gap = difference(value, np.full_like(value, np.median(finite)))
             if _is_visible(gap, tolerance.allowed):
                 return ""
     return "is constant or drowned in noise"

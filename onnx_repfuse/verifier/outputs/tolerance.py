@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onnx_repfuse.verifier.distance import Array, difference, largest, ulp
+from onnx_repfuse.verifier.inputs import FeedKey
 from onnx_repfuse.verifier.noise import noise_tolerance
 
 __all__ = ["Sample", "Tolerance", "UserTolerance", "calibrated_tolerance", "user_tolerance"]
@@ -34,13 +35,13 @@ class Sample:
     """One output on one feed.
 
     Attributes:
-        group: the feed's group. Noise and variation are compared within feeds of one shape only.
+        key: of the feed. Noise and variation are compared within a group only, whose feeds have one shape.
         original, fused: the two values, None where an optional is absent.
         by_inputs, by_weights: the original's value with inputs, or weights, moved by one ulp; None where not measured.
         optimized: the original's value under ORT_ENABLE_ALL, or None.
     """
 
-    group: int
+    key: FeedKey
     original: Array | None
     fused: Array | None
     by_inputs: Array | None = None
@@ -100,7 +101,7 @@ def calibrated_tolerance(sample: Sample, samples: Sequence[Sample], value: Array
 
 def _changes(sample: Sample, samples: Sequence[Sample], value: Array) -> Iterator[Array]:
     """What one ulp of the inputs, and of the weights, changes; scaled where it was measured on another feed."""
-    in_group = [other for other in samples if other.group == sample.group]
+    in_group = [other for other in samples if other.key.group == sample.key.group]
     source = next((other for other in (sample, *in_group) if other.has_noise), None)
     if source is None or source.original is None or source.original.shape != value.shape:
         return
