@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from onnx_repfuse.verifier.session import ValueInfo
+from onnx_repfuse.verifier.session import Dim, ValueInfo
 
 __all__ = ["ORDINARY", "SMALL", "Shapes", "SizeGuesses", "broadcast_shapes", "has_free_dims", "shapes_to_try"]
 
@@ -18,29 +18,18 @@ _MAX_GUESSED_POSITIONS = 1 << 20
 
 
 class SizeGuesses(NamedTuple):
-    """What to try: a batch size, and in step with each other (height, width) of images and sequence lengths."""
+    """What to try: a batch size, and side by side (height, width) of images and lengths of sequences."""
 
     batch: int
     images: tuple[tuple[int, int], ...]
     lengths: tuple[int, ...]
 
 
-# Height and width differ first, so that swapping them shows. Then come the sizes networks are trained at, and those of
-# OCR (48x192) and MNIST (28x28). 77 is CLIP's text length.
+# Height and width differ first, so that swapping them shows. Then come the sizes networks are trained at, those of OCR
+# (48x192) and MNIST (28x28) among them. 77 is CLIP's text length.
 ORDINARY = SizeGuesses(
     1,
-    (
-        (64, 96),
-        (64, 64),
-        (224, 224),
-        (256, 256),
-        (640, 640),
-        (32, 32),
-        (48, 192),
-        (320, 320),
-        (28, 28),
-        (8, 8),
-    ),
+    ((64, 96), *((side, side) for side in (64, 224, 256, 640, 32)), (48, 192), (320, 320), (28, 28), (8, 8)),
     (16, 32, 77, 128, 8, 1),
 )
 # Small and odd: most positions are near the padding, and strides leave a remainder.
@@ -95,48 +84,36 @@ def broadcast_shapes(
     result = dict(shapes)
     for value in inputs[1:]:
         if value.name not in given:
+            sizes = zip(value.shape, shapes[value.name], strict=True)
             result[value.name] = tuple(
-                1 if _is_own(dim, first_dims) else size
-                for dim, size in zip(value.shape, shapes[value.name], strict=True)
+                size if isinstance(dim, int) or (dim and dim in first_dims) else 1 for dim, size in sizes
             )
     return result if result != shapes else None
 
 
-def _is_fixed(dim: int | str | None) -> bool:
+def _is_fixed(dim: Dim) -> bool:
     """Some exporters write -1 for a size they do not know."""
     return isinstance(dim, int) and dim >= 0
 
 
-def _is_own(dim: int | str | None, first_dims: set[Any]) -> bool:
-    """Whether a free dim is this input's own; one without a name always is."""
-    return not isinstance(dim, int) and (not dim or dim not in first_dims)
-
-
 def _shapes(inputs: Sequence[ValueInfo], given: Mapping[str, Sequence[int]], guess: _Guess) -> Shapes:
-    size_of_name: dict[str, int] = {}
+    size_of_name: dict[Dim, int] = {}
     for value in inputs:  # names in shapes the user gave hold for the other inputs, too
-        for dim, size in zip(value.shape, given.get(value.name, ()), strict=False):
-            if isinstance(dim, str):
-                size_of_name[dim] = int(size)
+        size_of_name.update(zip(value.shape, map(int, given.get(value.name, ())), strict=False))
     shapes: Shapes = {}
     for value in inputs:
         if value.name in given:
             shapes[value.name] = tuple(int(size) for size in given[value.name])
-        else:
-            axes = range(len(value.shape))
-            shapes[value.name] = tuple(_size(value.shape, axis, guess, size_of_name) for axis in axes)
+            continue
+        sizes = []
+        for axis, dim in enumerate(value.shape):
+            size = dim if isinstance(dim, int) and _is_fixed(dim) else _guessed_size(value.shape, axis, guess)
+            sizes.append(size_of_name.setdefault(dim, size) if isinstance(dim, str) and dim else size)
+        shapes[value.name] = tuple(sizes)
     return shapes
 
 
-def _size(shape: tuple[int | str | None, ...], axis: int, guess: _Guess, size_of_name: dict[str, int]) -> int:
-    dim = shape[axis]
-    if isinstance(dim, int) and _is_fixed(dim):
-        return dim
-    size = _guessed_size(shape, axis, guess)
-    return size_of_name.setdefault(dim, size) if isinstance(dim, str) and dim else size
-
-
-def _guessed_size(shape: tuple[int | str | None, ...], axis: int, guess: _Guess) -> int:
+def _guessed_size(shape: tuple[Dim, ...], axis: int, guess: _Guess) -> int:
     """The usual meaning of an axis at this rank."""
     if axis == 0:
         return guess.batch
@@ -149,7 +126,7 @@ def _guessed_size(shape: tuple[int | str | None, ...], axis: int, guess: _Guess)
     return guess.image[axis % 2]  # H and W, of volumes H, W, H
 
 
-def _is_channels_last(shape: tuple[int | str | None, ...]) -> bool:
+def _is_channels_last(shape: tuple[Dim, ...]) -> bool:
     """TensorFlow's layout of images, as tf2onnx keeps it."""
     last = shape[-1]
     return len(shape) == 4 and isinstance(last, int) and 0 < last <= _MAX_CHANNELS_LAST

@@ -20,6 +20,7 @@ from onnx_repfuse.errors import InputError
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 
 __all__ = [
+    "Dim",
     "DoesNotRun",
     "Model",
     "Session",
@@ -32,6 +33,7 @@ __all__ = [
     "subgraphs",
 ]
 
+Dim = int | str | None
 Model = Path | str | bytes | onnx.ModelProto
 _MISSING_KERNEL = ("NOT_IMPLEMENTED", "Could not find an implementation", "guarantees* support", "IR version")
 _DUPLICATE_NODE_NAME = "two nodes with same node name"
@@ -49,7 +51,7 @@ class ValueInfo(NamedTuple):
 
     name: str
     type: str
-    shape: tuple[int | str | None, ...]
+    shape: tuple[Dim, ...]
 
 
 @dataclass(eq=False)
