@@ -10,7 +10,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,32 +75,18 @@ def read_intermediates(
     """
     produced, outputs = tensor_names(skeleton or original)
     readable = {index: names for index, names in enumerate(wanted) if produced.issuperset(names)}
-    if len(readable) < len(wanted):
-        unreadable = [index for index in range(len(wanted)) if index not in readable]
+    unreadable = [index for index in range(len(wanted)) if index not in readable]
+    if unreadable:
         yield unreadable, "its tensors are not in the main graph"
     if not readable:
         return
     extra = sorted(set(also).union(*readable.values()) - outputs - set(feed))
-    feeds = [feed] if fallback_feed is None else [feed, fallback_feed]
+    source = _Original(original, runtime, [feed] if fallback_feed is None else [feed, fallback_feed], on_run)
     left = list(readable)
     try:
-        with ExitStack() as stack:
-            session = stack.enter_context(open_with_extra_outputs(original, extra, runtime))
-            sizes, unknown = _sizes_in_bytes(session, feed)
-            batches = _batches(sizes, readable, max_bytes)
-            if len(batches) > 1 and unknown:
-                stack.close()  # never two sessions, and their weights, at once
-                sizes.update(_count_bytes(original, unknown, feeds, runtime, on_run))
-                batches = _batches(sizes, readable, max_bytes)
-                session = stack.enter_context(open_with_extra_outputs(original, extra, runtime))
-            for number, batch in enumerate(batches):
-                names = set(also if number == 0 else ()).union(*(readable[index] for index in batch))
-                values = _run(session, feeds, names)
-                on_run()
-                left = left[len(batch) :]
-                if not left:
-                    stack.close()
-                yield batch, values
+        for batch, values in _read_batches(source, readable, extra, also, max_bytes):
+            left = left[len(batch) :]
+            yield batch, values
     except DoesNotRun as error:
         yield left, f"its tensors cannot be read: {error}"
 
@@ -169,16 +156,55 @@ def _count_name(name: str) -> str:
     return f"{name}/repfuse-count"
 
 
-def _run(session: Session, feeds: list[Feed], names: set[str]) -> dict[str, Any]:
-    """The feed and the tensors `names`. A feed on which the model does not run is dropped for good, except the last."""
-    while True:
-        feed = feeds[0]
+@dataclass
+class _Original:
+    """The original, and the feeds to run it on. A feed that it does not take is dropped for good, except the last."""
+
+    model: Model
+    runtime: Runtime
+    feeds: list[Feed]
+    on_run: Callable[[], None]
+
+    def open(self, names: Sequence[str], counted: Sequence[str] = ()) -> AbstractContextManager[Session]:
+        return open_with_extra_outputs(self.model, names, self.runtime, counted)
+
+    def run(self, session: Session, names: set[str]) -> dict[str, Any]:
+        """The feed and the tensors `names`. Raises DoesNotRun."""
+        feed = self.feeds[0]
         try:
-            return {**feed, **session.run(feed, sorted(names - set(feed)))}
+            values = session.run(feed, sorted(names - set(feed)))
         except DoesNotRun:
-            if len(feeds) == 1:
+            if len(self.feeds) == 1:
                 raise
-            del feeds[0]
+            del self.feeds[0]
+            return self.run(session, names)
+        self.on_run()
+        return {**feed, **values}
+
+
+def _read_batches(
+    source: _Original,
+    wanted: Mapping[int, Sequence[str]],
+    extra: Sequence[str],
+    also: Sequence[str],
+    max_bytes: int,
+) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """Raises DoesNotRun."""
+    with ExitStack() as stack:
+        session = stack.enter_context(source.open(extra))
+        sizes, unknown = _sizes_in_bytes(session, source.feeds[0])
+        batches = _batches(sizes, wanted, max_bytes)
+        if len(batches) > 1 and unknown:
+            stack.close()  # never two sessions, and their weights, at once
+            sizes.update(_count_bytes(source, unknown))
+            batches = _batches(sizes, wanted, max_bytes)
+            session = stack.enter_context(source.open(extra))
+        for batch in batches:
+            names = {name for index in batch for name in wanted[index]}
+            values = source.run(session, names.union(also) if batch is batches[0] else names)
+            if batch is batches[-1]:
+                stack.close()
+            yield batch, values
 
 
 def _sizes_in_bytes(session: Session, feed: Feed) -> tuple[dict[str, int], list[str]]:
@@ -198,27 +224,17 @@ def _sizes_in_bytes(session: Session, feed: Feed) -> tuple[dict[str, int], list[
     return sizes, unknown
 
 
-def _count_bytes(
-    original: Model,
-    names: Sequence[str],
-    feeds: Sequence[Feed],
-    runtime: Runtime,
-    on_run: Callable[[], None],
-) -> dict[str, int]:
+def _count_bytes(source: _Original, names: Sequence[str]) -> dict[str, int]:
     """Bytes of tensors whose shape the runtime cannot infer, from a run that keeps none of them.
 
     That run saves many: without it, the guess puts few tensors into a batch. Empty where it fails; the guess stands.
     """
-    counts = [_count_name(name) for name in names]
-    for feed in feeds:
-        try:
-            with open_with_extra_outputs(original, [], runtime, names) as session:
-                values = session.run(feed, counts)
-        except DoesNotRun:
-            continue
-        on_run()
-        return {name: _ELEMENT_BYTES * int(values[_count_name(name)]) for name in names}
-    return {}
+    try:
+        with source.open([], names) as session:
+            counts = source.run(session, {_count_name(name) for name in names})
+    except DoesNotRun:
+        return {}
+    return {name: _ELEMENT_BYTES * int(counts[_count_name(name)]) for name in names}
 
 
 def _batches(

@@ -22,7 +22,7 @@ from onnx_repfuse.verifier.outputs.baseline import (
     measure_noise_on,
     measure_original,
 )
-from onnx_repfuse.verifier.outputs.decision_tails import explains_flips, has_same_tail
+from onnx_repfuse.verifier.outputs.decision_tails import DecisionTail, explains_flips, has_same_tail
 from onnx_repfuse.verifier.outputs.judge import failing_feeds, judge_output, verdict_without_figures
 from onnx_repfuse.verifier.outputs.tolerance import Sample, UserTolerance, user_tolerance
 from onnx_repfuse.verifier.session import DoesNotRun, Model, load
@@ -192,21 +192,25 @@ def _samples(baseline: Baseline, values: Values) -> Samples:
     samples: Samples = {}
     for key in baseline.keys:
         original, fused = baseline.values[key], values[key]
-        by_inputs, by_weights, optimized = (
+        variants = [
             rows.get(key, {}) for rows in (baseline.by_inputs, baseline.by_weights, baseline.optimized)
-        )
+        ]
         extra = [name for name in fused if name not in baseline.inputs]
         for name in dict.fromkeys([*original, *extra]):
-            sample = Sample(
-                key,
-                original.get(name),
-                fused.get(name),
-                by_inputs.get(name),
-                by_weights.get(name),
-                optimized.get(name),
-            )
+            sample = Sample(key, original.get(name), fused.get(name), *(row.get(name) for row in variants))
             samples.setdefault(name, []).append(sample)
     return samples
+
+
+def _judge_deciding(tail: DecisionTail, samples: Samples) -> list[OutputVerdict]:
+    """The verdicts on the tensors a tail reads; none if the result lacks one of them."""
+    verdicts = []
+    for name in tail.deciding:
+        of_tensor = samples.get(name, [])
+        if not of_tensor or any(sample.fused is None for sample in of_tensor):
+            return []
+        verdicts.append(judge_output(name, of_tensor))
+    return verdicts
 
 
 def _consider_deciding_tensors(
@@ -220,17 +224,12 @@ def _consider_deciding_tensors(
     tail = baseline.tails.get(verdict.name)
     if tail is None or verdict.status is Status.PASSED:
         return verdict
-    verdicts = []
-    for name in tail.deciding:
-        of_tensor = samples.get(name, [])
-        if not of_tensor or any(sample.fused is None for sample in of_tensor):
-            return verdict  # the result does not have it
-        verdicts.append(judge_output(name, of_tensor))
-    for deciding in verdicts:
-        if deciding.status is Status.FAILED:
-            message = f"{verdict.message}; {deciding.message}, which decides it"
-            return replace(verdict, status=Status.FAILED, message=message)
-    if not any(deciding.status is Status.PASSED for deciding in verdicts):
+    deciding = _judge_deciding(tail, samples)
+    failed = next((other for other in deciding if other.status is Status.FAILED), None)
+    if failed is not None:
+        message = f"{verdict.message}; {failed.message}, which decides it"
+        return replace(verdict, status=Status.FAILED, message=message)
+    if Status.PASSED not in {other.status for other in deciding}:
         return verdict
     names = ", ".join(repr(name) for name in tail.deciding)
     if verdict.status is Status.NOT_OBSERVED and not verdict.max_abs:

@@ -227,12 +227,18 @@ def _reads(node: onnx.NodeProto) -> list[str]:
     """Inputs, and what the node's subgraphs capture from outside."""
     names = [name for name in node.input if name]
     for graph in subgraphs(node):
-        inner = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-        inner.update(name for child in graph.node for name in child.output)
-        reads = [name for child in graph.node for name in _reads(child)]
-        reads += [value.name for value in graph.output]
-        names.extend(name for name in reads if name not in inner)
+        names += _captures(graph)
     return names
+
+
+def _captures(graph: onnx.GraphProto) -> list[str]:
+    inner = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    names = []
+    for node in graph.node:
+        inner.update(node.output)
+        names += _reads(node)
+    names += [value.name for value in graph.output]
+    return [name for name in names if name not in inner]
 
 
 def _is_same(value: Any, expected: Any) -> bool:

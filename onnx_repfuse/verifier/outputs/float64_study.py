@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from math import erf
 from typing import Any
 
@@ -101,10 +102,8 @@ def _apply(model: onnx.ModelProto, node: onnx.NodeProto, operands: list[Any]) ->
     opset = next((entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAIN), 1)
     context = Context.of(node, opset)
     if is_known(node) and all(operand is None or isinstance(operand, Tensor) for operand in operands):
-        try:
+        with suppress(Unsupported):  # the reference may know this form of the operator
             return evaluate_node(node, context, operands)
-        except Unsupported:
-            pass  # the reference may know this form of the operator
     # Below opset 13, Softmax flattens its input to two dims.
     if node.op_type in _EXACT and opset >= 13 and len(node.output) == 1:
         arrays = [_to_numpy(operand) for operand in operands]

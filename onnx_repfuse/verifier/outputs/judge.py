@@ -8,7 +8,7 @@ zeros and ones, or a signal below the noise does not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import combinations, pairwise
 from typing import NamedTuple
 
@@ -119,16 +119,17 @@ def _judge_floats(name: str, pairs: Sequence[_Pair], user: UserTolerance | None)
     distances = [_distance(pair, tolerance) for pair, tolerance in compared if pair.original.size]
     worst = max(distances, key=lambda distance: distance.ratio)
     largest_of = _Distance(*(max(column) for column in zip(*distances, strict=True)))
+    error, allowed = largest_of.max_abs, largest_of.max_allowed
     if worst.ratio > 1:
-        status, error, allowed = Status.FAILED, worst.error, worst.allowed
-        message = f"'{name}' differs by {error:.3g} where {allowed:.3g} is allowed"
+        error, allowed = worst.error, worst.allowed
+        status, message = Status.FAILED, f"differs by {error:.3g} where {allowed:.3g} is allowed"
+    elif why := _why_unobservable(pairs, tolerances):
+        status, message = Status.NOT_OBSERVED, f"{why}, so it cannot show a fault"
     else:
-        error, allowed = largest_of.max_abs, largest_of.max_allowed
-        why = _why_unobservable(pairs, tolerances)
-        status = Status.NOT_OBSERVED if why else Status.PASSED
-        message = f"'{name}' differs by {error:.2g}, {largest_of.over_noise:.2g} times the noise"
-        if why:
-            message = f"'{name}' {why}, so it cannot show a fault"
+        status, message = (
+            Status.PASSED,
+            f"differs by {error:.2g}, {largest_of.over_noise:.2g} times the noise",
+        )
     return OutputVerdict(
         name,
         status,
@@ -136,16 +137,13 @@ def _judge_floats(name: str, pairs: Sequence[_Pair], user: UserTolerance | None)
         max_abs=error,
         max_rel=largest_of.max_rel,
         over_noise=largest_of.over_noise,
-        noise=(
-            _largest_change((s.original, s.by_inputs) for s in samples) or 0.0,
-            _largest_change((s.original, s.by_weights) for s in samples) or 0.0,
-        ),
+        noise=(_largest_change(samples, "by_inputs") or 0.0, _largest_change(samples, "by_weights") or 0.0),
         tolerance=allowed,
         minimum_tolerance=largest_of.max_abs,
         cosine=cosine([(pair.original, pair.fused) for pair in pairs]),
         top1=top1([(pair.original, pair.fused) for pair in pairs]),
-        optimized=_largest_change((s.original, s.optimized) for s in samples),
-        message=message,
+        optimized=_largest_change(samples, "optimized"),
+        message=f"'{name}' {message}",
     )
 
 
@@ -182,13 +180,16 @@ def _distance(pair: _Pair, tolerance: Tolerance) -> _Distance:
     )
 
 
-def _largest_change(pairs: Iterable[tuple[Array | None, Array | None]]) -> float | None:
-    """None where nothing was measured. A change of shape (of NonZero's output) has no size, and does not count."""
-    changes = [
-        largest(difference(before, after))
-        for before, after in pairs
-        if before is not None and after is not None and before.shape == after.shape
-    ]
+def _largest_change(samples: Sequence[Sample], variant: str) -> float | None:
+    """What a variant of the original's run changes; None where it was not measured.
+
+    A change of shape (NonZero's output after a flip) has no size, and does not count.
+    """
+    changes = []
+    for sample in samples:
+        moved = getattr(sample, variant)
+        if sample.original is not None and moved is not None and moved.shape == sample.original.shape:
+            changes.append(largest(difference(sample.original, moved)))
     return max(changes, default=None)
 
 

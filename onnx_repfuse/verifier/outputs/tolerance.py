@@ -101,9 +101,9 @@ def calibrated_tolerance(sample: Sample, samples: Sequence[Sample], value: Array
 
 def _changes(sample: Sample, samples: Sequence[Sample], value: Array) -> Iterator[Array]:
     """What one ulp of the inputs, and of the weights, changes; scaled where it was measured on another feed."""
-    in_group = [other for other in samples if other.key.group == sample.key.group]
-    source = next((other for other in (sample, *in_group) if other.has_noise), None)
-    if source is None or source.original is None or source.original.shape != value.shape:
+    same_shape = [other for other in samples if other.key.group == sample.key.group]
+    source = next((other for other in (sample, *same_shape) if other.has_noise), sample)
+    if source.original is None or source.original.shape != value.shape:
         return
     scale = 1.0
     if source is not sample and largest(source.original) > 0:
