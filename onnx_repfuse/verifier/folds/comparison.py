@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
 import numpy as np
 
 from onnx_repfuse.records.verdict import FoldVerdict, Status
@@ -10,24 +13,28 @@ from onnx_repfuse.verifier.distance import Array
 __all__ = ["Comparison"]
 
 
+class _Element(NamedTuple):
+    ratio: float = -1.0  # error / tolerance; nothing was compared yet
+    error: float = 0.0
+    tolerance: float = 0.0
+    where: str = ""
+
+
+@dataclass
 class Comparison:
     """One fold at one stage. It keeps the element farthest beyond (or nearest to) its tolerance.
 
-    Args:
+    Attributes:
         output: the tensor by which messages call the fold.
         stage: "probe" or "tap", as in `FoldVerdict`.
         backend: what runs the models, "onnxruntime" or "reference".
     """
 
-    def __init__(self, output: str, stage: str, backend: str = "onnxruntime") -> None:
-        self.output = output
-        self.stage = stage
-        self.backend = backend
-        self._ratio = -1.0
-        self._error = 0.0
-        self._tolerance = 0.0
-        self._where = ""
-        self._notes: dict[str, None] = {}
+    output: str
+    stage: str
+    backend: str = "onnxruntime"
+    _worst: _Element = field(default_factory=_Element)
+    _notes: dict[str, None] = field(default_factory=dict)  # in order, each once
 
     def record(self, gap: Array, tolerance: Array, where: str) -> None:
         """Take in one comparison; a gap that is NaN, or has the tolerance NaN, counts as infinite."""
@@ -38,10 +45,14 @@ class Comparison:
         if not ratio.size:
             return
         worst = int(ratio.argmax())
-        if float(ratio.flat[worst]) > self._ratio:
-            self._ratio = float(ratio.flat[worst])
-            self._error, self._tolerance = float(gap.flat[worst]), float(tolerance.flat[worst])
-            self._where = f"{where}, at {tuple(int(i) for i in np.unravel_index(worst, gap.shape))}"
+        if float(ratio.flat[worst]) > self._worst.ratio:
+            position = tuple(int(i) for i in np.unravel_index(worst, gap.shape))
+            self._worst = _Element(
+                float(ratio.flat[worst]),
+                float(gap.flat[worst]),
+                float(tolerance.flat[worst]),
+                f"{where}, at {position}",
+            )
 
     def note(self, text: str) -> None:
         """Add a remark to the message, once."""
@@ -49,12 +60,12 @@ class Comparison:
 
     def verdict(self) -> FoldVerdict:
         """PASSED if every comparison stayed within its tolerance, else FAILED."""
-        passed = self._ratio <= 1.0
-        text = f"'{self.output}' differs by {self._error:.3g} where {self._tolerance:.3g} is allowed"
-        if not passed:
-            text = f"{text}, {self._where}"
-        status = Status.PASSED if passed else Status.FAILED
-        return self._verdict(status, self._error, self._tolerance, "; ".join((text, *self._notes)))
+        ratio, error, tolerance, where = self._worst
+        text = f"'{self.output}' differs by {error:.3g} where {tolerance:.3g} is allowed"
+        if ratio > 1.0:
+            text = f"{text}, {where}"
+        status = Status.FAILED if ratio > 1.0 else Status.PASSED
+        return self._verdict(status, error, tolerance, "; ".join((text, *self._notes)))
 
     def failed(self, why: str) -> FoldVerdict:
         """FAILED for a reason other than a difference."""

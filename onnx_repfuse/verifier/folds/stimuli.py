@@ -23,8 +23,11 @@ from onnx_repfuse.verifier.folds.fold_case import FoldCase, Source, reach
 
 __all__ = ["SIZE_RULES", "SizeRule", "Stimulus", "candidate_rules", "shared_rules", "stimuli"]
 
-_PRODUCTS = 60_000_000  # that all stimuli of a fold take together
-_POSITIONS = (110, 2000)  # at least and at most, whatever the number of weights
+# Products that all stimuli of a fold take together: a network has up to some hundred folds.
+_MAX_PRODUCTS = 60_000_000
+# Positions of all stimuli together: enough for every kind even where weights are many, and no more than help where few.
+_MIN_POSITIONS, _MAX_POSITIONS = 110, 2000
+_LARGE_KERNEL = 8  # extent from which on a kernel gets fewer and smaller sizes (RepLKNet has 31x31)
 
 
 class SizeRule(NamedTuple):
@@ -95,28 +98,20 @@ def stimuli(case: FoldCase, rules: Rules, seed: int = 0) -> Iterator[Stimulus]:
 
 
 def _probes(case: FoldCase, rng: np.random.Generator) -> Iterator[_Probe]:
-    budget = int(np.clip(_PRODUCTS // max(case.weights, 1), *_POSITIONS))
+    budget = int(np.clip(_MAX_PRODUCTS // max(case.weights, 1), _MIN_POSITIONS, _MAX_POSITIONS))
     axes = max((len(source.space) for source in case.sources), default=0)
-    if not axes:
+    if not axes:  # (N, C), or all sizes fixed: there is one size only
         yield _noise("noise", (), 4, True, rng)
         yield from _impulses(case, (), 1, max(4, budget // 4), rng)
         return
     extents, stride = reach(case)
-    extents = (extents + (extents[-1:] or (1,)) * axes)[:axes]
+    extents = (extents + (extents[-1:] or (1,)) * axes)[:axes]  # (1, 1) without a kernel
+    # A third of the positions for sizes where padding is everywhere, half for impulses, the rest for an ordinary size.
     for size, rows in _border_sizes(extents, budget // 3):
         yield _noise("border", size, rows, rows > 1, rng)
-
-    # At 2k - 1, every tap reads the middle from an output whose window meets no padding.
-    size = tuple(2 * extent - 1 if extent < 8 else extent + 2 for extent in extents)
-    if math.prod(size) * 4 > budget // 2:
-        size = tuple(max(1, extent) for extent in extents)
+    size = _impulse_size(extents, budget // 2)
     yield from _impulses(case, size, stride, max(4, budget // 2 // math.prod(size)), rng)
-
-    ordinary = tuple(extent + 2 * stride + 4 + axis for axis, extent in enumerate(extents))
-    if math.prod(ordinary) > budget:
-        halved = (extent // 2 if extent > 7 else extent for extent in extents)
-        ordinary = tuple(extent + stride + axis for axis, extent in enumerate(halved))
-    yield _noise("noise", ordinary, 1, False, rng)
+    yield _noise("noise", _ordinary_size(extents, stride, budget), 1, False, rng)
 
 
 def _border_sizes(extents: tuple[int, ...], budget: int) -> Iterator[tuple[tuple[int, ...], int]]:
@@ -126,9 +121,9 @@ def _border_sizes(extents: tuple[int, ...], budget: int) -> Iterator[tuple[tuple
     """
     choices = []
     for axis, extent in enumerate(extents):
-        sizes = sorted({1, 2, 3, extent // 2 + 1, extent - 1, extent, extent + 1, extent + 2} - {0})
-        if extent <= 5:
-            sizes = list(range(1, extent + 3))
+        sizes = list(range(1, extent + 3))
+        if extent > 5:  # a choice of them: the smallest, around the half, around the extent
+            sizes = sorted({1, 2, 3, extent // 2 + 1, extent - 1, extent, extent + 1, extent + 2})
         shift = axis % len(sizes)
         choices.append(sizes[shift:] + sizes[:shift])
     longest = max(len(sizes) for sizes in choices)
@@ -138,10 +133,27 @@ def _border_sizes(extents: tuple[int, ...], budget: int) -> Iterator[tuple[tuple
         rows = 2 if i % 2 == 0 else 1  # the first of two is zeros
         cost = math.prod(size) * rows
         # The two smallest are cheap. The last but one, k + 1, is the first with two outputs that meet no padding.
-        is_due = i < 2 or (i == longest - 2 and max(extents) <= 7)
+        is_due = i < 2 or (i == longest - 2 and max(extents) < _LARGE_KERNEL)
         if is_due or spent + cost <= budget:
             spent += cost
             yield size, rows
+
+
+def _impulse_size(extents: tuple[int, ...], budget: int) -> tuple[int, ...]:
+    """2k - 1 per axis, where every tap reads the middle from an output that meets no padding; else k."""
+    size = tuple(2 * extent - 1 if extent < _LARGE_KERNEL else extent + 2 for extent in extents)
+    if math.prod(size) * 4 <= budget:
+        return size
+    return tuple(max(1, extent) for extent in extents)
+
+
+def _ordinary_size(extents: tuple[int, ...], stride: int, budget: int) -> tuple[int, ...]:
+    """A size with more inner positions than padded ones, different on each axis; smaller where that is too many."""
+    size = tuple(extent + 2 * stride + 4 + axis for axis, extent in enumerate(extents))
+    if math.prod(size) <= budget:
+        return size
+    halved = (extent if extent < _LARGE_KERNEL else extent // 2 for extent in extents)
+    return tuple(extent + stride + axis for axis, extent in enumerate(halved))
 
 
 def _noise(
@@ -161,11 +173,13 @@ def _impulses(
 ) -> Iterator[_Probe]:
     """Rows in which a block of channels is set at one position near the middle, for one source at a time.
 
-    Positions differ by up to the stride, since a strided kernel reads each with other taps.
+    A row each for all blocks of channels and all phases of the stride, or as many as `rows` allows.
     """
+    # Which taps of a strided kernel read a position depends on its remainder.
     phases = list(itertools.product(range(stride), repeat=len(size)))
+    # An output sums one block. In a short format rounding hides more: fewer terms, and larger ones beside the bias.
     is_short = case.float_format.unit_roundoff >= 1e-6
-    block, amplitude = (8, 64.0) if is_short else (64, 8.0)  # a short format hides more, of a bias above all
+    block, amplitude = (8, 64.0) if is_short else (64, 8.0)
     blocks = -(-case.depth // block)
     rows = min(max(rows, len(phases)), blocks * len(phases))
     blocks = max(1, rows // len(phases))
@@ -173,6 +187,7 @@ def _impulses(
     def values(source: Source, shape: tuple[int, ...]) -> Array:
         data = np.zeros(shape)
         channels = np.moveaxis(data, source.channel, 1)  # a view, (rows, C, *space)
+        # Of each group of a grouped convolution, the same block: groups do not meet in any output.
         block_of = np.arange(shape[source.channel]) % case.depth * blocks // case.depth
         for row in range(len(data)):
             live = np.flatnonzero(block_of == row % rows // len(phases) % blocks)
@@ -196,25 +211,32 @@ def _feeds(case: FoldCase, rules: Rules, probe: _Probe) -> Iterator[Stimulus]:
     shapes: dict[str, tuple[int, ...]] = {}
     for source, rule in zip(case.sources, rules, strict=True):
         sizes = tuple(rule(size) for size in probe.size) or (1,)
-        shapes[source.name] = shape = source.shape(probe.rows, sizes)
-        if min(shape, default=1) < 1:  # too small for this rule
-            return
+        shapes[source.name] = source.shape(probe.rows, sizes)
+    if min(itertools.chain(*shapes.values()), default=1) < 1:  # too small a size for one of the rules
+        return
     batches = [source.batch for source in case.sources if source.batch is not None]
-    if not batches:
+    if batches:
+        yield from _in_batches(case, probe, shapes, max(batches))
+    else:
         feed = {source.name: probe.fill(source, shapes[source.name]) for source in case.sources}
         yield Stimulus(probe.kind, feed)
-        return
+
+
+def _in_batches(
+    case: FoldCase, probe: _Probe, shapes: Mapping[str, tuple[int, ...]], batch: int
+) -> Iterator[Stimulus]:
+    """All rows of a probe, `batch` at a time; sources without a fixed batch get the first row of each."""
     data: dict[str, Array] = {}
     for source in case.sources:
-        batch, *others = shapes[source.name]
-        data[source.name] = probe.fill(source, (max(probe.rows, batch), *others))
+        size, *others = shapes[source.name]
+        data[source.name] = probe.fill(source, (max(probe.rows, size), *others))
     rows = probe.rows
     if probe.kind == "impulse" and case.is_per_position:
         data, rows = _packed(case, data)
-    for first in range(0, rows, max(batches)):
+    for first in range(0, rows, batch):
         feed = {}
         for source in case.sources:
-            taken = [(first + i) % rows for i in range(source.batch or 1)]
+            taken = [(first + i) % rows for i in range(source.batch or 1)]  # again from the start, to fill up
             feed[source.name] = np.ascontiguousarray(data[source.name][taken])
         yield Stimulus(probe.kind, feed)
 
