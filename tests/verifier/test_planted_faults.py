@@ -1,7 +1,6 @@
-"""Faults planted inside the package, through the whole of it: a wrong fold is undone and told, or nothing is written.
+"""Faults planted where folds are computed: `fuse` undoes the wrong fold and reports it, or writes nothing.
 
-`tests/test_verify_faults.py` holds the judges against wrong folds one by one; here the fold itself is made wrong
-where it is computed, and everything after it is as a user has it.
+`test_whole_model_faults.py` gives wrong folds to each check alone. Here everything after the fault is as a user has it.
 """
 
 from __future__ import annotations
@@ -26,35 +25,35 @@ from tests.build import Net, counts
 from tests.random_graphs import compare
 
 Array = NDArray[Any]
-FIRST, SECOND = 6, 4  # output channels tell the two folds apart
+FIRST, SECOND = 6, 4  # output channels, which tell the two folds apart
 
 
-def _one_weight(w: Array) -> None:
+def one_weight(w: Array) -> None:
     w[5, 1, 0, -1] += 1e-3  # of a channel the Relu lets through
 
 
-def _border(w: Array) -> None:
+def zero_first_row(w: Array) -> None:
     w[:, :, 0] = 0
 
 
-def _swap(w: Array) -> None:
+def swap_two_channels(w: Array) -> None:
     w[[0, 1]] = w[[1, 0]]
 
 
-def _sign(w: Array) -> None:
+def negate_a_channel(w: Array) -> None:
     w[3] *= -1
 
 
-def _shift(w: Array) -> None:
+def shift_the_kernel(w: Array) -> None:
     w[:] = np.roll(w, 1, 2)
 
 
 WEIGHTS: dict[str, Callable[[Array], None]] = {
-    "one weight": _one_weight,
-    "border": _border,
-    "swapped channels": _swap,
-    "sign": _sign,
-    "shifted": _shift,
+    "one weight": one_weight,
+    "first row of the kernel": zero_first_row,
+    "swapped channels": swap_two_channels,
+    "sign": negate_a_channel,
+    "shifted kernel": shift_the_kernel,
 }
 OTHERS = ("mean", "alignment", "bias")
 
@@ -74,39 +73,39 @@ def network(stride: int = 1) -> tuple[onnx.ModelProto, list[dict[str, Array]]]:
 def plant(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the first fold wrong wherever it is computed."""
     if fault in WEIGHTS:
-        right = emit.materialized
+        materialized = emit.materialized
 
-        def wrong(kernel: Any, data_type: int) -> Array:
-            weight = np.array(right(kernel, data_type))
+        def wrong_weight(kernel: Any, data_type: int) -> Array:
+            weight = np.array(materialized(kernel, data_type))
             if kernel.geometry.c_out == FIRST:
                 WEIGHTS[fault](weight)
             return weight
 
-        monkeypatch.setattr(emit, "materialized", wrong)
+        monkeypatch.setattr(emit, "materialized", wrong_weight)
     elif fault == "mean":
-        true = batchnorm_arithmetic.diagonal
+        diagonal = batchnorm_arithmetic.diagonal
 
-        def ignorant(node: Any, name: str, layout: Any, scale: Array, shift: Array, **more: Any) -> Any:
-            return true(node, name, layout, scale, shift * (layout.channels != FIRST), **more)
+        def without_shift(node: Any, name: str, layout: Any, scale: Array, shift: Array, **more: Any) -> Any:
+            return diagonal(node, name, layout, scale, shift * (layout.channels != FIRST), **more)
 
-        monkeypatch.setattr(batchnorm_arithmetic, "diagonal", ignorant)
+        monkeypatch.setattr(batchnorm_arithmetic, "diagonal", without_shift)
     else:
-        build = emit._emit_convolution
+        emit_convolution = emit._emit_convolution
 
-        def crooked(step: Any, *rest: Any, **more: Any) -> None:
-            made = rest[-1]
+        def emit_wrong(step: Any, *rest: Any, **more: Any) -> None:
+            new_node = rest[-1]
 
-            def node(op: str, inputs: list[str], output: str, attrs: dict[str, Any]) -> None:
+            def new_wrong_node(op: str, inputs: list[str], output: str, attrs: dict[str, Any]) -> None:
                 if op == "Conv" and step.channels == FIRST and fault == "alignment":
                     top, left, bottom, right = attrs["pads"]
                     attrs = {**attrs, "pads": [top - 1, left, bottom + 1, right]}
                 elif op == "Conv" and step.channels == FIRST:
-                    inputs = inputs[:2]
-                made(op, inputs, output, attrs)
+                    inputs = inputs[:2]  # without its bias
+                new_node(op, inputs, output, attrs)
 
-            build(step, *rest[:-1], node, **more)
+            emit_convolution(step, *rest[:-1], new_wrong_node, **more)
 
-        monkeypatch.setattr(emit, "_emit_convolution", crooked)
+        monkeypatch.setattr(emit, "_emit_convolution", emit_wrong)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -119,38 +118,38 @@ def test_without_a_fault_both_blocks_fold(stride: int) -> None:
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("fault", [*WEIGHTS, *OTHERS])
-def test_a_wrong_fold_is_undone_and_told_and_the_right_one_stays(
+def test_a_wrong_fold_is_undone_and_reported_and_the_right_one_stays(
     fault: str, stride: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model, feeds = network(stride)
     plant(fault, monkeypatch)
     result = fuse(model, tmp_path / "out.onnx")
-    told = [r for r in result.report.refusals if r.reason is Reason.VERIFICATION]
-    assert told, "the fault was not seen"
-    assert all("was undone" in r.message and r.nodes for r in told)
+    refusals = [r for r in result.report.refusals if r.reason is Reason.VERIFICATION]
+    assert refusals, "the fault was not seen"
+    assert all("was undone" in r.message and r.nodes for r in refusals)
     assert [fold.output for fold in result.report.folds] != []
     assert compare(model, onnx.load(tmp_path / "out.onnx"), feeds) == len(feeds)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("fault", [*WEIGHTS, *OTHERS])
-def test_what_the_probes_would_miss_is_seen_before_anything_is_written(
+def test_without_probes_the_comparison_of_outputs_sees_the_fault_before_anything_is_written(
     fault: str, stride: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model, feeds = network(stride)
     plant(fault, monkeypatch)
-    monkeypatch.setattr(run, "prove", lambda *_: ([], []))
+    monkeypatch.setattr(run, "prove_folds", lambda *_: ([], []))
     output = tmp_path / "out.onnx"
     try:
         result = fuse(model, output)
     except VerificationError:
         assert list(tmp_path.iterdir()) == []
-    else:  # the culprit was named and dropped
+    else:  # bisection found the fold, and the run went on without it
         assert any(r.reason is Reason.VERIFICATION for r in result.report.refusals)
         assert compare(model, onnx.load(output), feeds) == len(feeds)
 
 
-def test_the_command_line_never_ends_well_with_a_wrong_file(
+def test_the_command_line_never_exits_with_0_and_a_wrong_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model, feeds = network()
@@ -160,14 +159,14 @@ def test_the_command_line_never_ends_well_with_a_wrong_file(
     assert main(["in.onnx", "out.onnx", "-q"]) == 0
     assert compare(model, onnx.load("out.onnx"), feeds) == len(feeds)
     Path("out.onnx").unlink()
-    monkeypatch.setattr(run, "prove", lambda *_: ([], []))
+    monkeypatch.setattr(run, "prove_folds", lambda *_: ([], []))
     code = main(["in.onnx", "out.onnx", "-q"])
     assert code == 3 or compare(model, onnx.load("out.onnx"), feeds) == len(feeds)
     assert code == 0 or not Path("out.onnx").exists()
 
 
 def test_without_the_check_the_fault_would_go_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That the plants above are wrong folds at all."""
+    """The planted folds are wrong at all."""
     model, feeds = network()
     plant("one weight", monkeypatch)
     result = fuse(model, options=Options(check=False))
@@ -175,7 +174,7 @@ def test_without_the_check_the_fault_would_go_through(monkeypatch: pytest.Monkey
         compare(model, result.model, feeds)
 
 
-def test_an_add_that_is_wrongly_taken_not_to_broadcast(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_add_wrongly_taken_not_to_broadcast_is_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
     net = Net(3)
     net.more_inputs = [onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, ["N", 3, "P", "Q"])]
     total = net.conv(net.op("Add", "x", "z"), 3, 3, 3)
