@@ -1,12 +1,12 @@
 """`--explain`: what a dry run says about one node, and what the planner weighed there.
 
-What the planner weighed at one tensor: the forms it could be computed by, their prices, and what became of each.
+That is the forms a tensor could be computed by, the price of each, and why it was chosen or not.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.api import document_of
@@ -42,30 +42,54 @@ def explain(model: str, node: str, options: Options | None = None) -> str:
     """
     chosen = options or Options()
     with document_of(model) as document:
-        before = read_scopes(document, freeze_initializers=chosen.freeze_initializers)
-        op = _op(before, node)
+        original = read_scopes(document, freeze_initializers=chosen.freeze_initializers)
+        op = _op(original, node)
         planned = make_plan(document, chosen)
         report = make_report(planned, name=str(model))
     folds = [fold for fold in report.folds if any(_is(ref, node) for ref in fold.absorbed)]
+    refusals = list(_refusals(report, folds, node))
     lines = [f"{clean(op)} '{clean(node)}'"]
-    covers: list[Cover] = []
     for fold in folds:
         lines += _fold(fold, node)
-    told = _refusals(report, folds, node)
-    lines += told
-    for fold in folds:
-        covers = [cover_scope(scope, chosen) for scope in before if scope.label == fold.scope]
-        lines += _forms(covers, [fold.output])
-    if not folds:
-        covers = [cover_scope(one.scope, chosen) for one in planned.scopes]
-        covers = [cover for cover in covers if _tensors(cover, node)]
-        names = [name for cover in covers for name in _tensors(cover, node)]
-        lifted = any(name in cover.lifts for cover in covers for name in names)
-        if not told:
-            lines.append(_nothing_to_decide(op, lifted))
-        consumers = [other for cover in covers for name in names for other in looking_through(cover, name)]
-        lines += _forms(covers, dict.fromkeys([*names, *consumers]))
+    lines += refusals
+    if folds:
+        lines += _forms_of_folds(folds, original, chosen)
+    else:
+        lines += _forms_of_node(
+            node, op, [part.scope for part in planned.scopes], chosen, told=bool(refusals)
+        )
     return "\n".join(lines)
+
+
+def _forms_of_folds(folds: list[Fold], original: list[Scope], options: Options) -> Iterator[str]:
+    """What was weighed for the outputs of folds, in the model as it was."""
+    for fold in folds:
+        for scope in original:
+            if scope.label == fold.scope:
+                yield from _forms(cover_scope(scope, options), [fold.output])
+
+
+def _forms_of_node(node: str, op: str, planned: list[Scope], options: Options, *, told: bool) -> list[str]:
+    """What was weighed for a node that stays, and for its consumer, in the model as planned.
+
+    Unless the refusals have `told` why it stays, the first line says so.
+    """
+    lines: list[str] = []
+    linear = False
+    for scope in planned:
+        tensors = _tensors(scope, node)
+        if not tensors:
+            continue
+        cover = cover_scope(scope, options)
+        linear |= any(name in cover.lifts for name in tensors)
+        consumers = [other for name in tensors for other in looking_through(cover, name)]
+        lines += _forms(cover, dict.fromkeys([*tensors, *consumers]))
+    if told:
+        return lines
+    if linear:
+        return ["Stays as it is: it is linear, but none of the forms considered is cheaper.", *lines]
+    why = f"this {clean(op)} is not a linear map of one tensor in inference, so regions end here"
+    return [f"Stays as it is: {why}.", *lines]
 
 
 def _op(scopes: list[Scope], wanted: str) -> str:
@@ -83,9 +107,9 @@ def _op(scopes: list[Scope], wanted: str) -> str:
     return ops[wanted]
 
 
-def _tensors(cover: Cover, wanted: str) -> list[str]:
-    """The tensors of a node of the scope that has this name or makes this tensor."""
-    for node in cover.context.scope.nodes:
+def _tensors(scope: Scope, wanted: str) -> list[str]:
+    """The outputs of the node that has this name or computes this tensor; none if the scope has no such node."""
+    for node in scope.nodes:
         names = [tensor.name for tensor in node.outputs if tensor.name]
         if wanted == node_name(node) or wanted in names:
             return names
@@ -96,97 +120,88 @@ def _is(ref: NodeRef, node: str) -> bool:
     return ref.name == node or node in ref.outputs
 
 
-def _nothing_to_decide(op: str, lifted: bool) -> str:
-    if lifted:
-        return "Stays as it is: it is linear, but none of the forms considered is cheaper."
-    return f"Stays as it is: this {clean(op)} is not a linear map of one tensor in inference, so regions end here."
-
-
-def _fold(fold: Fold, node: str) -> list[str]:
+def _fold(fold: Fold, node: str) -> Iterator[str]:
     where = f" in {clean(fold.scope)}" if fold.scope else ""
-    kinds = ", ".join(str(kind) for kind in fold.kinds) or str(fold.kind)
-    change = percent(fold.macs_before, fold.macs_after)
-    lines = [
-        f"Fused{where} ({kinds}): it computes part of '{clean(fold.output)}', whose name stays.",
-        "  The region:",
-    ]
+    kinds = ", ".join(map(str, fold.kinds)) or str(fold.kind)
+    yield f"Fused{where} ({kinds}): it computes part of '{clean(fold.output)}', whose name stays."
+    yield "  The region:"
     for ref in fold.absorbed:
-        mark = "  <- this node" if _is(ref, node) else ""
-        lines.append(f"    {clean(ref.op)} '{clean(ref.name)}' {clean(ref.label)}".rstrip() + mark)
-    lines.append("  becomes:")
-    lines += [
-        f"    {clean(ref.op)} '{clean(ref.name)}' {clean(ref.label)}".rstrip() for ref in fold.created
-    ] or ["    nothing"]
-    lines.append(f"  reading: {', '.join(clean(name) for name in fold.sources) or 'nothing'}")
-    lines.append(f"  MACs: {quantity(fold.macs_before)} -> {quantity(fold.macs_after)} {change}".rstrip())
-    return lines
+        yield f"    {_titled(ref)}{'  <- this node' if _is(ref, node) else ''}"
+    yield "  becomes:"
+    for ref in fold.created:
+        yield f"    {_titled(ref)}"
+    if not fold.created:
+        yield "    nothing"
+    yield f"  reading: {', '.join(map(clean, fold.sources)) or 'nothing'}"
+    macs = f"{quantity(fold.macs_before)} -> {quantity(fold.macs_after)}"
+    yield f"  MACs: {macs} {percent(fold.macs_before, fold.macs_after)}".rstrip()
 
 
-def _refusals(report: Report, folds: list[Fold], node: str) -> list[str]:
-    """Those about the node, by either of its names, and those about what it became."""
-    names = {node} | {ref.name for fold in folds for ref in fold.absorbed if _is(ref, node)}
+def _titled(ref: NodeRef) -> str:
+    return f"{clean(ref.op)} '{clean(ref.name)}' {clean(ref.label)}".rstrip()
+
+
+def _refusals(report: Report, folds: list[Fold], node: str) -> Iterator[str]:
+    """Those about the node, by either of its names, and those about the nodes it was folded into."""
+    before = {node} | {ref.name for fold in folds for ref in fold.absorbed if _is(ref, node)}
     after = {ref.name for fold in folds for ref in fold.created}
-    lines = []
     for refusal in report.refusals:
-        if names & set(refusal.nodes):
-            lines.append(f"Not fused ({refusal.reason}): {clean(refusal.message)}")
-        elif after & set(refusal.nodes):
-            lines.append(f"Not fused further ({refusal.reason}): {clean(refusal.message)}")
-        else:
+        named = set(refusal.nodes)
+        if not named & (before | after):
             continue
+        further = "" if named & before else " further"
+        yield f"Not fused{further} ({refusal.reason}): {clean(refusal.message)}"
         if refusal.reason.prose not in refusal.message:
-            lines.append(f"  In general: {refusal.reason.prose}.")
-        lines += [f"  {clean(made)}" for made in _made(report, refusal.nodes)]
-    return lines
+            yield f"  In general: {refusal.reason.prose}."
+        yield from _origins(report, refusal.nodes)
 
 
-def _made(report: Report, nodes: Iterable[str]) -> list[str]:
-    """Which original nodes stand behind the names of new ones."""
-    origin = {ref.name: fold for fold in report.folds for ref in fold.created}
-    old = {ref.name for fold in report.folds for ref in fold.absorbed}
-    return [
-        f"'{name}' would be made of {', '.join(repr(ref.name) for ref in origin[name].absorbed)}."
-        for name in nodes
-        if name in origin and name not in old
-    ]
+def _origins(report: Report, nodes: Iterable[str]) -> Iterator[str]:
+    """Which original nodes are behind the names of new ones."""
+    created_by = {ref.name: fold for fold in report.folds for ref in fold.created}
+    original = {ref.name for fold in report.folds for ref in fold.absorbed}
+    for name in nodes:
+        if name in created_by and name not in original:
+            parts = ", ".join(repr(ref.name) for ref in created_by[name].absorbed)
+            yield "  " + clean(f"'{name}' would be made of {parts}.")
 
 
-def _forms(covers: list[Cover], tensors: Iterable[str]) -> list[str]:
-    lines = []
+def _forms(cover: Cover, tensors: Iterable[str]) -> Iterator[str]:
     for tensor in tensors:
-        for cover in covers:
-            if tensor in cover.entries:
-                lines += [f"Forms considered for '{clean(tensor)}':", *considered(cover, tensor)]
-    return lines
+        if tensor in cover.entries:
+            yield f"Forms considered for '{clean(tensor)}':"
+            yield from considered(cover, tensor)
 
 
-def considered(cover: Cover, tensor: str) -> list[str]:
+def considered(cover: Cover, tensor: str) -> Iterator[str]:
     """One line per form of a lifted tensor: operators, multiply-adds, estimated cost, and the outcome."""
-    entry, lifted = cover.entries[tensor], cover.lifts[tensor]
-    kept = "chosen" if entry.choice is None else "dearer"
-    lines = [f"  as it is: {_price(cover, entry.original)} - {kept}"]
+    entry = cover.entries[tensor]
+    verdict = "chosen" if entry.choice is None else "more expensive"
+    yield f"  as it is: {_price(cover, entry.original)} - {verdict}"
     for candidate in dict.fromkeys([entry.choice, *entry.candidates]):
-        if candidate is None or (candidate.nodes < 2 and candidate is not entry.choice):
-            continue  # the node itself, written anew
-        written = cover.lower(lifted, candidate)
-        if written is None:
-            continue
-        price = candidate.setup.plus(written.price)
-        lines.append(
-            f"  {_written(written)} of {', '.join(repr(clean(str(s))) for s in candidate.form.sources)}, in place of "
-            f"{plural(candidate.nodes, 'node')}: {_price(cover, price)} - {_outcome(cover, tensor, candidate, price)}"
-        )
-    for reason, through in dict.fromkeys(
-        (found.detail, through) for found, through in cover.inexact.get(tensor, ())
-    ):
+        # The form of the node by itself is the one above, unless it was chosen.
+        if candidate is not None and (candidate.nodes > 1 or candidate is entry.choice):
+            yield from _candidate(cover, tensor, candidate)
+    failures = [(failure.detail, through) for failure, through in cover.inexact.get(tensor, ())]
+    for detail, through in dict.fromkeys(failures):
         where = f"looking through '{clean(through)}'" if through else "as one operator"
-        lines.append(f"  {where}: not exact, {clean(reason)}")
-    return lines
+        yield f"  {where}: not exact, {clean(detail)}"
+
+
+def _candidate(cover: Cover, tensor: str, candidate: Candidate) -> Iterator[str]:
+    lowered = cover.lower(cover.lifts[tensor], candidate)
+    if lowered is None:
+        return
+    price = candidate.setup.plus(lowered.price)
+    sources = ", ".join(repr(clean(str(source))) for source in candidate.form.sources)
+    replaced = plural(candidate.nodes, "node")
+    outcome = _outcome(cover, tensor, candidate, price)
+    yield f"  {_operators(lowered)} of {sources}, in place of {replaced}: {_price(cover, price)} - {outcome}"
 
 
 def looking_through(cover: Cover, tensor: str) -> list[str]:
     """The lifted tensors that are computed from `tensor` and may absorb it."""
-    if not cover.regions.is_private(tensor):
+    if not cover.regions.is_private(tensor):  # with several consumers, none absorbs it
         return []
     (consumer,) = cover.context.scope.consumers[tensor]
     return [t.name for t in consumer.outputs if t.name in cover.entries]
@@ -202,7 +217,7 @@ def _outcome(cover: Cover, tensor: str, candidate: Candidate, price: Price) -> s
         return "ruled out: it did not pass verification"
     if price.macs > entry.original.macs:
         return "refused: more multiply-adds"
-    if any(now > then for now, then in zip(price[2:], entry.original[2:], strict=True)):
+    if any(new > old for new, old in zip(price[2:], entry.original[2:], strict=True)):
         return "refused: more operators"
     return "not cheaper"
 
@@ -212,8 +227,8 @@ def _price(cover: Cover, price: Price) -> str:
     return f"{quantity(price.macs)} MACs, cost {cost}"
 
 
-def _written(written: Lowered) -> str:
-    return " + ".join(_step(step) for step in written.steps) or "nothing"
+def _operators(lowered: Lowered) -> str:
+    return " + ".join(_step(step) for step in lowered.steps) or "nothing"
 
 
 def _step(step: Step) -> str:
@@ -223,6 +238,6 @@ def _step(step: Step) -> str:
         return _OPS.get(step.op, step.op)
     geometry: Geometry = step.kernel.geometry
     op = "ConvTranspose" if geometry.transposed else "Conv" if geometry.channel_axis != -1 else "MatMul"
-    size = "x".join(map(str, geometry.kernel))
-    groups = f" groups {geometry.groups}" if geometry.groups > 1 else ""
-    return f"{op} {size} {geometry.c_in}->{geometry.c_out}{groups}".replace("  ", " ")
+    size = "x".join(map(str, geometry.kernel))  # empty for a MatMul, which has no spatial axis
+    groups = f"groups {geometry.groups}" if geometry.groups > 1 else ""
+    return " ".join(filter(None, [op, size, f"{geometry.c_in}->{geometry.c_out}", groups]))
