@@ -27,11 +27,11 @@ def main() -> None:
             path = arguments.results / f"{part}.json"
             for result in _run(part, arguments, Path(folder)):
                 path.write_text(json.dumps(_merged(path, result), indent=1), encoding="utf-8")
-    found = {
+    results = {
         path.stem: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(arguments.results.glob("*.json"))
     }
-    write_pages(found, arguments.docs)
+    write_pages(results, arguments.docs)
 
 
 def _merged(path: Path, result: dict[str, Any]) -> dict[str, Any]:

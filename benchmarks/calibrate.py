@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.fit import errors, nonnegative
 from benchmarks.machine import describe
 from benchmarks.measure_units import measure
-from benchmarks.units import FEATURES, convolutions, others
+from benchmarks.units import FEATURES, convolutions, operators_between
 
 COST = Path(__file__).parent.parent / "onnx_repfuse" / "planner" / "cost.py"
 PICO = 1e12
@@ -25,7 +25,7 @@ def run(*, seconds: float = 0.25, passes: int = 3) -> dict[str, Any]:
     """
     from onnx_repfuse.planner.cost import ORT_CPU
 
-    rows = measure([*convolutions(), *others()], seconds, passes)
+    rows = measure([*convolutions(), *operators_between()], seconds, passes)
     features = np.array([[row["bill"].get(name, 0) for name in FEATURES] for row in rows], dtype=np.float64)
     times = np.array([row["time"] * PICO for row in rows])
     prices = {name: max(1, round(p)) for name, p in zip(FEATURES, nonnegative(features, times), strict=True)}
@@ -33,8 +33,8 @@ def run(*, seconds: float = 0.25, passes: int = 3) -> dict[str, Any]:
     package = errors(
         features, times, np.array([getattr(ORT_CPU, name) for name in FEATURES], dtype=np.float64)
     )
-    for row, ours, theirs in zip(rows, fitted, package, strict=True):
-        row["fitted"], row["package"] = float(ours), float(theirs)
+    for row, new, old in zip(rows, fitted, package, strict=True):
+        row["fitted"], row["package"] = float(new), float(old)
     print(" ".join(f"{name}={price}" for name, price in prices.items()))
     return {"machine": describe(), "prices": prices, "rows": rows}
 

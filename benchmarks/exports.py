@@ -116,10 +116,10 @@ def _write(model: Model, folder: Path, trained: Any, deployed: Any, example: Any
         for form, network in {"train": trained, "deploy": deployed}.items():
             keep = form == "train" and exporter == "ts"
             fresh = copy.deepcopy(network)  # a network may cache sizes that one exporter traced
-            made = export(fresh, example, dynamo=exporter == "dynamo", keep_batchnorm=keep)
+            exported = export(fresh, example, dynamo=exporter == "dynamo", keep_batchnorm=keep)
             path = model.file(folder, form, exporter)
             part = path.with_suffix(".part")
-            onnx.save(made, part)
+            onnx.save(exported, part)
             part.replace(path)
 
 
@@ -127,8 +127,8 @@ def _ocr(model: Model, folder: Path) -> None:
     import rapidocr_onnxruntime
 
     kind = model.name.removeprefix("ppocr_")
-    found = sorted(Path(rapidocr_onnxruntime.__file__).parent.rglob(f"*_{kind}_*.onnx"))
-    shutil.copyfile(found[0], model.file(folder, "train", "ts"))
+    paths = sorted(Path(rapidocr_onnxruntime.__file__).parent.rglob(f"*_{kind}_*.onnx"))
+    shutil.copyfile(paths[0], model.file(folder, "train", "ts"))
 
 
 _FAMILIES: dict[str, Callable[[Model, Path], None]] = {

@@ -69,11 +69,11 @@ def _weights(work: Path, size: int) -> dict[str, Any]:
     for _ in range(3):
         for tool in costs:
             costs[tool].append(measured(tool, path, work / "weights.out.onnx"))
-    for tool, found in costs.items():
+    for tool, runs in costs.items():
         row[tool] = {
-            "seconds": spread([c.seconds for c in found]),
-            "peak": spread([c.peak for c in found]),
-            "error": found[0].error,
+            "seconds": spread([c.seconds for c in runs]),
+            "peak": spread([c.peak for c in runs]),
+            "error": runs[0].error,
         }
     medians = " ".join(f"{t} {row[t]['seconds'].median:.2f} s {row[t]['peak'].median:.0f} MiB" for t in costs)
     print(f"{row['megabytes']:.0f} MB: {medians}", flush=True)

@@ -80,10 +80,10 @@ def _row(
             else:
                 functions[name] = function
         clock = time.process_time if threads == 1 else time.perf_counter
-        found = interleaved(functions, seconds=seconds / OPENINGS, fewest=3, clock=clock)
+        timed = interleaved(functions, seconds=seconds / OPENINGS, fewest=3, clock=clock)
         for name in files:
-            if name in found:
-                samples.setdefault(name, []).extend(found[name])
+            if name in timed:
+                samples.setdefault(name, []).extend(timed[name])
     return {
         "runtime": runtime,
         "threads": threads,

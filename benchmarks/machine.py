@@ -39,8 +39,8 @@ def processor() -> str:
 def versions() -> dict[str, str]:
     """Versions of the installed packages."""
     installed = {dist.metadata["Name"].lower().replace("_", "-"): dist.version for dist in distributions()}
-    found = {name: installed[name] for name in PACKAGES if name in installed}
-    return {"python": platform.python_version(), **found}
+    present = {name: installed[name] for name in PACKAGES if name in installed}
+    return {"python": platform.python_version(), **present}
 
 
 def today() -> str:

@@ -25,9 +25,9 @@ def feeds(path: Path, shape: tuple[int, ...] | None) -> list[np.ndarray[Any, Any
         if value.name in weights:
             continue
         kind = value.type.tensor_type
-        known = tuple(d.dim_value if d.dim_value > 0 else FEWEST for d in kind.shape.dim)
+        dims = tuple(d.dim_value if d.dim_value > 0 else FEWEST for d in kind.shape.dim)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        result.append(rng.standard_normal(shape if shape and not result else known).astype(dtype))
+        result.append(rng.standard_normal(shape if shape and not result else dims).astype(dtype))
     return result
 
 

@@ -26,18 +26,18 @@ def run(models: list[Model], folder: Path, work: Path, *, rounds: int = 5) -> di
                     costs[tool].append(measured(tool, source, work / "tool.out.onnx"))
         row = {"model": model.name, "megabytes": source.stat().st_size / 1e6, "tools": _summary(costs)}
         rows.append(row)
-        for tool, found in row["tools"].items():
-            print(model.name, tool, found, flush=True)
+        for tool, runs in row["tools"].items():
+            print(model.name, tool, runs, flush=True)
     return {"machine": describe(), "rows": rows}
 
 
 def _summary(costs: dict[str, list[Cost]]) -> dict[str, dict[str, Any]]:
-    good = {tool: found for tool, found in costs.items() if not any(cost.error for cost in found)}
+    good = {tool: runs for tool, runs in costs.items() if not any(cost.error for cost in runs)}
     result: dict[str, dict[str, Any]] = {
-        tool: {"error": found[-1].error} for tool, found in costs.items() if tool not in good
+        tool: {"error": runs[-1].error} for tool, runs in costs.items() if tool not in good
     }
-    seconds = {tool: [cost.seconds for cost in found] for tool, found in good.items()}
-    peaks = {tool: [cost.peak for cost in found] for tool, found in good.items()}
+    seconds = {tool: [cost.seconds for cost in runs] for tool, runs in good.items()}
+    peaks = {tool: [cost.peak for cost in runs] for tool, runs in good.items()}
     for tool in good:
         result[tool] = {
             "seconds": spread(seconds[tool]),

@@ -96,15 +96,15 @@ def measured(name: str, source: Path, target: Path, *, timeout: float = 900) -> 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(root), os.environ.get("PYTHONPATH", "")))}
     command = [sys.executable, "-m", "benchmarks.tools", name, str(source), str(target)]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, timeout=timeout, env=environment, cwd=root, check=False
         )
     except subprocess.TimeoutExpired:
         return Cost(0, 0, 0, 0, f"no result after {timeout:g} s")
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
         return Cost(0, 0, 0, 0, lines[-1][:200])
-    return Cost(**json.loads(done.stdout.strip().splitlines()[-1]))
+    return Cost(**json.loads(process.stdout.strip().splitlines()[-1]))
 
 
 def _peak() -> float:

@@ -108,9 +108,9 @@ class Case:
         shape = [1, self.channels, *[self.size] * self.rank] if self.rank else [self.size, self.channels]
         ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", x)]
         graph = helper.make_graph(chain.nodes, "chain", ends[:1], ends[1:], chain.weights)
-        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-        made.ir_version = 8
-        return made, {name: amount / length for name, amount in chain.bill.items()}
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+        model.ir_version = 8
+        return model, {name: amount / length for name, amount in chain.bill.items()}
 
 
 def _conv(channels: int, size: int, kernel: int, groups: int) -> Unit:
@@ -139,7 +139,7 @@ def convolutions() -> Iterator[Case]:
             yield Case("dense, odd channels", name, _conv(channels, 28, kernel, 1), channels, 28)
 
 
-def others() -> Iterator[Case]:
+def operators_between() -> Iterator[Case]:
     """Units of operators between convolutions, folded or not."""
     for channels, size in ((32, 56), (64, 28), (64, 56), (128, 14), (128, 28), (256, 14), (512, 7)):
         for group, unit in _between(channels, size).items():

@@ -66,9 +66,9 @@ class Net:
 
     def op(self, op: str, *inputs: str, outputs: int = 1, name: str = "", **attrs: Any) -> Any:
         """Any operator; its output names."""
-        made = [self.fresh(op.lower()) for _ in range(outputs)]
-        self.nodes.append(helper.make_node(op, list(inputs), made, name or made[0], **attrs))
-        return made[0] if outputs == 1 else made
+        results = [self.fresh(op.lower()) for _ in range(outputs)]
+        self.nodes.append(helper.make_node(op, list(inputs), results, name or results[0], **attrs))
+        return results[0] if outputs == 1 else results
 
     def behind_an_if(self) -> str:
         """Relu of the input "x" inside an If, so that shape inference cannot know its type."""
@@ -139,19 +139,19 @@ class Net:
             helper.make_opsetid("", self.opset),
             *(helper.make_opsetid(f.domain, 1) for f in self.functions),
         ]
-        made = helper.make_model(
+        model = helper.make_model(
             self.graph(outputs, x),
             ir_version=self.ir,
             opset_imports=list({i.domain: i for i in imports}.values()),
             functions=self.functions,
         )
-        inferred = onnx.shape_inference.infer_shapes(made)
-        for mine, theirs in zip(made.graph.output, inferred.graph.output, strict=True):
-            mine.CopyFrom(theirs)
-        for output in made.graph.output:
+        inferred = onnx.shape_inference.infer_shapes(model)
+        for output, typed in zip(model.graph.output, inferred.graph.output, strict=True):
+            output.CopyFrom(typed)
+        for output in model.graph.output:
             if not output.type.tensor_type.HasField("shape"):
                 output.type.tensor_type.ClearField("shape")
-        return made
+        return model
 
 
 def counts(model: onnx.ModelProto) -> dict[str, int]:

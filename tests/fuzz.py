@@ -135,8 +135,8 @@ class Worker:
         self.pipe.send((str(path), options))
         try:
             if self.pipe.poll(PATIENCE):
-                found: tuple[int, str] = self.pipe.recv()
-                return found
+                outcome: tuple[int, str] = self.pipe.recv()
+                return outcome
             problem = f"still running after {PATIENCE:.0f} s"
         except EOFError:
             self.process.join()

@@ -97,13 +97,13 @@ def build(path: Path, nbytes: int) -> Path:
 
 def measure(path: Path, output: Path, *, check: bool) -> dict:
     """Fuse in a process of its own. `above` is its peak memory minus that of the imports."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(path), str(output), str(int(check))],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     size = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
-    return {**json.loads(done.stdout), "size": size}
+    return {**json.loads(process.stdout), "size": size}
 
 
 if __name__ == "__main__":
@@ -111,9 +111,9 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         model = build(Path(folder) / "in" / "m.onnx", int(gigabytes * (1 << 30)))
         for check in (False, True):
-            found = measure(model, Path(folder) / "out.onnx", check=check)
+            cost = measure(model, Path(folder) / "out.onnx", check=check)
             print(
-                f"check {check}: {found['size'] / 1e9:.2f} GB, peak {found['peak'] / 1e9:.2f} GB "
-                f"({found['peak'] / found['size']:.2f}x), {found['seconds']:.1f} s, {found['status']}"
+                f"check {check}: {cost['size'] / 1e9:.2f} GB, peak {cost['peak'] / 1e9:.2f} GB "
+                f"({cost['peak'] / cost['size']:.2f}x), {cost['seconds']:.1f} s, {cost['status']}"
             )
-            print(found["notes"], found["stages"])
+            print(cost["notes"], cost["stages"])

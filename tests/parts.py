@@ -52,16 +52,16 @@ def model(body: onnx.GraphProto, opset: int = 17, ir: int = 8) -> onnx.ModelProt
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
 
 
-def agree(made: onnx.ModelProto, *feeds: dict[str, Any], folds: int | None = 0) -> Report:
+def agree(model: onnx.ModelProto, *feeds: dict[str, Any], folds: int | None = 0) -> Report:
     """Fuse with and without a check; the outputs must be equal for every feed.
 
     `folds` is the number without a check.
     """
-    checked, trusted = fuse(made), fuse(made, options=Options(check=False))
+    checked, trusted = fuse(model), fuse(model, options=Options(check=False))
     for result in (checked, trusted):
         assert result.model is not None
         for feed in feeds:
-            for want, got in zip(run(made, feed), run(result.model, feed), strict=True):
+            for want, got in zip(run(model, feed), run(result.model, feed), strict=True):
                 assert want.shape == got.shape
                 np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
     assert folds is None or len(trusted.report.folds) == folds

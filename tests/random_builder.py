@@ -22,7 +22,7 @@ class Builder:
 
     def __init__(self, net: Net, feeds: list[dict[str, Array]]) -> None:
         self.net, self.rng = net, net.rng
-        self.known: list[dict[str, Value]] = [{n: exact(a) for n, a in f.items()} for f in feeds]
+        self.evaluated: list[dict[str, Value]] = [{n: exact(a) for n, a in f.items()} for f in feeds]
         self.alive = set(range(len(feeds)))
         self.tensors = list(feeds[0])
         self.nodes_as_constants = False
@@ -47,26 +47,29 @@ class Builder:
         else:
             name = self.net.const(array)
             array = numpy_helper.to_array(self.net.tensors[-1])
-        for known in self.known:
-            known[name] = exact(array)
+        for values in self.evaluated:
+            values[name] = exact(array)
         return name
 
     def op(self, op: str, *inputs: str, outputs: int = 1, **attrs: Any) -> Any:
         """Add a node. Later steps may read its outputs."""
-        made = self.net.op(op, *inputs, outputs=outputs, **attrs)
+        results = self.net.op(op, *inputs, outputs=outputs, **attrs)
         node = self.net.nodes[-1]
         self.alive = {i for i in sorted(self.alive) if self._runs(node, i)}
-        names = [made] if outputs == 1 else made
-        if any(not np.isfinite(self.known[-1][n].x).all() or self.known[-1][n].x.size > 6000 for n in names):
+        names = [results] if outputs == 1 else results
+        if any(
+            not np.isfinite(self.evaluated[-1][n].x).all() or self.evaluated[-1][n].x.size > 6000
+            for n in names
+        ):
             raise InvalidError("too large")
         self.tensors += names
-        return made
+        return results
 
     def _runs(self, node: onnx.NodeProto, i: int) -> bool:
         try:
-            step(node, self.known[i], Tally(1e-7))
+            step(node, self.evaluated[i], Tally(1e-7))
         except InvalidError:
-            if i == len(self.known) - 1:
+            if i == len(self.evaluated) - 1:
                 raise
             return False
         return True
@@ -76,11 +79,11 @@ class Builder:
 
     def like(self, name: str, back: int) -> str:
         """A tensor of the same shape at every size."""
-        found = [t for t in self.tensors if all(self.shape(t, i) == self.shape(name, i) for i in self.alive)]
-        return found[-1 - back % len(found)]
+        alike = [t for t in self.tensors if all(self.shape(t, i) == self.shape(name, i) for i in self.alive)]
+        return alike[-1 - back % len(alike)]
 
     def shape(self, name: str, i: int = -1) -> tuple[int, ...]:
-        return self.known[i][name].x.shape
+        return self.evaluated[i][name].x.shape
 
     def image(self, back: int) -> str:
         """A tensor with channels on axis 1 and space after it."""

@@ -62,9 +62,9 @@ def build(recipe: Recipe) -> tuple[onnx.ModelProto, list[dict[str, Array]]]:
     dtype = np.dtype(np.float16 if recipe["half"] else np.float32)
     spaces = [s[:rank] for s in SPACES] if recipe["dynamic"] else [SPACES[-1][:rank]]
     symbols: tuple[int | str, ...] = ("N", channels, *("H", "W", "D")[:rank])
-    others: tuple[int | str, ...] = symbols
+    second_shape: tuple[int | str, ...] = symbols
     if recipe["second"] == "loose":
-        others = ("N", channels, *("H2", "W2", "D2")[:rank])
+        second_shape = ("N", channels, *("H2", "W2", "D2")[:rank])
     rng = np.random.default_rng(recipe["seed"])
     feeds = []
     for number, space in enumerate(spaces):
@@ -75,7 +75,7 @@ def build(recipe: Recipe) -> tuple[onnx.ModelProto, list[dict[str, Array]]]:
             feed["x2"] = rng.standard_normal((batch, channels, *one)).astype(dtype)
         feeds.append(feed)
     if not recipe["dynamic"]:
-        symbols = others = feeds[0]["x"].shape
+        symbols = second_shape = feeds[0]["x"].shape
     # IR version 3 keeps initializers among the graph inputs
     net = Net(
         shape=symbols,
@@ -86,19 +86,19 @@ def build(recipe: Recipe) -> tuple[onnx.ModelProto, list[dict[str, Array]]]:
     )
     if recipe["second"]:
         net.more_inputs.append(
-            helper.make_tensor_value_info("x2", helper.np_dtype_to_tensor_dtype(dtype), others)
+            helper.make_tensor_value_info("x2", helper.np_dtype_to_tensor_dtype(dtype), second_shape)
         )
     builder = Builder(net, feeds)
     builder.nodes_as_constants = recipe["constants"]
     grow(builder, recipe["steps"])
-    made = [n for node in net.nodes if node.op_type != "Constant" for n in node.output]
-    if not made:
+    computed = [n for node in net.nodes if node.op_type != "Constant" for n in node.output]
+    if not computed:
         builder.op("Identity", "x")
-        made = [builder.pick(0)]
+        computed = [builder.pick(0)]
     read = {n for node in net.nodes for n in node.input}
-    wanted = [made[-1], *(made[-1 - back % len(made)] for back in recipe["outputs"])]
+    wanted = [computed[-1], *(computed[-1 - back % len(computed)] for back in recipe["outputs"])]
     if recipe["all_outputs"]:
-        wanted += [n for n in made if n not in read]
+        wanted += [n for n in computed if n not in read]
     kept = [feeds[i] for i in sorted(builder.alive)]
     model = net.model(*dict.fromkeys(wanted))
     if recipe["annotated"]:
@@ -143,12 +143,12 @@ def compare(first: onnx.ModelProto, second: onnx.ModelProto, feeds: list[dict[st
             TALLY[f"no run: {str(error)[:200]}"] += 1
             continue
         new = after.run(names, feed)
-        known = evaluate(first, feed, Tally(u, tiny))
-        if any(np.abs(v.x).max(initial=0) > top for v in known.values() if v.x.dtype.kind == "f"):
+        values = evaluate(first, feed, Tally(u, tiny))
+        if any(np.abs(v.x).max(initial=0) > top for v in values.values() if v.x.dtype.kind == "f"):
             continue
         ran += 1
         for name, was, now in zip(names, old, new, strict=True):
-            truth = known[name]
+            truth = values[name]
             assert was.shape == now.shape == truth.x.shape, f"{name}: {was.shape} became {now.shape}"
             assert was.dtype == now.dtype
             scale = truth.e + u * np.abs(truth.x) + 2 * tiny

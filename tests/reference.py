@@ -416,8 +416,8 @@ _RUN: dict[str, Run] = {
 }
 
 
-def step(node: onnx.NodeProto, known: dict[str, Value], tally: Tally) -> None:
-    """Evaluate one node into `known`.
+def step(node: onnx.NodeProto, values: dict[str, Value], tally: Tally) -> None:
+    """Evaluate one node into `values`.
 
     Raises:
         InvalidError: it cannot run on these shapes.
@@ -425,28 +425,28 @@ def step(node: onnx.NodeProto, known: dict[str, Value], tally: Tally) -> None:
     """
     attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if node.op_type == "Constant":
-        known[node.output[0]] = exact(numpy_helper.to_array(attrs["value"]))
+        values[node.output[0]] = exact(numpy_helper.to_array(attrs["value"]))
         return
     if node.op_type == "If":
-        branch = attrs["then_branch"] if bool(known[node.input[0]].x) else attrs["else_branch"]
-        inner = dict(known)
+        branch = attrs["then_branch"] if bool(values[node.input[0]].x) else attrs["else_branch"]
+        inner = dict(values)
         for child in branch.node:
             step(child, inner, tally)
-        for mine, theirs in zip(node.output, branch.output, strict=True):
-            known[mine] = inner[theirs.name]
+        for outer, result in zip(node.output, branch.output, strict=True):
+            values[outer] = inner[result.name]
         return
     if node.op_type not in _RUN:
         raise UnsupportedError(node.op_type)
     with np.errstate(all="ignore"):
-        results = _RUN[node.op_type](tally, [known[name] for name in node.input if name], attrs)
+        results = _RUN[node.op_type](tally, [values[name] for name in node.input if name], attrs)
     _need(all(r.x.size for r in results), "an empty tensor")
-    known.update(zip(node.output, results, strict=False))
+    values.update(zip(node.output, results, strict=False))
 
 
 def evaluate(model: onnx.ModelProto, feeds: dict[str, Array], tally: Tally) -> dict[str, Value]:
     """Every tensor of a model, in float64."""
-    known = {t.name: exact(numpy_helper.to_array(t)) for t in model.graph.initializer}
-    known |= {name: exact(array) for name, array in feeds.items()}
+    values = {t.name: exact(numpy_helper.to_array(t)) for t in model.graph.initializer}
+    values |= {name: exact(array) for name, array in feeds.items()}
     for node in model.graph.node:
-        step(node, known, tally)
-    return known
+        step(node, values, tally)
+    return values

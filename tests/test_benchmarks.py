@@ -17,7 +17,7 @@ from benchmarks.pages import latency_text
 from benchmarks.summary import latency_summary, tools_summary
 from benchmarks.synthetic import SHAPES, write
 from benchmarks.timing import interleaved, ratios
-from benchmarks.units import FEATURES, convolutions, others
+from benchmarks.units import FEATURES, convolutions, operators_between
 from onnx_repfuse.planner.cost import ORT_CPU
 from onnx_repfuse.records.runtime import Runtime
 from onnx_repfuse.verifier.session import open_session
@@ -35,13 +35,15 @@ def test_prices_are_recovered_and_never_negative() -> None:
 
 def test_every_price_of_the_model_is_measured() -> None:
     assert {*FEATURES} == {*vars(ORT_CPU)} - {"name"}
-    billed = {name for case in (*convolutions(), *others()) for name in case.model(1)[1]}
+    billed = {name for case in (*convolutions(), *operators_between()) for name in case.model(1)[1]}
     assert billed == set(FEATURES)
 
 
-@pytest.mark.parametrize("group", dict.fromkeys(case.group for case in (*convolutions(), *others())))
+@pytest.mark.parametrize(
+    "group", dict.fromkeys(case.group for case in (*convolutions(), *operators_between()))
+)
 def test_units_keep_their_shape(group: str) -> None:
-    case = next(case for case in (*convolutions(), *others()) if case.group == group)
+    case = next(case for case in (*convolutions(), *operators_between()) if case.group == group)
     model, bill = case.model(2)
     onnx.checker.check_model(model, full_check=True)
     assert bill == case.model(1)[1]
