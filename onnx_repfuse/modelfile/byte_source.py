@@ -67,11 +67,6 @@ class Source:
             raise AssertionError("bytes in memory have no file")
         return self.path
 
-    @property
-    def is_open(self) -> bool:
-        """Whether a file descriptor is held."""
-        return self._file is not None
-
     def __del__(self) -> None:
         """A document that nobody closed closes its files when it is forgotten."""
         if self._file is not None:

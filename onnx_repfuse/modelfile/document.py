@@ -38,19 +38,17 @@ class Document:
         payloads: where the elements of the marked tensors are.
         path: the model's file; None for a model from memory.
         nbytes: size of the file and of its external data.
-        base_dir: the folder in which external data is looked up.
         source: the bytes of the model.
         data_files: the files of external data.
     """
 
-    def __init__(self, source: Source, path: Path | None, base_dir: Path | None) -> None:
+    def __init__(self, source: Source, path: Path | None) -> None:
         """Use `open` or `from_model`."""
         self.source = source
         self.path = path
-        self.base_dir = base_dir
-        self.data_files = ExternalFiles(base_dir, path)
-        rope, self.payloads = strip(source)
+        self.data_files = ExternalFiles(path)
         try:
+            rope, self.payloads = strip(source)
             self.model = onnx.ModelProto.FromString(rope.to_bytes())
         except (DecodeError, UnicodeDecodeError) as error:
             raise InputError(
@@ -74,19 +72,23 @@ class Document:
         if source.size == 0:
             raise InputError(f"the model {str(where)!r} is empty")
         try:
-            return cls(source, where, where.parent)
+            return cls(source, where)
         except BaseException:
             source.close()
             raise
 
     @classmethod
-    def from_model(cls, model: onnx.ModelProto, base_dir: str | os.PathLike[str] | None = None) -> Document:
-        """A document of a model in memory, as it is now: later changes of `model` do not reach it."""
+    def from_model(cls, model: onnx.ModelProto) -> Document:
+        """A document of a model in memory, as it is now: later changes of `model` do not reach it.
+
+        Raises:
+            InputError: it is not valid, too large for protobuf, or has external data, whose folder is not known.
+        """
         try:
             data = model.SerializeToString(deterministic=True)
         except (EncodeError, ValueError) as error:
             raise InputError(f"the model cannot be serialized (2 GB at most): {_one_line(error)}") from error
-        return cls(Source("the model", data=data), None, None if base_dir is None else Path(base_dir))
+        return cls(Source("the model", data=data), None)
 
     def array(self, tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
         """The elements of a tensor of the skeleton, in its shape and the numpy dtype of its type.

@@ -30,14 +30,14 @@ class ExternalFiles:
         by_location: location, normalised and relative to the model's folder -> the file.
     """
 
-    def __init__(self, base_dir: Path | None, model: Path | None) -> None:
-        """`base_dir`: the model's folder; None: external data is refused. `model`: its file, if it is one."""
+    def __init__(self, model: Path | None) -> None:
+        """`model`: its file; None: it came from memory, and external data is refused."""
         self.by_location: dict[str, Source] = {}
         self._as_written: dict[str, Source] = {}  # location as the model writes it -> the file
-        self._base = base_dir
-        self._folders = [] if base_dir is None else [os.path.realpath(base_dir)]
+        self._model = model
+        self._folders: list[str] = []
         if model is not None:
-            self._folders.append(os.path.dirname(os.path.realpath(model)))
+            self._folders = [os.path.realpath(model.parent), os.path.dirname(os.path.realpath(model))]
         self._open: list[Source] = []
 
     def find(self, label: str, entries: Mapping[str, str], expected: int | None) -> tuple[Source, int, int]:
@@ -84,11 +84,11 @@ class ExternalFiles:
     def _look_up(self, label: str, location: str) -> Source:
         clean = _relative(label, location)
         if clean not in self.by_location:
-            if self._base is None:
+            if self._model is None:
                 raise InputError(
                     f"{label} is stored in {quoted(location)}, but the model's folder is not known"
                 )
-            path = self._base / clean
+            path = self._model.parent / clean
             real = os.path.realpath(path)
             if not any(real.startswith(folder.rstrip(os.sep) + os.sep) for folder in self._folders):
                 raise UnsafePathError(

@@ -99,7 +99,7 @@ def _without_empty(edits: Edits) -> Edits:
 def _check_target(document: Document, target: Path) -> None:
     """Raise OutputError where the output would overwrite weights that are still to be read."""
     for file in document.data_files.by_location.values():
-        if os.path.realpath(file.file_path) == os.path.realpath(target):
+        if _is_same_path(file.file_path, target):
             raise OutputError(f"cannot write {quoted(target)}: the input keeps its weights there")
 
 
@@ -138,7 +138,7 @@ def _copy(document: Document, target: Path, staging: Staging) -> int | None:
 
 def _data_files_to_copy(document: Document, folder: Path) -> dict[Path, Source] | None:
     """Path in the output's folder -> data file of the input; None if a file of the same name holds other bytes."""
-    if not document.external or _is_same_folder(document.base_dir, folder):
+    if document.path is None or _is_same_path(document.path.parent, folder):
         return {}
     copies = {}
     for location, source in sorted(document.data_files.by_location.items()):
@@ -196,8 +196,8 @@ def _save_external(
     return rope.size + data.size
 
 
-def _is_same_folder(one: Path | None, other: Path) -> bool:
-    return one is not None and os.path.realpath(one) == os.path.realpath(other)
+def _is_same_path(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _has_same_bytes(one: Path, other: Path) -> bool:
@@ -227,7 +227,7 @@ def _own_data_files(target: Path) -> set[Path]:
 
 def _remove_stale(old: set[Path], target: Path, document: Document) -> None:
     """Remove the data files that only the replaced model used."""
-    is_input_replaced = document.path is not None and _is_same_folder(document.path, target)
+    is_input_replaced = document.path is not None and _is_same_path(document.path, target)
     in_use = {os.path.realpath(file.file_path) for file in document.data_files.by_location.values()}
     for path in old:
         is_free = is_input_replaced or os.path.realpath(path) not in in_use

@@ -24,9 +24,7 @@ from onnx_repfuse.modelfile.protobuf_wire import (
     MAX_DEPTH,
     NUMBER,
     SUBMESSAGES,
-    VARINT,
     fields,
-    varint,
 )
 
 __all__ = ["INLINE_BYTES", "MARK", "Payload", "mark", "mark_of", "replace_tensors", "strip"]
@@ -36,8 +34,6 @@ MARK = "repfuse"
 RELEASE_STEP = 16 << 20  # bytes of the file after which the pages touched so far are given back
 
 _RAW = NUMBER["TensorProto.raw_data"]
-_LOCATION = NUMBER["TensorProto.data_location"]
-_EXTERNAL = NUMBER["TensorProto.external_data"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ def strip(source: Source) -> tuple[Rope, list[Payload]]:
     """The skeleton of the ModelProto in `source`, and where the elements are that were left out.
 
     Raises:
-        InputError: the file is damaged.
+        InputError, DecodeError: the file is damaged.
     """
     payloads: list[Payload] = []
 
@@ -91,14 +87,14 @@ def strip(source: Source) -> tuple[Rope, list[Payload]]:
         return end - begin > INLINE_BYTES and message != "SparseTensorProto"
 
     def stripped(begin: int, end: int) -> Rope | None:
-        payload, rest = _without_elements(source, begin, end)
+        payload, tensor = _without_elements(source, begin, end)
         if payload is None:
             return None
-        marker = onnx.TensorProto()
-        mark(marker, len(payloads))
-        rest.add(marker.SerializeToString(deterministic=True))
+        mark(tensor, len(payloads))
         payloads.append(payload)
-        return rest
+        body = Rope()
+        body.add(tensor.SerializeToString(deterministic=True))
+        return body
 
     return replace_tensors(source, may_be_large, stripped), payloads
 
@@ -162,26 +158,23 @@ def _replace(
     return rope
 
 
-def _without_elements(source: Source, begin: int, end: int) -> tuple[Payload | None, Rope]:
-    """Where the elements of the TensorProto at `begin:end` are, and its other fields; None if they are few."""
+def _without_elements(source: Source, begin: int, end: int) -> tuple[Payload | None, onnx.TensorProto]:
+    """Where the elements of the TensorProto at `begin:end` are, and the tensor without them; None if they are few."""
     size = 0
-    is_external = False
-    raw: tuple[int, int] | None = None
+    elements = (begin, end)
     rest = Rope()
     for number, wire, tag, at, stop in fields(source.buffer, begin, end):
-        if number in ELEMENTS:
-            size += stop - at
-            if number == _RAW and wire == LENGTH:
-                raw = at, stop  # of several, protobuf takes the last
-        elif number == _LOCATION and wire == VARINT:
-            is_external = varint(source.buffer, at, stop)[0] == onnx.TensorProto.EXTERNAL
-        elif number != _EXTERNAL:
+        if number not in ELEMENTS:
             rest.copy(source, tag, stop)
+            continue
+        size += stop - at
+        if number == _RAW and wire == LENGTH:
+            elements = at, stop  # of several, protobuf takes the last
     if size <= INLINE_BYTES:
-        return None, rest
-    if is_external:
+        return None, onnx.TensorProto()
+    tensor = onnx.TensorProto.FromString(rest.to_bytes())
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise InputError("the model is damaged: a tensor holds its data both in the file and outside")
-    elements = raw or (begin, end)
-    if raw is not None and raw[1] // RELEASE_STEP != raw[0] // RELEASE_STEP:
-        source.release()  # one look maps megabytes around it
-    return Payload(source, *elements, message=(begin, end)), rest
+    if elements[1] // RELEASE_STEP != elements[0] // RELEASE_STEP:
+        source.release()  # to look at one byte maps megabytes around it
+    return Payload(source, *elements, message=(begin, end)), tensor
