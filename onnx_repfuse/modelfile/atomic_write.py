@@ -61,7 +61,7 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for path in self._temporary:
+        for path in self._temporary:  # whatever was published is no longer among them
             with contextlib.suppress(OSError):
                 path.unlink()
         for folder in reversed(self._folders if kind else []):
@@ -74,12 +74,14 @@ class Staging:
 
     def write(self, fill: Callable[[BinaryIO], None], beside: Path) -> Path:
         """Write a temporary file in the folder of `beside`, whose permissions it takes if that exists."""
+        # In the same folder, as a file can be given its name in one step on one file system only.
         path = beside.parent / f".{beside.name[:200]}.{secrets.token_hex(6)}.tmp"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         self._temporary.append(path)
         with open(descriptor, "wb", buffering=BUFFER_BYTES) as file:
             fill(file)
             file.flush()
+            # Readable by those who could read the file that is replaced, and by nobody else.
             _copy_permissions(path, beside)
             os.fsync(file.fileno())
         return path

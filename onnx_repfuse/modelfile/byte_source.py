@@ -43,6 +43,7 @@ class Source:
         if path is None:
             return
         with self._errors():
+            # Looked up now, so that errors about the tensors of a file come before anything is read or written.
             status = os.stat(path)
             if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
                 kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
@@ -76,6 +77,7 @@ class Source:
         if self._file is None:
             with self._errors():
                 file = open(self.file_path, "rb", buffering=0)  # noqa: SIM115
+                # Ranges were checked against the size: reading a mapping beyond the end would kill the process.
                 if os.fstat(file.fileno()).st_size != self.size:
                     file.close()
                     raise InputError(f"{self._what} {quoted(self.path)} changed while it was read")
@@ -103,7 +105,7 @@ class Source:
                 out.write(buffer[at : min(end, at + CHUNK_BYTES)])
             return
         file = self._open()
-        out.flush()
+        out.flush()  # the kernel appends where the file ends, and knows nothing of Python's buffer
         begin = _copy_in_kernel(file.fileno(), out.fileno(), begin, end)
         file.seek(begin)
         while begin < end:
@@ -125,7 +127,7 @@ class Source:
             self._file.close()
             self._file = None
         if self.path is not None and isinstance(self._data, mmap.mmap):
-            with contextlib.suppress(BufferError):
+            with contextlib.suppress(BufferError):  # an array looks into it
                 self._data.close()
             self._data = None
 

@@ -115,6 +115,7 @@ def pack(data_type: int, array: np.ndarray[Any, Any]) -> memoryview:
     width = _BITS[data_type]
     flat = np.ascontiguousarray(array).reshape(-1)
     if width < 8:
+        # one byte each -> (elements, 8) bits, the lowest first -> (elements, width) -> packed
         each = np.unpackbits(flat.view(np.uint8).reshape(-1, 1), axis=1, bitorder="little")[:, :width]
         return np.packbits(each.reshape(-1), bitorder="little").data
     if sys.byteorder == "big":

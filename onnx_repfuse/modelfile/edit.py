@@ -102,10 +102,8 @@ Names = Mapping[str, str]  # old name -> new name
 Placeholder = Callable[[NewTensor, bool], onnx.TensorProto]
 
 
-def apply_edits(
-    model: onnx.ModelProto, edits: Mapping[ScopeKey, Edit], placeholder: Placeholder
-) -> onnx.ModelProto:
-    """Change a model in place, and return it.
+def apply_edits(model: onnx.ModelProto, edits: Mapping[ScopeKey, Edit], placeholder: Placeholder) -> None:
+    """Change a model in place.
 
     Args:
         model: the model; a skeleton will do.
@@ -123,7 +121,6 @@ def apply_edits(
     missed = editor.edits.keys() - editor.visited
     if missed:
         raise OutputError(f"there is no graph {min(missed, key=repr)!r} to edit")
-    return model
 
 
 class _Editor:
@@ -132,6 +129,7 @@ class _Editor:
     def __init__(self, edits: Mapping[ScopeKey, Edit], ir_version: int, placeholder: Placeholder) -> None:
         self.edits = {scope: edit for scope, edit in edits.items() if edit}
         self.visited: set[ScopeKey] = set()
+        # All prefixes of the edited scopes, so that graphs and nodes that lead to none are passed over.
         self._on_the_way = {scope[:length] for scope in self.edits for length in range(len(scope) + 1)}
         self._ir_version = ir_version
         self._placeholder = placeholder
@@ -146,9 +144,11 @@ class _Editor:
         if isinstance(graph, onnx.GraphProto) and names:
             hidden = _defined_names(graph)
             names = {old: new for old, new in names.items() if old not in hidden}
-            for output in graph.output:  # a subgraph may return a tensor from outside
+            for output in graph.output:
+                # A subgraph may return a tensor from outside as it is.
                 if output.name in names:
                     output.name = names[output.name]
+        # First what is inside of the nodes, as long as each has its position of the input.
         for position, node in enumerate(graph.node):
             if position not in edit.removed_nodes:
                 self._node(node, (*scope, position), {**names, **edit.rewired.get(position, {})})
@@ -188,6 +188,7 @@ class _Editor:
         _drop(graph.value_info, edit.removed_values)
         _drop(graph.quantization_annotation, edit.removed_values, lambda note: note.tensor_name)
         if scope == ():
+            # An initializer may be listed as an input, whose default value it is then (before IR 4, it must be).
             _drop(graph.input, edit.removed_initializers)
         if not self._has_initializers(graph, scope):
             return
@@ -223,7 +224,7 @@ def _defined_names(graph: onnx.GraphProto) -> set[str]:
 def _edit_nodes(graph: Scope, edit: Edit, constants: list[onnx.NodeProto]) -> None:
     if not constants and not edit.removed_nodes and not edit.inserted:
         return
-    nodes = constants
+    nodes = constants  # first, as everything may read them
     for position, node in enumerate(graph.node):
         nodes += edit.inserted.get(position, ())
         if position not in edit.removed_nodes:

@@ -57,7 +57,7 @@ class ExternalFiles:
             self._as_written[location] = self._look_up(label, location)
         source = self._as_written[location]
         begin = _number(label, "offset", entries.get("offset", "0"))
-        if "length" in entries:
+        if "length" in entries:  # optional, as is the offset
             size = _number(label, "length", entries["length"])
         else:
             size = max(0, source.size - begin) if expected is None else expected
@@ -102,6 +102,7 @@ def _relative(label: str, location: str) -> str:
     """A location, normalised. It is refused if any system would take it for a path out of the folder."""
     if not location or "\0" in location:
         raise InputError(f"{label}: external data without a file name")
+    # The paths of Windows are refused everywhere, so that a model means the same on every system.
     if os.path.isabs(location) or ntpath.isabs(location) or ntpath.splitdrive(location)[0]:
         raise UnsafePathError(f"{label}: the path of its data file is absolute: {quoted(location)}")
     clean = os.path.normpath(location)

@@ -10,7 +10,11 @@ from onnx_repfuse.modelfile.byte_rope import Piece, Range, size_of, write
 
 __all__ = ["DataFile"]
 
-_PAGE, _GRANULE, _LARGE = 4096, 65536, 1 << 20  # ONNX's convention: what mmap can map, on every system
+# Offsets that runtimes can map (onnx/docs/ExternalData.md): pages of 4 KB, on Windows 64 KB. A small tensor is read, not
+# mapped there, so that a file of many does not consist of gaps.
+PAGE_BYTES = 4096
+WINDOWS_GRANULARITY_BYTES = 65536
+MIN_MAPPED_BYTES = 1 << 20
 
 
 class DataFile:
@@ -32,8 +36,8 @@ class DataFile:
         size = size_of(piece)
         offset = self._offsets.get(piece)
         if offset is None:
-            step = _GRANULE if size >= _LARGE else _PAGE
-            offset = -(-self.size // step) * step
+            step = WINDOWS_GRANULARITY_BYTES if size >= MIN_MAPPED_BYTES else PAGE_BYTES
+            offset = -(-self.size // step) * step  # rounded up
             self._pieces.append((offset, piece))
             self.size = offset + size
             if isinstance(piece, Range):  # two tensors that share their elements share them here, too
@@ -45,7 +49,7 @@ class DataFile:
         return tensor
 
     def write(self, out: BinaryIO) -> None:
-        """Write everything; the gaps are zeros."""
+        """Write everything; the gaps are holes of zeros."""
         for offset, piece in self._pieces:
             out.seek(offset)
             write(piece, out)

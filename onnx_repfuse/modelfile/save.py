@@ -119,12 +119,13 @@ def _spills(document: Document, external: bool | None) -> bool:
 def _copy(document: Document, target: Path, staging: Staging) -> int | None:
     """Write the input as it is; None if its data files cannot be put beside it."""
     if document.path is not None and target.exists() and os.path.samefile(document.path, target):
+        # The output is the input: there is nothing to write.
         return document.source.size
     copies = _data_files_to_copy(document, target.parent)
     if copies is None:
         return None
     for final in copies:
-        staging.make_folder(final.parent)
+        staging.make_folder(final.parent)  # external data may lie in a folder of its own
     temporary = {final: staging.write(source.write, final) for final, source in copies.items()}
     model = staging.write(document.source.write, target)
     with staging.lock():
@@ -190,6 +191,7 @@ def _save_external(
             final = target.parent / data.name
         model = staging.write(rope.write, target)
         old = _own_data_files(target)
+        # The weights first: a model that is there finds them, whenever the run is killed.
         staging.publish(temporary, final)
         staging.publish(model, target)
         _remove_stale(old - {final}, target, document)
@@ -240,6 +242,7 @@ def _is_used_by_another(data: Path, target: Path) -> bool:
     """Whether another model of the folder uses a data file; a copy of the old model, for one."""
     for other in data.parent.glob("*.onnx"):
         if other != target:
+            # A file that is no model uses nothing.
             with contextlib.suppress(RepfuseError), Document.open(other) as document:
                 if data.name in document.data_files.by_location:
                     return True

@@ -49,7 +49,7 @@ def serialize(
     """
     weights = _Weights(document, data)
     model = onnx.ModelProto()
-    model.CopyFrom(document.model)
+    model.CopyFrom(document.model)  # fields that this ONNX does not know included
     apply_edits(model, edits, weights.placeholder)
     if spill:
         weights.spill(model.graph.initializer)
@@ -59,6 +59,7 @@ def serialize(
         raise OutputError(f"the edited model cannot be serialized: {error}") from error
 
     def may_be_marked(message: str, begin: int, end: int) -> bool:
+        # Other texts may contain the word, too; `fill` then finds no mark.
         return skeleton.buffer.find(MARK.encode(), begin, end) >= 0
 
     def filled(begin: int, end: int) -> Rope | None:
@@ -102,8 +103,9 @@ class _Weights:
         if self._data is not None and index in self._movable and size_of(piece) > INLINE_BYTES:
             body.add(self._data.place(piece, tensor).SerializeToString(deterministic=True))
         elif original is not None:
-            body.add(original)
+            body.add(original)  # byte for byte, the order of its fields included
         else:
+            # New, or external in the input: the elements become `raw_data`.
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
             body.add(tensor.SerializeToString(deterministic=True))

@@ -61,7 +61,7 @@ def all_tensors(model: onnx.ModelProto) -> Iterator[Labelled]:
         yield from _nodes(function.node)
         for attribute in function.attribute_proto:
             yield from _attribute(attribute)
-    for info in model.training_info:
+    for info in model.training_info:  # rare: models exported with their training graph
         yield from _graph(info.initialization)
         yield from _graph(info.algorithm)
 
@@ -120,7 +120,8 @@ def _label(tensor: onnx.TensorProto, attribute: onnx.AttributeProto, node: onnx.
 
 
 def _check_utf8(*names: str) -> None:
-    if bytes in map(type, names):  # what protobuf returns in the place of such text
+    # Python's protobuf returns bytes in the place of text that is not UTF-8. Nobody downstream expects that.
+    if bytes in map(type, names):
         wrong = next(name for name in names if isinstance(name, bytes))
         raise InputError(f"a name in the model is not UTF-8 text: {wrong[:60]!r}")
 
@@ -157,7 +158,7 @@ def check_elements(label: str, tensor: onnx.TensorProto) -> None:
     width = bits(tensor.data_type)
     name = type_name(tensor.data_type)
     if width is None and name != "STRING":
-        return
+        return  # of a later ONNX: nobody knows how many there should be
     if name.startswith("COMPLEX"):
         count *= 2  # the real and the imaginary part are two values
     elif width in (2, 4):
@@ -186,6 +187,7 @@ def inline_array(tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
     if tensor.HasField("raw_data"):
         return unpack(tensor.data_type, tensor.dims[:], tensor.raw_data)
     try:
+        # Before 1.19, onnx returns float32 for bfloat16 and the float8 types.
         array = np.asarray(numpy_helper.to_array(tensor))
     except (TypeError, ValueError) as error:
         raise InputError(f"{label_of(tensor)} cannot be read: {error}") from error
