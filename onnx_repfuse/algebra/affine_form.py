@@ -110,7 +110,7 @@ def scale_out(form: Form) -> Form | None:
         return None
     if not MIN_FACTOR <= np.abs(scale).min() <= np.abs(scale).max() <= MAX_FACTOR:
         return None
-    shift = form.bias.known / scale
+    shift = form.bias.known / scale  # in float64: rounded once, when it is written
     if np.abs(shift).max() > MAX_FACTOR:
         return None
     term = form.terms[0]
@@ -161,11 +161,12 @@ def substitute(outer: Term, operand: Form, channels: int, padding_value: Bias | 
     g = kernel.geometry
     inner_bias = operand.bias.channels(outer.lo_in, outer.lo_in + g.c_in)
     added = Bias.zeros(channels)
-    if padding_value is not None:
+    if padding_value is not None:  # f0 = f - v takes the place of f, and v is added behind
         if inner_bias.deferred:
             raise Inexact(Reason.BORDER, "the padding value is not known to equal the inner bias")
         inner_bias = inner_bias + Bias(-padding_value.known, (), padding_value.noise)
         added = padding_value
+    # On padding, an operator sees zeros where the formula of the interior takes the bias: they agree if it vanishes.
     vanishes = inner_bias.vanishes
     if g.reads_padding and not vanishes:
         detail = "" if padding_value is None else "the padding value is not the inner bias"
@@ -246,6 +247,7 @@ def _compose_term(outer: Term, inner: Term, zero_bias: bool) -> Term | None:
         if f_is_whole and _is_one(g):
             moved = lo_out + lo - begin_g
             return inner if moved == inner.lo_out else Term(inner.source, f, lo_in, moved)
+    # Both are cut to the channels lo..hi that they share.
     if not f_is_whole:
         f, first = _rows(f, lo - begin_f, hi - begin_f)
         lo_in += first

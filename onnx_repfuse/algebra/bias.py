@@ -62,6 +62,7 @@ class Bias:
         return result
 
     def __add__(self, other: Bias) -> Bias:
+        # A zero with noise per channel is no zero to leave out: its noise counts when biases are compared.
         if isinstance(other.noise, float) and other.is_zero:
             return self
         if isinstance(self.noise, float) and self.is_zero:
@@ -103,6 +104,7 @@ class Bias:
             scale = kernel.scale
             deferred = tuple(_scaled(part, scale) for part in self.deferred)
             return Bias(self.known * scale, deferred, self.noise * np.abs(scale))
+        # Evaluated once, by whichever fold needs it first.
         return Bias(np.zeros(kernel.geometry.c_out), (cache(lambda: push(kernel, self.value())),))
 
 

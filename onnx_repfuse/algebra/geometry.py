@@ -75,10 +75,12 @@ class Geometry:
         pads = pads or (0,) * (2 * rank)
         if (len(strides), len(dilations), len(pads)) != (rank, rank, 2 * rank):
             raise ValueError("kernel, strides, dilations and pads differ in rank")
+        # Checked here, because files may say anything: what the algebra computes with is always possible.
         if min((c_in, c_out, groups, *kernel, *strides, *dilations)) < 1:
             raise ValueError("channels, groups, kernel, strides and dilations are positive")
         if c_in % groups or c_out % groups:
             raise ValueError(f"{groups} groups do not divide {c_in} -> {c_out} channels")
+        # One tap has no dilation: equal operators get equal geometries.
         dilations = tuple(d if k > 1 else 1 for k, d in zip(kernel, dilations, strict=True))
         axes = zip(pads[:rank], pads[rank:], kernel, dilations, strict=True)
         slack = tuple(begin + end - d * (k - 1) - 1 for begin, end, k, d in axes)
@@ -104,10 +106,11 @@ class Geometry:
         base = cls.conv(c_in, c_out, kernel, groups=groups, strides=strides, dilations=dilations, pads=pads)
         if len(extra) != rank:
             raise ValueError("kernel and output_padding differ in rank")
+        # base.slack is pads - dilation*(kernel - 1) - 1, see the module's docstring.
         slack = tuple(e - s for e, s in zip(extra, base.slack, strict=True))
         return replace(base, slack=slack, transposed=True)
 
-    def __hash__(self) -> int:
+    def __hash__(self) -> int:  # the laws are cached by geometry: hashing ten fields each time would show
         return self._hash
 
     @cached_property
@@ -220,7 +223,7 @@ class Geometry:
         kernel, origin = list(self.kernel), list(self.origin)
         for axis, (begin, end) in enumerate(zip(self.pads_begin, self.pads_end, strict=True)):
             step = self.dilations[axis]
-            before, after = -(min(begin, 0) // step), -(min(end, 0) // step)
+            before, after = -(min(begin, 0) // step), -(min(end, 0) // step)  # ceil(-pad / step) zero taps
             origin[axis] -= step * before
             kernel[axis] += before + after
         return replace(self, kernel=tuple(kernel), origin=tuple(origin))

@@ -27,6 +27,7 @@ class Rows(Derived):
 
     def rows(self, lo: int, hi: int) -> Array:
         first, last = self.start + lo, self.start + hi
+        # Inner groups that the range cuts become one: `into_groups` lays their rows side by side.
         channels = input_channels(self.inner.geometry, first, last) - self.first_column
         return into_groups(self.inner.rows(first, last), channels, self.geometry, lo)
 
@@ -82,7 +83,7 @@ class Stacked(Derived):
         return self.parts
 
     def rows(self, lo: int, hi: int) -> Array:
-        blocks, start = [], 0
+        blocks, start = [], 0  # `start`: the first row of a part
         for part in self.parts:
             end = start + part.geometry.c_out
             if start < hi and end > lo:

@@ -135,7 +135,7 @@ class Scaled(Derived):
         return (self.inner,)
 
     def rows(self, lo: int, hi: int) -> Array:
-        weight = self.inner.rows(lo, hi)
+        weight = self.inner.rows(lo, hi)  # ours to change, by the protocol
         shape = (-1, *(1,) * (weight.ndim - 1))
         if self.outer is not None:
             weight *= self.outer[lo:hi].reshape(shape)
@@ -170,6 +170,7 @@ class Composed(Derived):
             stride * dilation // step if k > 1 else 0
             for stride, dilation, step, k in zip(f.strides, g.dilations, out.dilations, g.kernel, strict=True)
         ]
+        # f's taps are added at the offset of each tap of g.
         for tap, product_of_tap in self._products(lo, hi):
             offset = [position * step for position, step in zip(tap, steps, strict=True)]
             result[_moved(grid, offset)] += product_of_tap
@@ -191,6 +192,7 @@ class Composed(Derived):
             for tap in taps:
                 yield tap, outer[_at(tap)].reshape(*inner.shape[:2], *ones) * inner
             return
+        # Both in the groups of the result: block by block, a matrix product over the channels between f and g.
         outer = _regrouped(outer, g, lo, out.groups)
         inner = _regrouped(self.f.rows(0, f.c_out), f, 0, out.groups)
         blocks = list(_group_blocks(out, g.c_in, lo, hi))
@@ -247,7 +249,7 @@ def push(kernel: Kernel, bias: Array) -> Array:
     for lo in range(0, g.c_out, step):
         hi = min(lo + step, g.c_out)
         weight = kernel.rows(lo, hi)
-        weight = weight.reshape(*weight.shape[:2], -1).sum(axis=2)
+        weight = weight.reshape(*weight.shape[:2], -1).sum(axis=2)  # over the taps
         result[lo:hi] = (weight * bias[input_channels(g, lo, hi)]).sum(axis=1)
     return result
 
@@ -256,7 +258,9 @@ def _grid(f: Geometry, out: Geometry) -> list[slice]:
     """Per axis, where f's taps lie on the grid of `out`, counted from f's first tap."""
     result = []
     for k, dilation, step in zip(f.kernel, f.dilations, out.dilations, strict=True):
-        stride = dilation // step if k > 1 else 1
+        stride = (
+            dilation // step if k > 1 else 1
+        )  # a dilation is a multiple of the grid's step, but for one tap
         result.append(slice(0, stride * (k - 1) + 1, stride))
     return result
 
@@ -286,7 +290,7 @@ def _group_blocks(out: Geometry, middle: int, lo: int, hi: int) -> Iterator[tupl
 def input_channels(f: Geometry, lo: int, hi: int) -> NDArray[np.intp]:
     """The input channels that rows lo..hi read: shape (hi - lo, c_in / groups)."""
     width = f.c_in // f.groups
-    group = np.arange(lo, hi) // (f.c_out // f.groups)
+    group = np.arange(lo, hi) // (f.c_out // f.groups)  # of each row
     return group[:, None] * width + np.arange(width)
 
 
@@ -300,7 +304,7 @@ def into_groups(weight: Array, channels: NDArray[np.intp], target: Geometry, lo:
     """
     width = target.c_in // target.groups
     start = (np.arange(lo, lo + len(weight)) // (target.c_out // target.groups)) * width
-    local = channels - start[:, None]
+    local = channels - start[:, None]  # the position within the row's group
     inside = (local >= 0) & (local < width)
     if weight.shape[1] == width and inside.all():
         return weight
@@ -314,5 +318,5 @@ def _regrouped(weight: Array, f: Geometry, lo: int, groups: int) -> Array:
     """Rows lo.. of `f` written for fewer groups, which divide its own: zeros where its groups read nothing."""
     if f.groups == groups:
         return weight
-    wide = Geometry.conv(f.c_in, f.c_out, (), groups=groups)
+    wide = Geometry.conv(f.c_in, f.c_out, (), groups=groups)  # only channels and groups matter here
     return into_groups(weight, input_channels(f, lo, lo + len(weight)), wide, lo)

@@ -76,11 +76,12 @@ def _composed(g: Geometry, f: Geometry) -> Geometry:
 def _check_border(g: Geometry, f: Geometry, zero_bias: bool) -> None:
     """Raise Inexact unless g sees, wherever it reads padding, what f would compute there: zero."""
     for axis in range(g.rank):
-        before, after = g.pads_begin[axis], g.pads_end[axis]
+        before, after = g.pads_begin[axis], g.pads_end[axis]  # negative where g crops
         if max(before, after) <= 0:
             continue
         if not zero_bias:
             raise Inexact(Reason.BORDER)
+        # Does f vanish just outside its own positions? The formulas are in the module's docstring.
         reach = (f.kernel[axis] - 1) * f.dilations[axis]
         left = before <= 0 or reach < f.strides[axis] * _nearest(g, axis) + f.pads_begin[axis]
         right = after <= 0 or reach <= f.pads_end[axis]
@@ -99,9 +100,9 @@ def _nearest(g: Geometry, axis: int) -> int:
 def _compose_transposed(g: Geometry, f: Geometry, zero_bias: bool) -> Geometry:
     """Only values per channel commute with a ConvTranspose: its output is linear in each weight."""
     if g.is_diagonal:
-        return f
+        return f  # scales its output channels
     if f.is_diagonal and zero_bias:
-        return g
+        return g  # scales its input channels
     if f.is_diagonal:
         raise Inexact(Reason.BORDER, "a ConvTranspose adds a different number of taps at each position")
     raise Inexact(Reason.UNSUPPORTED, "a ConvTranspose composes only with one value per channel")
@@ -145,7 +146,7 @@ def _common_grid(f: Geometry, g: Geometry, axis: int) -> tuple[int, int, int]:
     first_f, step_f, last_f = _taps(f, axis)
     first_g, step_g, last_g = _taps(g, axis)
     first, last = min(first_f, first_g), max(last_f, last_g)
-    step = gcd(step_f, step_g, first_f - first_g) or 1
+    step = gcd(step_f, step_g, first_f - first_g) or 1  # 0 where both have one tap, at the same position
     return (last - first) // step + 1, step, first
 
 

@@ -24,6 +24,7 @@ _START = attrgetter("lo_out")
 
 def segmented(form: Form) -> list[Segment] | None:
     """The terms by the range of channels they write; None if the ranges leave channels out or overlap in part."""
+    # By their first channel, terms of one segment follow each other.
     segments: list[tuple[tuple[int, int], list[Term]]] = []
     end = 0
     for term in sorted(form.terms, key=_START):

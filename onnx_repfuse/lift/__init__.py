@@ -78,6 +78,7 @@ def _lift(context: Context, node: gs.Node, output: int) -> LinearOp | Declined |
         return slice_concat.lift_split(context, node, output)
     if output != 0:
         return None
+    # Before the node's own rule: the last node of a spelled-out padding may be a Concat or a Transpose.
     border = match.lift_border(context, node)
     if border is not None:
         return border

@@ -65,12 +65,13 @@ def lift_batch_normalization(context: Context, node: gs.Node) -> LinearOp | Decl
 
 
 def _not_per_channel(node: gs.Node, opset: int) -> Declined | None:
-    """Why it computes statistics itself (training mode), or has one per position (spatial=0, before opset 9)."""
-    if opset < 7:
+    """Why it does not scale each channel by constants: training mode, or statistics per position."""
+    if opset < 7:  # is_test, which is off by default; later versions infer the mode
         if not node.attrs.get("is_test", 0):
             return Declined(
                 Reason.TRAINING, "it runs in training mode (is_test=0): export the model in eval mode"
             )
+    # From opset 7 to 13, asking for the statistics as outputs is what turns training mode on; 14 has an attribute.
     elif node.attrs.get("training_mode", 0) or any(tensor.name for tensor in node.outputs[1:]):
         return Declined(Reason.TRAINING)
     if opset < 9 and not node.attrs.get("spatial", 1):
@@ -85,7 +86,7 @@ def _parameters(context: Context, node: gs.Node) -> list[Const] | Declined | Non
         const = context.scope.const(tensor.name)
         if const is None:
             return Declined(Reason.OVERRIDABLE) if tensor.name in context.scope.overridable else None
-        if len(const.shape) != 1 or const.size > MAX_FOLDED_ELEMENTS:
+        if len(const.shape) != 1 or const.size > MAX_FOLDED_ELEMENTS:  # (C, *space) with spatial=0
             return Declined(Reason.SPATIAL)
         parameters.append(const)
     return parameters
@@ -102,6 +103,7 @@ def _normalized_layout(context: Context, name: str, channels: int) -> ChannelLay
         return Declined(Reason.SHAPE, "the rank of its input is not known (see --input-shape)")
     if rank < 2:
         return None
+    # What is inferred may come from another consumer: the parameters say how many channels there are.
     inferred = context.channel_layout(name)
     data_type = context.scope.data_type(name) or (0 if inferred is None else inferred.data_type)
     axis, space = (-1, 0) if rank == 2 else (1, rank - 2)
@@ -118,9 +120,9 @@ def lift_arithmetic(context: Context, node: gs.Node) -> LinearOp | Declined | No
     if not isinstance(channel_layout, ChannelLayout):
         return channel_layout
     if const.size > MAX_FOLDED_ELEMENTS:
-        return None
+        return None  # its values are needed now, to tell whether they are finite and not zero
     channels, layout = channel_layout.channels, channel_layout.layout
-    if const.bias is not None and node.op == "Add":
+    if const.bias is not None and node.op == "Add":  # an Add that an earlier round created
         bias = bias_of_const(const, channels, channel_layout.data_type)
         return from_kernel(node, name, Vector.unit(channels, layout), affine_role(layout), bias)
     value = np.array(np.broadcast_to(flat_float64(const.read()), (channels,)))
@@ -174,7 +176,7 @@ def per_channel(
         )
     aligned = (1,) * (rank - len(shape)) + shape  # (C, 1, 1) -> (1, C, 1, 1)
     varying = [axis for axis, dim in enumerate(aligned) if dim != 1]
-    if not varying:
+    if not varying:  # one value for all channels
         return channel_layout
     channel = channel_layout.channel_axis % rank
     if varying != [channel]:

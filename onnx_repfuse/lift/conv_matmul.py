@@ -41,6 +41,7 @@ def _parameter(context: Context, name: str) -> Const | Declined | None:
         return const
     if name in context.scope.overridable:
         return Declined(Reason.OVERRIDABLE)
+    # A quantized model: the folded weight would have to be quantized again.
     producer = context.scope.producer.get(name)
     if producer is not None and producer.op == "DequantizeLinear":
         return Declined(Reason.QUANTIZED)
@@ -70,7 +71,10 @@ def _if_finite(bias: Bias) -> Bias | Declined:
 
 
 def _kernel(geometry: Geometry, const: Const, view: Callable[[NDArray[Any]], NDArray[Any]]) -> Kernel:
-    """The kernel of a weight; `view` brings it to `geometry.weight_shape`. One value per channel is read at once."""
+    """The kernel of a weight; `view` brings it to `geometry.weight_shape`.
+
+    One value per channel (a 1x1 depthwise Conv) is read now, because a `Vector` composes while planning.
+    """
     is_vector = geometry.is_diagonal and const.size <= MAX_FOLDED_ELEMENTS
     created = const.kernel
     if created is None or created.geometry.weight_shape != geometry.weight_shape:
@@ -102,6 +106,7 @@ def resolve_pads(context: Context, node: gs.Node, kernel: tuple[int, ...]) -> tu
         return totals
     smaller = [total // 2 for total in totals]
     larger = [total - total // 2 for total in totals]
+    # An odd position goes to the end (UPPER) or to the begin (LOWER).
     return (*smaller, *larger) if auto_pad == "SAME_UPPER" else (*larger, *smaller)
 
 
@@ -114,7 +119,7 @@ def _same_padding(context: Context, node: gs.Node, kernel: tuple[int, ...]) -> l
     totals = []
     for axis in range(rank):
         reach = dilations[axis] * (kernel[axis] - 1) + 1
-        if strides[axis] == 1:
+        if strides[axis] == 1:  # as many positions as before, whatever the size
             totals.append(reach - 1)
             continue
         if size is None:
@@ -182,6 +187,7 @@ def lift_conv_transpose(context: Context, node: gs.Node) -> LinearOp | Declined 
     if kernel is None:
         return None
     auto_pad = node.attrs.get("auto_pad") or "NOTSET"
+    # With these, the pads follow from the input's size, which is usually not known.
     if node.attrs.get("output_shape") or auto_pad not in ("NOTSET", "VALID"):
         return Declined(Reason.UNSUPPORTED, "ConvTranspose with output_shape or auto_pad=SAME is not handled")
     groups = node.attrs.get("group", 1)
@@ -224,7 +230,7 @@ def lift_matmul(context: Context, node: gs.Node) -> LinearOp | Declined | None:
         return weight
     name = node.inputs[0].name
     if len(weight.shape) != 2 or 0 in weight.shape or context.rank(name) == 1:
-        return None
+        return None  # a batch of matrices, nothing, or (K,) @ (K, N) -> (N,), which is not a map of channels
     kernel = _kernel(Geometry.dense(*weight.shape), weight, lambda w: w.T)
     return from_kernel(node, name, kernel, Kind.MATMUL)
 

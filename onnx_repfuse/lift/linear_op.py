@@ -19,6 +19,7 @@ from onnx_repfuse.records.float_formats import FLOAT_FORMATS, epsilon
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 
+# One set per kind, shared: a plan asks for the roles of every operator many times.
 _ROLES: dict[Kind | None, frozenset[Kind]] = {
     None: frozenset(),
     **{kind: frozenset((kind,)) for kind in Kind},
@@ -125,8 +126,8 @@ class Context:
             return len(shape)
         channel_layout = self.channel_layouts.get(name)
         if channel_layout is None or channel_layout.channel_axis != 1:
-            return None
-        return channel_layout.rank + 2
+            return None  # channels on the last axis say nothing about the axes before it
+        return channel_layout.rank + 2  # (N, C, *space)
 
     def size(self, name: str, rank: int) -> tuple[int, ...] | None:
         """Proved positions per spatial axis of a (N, C, *space) tensor with `rank` spatial axes."""

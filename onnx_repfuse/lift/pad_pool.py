@@ -41,7 +41,7 @@ def lift_average_pool(context: Context, node: gs.Node) -> LinearOp | Declined | 
     pads = resolve_pads(context, node, kernel)
     if isinstance(pads, Declined):
         return pads
-    if any(pads) and not node.attrs.get("count_include_pad", 0):
+    if any(pads) and not node.attrs.get("count_include_pad", 0):  # a window on the padding divides by fewer
         return Declined(Reason.POOLING)
     channels = channel_layout.channels
     geometry = conv_geometry(node, channels, channels, kernel, channels, pads)
@@ -75,7 +75,7 @@ def lift_pad(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     if channel_layout is None or channel_layout.channel_axis != 1 or channel_layout.rank == 0:
         return None
     if node.attrs.get("mode", "constant") != "constant":
-        return None
+        return None  # reflect, edge and wrap read the tensor itself
     pads = read_pads(context, node, channel_layout.rank + 2)
     if isinstance(pads, Declined):
         return pads
@@ -102,6 +102,7 @@ def padding_op(
     slack = tuple(before + after - 1 for before, after in zip(begin, end, strict=True))
     pointwise = Geometry.diagonal(channel_layout.channels, channel_layout.rank)
     geometry = replace(pointwise, origin=tuple(-before for before in begin), slack=slack)
+    # pad_0 is what every convolution does anyway: only another value has to meet an equal bias.
     pads_with_value = value.any() and any((*begin, *end))
     return from_kernel(
         node,

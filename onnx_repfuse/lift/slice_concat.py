@@ -39,7 +39,7 @@ def lift_concat(context: Context, node: gs.Node) -> LinearOp | None:
         terms.append(Term(len(operands), Vector.unit(part.channels, part.layout), 0, start))
         operands.append(part)
         start += part.channels
-    if start != stacked.channels:
+    if start != stacked.channels:  # what was inferred of the output contradicts its parts
         return None
     return LinearOp(
         node,
@@ -88,7 +88,9 @@ def lift_slice(context: Context, node: gs.Node) -> LinearOp | None:
     axis, start, end = selected
     if not _is_channel_axis(context, channel_layout.layout, name, axis):
         return None
-    lo, hi, _ = slice(start, end).indices(channel_layout.channels)
+    lo, hi, _ = slice(start, end).indices(
+        channel_layout.channels
+    )  # negative and out-of-range ends as in Python
     return _selection(node, node.outputs[0].name, channel_layout, lo, hi) if lo < hi else None
 
 
@@ -134,7 +136,7 @@ def lift_split(context: Context, node: gs.Node, output: int) -> LinearOp | None:
 
 
 def _split_sizes(context: Context, node: gs.Node, channels: int) -> list[int] | None:
-    """Channels of each output, all positive: attribute (before opset 13), input, or equal but for a shorter last."""
+    """Channels of each output, all positive: from an attribute (before opset 13), from an input, or equal parts."""
     sizes = node.attrs.get("split")
     count = len(node.outputs)
     name = optional_input(node, 1)
@@ -143,7 +145,7 @@ def _split_sizes(context: Context, node: gs.Node, channels: int) -> list[int] | 
         if const is None:
             return None
         sizes = [int(v) for v in const.read().ravel()]
-    if sizes is None:
+    if sizes is None:  # ceil(channels / count) each, the last one what is left (num_outputs, opset 18)
         chunk = -(-channels // count)
         sizes = [min(chunk, channels - number * chunk) for number in range(count)]
     is_partition = len(sizes) == count and sum(sizes) == channels and min(sizes) > 0

@@ -37,6 +37,7 @@ def lift_sum(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     if channel_layout is None or has_constant or not all(names):
         return None
     channels, layout = channel_layout.channels, channel_layout.layout
+    # Height, width and batch may broadcast, too: `needs_equal_shapes` leaves that to the planner.
     if any(_broadcasts_channels(context, name, channel_layout) for name in names):
         return Declined(Reason.BROADCAST)
     return LinearOp(
@@ -97,7 +98,8 @@ def lift_dropout(context: Context, node: gs.Node) -> LinearOp | Declined | None:
 
 
 def _drops(context: Context, node: gs.Node) -> bool:
-    """Whether it may run in training mode: attribute is_test (before opset 7), input training_mode (from 12 on)."""
+    """Whether it may run in training mode, where it sets values to zero at random."""
+    # From opset 7 to 11 a Dropout is the identity; training mode is an input from 12 on.
     if context.scope.opset < 7:
         return not node.attrs.get("is_test", 0)
     name = optional_input(node, 2)

@@ -1,4 +1,4 @@
-"""Views as operators of the algebra: the identity on every channel, with the view to carry along."""
+"""Views as operators of the algebra: the identity on every channel, together with the view."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
     behind = None if before is None else behind_view(scope, node, before.layout, before.channels)
     if before is None or behind is None:
         return None
+    # The term is in the layout before the view, the operator's output in the one behind it.
     layout, shape = behind
     entry, target = _entry_of_channels(scope, node, before, layout[0] % len(shape), shape)
     view = View(

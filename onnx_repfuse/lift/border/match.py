@@ -50,7 +50,7 @@ def lift_border(context: Context, node: gs.Node) -> LinearOp | None:
 
 
 def _may_be_last(context: Context, node: gs.Node) -> bool:
-    """Whether a closer look is worth the time: most Adds, Concats and Transposes of a model end no padding."""
+    """Whether a closer look is worth the time: few of a model's Adds, Concats and Transposes end a padding."""
     if node.op not in LAST_OPERATORS:
         return False
     consumers = context.scope.consumers.get(node.outputs[0].name, ())
@@ -62,10 +62,10 @@ def _follows_placement(context: Context, node: gs.Node) -> bool:
     for _ in range(MAX_STEPS_BACK):
         if node.op in ("ScatterND", "Where"):
             return True
-        if node.op == "Concat":  # of channels: a plain concatenation of branches
-            return bool(node.attrs.get("axis", 1) != 1)
+        if node.op == "Concat":
+            return bool(node.attrs.get("axis", 1) != 1)  # axis 1 concatenates the channels of branches
         producers = [context.scope.producer.get(tensor.name) for tensor in node.inputs]
-        if node.op == "Add":
+        if node.op == "Add":  # Pad(x) + a constant that is zero except on the padding
             return any(producer is not None and producer.op == "Pad" for producer in producers)
         if not producers or producers[0] is None:
             return False

@@ -71,6 +71,7 @@ class Propagator:
             return _constant(const)
         node = self.context.scope.producer.get(name)
         if node is not None and node.op in _RULES:
+            # Not proved: then it is its own source, and what follows may still be a padding of it.
             with suppress(NotProved):
                 return _RULES[node.op](self, node)
         rank = self.context.rank(name)
@@ -185,7 +186,7 @@ def _arithmetic(propagator: Propagator, node: gs.Node) -> SymbolicTensor:
     left, right = operands = _aligned_inputs(propagator, node)
     if not _leaves_source(node.op, left, right).all():
         raise NotProved
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # in cells of the source the numbers mean nothing
         values = _ARITHMETIC[node.op](left.values, right.values)
     return _combined(operands, values, left.is_source | right.is_source)
 
@@ -197,7 +198,7 @@ def _leaves_source(op: str, left: SymbolicTensor, right: SymbolicTensor) -> Cell
         return np.asarray(~left.is_source & ~right.is_source)
     keeps_left = ~left.is_source | (right.values == neutral)
     keeps_right = ~right.is_source
-    if op != "Sub":
+    if op != "Sub":  # 0 - x is not x
         keeps_right |= left.values == neutral
     return np.asarray(keeps_left & keeps_right)
 

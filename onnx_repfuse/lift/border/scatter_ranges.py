@@ -73,6 +73,7 @@ def _computed_rows(context: Context, data: str, indices: str, rank: int) -> Axis
     if not len(starts) == len(ends) == 1 or constant_ints(context, rows, 4, [1]) != [1]:
         raise NotProved
     all_rows = _producer(context, rows.inputs[0].name, "Range")
+    # Range(0, Gather(Shape(y), axis), 1), where y may be `data` before some other rows were assigned.
     if constant_ints(context, all_rows, 0) != [0] or constant_ints(context, all_rows, 2) != [1]:
         raise NotProved
     gather = _producer(context, all_rows.inputs[1].name, "Gather")

@@ -55,7 +55,7 @@ def shape_entries(context: Context, name: str, depth: int = 0) -> Sizes:
     node = context.scope.producer.get(name)
     rule = None if node is None else _ENTRY_RULES.get(node.op)
     if node is not None and rule is not None:
-        with suppress(NotProved):
+        with suppress(NotProved):  # the number of entries is known all the same
             entries = rule(node, [shape_entries(context, tensor.name, depth + 1) for tensor in node.inputs])
             if len(entries) == count:
                 return entries
@@ -81,7 +81,7 @@ def _where_entries(node: gs.Node, operands: Sequence[Sizes]) -> Sizes:
 
 
 def _where_entry(condition: int | None, chosen: int | None, other: int | None) -> int | None:
-    if chosen == other:
+    if chosen == other:  # whatever the condition
         return chosen
     if condition is None:
         return None

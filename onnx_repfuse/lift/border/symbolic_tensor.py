@@ -95,6 +95,7 @@ class SymbolicTensor:
         for axis, (before, after) in enumerate(zip(leading, trailing, strict=True)):
             old_before, old_after = result.leading[axis], result.trailing[axis]
             counts = [1] * result.values.shape[axis]
+            # The middle cell is repeated as often as cells are missing.
             counts[old_before] += max(0, before - old_before) + max(0, after - old_after)
             result = SymbolicTensor(
                 np.repeat(result.values, counts, axis),
@@ -138,6 +139,7 @@ def from_constant(array: Cells) -> SymbolicTensor | None:
     leading = []
     for axis, count in enumerate(array.shape):
         rows = np.moveaxis(array, axis, 0).reshape(count, -1)
+        # From the middle outwards, as far as the rows are equal: rows low..high become the middle cell.
         low = high = count // 2
         same = (rows == rows[low]).all(axis=1)
         while low > 0 and same[low - 1]:
@@ -182,6 +184,7 @@ def padded(tensor: SymbolicTensor, begin: Sequence[int], end: Sequence[int], val
 
 def concatenated(parts: Sequence[SymbolicTensor], sizes: Sequence[int | None], axis: int) -> SymbolicTensor:
     """As `np.concatenate`. Raises NotProved unless all parts but one are constants of known size along `axis`."""
+    # The middle cell of the result is that of the only part whose size may vary.
     is_open = [part.source is not None or size is None for part, size in zip(parts, sizes, strict=True)]
     if sum(is_open) != 1 or len({part.rank for part in parts}) != 1:
         raise NotProved
@@ -254,6 +257,7 @@ def assigned(
         raise NotProved
     splits = [_split_for_range(target, updates, axis, span) for axis, span in enumerate(ranges)]
     box = _source_after_assignment(target, ranges, updates)
+    # The middle cell needs a position, too: of a known size one is left over, of an unknown one the source has it.
     for axis, (size, (leading, trailing, _, _)) in enumerate(zip(sizes, splits, strict=True)):
         around = 0 if box is None else box.before[axis] + box.after[axis]
         if leading + trailing > (around if size is None else size - 1):
