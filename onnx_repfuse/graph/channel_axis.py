@@ -8,12 +8,11 @@ in its record, `graph.operators`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.operators import operator
-from onnx_repfuse.graph.operators.channel_rules import ChannelLayout, Layouts, agrees
+from onnx_repfuse.graph.operators.channel_rules import ChannelLayout, Layouts
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.graph.views import behind_view
 
@@ -39,9 +38,9 @@ def _forwards(layouts: Layouts) -> None:
         if not node.outputs or node.outputs[0].name in layouts.known:
             continue
         layout = _output_layout(layouts, node)
-        if layout is not None and agrees(layout, layouts.output_shape(node)):
+        if layout is not None and layout.agrees(layouts.output_shape(node)):
             layouts.known[node.outputs[0].name] = layout
-            if len(node.outputs) > 1 and operator(node).outputs_are_alike:
+            if operator(node).outputs_are_alike:
                 _further_outputs(layouts, node, layout)
 
 
@@ -63,10 +62,9 @@ def _behind_view(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
 def _further_outputs(layouts: Layouts, node: gs.Node, first: ChannelLayout) -> None:
     """The outputs of a Split but the first: the same layout, each with its own channels."""
     for tensor in node.outputs[1:]:
-        shape = layouts.scope.shape(tensor.name)
-        channels = shape[first.channel_axis] if shape and len(shape) > 1 else None
-        if channels is not None:
-            layouts.known[tensor.name] = replace(first, channels=channels)
+        layout = first.with_channels_of(layouts.scope.shape(tensor.name))
+        if layout is not None:
+            layouts.known[tensor.name] = layout
 
 
 def _backwards(layouts: Layouts) -> dict[str, ChannelLayout]:

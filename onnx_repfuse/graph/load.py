@@ -19,7 +19,7 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from onnx_repfuse.graph.constant_folding import fold_constant, from_attributes
 from onnx_repfuse.graph.operators import Operator, operator
-from onnx_repfuse.graph.scope import ONNX_DOMAINS, Const, Scope, Shape, inner_graphs, outer_names
+from onnx_repfuse.graph.scope import ONNX_DOMAINS, Const, Scope, inner_graphs, outer_names, static
 from onnx_repfuse.graph.shape_inference import Sizes, Types, infer
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import ScopeKey
@@ -203,7 +203,7 @@ def _read(
 
 
 def _unknown(types: Types) -> int:
-    return sum(1 for _, shape in types.values() if shape is None or None in shape)
+    return sum(static(shape) is None for _, shape in types.values())
 
 
 def _fold(nodes: list[gs.Node], constants: dict[str, Const], types: Types, overridable: set[str]) -> bool:
@@ -240,13 +240,13 @@ def _folded(
         return None
     data_type, shape = types.get(node.outputs[0].name, (0, None))
     inputs = [constants.get(name) for name in names]
-    return fold_constant(facts, node.attrs, inputs, _static(shape), data_type or None)
+    return fold_constant(facts, node.attrs, inputs, static(shape), data_type or None)
 
 
 def _known_shape(
     name: str, constants: dict[str, Const], types: Types, overridable: set[str]
 ) -> tuple[int, ...] | None:
-    shape = _static(types.get(name, (0, None))[1])
+    shape = static(types.get(name, (0, None))[1])
     if shape is None and name in constants and name not in overridable:
         return constants[name].shape
     return shape
@@ -257,10 +257,6 @@ def _of_shape(facts: Operator, node: gs.Node, shape: tuple[int, ...] | None) -> 
         return None
     value = facts.evaluate(node.attrs, shape)
     return Const(value.shape, onnx.TensorProto.INT64, partial(np.copy, value))
-
-
-def _static(shape: Shape | None) -> tuple[int, ...] | None:
-    return None if shape is None or None in shape else tuple(d for d in shape if d is not None)
 
 
 def _is_reference(value: object) -> bool:

@@ -1,8 +1,8 @@
 """One scope of a model - the main graph, a subgraph, a function body - as graphsurgeon nodes with an index.
 
-graphsurgeon reads a *weightless* copy of the scope: decoded attributes, tensors with the inferred types, no
-payloads. We keep our own index of producers and readers (graph outputs and captures by subgraphs included),
-because removing from graphsurgeon's edge lists is quadratic.
+Weights are not read: a constant is its shape, its data type and a function that returns the values. The index of
+producers and consumers (graph outputs and captures by subgraphs included) is our own, because removing from
+graphsurgeon's edge lists is quadratic.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ __all__ = [
     "inner_graphs",
     "node_name",
     "outer_names",
+    "static",
 ]
 
 Shape = tuple[int | None, ...]
@@ -40,7 +41,7 @@ MAX_SHAPE_ELEMENTS = 64  # of a constant that may decide a shape
 MAX_FOLDED_ELEMENTS = 1 << 16  # of a constant that may be computed while planning
 
 
-@dataclass(eq=False)  # not frozen, see `algebra.form`
+@dataclass(eq=False)  # not frozen: a plan makes many, see `algebra.affine_form`
 class Const:
     """A constant tensor.
 
@@ -48,8 +49,8 @@ class Const:
         shape: its dims.
         data_type: `onnx.TensorProto.DataType`.
         read: returns the payload, in the numpy dtype of `data_type`.
-        kernel, bias: for weights and biases this run made, what is behind them in float64: never rounded twice, and
-            not computed while planning goes on.
+        kernel, bias: for weights and biases that a fold of this run made: their float64 values, not computed yet, so
+            that a second fold does not round twice.
     """
 
     shape: tuple[int, ...]
@@ -64,7 +65,7 @@ class Const:
         return prod(self.shape)
 
     def computed(self) -> Values | None:
-        """What `read` returns; None if it cannot be computed: whatever needs it does not run."""
+        """What `read` returns; None if it cannot be computed: no runtime can run the node that needs it."""
         try:
             return self.read()
         except Inexact:
@@ -73,23 +74,27 @@ class Const:
 
 @dataclass(eq=False)
 class Scope:
-    """A scope that folds are planned in and spliced into.
+    """A scope in which folds are planned and applied.
 
     Attributes:
-        key, label: where it stands in the document, for the writer and for people.
+        key, label: where it is in the document, for the writer and for people.
         opset: version of the ONNX operator set in force.
         proto: the scope in the document's skeleton.
-        nodes: in topological order; see `decoding.decode` for operators of other domains.
-        anchor: id(node) -> position in the input; a new node has that of the node it replaces.
-        original: id(node) of the nodes that come from the input.
+        nodes: in topological order; see `load.decode` for operators of other domains.
         types: tensor -> (data type, shape); a dim is None where it is not known for certain.
         assumed: tensor -> shape with a number for every dim: for costs only, never for exactness.
         constants: what is known to be constant, by tensor name, outer scopes included.
-        initializers: those of `constants` that are initializers of this scope.
-        overridable: constants that may be others when the model runs: also graph inputs (IR >= 4), which a caller may
-            override, and of a name that stands for another one in a scope around or inside.
-        outputs: the scope's outputs.
+        inputs, outputs: the scope's own; initializers are no inputs.
         captured: tensors that subgraphs of its nodes read.
+        initializers: those of `constants` that are initializers of this scope.
+        overridable: constants that may have another value when the model runs: they are graph inputs, too (IR >= 4),
+            which a caller may override, or a scope around or inside has another tensor of that name.
+        taken: all names in use in the model.
+        anchor: id(node) -> position in the input; a new node has that of the node it replaces.
+        original: id(node) -> node, of the nodes of the input.
+        used_before: tensors that were read when the scope was loaded.
+        created: constants that folds made.
+        producer, consumers: tensor -> node(s); see `index`.
     """
 
     key: ScopeKey
@@ -120,7 +125,7 @@ class Scope:
         self.used_before = set(self.consumers) | self.captured
 
     def index(self) -> None:
-        """Rebuild producers and readers after the nodes have changed."""
+        """Rebuild producers and consumers after the nodes have changed."""
         self.producer, self.consumers = {}, {}
         for node in self.nodes:
             for tensor in node.outputs:
@@ -130,17 +135,15 @@ class Scope:
                     self.consumers.setdefault(tensor.name, []).append(node)
 
     def is_private(self, name: str) -> bool:
-        """Read exactly once, by a node of this scope, and seen by nobody else."""
-        return (
-            len(self.consumers.get(name, ())) == 1 and name not in self.outputs and name not in self.captured
-        )
+        """Its fan-out is one node of this scope, and nobody outside sees it."""
+        return len(self.consumers.get(name, ())) == 1 and not self.is_seen(name)
 
     def is_seen(self, name: str) -> bool:
         """A graph output, or read in a subgraph: the name must stay."""
         return name in self.outputs or name in self.captured
 
     def is_used(self, name: str) -> bool:
-        """Read by anybody, or seen."""
+        """Somebody reads it."""
         return bool(self.consumers.get(name)) or self.is_seen(name)
 
     def const(self, name: str) -> Const | None:
@@ -148,7 +151,7 @@ class Scope:
         return None if name in self.overridable else self.constants.get(name)
 
     def scalar(self, name: str) -> float | None:
-        """The value of a constant of one element; None if it is none, or cannot be held in its data type."""
+        """The value of a constant of one element; None for other tensors, and for a value that cannot be computed."""
         const = self.const(name)
         if const is None or const.size != 1:
             return None
@@ -157,15 +160,15 @@ class Scope:
 
     def shape(self, name: str) -> Shape | None:
         """The proved shape; None if not even the rank is known."""
-        const = self.constants.get(name)
-        if const is not None and name not in self.overridable:
+        const = self.const(name)
+        if const is not None:
             return const.shape
         return self.types.get(name, (0, None))[1]
 
     def data_type(self, name: str) -> int | None:
         """The ONNX data type, if known."""
-        const = self.constants.get(name)
-        if const is not None and name not in self.overridable:
+        const = self.const(name)
+        if const is not None:
             return const.data_type
         return self.types.get(name, (0, None))[0] or None
 
@@ -184,6 +187,14 @@ class Scope:
         return name
 
 
+def static(shape: Shape | None) -> tuple[int, ...] | None:
+    """A shape whose dims are all known, else None."""
+    if shape is None:
+        return None
+    known = tuple(size for size in shape if size is not None)
+    return known if len(known) == len(shape) else None
+
+
 def node_name(node: gs.Node) -> str:
     """The node's name, or its first output's when it has none."""
     return str(node.name or next((t.name for t in node.outputs if t.name), node.op))
@@ -200,7 +211,7 @@ def inner_graphs(node: onnx.NodeProto) -> Iterator[tuple[tuple[str | int, ...], 
 
 
 def outer_names(graph: onnx.GraphProto) -> set[str]:
-    """Names a subgraph, or one nested in it, reads from the scopes around it."""
+    """Names that a subgraph, or one nested in it, reads from the scopes around it."""
     inside = {i.name for i in graph.input} | {i.name for i in graph.initializer}
     inside |= {i.values.name for i in graph.sparse_initializer}
     wanted = {o.name for o in graph.output}

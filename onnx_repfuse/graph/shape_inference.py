@@ -12,7 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import onnx
 
 from onnx_repfuse.graph.operators import operator_of_proto
-from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, ONNX_DOMAINS, Const, Scope, Shape, outer_names
+from onnx_repfuse.graph.scope import (
+    MAX_SHAPE_ELEMENTS,
+    ONNX_DOMAINS,
+    Const,
+    Scope,
+    Shape,
+    outer_names,
+    static,
+)
 from onnx_repfuse.graph.unreliable_shapes import without_unreliable_shapes
 
 __all__ = ["Sizes", "Types", "infer"]
@@ -75,11 +83,8 @@ def _infer_twice(
         types_in_doubt = dict(_types(certain.input[len(scope.input) :]))  # of what has a value in doubt
         scope.CopyFrom(certain)
         proved = {**types_in_doubt, **_run(alone, varying), **declared}
-    sizes: Sizes = {}
-    for name, (_, shape) in sized.items():
-        if shape is not None and None not in shape:
-            sizes[name] = shape  # type: ignore[assignment]
-    return proved, sizes
+    sizes = ((name, static(shape)) for name, (_, shape) in sized.items())
+    return proved, {name: shape for name, shape in sizes if shape is not None}
 
 
 def _add_inputs(
@@ -184,7 +189,7 @@ def _assume(inputs: Iterable[onnx.ValueInfoProto], outer: Scope | None) -> bool:
         assumed = outer.assumed.get(value.name, ()) if outer else ()
         sizes = assumed if len(assumed) == len(dims) else (1, *(ASSUMED_SPACE,) * (len(dims) - 1))
         for dim, size in zip(dims, sizes, strict=False):
-            if not dim.HasField("dim_value") or dim.dim_value < 0:
+            if not _is_known(dim):
                 any_unknown = True
                 dim.dim_value = size
     return any_unknown
@@ -215,6 +220,9 @@ def _types(values: Iterable[onnx.ValueInfoProto]) -> Iterator[tuple[str, tuple[i
 def _shape(tensor: onnx.TypeProto.Tensor) -> Shape | None:
     if not tensor.HasField("shape"):
         return None
-    return tuple(
-        [d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in tensor.shape.dim]
-    )
+    return tuple([dim.dim_value if _is_known(dim) else None for dim in tensor.shape.dim])
+
+
+def _is_known(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    """Some exporters write -1 for a dim of any size."""
+    return dim.HasField("dim_value") and dim.dim_value >= 0

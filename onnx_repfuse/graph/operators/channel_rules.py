@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.scope import Scope, Shape
+from onnx_repfuse.graph.scope import Const, Scope, Shape, static
 
 __all__ = [
     "BROADCAST",
@@ -25,7 +25,6 @@ __all__ = [
     "ChannelLayout",
     "ChannelRule",
     "Layouts",
-    "agrees",
 ]
 
 
@@ -42,6 +41,23 @@ class ChannelLayout:
     def layout(self) -> tuple[int, int]:
         """As `Geometry.layout`."""
         return self.channel_axis, self.rank
+
+    def allows_dims(self, dims: int) -> bool:
+        """Whether a tensor of this layout may have so many dims: (N, C, *space) has rank + 2, (..., C) any number."""
+        return dims == self.rank + 2 if self.channel_axis == 1 else dims > 0
+
+    def agrees(self, shape: Shape | None) -> bool:
+        """Whether what is proved of a tensor's shape allows this layout."""
+        if shape is None:
+            return True
+        return self.allows_dims(len(shape)) and shape[self.channel_axis] in (None, self.channels)
+
+    def with_channels_of(self, shape: Shape | None) -> ChannelLayout | None:
+        """This layout, with the channels that a tensor of that shape has; None if they are not proved."""
+        if shape is None or len(shape) < 2 or not self.allows_dims(len(shape)):
+            return None
+        channels = shape[self.channel_axis]
+        return None if channels is None else replace(self, channels=channels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,17 +76,19 @@ class Layouts:
         """That of a node's first output."""
         return self.known.get(node.outputs[0].name) if node.outputs else None
 
-    def rank(self, name: str) -> int | None:
-        """Number of dims: proved by inference, or by the operator that computes the tensor."""
-        shape = self.scope.shape(name)
-        if shape is not None:
-            return len(shape)
-        layout = self.known.get(name)
-        return layout.rank + 2 if layout is not None and layout.channel_axis == 1 else None
-
     def output_shape(self, node: gs.Node) -> Shape | None:
         """The proved shape of a node's first output."""
         return self.scope.shape(node.outputs[0].name)
+
+    def channel_axis(self, name: str, axis: int) -> bool | None:
+        """Whether an axis, counted from either end, is that of a tensor's channels; None if that is not certain."""
+        layout, shape = self.known[name], self.scope.shape(name)
+        if axis == layout.channel_axis:
+            return True
+        if shape is None and layout.channel_axis == -1:
+            return None if axis >= 0 else False  # axis 1 is the last one of (N, C) only
+        dims = layout.rank + 2 if shape is None else len(shape)
+        return axis % dims == layout.channel_axis % dims
 
 
 Demand = tuple[str, ChannelLayout]
@@ -89,23 +107,15 @@ def input_names(node: gs.Node) -> list[str]:
     return [t.name for t in node.inputs if t.name]
 
 
-def agrees(layout: ChannelLayout, shape: Shape | None) -> bool:
-    """Whether what is proved of a tensor's shape allows a layout."""
-    if shape is None:
-        return True
-    if not shape or (layout.channel_axis == 1 and len(shape) != layout.rank + 2):
-        return False
-    return shape[layout.channel_axis] in (None, layout.channels)
-
-
-# Nothing but the shape tells: (N, C) has its channels last.
+# Only the shape tells: the channels of (N, C) are on the last axis.
 
 
 def _matrix(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
     shape = layouts.output_shape(node)
-    if shape is None or len(shape) != 2 or not shape[1]:
+    if shape is None or len(shape) != 2:
         return None
-    return ChannelLayout(-1, 0, shape[1], layouts.scope.data_type(node.outputs[0].name) or 0)
+    channels, data_type = shape[1], layouts.scope.data_type(node.outputs[0].name)
+    return ChannelLayout(-1, 0, channels, data_type or 0) if channels else None
 
 
 BY_SHAPE = ChannelRule(_matrix)
@@ -136,21 +146,21 @@ def _kept_if(keeps: Callable[[Layouts, gs.Node, ChannelLayout], bool]) -> Channe
         layout, name = layouts.output(node), node.inputs[0].name
         if layout is None or not keeps(layouts, node, layout):
             return ()
-        return [(name, layout)] if agrees(layout, layouts.scope.shape(name)) else ()
+        return [(name, layout)] if layout.agrees(layouts.scope.shape(name)) else ()
 
     return ChannelRule(_given_first(forwards), backwards)
 
 
 def _on_axis_1(layouts: Layouts, node: gs.Node, layout: ChannelLayout) -> bool:
+    if layout.channel_axis == 1:
+        return True
     shape = layouts.output_shape(node)
-    return layout.channel_axis == 1 or (
-        shape is not None and len(shape) == 2
-    )  # of (N, C) both axes are the same
+    return shape is not None and len(shape) == 2  # of (N, C) the last axis is axis 1
 
 
 def _where_proved(layouts: Layouts, node: gs.Node, layout: ChannelLayout) -> bool:
-    shape = layouts.output_shape(node)
-    return shape is not None and len(shape) > 1 and shape[layout.channel_axis] == layout.channels
+    shape = layouts.output_shape(node) or ()
+    return len(shape) > 1 and shape[layout.channel_axis] == layout.channels
 
 
 KEPT = _kept_if(lambda layouts, node, layout: True)
@@ -162,8 +172,10 @@ def _normalized(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
     """BatchNormalization: `scale` has one value per channel of axis 1."""
     name, scope = node.inputs[0].name, layouts.scope
     shape = scope.shape(name)
-    scale = scope.shape(node.inputs[1].name) if len(node.inputs) > 1 else None
-    if shape is None or len(shape) < 2 or scale is None or len(scale) != 1 or scale[0] is None:
+    scale = static(scope.shape(node.inputs[1].name)) if len(node.inputs) > 1 else None
+    if shape is None or len(shape) < 2:
+        return ()
+    if scale is None or len(scale) != 1:
         return ()
     axis, rank = (-1, 0) if len(shape) == 2 else (1, len(shape) - 2)
     layout = ChannelLayout(axis, rank, scale[0], scope.data_type(name) or 0)
@@ -176,33 +188,23 @@ NORMALIZED = ChannelRule(KEPT_ON_AXIS_1.forwards, _normalized)
 # Some of the input's channels, or of its positions.
 
 
-def _selected(layouts: Layouts, node: gs.Node, first: ChannelLayout) -> ChannelLayout | None:
-    shape = layouts.output_shape(node)
-    if shape is None or (first.channel_axis == 1 and len(shape) != first.rank + 2):
-        return None
-    channels = shape[first.channel_axis] if len(shape) > 1 else None
-    return None if channels is None else replace(first, channels=channels)
-
-
-SELECTED = ChannelRule(_given_first(_selected))
+SELECTED = ChannelRule(
+    _given_first(lambda layouts, node, first: first.with_channels_of(layouts.output_shape(node)))
+)
 
 
 # Concat: the channels of all inputs, where it is along the channels.
 
 
 def _stacked(layouts: Layouts, node: gs.Node, first: ChannelLayout) -> ChannelLayout | None:
-    names = input_names(node)
-    parts = [part for name in names if (part := layouts.known.get(name)) is not None]
-    if len(parts) < len(names) or any(part.layout != first.layout for part in parts):
+    names, axis = input_names(node), node.attrs.get("axis")
+    parts = [layouts.known.get(name) for name in names]
+    if axis is None or {part and part.layout for part in parts} != {first.layout}:
         return None
-    axis, rank = node.attrs.get("axis"), layouts.rank(names[0])
-    if axis is None:
+    along_channels = layouts.channel_axis(names[0], axis)
+    if along_channels is None:
         return None
-    if rank is None and (axis < 0) != (first.channel_axis < 0):
-        return None  # axis 1 and axis -1 may be the same axis or not
-    if axis == first.channel_axis or (rank is not None and axis % rank == first.channel_axis % rank):
-        return replace(first, channels=sum(part.channels for part in parts))
-    return first
+    return replace(first, channels=sum(part.channels for part in parts if part)) if along_channels else first
 
 
 STACKED = ChannelRule(_given_first(_stacked))
@@ -212,17 +214,22 @@ STACKED = ChannelRule(_given_first(_stacked))
 
 
 def _broadcast(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
-    names, scope = input_names(node), layouts.scope
-    constants = [scope.constants[name].shape for name in names if scope.const(name) is not None]
-    varying = [name for name in names if scope.const(name) is None]
+    scope = layouts.scope
+    varying: list[str] = []
+    constants: list[Const] = []
+    for name in input_names(node):
+        const = scope.const(name)
+        if const is None:
+            varying.append(name)
+        else:
+            constants.append(const)
     layout = _common(layouts, node, varying)
-    if layout is not None and not all(_fits(shape, layout) for shape in constants):
-        layout = None
-    if layout is None and constants and len(varying) == 1:
-        constant = next(scope.constants[name] for name in names if scope.const(name) is not None)
-        data_type = scope.data_type(varying[0]) or constant.data_type
-        return _named_by_constant(scope.shape(varying[0]), constant.shape, data_type)
-    return layout
+    if layout is not None and all(_fits(const.shape, layout) for const in constants):
+        return layout
+    if constants and len(varying) == 1:
+        data_type = scope.data_type(varying[0]) or constants[0].data_type
+        return _named_by_constant(scope.shape(varying[0]), constants[0].shape, data_type)
+    return None
 
 
 def _common(layouts: Layouts, node: gs.Node, names: list[str]) -> ChannelLayout | None:
@@ -232,36 +239,37 @@ def _common(layouts: Layouts, node: gs.Node, names: list[str]) -> ChannelLayout 
         return None
     shape = layouts.output_shape(node)
     if shape is not None:
-        return next((layout for layout in operands if agrees(layout, shape)), None)
+        return next((layout for layout in operands if layout.agrees(shape)), None)
     widest = max(operands, key=lambda layout: layout.channels)
     if any(layout.layout != widest.layout for layout in operands):
         return None
-    # one channel may become several by an operand of which nothing is known
-    return widest if widest.channels > 1 or len(operands) == len(names) else None
+    # an operand of which nothing is known may broadcast one channel to several
+    is_certain = widest.channels > 1 or len(operands) == len(names)
+    return widest if is_certain else None
 
 
 def _fits(shape: tuple[int, ...], layout: ChannelLayout) -> bool:
     """Whether a constant of that shape, combined with a tensor of this layout, leaves rank and channels alone."""
     if layout.channel_axis == -1:
-        return not shape or shape[-1] in (1, layout.channels)
-    aligned = (1,) * (layout.rank + 2 - len(shape)) + shape
-    return len(aligned) == layout.rank + 2 and aligned[1] in (1, layout.channels)
+        return shape[-1:] in ((), (1,), (layout.channels,))
+    dims = layout.rank + 2
+    aligned = (1,) * (dims - len(shape)) + shape
+    return len(shape) <= dims and aligned[1] in (1, layout.channels)
 
 
 def _named_by_constant(
     shape: Shape | None, constant: tuple[int, ...], data_type: int
 ) -> ChannelLayout | None:
     """A constant that differs along one axis only names that axis: (C, 1, 1) axis 1 of (N, C, H, W)."""
-    if shape is None or len(shape) < 2 or len(constant) > len(shape):
+    if shape is None or len(shape) < max(2, len(constant)):
         return None
     aligned = (1,) * (len(shape) - len(constant)) + constant
     last = len(shape) - 1
     axes = [axis for axis, size in enumerate(aligned) if size != 1]
-    if axes == [last] and shape[last] == aligned[last]:
-        return ChannelLayout(-1, 0, aligned[last], data_type)
-    if axes == [1] and shape[1] == aligned[1]:
-        return ChannelLayout(1, len(shape) - 2, aligned[1], data_type)
-    return None
+    if len(axes) != 1 or axes[0] not in (1, last) or shape[axes[0]] != aligned[axes[0]]:
+        return None
+    axis, rank = (-1, 0) if axes[0] == last else (1, len(shape) - 2)
+    return ChannelLayout(axis, rank, aligned[axes[0]], data_type)
 
 
 def _operands(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.operators.channel_rules import ChannelLayout, ChannelRule, Layouts
 from onnx_repfuse.graph.operators.facts import Attributes, Doubt, Operator, SizeCase, Values, WeightChannels
-from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.graph.scope import Scope, static
 
 __all__ = ["CONV_MATMUL"]
 
@@ -48,10 +48,8 @@ def _static_weight(scope: Scope, node: gs.Node) -> tuple[tuple[int, ...], int] |
     if len(node.inputs) < 2:
         return None
     name = node.inputs[1].name
-    shape, data_type = scope.shape(name), scope.data_type(name)
-    if shape is None or None in shape or not data_type:
-        return None
-    return tuple(size for size in shape if size is not None), data_type
+    shape, data_type = static(scope.shape(name)), scope.data_type(name)
+    return (shape, data_type) if shape is not None and data_type else None
 
 
 LayoutsAround = tuple[ChannelLayout, ChannelLayout]  # of input and output
@@ -99,19 +97,22 @@ def _multiplied(weight: WeightChannels) -> ChannelRule:
 # Multiply-adds, at assumed sizes.
 
 
-def _weight_shape(scope: Scope, node: gs.Node) -> list[int] | None:
-    shape = scope.shape(node.inputs[1].name) if len(node.inputs) > 1 else None
-    return None if shape is None or None in shape else [size for size in shape if size is not None]
-
-
 def _conv_macs(scope: Scope, node: gs.Node) -> int | None:
-    weight, out = _weight_shape(scope, node), scope.elements(node.outputs[0].name)
-    return None if weight is None or out is None else out * prod(weight[1:])
+    """Each output element sums over (in / groups, kernel)."""
+    return _times(scope.elements(node.outputs[0].name), _weight_shape(scope, node))
 
 
 def _conv_transpose_macs(scope: Scope, node: gs.Node) -> int | None:
-    weight, data = _weight_shape(scope, node), scope.elements(node.inputs[0].name)
-    return None if weight is None or data is None else data * prod(weight[1:])
+    """Each input element is added to (out / groups, kernel)."""
+    return _times(scope.elements(node.inputs[0].name), _weight_shape(scope, node))
+
+
+def _weight_shape(scope: Scope, node: gs.Node) -> tuple[int, ...] | None:
+    return static(scope.shape(node.inputs[1].name)) if len(node.inputs) > 1 else None
+
+
+def _times(elements: int | None, weight: tuple[int, ...] | None) -> int | None:
+    return None if elements is None or weight is None else elements * prod(weight[1:])
 
 
 def _gemm_macs(scope: Scope, node: gs.Node) -> int | None:
@@ -120,6 +121,7 @@ def _gemm_macs(scope: Scope, node: gs.Node) -> int | None:
 
 
 def _matmul_macs(scope: Scope, node: gs.Node) -> int | None:
+    """The weight may be a computed tensor, so the last axis of the data tells the length of the sums."""
     data, out = scope.assumed.get(node.inputs[0].name), scope.elements(node.outputs[0].name)
     return None if data is None or out is None else out * data[-1]
 
@@ -131,9 +133,10 @@ def _matmul(attrs: Attributes, a: Values, b: Values) -> Values:
 def _conv_transpose_doubts(case: SizeCase) -> Sequence[int] | Doubt:
     """`auto_pad` with `output_padding`; and an `output_shape` smaller than the input, which ONNX Runtime rejects."""
     wanted = case.attrs.get("output_shape", ())
-    if any(size is not None and out < size for out, size in zip(wanted, case.shape[2:], strict=False)):
+    if any(out < (size or 0) for out, size in zip(wanted, case.shape[2:], strict=False)):
         return Doubt.SHAPE
-    return case.space if case.pads_automatically and any(case.attrs.get("output_padding", ())) else ()
+    lengthens = any(case.attrs.get("output_padding", ()))
+    return case.space if case.pads_automatically and lengthens else ()
 
 
 CONV_MATMUL = (
