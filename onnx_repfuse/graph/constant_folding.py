@@ -48,14 +48,12 @@ def fold_constant(
     if facts.evaluate is None:
         return None
     given = [const for const in inputs if const is not None]
-    if onnx.TensorProto.STRING in (data_type, attrs.get("to"), *(const.data_type for const in given)):
-        return None
-    if _depends_on_runtime(facts, attrs, given):
+    if _is_of_text(attrs, given, data_type) or _depends_on_runtime(facts, attrs, given):
         return None
     evaluate = partial(_evaluate, facts.evaluate, dict(attrs), inputs, shape)
     if shape is not None and data_type is not None and not _may_fail(facts, given):
         return Const(shape, data_type, evaluate)
-    if max((const.size for const in given), default=0) > MAX_FOLDED_ELEMENTS:
+    if any(const.size > MAX_FOLDED_ELEMENTS for const in given):
         return None
     try:
         value = evaluate()
@@ -66,10 +64,14 @@ def fold_constant(
     return Const(value.shape, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), lambda: value)
 
 
+def _is_of_text(attrs: Attributes, given: Sequence[Const], data_type: int | None) -> bool:
+    """Strings decide nothing that is folded, and their payload cannot be read as an array."""
+    return onnx.TensorProto.STRING in (data_type, attrs.get("to"), *(const.data_type for const in given))
+
+
 def _depends_on_runtime(facts: Operator, attrs: Attributes, given: Sequence[Const]) -> bool:
     """Runtimes compute half precision in single precision, which may end on the other side of a jump."""
-    halves = any(const.data_type in _HALVES for const in given)
-    return halves and facts.jumps is not None and facts.jumps(attrs)
+    return facts.jumps(attrs) and any(const.data_type in _HALVES for const in given)
 
 
 def _may_fail(facts: Operator, given: Sequence[Const]) -> bool:
@@ -83,7 +85,7 @@ def _evaluate(
     inputs: Sequence[Const | None],
     shape: tuple[int, ...] | None,
 ) -> Values:
-    values = [const and const.read() for const in inputs]
+    values = [None if const is None else const.read() for const in inputs]
     try:
         with np.errstate(all="ignore"):
             value = np.asarray(function(attrs, *values))

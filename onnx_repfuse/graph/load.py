@@ -209,54 +209,51 @@ def _unknown(types: Types) -> int:
 def _fold(nodes: list[gs.Node], constants: dict[str, Const], types: Types, overridable: set[str]) -> bool:
     """Find the nodes that compute constants, the Shape of a tensor of proved shape among them."""
     before = len(constants)
+    fixed = {name: const for name, const in constants.items() if name not in overridable}
     for node in nodes:
         facts = operator(node)
-        if facts.evaluate is None or len(node.outputs) != 1:
+        if not _may_be_constant(facts, node, fixed) or node.outputs[0].name in constants:
             continue
-        output = node.outputs[0].name
-        # nearly all nodes end here: what reads one tensor that is no constant is none itself
-        if not facts.reads_shape_only and not (node.inputs and node.inputs[0].name in constants):
+        if any(map(_is_reference, node.attrs.values())):
             continue
-        if output in constants or any(_is_reference(value) for value in node.attrs.values()):
-            continue
-        const = _folded(node, facts, constants, types, overridable)
+        fold = _of_shape if facts.reads_shape_only else _of_constants
+        const = fold(facts, node, fixed, types)
         if const is not None:
-            constants[output] = const
+            constants[node.outputs[0].name] = fixed[node.outputs[0].name] = const
     return len(constants) > before
 
 
-def _folded(
-    node: gs.Node, facts: Operator, constants: dict[str, Const], types: Types, overridable: set[str]
-) -> Const | None:
-    """The constant that a node of one output computes."""
-    names = [t.name for t in node.inputs]
-    while names and not names[-1]:
-        names.pop()
-    if not names or ("" in names and not facts.takes_omitted_inputs):
-        return None
-    if facts.reads_shape_only:
-        return _of_shape(facts, node, _known_shape(names[0], constants, types, overridable))
-    if any(name in overridable or (name and name not in constants) for name in names):
-        return None
-    data_type, shape = types.get(node.outputs[0].name, (0, None))
-    inputs = [constants.get(name) for name in names]
-    return fold_constant(facts, node.attrs, inputs, static(shape), data_type or None)
+def _may_be_constant(facts: Operator, node: gs.Node, fixed: dict[str, Const]) -> bool:
+    """Nearly all nodes end here: a node whose first input is no constant is none, unless it reads the shape only."""
+    if facts.evaluate is None or len(node.outputs) != 1 or not node.inputs:
+        return False
+    return facts.reads_shape_only or node.inputs[0].name in fixed
 
 
-def _known_shape(
-    name: str, constants: dict[str, Const], types: Types, overridable: set[str]
-) -> tuple[int, ...] | None:
+def _of_shape(facts: Operator, node: gs.Node, fixed: dict[str, Const], types: Types) -> Const | None:
+    """What a Shape computes."""
+    name = node.inputs[0].name
     shape = static(types.get(name, (0, None))[1])
-    if shape is None and name in constants and name not in overridable:
-        return constants[name].shape
-    return shape
-
-
-def _of_shape(facts: Operator, node: gs.Node, shape: tuple[int, ...] | None) -> Const | None:
-    if facts.evaluate is None or shape is None:
+    if shape is None and name in fixed:
+        shape = fixed[name].shape
+    if shape is None or facts.evaluate is None:
         return None
     value = facts.evaluate(node.attrs, shape)
     return Const(value.shape, onnx.TensorProto.INT64, partial(np.copy, value))
+
+
+def _of_constants(facts: Operator, node: gs.Node, fixed: dict[str, Const], types: Types) -> Const | None:
+    """What a node computes from constants alone."""
+    names = [t.name for t in node.inputs]
+    while not names[-1]:
+        names.pop()
+    if not facts.takes_omitted_inputs and "" in names:
+        return None
+    if any(name and name not in fixed for name in names):
+        return None
+    data_type, shape = types.get(node.outputs[0].name, (0, None))
+    inputs = [fixed.get(name) for name in names]
+    return fold_constant(facts, node.attrs, inputs, static(shape), data_type or None)
 
 
 def _is_reference(value: object) -> bool:

@@ -72,26 +72,26 @@ def behind_view(scope: Scope, node: gs.Node, before: Layout, channels: int) -> t
     space_map = operator(node).space_map
     if space_map is None or not node.inputs or len(node.outputs) != 1:
         return None
-    shape, result = scope.shape(node.inputs[0].name), _result_shape(scope, node)
-    if shape is None or result is None or len(shape) < 2 or len(result) < 2:
+    shape, result = scope.shape(node.inputs[0].name) or (), _result_shape(scope, node)
+    if min(len(shape), len(result)) < 2:
         return None
-    if before[0] == 1 and len(shape) != before[1] + 2:
+    axis, rank = before
+    if axis == 1 and len(shape) != rank + 2:
         return None
     try:
         layout = space_map.layout(ViewCase(scope, node, before, channels, shape, result))
     except Inexact:  # of a constant that cannot be computed
         return None
-    if layout is None or result[layout[0] % len(result)] != channels:
-        return None
-    return layout, result
+    keeps_channels = layout is not None and result[layout[0] % len(result)] == channels
+    return (layout, result) if layout is not None and keeps_channels else None
 
 
-def _result_shape(scope: Scope, node: gs.Node) -> Shape | None:
-    """The proved shape of the output; that of another tensor if the node restores it; None if an input may vary."""
+def _result_shape(scope: Scope, node: gs.Node) -> Shape:
+    """The proved shape of the output, that of another tensor if the node restores it; () if an input may vary."""
     if all(scope.const(t.name) is not None for t in node.inputs[1:] if t.name):
-        return scope.shape(node.outputs[0].name)
+        return scope.shape(node.outputs[0].name) or ()
     like = restored_from(scope, node)
-    return scope.shape(like) if like else None
+    return (scope.shape(like) or ()) if like else ()
 
 
 def restored_from(scope: Scope, node: gs.Node) -> str:
@@ -101,8 +101,9 @@ def restored_from(scope: Scope, node: gs.Node) -> str:
     target = scope.producer.get(node.inputs[1].name)
     if target is None or target.op != "Shape":
         return ""
-    is_part = target.attrs.get("start") or target.attrs.get("end") is not None
-    return "" if is_part else str(target.inputs[0].name)
+    if target.attrs.get("start") or target.attrs.get("end") is not None:
+        return ""  # a part of the shape
+    return str(target.inputs[0].name)
 
 
 def is_identity(chain: Sequence[View]) -> bool:
@@ -111,16 +112,21 @@ def is_identity(chain: Sequence[View]) -> bool:
     if first.before != last.after:
         return False
     sorts = {view.sort for view in chain}
-    if sorts == {SpaceMapSort.RESHAPES}:
-        start, end = _without_channels(first.start, first.before), _without_channels(last.end, last.after)
-        same_shape = start == end and start.count(None) <= 1  # two unknown sizes may change places
-        return same_shape or last.like == first.operand
+    if sorts == {SpaceMapSort.RESHAPES}:  # the elements are in order: only the dims may differ
+        return last.like == first.operand or _same_positions(first, last)
     if sorts == {SpaceMapSort.PERMUTES}:
         order = list(range(len(first.start)))
         for view in chain:
             order = [order[axis] for axis in permutation(view.node, len(order))]
         return order == sorted(order)
     return False
+
+
+def _same_positions(first: View, last: View) -> bool:
+    start, end = _without_channels(first.start, first.before), _without_channels(last.end, last.after)
+    if start.count(None) > 1:
+        return False  # two unknown sizes may change places
+    return start == end
 
 
 def _without_channels(shape: Shape, layout: Layout) -> Shape:

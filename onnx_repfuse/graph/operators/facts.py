@@ -182,7 +182,7 @@ class Operator:
     evaluate: Evaluate | None = None
     takes_omitted_inputs: bool = False
     reads_shape_only: bool = False
-    jumps: Callable[[Attributes], bool] | None = None
+    jumps: Callable[[Attributes], bool] = lambda attrs: False
     undefined_for: str = ""
     shaped_by_shapes: bool = False
     doubts: Callable[[SizeCase], Sequence[int] | Doubt] | None = None

@@ -25,7 +25,7 @@ from onnx_repfuse.graph.operators.facts import (
     Values,
     ViewCase,
 )
-from onnx_repfuse.graph.scope import Scope, Shape
+from onnx_repfuse.graph.scope import Scope, Shape, static
 
 __all__ = ["SPACE_MAPS", "permutation"]
 
@@ -57,16 +57,21 @@ def _reshape_layout(case: ViewCase) -> Layout | None:
     if _channels_vary_fastest(case):
         return _rows_layout(case)
     result = case.result
-    keeps_axis_1 = case.channel == 1 and len(result) > 2 and result[1] == case.channels
-    return (1, len(result) - 2) if keeps_axis_1 and _keeps_batch(case) else None
+    if case.channel != 1 or len(result) == 2 or result[1] != case.channels:
+        return None
+    return (1, len(result) - 2) if _keeps_batch(case) else None
 
 
 def _rows_layout(case: ViewCase) -> Layout | None:
-    result, channels_last = case.result, case.channel == len(case.shape) - 1
-    if result[-1] == case.channels and (len(result) == 2 or channels_last):
-        return -1, 0
-    beyond_batch = [size for size in result[1:] if size != 1]
-    return (1, len(result) - 2) if beyond_batch == [case.channels] and result[1] == case.channels else None
+    """The layout of a Reshape where each row of C elements is one position."""
+    result, channels = case.result, case.channels
+    if result[-1] == channels:
+        channels_were_last = case.channel == len(case.shape) - 1
+        if channels_were_last or len(result) == 2:
+            return -1, 0
+    if result[1] != channels or [size for size in result[1:] if size != 1] != [channels]:
+        return None
+    return 1, len(result) - 2
 
 
 def _keeps_batch(case: ViewCase) -> bool:
@@ -74,10 +79,13 @@ def _keeps_batch(case: ViewCase) -> bool:
     shape, result, node = case.shape, case.result, case.node
     if shape[0] is not None and shape[0] == result[0]:
         return True
-    if None not in (*shape[1:], *result[1:]):
-        return prod(size or 0 for size in shape[1:]) == prod(size or 0 for size in result[1:])
-    target = case.scope.const(node.inputs[1].name) if len(node.inputs) > 1 else None
-    return target is not None and not node.attrs.get("allowzero") and int(target.read().ravel()[0]) == 0
+    before, after = static(shape[1:]), static(result[1:])
+    if before is not None and after is not None:
+        return prod(before) == prod(after)
+    if len(node.inputs) < 2 or node.attrs.get("allowzero"):
+        return False
+    target = case.scope.const(node.inputs[1].name)
+    return target is not None and int(target.read().ravel()[0]) == 0
 
 
 def _flatten(attrs: Attributes, x: Values) -> Values:
@@ -181,17 +189,19 @@ def _resize_layout(case: ViewCase) -> Layout | None:
 def _repeats_positions(case: ViewCase) -> bool:
     """Whether each output position is one of the input's, and channels are not resized."""
     attrs = case.node.attrs
-    if attrs.get("mode", "nearest") != "nearest" or attrs.get("axes"):
-        return False
+    if attrs.get("mode", "nearest") != "nearest":
+        return False  # linear and cubic write means of positions, and read beyond the sides
     if attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
         return False  # writes `extrapolation_value` outside the input
+    if attrs.get("axes"):
+        return False  # opset 18: scales of some axes only, which a change of channels cannot be written in
     if len(case.result) != len(case.shape) or case.result[1] != case.shape[1]:
         return False
     if case.node.op == "Resize" and len(case.node.inputs) > 4:
         return False  # more inputs than the standard knows
     factors = _factors(case.scope, case.node)
     # a factor of 1.2 makes four channels of four, and not the same ones
-    return all(factor == 1.0 for factor in factors[1:2]) and _leaves_positions(factors, case.result)
+    return factors[1:2] in ([], [1.0]) and _leaves_positions(factors, case.result)
 
 
 def _factors(scope: Scope, node: gs.Node) -> list[float]:
@@ -213,7 +223,8 @@ def _leaves_positions(factors: list[float], result: Shape) -> bool:
     """Whether the result is not empty where the operand is not: runtimes refuse to convolve empty tensors."""
     if len(factors) != len(result):
         return 0 not in result
-    return all(size or factor >= 1 for size, factor in zip(result[2:], factors[2:], strict=True))
+    shrunk = [size for size, factor in zip(result[2:], factors[2:], strict=True) if factor < 1]
+    return all(shrunk)  # an unknown size may be 0, too
 
 
 def _resize_doubts(case: SizeCase) -> Sequence[int]:
@@ -231,10 +242,8 @@ def _resize_doubts(case: SizeCase) -> Sequence[int]:
         return every
     if any(not -len(case.shape) <= axis < len(case.shape) for axis in axes):
         return every
-    places = [axis % len(case.shape) for axis in axes]
-    return sorted(
-        {axis for axis, scale in zip(places, scales, strict=True) if _rounds_twice(case.shape[axis], scale)}
-    )
+    by_axis = [(axis % len(case.shape), scale) for axis, scale in zip(axes, scales, strict=True)]
+    return sorted({axis for axis, scale in by_axis if _rounds_twice(case.shape[axis], scale)})
 
 
 def _known_scales(case: SizeCase) -> Sequence[float] | None:
@@ -247,8 +256,10 @@ def _known_scales(case: SizeCase) -> Sequence[float] | None:
 
 def _rounds_twice(size: int | None, scale: float) -> bool:
     """Whether `floor(size * scale)` depends on the precision of the product."""
+    if size is None:
+        return False
     narrow = np.float32(scale)
-    return size is not None and floor(np.float32(size) * narrow) != floor(size * float(narrow))
+    return bool(floor(np.float32(size) * narrow) != floor(size * float(narrow)))
 
 
 _RESIZE = SpaceMap(SpaceMapSort.REPEATS, _resize_layout, sizes_input=3)
