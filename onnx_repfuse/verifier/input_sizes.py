@@ -44,7 +44,7 @@ class _Guess(NamedTuple):
 
 def has_free_dims(value: ValueInfo, given: Mapping[str, Sequence[int]]) -> bool:
     """Whether the model and the user leave us a size of this input to choose."""
-    return value.name not in given and not all(_is_fixed(dim) for dim in value.shape)
+    return value.name not in given and any(not isinstance(dim, int) for dim in value.shape)
 
 
 def shapes_to_try(
@@ -85,15 +85,13 @@ def broadcast_shapes(
     for value in inputs[1:]:
         if value.name not in given:
             sizes = zip(value.shape, shapes[value.name], strict=True)
-            result[value.name] = tuple(
-                size if isinstance(dim, int) or (dim and dim in first_dims) else 1 for dim, size in sizes
-            )
+            result[value.name] = tuple(size if _is_shared(dim, first_dims) else 1 for dim, size in sizes)
     return result if result != shapes else None
 
 
-def _is_fixed(dim: Dim) -> bool:
-    """Some exporters write -1 for a size they do not know."""
-    return isinstance(dim, int) and dim >= 0
+def _is_shared(dim: Dim, first_dims: set[Dim]) -> bool:
+    """Whether a dim must keep its size; one without a name is an input's own."""
+    return isinstance(dim, int) or (dim is not None and dim in first_dims)
 
 
 def _shapes(inputs: Sequence[ValueInfo], given: Mapping[str, Sequence[int]], guess: _Guess) -> Shapes:
@@ -107,8 +105,8 @@ def _shapes(inputs: Sequence[ValueInfo], given: Mapping[str, Sequence[int]], gue
             continue
         sizes = []
         for axis, dim in enumerate(value.shape):
-            size = dim if isinstance(dim, int) and _is_fixed(dim) else _guessed_size(value.shape, axis, guess)
-            sizes.append(size_of_name.setdefault(dim, size) if isinstance(dim, str) and dim else size)
+            size = dim if isinstance(dim, int) else _guessed_size(value.shape, axis, guess)
+            sizes.append(size_of_name.setdefault(dim, size) if isinstance(dim, str) else size)
         shapes[value.name] = tuple(sizes)
     return shapes
 
@@ -117,19 +115,14 @@ def _guessed_size(shape: tuple[Dim, ...], axis: int, guess: _Guess) -> int:
     """The usual meaning of an axis at this rank."""
     if axis == 0:
         return guess.batch
-    if _is_channels_last(shape):
-        return guess.image[axis - 1]  # (N, H, W, C)
-    if len(shape) == 4 and axis == 1:
-        return _RGB  # (N, C, H, W)
+    if len(shape) == 4:
+        last = shape[-1]
+        if isinstance(last, int) and 0 < last <= _MAX_CHANNELS_LAST:
+            return guess.image[axis - 1]  # (N, H, W, C), TensorFlow's layout, as tf2onnx keeps it
+        return (_RGB, *guess.image)[axis - 1]  # (N, C, H, W)
     if axis == 1:
         return guess.length  # (N, T), (N, T, C), (N, C, D, H, W)
-    return guess.image[axis % 2]  # H and W, of volumes H, W, H
-
-
-def _is_channels_last(shape: tuple[Dim, ...]) -> bool:
-    """TensorFlow's layout of images, as tf2onnx keeps it."""
-    last = shape[-1]
-    return len(shape) == 4 and isinstance(last, int) and 0 < last <= _MAX_CHANNELS_LAST
+    return guess.image[axis % 2]  # of a sequence H, of a volume H, W, H
 
 
 def _guessed_positions(value: ValueInfo, shapes: Shapes) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -32,6 +33,7 @@ from onnx_repfuse.verifier.session import DoesNotRun, Model, Session, ValueInfo,
 __all__ = ["Feed", "FeedGroup", "FeedKey", "FeedSpec", "choose_feeds", "index_bounds", "make_feed"]
 
 Feed = dict[str, Any]  # input name -> value, as a session takes it
+_NO_BOUNDS: Mapping[str, int] = MappingProxyType({})
 _USER_DATA = -1  # in place of a seed
 _FLOATS: dict[str, Any] = {
     "float": np.float32,
@@ -98,9 +100,7 @@ class FeedGroup:
         )
 
 
-def choose_feeds(
-    session: Session, spec: FeedSpec, bounds: Mapping[str, int] | None = None
-) -> list[FeedGroup]:
+def choose_feeds(session: Session, spec: FeedSpec, bounds: Mapping[str, int] = _NO_BOUNDS) -> list[FeedGroup]:
     """Choose sizes at which the model runs, and run it there.
 
     Args:
@@ -114,7 +114,6 @@ def choose_feeds(
     Raises:
         InputError: the model runs at no size we tried; the message ends with the runtime's reason.
     """
-    bounds = bounds or {}
     _check(spec, session)
     if spec.data:
         return _user_feeds(session, spec, bounds)
@@ -212,16 +211,17 @@ def _first_that_runs(
     attempts: Iterable[Shapes],
     seeds: Sequence[int],
 ) -> FeedGroup:
-    reason = ""
+    reasons = []
     for shapes in attempts:
         group = FeedGroup(shapes)
         try:
             for seed in seeds:
                 group = group.with_run(make_feed(session.inputs, shapes, seed, bounds), seed, session)
         except DoesNotRun as error:
-            reason = reason or str(error)
-            continue
-        return group
+            reasons.append(str(error))
+        else:
+            return group
+    reason = reasons[0] if reasons else "no size within bounds"
     free = [value for value in session.inputs if has_free_dims(value, spec.shapes)]
     if not free:
         raise InputError(f"the model does not run: {reason}")

@@ -210,10 +210,14 @@ def _value_info(value: onnx.ValueInfoProto) -> ValueInfo:
         return ValueInfo(value.name, value.type.WhichOneof("value") or "", ())
     tensor = value.type.tensor_type
     element = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
-    dims = tuple(
-        dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None) for dim in tensor.shape.dim
-    )
-    return ValueInfo(value.name, f"tensor({element})", dims)
+    return ValueInfo(value.name, f"tensor({element})", tuple(_dim(dim) for dim in tensor.shape.dim))
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    """Some exporters write -1 for a size they do not know; ONNX Runtime reads that as None, too."""
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value >= 0 else None
+    return dim.dim_param or None
 
 
 def _without_node_names(model: onnx.ModelProto) -> onnx.ModelProto:

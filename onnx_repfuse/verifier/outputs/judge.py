@@ -195,7 +195,7 @@ def _largest_change(samples: Sequence[Sample], variant: str) -> float | None:
 
 def _why_unobservable(pairs: Sequence[_Pair], tolerances: Sequence[Tolerance]) -> str:
     """Why a float output could not have shown a fault, as a clause, or ""."""
-    has_two_feeds, changes = False, False
+    changes = []  # between any two feeds of one shape
     for (a, tolerance_a), (b, tolerance_b) in combinations(zip(pairs, tolerances, strict=True), 2):
         if a.sample.key.group != b.sample.key.group:
             continue
@@ -204,9 +204,9 @@ def _why_unobservable(pairs: Sequence[_Pair], tolerances: Sequence[Tolerance]) -
         gap = difference(a.original, b.original)
         if _is_visible(gap, np.maximum(tolerance_a.allowed, tolerance_b.allowed)):
             return ""
-        has_two_feeds, changes = True, changes or bool(gap.any())
-    if has_two_feeds:
-        return "is saturated or drowned in noise" if changes else "does not depend on the inputs"
+        changes.append(gap.any())
+    if changes:
+        return "is saturated or drowned in noise" if any(changes) else "does not depend on the inputs"
     # With a single feed of each shape, the elements must differ from each other.
     for pair, tolerance in zip(pairs, tolerances, strict=True):
         value = pair.original.astype(np.float64)

@@ -74,7 +74,7 @@ class UserTolerance(NamedTuple):
 
 def user_tolerance(rtol: float | None, atol: float | None) -> UserTolerance | None:
     """None where the user gave neither; one of them alone makes the other 0."""
-    if rtol is None and atol is None:
+    if (rtol, atol) == (None, None):
         return None
     return UserTolerance(rtol or 0.0, atol or 0.0)
 
