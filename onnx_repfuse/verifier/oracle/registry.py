@@ -11,7 +11,7 @@ import onnx
 from onnx_repfuse.verifier.oracle import conv, linear, pointwise, shape
 from onnx_repfuse.verifier.oracle.tensor import Context, Tensor
 
-__all__ = ["DEFAULT_DOMAIN", "ROUNDING", "evaluate_node", "is_known"]
+__all__ = ["DEFAULT_DOMAIN", "OPERATORS", "ROUNDING", "evaluate_node", "is_known"]
 
 Operator = Callable[..., Any]  # (context, *operands) -> a Tensor, or a list of one per output
 DEFAULT_DOMAIN = ("", "ai.onnx")
@@ -68,12 +68,12 @@ _EXACT: dict[str, Operator] = {
     "Unsqueeze": shape.unsqueeze,
     "Upsample": shape.resize,
 }
-_OPERATORS = {**ROUNDING, **_EXACT}
+OPERATORS = {**ROUNDING, **_EXACT}
 
 
 def is_known(node: onnx.NodeProto) -> bool:
     """Whether the operator is in the table. Some of its forms may still be Unsupported."""
-    return node.domain in DEFAULT_DOMAIN and node.op_type in _OPERATORS
+    return node.domain in DEFAULT_DOMAIN and node.op_type in OPERATORS
 
 
 def evaluate_node(node: onnx.NodeProto, context: Context, operands: Sequence[Tensor | None]) -> list[Tensor]:
@@ -89,5 +89,5 @@ def evaluate_node(node: onnx.NodeProto, context: Context, operands: Sequence[Ten
         ValueError: shapes do not fit.
     """
     with np.errstate(all="ignore"):  # overflow and 0 / 0 show in the result
-        results = _OPERATORS[node.op_type](context, *operands)
+        results = OPERATORS[node.op_type](context, *operands)
     return results if isinstance(results, list) else [results]
