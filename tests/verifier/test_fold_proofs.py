@@ -1,4 +1,4 @@
-"""Probes, taps and bisection: odd shapes of folds, and what they cannot judge."""
+"""Folds judged alone and in place, and bisection: unusual folds, and what cannot be judged."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def fold(
     return FoldCase(build(before, inputs, first, kind, opset), build(after, inputs, second, kind, opset))
 
 
-def pointwise(rank: int, kind: int, wrong: float = 0.0, batch: Any = "n", space: Any = None) -> FoldCase:
+def kxk_and_1x1(rank: int, kind: int, wrong: float = 0.0, batch: Any = "n", space: Any = None) -> FoldCase:
     """kxk + 1x1 in `rank` dimensions."""
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     big, small = rand(6, 8, *(3,) * rank, dtype=dtype), rand(6, 8, *(1,) * rank, dtype=dtype)
@@ -73,26 +73,26 @@ def pointwise(rank: int, kind: int, wrong: float = 0.0, batch: Any = "n", space:
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_any_rank(rank: int) -> None:
-    assert probe(pointwise(rank, F)).status is Status.PASSED
-    assert probe(pointwise(rank, F, 0.01)).status is Status.FAILED
+def test_folds_of_any_rank_are_judged(rank: int) -> None:
+    assert probe(kxk_and_1x1(rank, F)).status is Status.PASSED
+    assert probe(kxk_and_1x1(rank, F, 0.01)).status is Status.FAILED
 
 
 @pytest.mark.parametrize("kind", [TensorProto.DOUBLE, TensorProto.BFLOAT16])
-def test_types_without_kernels_are_judged_by_the_reference(kind: int) -> None:
-    good, bad = probe(pointwise(2, kind)), probe(pointwise(2, kind, 2.0))
+def test_types_that_onnxruntime_has_no_kernel_for_are_judged_by_the_reference_evaluator(kind: int) -> None:
+    good, bad = probe(kxk_and_1x1(2, kind)), probe(kxk_and_1x1(2, kind, 2.0))
     assert (good.status, good.judge) == (Status.PASSED, "reference"), good.message
     assert (bad.status, bad.judge) == (Status.FAILED, "reference"), bad.message
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_fixed_batch_and_space(batch: int) -> None:
+def test_sources_may_have_a_fixed_batch_and_size(batch: int) -> None:
     for wrong, status in ((0, Status.PASSED), (0.01, Status.FAILED)):
-        assert probe(pointwise(2, F, wrong, batch)).status is status
-        assert probe(pointwise(2, F, wrong, batch, [14, 14])).status is status
+        assert probe(kxk_and_1x1(2, F, wrong, batch)).status is status
+        assert probe(kxk_and_1x1(2, F, wrong, batch, [14, 14])).status is status
 
 
-def test_matrix_products() -> None:
+def test_one_wrong_weight_of_a_matrix_product_is_seen_at_any_rank() -> None:
     a, b, w, scale = rand(48, 4), rand(4, 32), rand(48, 32), rand(32)
     folded = w.astype(np.float64) + a.astype(np.float64) @ b
     before = [
@@ -119,7 +119,7 @@ def test_matrix_products() -> None:
     assert probe(case).status is Status.PASSED
 
 
-def test_several_sources_of_related_sizes() -> None:
+def test_several_sources_get_sizes_that_fit_each_other() -> None:
     w, s = rand(8, 8, 3, 3), rand(8, 1, 1)
     inputs = [info("x", ["n", 8, "h", "w"]), info("z", ["n", 8, "p", "q"])]
     strided = {"pads": [1] * 4, "strides": [2, 2]}
@@ -135,7 +135,7 @@ def test_several_sources_of_related_sizes() -> None:
     assert probe(lost).status is Status.FAILED
 
 
-def test_a_transposed_convolution() -> None:
+def test_a_transposed_convolution_is_judged() -> None:
     w, s = rand(8, 6, 3, 3), rand(6)
     how = {"strides": [2, 2], "pads": [1] * 4, "output_padding": [1, 1]}
     before = [node("ConvTranspose", "x w", "a", **how), node("Mul", "a s", "y")]
@@ -146,7 +146,7 @@ def test_a_transposed_convolution() -> None:
         assert probe(case).status is status
 
 
-def test_a_fold_to_nothing_and_one_without_channels() -> None:
+def test_a_fold_to_an_identity_and_one_without_declared_channels_are_judged() -> None:
     inputs = [info("x", ["n", 8, "h", "w"])]
     ones = np.ones((1, 8, 1, 1), np.float32)
     assert (
@@ -167,7 +167,7 @@ def test_a_fold_to_nothing_and_one_without_channels() -> None:
     )
 
 
-def test_activations_inside() -> None:
+def test_activations_between_the_nodes_are_judged() -> None:
     clip = {"low": np.float32(0), "high": np.float32(6)}
     inputs = [info("x", ["n", 8, "h", "w"])]
     before = [node("Clip", "x low high", "a"), node("Div", "a s", "y")]
@@ -196,14 +196,14 @@ def test_a_replacement_that_does_not_run_fails() -> None:
 
 
 def test_nan_weights_fail() -> None:
-    case = pointwise(2, F)
+    case = kxk_and_1x1(2, F)
     weight = numpy_helper.to_array(case.after.graph.initializer[0]).copy()
     weight[0, 0, 0, 0] = np.nan
     case.after.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
     assert probe(case).status is Status.FAILED
 
 
-def test_nothing_that_fits_is_a_failure() -> None:
+def test_a_fold_that_no_size_fits_has_failed() -> None:
     inputs = [info("x", ["n", 8, 2, 2])]
     before = [node("Reshape", "x s", "y")]
     case = fold(before, before, inputs, {"s": np.array([7, 7])}, {"s": np.array([7, 7])})
@@ -212,8 +212,8 @@ def test_nothing_that_fits_is_a_failure() -> None:
     assert "nothing could be compared" in verdict.message
 
 
-def test_probes_stay_small_and_read_every_tap() -> None:
-    case = pointwise(2, F)
+def test_stimuli_stay_small_and_reach_every_channel() -> None:
+    case = kxk_and_1x1(2, F)
     kinds: dict[str, int] = {}
     for stimulus in stimuli(case, SIZE_RULES[:1]):
         array = stimulus.feed["x"]
@@ -248,7 +248,7 @@ def two_blocks() -> tuple[onnx.ModelProto, FoldCase, FoldCase]:
     return model, good, inner
 
 
-def test_taps_say_what_they_cannot_see() -> None:
+def test_folds_in_subgraphs_are_not_observed_in_place() -> None:
     model, good, inner = two_blocks()
     first, second = check_folds(model, [good, inner])
     assert first.status is Status.PASSED
@@ -256,19 +256,19 @@ def test_taps_say_what_they_cannot_see() -> None:
     assert "not in the main graph" in second.message
 
 
-def test_taps_of_zeros_are_not_observed() -> None:
+def test_intermediates_of_zeros_are_not_observed() -> None:
     model, good, _ = two_blocks()
     zeros = {"img": np.zeros((1, 3, 5, 5), np.float32)}
     (verdict,) = check_folds(model, [good], zeros)
     assert verdict.status is Status.NOT_OBSERVED
 
 
-def test_taps_run_in_batches_where_memory_is_short() -> None:
+def test_folds_are_judged_in_batches_where_memory_is_short() -> None:
     model, good, _ = two_blocks()
     assert check_folds(model, [good] * 5, max_bytes=1) == check_folds(model, [good] * 5)
 
 
-def test_taps_read_files_and_half_precision(tmp_path: Any) -> None:
+def test_intermediates_are_read_from_files_with_external_data(tmp_path: Any) -> None:
     model, good, _ = two_blocks()
     onnx.save(model, tmp_path / "a.onnx", save_as_external_data=True, size_threshold=0, location="a.bin")
     (verdict,) = check_folds(tmp_path / "a.onnx", [good])
@@ -288,12 +288,12 @@ def test_bisection_finds_every_culprit(bad: set[int]) -> None:
     assert calls <= 5 * len(bad) + 1
 
 
-def test_bisection_gives_up() -> None:
+def test_bisection_gives_up_beyond_its_limit() -> None:
     assert bisect(range(100), lambda kept: False, limit=3)[-1] == 99
 
 
 @pytest.mark.parametrize("scale", [1.5, 1.6])
-def test_taps_take_the_rank_they_see(scale: float) -> None:
+def test_in_place_a_fold_takes_the_rank_of_its_intermediates(scale: float) -> None:
     """A product on the last axis of a tensor whose rank the file does not prove."""
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((4, 3)).astype(np.float32)
@@ -317,8 +317,8 @@ def test_taps_take_the_rank_they_see(scale: float) -> None:
     assert verdict.status is (Status.PASSED if scale == 1.5 else Status.FAILED)
 
 
-def test_sizes_that_the_runtime_does_not_infer_are_asked_for_once() -> None:
-    """A guess at the sizes of dynamic tensors would run the original once for every two of them."""
+def test_sizes_that_the_runtime_does_not_infer_take_one_more_run() -> None:
+    """A guess at the sizes of dynamic tensors would be so large that the original ran once for every two of them."""
     names = [f"t{index}" for index in range(12)]
     nodes = [helper.make_node("Sin", [a], [b]) for a, b in zip(["x", *names], names, strict=False)]
     graph = helper.make_graph(
