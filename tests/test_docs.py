@@ -165,6 +165,15 @@ def test_the_architecture_page_names_paths_that_exist():
     assert missing == set()
 
 
+def test_the_architecture_page_names_what_the_code_defines():
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "onnx_repfuse").rglob("*.py"))
+    sources += (ROOT / "tests" / "test_structure.py").read_text(encoding="utf-8")
+    table = TEXTS["docs/architecture.md"]
+    names = set(re.findall(r"`(_?[A-Z]\w+|\w+_\w+)`", table)) - {"onnx_ir"}
+    assert len(names) > 10
+    assert {name for name in names if not re.search(rf"\b{name}\b( =|:|\()|class {name}\b", sources)} == set()
+
+
 def test_the_architecture_picture_names_paths_that_exist():
     picture = ElementTree.parse(ROOT / "docs" / "architecture.svg")
     tag = "{http://www.w3.org/2000/svg}"
