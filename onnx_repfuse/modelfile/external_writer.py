@@ -10,8 +10,8 @@ from onnx_repfuse.modelfile.byte_rope import Piece, Range, size_of, write
 
 __all__ = ["DataFile"]
 
-# Offsets that runtimes can map (onnx/docs/ExternalData.md): pages of 4 KB, on Windows 64 KB. A small tensor is read, not
-# mapped there, so that a file of many does not consist of gaps.
+# Offsets that runtimes can map (onnx/docs/ExternalData.md): pages of 4 KB, on Windows 64 KB. Small tensors are not
+# aligned for Windows, so that a file of many does not consist of gaps.
 PAGE_BYTES = 4096
 WINDOWS_GRANULARITY_BYTES = 65536
 MIN_MAPPED_BYTES = 1 << 20

@@ -187,7 +187,7 @@ def inline_array(tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
     if tensor.HasField("raw_data"):
         return unpack(tensor.data_type, tensor.dims[:], tensor.raw_data)
     try:
-        # Before 1.19, onnx returns float32 for bfloat16 and the float8 types.
+        # Older versions of onnx return float32 for bfloat16 and the float8 types.
         array = np.asarray(numpy_helper.to_array(tensor))
     except (TypeError, ValueError) as error:
         raise InputError(f"{label_of(tensor)} cannot be read: {error}") from error
