@@ -40,7 +40,7 @@ def saved(model, tmp_path, **how):
     return tmp_path / "m.onnx"
 
 
-def test_a_large_payload_is_absent_and_found(tmp_path):
+def test_large_elements_are_not_in_the_skeleton_and_can_be_read(tmp_path):
     path = saved(model_of(graph_of([], [numpy_helper.from_array(LARGE, "w")])), tmp_path)
     with Document.open(path) as document:
         (tensor,) = document.model.graph.initializer
@@ -56,7 +56,7 @@ def test_a_large_payload_is_absent_and_found(tmp_path):
         assert document.nbytes == path.stat().st_size
 
 
-def test_a_small_payload_stays(tmp_path):
+def test_small_elements_stay_in_the_skeleton(tmp_path):
     model = model_of(graph_of([constant(SMALL)], [numpy_helper.from_array(SMALL, "w")]))
     with Document.open(saved(model, tmp_path)) as document:
         assert document.model == model
@@ -65,7 +65,7 @@ def test_a_small_payload_stays(tmp_path):
 
 
 @pytest.mark.parametrize("count", [INLINE_BYTES - 1, INLINE_BYTES, INLINE_BYTES + 1, INLINE_BYTES + 8])
-def test_the_limit_counts_the_payload_alone(tmp_path, count):
+def test_the_limit_counts_the_elements_alone(tmp_path, count):
     tensor = numpy_helper.from_array(np.ones(count, np.uint8), "n" * 200)
     tensor.doc_string = "d" * 3000
     with Document.open(saved(model_of(graph_of([], [tensor])), tmp_path)) as document:
@@ -130,7 +130,7 @@ TYPED = [
 @pytest.mark.parametrize("raw", [True, False])
 @pytest.mark.parametrize("count", [7, 2049])
 @pytest.mark.parametrize(("data_type", "dtype"), TYPED)
-def test_every_element_type(tmp_path, data_type, dtype, count, raw):
+def test_every_element_type_is_read_from_raw_and_typed_data(tmp_path, data_type, dtype, count, raw):
     values = RNG.integers(0, 7, count).astype(np.float32).astype(dtype)
     if data_type in (TensorProto.FLOAT, TensorProto.INT8, TensorProto.INT64, TensorProto.INT4):
         values[::2] = -values[::2]
@@ -167,7 +167,7 @@ def _bits(data_type):
     return bits(data_type)
 
 
-def test_unpacked_typed_data(tmp_path):
+def test_typed_data_that_is_not_packed_is_read(tmp_path):
     """`float_data` without [packed=true], as protobuf allows any writer to write it."""
     values = np.arange(400, dtype=np.float32)
     tensor = TensorProto(dims=[400], data_type=TensorProto.FLOAT, name="w").SerializeToString()
@@ -209,7 +209,7 @@ def test_training_graphs_are_stripped(tmp_path):
 
 
 @pytest.mark.parametrize("one_file", [True, False])
-def test_external_data_looks_alike(tmp_path, one_file):
+def test_external_tensors_are_marked_like_stripped_ones(tmp_path, one_file):
     tensors = [numpy_helper.from_array(LARGE + k, f"w{k}") for k in range(70)]
     path = saved(
         model_of(graph_of([], tensors)),
@@ -259,7 +259,7 @@ def test_arrays_outlive_the_document(tmp_path):
     np.testing.assert_array_equal(array, LARGE)
 
 
-def test_unknown_fields_survive(tmp_path):
+def test_unknown_fields_are_in_the_skeleton(tmp_path):
     graph = graph_of([], [numpy_helper.from_array(LARGE, "w")]).SerializeToString() + b"\xa2\x7d\x03abc"
     group = b"\xa3\x7d\x08\x01\xa4\x7d"
     data = onnx.ModelProto(ir_version=8).SerializeToString() + b"\x3a"
@@ -271,7 +271,7 @@ def test_unknown_fields_survive(tmp_path):
     assert group in skeleton
 
 
-def test_a_foreign_mark_is_no_way_to_another_payload(tmp_path):
+def test_a_mark_in_a_file_is_refused(tmp_path):
     spy = TensorProto(
         name="spy", data_type=TensorProto.FLOAT, dims=[32, 40], data_location=TensorProto.EXTERNAL
     )

@@ -62,11 +62,11 @@ def refused(model_or_bytes, tmp_path, match, error=InputError):
         (b"\x3a\x00\x3a\x00", "two pieces"),
     ],
 )
-def test_what_is_not_a_model(tmp_path, content, match):
+def test_a_file_that_is_no_model_is_refused(tmp_path, content, match):
     refused(content, tmp_path, match)
 
 
-def test_other_files(tmp_path):
+def test_other_kinds_of_files_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "z.onnx", "w") as archive:
         archive.writestr("model.onnx", model_of().SerializeToString() + bytes(5000))
     os.mkfifo(tmp_path / "pipe.onnx")
@@ -82,11 +82,11 @@ def test_other_files(tmp_path):
             Document.open(tmp_path / name)
 
 
-def test_a_damaged_field_in_a_small_message(tmp_path):
+def test_a_damaged_field_in_a_small_message_is_refused(tmp_path):
     refused(b"\x3a\x06\x0a\x04\x0a\x09ab", tmp_path, "damaged")
 
 
-def test_truncation_anywhere(tmp_path):
+def test_a_truncated_file_is_refused_or_still_a_model(tmp_path):
     """A cut at a boundary of the outermost message may leave a model; anything else is refused."""
     model = model_of(numpy_helper.from_array(W, "w"), numpy_helper.from_array(W[:3], "s"))
     model.doc_string = "doc"
@@ -103,7 +103,7 @@ def test_truncation_anywhere(tmp_path):
             assert "\n" not in str(error)  # noqa: PT017
 
 
-def test_flipped_bits(tmp_path):
+def test_a_file_with_flipped_bits_is_refused_or_can_be_saved(tmp_path):
     """Whatever happens, it is an error of ours or a model that can be saved and read again."""
     inner = helper.make_graph([], "inner", [], [], [numpy_helper.from_array(W, "i")])
     nodes = [
@@ -157,7 +157,7 @@ def _payloads(data):
     ],
 )
 @pytest.mark.parametrize("where", ["initializer", "constant", "subgraph"])
-def test_dims_that_lie(tmp_path, dims, match, where):
+def test_dims_that_do_not_fit_the_data_are_refused(tmp_path, dims, match, where):
     for data in (b"1234", bytes(range(4)) * 500):
         tensor = claimed(dims, data)
         if where == "initializer":
@@ -176,7 +176,7 @@ def test_dims_that_lie(tmp_path, dims, match, where):
         refused(model, tmp_path, label + ".*" + match.replace("holds 4", f"holds {len(data)}"))
 
 
-def test_typed_data_that_lies(tmp_path):
+def test_typed_data_that_does_not_fit_the_dims_is_refused(tmp_path):
     for count in (3, 3000):
         tensor = helper.make_tensor("w", TensorProto.FLOAT, [count], np.zeros(count, np.float32))
         tensor.dims[0] = 1 << 45
@@ -190,14 +190,14 @@ def test_typed_data_that_lies(tmp_path):
         document.array(document.model.graph.initializer[0])
 
 
-def test_no_data_at_all(tmp_path):
+def test_a_tensor_without_data_is_refused(tmp_path):
     refused(model_of(TensorProto(name="w", dims=[3], data_type=1)), tmp_path, "is 3 values, but holds 0")
     words = helper.make_tensor("w", TensorProto.STRING, [2], ["a", "b"])
     words.dims[0] = 1 << 40
     refused(model_of(words), tmp_path, "claims STRING")
 
 
-def test_types_that_cannot_be_read():
+def test_unreadable_types_are_passed_on_and_refused_when_read():
     odd = [claimed([1], name="odd", data_type=99), claimed([1], name="none", data_type=0)]
     segment = claimed([1], name="part")
     segment.segment.begin, segment.segment.end = 0, 1
@@ -208,7 +208,7 @@ def test_types_that_cannot_be_read():
     assert serialize(document, {}).to_bytes() == model_of(*odd, segment).SerializeToString()
 
 
-def test_a_tensor_of_zero_elements(tmp_path):
+def test_a_tensor_may_have_no_elements(tmp_path):
     document = Document.from_model(model_of(claimed([0, 5], b""), claimed([1 << 50, 0], b"", name="v")))
     assert document.array(document.model.graph.initializer[0]).shape == (0, 5)
     assert document.array(document.model.graph.initializer[1]).size == 0
@@ -217,7 +217,7 @@ def test_a_tensor_of_zero_elements(tmp_path):
 # --- names ---
 
 
-def test_names_that_are_not_text(tmp_path):
+def test_names_that_are_not_utf8_are_refused(tmp_path):
     model = model_of(
         numpy_helper.from_array(W[:3], "NAME"), nodes=[helper.make_node("Relu", ["INPUT"], ["OUTPUT"])]
     )
@@ -227,7 +227,7 @@ def test_names_that_are_not_text(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", " ", "ä/ö:β-γ", "名前", "🦊" * 300, "a\nb\tc", "\0", "..", "'\"%s{}"])
-def test_names_of_any_unicode(tmp_path, name):
+def test_names_may_be_any_unicode_text(tmp_path, name):
     path = tmp_path / "m.onnx"
     onnx.save(
         model_of(numpy_helper.from_array(W, name), nodes=[helper.make_node("Relu", [name], ["y"])]), path
@@ -263,11 +263,11 @@ def nested(depth, payload):
 
 @pytest.mark.parametrize("payload", [W, W[:2]])
 @pytest.mark.parametrize("depth", [34, 60, 400, 5000])
-def test_subgraphs_too_deep(tmp_path, depth, payload):
+def test_subgraphs_nested_too_deep_are_refused(tmp_path, depth, payload):
     refused(nested(depth, payload), tmp_path, r"nested deeper|damaged")
 
 
-def test_subgraphs_as_deep_as_protobuf_allows(tmp_path):
+def test_subgraphs_as_deep_as_protobuf_allows_can_be_edited(tmp_path):
     path = tmp_path / "m.onnx"
     path.write_bytes(nested(31, W))
     scope = (0, "then_branch") * 31
@@ -278,7 +278,7 @@ def test_subgraphs_as_deep_as_protobuf_allows(tmp_path):
     assert b"Relu" in onnx.load(tmp_path / "o.onnx").SerializeToString()
 
 
-def test_groups_too_deep(tmp_path):
+def test_malformed_groups_are_refused(tmp_path):
     refused(b"\x3a\x00" + b"\xa3\x7d" * 5000, tmp_path, "groups nested deeper")
     refused(b"\x3a\x00\xa3\x7d\xac\x7d", tmp_path, "was not begun")
     refused(b"\x3a\x00\xa3\x7d\x0a\x7f", tmp_path, "overruns")
@@ -288,7 +288,7 @@ def test_groups_too_deep(tmp_path):
 
 
 @pytest.mark.parametrize("value", [0, 1, 127, 128, 300, 1 << 32, (1 << 64) - 1])
-def test_varints(value):
+def test_varints_are_written_and_read(value):
     data = write_varint(value)
     assert varint(data, 0, len(data)) == (value, len(data))
     with pytest.raises(InputError, match="ends in the middle"):
@@ -298,7 +298,7 @@ def test_varints(value):
 @pytest.mark.parametrize(
     "data", [b"\x0a\x05abcd", b"\x0d\x01\x02", b"\x09\x01", b"\x08", b"\x0e", b"\x00", b"\x0a\xff"]
 )
-def test_fields_that_overrun(data):
+def test_fields_that_overrun_their_message_are_refused(data):
     with pytest.raises(InputError):
         list(fields(data, 0, len(data)))
 
@@ -339,11 +339,11 @@ def secret(tmp_path):
         "C:w",
     ],
 )
-def test_external_data_outside_of_the_folder(secret, location):
+def test_external_data_outside_of_the_folder_is_refused(secret, location):
     refused(external(location), secret, "absolute|outside", UnsafePathError)
 
 
-def test_external_data_behind_links(secret):
+def test_links_are_followed_inside_of_the_folder_only(secret):
     (secret / "link").symlink_to(secret.parent / "secret")
     (secret / "dir").symlink_to(secret.parent)
     (secret / "loop").symlink_to("loop")
@@ -355,7 +355,7 @@ def test_external_data_behind_links(secret):
     Document.open(secret / "m.onnx").close()
 
 
-def test_a_model_in_a_cache_of_links(secret):
+def test_a_model_and_its_data_may_be_links_into_one_cache_folder(secret):
     """model.onnx and its data are both links to files of one other folder, as in a download cache."""
     blobs = secret.parent / "blobs"
     blobs.mkdir()
@@ -392,16 +392,16 @@ def test_a_model_in_a_cache_of_links(secret):
         (external(length=" 1"), "length .* is not a number"),
     ],
 )
-def test_external_data_that_is_not_there(secret, model, match):
+def test_external_data_that_is_not_there_is_refused(secret, model, match):
     refused(model, secret, match)
 
 
-def test_a_pipe_as_external_data(secret):
+def test_a_pipe_as_external_data_is_refused(secret):
     os.mkfifo(secret / "pipe")
     refused(external("pipe"), secret, "not a regular file")
 
 
-def test_data_inside_and_outside(secret):
+def test_data_both_inside_and_outside_is_refused(secret):
     model = external()
     model.graph.initializer[0].raw_data = W.tobytes()
     refused(model, secret, "both in the file and outside")
@@ -423,7 +423,7 @@ def test_external_data_in_every_place_is_checked(secret):
         refused(model, secret, "outside of the model's folder", UnsafePathError)
 
 
-def test_a_data_file_that_shrinks_meanwhile(secret):
+def test_a_data_file_that_shrinks_after_opening_is_refused(secret):
     (secret / "m.onnx").write_bytes(external().SerializeToString())
     with Document.open(secret / "m.onnx") as document:
         (secret / "w.bin").write_bytes(b"short")

@@ -271,7 +271,7 @@ def test_untouched_nodes_and_initializers_are_equal(path, tmp_path):
     assert (tmp_path / "o.onnx").read_bytes().endswith(UNKNOWN)
 
 
-def test_the_result_computes_what_was_asked(path, tmp_path):
+def test_an_edited_model_computes_what_the_edit_says(path, tmp_path):
     x = RNG.standard_normal((1, 32)).astype(np.float32)
     model = exotic()
     del model.training_info[:], model.graph.sparse_initializer[:], model.graph.node[0].attribute[:]
@@ -346,7 +346,7 @@ def test_an_empty_function_gets_its_constants(tmp_path):
     assert [n.op_type for n in function.node] == ["Constant", "Abs"]
 
 
-def test_readers_inside_subgraphs_follow_a_rewiring():
+def test_consumers_inside_subgraphs_follow_a_rewiring():
     document = Document.from_model(exotic())
     model = edited(document, {(): Edit(rewired={4: {"t": "T", "u": "U", "p": "P"}})})
     node = model.graph.node[4]
@@ -359,7 +359,7 @@ def test_readers_inside_subgraphs_follow_a_rewiring():
     assert list(other.node[0].input) == ["U", "else_w"]
 
 
-def test_names_defined_inside_hide_those_outside():
+def test_names_defined_in_a_subgraph_hide_those_outside():
     model = exotic()
     graph = next(a.g for a in model.graph.node[4].attribute if a.name == "else_branch")
     graph.node.insert(0, helper.make_node("Relu", ["t"], ["u"]))
@@ -388,7 +388,7 @@ def test_old_ir_versions_list_initializers_as_inputs(tmp_path):
     assert [d.dim_value for d in graph.input[3].type.tensor_type.shape.dim] == [32, 32]
 
 
-def test_an_empty_graph_can_be_filled():
+def test_an_empty_graph_takes_new_nodes_and_tensors():
     document = Document.from_model(
         helper.make_model(helper.make_graph([], "g", [], [value("y")]), ir_version=8)
     )
@@ -457,7 +457,7 @@ def test_external_data_is_copied_along(tmp_path):
     assert onnx.load(tmp_path / "out" / "o.onnx") == onnx.load(path)
 
 
-def test_a_stranger_of_the_same_name_is_left_alone(tmp_path):
+def test_another_data_file_of_the_same_name_is_left_alone(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()
     path = external(tmp_path / "in")
@@ -492,7 +492,7 @@ def test_edited_external_data_goes_to_one_file(tmp_path, one_file):
     assert arrays(onnx.load(tmp_path / "o.onnx")) == expected
 
 
-def test_external_and_inline_on_demand(path, tmp_path):
+def test_weights_go_inline_or_outside_as_asked(path, tmp_path):
     with Document.open(path) as document:
         save(document, {}, tmp_path / "e.onnx", external=True)
         save(document, {}, tmp_path / "e2.onnx", external=True)
@@ -522,7 +522,7 @@ def test_a_tied_weight_is_stored_once(tmp_path):
     assert new["twin"].external_data == new["w1"].external_data
 
 
-def test_too_large_for_one_message(path, tmp_path, monkeypatch):
+def test_a_result_too_large_for_one_message_gets_a_data_file(path, tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "INLINE_LIMIT", 20_000)
     with Document.open(path) as document:
         save(document, FIRST, tmp_path / "o.onnx")
@@ -536,7 +536,7 @@ def test_too_large_for_one_message(path, tmp_path, monkeypatch):
 # --- in place, whole or not at all ---
 
 
-def test_in_place(path, tmp_path):
+def test_saving_in_place_replaces_the_model(path, tmp_path):
     with Document.open(path) as document:
         expected = edited(document, FIRST)
         save(document, FIRST, path)
@@ -545,7 +545,7 @@ def test_in_place(path, tmp_path):
     assert files(tmp_path) == ["m.onnx"]
 
 
-def test_in_place_with_external_data(tmp_path):
+def test_saving_in_place_gives_the_data_file_another_name(tmp_path):
     path = external(tmp_path, location="m.onnx.data")
     with Document.open(path) as document:
         expected = arrays(edited(document, FIRST))
@@ -660,7 +660,7 @@ with Document.open(sys.argv[1]) as document:
 
 
 @pytest.mark.parametrize("how", [None, True])
-def test_runs_at_once_leave_one_whole_output(path, tmp_path, how):
+def test_concurrent_runs_leave_one_whole_output(path, tmp_path, how):
     """Each writes weights of its own; what stays must be of one of them, and nothing of the others."""
 
     def once(k):
@@ -677,7 +677,7 @@ def test_runs_at_once_leave_one_whole_output(path, tmp_path, how):
     assert len(files(tmp_path)) == (2 if how is None else 3)
 
 
-def test_the_output_has_ordinary_permissions(path, tmp_path):
+def test_the_output_has_the_permissions_of_a_new_or_the_replaced_file(path, tmp_path):
     old = os.umask(0o027)
     try:
         with Document.open(path) as document:
@@ -692,7 +692,7 @@ def test_the_output_has_ordinary_permissions(path, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["no/such/folder/o.onnx", "folder", "o\0.onnx"])
-def test_an_output_that_cannot_be(path, tmp_path, name):
+def test_an_output_that_cannot_be_written_is_refused(path, tmp_path, name):
     (tmp_path / "folder").mkdir()
     with Document.open(path) as document, pytest.raises(OutputError, match="cannot write"):
         save(document, FIRST, tmp_path / name)
