@@ -56,7 +56,7 @@ def test_one_rounding_is_closer_to_the_truth_than_many() -> None:
     assert worse.factor > 100
 
 
-def test_exact_models_have_the_factor_one() -> None:
+def test_two_exact_models_have_the_factor_one() -> None:
     assert Precision("y", 0, 0, 0, 0).factor == 1
     assert Precision("y", 0, 1, 0, 1).factor == float("inf")
 

@@ -1,4 +1,4 @@
-"""Inputs: their values, their sizes, and where users give their own."""
+"""Synthetic inputs: values and sizes; the user's own; the ulp that measures noise."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def relu(shape: Any, kind: int = F) -> onnx.ModelProto:
 
 
 def shapes_of(model: onnx.ModelProto, spec: FeedSpec | None = None) -> list[tuple[int, ...]]:
-    with open_session(model) as runner:
-        return [group.shapes["x"] for group in choose_feeds(runner, spec or FeedSpec())]
+    with open_session(model) as session:
+        return [group.shapes["x"] for group in choose_feeds(session, spec or FeedSpec())]
 
 
 def test_floats_have_both_signs() -> None:
@@ -60,14 +60,14 @@ def test_floats_have_both_signs() -> None:
     ],
 )
 @pytest.mark.parametrize("shape", [(), (3, 2), (0, 2)])
-def test_every_type_can_be_made_up(kind: str, dtype: str, shape: tuple[int, ...]) -> None:
+def test_every_type_has_synthetic_values(kind: str, dtype: str, shape: tuple[int, ...]) -> None:
     value = make_feed([ValueInfo("x", kind, shape)], {"x": shape}, 0, {})["x"]
     assert isinstance(value, np.ndarray)
     assert value.dtype.name == dtype
     assert value.shape == shape
 
 
-def test_sequences_are_lists_and_odd_types_an_error() -> None:
+def test_sequences_are_lists_and_complex_inputs_need_user_data() -> None:
     value = make_feed([ValueInfo("x", "seq(tensor(float))", ())], {"x": (2,)}, 0, {})["x"]
     assert [item.shape for item in value] == [(2,), (2,)]
     with pytest.raises(InputError, match="--input-data"):
@@ -93,8 +93,8 @@ def test_one_name_means_one_size_across_inputs() -> None:
         [helper.make_tensor_value_info("y", F, None)],
         {},
     )
-    with open_session(model) as runner:
-        for group in choose_feeds(runner, FeedSpec()):
+    with open_session(model) as session:
+        for group in choose_feeds(session, FeedSpec()):
             assert group.shapes["x"] == group.shapes["z"]
 
 
@@ -105,17 +105,17 @@ def _added(*shapes: list[int | str]) -> onnx.ModelProto:
     return build([helper.make_node("Sum", names, ["y"])], inputs, output, {})
 
 
-def test_dims_of_a_later_inputs_own_are_one_once() -> None:
-    with open_session(_added(["n", 3, "h", "w"], ["n", 3, "p", "q"], [1, 3, 1, 1])) as runner:
-        found = [group.shapes["x1"] for group in choose_feeds(runner, FeedSpec())]
-        given = [group.shapes["x1"] for group in choose_feeds(runner, FeedSpec({"x1": (2, 3, 1, 1)}))]
+def test_dims_that_only_a_later_input_has_are_tried_as_one() -> None:
+    with open_session(_added(["n", 3, "h", "w"], ["n", 3, "p", "q"], [1, 3, 1, 1])) as session:
+        found = [group.shapes["x1"] for group in choose_feeds(session, FeedSpec())]
+        given = [group.shapes["x1"] for group in choose_feeds(session, FeedSpec({"x1": (2, 3, 1, 1)}))]
     assert found == [(1, 3, 64, 96), (2, 3, 17, 23), (2, 3, 1, 1)]
     assert given == [(2, 3, 1, 1)] * 2
-    with open_session(_added(["n", "h"], ["n", "h"])) as runner:
-        assert len(choose_feeds(runner, FeedSpec())) == 2
+    with open_session(_added(["n", "h"], ["n", "h"])) as session:
+        assert len(choose_feeds(session, FeedSpec())) == 2
 
 
-def test_sizes_that_do_not_run_are_passed_over() -> None:
+def test_sizes_that_do_not_run_are_skipped() -> None:
     nodes = [helper.make_node("Reshape", ["x", "s"], ["y"])]
     inputs = [helper.make_tensor_value_info("x", F, ["n", 3, "h", "w"])]
     output = [helper.make_tensor_value_info("y", F, None)]
@@ -129,11 +129,11 @@ def test_volumes_are_not_tried_at_the_sizes_of_images() -> None:
     inputs = [helper.make_tensor_value_info("x", F, ["n", 3, "d", "h", "w"])]
     output = [helper.make_tensor_value_info("y", F, None)]
     assert shapes_of(build(nodes, inputs, output, {"s": np.array([1, 3 * 8**3])})) == [(1, 3, 8, 8, 8)]
-    ports = [
+    values = [
         ValueInfo("x", "tensor(float)", ("n", 3, "d", "h", "w")),
         ValueInfo("z", "tensor(float)", ("n", 3, 4096, 4096)),
     ]
-    tried = [shapes["x"] for shapes in shapes_to_try(ports, {}, ORDINARY)]
+    tried = [shapes["x"] for shapes in shapes_to_try(values, {}, ORDINARY)]
     assert tried
     assert max(np.prod(shape[2:]) for shape in tried) <= 1 << 20
 
@@ -170,16 +170,16 @@ def test_integers_that_index_a_table_stay_within_it() -> None:
     assert result, [verdict.message for verdict in result.outputs]
 
 
-def test_user_data_replaces_what_is_made_up() -> None:
+def test_user_data_replaces_synthetic_values() -> None:
     values = [{"x": np.full((2, 3), number, np.float32)} for number in (1.5, -2)]
-    with open_session(relu(["n", 3])) as runner:
-        (group,) = choose_feeds(runner, FeedSpec(data=tuple(values)))
+    with open_session(relu(["n", 3])) as session:
+        (group,) = choose_feeds(session, FeedSpec(data=tuple(values)))
     assert group.shapes == {"x": (2, 3)}
     assert group.seeds == (-1, -1)
     assert [row["y"][0, 0] for row in group.outputs] == [1.5, 0]
 
 
-def test_files_of_inputs(tmp_path: Path) -> None:
+def test_inputs_are_read_from_npy_npz_and_test_data_sets(tmp_path: Path) -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     np.save(tmp_path / "a.npy", array)
     np.savez(tmp_path / "a.npz", x=array, z=array + 1)
@@ -199,7 +199,7 @@ def test_files_of_inputs(tmp_path: Path) -> None:
         np.testing.assert_array_equal(run["z"], array + 1)
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_input_files_are_input_errors_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad.npy").write_bytes(b"no numpy")
     (tmp_path / "bad.npz").write_bytes(b"PK no zip")
     (tmp_path / "bad.pb").write_bytes(b"\xff\xff\xff")

@@ -1,4 +1,4 @@
-"""The end-to-end check: calibrated tolerances, and every kind of output and input."""
+"""Whole models compared: calibrated tolerances, and every kind of output."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_model_equals_itself() -> None:
     assert 0 < max(verdict.noise) < verdict.tolerance
 
 
-def test_the_budget_of_runs() -> None:
+def test_the_original_runs_five_times_and_the_result_three_times() -> None:
     assert check(linear(), linear()).runs == (5, 3)
 
 
@@ -100,7 +100,7 @@ def test_user_tolerances_replace_the_calibrated_one() -> None:
     assert check(linear(), linear(1.001), atol=0.1)
 
 
-def test_nan_and_infinity_are_equal_to_themselves_only() -> None:
+def test_nan_equals_nan_only_and_infinity_equals_infinity_only() -> None:
     tail = [helper.make_node("Log", ["t"], ["y"])]  # NaN for half of the values
     result = check(linear(tail=tail, output=info("y", None)), linear(tail=tail, output=info("y", None)))
     assert result.outputs[0].max_abs == 0
@@ -161,7 +161,7 @@ def flip(scale: float) -> onnx.ModelProto:
     return build(nodes, [info("x", [500, 16])], [info("y", None, I64)], {"w": weight, "back": back})
 
 
-def test_a_decision_that_rounding_flips_is_accepted_where_the_deciding_tensor_passed() -> None:
+def test_a_flip_by_rounding_is_accepted_where_the_deciding_tensor_passed() -> None:
     result = check(flip(1.0), flip(3.0))
     (verdict,) = result.outputs
     assert verdict.max_abs > 0
@@ -225,7 +225,7 @@ def test_an_original_that_does_not_run_is_an_input_error() -> None:
     assert "NoSuchOp" in str(caught.value)
 
 
-def test_if_and_loop_bodies_run() -> None:
+def test_if_branches_run() -> None:
     then = helper.make_graph([helper.make_node("Neg", ["t"], ["a"])], "then", [], [info("a", None)])
     other = helper.make_graph([helper.make_node("Relu", ["t"], ["b"])], "else", [], [info("b", None)])
     nodes = [
@@ -252,7 +252,7 @@ def test_outputs_whose_shape_depends_on_values_fail_where_they_differ() -> None:
     assert "has shape" in result.outputs[0].message
 
 
-def test_sequences_maps_and_absent_values() -> None:
+def test_the_parts_of_a_sequence_are_judged_one_by_one() -> None:
     nodes = [helper.make_node("SplitToSequence", ["x"], ["y"], axis=0)]
     kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(F, None))
     model = build(nodes, [info("x", [3, 4])], [helper.make_value_info("y", kind)])
@@ -261,7 +261,7 @@ def test_sequences_maps_and_absent_values() -> None:
     assert result
 
 
-def test_duplicate_node_names_are_judged_by_the_runtime_all_the_same() -> None:
+def test_models_with_duplicate_node_names_run_in_the_runtime() -> None:
     model = linear(tail=[helper.make_node("Relu", ["t"], ["y"])], output=info("y", None))
     for node in model.graph.node:
         node.name = "twice"

@@ -1,4 +1,4 @@
-"""A verifier that can fail: planted faults are caught by probes and by taps, correct folds by neither.
+"""A verifier that can fail: planted faults are caught by probes, in place and in whole models; correct folds pass.
 
 Folds are made here in float64 numpy; nothing of the algebra takes part.
 """
@@ -122,7 +122,7 @@ def block(
 
 
 def sequence(seed: int, biased: bool, dtype: type = SINGLE, channels: int = 32) -> FoldCase:
-    """A 1x1 Conv followed by a padded 3x3: exact without the inner bias, wrong at the border with it."""
+    """A 1x1 Conv followed by a padded 3x3: exact without the inner bias, wrong at the padding with it."""
     rng = np.random.default_rng(seed)
     inner = rng.normal(0, channels**-0.5, (channels, channels, 1, 1)).astype(dtype)
     outer = rng.normal(0, (9 * channels) ** -0.5, (channels, channels, 3, 3)).astype(dtype)
@@ -235,7 +235,7 @@ def test_probes_see_one_weight_of_4608_off_by_a_thousandth_of_itself() -> None:
 
 
 @pytest.mark.parametrize("dtype", [SINGLE, HALF])
-def test_a_border_off_is_caught_twice(dtype: type) -> None:
+def test_wrong_padding_is_caught_twice(dtype: type) -> None:
     for verdict in (probe(sequence(0, True, dtype)), in_place(sequence(0, True, dtype))):
         assert verdict.status is Status.FAILED, (verdict.stage, verdict.message)
     for verdict in (probe(sequence(0, False, dtype)), in_place(sequence(0, False, dtype))):
@@ -247,14 +247,14 @@ def test_probes_are_deterministic() -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_outputs_see_what_reaches_them(fault: str) -> None:
+def test_whole_models_show_planted_faults(fault: str) -> None:
     case = block(5, fault=fault)
     result = verify_outputs(network(case), network(case, "after"))
     assert not result
     assert result.status is Status.FAILED
 
 
-def test_outputs_pass_for_correct_folds() -> None:
+def test_whole_models_with_correct_folds_pass() -> None:
     for seed in range(8):
         case = block(seed, wild=seed % 2 == 1)
         result = verify_outputs(network(case), network(case, "after"), spec=FeedSpec(seeds=(seed, 1 + seed)))
@@ -262,7 +262,7 @@ def test_outputs_pass_for_correct_folds() -> None:
 
 
 @pytest.mark.parametrize("tail", ["softmax", "argmax"])
-def test_blind_outputs_are_judged_by_what_decides_them(tail: str) -> None:
+def test_outputs_that_cannot_show_a_fault_are_judged_by_their_deciding_tensors(tail: str) -> None:
     case = block(5, fault="one weight")
     result = verify_outputs(network(case, tail=tail), network(case, "after", tail=tail))
     (verdict,) = result.outputs
@@ -273,7 +273,7 @@ def test_blind_outputs_are_judged_by_what_decides_them(tail: str) -> None:
 
 
 @pytest.mark.parametrize("tail", ["softmax", "argmax"])
-def test_blind_outputs_without_a_witness_are_not_observed_rather_than_passed(tail: str) -> None:
+def test_outputs_that_cannot_show_a_fault_are_not_observed_without_deciding_tensors(tail: str) -> None:
     case = block(5, fault="one weight")
     other = network(case, "after", tail=tail)
     for node in other.graph.node:  # nothing but the interface keeps its name
