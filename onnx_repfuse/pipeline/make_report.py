@@ -63,8 +63,9 @@ def _fold(planned: ScopePlan, fold: PlannedFold) -> Fold:
     computed = {tensor.name for node in fold.created for tensor in node.outputs}
     read: dict[str, None] = {}  # an ordered set
     for node in fold.created:
-        names = [tensor.name for tensor in node.inputs]
-        read.update((name, None) for name in names if name not in computed | scope.constants.keys())
+        for tensor in node.inputs:
+            if tensor.name not in computed and tensor.name not in scope.constants:
+                read[tensor.name] = None
     roles = sorted(fold.roles, key=lambda kind: kind.value)
     return Fold(
         fold.name,
