@@ -17,6 +17,9 @@ from onnx_repfuse.records.outcome import Outcome
 
 __all__ = ["run_all"]
 
+# What joblib's own backend, concurrent.futures and dask raise when a worker's process is gone.
+_KILLED = ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker")
+
 
 def run_all(
     tasks: list[Task], jobs: int | None = None, done: Callable[[int], None] | None = None
@@ -31,27 +34,37 @@ def run_all(
     Raises:
         OutputError: there is no folder to write to.
     """
-    given, tasks = tasks, [_absolute(task) for task in tasks]  # workers may live in another folder
+    absolute = [_absolute(task) for task in tasks]  # joblib's processes may live in another folder
+    for task in absolute:
+        if task.command == "fuse":
+            _make_folder(Path(task.output).parent)
     outcomes: list[Outcome] = []
-    folder_made = {str(Path(task.output).parent) for task in tasks if task.command == "fuse"}
+    for outcome in _run_each(absolute, jobs):
+        outcomes.append(outcome)
+        if done is not None:
+            done(len(outcomes))
+    return [_renamed(*names) for names in zip(outcomes, absolute, tasks, strict=True)]
+
+
+def _make_folder(folder: Path) -> None:
     try:
-        for folder in folder_made:
-            Path(folder).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder '{error.filename}': {error.strerror}") from error
+
+
+def _run_each(tasks: list[Task], jobs: int | None) -> Iterator[Outcome]:
+    """The outcomes in order. If a worker is killed, which joblib's backends do not name, the rest run one by one."""
+    finished = 0
     try:
         for outcome in _parallel(tasks, jobs):
-            outcomes.append(outcome)
-            if done is not None:
-                done(len(outcomes))
-    except Exception as error:  # a worker was killed, and joblib's backends do not say which
-        if type(error).__name__ not in ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker"):
+            finished += 1
+            yield outcome
+    except Exception as error:
+        if type(error).__name__ not in _KILLED:
             raise
-        for task in tasks[len(outcomes) :]:
-            outcomes.append(_alone(task))
-            if done is not None:
-                done(len(outcomes))
-    return [_named(outcome, there, task) for outcome, there, task in zip(outcomes, tasks, given, strict=True)]
+        for task in tasks[finished:]:
+            yield _alone(task)
 
 
 def _absolute(task: Task) -> Task:
@@ -64,13 +77,13 @@ def _absolute(task: Task) -> Task:
     )
 
 
-def _named(outcome: Outcome, there: Task, task: Task) -> Outcome:
-    """The outcome under the names that were given."""
+def _renamed(outcome: Outcome, absolute: Task, task: Task) -> Outcome:
+    """The outcome under the names that were given, in place of absolute paths."""
     output = task.output if outcome.output else ""
     report = outcome.report
     if report is not None:
         report = replace(report, model=task.model, output=task.output if report.output else "")
-    error = outcome.error.replace(there.model, task.model).replace(there.output, task.output)
+    error = outcome.error.replace(absolute.model, task.model).replace(absolute.output, task.output)
     return replace(outcome, model=task.model, output=output, error=error, report=report)
 
 
@@ -85,7 +98,7 @@ def _parallel(tasks: list[Task], jobs: int | None) -> Iterator[Outcome]:
 
 
 def _alone(task: Task) -> Outcome:
-    """Run one task in a process of its own, which may die."""
+    """Run one task in its own process, so that being killed is its outcome only."""
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context

@@ -9,7 +9,7 @@ from pathlib import Path
 from onnx_repfuse.cli.arguments import CliArguments
 from onnx_repfuse.errors import OutputError, UsageError
 
-__all__ = ["beside", "is_precious", "reports", "targets"]
+__all__ = ["beside", "check_reports", "is_precious", "targets"]
 
 
 def beside(model: str) -> str:
@@ -20,53 +20,64 @@ def beside(model: str) -> str:
     """
     path = Path(model)
     if not path.name:
-        raise UsageError(f"'{model}' is no model file")
+        raise UsageError(f"'{model}' is not a model file")
     return str(path.with_name(f"{path.stem}.fused{path.suffix}"))
 
 
 def targets(given: CliArguments) -> list[tuple[str, str]]:
     """(model, output) pairs; raises UsageError before anything is touched."""
-    if given.many:
-        pairs = _into(given)
-    elif given.in_place:
+    if given.compare:
+        return [(given.models[0], given.models[1])]
+    if given.in_place:
         return [(given.models[0], given.models[0])]
-    else:
-        model = given.models[0]
-        second = given.models[1] if len(given.models) == 2 else None
-        output = given.output or second or beside(model)
-        if second is not None and os.path.lexists(second) and not (given.force or given.plan):
-            raise UsageError(f"'{second}' exists: --force replaces it; several models need --out-dir")
-        pairs = [(model, output)]
-    if not given.plan:
-        for _, output in pairs:
-            _writable(output, given.models if given.many else given.models[:1])
-            if not given.many:
-                _reachable(output)
+    pairs = _into_folder(given) if given.many else [_single(given)]
+    if given.plan:  # writes none of them
+        return pairs
+    models = given.models if given.many else given.models[:1]
+    for _, output in pairs:
+        _check_output(output, models)
+    if not given.many:  # the folder of --out-dir is made
+        _check_folder(pairs[0][1])
     return pairs
 
 
-def reports(given: CliArguments, pairs: Iterable[tuple[str, str]]) -> None:
-    """Refuse report files that cannot be written, or that are a model."""
-    models = [name for pair in pairs for name in (*pair, f"{pair[1]}.data")]
-    seen: list[str] = []
-    for option, name in (("--json", given.json_file), ("--report", given.report_file)):
-        if name is None or (option == "--json" and name == "-"):
-            continue
-        if any(_same(name, other) for other in models):
-            raise UsageError(f"{option} would overwrite the model '{name}'")
-        if any(_same(name, other) for other in seen):
-            raise UsageError(f"--json and --report name one file: '{name}'")
-        seen.append(name)
-        if Path(name).is_dir():
-            raise UsageError(f"{option} takes a file, but '{name}' is a folder")
-        if not Path(name).absolute().parent.is_dir():
-            raise OutputError(f"cannot write '{name}': its folder does not exist; create it first")
-        if is_precious(Path(name)):
-            raise UsageError(f"{option} would overwrite '{name}', which is no report: remove it first")
+def _single(given: CliArguments) -> tuple[str, str]:
+    model, *others = given.models
+    second = others[0] if others else None
+    output = given.output or second or beside(model)
+    # A second file is more easily a slip (`*.onnx`) than -o is, so it replaces nothing by itself.
+    if second is not None and os.path.lexists(second) and not (given.force or given.plan):
+        raise UsageError(f"'{second}' exists: --force replaces it; several models need --out-dir")
+    return model, output
+
+
+def check_reports(given: CliArguments, pairs: Iterable[tuple[str, str]]) -> None:
+    """Refuse report files that cannot be written, or that are a model, or its weights, or each other."""
+    reserved = [name for pair in pairs for name in (*pair, f"{pair[1]}.data")]
+    page, document = given.report_file, given.json_file
+    if document == "-":  # standard output
+        document = None
+    for option, name in (("--json", document), ("--report", page)):
+        if name is not None:
+            if any(_same(name, model) for model in reserved):
+                raise UsageError(f"{option} would overwrite the model '{name}'")
+            _check_report(option, name)
+    if page is not None and document is not None and _same(page, document):
+        raise UsageError(f"--json and --report name one file: '{page}'")
+
+
+def _check_report(option: str, name: str) -> None:
+    path = Path(name)
+    if path.is_dir():
+        raise UsageError(f"{option} takes a file, but '{name}' is a folder")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"cannot write '{name}': its folder does not exist; create it first")
+    if is_precious(path):
+        raise UsageError(f"{option} would overwrite '{name}', which is no report: remove it first")
 
 
 def is_precious(path: Path) -> bool:
-    """Whether a file is not text, as a report is: weights, say, that a model keeps beside it."""
+    """Whether a file is not text, as every report is: the external data of a model, for example."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -74,23 +85,22 @@ def is_precious(path: Path) -> bool:
     return b"\0" in begin
 
 
-def _into(given: CliArguments) -> list[tuple[str, str]]:
+def _into_folder(given: CliArguments) -> list[tuple[str, str]]:
     folder = Path(given.out_dir or "")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out-dir takes a folder, but '{folder}' is a file")
     pairs = [(model, str(folder / Path(model).name)) for model in given.models]
-    taken: dict[str, str] = {}
+    model_of: dict[str, str] = {}
     for model, output in pairs:
-        other = taken.setdefault(os.path.normcase(output), model)
+        other = model_of.setdefault(os.path.normcase(output), model)
         if other is not model:
             raise UsageError(f"'{other}' and '{model}' would both be written to '{output}'")
     return pairs
 
 
-def _writable(output: str, models: Iterable[str]) -> None:
-    for model in models:
-        if _same(output, model):
-            raise UsageError(f"the output '{output}' is an input: --in-place overwrites it, if you want that")
+def _check_output(output: str, models: Iterable[str]) -> None:
+    if any(_same(output, model) for model in models):
+        raise UsageError(f"the output '{output}' is an input: --in-place overwrites it, if you want that")
     if Path(output).is_dir():
         raise UsageError(f"the output '{output}' is a folder: give a file, or --out-dir")
     if _is_stream(output):
@@ -98,18 +108,22 @@ def _writable(output: str, models: Iterable[str]) -> None:
 
 
 def _is_stream(output: str) -> bool:
-    """/dev/stdout and its like, even where they lead to a file."""
+    """Whether it is a link into /proc, as /dev/stdout is, even where the stream is a file.
+
+    Renaming the finished model onto such a link would replace the link.
+    """
     folder = os.path.realpath(os.path.dirname(os.path.abspath(output)))
     return os.path.islink(output) and "/proc/" in f"{folder}/{os.readlink(output)}"
 
 
-def _reachable(output: str) -> None:
+def _check_folder(output: str) -> None:
     folder = Path(output).absolute().parent
     if not folder.is_dir():
         raise OutputError(f"cannot write '{output}': there is no folder '{folder}'; create it first")
 
 
 def _same(first: str, second: str) -> bool:
+    """Whether two names are one file; of files that do not exist, whether they would be."""
     try:
         return os.path.samefile(first, second)
     except (OSError, ValueError):

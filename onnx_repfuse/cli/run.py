@@ -28,8 +28,8 @@ def execute(given: CliArguments, version: str) -> int:
     arguments.check(given)
     options = arguments.to_options(given)
     gates = words(given.fail_on_remaining)
-    pairs = [(given.models[0], given.models[1])] if given.compare else paths.targets(given)
-    paths.reports(given, pairs)
+    pairs = paths.targets(given)
+    paths.check_reports(given, pairs)
     if gates:
         check_ops(gates)
     if not debugging(given):

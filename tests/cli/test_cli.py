@@ -119,7 +119,7 @@ def test_second_run_is_identical(model, capsys):
         (["net.onnx", "--out-dir", ""], "--out-dir is empty"),
         (["net.onnx", "--json", ""], "--json is empty"),
         ([""], "the model is empty"),
-        (["."], "no model file"),
+        (["."], "not a model file"),
         (["net.onnx", "--only", ","], "no kind of fold"),
         (["net.onnx", "--input-shape", "x:99999999999999999999,3,1,1"], "nothing is as large"),
         ([], "no model"),
@@ -401,7 +401,7 @@ def test_a_report_goes_through_a_link(model, capsys):
 
 
 def test_a_report_spares_what_came_in_the_meantime(model, capsys, monkeypatch):
-    monkeypatch.setattr("onnx_repfuse.cli.paths.reports", lambda given, pairs: None)
+    monkeypatch.setattr("onnx_repfuse.cli.paths.check_reports", lambda given, pairs: None)
     Path("weights.bin").write_bytes(bytes(9))
     assert main(["net.onnx", "--json", "weights.bin", "-q"]) == 1
     assert "no report" in capsys.readouterr().err
