@@ -1,14 +1,14 @@
-"""`--bench`: original and fused in turns, in one process, so that a busy machine is busy for both.
+"""`--bench`: the latency of the original and the fused model, interleaved in one process.
 
-A round times a block of each, in alternating order; the ratio is taken within rounds, where the two see the
-same weather, and its quartiles over the rounds are the spread.
+A round times a block of runs of each model, in alternating order. The ratio is taken within a round, so that a busy
+machine slows both models alike. The spread is the quartiles over the rounds.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from onnx_repfuse.records.outcome import Bench
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from onnx_repfuse.verifier.inputs import FeedSpec
     from onnx_repfuse.verifier.session import Model, Session
 
+    _Timed: TypeAlias = tuple[Session, Mapping[str, Any]]
+
 __all__ = ["measure"]
 
-_BLOCK = 0.01  # seconds; a block repeats a quick model until it lasts this long
-_FEWEST, _MOST = 7, 200
+_MIN_BLOCK = 0.01  # seconds; a fast model is run several times, so that reading the clock does not count
+_WARM_UP = 2  # runs; the first ones allocate memory
+_MIN_ROUNDS, _MAX_ROUNDS = 7, 200
 
 
 def measure(
@@ -31,12 +34,12 @@ def measure(
     runtime: Runtime = DEFAULT_RUNTIME,
     seconds: float = 5.0,
 ) -> Bench:
-    """Time two models with one interface under ORT_ENABLE_ALL.
+    """Time two models that have the same inputs, under ORT_ENABLE_ALL.
 
     Args:
         original, fused: paths, or models in memory.
         spec: shapes or data of the inputs.
-        runtime: how they are run, but for the optimization level.
+        runtime: how they are run, except for the optimization level.
         seconds: how long to measure; a slow model takes longer, for at least seven rounds.
 
     Raises:
@@ -53,20 +56,9 @@ def measure(
     ):
         group = choose_feeds(first, single)[0]
         feed = group.feeds[0]
-        other = {info.name: value for info, value in zip(second.inputs, _ordered(first, feed), strict=True)}
-        _run(first, feed, 2)
-        _run(second, other, 2)
-        repeats = max(1, round(_BLOCK / max(_run(first, feed, 1), 1e-6)))
-        before: list[float] = []
-        after: list[float] = []
-        end = time.perf_counter() + seconds
-        while len(before) < _FEWEST or (time.perf_counter() < end and len(before) < _MOST):
-            if len(before) % 2:
-                after.append(_run(second, other, repeats))
-                before.append(_run(first, feed, repeats))
-            else:
-                before.append(_run(first, feed, repeats))
-                after.append(_run(second, other, repeats))
+        values = [feed[port.name] for port in first.inputs]  # the inputs of the two may have different names
+        other = {port.name: value for port, value in zip(second.inputs, values, strict=True)}
+        before, after = _rounds((first, feed), (second, other), seconds)
     ratios = [a / b for a, b in zip(before, after, strict=True)]
     return Bench(
         _quartiles([1000 * value for value in before]),
@@ -78,12 +70,26 @@ def measure(
     )
 
 
-def _ordered(session: Session, feed: Mapping[str, Any]) -> list[Any]:
-    return [feed[value.name] for value in session.inputs]
+def _rounds(original: _Timed, fused: _Timed, seconds: float) -> tuple[list[float], list[float]]:
+    """Seconds per run of each model, one for each round."""
+    _time(original, _WARM_UP)
+    _time(fused, _WARM_UP)
+    repeats = max(1, round(_MIN_BLOCK / max(_time(original, 1), 1e-6)))
+    times: tuple[list[float], list[float]] = ([], [])
+    models = (original, fused)
+    end = time.perf_counter() + seconds
+    for count in range(_MAX_ROUNDS):
+        if count >= _MIN_ROUNDS and time.perf_counter() >= end:
+            break
+        # The order alternates, since the second of a round finds a warmer cache and a hotter processor.
+        for index in (0, 1) if count % 2 == 0 else (1, 0):
+            times[index].append(_time(models[index], repeats))
+    return times
 
 
-def _run(session: Session, feed: Mapping[str, Any], repeats: int) -> float:
+def _time(timed: _Timed, repeats: int) -> float:
     """Seconds of one run, averaged over a block."""
+    session, feed = timed
     start = time.perf_counter()
     for _ in range(repeats):
         session.run(feed)

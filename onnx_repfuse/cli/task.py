@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 from onnx_repfuse.errors import InputError, RepfuseError, UsageError
 from onnx_repfuse.records.outcome import Bench, Gate, Outcome
+from onnx_repfuse.records.verdict import Status
 
 if TYPE_CHECKING:
     from onnx_repfuse.options import Options
+    from onnx_repfuse.records.report import Report
     from onnx_repfuse.records.verdict import Precision
     from onnx_repfuse.verifier.inputs import FeedSpec
 
@@ -47,27 +49,31 @@ class Task:
 
 
 def run(task: Task, progress: Progress | None = None) -> Outcome:
-    """Do it. Never raises but for KeyboardInterrupt."""
-    blank = Outcome(task.command, task.model, task.output if task.command == "compare" else "")
+    """Carry a task out. Never raises but for KeyboardInterrupt."""
+    failed = Outcome(task.command, task.model, task.output if task.command == "compare" else "", exit_code=1)
     try:
-        return _COMMANDS[task.command](task, progress)
+        return _COMMANDS[task.command](task, progress or _silent)
     except RepfuseError as error:
-        report = getattr(error, "report", None)
-        return replace(blank, exit_code=error.exit_code, error=_line(str(error)), report=report)
+        report = getattr(error, "report", None)  # of a VerificationError: the figures that did not pass
+        return replace(failed, exit_code=error.exit_code, error=_line(str(error)), report=report)
     except OSError as error:
         where = f" '{error.filename}'" if error.filename else ""
-        return replace(blank, exit_code=1, error=_line(f"{error.strerror or error}{where}"))
+        return replace(failed, error=_line(f"{error.strerror or error}{where}"))
     except MemoryError:
-        return replace(blank, exit_code=1, error="out of memory; --no-check needs less")
+        return replace(failed, error="out of memory; --no-check needs less")
     except Exception as error:
         text = (
             f"internal error, {type(error).__name__}: {error} - nothing is wrong with your command; "
             "please report it with the output of -vv and, if you can, the model"
         )
-        return replace(blank, exit_code=1, error=_line(text), trace=traceback.format_exc())
+        return replace(failed, error=_line(text), trace=traceback.format_exc())
 
 
-def _fuse(task: Task, progress: Progress | None) -> Outcome:
+def _silent(_stage: str, _done: int, _total: int) -> None:
+    """Nobody is looking."""
+
+
+def _fuse(task: Task, progress: Progress) -> Outcome:
     from onnx_repfuse import api
 
     report = api.fuse(task.model, task.output, task.options, progress=progress).report
@@ -80,52 +86,57 @@ def _fuse(task: Task, progress: Progress | None) -> Outcome:
         report = replace(report, notes=(*report.notes, f"written, but not measured further: {error}"))
     if bench is not None:
         report = replace(report, bench=bench.ratio)
-    done = Outcome("fuse", task.model, task.output, report=report, bench=bench, precision=precision)
-    return _gated(done, task, "written, but")
+    outcome = Outcome("fuse", task.model, task.output, report=report, bench=bench, precision=precision)
+    return _gated(outcome, report, task, "written, but")
 
 
-def _plan(task: Task, progress: Progress | None) -> Outcome:
+def _plan(task: Task, _: Progress) -> Outcome:
     from onnx_repfuse import api
 
     report = api.plan(task.model, task.options)
-    return _gated(Outcome("plan", task.model, report=report), task, "planned only, but")
+    return _gated(Outcome("plan", task.model, report=report), report, task, "planned only, but")
 
 
-def _gated(done: Outcome, task: Task, but: str) -> Outcome:
-    ops = done.report.after.ops if done.report is not None else {}
-    gates = tuple(Gate(op, ops.get(op, 0)) for op in task.gates)
+def _gated(outcome: Outcome, report: Report, task: Task, but: str) -> Outcome:
+    """The outcome with what `--fail-on-remaining` found in the result."""
+    gates = tuple(Gate(op, report.after.ops.get(op, 0)) for op in task.gates)
     left = ", ".join(f"{gate.remaining} {gate.op}" for gate in gates if gate.remaining)
-    error = f"{but} --fail-on-remaining found {left}" if left else ""
-    return replace(done, gates=gates, exit_code=4 if left else 0, error=error)
+    if not left:
+        return replace(outcome, gates=gates)
+    return replace(outcome, gates=gates, exit_code=4, error=f"{but} --fail-on-remaining found {left}")
 
 
-def _compare(task: Task, progress: Progress | None) -> Outcome:
+def _compare(task: Task, progress: Progress) -> Outcome:
     from onnx_repfuse.verifier.outputs.compare import verify_outputs
 
-    options = task.options
+    rtol, atol = task.options.rtol, task.options.atol
     first, second = Path(task.model), Path(task.output)
     for model in (first, second):
-        _readable(model)
-    if progress is not None:
-        progress("comparing", 0, 0)
-    found = verify_outputs(
-        first,
-        second,
-        spec=_feeds(task),
-        rtol=options.rtol,
-        atol=options.atol,
-        optimized=True,
-        by_position=True,
+        _check_readable(model)
+    progress("comparing", 0, 0)
+    verification = verify_outputs(
+        first, second, spec=_feeds(task), rtol=rtol, atol=atol, optimized=True, by_position=True
     )
     bench = _bench(task, progress) if task.bench else None
-    chosen = options.rtol is not None or options.atol is not None  # then "too close to see" is what was asked
-    fine = bool(found) or (chosen and found.status.value == "not observed")
-    error = "" if fine else _verdict(found.status.value)
-    return Outcome("compare", task.model, task.output, 0 if fine else 3, error, compared=found, bench=bench)
+    status = verification.status
+    passed = status is Status.PASSED
+    if status is Status.NOT_OBSERVED:
+        # An output that never leaves the tolerance cannot fail; of a tolerance that was given, that is no objection.
+        passed = rtol is not None or atol is not None
+    error = "" if passed else _DIFFERENCES[status]
+    exit_code = 0 if passed else 3
+    return Outcome("compare", task.model, task.output, exit_code, error, compared=verification, bench=bench)
 
 
-def _readable(model: Path) -> None:
-    """Raise InputError, with the file's name, for one that is not."""
+_DIFFERENCES = {
+    Status.FAILED: "the two models differ",
+    Status.NOT_OBSERVED: "no output could have shown a difference; try --input-data with real inputs",
+}
+_COMMANDS = {"fuse": _fuse, "plan": _plan, "compare": _compare}
+
+
+def _check_readable(model: Path) -> None:
+    """Raise InputError, with the file's name, if it cannot be read: such a file is not a different model."""
     from onnx_repfuse.api import document_of
 
     try:
@@ -134,34 +145,23 @@ def _readable(model: Path) -> None:
         raise InputError(f"'{model}': {error}") from error
 
 
-_COMMANDS = {"fuse": _fuse, "plan": _plan, "compare": _compare}
-
-
-def _verdict(status: str) -> str:
-    if status == "failed":
-        return "the two models differ"
-    return "no output could have shown a difference; try --input-data with real inputs"
-
-
 def _feeds(task: Task) -> FeedSpec:
     from onnx_repfuse.verifier.user_inputs import feed_spec
 
     return feed_spec(task.model, task.options.input_shapes, task.options.input_data)
 
 
-def _bench(task: Task, progress: Progress | None) -> Bench:
+def _bench(task: Task, progress: Progress) -> Bench:
     from onnx_repfuse.cli.benchmark import measure
 
-    if progress is not None:
-        progress("timing", 0, 0)
+    progress("timing", 0, 0)
     return measure(task.model, task.output, _feeds(task))
 
 
-def _precision(task: Task, progress: Progress | None) -> tuple[Precision, ...]:
+def _precision(task: Task, progress: Progress) -> tuple[Precision, ...]:
     from onnx_repfuse.verifier.outputs.float64_study import study
 
-    if progress is not None:
-        progress("comparing with float64", 0, 0)
+    progress("comparing with float64", 0, 0)
     return study(Path(task.model), Path(task.output), spec=_feeds(task))
 
 
@@ -170,17 +170,23 @@ def _line(text: str) -> str:
 
 
 def check_ops(ops: tuple[str, ...]) -> None:
-    """Refuse an operator that is a misspelling of one of ONNX's: its gate would always be open."""
+    """Refuse a misspelled operator: no model contains it, so its gate would always pass."""
     import onnx
 
-    known = {schema.name for schema in onnx.defs.get_all_schemas_with_history()}
-    folded = {name.lower(): name for name in known}
+    names = {schema.name for schema in onnx.defs.get_all_schemas_with_history()}
     for op in ops:
-        if op in known:
-            continue
-        begun = [name for name in sorted(folded) if len(op) > 3 and name.startswith(op.lower())]
-        near = next(iter([*begun, *difflib.get_close_matches(op.lower(), folded, 1, 0.8)]), None)
+        near = None if op in names else _misspelled(op, names)
         if near:
-            raise UsageError(
-                f"--fail-on-remaining: there is no operator '{op}'; did you mean '{folded[near]}'?"
-            )
+            raise UsageError(f"--fail-on-remaining: there is no operator '{op}'; did you mean '{near}'?")
+
+
+def _misspelled(op: str, names: set[str]) -> str | None:
+    """The ONNX operator that was meant; None if it seems to be an operator of the user's own."""
+    by_lower = {name.lower(): name for name in sorted(names)}
+    short = op.lower()
+    if len(op) > 3:  # BatchNorm for BatchNormalization; an "Op" is the beginning of anything
+        for name in by_lower:
+            if name.startswith(short):
+                return by_lower[name]
+    close = difflib.get_close_matches(short, by_lower, 1, 0.8)
+    return by_lower[close[0]] if close else None

@@ -454,7 +454,7 @@ def test_progress_on_a_terminal_only(model):
 def test_bench(model, capsys, monkeypatch):
     from onnx_repfuse.cli import benchmark
 
-    monkeypatch.setattr(benchmark, "_MOST", 8)
+    monkeypatch.setattr(benchmark, "_MAX_ROUNDS", 8)
     assert main(["net.onnx", "--bench", "--json", "r.json"]) == 0
     assert "as fast" in capsys.readouterr().out
     found = json.loads(Path("r.json").read_text())["bench"]

@@ -81,7 +81,7 @@ def test_the_schema_refuses_a_report_without_a_key(part):
                                    ["--fail-on-remaining", "Relu"], ["--compare"], ["missing"], ["many"]])  # fmt: skip
 def test_reports_of_real_runs_satisfy_the_schema(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(benchmark, "_MOST", 8)
+    monkeypatch.setattr(benchmark, "_MAX_ROUNDS", 8)
     model = str(MODELS / "acnet.train.onnx")
     command = {
         "--compare": [model, model, "--compare"],
