@@ -1,4 +1,4 @@
-"""A checked command line carried out: tasks run, reports rendered, exit code settled."""
+"""A command line carried out: checked, run, reported, and its exit code decided."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from onnx_repfuse.cli.arguments import CliArguments
 from onnx_repfuse.cli.progress import progress
 from onnx_repfuse.cli.task import Task, check_ops, run
 from onnx_repfuse.cli.values import words
-from onnx_repfuse.errors import OutputError
 from onnx_repfuse.options import Options
 from onnx_repfuse.records.outcome import Outcome, worst
 from onnx_repfuse.report.formatting import clean
@@ -33,7 +32,7 @@ def execute(given: CliArguments, version: str) -> int:
     if gates:
         check_ops(gates)
     if not debugging(given):
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # onnxruntime's and onnx's are not about the user's command
     if given.explain is not None:
         return _explain(given, options)
     tasks = [Task(given.command, model, output, options, given.bench, gates) for model, output in pairs]
@@ -74,65 +73,50 @@ def _explain(given: CliArguments, options: Options) -> int:
 
 def _complain(outcome: Outcome, given: CliArguments) -> None:
     where = f"{outcome.model}: " if given.many and outcome.model not in outcome.error else ""
-    print(f"onnx-repfuse: error: {clean(where + outcome.error)}", file=sys.stderr)
+    _error(where + outcome.error)
     if outcome.trace and debugging(given):
         print(outcome.trace, file=sys.stderr)
 
 
+def _error(message: str) -> None:
+    print(f"onnx-repfuse: error: {clean(message)}", file=sys.stderr)
+
+
 def _save(outcomes: list[Outcome], given: CliArguments, version: str, code: int) -> int:
-    """Write the report files; one that cannot be written makes a success a failure, and its JSON says so."""
+    """Write the report files; returns the exit code, which is 1 instead of 0 if a file cannot be written."""
     if given.report_file is not None:
         from onnx_repfuse.report.html import render
 
-        code = _attempt(given.report_file, render(outcomes, version), code)
-    if given.json_file not in (None, "-"):
+        code = _write(given.report_file, render(outcomes, version), code)
+    if given.json_file not in (None, "-"):  # last, since it tells the exit code
         from onnx_repfuse.report.json_report import dumps
 
-        code = _attempt(given.json_file, dumps(outcomes, version, many=given.many, exit_code=code), code)
+        code = _write(given.json_file, dumps(outcomes, version, many=given.many, exit_code=code), code)
     return code
 
 
-def _to_stdout(write: Callable[[], object], code: int) -> int:
-    """Print, to a reader who may have gone (`| head`, which is no fault) or onto a full disk (which is)."""
-    try:
-        write()
-        sys.stdout.flush()
-    except SystemExit:  # rich, to a reader who has gone
-        return code
-    except OSError as error:
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            return code
-        print(f"onnx-repfuse: error: cannot write to standard output: {error.strerror}", file=sys.stderr)
-        return worst([code, 1])
-    return code
-
-
-def _attempt(name: str, text: str, code: int) -> int:
+def _write(name: str, text: str, code: int) -> int:
     try:
         _replace(Path(name), text)
     except OSError as error:
-        message = str(OutputError(f"cannot write '{name}': {error.strerror or error}"))
-        print(f"onnx-repfuse: error: {clean(message)}", file=sys.stderr)
+        _error(f"cannot write '{name}': {error.strerror or error}")
         return worst([code, 1])
     return code
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write whole or not at all, except through a link (/dev/stdout is one) or into what is no regular file."""
+    """Write a whole file or none. A link stays a link, and a pipe or device (/dev/stdout) is written to."""
     data = text.encode("utf-8", "backslashreplace")
-    if paths.is_precious(path):
-        raise FileExistsError(0, "it is no report, and came in the meantime")
+    if paths.is_precious(path):  # checked before, but the run took its time
+        raise FileExistsError(0, "it is no report, and was written in the meantime")
     if path.is_symlink() or (path.exists() and not path.is_file()):
         path.write_bytes(data)
         return
-    mode = 0o666 & ~_umask()
     handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}."[:50])
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.chmod(name, mode)
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp's file is for its owner only
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -145,26 +129,44 @@ def _umask() -> int:
     return value
 
 
+def _to_stdout(write: Callable[[], object], code: int) -> int:
+    """Print, and return the exit code: a pipe closed by its other end (`| head`) is no error, a full disk is."""
+    try:
+        write()
+        sys.stdout.flush()
+    except SystemExit:  # rich raises it on a closed pipe
+        return code
+    except OSError as error:
+        # The interpreter flushes again when it exits, and would print a traceback.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return code
+        _error(f"cannot write to standard output: {error.strerror}")
+        return worst([code, 1])
+    return code
+
+
 def _print(outcomes: list[Outcome], given: CliArguments, version: str, code: int) -> None:
     if given.json_file == "-":
         from onnx_repfuse.report.json_report import dumps
 
         sys.stdout.write(dumps(outcomes, version, many=given.many, exit_code=code))
-        return
-    if given.quiet:
-        return
+    elif not given.quiet:
+        _print_text(outcomes, given)
+
+
+def _print_text(outcomes: list[Outcome], given: CliArguments) -> None:
     from rich.console import Console
 
     from onnx_repfuse.report.text import show, summarize
 
     console = Console(markup=False, highlight=False, emoji=False)
-    if given.many:
-        if given.verbose:
-            for outcome in outcomes:
-                show(console, outcome, given.verbose)
-                console.print()
-        summarize(console, outcomes)
+    if not given.many:
+        if outcomes[0].report is not None or outcomes[0].compared is not None:
+            show(console, outcomes[0], given.verbose)
         return
-    for outcome in outcomes:
-        if outcome.report is not None or outcome.compared is not None:
-            show(console, outcome, given.verbose)
+    for outcome in outcomes if given.verbose else ():
+        show(console, outcome, given.verbose)
+        console.print()
+    summarize(console, outcomes)
