@@ -14,8 +14,9 @@ NOTABLE = 0.02  # a smaller difference from 1 may come from the machine
 
 
 def latency_summary(result: dict[str, Any]) -> str:
-    """Two tables: ours / as trained by network (legacy exporter), and means by runtime, threads and exporter."""
-    return "\n\n".join([_by_network(result["rows"]), _by_setting(result["rows"])])
+    """Two tables: means by runtime, threads and exporter; and ours / as trained by network (legacy exporter)."""
+    by_network = "By network, legacy exporter:"
+    return "\n\n".join([_by_setting(result["rows"]), by_network, _by_network(result["rows"])])
 
 
 def _by_network(rows: list[dict[str, Any]]) -> str:
