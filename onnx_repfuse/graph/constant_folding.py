@@ -54,7 +54,7 @@ def fold_constant(
     if shape is not None and data_type is not None and not _may_fail(facts, given):
         return Const(shape, data_type, evaluate)
     if any(const.size > MAX_FOLDED_ELEMENTS for const in given):
-        return None
+        return None  # a weight: to compute it now would take its memory while planning
     try:
         value = evaluate()
     except Inexact:

@@ -19,7 +19,7 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from onnx_repfuse.graph.constant_folding import fold_constant, from_attributes
 from onnx_repfuse.graph.operators import Operator, operator
-from onnx_repfuse.graph.scope import ONNX_DOMAINS, Const, Scope, inner_graphs, outer_names, static
+from onnx_repfuse.graph.scope import ONNX_DOMAINS, Const, Scope, inner_graphs, input_name, outer_names, static
 from onnx_repfuse.graph.shape_inference import Sizes, Types, infer
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import ScopeKey
@@ -225,9 +225,9 @@ def _fold(nodes: list[gs.Node], constants: dict[str, Const], types: Types, overr
 
 def _may_be_constant(facts: Operator, node: gs.Node, fixed: dict[str, Const]) -> bool:
     """Nearly all nodes end here: a node whose first input is no constant is none, unless it reads the shape only."""
-    if facts.evaluate is None or len(node.outputs) != 1 or not node.inputs:
+    if facts.evaluate is None or len(node.outputs) != 1:
         return False
-    return facts.reads_shape_only or node.inputs[0].name in fixed
+    return bool(node.inputs) if facts.reads_shape_only else input_name(node, 0) in fixed
 
 
 def _of_shape(facts: Operator, node: gs.Node, fixed: dict[str, Const], types: Types) -> Const | None:
@@ -249,8 +249,8 @@ def _of_constants(facts: Operator, node: gs.Node, fixed: dict[str, Const], types
         names.pop()
     if not facts.takes_omitted_inputs and "" in names:
         return None
-    if any(name and name not in fixed for name in names):
-        return None
+    if not fixed.keys() >= set(names) - {""}:
+        return None  # an input may vary
     data_type, shape = types.get(node.outputs[0].name, (0, None))
     inputs = [fixed.get(name) for name in names]
     return fold_constant(facts, node.attrs, inputs, static(shape), data_type or None)

@@ -29,6 +29,7 @@ __all__ = [
     "Scope",
     "Shape",
     "inner_graphs",
+    "input_name",
     "node_name",
     "outer_names",
     "static",
@@ -136,7 +137,7 @@ class Scope:
 
     def is_private(self, name: str) -> bool:
         """Its fan-out is one node of this scope, and nobody outside sees it."""
-        return len(self.consumers.get(name, ())) == 1 and not self.is_seen(name)
+        return not self.is_seen(name) and len(self.consumers.get(name, ())) == 1
 
     def is_seen(self, name: str) -> bool:
         """A graph output, or read in a subgraph: the name must stay."""
@@ -193,6 +194,11 @@ def static(shape: Shape | None) -> tuple[int, ...] | None:
         return None
     known = tuple(size for size in shape if size is not None)
     return known if len(known) == len(shape) else None
+
+
+def input_name(node: gs.Node, place: int) -> str:
+    """The name of a node's input number `place`, "" if it is left out."""
+    return str(node.inputs[place].name) if len(node.inputs) > place else ""
 
 
 def node_name(node: gs.Node) -> str:

@@ -40,16 +40,13 @@ def without_unreliable_shapes(
         constants: those that decide sizes.
         opset: version of the ONNX operator set in force.
     """
-    doubts = {
-        i: doubt for i, node in enumerate(scope.node) if (doubt := _doubt(node, types, constants, opset))
-    }
-    if not doubts:
+    doubts = [_doubt(node, types, constants, opset) for node in scope.node]
+    if not any(doubts):
         return None
     result = onnx.GraphProto()
     result.CopyFrom(scope)
     del result.node[:]
-    for i, node in enumerate(scope.node):
-        doubt = doubts.get(i, ())
+    for node, doubt in zip(scope.node, doubts, strict=True):
         if doubt is Doubt.SHAPE:
             continue
         if doubt is Doubt.VALUE:
@@ -58,7 +55,7 @@ def without_unreliable_shapes(
             continue
         copy = result.node.add()
         copy.CopyFrom(node)
-        if isinstance(doubt, Sequence) and doubt:
+        if doubt:
             _blur_outputs(result, copy, types, doubt)
     return result
 
@@ -99,10 +96,12 @@ def _doubt(
         doubt = rule(SizeCase(node.input, attrs, shape, result, inputs, opset))
         return doubt if isinstance(doubt, Doubt) else [axis for axis in doubt if result[axis] is not None]
     except MALFORMED:
-        return Doubt.SHAPE
+        return Doubt.SHAPE  # the attributes make no sense
 
 
 def _values(const: Const | None) -> list[Any] | None:
     """The elements of a constant that may decide a shape."""
-    value = const.computed() if const is not None and const.size <= MAX_SHAPE_ELEMENTS else None
+    if const is None or const.size > MAX_SHAPE_ELEMENTS:
+        return None
+    value = const.computed()
     return None if value is None else value.ravel().tolist()

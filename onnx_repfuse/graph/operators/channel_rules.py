@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.scope import Const, Scope, Shape, static
+from onnx_repfuse.graph.scope import Const, Scope, Shape, input_name, static
 
 __all__ = [
     "BROADCAST",
@@ -111,11 +111,10 @@ def input_names(node: gs.Node) -> list[str]:
 
 
 def _matrix(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
-    shape = layouts.output_shape(node)
-    if shape is None or len(shape) != 2:
-        return None
-    channels, data_type = shape[1], layouts.scope.data_type(node.outputs[0].name)
-    return ChannelLayout(-1, 0, channels, data_type or 0) if channels else None
+    shape = layouts.output_shape(node) or ()
+    channels = shape[1] if len(shape) == 2 else None
+    data_type = layouts.scope.data_type(node.outputs[0].name) or 0
+    return ChannelLayout(-1, 0, channels, data_type) if channels else None
 
 
 BY_SHAPE = ChannelRule(_matrix)
@@ -154,8 +153,7 @@ def _kept_if(keeps: Callable[[Layouts, gs.Node, ChannelLayout], bool]) -> Channe
 def _on_axis_1(layouts: Layouts, node: gs.Node, layout: ChannelLayout) -> bool:
     if layout.channel_axis == 1:
         return True
-    shape = layouts.output_shape(node)
-    return shape is not None and len(shape) == 2  # of (N, C) the last axis is axis 1
+    return len(layouts.output_shape(node) or ()) == 2  # of (N, C) the last axis is axis 1
 
 
 def _where_proved(layouts: Layouts, node: gs.Node, layout: ChannelLayout) -> bool:
@@ -171,11 +169,9 @@ KEPT_WHERE_PROVED = _kept_if(_where_proved)  # a Pad or a Resize may change any 
 def _normalized(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
     """BatchNormalization: `scale` has one value per channel of axis 1."""
     name, scope = node.inputs[0].name, layouts.scope
-    shape = scope.shape(name)
-    scale = static(scope.shape(node.inputs[1].name)) if len(node.inputs) > 1 else None
-    if shape is None or len(shape) < 2:
-        return ()
-    if scale is None or len(scale) != 1:
+    shape = scope.shape(name) or ()
+    scale = static(scope.shape(input_name(node, 1))) or ()
+    if len(shape) < 2 or len(scale) != 1:
         return ()
     axis, rank = (-1, 0) if len(shape) == 2 else (1, len(shape) - 2)
     layout = ChannelLayout(axis, rank, scale[0], scope.data_type(name) or 0)
@@ -199,8 +195,8 @@ SELECTED = ChannelRule(
 def _stacked(layouts: Layouts, node: gs.Node, first: ChannelLayout) -> ChannelLayout | None:
     names, axis = input_names(node), node.attrs.get("axis")
     parts = [layouts.known.get(name) for name in names]
-    if axis is None or {part and part.layout for part in parts} != {first.layout}:
-        return None
+    if {part.layout if part else None for part in parts} != {first.layout} or axis is None:
+        return None  # of a part nobody knows how many channels it adds
     along_channels = layouts.channel_axis(names[0], axis)
     if along_channels is None:
         return None
@@ -266,10 +262,13 @@ def _named_by_constant(
     aligned = (1,) * (len(shape) - len(constant)) + constant
     last = len(shape) - 1
     axes = [axis for axis, size in enumerate(aligned) if size != 1]
-    if len(axes) != 1 or axes[0] not in (1, last) or shape[axes[0]] != aligned[axes[0]]:
+    if axes not in ([1], [last]):
         return None
-    axis, rank = (-1, 0) if axes[0] == last else (1, len(shape) - 2)
-    return ChannelLayout(axis, rank, aligned[axes[0]], data_type)
+    channels = aligned[axes[0]]
+    if shape[axes[0]] != channels:
+        return None  # it broadcasts the tensor, or the size is not proved
+    axis, rank = (-1, 0) if axes == [last] else (1, len(shape) - 2)
+    return ChannelLayout(axis, rank, channels, data_type)
 
 
 def _operands(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
@@ -280,15 +279,15 @@ def _operands(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
     scope, shape = layouts.scope, layouts.output_shape(node)
     if shape is not None:
         return [(name, layout) for name in input_names(node) if scope.shape(name) == shape]
-    scalars = [_is_scalar(scope, t.name) for t in node.inputs]
-    only_one_varies = all(scalars[1:]) or (len(scalars) == 2 and scalars[0])
-    return [(name, layout) for name in input_names(node)] if only_one_varies else ()
+    scalars = [_is_scalar(scope.const(t.name)) for t in node.inputs]
+    if len(scalars) == 2:
+        scalars.sort()  # of two operands, either may be the scalar
+    return [(name, layout) for name in input_names(node)] if all(scalars[1:]) else ()
 
 
-def _is_scalar(scope: Scope, name: str) -> bool:
+def _is_scalar(const: Const | None) -> bool:
     """A constant that cannot widen what it is combined with."""
-    const = scope.const(name)
-    return const is not None and const.size == 1 and len(const.shape) <= 1
+    return const is not None and const.shape in ((), (1,))
 
 
 BROADCAST = ChannelRule(_broadcast, _operands)

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.operators.channel_rules import ChannelLayout, ChannelRule, Layouts
 from onnx_repfuse.graph.operators.facts import Attributes, Doubt, Operator, SizeCase, Values, WeightChannels
-from onnx_repfuse.graph.scope import Scope, static
+from onnx_repfuse.graph.scope import Scope, input_name, static
 
 __all__ = ["CONV_MATMUL"]
 
@@ -45,9 +45,7 @@ def _matmul_channels(node: gs.Node, shape: Sequence[int]) -> tuple[int, int]:
 
 def _static_weight(scope: Scope, node: gs.Node) -> tuple[tuple[int, ...], int] | None:
     """Proved shape and data type of the second input, constant or not."""
-    if len(node.inputs) < 2:
-        return None
-    name = node.inputs[1].name
+    name = input_name(node, 1)
     shape, data_type = static(scope.shape(name)), scope.data_type(name)
     return (shape, data_type) if shape is not None and data_type else None
 
@@ -108,7 +106,7 @@ def _conv_transpose_macs(scope: Scope, node: gs.Node) -> int | None:
 
 
 def _weight_shape(scope: Scope, node: gs.Node) -> tuple[int, ...] | None:
-    return static(scope.shape(node.inputs[1].name)) if len(node.inputs) > 1 else None
+    return static(scope.shape(input_name(node, 1)))
 
 
 def _times(elements: int | None, weight: tuple[int, ...] | None) -> int | None:

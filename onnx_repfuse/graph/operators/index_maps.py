@@ -64,19 +64,21 @@ def _slice(
 
 def _range_of(start: int, end: int, step: int, size: int) -> slice:
     """A Slice along one axis as numpy's, where the end of one that goes backwards differs."""
-    if step < 0 and end >= END_OF_AXIS:
+    if step >= 0:
+        return slice(start, end, step)
+    if end >= END_OF_AXIS:
         raise ValueError("a Slice backwards to the end")  # which ONNX Runtime takes to the front
-    if step < 0 and end < -size:
-        return slice(start, None, step)  # past the front: down to the first element
-    return slice(start, end, step)
+    return slice(start, None if end < -size else end, step)  # past the front: down to the first element
 
 
 def _slice_doubts(case: SizeCase) -> Sequence[int]:
     """A Slice backwards to the greatest number, which is the front for ONNX Runtime and the end for onnx."""
-    ends, steps = case.inputs[2:3], case.inputs[4:5]
-    backwards = steps and steps[0] and min(steps[0]) < 0
-    reaches_end = backwards and ends[0] and max(ends[0]) >= END_OF_AXIS
-    return range(len(case.result)) if reaches_end else ()
+    if len(case.inputs) < 5:
+        return ()  # without steps it goes forwards
+    ends, steps = case.inputs[2] or [0], case.inputs[4] or [1]
+    if min(steps) >= 0 or max(ends) < END_OF_AXIS:
+        return ()
+    return range(len(case.result))
 
 
 def _every_axis(case: SizeCase) -> Sequence[int]:

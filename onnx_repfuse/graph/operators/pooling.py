@@ -6,14 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnx_repfuse.graph.operators.channel_rules import KEPT_ON_AXIS_1, NORMALIZED
-from onnx_repfuse.graph.operators.facts import (
-    Layout,
-    Operator,
-    SizeCase,
-    SpaceMap,
-    SpaceMapSort,
-    ViewCase,
-)
+from onnx_repfuse.graph.operators.facts import Layout, Operator, SizeCase, SpaceMap, SpaceMapSort, ViewCase
 
 __all__ = ["POOLING"]
 

@@ -25,7 +25,7 @@ from onnx_repfuse.graph.operators.facts import (
     Values,
     ViewCase,
 )
-from onnx_repfuse.graph.scope import Scope, Shape, static
+from onnx_repfuse.graph.scope import Scope, Shape, input_name, static
 
 __all__ = ["SPACE_MAPS", "permutation"]
 
@@ -82,9 +82,9 @@ def _keeps_batch(case: ViewCase) -> bool:
     before, after = static(shape[1:]), static(result[1:])
     if before is not None and after is not None:
         return prod(before) == prod(after)
-    if len(node.inputs) < 2 or node.attrs.get("allowzero"):
+    if node.attrs.get("allowzero"):
         return False
-    target = case.scope.const(node.inputs[1].name)
+    target = case.scope.const(input_name(node, 1))
     return target is not None and int(target.read().ravel()[0]) == 0
 
 
@@ -105,8 +105,9 @@ def _reshape(attrs: Attributes, x: Values, shape: Values | None = None) -> Value
 
 def _constant_axes(scope: Scope, node: gs.Node) -> list[int]:
     """The axes of an attribute or a constant input; none where they are unknown or left out."""
-    if len(node.inputs) > 1 and node.inputs[1].name:
-        const = scope.const(node.inputs[1].name)
+    name = input_name(node, 1)
+    if name:
+        const = scope.const(name)
         return [] if const is None else [int(axis) for axis in const.read().ravel()]
     return list(node.attrs.get("axes") or ())
 
@@ -208,8 +209,7 @@ def _factors(scope: Scope, node: gs.Node) -> list[float]:
     """The factor of each axis; none where the node lists sizes."""
     scales: Any = node.attrs.get("scales")
     if scales is None:
-        place = _scales_input(len(node.inputs))
-        const = scope.const(node.inputs[place].name) if len(node.inputs) > place else None
+        const = scope.const(input_name(node, _scales_input(len(node.inputs))))
         scales = [] if const is None else const.read().ravel()
     return [float(scale) for scale in scales]
 
