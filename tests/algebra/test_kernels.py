@@ -1,4 +1,4 @@
-"""The lazy kernels: blocks of rows equal the whole, selections equal slices, shortcuts equal the long way."""
+"""The lazy kernels: blocks of rows equal the whole, selections equal slices, special cases equal the general one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def whole(kernel: Kernel) -> np.ndarray:
 
 
 def dense(f: AffineConv) -> np.ndarray:
-    """The weight with the zeros of its groups written out: (c_out, c_in, *kernel)."""
+    """The weight with explicit zeros where its groups read nothing: (c_out, c_in, *kernel)."""
     g = f.geometry
     rows, columns = g.c_out // g.groups, g.c_in // g.groups
     result = np.zeros((g.c_out, g.c_in, *g.kernel))
@@ -57,7 +57,7 @@ KINDS = {
 
 @pytest.mark.parametrize("outer", KINDS)
 @pytest.mark.parametrize("inner", KINDS)
-def test_composed(outer: str, inner: str) -> None:
+def test_composed_is_the_sum_over_pairs_of_taps(outer: str, inner: str) -> None:
     g, f = affine(KINDS[outer](3), 1), affine(KINDS[inner](2), 2)
     geometry = laws.compose(g.geometry, f.geometry, zero_bias=False)
     folded = AffineConv(geometry, whole(Composed(geometry, g.kernel, f.kernel)), np.zeros(8))
@@ -70,7 +70,7 @@ def test_composed(outer: str, inner: str) -> None:
     np.testing.assert_allclose((g @ f).weight, folded.weight, atol=1e-13)
 
 
-def test_composed_channel_multiplier() -> None:
+def test_composed_with_a_channel_multiplier() -> None:
     g = affine(Geometry.conv(4, 8, (3,), groups=4), 1)
     for groups in (1, 2, 4):
         f = affine(Geometry.conv(8, 4, (2,), groups=groups), 2)
@@ -92,7 +92,7 @@ def test_groups_become_the_gcd(one: int, other: int) -> None:
     np.testing.assert_allclose((g + f)(x), g(x) + f(x), atol=1e-12)
 
 
-def test_total_with_dilations_and_groups() -> None:
+def test_total_lays_unlike_dilations_and_groups_on_one_grid() -> None:
     parts = [
         affine(Geometry.conv(4, 4, (5,), groups=4, dilations=(2,), pads=(4, 4)), 0),
         affine(Geometry.conv(4, 4, (3,), groups=2, dilations=(4,), pads=(4, 4)), 1),
@@ -109,7 +109,7 @@ def test_total_with_dilations_and_groups() -> None:
     np.testing.assert_allclose(dense(total), expected, atol=1e-14)
 
 
-def test_total_keeps_an_odd_distance_of_origins() -> None:
+def test_total_of_origins_an_odd_distance_apart_has_dilation_one() -> None:
     f = affine(Geometry.conv(1, 1, (2,), dilations=(4,), pads=(2, 3)), 0)
     g = affine(Geometry.conv(1, 1, (2,), dilations=(2,), pads=(1, 2)), 1)
     geometry = laws.total(f.geometry, g.geometry)
@@ -120,7 +120,7 @@ def test_total_keeps_an_odd_distance_of_origins() -> None:
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_scaled(transposed: bool) -> None:
+def test_scaled_multiplies_rows_and_columns(transposed: bool) -> None:
     make = Geometry.conv_transpose if transposed else Geometry.conv
     f = affine(make(4, 6, (3, 2), groups=2))
     outer, inputs = np.arange(1.0, 7.0), np.arange(2.0, 6.0)
@@ -130,7 +130,7 @@ def test_scaled(transposed: bool) -> None:
     np.testing.assert_array_equal(whole(Scaled(f.geometry, f.kernel, None)), f.weight)
 
 
-def test_vector_and_stored() -> None:
+def test_vector_and_stored_give_their_numbers_in_float64() -> None:
     values = np.array([1.0, 2.0, 3.0])
     assert whole(Vector(Geometry.diagonal(3, 2), values)).ravel().tolist() == values.tolist()
     half = np.arange(6, dtype=np.float16).reshape(2, 3)
@@ -190,7 +190,7 @@ def test_selections_of_uneven_groups() -> None:
         np.testing.assert_allclose(part(x[:, first:last]), f(x)[:, lo:hi], atol=1e-13)
 
 
-def test_groups_survive_whole_selections_only() -> None:
+def test_only_a_selection_of_whole_groups_keeps_groups() -> None:
     f = Geometry.conv(8, 8, (1,), groups=4)
     assert laws.select_outputs(f, 2, 6)[0].groups == 2
     assert laws.select_outputs(f, 1, 5)[0].groups == 1
@@ -216,7 +216,7 @@ def test_push_is_the_call_on_a_constant_interior(seed: int, groups: int, kernel)
     np.testing.assert_allclose(result[0], expected, atol=1e-13)
 
 
-def test_push_works_in_blocks() -> None:
+def test_push_of_large_rows_works_in_blocks() -> None:
     """A row of more than 2**20 weights is a block of its own."""
     geometry = Geometry.conv(1 << 20, 2, (2,))
     weight = np.broadcast_to(np.array([1.0, 2.0])[:, None, None], geometry.weight_shape)
@@ -224,7 +224,7 @@ def test_push_works_in_blocks() -> None:
     assert push(Stored(geometry, lambda: weight), bias).tolist() == [1 << 20, 2 << 20]
 
 
-def test_stacked() -> None:
+def test_stacked_concatenates_rows() -> None:
     parts = [affine(Geometry.conv(2, n, (3,)), n) for n in (1, 3, 2)]
     stacked = Stacked(Geometry.conv(2, 6, (3,)), tuple(p.kernel for p in parts))
     np.testing.assert_array_equal(whole(stacked), np.concatenate([p.weight for p in parts]))

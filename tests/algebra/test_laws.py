@@ -87,7 +87,7 @@ EXAMPLES = {0: 25, 1: 200, 2: 80, 3: 30}
 
 
 @ranks
-def test_composition(rank: int) -> None:
+def test_composition_holds_or_is_refused(rank: int) -> None:
     @settings(max_examples=EXAMPLES[rank])
     @given(st.data(), sizes(rank, LARGEST[rank]), seeds, st.booleans())
     def law(data, size, seed, bias) -> None:
@@ -103,7 +103,7 @@ def test_composition(rank: int) -> None:
 
 
 @ranks
-def test_sum(rank: int) -> None:
+def test_sum_holds_or_is_refused(rank: int) -> None:
     @settings(max_examples=EXAMPLES[rank])
     @given(st.data(), sizes(rank, LARGEST[rank]), seeds)
     def law(data, size, seed) -> None:
@@ -123,7 +123,7 @@ def test_sum(rank: int) -> None:
 @pytest.mark.parametrize("rank", [1, 2])
 @settings(max_examples=150)
 @given(data=st.data(), seed=seeds)
-def test_sum_of_unlike_slacks_at_a_known_size(rank: int, data, seed) -> None:
+def test_unlike_slacks_add_where_a_known_size_gives_equal_positions(rank: int, data, seed) -> None:
     one = data.draw(geometries(rank))
     other = replace(data.draw(geometries(rank, one.c_in, one.c_out)), strides=one.strides)
     size = data.draw(sizes(rank, 6))
@@ -142,7 +142,7 @@ def test_sum_of_unlike_slacks_at_a_known_size(rank: int, data, seed) -> None:
 
 @settings(max_examples=60)
 @given(seed=seeds, channels=st.tuples(*[st.integers(1, 5)] * 3))
-def test_matrix_products_on_the_last_axis(seed: int, channels) -> None:
+def test_matrix_products_on_the_last_axis_compose_and_add(seed: int, channels) -> None:
     a, b, c = channels
     f = random_affine(Geometry.dense(a, b), seed)
     g = random_affine(Geometry.dense(b, c), seed + 1)
@@ -157,7 +157,7 @@ def test_matrix_products_on_the_last_axis(seed: int, channels) -> None:
 
 @settings(max_examples=60)
 @given(data=st.data(), seed=seeds)
-def test_transposed_convolutions(data, seed: int) -> None:
+def test_transposed_convolutions_compose_with_diagonals_and_add_to_their_like(data, seed: int) -> None:
     rank = data.draw(st.integers(1, 2))
     groups = data.draw(st.sampled_from((1, 2, 4)))
 
@@ -260,7 +260,7 @@ def test_the_classic_silent_bug_is_refused() -> None:
     assert not np.isclose(wrong[:, :, 0], right[:, :, 0]).any()
 
 
-def test_refused_grids() -> None:
+def test_unlike_strides_slacks_and_kinds_do_not_add() -> None:
     base = Geometry.conv(2, 2, (3,), pads=(1, 1))
     assert (
         reason(lambda: laws.total(base, Geometry.conv(2, 2, (3,), strides=(2,), pads=(1, 1)))) is Reason.GRID
@@ -280,7 +280,7 @@ def test_stride_two_branches_of_unlike_alignment_add_only_at_known_sizes() -> No
     assert reason(lambda: laws.total(three, four, (7,))) is Reason.GRID
 
 
-def test_refused_shapes() -> None:
+def test_unlike_channels_and_layouts_are_refused() -> None:
     base = Geometry.conv(2, 2, (3,), pads=(1, 1))
     plane = Geometry.conv(2, 2, (3, 3), pads=(1,) * 4)
     for other in (plane, Geometry.conv(2, 4, (3,), pads=(1, 1)), Geometry.dense(2, 2)):
@@ -362,6 +362,6 @@ def test_unlike_dilations_widen_only_as_far_as_needed() -> None:
     assert (sparse.kernel, sparse.dilations) == ((5,), (2,))
 
 
-def test_macs() -> None:
+def test_macs_are_weights_times_positions() -> None:
     assert Geometry.conv(4, 8, (3, 3), groups=2).macs(10) == 8 * 2 * 9 * 10
     assert prod(Geometry.dense(3, 5).weight_shape) == Geometry.dense(3, 5).macs(1)

@@ -119,7 +119,7 @@ def test_grown_keeps_the_function_and_is_what_onnx_conv_accepts(dilation, begin,
         assert grown is geometry
 
 
-def test_by_hand() -> None:
+def test_taps_pads_strides_and_dilations_by_hand() -> None:
     x = np.array([[[1.0, 2.0, 4.0]]])
     taps = np.array([[[1.0, 10.0]]])
     padded = AffineConv(Geometry.conv(1, 1, (2,), pads=(1, 0)), taps, np.array([0.5]))

@@ -24,7 +24,7 @@ def _form(channels: int, *terms: Term) -> Form:
 
 
 def _matrix(terms: list[Term], channels: int, source: str) -> np.ndarray:
-    """What they make of one position of a source of four channels."""
+    """The matrix that the terms apply to each position of a source of four channels."""
     total = np.zeros((channels, 4))
     for term in terms:
         if term.source == source:
@@ -36,7 +36,7 @@ def _matrix(terms: list[Term], channels: int, source: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 2, 0, 3, 1), (3, 4, 1, 0, 2)])
-def test_segments_are_the_terms_in_order_with_alike_neighbours_stacked(order: tuple[int, ...]) -> None:
+def test_segments_are_the_terms_in_order_with_equal_neighbours_stacked(order: tuple[int, ...]) -> None:
     terms = [
         Term("x", _dense(4, 2), lo_out=0),
         Term("x", _dense(4, 3), lo_out=2),
@@ -44,13 +44,13 @@ def test_segments_are_the_terms_in_order_with_alike_neighbours_stacked(order: tu
         Term("x", _dense(4, 4), lo_out=6),
         Term("y", Vector(Geometry.diagonal(4, 1), RNG.standard_normal(4)), lo_out=6),
     ]
-    found = segmented(_form(10, *(terms[i] for i in order)))
-    assert found is not None
-    assert [channels for channels, _ in found] == [(0, 5), (5, 6), (6, 10)]
-    made = [term for _, one in found for term in one]
-    assert len(made) == 4
+    segments = segmented(_form(10, *(terms[i] for i in order)))
+    assert segments is not None
+    assert [channels for channels, _ in segments] == [(0, 5), (5, 6), (6, 10)]
+    stacked = [term for _, terms_of_one in segments for term in terms_of_one]
+    assert len(stacked) == 4
     for source in "xy":
-        assert np.array_equal(_matrix(made, 10, source), _matrix(terms, 10, source))
+        assert np.array_equal(_matrix(stacked, 10, source), _matrix(terms, 10, source))
 
 
 @pytest.mark.parametrize(
