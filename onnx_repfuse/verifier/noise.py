@@ -75,12 +75,20 @@ def nudged_weights(model: Model, seed: int = 78) -> onnx.ModelProto | None:
 
 def _weights(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """The float initializers and Constants that arithmetic of the main graph reads."""
-    used = {name for node in graph.node if node.op_type in _ARITHMETIC for name in node.input}
-    tensors = [tensor for tensor in graph.initializer if tensor.name in used]
+    used: set[str] = set()
     for node in graph.node:
-        if node.op_type == "Constant" and node.output[0] in used:
-            tensors.extend(attribute.t for attribute in node.attribute if attribute.name == "value")
-    yield from (tensor for tensor in tensors if tensor.data_type in FLOAT_FORMATS)
+        if node.op_type in _ARITHMETIC:
+            used.update(node.input)
+    for name, tensor in _named_tensors(graph):
+        if name in used and tensor.data_type in FLOAT_FORMATS:
+            yield tensor
+
+
+def _named_tensors(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    yield from ((tensor.name, tensor) for tensor in graph.initializer)
+    for node in graph.node:
+        if node.op_type == "Constant":
+            yield from ((node.output[0], a.t) for a in node.attribute if a.name == "value")
 
 
 def _nudge_tensor(tensor: onnx.TensorProto, rng: np.random.Generator) -> bool:
@@ -92,6 +100,7 @@ def _nudge_tensor(tensor: onnx.TensorProto, rng: np.random.Generator) -> bool:
     if array.size == 0:
         return False
     raw = _nudge(array, rng).tobytes()
+    # With values in a second field the tensor would be invalid.
     for name in ("float_data", "int32_data", "double_data", "external_data", "data_location"):
         tensor.ClearField(name)
     tensor.raw_data = raw
@@ -107,6 +116,7 @@ def _nudge(values: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray
     bits = np.ascontiguousarray(values).view(_BITS[values.dtype.itemsize])
     infinity = np.array(np.inf, values.dtype).view(bits.dtype)
     sign_bit = 1 << (values.dtype.itemsize * 8 - 1)
+    # Without the sign, bit patterns are ordered as the floats are: zero, ..., the largest, infinity, NaN.
     magnitude = bits & bits.dtype.type(sign_bit - 1)
     movable = (magnitude > 0) & (magnitude < infinity - 1)
     step = (rng.integers(0, 2, bits.shape, dtype=np.int8) * 2 - 1).astype(bits.dtype)  # -1 wraps around
@@ -117,7 +127,7 @@ def _nudge(values: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray
 def _file_bytes(path: Path) -> int:
     """Bytes of the file and, roughly, of the external data it refers to."""
     total = path.stat().st_size
-    if total >= WEIGHTS_LIMIT:
+    if total >= WEIGHTS_LIMIT:  # reading it would take the memory that the limit saves
         return total
     for tensor in onnx.load(str(path), load_external_data=False).graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:

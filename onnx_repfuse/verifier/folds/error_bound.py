@@ -109,9 +109,11 @@ def folding_bound(before: Evaluation, after: Evaluation) -> Array:
     goes through the later ones: 2 u m(after) + u m(before).
     """
     u = after.float_format.unit_roundoff
-    rounding = u * (2.0 * after.magnitude + before.magnitude)
+    rounding = u * (2.0 * after.magnitude + before.magnitude)  # rigorous
     if after.squares is not None and before.squares is not None:
+        # Each weight is rounded on its own, so the errors w x e add up in squares.
         rounding = np.minimum(rounding, u * (_SIGMAS * after.squares + 3.0 * before.squares))
+    # In float64, what the oracle's own sums round, of both sides.
     oracle = np.sqrt(before.terms) * before.magnitude + np.sqrt(after.terms) * after.magnitude
     return np.asarray(rounding + _FLOAT64_FACTOR * _U64 * oracle + after.underflow)
 
@@ -127,6 +129,8 @@ def runtime_bound(side: Evaluation, is_sample: bool = False) -> Array:
     summing = _C * np.sqrt(side.terms) * side.magnitude
     if side.stored is None or side.squares is None or not accumulates_in_float32():
         return np.asarray(summing * u + side.nodes * u * side.magnitude + side.underflow)
+    # Sums are float32 here, and only what nodes store is rounded to the short format. In a sample, an inner tensor may
+    # be small by chance: then as if each node stored what the squares bound.
     stored = side.stored + (np.sqrt(side.nodes) * side.squares if is_sample else 0.0)
     return np.asarray(summing * _U32 + _SIGMAS * u * stored + side.underflow)
 

@@ -44,6 +44,7 @@ class Source:
         tensor = value.type.tensor_type
         sizes = [dim.dim_value if dim.HasField("dim_value") else 0 for dim in tensor.shape.dim]
         dims = tuple(size if size > 0 else None for size in sizes)
+        # The channels are the one fixed axis. Where several are, or none, it is as the operators have it.
         fixed = [axis for axis in range(1, len(dims)) if dims[axis] is not None]
         usual = 1 if convolves or len(dims) > 3 else len(dims) - 1
         channel = fixed[0] if len(fixed) == 1 else usual
@@ -62,7 +63,7 @@ class Source:
 
     def shape(self, rows: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
         """A full shape: `rows` for a free first axis, and `sizes`, again and again, for the other free axes."""
-        dims = [0 if dim is None else dim for dim in self.dims]
+        dims = [0 if dim is None else dim for dim in self.dims]  # the zeros are replaced below
         if dims and self.batch is None:
             dims[0] = rows
         for axis, size in zip(self.space, itertools.cycle(sizes), strict=False):
@@ -98,7 +99,7 @@ class FoldCase:
         """The inputs of `before`."""
         graph = self.before.graph
         convolves = any(node.op_type in ("Conv", "ConvTranspose") for node in graph.node)
-        constants = {tensor.name for tensor in graph.initializer}
+        constants = {tensor.name for tensor in graph.initializer}  # up to IR version 3 they are inputs, too
         return tuple(Source.of(value, convolves) for value in graph.input if value.name not in constants)
 
     @cached_property
@@ -137,6 +138,7 @@ class FoldCase:
 
 def reach(case: FoldCase) -> tuple[tuple[int, ...], int]:
     """(kernel extent per spatial axis, largest stride) over all windows of both models."""
+    # A fold of parallel branches reaches as far as its largest kernel; a composed kernel, in `after`, farther.
     windows = [*_windows(case.before), *_windows(case.after)]
     extents = itertools.zip_longest(*(extent for extent, _ in windows), fillvalue=0)
     return tuple(max(axis) for axis in extents), max((stride for _, stride in windows), default=1)
@@ -148,7 +150,7 @@ def _windows(model: onnx.ModelProto) -> Iterator[tuple[tuple[int, ...], int]]:
     for node in model.graph.node:
         ints = {a.name: tuple(a.ints) for a in node.attribute if a.type == onnx.AttributeProto.INTS}
         kernel = ints.get("kernel_shape")
-        if kernel is None and node.op_type in ("Conv", "ConvTranspose"):
+        if kernel is None and node.op_type in ("Conv", "ConvTranspose"):  # the attribute may be left out
             kernel = shapes.get(node.input[1], ())[2:]
         if kernel:
             dilations = ints.get("dilations") or (1,) * len(kernel)

@@ -70,6 +70,7 @@ def check_in_place(
     if actual.shape != expected.shape:
         return comparison.failed(f"in place its shape is {actual.shape} instead of {expected.shape}")
     sizes = np.abs(np.nan_to_num(expected.astype(np.float64)))
+    # Near its largest value a format may overflow on the way to a result that does not.
     usable = np.isfinite(expected) & (sizes < case.float_format.largest / 4)
     if not usable.any():
         return comparison.not_observed("the original's activations overflow there")
@@ -137,8 +138,9 @@ def _per_channel(case: FoldCase, before: Evaluation, after: Evaluation, shape: t
     rank = len(shape)
     total = folding_bound(before, after) + runtime_bound(before, is_sample=True)
     total = np.broadcast_to(total + runtime_bound(after, is_sample=True), before.value.shape)
-    if total.ndim != rank:
+    if total.ndim != rank:  # of the tile's output and of the model's own
         raise Unsupported("their rank")
+    # The output's channels: where the source has them, or where convolutions and products have them.
     likely = [axis % rank for axis in (case.sources[0].channel, 1, -1) if -rank <= axis < rank]
     channel = next((axis for axis in likely if total.shape[axis] == shape[axis]), None)
     return np.asarray(total.max(tuple(axis for axis in range(rank) if axis != channel), keepdims=True))
@@ -152,6 +154,7 @@ def _tiles(case: FoldCase, feed: Mapping[str, Array]) -> Iterator[dict[str, Arra
         level = levels[source.name]
         if level.ndim == len(source.dims):
             extents, stride = reach(case)
+            # A window that meets no padding, and one beside it.
             size = tuple(extent + stride + 1 for extent in extents) or (2,)
             dims = source.shape(1, size)
             # An axis of channels that the fold does not declare is free there, too, but has its levels.
@@ -170,14 +173,14 @@ def _level(value: Array, channel: int, depth: int) -> Array:
     by how much the position with the most energy stands out.
     """
     sizes = np.abs(np.nan_to_num(np.asarray(value, dtype=np.float64), posinf=0.0, neginf=0.0))
-    if sizes.ndim < 2:
+    if sizes.ndim < 2:  # a vector of channels
         return sizes
     others = tuple(axis for axis in range(sizes.ndim) if axis != channel)
     top = sizes.max(others, keepdims=True)
     if depth < _MANY_CHANNELS:
         return np.asarray(top)
     squares = np.square(sizes)
-    energy = squares.mean(channel)
+    energy = squares.mean(channel)  # per position
     peak = float(energy.max() / energy.mean()) if energy.any() else 1.0
     return np.asarray(np.minimum(top, 1.5 * np.sqrt(peak * squares.mean(others, keepdims=True))))
 

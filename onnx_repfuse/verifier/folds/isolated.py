@@ -88,17 +88,18 @@ def _by_oracle(
             expected = first.evaluate(stimulus.feed)
         except SIZE_ERRORS:
             continue  # this size does not fit the nodes before
-        if not expected.value.size:
+        if not expected.value.size:  # an empty output shows nothing
             continue
         actual = _evaluate_replacement(second, stimulus, expected.value.shape)
         was_compared = True
+        # 1. Oracle against oracle.
         bound = folding_bound(expected, actual)
         where = f"on {stimulus.kind} inputs of {_sizes(stimulus)}"
         comparison.record(difference(expected.value, actual.value), bound, where)
         if comparison.backend == "reference" and case.products(expected.value.shape) > _REFERENCE_PRODUCTS:
             continue
         outputs = _run(case, before, after, stimulus, expected.value.shape)
-        if outputs is not None:
+        if outputs is not None:  # 2. and 3. The runtime against the oracle.
             was_run = True
             gap, allowed = _runtime_errors(case, expected, actual, *outputs)
             comparison.record(gap, allowed + bound, f"in {comparison.backend}, {where}")
@@ -167,6 +168,7 @@ def _by_runtime_alone(
         for stimulus in stimuli(case, rules, seed):
             try:
                 old = before.run(stimulus.feed)[case.output]
+                # The same nodes, with inputs and with weights moved by one ulp.
                 nudged = [
                     before.run(nudge_feed(stimulus.feed))[case.output],
                     noisy.run(stimulus.feed)[case.output],
@@ -179,7 +181,7 @@ def _by_runtime_alone(
             was_compared = True
             bound = measured_bound(old, nudged)
             comparison.record(difference(old, new), bound, f"on inputs of {_sizes(stimulus)}")
-        if was_compared:
+        if was_compared:  # these rules fit: others would at best fit by broadcasting
             return comparison.verdict()
     raise _Failed(_NOTHING_FITS)
 

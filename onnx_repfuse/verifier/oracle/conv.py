@@ -17,8 +17,9 @@ import numpy as np
 from onnx_repfuse.verifier.oracle.linear import per_channel
 from onnx_repfuse.verifier.oracle.tensor import Array, Context, StoredKernel, Tensor, Unsupported
 
-PATCH_ELEMENTS = 1 << 22  # of the patch matrix at once
-BLOCK_ELEMENTS = 1 << 20  # of a large kernel in float64 at once
+# Bounds of memory: patches repeat each input element once per tap, and float64 weights are twice the file's or more.
+PATCH_ELEMENTS = 1 << 22
+BLOCK_ELEMENTS = 1 << 20
 Convert = Callable[[Array], Array]
 
 
@@ -51,7 +52,7 @@ class Window:
         if auto_pad == "VALID":
             begin = end = (0,) * rank
         elif auto_pad.startswith("SAME"):
-            # ceil(size / stride) outputs; an odd total leaves one more at the end (UPPER) or at the begin (LOWER).
+            # As much padding as ceil(size / stride) outputs take. Of an odd total, UPPER has one more at the end.
             geometry = zip(space, kernel, strides, dilations, strict=True)
             totals = [max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size) for size, k, s, d in geometry]
             less, more = tuple(t // 2 for t in totals), tuple(t - t // 2 for t in totals)
@@ -62,10 +63,13 @@ class Window:
         """floor((size + padding - extent) / stride) + 1 per axis, or ceil. Raises ValueError if none fits."""
         sizes = []
         for axis, size in enumerate(space):
-            extent = (self.kernel[axis] - 1) * self.dilations[axis] + 1
+            extent = (self.kernel[axis] - 1) * self.dilations[
+                axis
+            ] + 1  # 3 taps of dilation 2 span 5 positions
             room, stride = size + self.begin[axis] + self.end[axis] - extent, self.strides[axis]
             count = (-(-room // stride) if self.ceil else room // stride) + 1
-            if count < 1 or (room < 0 and not self.ceil):
+            is_too_small = room < 0 and not self.ceil  # with ceil_mode, a window that is not full counts
+            if count < 1 or is_too_small:
                 raise ValueError("the window does not fit")
             sizes.append(count)
         return sizes
@@ -108,16 +112,19 @@ def correlate(x: Array, w: Array, groups: int, window: Window, convert: Convert 
     if x.shape[1] != w.shape[1] * groups:
         raise ValueError("channels do not fit")
     padded = window.pad(x)
-    if w.shape[1] == 1:
+    if w.shape[1] == 1:  # matrix products of one row each would be slow
         return _depthwise(padded, w if convert is None else convert(w), window, out)
     n, m, positions = len(x), len(w), math.prod(out)
     rows = w.reshape(groups, m // groups, -1)
     total = np.empty((n, m, positions), dtype=np.result_type(x, w) if convert is None else x.dtype)
+    # (groups, M / groups, C / groups * taps) @ (groups, C / groups * taps, batch * positions)
     batch = max(1, PATCH_ELEMENTS // max(1, groups * rows.shape[2] * positions))
     for first in range(0, n, batch):
         patches = _patches(padded[first : first + batch], groups, window, out)
         product = np.matmul(rows, patches) if convert is None else _by_blocks(rows, patches, convert)
-        total[first : first + batch] = product.reshape(m, -1, positions).transpose(1, 0, 2)
+        total[first : first + batch] = product.reshape(m, -1, positions).transpose(
+            1, 0, 2
+        )  # (batch, M, positions)
     return total.reshape(n, m, *out)
 
 
@@ -156,6 +163,7 @@ def _depthwise(padded: Array, w: Array, window: Window, out: Sequence[int]) -> A
     for tap in window.taps():
         outputs = _reached(window, tap, occupied, out)
         if all(outputs):
+            # (N, C, 1, *box) * (C, M / C, 1, ...) -> (N, C, M / C, *box)
             read: Any = (slice(None), slice(None), None, *window.read_by(tap, outputs))
             write: Any = (..., *(slice(box.start, box.stop) for box in outputs))
             weight = w[spatial(*tap)].reshape(channels, -1, *(1,) * len(out))
@@ -175,7 +183,8 @@ def _reached(
     """Per axis, the outputs for which a tap reads an occupied position: live.start <= s * i + d * k < live.stop."""
     outputs = []
     for k, d, s, live, count in zip(tap, window.dilations, window.strides, occupied, out, strict=True):
-        first, stop = -((d * k - live.start) // s), -((d * k - live.stop) // s)  # rounded up
+        # -(-a // s) rounds a / s up.
+        first, stop = -((d * k - live.start) // s), -((d * k - live.stop) // s)
         outputs.append(range(max(0, first), min(count, stop)))
     return outputs
 

@@ -28,12 +28,13 @@ def batch_norm(
     is_training = given.get("training_mode", 0) or context.outputs > 1
     if is_training or not given.get("spatial", 1):
         raise Unsupported("BatchNormalization in training mode or per position")
-    # The attribute is a float32, so its default is not 1e-5 but the float32 next to it.
+    # Attributes are float32, so the default of epsilon is not 1e-5 but the float32 next to it.
+    # y = slope * x + (bias - mean * slope); all (C,)
     slope = scale.value / np.sqrt(variance.value + given.get("epsilon", float(np.float32(1e-5))))
     shift = mean.value * slope
     rank, power = x.value.ndim, context.power
     value = x.value * per_channel(slope, rank) + per_channel(bias.value - shift, rank)
-    constant = np.abs(shift) ** power + bias.magnitude
+    constant = np.abs(shift) ** power + bias.magnitude  # mean * slope and bias may cancel: both count
     magnitude = x.magnitude * per_channel(np.abs(slope) ** power, rank) + per_channel(constant, rank)
     return Tensor(value, magnitude.astype(np.float32))
 
@@ -87,8 +88,8 @@ def gemm(context: Context, a: Tensor, b: Tensor, c: Tensor | None = None) -> Ten
     """Gemm: alpha * A' @ B' + beta * C, (M, K) @ (K, N) -> (M, N), A' and B' transposed on demand; C broadcasts."""
     given = context.attributes
     alpha, beta = given.get("alpha", 1.0), given.get("beta", 1.0)
-    left = a.map(np.transpose) if given.get("transA", 0) else a
-    right = b.map(np.transpose) if given.get("transB", 0) else b
+    left = a.map(np.transpose) if given.get("transA", 0) else a  # (K, M) -> (M, K)
+    right = b.map(np.transpose) if given.get("transB", 0) else b  # (N, K) -> (K, N)
     context.count_terms(right.value.shape[0], left.value)
     value = alpha * (left.value @ right.value)
     magnitude = abs(alpha) ** context.power * (left.magnitude @ right.magnitude)
@@ -116,7 +117,7 @@ def reduce_mean(context: Context, x: Tensor, axes: Tensor | None = None) -> Tens
 def _reduce_axes(context: Context, x: Tensor, axes: Tensor | None, average: bool) -> Tensor:
     given = context.attributes
     chosen = given.get("axes") if axes is None else axes.value.ravel().tolist()
-    if not chosen:
+    if not chosen:  # absent or empty: all axes, unless the node says none
         if given.get("noop_with_empty_axes", 0):
             return x
         chosen = range(x.value.ndim)

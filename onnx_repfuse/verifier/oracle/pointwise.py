@@ -49,8 +49,8 @@ def sqrt(context: Context, x: Tensor) -> Tensor:
 
 def reciprocal(context: Context, x: Tensor) -> Tensor:
     """Reciprocal: 1 / x; the derivative is -1 / x^2."""
-    slope = np.abs(x.value) ** (2 * context.power)
-    return Tensor(1 / x.value, (x.magnitude / slope).astype(np.float32))
+    squared = np.abs(x.value) ** (2 * context.power)
+    return Tensor(1 / x.value, (x.magnitude / squared).astype(np.float32))
 
 
 def power(context: Context, x: Tensor, y: Tensor) -> Tensor:

@@ -18,56 +18,28 @@ DEFAULT_DOMAIN = ("", "ai.onnx")
 
 # Operators whose results are rounded when they are stored.
 ROUNDING: dict[str, Operator] = {
-    "Add": linear.add,
-    "AveragePool": conv.average_pool,
+    "Add": linear.add, "Sum": linear.add, "Sub": linear.sub, "Mean": linear.mean,
+    "Mul": linear.mul, "Div": linear.div, "MatMul": linear.matmul, "Gemm": linear.gemm,
     "BatchNormalization": linear.batch_norm,
-    "Conv": conv.conv,
-    "ConvTranspose": conv.conv_transpose,
-    "Div": linear.div,
-    "Gemm": linear.gemm,
+    "Conv": conv.conv, "ConvTranspose": conv.conv_transpose, "AveragePool": conv.average_pool,
     "GlobalAveragePool": linear.global_average_pool,
-    "HardSigmoid": pointwise.hard_sigmoid,
-    "HardSwish": pointwise.hard_swish,
-    "MatMul": linear.matmul,
-    "Mean": linear.mean,
-    "Mul": linear.mul,
-    "Pow": pointwise.power,
-    "Reciprocal": pointwise.reciprocal,
-    "ReduceMean": linear.reduce_mean,
-    "ReduceSum": linear.reduce_sum,
-    "Sqrt": pointwise.sqrt,
-    "Sub": linear.sub,
-    "Sum": linear.add,
-}
+    "ReduceMean": linear.reduce_mean, "ReduceSum": linear.reduce_sum,
+    "HardSigmoid": pointwise.hard_sigmoid, "HardSwish": pointwise.hard_swish,
+    "Pow": pointwise.power, "Reciprocal": pointwise.reciprocal, "Sqrt": pointwise.sqrt,
+}  # fmt: skip
 # Operators whose results hold what their operands held. LeakyRelu is one of them for positive values alone; its
 # negative ones are small.
 _EXACT: dict[str, Operator] = {
-    "Cast": shape.cast,
-    "CastLike": shape.cast,
-    "Clip": pointwise.clip,
-    "Concat": shape.concat,
-    "Constant": shape.constant,
-    "ConstantOfShape": shape.constant_of_shape,
-    "Dropout": shape.dropout,
-    "Expand": shape.expand,
-    "Flatten": shape.flatten,
-    "Gather": shape.gather,
-    "Identity": shape.identity,
-    "LeakyRelu": pointwise.leaky_relu,
-    "Neg": linear.neg,
-    "Pad": shape.pad,
-    "Relu": pointwise.relu,
-    "Reshape": shape.reshape,
-    "Resize": shape.resize,
-    "ScatterND": shape.scatter_nd,
-    "Shape": shape.shape_of,
-    "Slice": shape.slice_,
-    "Split": shape.split,
-    "Squeeze": shape.squeeze,
-    "Transpose": shape.transpose,
-    "Unsqueeze": shape.unsqueeze,
-    "Upsample": shape.resize,
-}
+    "Identity": shape.identity, "Dropout": shape.dropout, "Neg": linear.neg,
+    "Relu": pointwise.relu, "LeakyRelu": pointwise.leaky_relu, "Clip": pointwise.clip,
+    "Cast": shape.cast, "CastLike": shape.cast, "Constant": shape.constant, "Shape": shape.shape_of,
+    "ConstantOfShape": shape.constant_of_shape, "Expand": shape.expand,
+    "Pad": shape.pad, "Slice": shape.slice_, "Split": shape.split, "Concat": shape.concat,
+    "Gather": shape.gather, "ScatterND": shape.scatter_nd,
+    "Reshape": shape.reshape, "Flatten": shape.flatten, "Transpose": shape.transpose,
+    "Squeeze": shape.squeeze, "Unsqueeze": shape.unsqueeze,
+    "Resize": shape.resize, "Upsample": shape.resize,
+}  # fmt: skip
 OPERATORS = {**ROUNDING, **_EXACT}
 
 

@@ -48,6 +48,7 @@ def pad(
     sizes, rank = _ints(context, "pads", pads) or [], x.value.ndim
     where = list(range(rank)) if axes is None else [int(a) % rank for a in axes.value.ravel()]
     width, crop = [(0, 0)] * rank, [slice(None)] * rank
+    # pads = [before of each axis, then after of each axis]
     for axis, before, after in zip(where, sizes[: len(where)], sizes[len(where) :], strict=True):
         width[axis] = max(0, before), max(0, after)
         crop[axis] = slice(max(0, -before), x.value.shape[axis] - max(0, -after))
@@ -77,7 +78,8 @@ def slice_(
     cut = [slice(None)] * x.value.ndim
     for start, end, axis, step in zip(first, last, where, strides, strict=True):
         size = x.value.shape[axis]
-        # Numpy counts a negative index from the end. Below -size it means "before the first element" to ONNX.
+        # Numpy counts a negative index from the end. Below -size, ONNX clamps it to the first element (exporters write
+        # INT64_MIN for "to the start, backwards").
         if step > 0:
             cut[axis] = slice(max(start, -size), end, step)
         else:
@@ -90,7 +92,7 @@ def split(context: Context, x: Tensor, sizes: Tensor | None = None) -> list[Tens
     axis = context.attributes.get("axis", 0)
     lengths = _ints(context, "split", sizes)
     if lengths is None:
-        lengths = [-(-x.value.shape[axis] // context.outputs)] * context.outputs
+        lengths = [-(-x.value.shape[axis] // context.outputs)] * context.outputs  # rounded up
     points = np.cumsum(lengths)[:-1]
     parts = zip(np.split(x.value, points, axis), np.split(x.magnitude, points, axis), strict=True)
     return [Tensor(value, magnitude) for value, magnitude in parts]
@@ -157,7 +159,7 @@ def scatter_nd(context: Context, x: Tensor, indices: Tensor, updates: Tensor) ->
     if context.attributes.get("reduction", "none") != "none":
         raise Unsupported("ScatterND with a reduction")
     value, magnitude = x.value.copy(), x.magnitude.copy()
-    where = tuple(np.moveaxis(indices.value, -1, 0))
+    where = tuple(np.moveaxis(indices.value, -1, 0))  # one array of indices per axis
     value[where], magnitude[where] = updates.value, updates.magnitude
     return Tensor(value, magnitude)
 
@@ -202,17 +204,16 @@ def resize(
     given = context.attributes
     if given.get("mode", "nearest") != "nearest" or "axes" in given:
         raise Unsupported("Resize other than nearest")
-    if (
-        scales is None and sizes is None
-    ):  # Upsample, and Resize of opset 10, have the scales where roi is since 11
-        scales = roi
+    if scales is None and sizes is None:
+        scales = roi  # the second input of Upsample and of Resize in opset 10; roi came in 11
     shape = x.value.shape
-    if sizes is not None and sizes.value.size:
+    if sizes is not None and sizes.value.size:  # empty counts as absent
         counts = [int(size) for size in sizes.value]
         factors = [count / size for count, size in zip(counts, shape, strict=True)]
     else:
         factors = [float(scale) for scale in (given["scales"] if scales is None else scales.value)]
         counts = [math.floor(size * factor) for size, factor in zip(shape, factors, strict=True)]
+    # One list of indices per axis: nearest neighbours are taken, never computed with.
     picks = [_nearest(context, *axis) for axis in zip(shape, counts, factors, strict=True)]
     return x.map(lambda a: a[np.ix_(*picks)])
 
@@ -239,7 +240,7 @@ _ROUNDINGS: dict[str, Callable[[Array], Array]] = {
 
 def _nearest(context: Context, size: int, count: int, scale: float) -> Array:
     """Which of `size` elements each of `count` output positions takes: (count,) int64."""
-    if scale == 1.0:
+    if scale == 1.0:  # an axis that is not resized, whatever the mode
         return np.arange(size)
     given, is_legacy = context.attributes, context.opset < 11  # which had neither attribute
     mode = "asymmetric" if is_legacy else given.get("coordinate_transformation_mode", "half_pixel")

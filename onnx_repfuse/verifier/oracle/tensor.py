@@ -37,7 +37,7 @@ class Tensor:
     def of(array: Array, power: int = 1) -> Tensor:
         """An input or a constant: its magnitude is |x| ** power."""
         value = array.astype(np.float64) if is_float(array.dtype) else array
-        if not is_float(value.dtype):
+        if not is_float(value.dtype):  # sizes, indices, conditions: exact, so without a magnitude to speak of
             return Tensor(value, value)
         return Tensor(value, (np.abs(value) if power == 1 else np.square(value)).astype(np.float32))
 
@@ -90,6 +90,7 @@ class Context:
         attributes: dict[str, Any] = {}
         for attribute in node.attribute:
             value = onnx.helper.get_attribute_value(attribute)
+            # ONNX has strings as bytes.
             attributes[attribute.name] = value.decode() if isinstance(value, bytes) else value
         return Context(attributes, opset, len(node.output), [], power)
 
@@ -99,7 +100,7 @@ class Context:
         Zeros add no rounding error, so a row (index of axis 0) cannot sum more terms than it has non-zeros. That is
         what makes the error bound of an impulse small.
         """
-        if operand.ndim < 2:
+        if operand.ndim < 2:  # a vector has no rows
             self.terms.append(np.array([float(fan_in)]))
             return
         nonzero = np.count_nonzero(operand.reshape(len(operand), -1), axis=1)
