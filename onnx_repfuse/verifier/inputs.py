@@ -42,7 +42,9 @@ _FLOATS: dict[str, Any] = {
     "bfloat16": ml_dtypes.bfloat16,
 }
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+# Operators that hand on the values of their first input.
 _KEEP_VALUES = frozenset(["Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten"])
+# Short, long, mixed case, a number, a blank: enough for ONNX's string operators.
 _WORDS = np.array(["a", "bc", "Def", "0", "x y"], dtype=object)
 
 
@@ -121,8 +123,10 @@ def choose_feeds(session: Session, spec: FeedSpec, bounds: Mapping[str, int] = _
     attempt = partial(_first_that_runs, session, spec, bounds)
     ordinary = shapes_to_try(session.inputs, spec.shapes, ORDINARY)
     has_choice = any(has_free_dims(value, spec.shapes) for value in session.inputs)
-    if len(seeds) == 1 or not has_choice:
+    if len(seeds) == 1 or not has_choice:  # one shape, (1, 3, 224, 224) in most exported files
         return [attempt(ordinary, seeds)]
+    # With three seeds: two feeds of the ordinary shape, two of the small one. Only feeds of one shape can be compared
+    # with each other, which shows that an output depends on its inputs.
     main = attempt(ordinary, seeds[:-1])
     try:
         small = attempt(shapes_to_try(session.inputs, spec.shapes, SMALL), (seeds[-1], seeds[0]))
@@ -132,7 +136,7 @@ def choose_feeds(session: Session, spec: FeedSpec, bounds: Mapping[str, int] = _
     groups = [main, small]
     narrow = broadcast_shapes(session.inputs, spec.shapes, small.shapes)
     if narrow is not None:
-        with suppress(InputError):  # nothing has to broadcast
+        with suppress(InputError):  # a model need not broadcast
             groups.append(attempt([narrow], seeds[:1]))
     return groups
 
@@ -235,10 +239,11 @@ def _user_feeds(session: Session, spec: FeedSpec, bounds: Mapping[str, int]) -> 
     """The user's data, grouped by shape. Inputs without data get synthetic values of the first size we would try."""
     synthetic_shapes = next(shapes_to_try(session.inputs, spec.shapes, ORDINARY))
     groups: dict[str, FeedGroup] = {}
-    for seed, data in enumerate(spec.data):
+    for seed, data in enumerate(spec.data):  # another seed per run, for the inputs without data
         feed = make_feed(session.inputs, synthetic_shapes, seed, bounds)
         for name, value in data.items():
             feed[name] = value if isinstance(value, list) else np.asarray(value)
+        # A list is a sequence of tensors, whose shapes may differ.
         shapes = {name: np.shape(value) for name, value in feed.items() if not isinstance(value, list)}
         group = groups.get(repr(shapes), FeedGroup(shapes))
         try:
@@ -254,7 +259,7 @@ def _table_rows(graph: onnx.GraphProto, names: Iterable[str]) -> dict[str, int]:
     table_shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     bounds: dict[str, int] = {}
     for node in graph.node:
-        if node.op_type in _KEEP_VALUES:
+        if node.op_type in _KEEP_VALUES:  # token ids are often int64, cast to int32 or flattened first
             if node.input and node.input[0] in origin:
                 origin[node.output[0]] = origin[node.input[0]]
         elif node.op_type == "Gather" and len(node.input) > 1 and node.input[1] in origin:

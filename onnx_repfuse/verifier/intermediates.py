@@ -145,7 +145,7 @@ def _extra_outputs(names: Sequence[str], counted: Sequence[str]) -> bytes:
         return b""
     extra = onnx.ModelProto()
     extra.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    for name in counted:
+    for name in counted:  # Size is cheap, and the tensor itself need not be kept
         extra.graph.node.add(op_type="Size", input=[name], output=[_count_name(name)])
         extra.graph.output.add(name=_count_name(name))
     return bytes(extra.SerializeToString())
@@ -214,6 +214,7 @@ def _sizes_in_bytes(session: Session, feed: Feed) -> tuple[dict[str, int], list[
     sizes: dict[str, int] = dict.fromkeys(feed, 0)
     unknown = []
     for value in session.outputs:
+        # The runtime names the dims it cannot infer, or has no shape at all: () also stands for a scalar.
         dims = [dim for dim in value.shape if isinstance(dim, int) and dim > 0]
         elements = int(np.prod(dims or [1]))
         if not dims or len(dims) < len(value.shape):
@@ -241,6 +242,7 @@ def _batches(
     sizes: Mapping[str, int], wanted: Mapping[int, Sequence[str]], max_bytes: int
 ) -> list[list[int]]:
     """Indices of folds whose tensors fit into memory together; a fold too large for it is alone."""
+    # A name without a size is taken for the largest, to be safe.
     largest = max(sizes.values(), default=_ELEMENT_BYTES)
     batches: list[list[int]] = []
     held: set[str] = set()

@@ -35,6 +35,8 @@ __all__ = [
 
 Dim = int | str | None
 Model = Path | str | bytes | onnx.ModelProto
+# ONNX Runtime's words for "valid, but not for me": no kernel for an operator or type, or an opset or IR version that is
+# newer than the installed runtime.
 _MISSING_KERNEL = ("NOT_IMPLEMENTED", "Could not find an implementation", "guarantees* support", "IR version")
 _DUPLICATE_NODE_NAME = "two nodes with same node name"
 _LARGE_MODEL = 16 << 20  # bytes; the memory of a closed session is given back to the system from here on
@@ -112,6 +114,7 @@ def open_session(
     """
     if isinstance(model, onnx.ModelProto):
         model = model.SerializeToString()
+    # ONNX Runtime is asked first, and its reason decides: what it cannot run may still be right.
     try:
         session = _open_onnxruntime(model, runtime, folder)
     except Exception as error:  # onnxruntime's exceptions share no base

@@ -35,6 +35,7 @@ def feed_spec(
         InputError: a file is missing, unreadable, or does not say which input it is for.
     """
     inputs = input_names(load(model, weights=False).graph) if data else []
+    # Runs put together from files of single inputs, and runs that come complete (.npz, folders).
     combined: list[dict[str, Any]] = []
     complete: list[dict[str, Any]] = []
     for name, path in data:
@@ -67,12 +68,14 @@ def read_inputs(path: Path, inputs: Sequence[str], name: str | None = None) -> l
         InputError: the file is missing, unreadable, or does not say which input it is for.
     """
     path = Path(path)
+    # The input of a file that does not name one: the user's word, or the model's only input.
     target = name if name is not None or len(inputs) != 1 else inputs[0]
     try:
         if path.is_dir():
             return [_read_folder(folder, inputs) for folder in _test_data_sets(path)]
         if path.suffix == ".npz":
             return [_read_npz(path, target)]
+        # No pickles: loading one runs code of the file's author.
         value = _read_tensor(path) if path.suffix == ".pb" else np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"cannot read the inputs in '{path}': {one_line(error)}") from error

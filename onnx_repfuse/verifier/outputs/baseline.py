@@ -122,6 +122,7 @@ def measure_original(
         baseline = _run_original(original, bounds_model, tails, spec, runtime, defer_noise)
     except DoesNotRun:  # as when a deciding tensor cannot be an output
         baseline = _run_original(original, bounds_model, {}, spec, runtime, defer_noise)
+    # The other feeds of a group take the noise of its first, scaled, unless one of them fails.
     first_feeds = [FeedKey(group, 0) for group in range(len(baseline.groups))]
     _measure_noise_of_weights(baseline, first_feeds)
     if optimized is None and _is_quick(original):
@@ -168,6 +169,7 @@ def complete_noise(baseline: Baseline) -> None:
 def measure_noise_on(baseline: Baseline, keys: Sequence[FeedKey]) -> bool:
     """Measure the noise on feeds where it was only scaled from another feed: that of the weights, and where that is
     known, that of the inputs. Whether anything was measured. Raises DoesNotRun."""
+    # One table a call: where the noise of the weights is enough to pass, the runs for the inputs are saved.
     for table, measure in (
         (baseline.by_weights, _measure_noise_of_weights),
         (baseline.by_inputs, _measure_noise_of_inputs),
@@ -194,10 +196,11 @@ def _run_original(
         inputs = tuple(value.name for value in session.inputs)
         outputs = tuple(value.name for value in session.outputs if value.name not in deciding)
         baseline = Baseline(original, runtime, session.backend, groups, inputs, outputs, tails, deciding)
-        for key in baseline.keys:
+        for key in baseline.keys:  # the runs that chose the sizes
             row = flatten(groups[key.group].outputs[key.feed])
             baseline.values[key] = baseline.with_deciding_inputs(row, baseline.feed(key))
             baseline.count_run(key)
+        # The first feed of every group, but for the very first where its noise comes later.
         _run_nudged(baseline, session, [FeedKey(group, 0) for group in range(int(defer_noise), len(groups))])
     return baseline
 
@@ -264,6 +267,7 @@ def _measure_optimized(baseline: Baseline, keys: Sequence[FeedKey]) -> None:
     if not keys or baseline.backend != "onnxruntime":
         return
     try:
+        # Not the reference evaluator, which optimizes nothing.
         with open_session(baseline.original, baseline.runtime.optimized(), fallback=False) as session:
             for key in keys:
                 baseline.optimized[key] = _run(baseline, session, key, baseline.feed(key))
@@ -276,5 +280,5 @@ def _run(baseline: Baseline, session: Session, key: FeedKey, feed: dict[str, Any
     baseline.count_run(key)
     try:
         return flatten(session.run(feed))
-    except DoesNotRun:
+    except DoesNotRun:  # as where a size is computed from the inputs; then there is no noise to take
         return {}

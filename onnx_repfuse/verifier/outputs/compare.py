@@ -90,11 +90,13 @@ def compare_with_baseline(
         return _incomparable(baseline, str(error))
     user = user_tolerance(rtol, atol)
     verdicts = _judge(baseline, values, user)
+    # Each round measures noise that was missing on the feeds that fail, so it ends.
     while user is None and any(verdict.status is Status.FAILED for verdict in verdicts):
         if not _measure_noise_where_failing(baseline, values):
             break
         verdicts = _judge(baseline, values, user)
     notes = list(baseline.notes)
+    # Two backends round in different ways, which the noise of one of them does not cover.
     if backend != baseline.backend:
         notes.append(f"the original was run by {baseline.backend}, the result by {backend}")
     if baseline.backend == "reference":
@@ -172,6 +174,7 @@ def _pair(what: str, original: tuple[str, ...], fused: list[str], by_position: b
     """The original's names -> the candidate's. Raises _DifferentInterface."""
     if set(original) == set(fused):
         return {name: name for name in original}
+    # Exporters rename interfaces ("input.1", "x"), but keep their order.
     if by_position and len(original) == len(fused):
         return dict(zip(original, fused, strict=True))
     raise _DifferentInterface(f"the {what} differ: {fused} instead of {list(original)}")
@@ -179,6 +182,7 @@ def _pair(what: str, original: tuple[str, ...], fused: list[str], by_position: b
 
 def _judge(baseline: Baseline, values: Values, user: UserTolerance | None) -> tuple[OutputVerdict, ...]:
     samples = _samples(baseline, values)
+    # Inputs are among the samples where a tail reads them; a model may also return an input as it is.
     no_outputs = {*baseline.deciding, *baseline.inputs} - set(baseline.outputs)
     verdicts = [
         judge_output(name, of_output, user) for name, of_output in samples.items() if name not in no_outputs
@@ -196,6 +200,7 @@ def _samples(baseline: Baseline, values: Values) -> Samples:
             rows.get(key, {}) for rows in (baseline.by_inputs, baseline.by_weights, baseline.optimized)
         ]
         extra = [name for name in fused if name not in baseline.inputs]
+        # Parts of a sequence have names of their own, so either model may have more of them.
         for name in dict.fromkeys([*original, *extra]):
             sample = Sample(key, original.get(name), fused.get(name), *(row.get(name) for row in variants))
             samples.setdefault(name, []).append(sample)
@@ -232,6 +237,7 @@ def _consider_deciding_tensors(
     if Status.PASSED not in {other.status for other in deciding}:
         return verdict
     names = ", ".join(repr(name) for name in tail.deciding)
+    # A NOT_OBSERVED output may still differ, within its tolerance; then rounding has to explain that, too.
     if verdict.status is Status.NOT_OBSERVED and not verdict.max_abs:
         message = f"{verdict.message}, but {names} can, and passed"
     elif explains_flips(tail, [values[key] for key in baseline.keys], baseline.runtime):

@@ -90,6 +90,7 @@ def has_same_tail(graph: onnx.GraphProto, tail: DecisionTail) -> bool:
         if not names:
             continue
         flow.update(node.output)
+        # Names of the flow's tensors must agree, and their order: Greater(a, b) is not Greater(b, a).
         other = producers.get(next(name for name in node.output if name))
         if other is None or other.op_type != node.op_type:
             return False
@@ -133,6 +134,7 @@ def _static_and_decided(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
     decided: set[str] = set()
     for node in graph.node:
         names = _reads(node)
+        # Shape reads sizes, no values.
         if node.op_type in ("Shape", "Size") or static.issuperset(names):
             static.update(node.output)
         elif _decides(node) or not decided.isdisjoint(names):
@@ -148,13 +150,14 @@ def _behind_saturation(output: str, producers: Producers) -> set[str]:
     while stack:
         name = stack.pop()
         node = producers.get(name)
-        if node is None or name in behind:
+        if node is None or name in behind:  # a graph input or initializer, or seen
             continue
         if node.op_type in _SATURATING:
             behind.add(name)
             saturates = True
         elif node.op_type in _DATA_MOVEMENT:
             behind.add(name)
+            # The other inputs are shapes, axes and the like.
             stack.extend(node.input if node.op_type == "Concat" else node.input[:1])
     return behind if saturates else set()
 

@@ -115,6 +115,7 @@ def _apply_reference(model: onnx.ModelProto, node: onnx.NodeProto, operands: lis
     """One node, as a model of its own, by onnx's reference implementation of its operator."""
     from onnx.reference import ReferenceEvaluator
 
+    # A subgraph may capture values of the outer graph, which a model of one node does not have.
     if subgraphs(node):
         raise Unsupported("its subgraphs are not evaluated")
     feed = {name: _to_numpy(operand) for name, operand in zip(node.input, operands, strict=True) if name}
@@ -123,7 +124,7 @@ def _apply_reference(model: onnx.ModelProto, node: onnx.NodeProto, operands: lis
     graph = onnx.helper.make_graph([node], "one_node", inputs, outputs)
     opsets = list(model.opset_import)
     single = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # overflow shows in the result
         results = iter(ReferenceEvaluator(single).run(None, feed))
     return [_to_float64(next(results)) if name else None for name in node.output]
 

@@ -94,7 +94,7 @@ def _judge_exactly(name: str, pairs: Sequence[_Pair]) -> OutputVerdict:
     different = sum(int((pair.original != pair.fused).sum()) for pair in pairs)
     if different:
         total = sum(pair.original.size for pair in pairs)
-        numeric = dtype.kind in "iub"
+        numeric = dtype.kind in "iub"  # strings have no distance
         worst = max(largest(difference(p.original, p.fused)) for p in pairs) if numeric else _INFINITY
         message = f"{different} of {total} elements of '{name}' differ"
         return OutputVerdict(
@@ -195,7 +195,7 @@ def _largest_change(samples: Sequence[Sample], variant: str) -> float | None:
 
 def _why_unobservable(pairs: Sequence[_Pair], tolerances: Sequence[Tolerance]) -> str:
     """Why a float output could not have shown a fault, as a clause, or ""."""
-    changes = []  # between any two feeds of one shape
+    changes = []  # between any two feeds of one shape: whether anything moved at all
     for (a, tolerance_a), (b, tolerance_b) in combinations(zip(pairs, tolerances, strict=True), 2):
         if a.sample.key.group != b.sample.key.group:
             continue
@@ -207,7 +207,7 @@ def _why_unobservable(pairs: Sequence[_Pair], tolerances: Sequence[Tolerance]) -
         changes.append(gap.any())
     if changes:
         return "is saturated or drowned in noise" if any(changes) else "does not depend on the inputs"
-    # With a single feed of each shape, the elements must differ from each other.
+    # With a single feed of each shape, the elements must differ from each other; the median stands for a constant.
     for pair, tolerance in zip(pairs, tolerances, strict=True):
         value = pair.original.astype(np.float64)
         finite = value[np.isfinite(value)]

@@ -105,6 +105,7 @@ def _changes(sample: Sample, samples: Sequence[Sample], value: Array) -> Iterato
     source = next((other for other in (sample, *same_shape) if other.has_noise), sample)
     if source.original is None or source.original.shape != value.shape:
         return
+    # Rounding grows with the values. A smaller output does not shrink it: constants may be what rounds.
     scale = 1.0
     if source is not sample and largest(source.original) > 0:
         scale = max(1.0, largest(value) / largest(source.original))
@@ -120,6 +121,7 @@ def _sliced_axis(shape: tuple[int, ...]) -> int | None:
     (1, 84, 8400) -> 1: four box coordinates and eighty class scores of a YOLO detector.
     """
     total = int(np.prod(shape))
+    # Not the batch: its entries hold the same quantity, and more of them make the largest noise more typical.
     axes = [
         axis
         for axis in range(1, len(shape))
