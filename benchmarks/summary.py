@@ -42,16 +42,15 @@ def _by_setting(rows: list[dict[str, Any]]) -> str:
         trained = [row["ours/"][TRAINED][0] for row in group if TRAINED in row["ours/"]]
         peers = [peer[0] for row in group if (peer := best_peer(row)) is not None]
         authors = [row["ours/"][DEPLOYED][0] for row in group if DEPLOYED in row["ours/"]]
-        faster = sum(value < 1 - NOTABLE for value in trained)
-        slower = sum(value > 1 + NOTABLE for value in trained)
         lines.append(
             [
                 f"{setting(runtime, threads)}, {EXPORTERS[exporter]}",
                 _mean(trained),
                 _mean(peers),
                 _mean(authors),
-                f"{faster} of {len(trained)}",
-                f"{slower} of {len(trained)}",
+                f"{sum(value < 1 - NOTABLE for value in trained)} of {len(trained)}",
+                f"{sum(value > 1 + NOTABLE for value in trained)} of {len(trained)}",
+                f"{sum(value > 1 + NOTABLE for value in peers)} of {len(peers)}",
             ]
         )
     percent = f"{100 * NOTABLE:.0f} %"
@@ -60,8 +59,9 @@ def _by_setting(rows: list[dict[str, Any]]) -> str:
         f"ours / {TRAINED}",
         "ours / best peer",
         f"ours / {DEPLOYED}",
-        f"faster than {TRAINED} by over {percent}",
-        f"slower by over {percent}",
+        f"over {percent} faster than {TRAINED}",
+        f"over {percent} slower than {TRAINED}",
+        f"over {percent} slower than best peer",
     ]
     return table(head, lines)
 
