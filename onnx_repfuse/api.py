@@ -40,17 +40,17 @@ class Result:
     Attributes:
         report: what was done, what was not, and how it was proved.
         path: the file written, or None.
-        model: the fused model in memory, read from `path` when it is first asked for.
+        model: the fused model in memory; read from `path` on first use.
     """
 
     report: Report
     path: Path | None
-    _made: Callable[[], onnx.ModelProto]
+    _load: Callable[[], onnx.ModelProto]
 
     @cached_property
     def model(self) -> onnx.ModelProto:
         """The fused model in memory."""
-        return self._made()
+        return self._load()
 
 
 def fuse(
@@ -64,16 +64,14 @@ def fuse(
 
     Args:
         model: a file, or a model in memory; never changed.
-        output: where to write the result; nothing is written without it, and what is there is replaced, be it the
-            model's own file.
+        output: the file to write; None writes none. An older file is replaced, even if it is the input.
         options: see `Options`.
         progress: called with (stage, done, total).
 
     Raises:
         InputError: the model cannot be read or does not run.
         OutputError: the result cannot be written.
-        VerificationError: the result was not proved equal; nothing was written. Its `report` attribute has the
-            figures.
+        VerificationError: the result was not proved equal, and nothing was written; `report` has the figures.
 
     >>> model = onnx.parser.parse_model('''
     ...     <ir_version: 8, opset_import: ["" : 17]>
@@ -88,7 +86,7 @@ def fuse(
     chosen = options or Options()
     target = None if output is None else Path(output)
     with document_of(model) as document:
-        name = str(model) if isinstance(model, str | os.PathLike) else ""
+        name = _name(model)
         if target is not None:
             report = run(document, target, chosen, name=name, progress=progress)
             return Result(report, target, lambda: onnx.load(target))
@@ -100,7 +98,7 @@ def fuse(
 
 
 def plan(model: Model, options: Options | None = None) -> Report:
-    """A dry run: what would be folded, what not and why. Reads no kernel, runs nothing and writes nothing.
+    """A dry run: what would be folded, what not and why. Reads no weights of convolutions, runs and writes nothing.
 
     Args:
         model, options: as for `fuse`; options that concern running and writing have no effect.
@@ -121,8 +119,7 @@ def plan(model: Model, options: Options | None = None) -> Report:
     """
     chosen = options or Options()
     with document_of(model) as document:
-        name = str(model) if isinstance(model, str | os.PathLike) else ""
-        return make_report(make_plan(document, chosen), name=name)
+        return make_report(make_plan(document, chosen), name=_name(model))
 
 
 def verify(
@@ -139,15 +136,15 @@ def verify(
     by one unit in the last place.
 
     Args:
-        original, fused: files, or models in memory.
-        feeds: shapes or data of the inputs; random ones without it.
-        rtol, atol: replace the calibrated tolerance by `|d| <= atol + rtol * |y|`.
+        original, fused: files, or models in memory. Their inputs and outputs have the same names.
+        feeds: shapes or data of the inputs; random data without it.
+        rtol, atol: the tolerance, `|difference| <= atol + rtol * |y|`, instead of the one measured from noise.
 
     Returns:
-        A record that is true if they are equal; it has the figures of every output.
+        The verdicts on every output; true if they are equal.
 
     Raises:
-        InputError: one of them cannot be read, or the original does not run.
+        InputError: a model cannot be read, or the original does not run.
 
     >>> model = onnx.parser.parse_model('''
     ...     <ir_version: 8, opset_import: ["" : 17]>
@@ -161,7 +158,9 @@ def verify(
     first, second = _plain(original), _plain(fused)
     for model in (first, second):
         if isinstance(model, Path):
-            Document.open(model).close()  # one that cannot be read is no other model
+            Document.open(
+                model
+            ).close()  # InputError for a file that cannot be read: it is not a different model
     return verify_outputs(first, second, spec=feeds, rtol=rtol, atol=atol)
 
 
@@ -177,6 +176,10 @@ def _plain(model: Model) -> onnx.ModelProto | Path:
     raise InputError(
         f"a model is a path, an onnx.ModelProto or a graphsurgeon Graph, not {type(model).__name__}"
     )
+
+
+def _name(model: Model) -> str:
+    return str(model) if isinstance(model, str | os.PathLike) else ""
 
 
 def document_of(model: Model) -> Document:

@@ -1,4 +1,4 @@
-"""What a caller may choose."""
+"""The choices of a caller of the library."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ class Options:
 
     Attributes:
         cost: what "cheaper" means; multiply-adds never rise under either.
-        skip, only: kinds of folds to leave out, or to do alone.
+        skip, only: the kinds of folds to leave out, or the only ones to make.
         keep: globs on node names; matching nodes stay as they are.
         freeze_initializers: treat initializers that are also graph inputs as constants (IR >= 4).
-        check: prove the result with ONNX Runtime before it is written.
-        rtol, atol: replace the calibrated tolerance of the outputs.
+        check: compare the result with the original in ONNX Runtime before it is written.
+        rtol, atol: the tolerance of the outputs, `atol + rtol * abs(y)`, instead of the one measured from noise.
         input_shapes: input name -> shape to verify with.
         input_data: (input name or None, file) to verify with: .npy of an input, .npz, a test_data_set folder.
-        external: True writes weights as external data; None does so where the input did or the size demands it.
-        precision_study: (command line) compare both models with a float64 evaluation as well.
+        external: True writes large weights as external data; None does so if the input did, or if protobuf's limit of
+            2 GB demands it.
+        precision_study: compare both models with the original in float64; on the command line only.
 
     Raises:
-        UsageError: one of them cannot be meant.
+        UsageError: a value cannot have been meant.
 
     >>> Options(skip=frozenset({Kind.POOL})).allows(Kind.POOL)
     False
@@ -51,7 +52,8 @@ class Options:
     precision_study: bool = False
 
     def __post_init__(self) -> None:
-        """Raise UsageError for what could only be a slip: a text is a sequence of letters, and * is one."""
+        """Raise UsageError for slips."""
+        # keep="/head/*" would be taken for the globs "/", "h", ... and "*", which keeps every node.
         for name in ("skip", "only", "keep"):
             if isinstance(getattr(self, name), str):
                 raise UsageError(f"Options.{name} takes a collection, not the text '{getattr(self, name)}'")

@@ -21,10 +21,10 @@ __all__ = ["FusePass"]
 
 
 class FusePass(onnx_ir.passes.FunctionalPass):
-    """Fold the linear branches of an `onnx_ir.Model`, proved equal; the model given is not changed.
+    """Fold the linear branches of an `onnx_ir.Model` and prove the result equal; the model given is not changed.
 
-    The model goes through a temporary folder, weights beside it, so that it may be larger than a protobuf can be.
-    The new model holds its weights in memory.
+    The model is saved in a temporary folder with external data, since it may be larger than protobuf's 2 GB. The new
+    model holds its weights in memory.
 
     Args:
         options: see `Options`.

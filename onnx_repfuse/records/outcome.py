@@ -1,17 +1,18 @@
-"""What became of one model on the command line: the value that text, JSON and HTML render."""
+"""The result of one model's run on the command line, which text, JSON and HTML show."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from onnx_repfuse.records.report import Counts, Report
+from onnx_repfuse.records.report import Report
 
 if TYPE_CHECKING:
     from onnx_repfuse.records.verdict import Precision, Verification
 
 __all__ = ["Bench", "Gate", "Outcome", "worst"]
 
+# A wrong result is worse than a missing one, and that is worse than operators that are left.
 _WORST_FIRST = (3, 1, 4, 0)
 
 
@@ -37,7 +38,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Gate:
-    """One operator that --fail-on-remaining asked to be gone."""
+    """One operator of --fail-on-remaining, and how many nodes of it are left."""
 
     op: str
     remaining: int
@@ -53,10 +54,10 @@ class Outcome:
         output: the file written; of a comparison, the second; "" if nothing was written.
         exit_code: what this model alone would exit with.
         error: one line that says why it failed; "" if it did not.
-        report: what was done, if it came that far.
+        report: what was done; None if the run failed before.
         compared: the verdict of a comparison.
         bench: the timing, if asked for.
-        gates: one for each operator that must not remain.
+        gates: one for each operator of --fail-on-remaining.
         precision: the distances of both models from float64, if asked for.
         trace: the traceback of an internal error.
     """
@@ -75,21 +76,16 @@ class Outcome:
 
     @property
     def verification(self) -> Verification | None:
-        """The verdict, whichever way it was come by."""
+        """The verdict of a fused model or of a comparison."""
         return self.report.verification if self.report is not None else self.compared
 
     @property
     def status(self) -> str:
         """The verdict in a word or two; "identical" if nothing was folded, so that nothing can differ."""
-        found = self.verification
-        if found is None:
+        verification = self.verification
+        if verification is None:
             return "not verified"
-        return "identical" if found.unchanged else str(found.status)
-
-    @property
-    def counts(self) -> tuple[Counts, Counts] | None:
-        """The sizes before and after."""
-        return (self.report.before, self.report.after) if self.report is not None else None
+        return "identical" if verification.unchanged else str(verification.status)
 
 
 def worst(codes: list[int]) -> int:

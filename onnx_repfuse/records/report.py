@@ -1,4 +1,4 @@
-"""What a run did, as plain values: one `Report`, which text, JSON and HTML only render."""
+"""What a run did, as plain values. Text, JSON and HTML show one `Report` and compute nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class Kind(str, Enum):
     COMMUTE = "commute"
     ACTIVATION = "activation"
 
-    __hash__ = str.__hash__  # an Enum's own is many times as slow
+    # The planner keeps sets of kinds. Enum hashes by `hash(self._name_)` in Python, which is many times as slow.
+    __hash__ = str.__hash__
 
     def __str__(self) -> str:
         return self.value
@@ -36,7 +37,7 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True)
 class NodeRef:
-    """A node as the report and its pictures show it.
+    """A node as reports and their pictures show it.
 
     Attributes:
         name: the node's name, or its first output's when it has none.
@@ -55,14 +56,14 @@ class NodeRef:
 
 @dataclass(frozen=True)
 class Fold:
-    """One accepted step.
+    """Nodes that were replaced by fewer or cheaper ones.
 
     Attributes:
         output: the tensor whose computation was replaced; its name survives.
-        kind: the chief kind; `kinds` are all kinds of what was absorbed.
-        absorbed: the original nodes that went, in topological order.
-        created: the nodes that came.
-        sources: the tensors the new nodes read.
+        kind: the main kind; `kinds` are all kinds of what was absorbed.
+        absorbed: the original nodes that were replaced, in topological order.
+        created: the nodes in their place; none where the output is one of the sources.
+        sources: the input tensors of the new nodes.
         scope: "" for the main graph, else a readable path such as "If 'if_1' then_branch".
         macs_before, macs_after: multiply-adds of the two sides, at the sizes the planner assumed.
     """
@@ -80,7 +81,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Linear, but not folded; `message` is a sentence that names the nodes and says what to do."""
+    """Linear nodes that were not folded; `message` is a sentence that names them."""
 
     reason: Reason
     message: str
@@ -117,11 +118,11 @@ class Report:
     Attributes:
         model, output: file names as given; empty for in-memory models.
         before, after: the two sizes.
-        folds, refusals: what was done, and what was not and why.
+        folds, refusals: what was folded, and what was not and why.
         verification: None when it was not asked for.
         seconds: stage -> wall time in seconds.
         bench: (median ratio original/fused, low, high) of --bench.
-        notes: sentences worth telling that belong nowhere else.
+        notes: other sentences for the user.
 
     >>> small = Counts({"Conv": 1}, parameters=9, bytes=200, macs=None)
     >>> Report("a.onnx", "b.onnx", small, small, (), (), None).after.ops["Conv"]

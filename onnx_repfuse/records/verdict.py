@@ -1,12 +1,12 @@
-"""What was proved and how well: plain records, free of any runtime.
+"""What was compared, and how well it agreed. These records import no runtime.
 
-A verdict is one of three. *Passed* and *failed* need a signal; an output that cannot show a fault (constant,
-saturated, or drowned in rounding noise) is *not observed*, which is never a pass.
+A verdict is one of three. *Passed* and *failed* need an output that would show a fault. One that cannot (it is
+constant, saturated, or smaller than its rounding noise) is *not observed*, which never counts as passed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 __all__ = ["FoldVerdict", "OutputVerdict", "Precision", "Status", "Verification"]
@@ -66,7 +66,7 @@ class FoldVerdict:
     Attributes:
         output: the tensor whose computation was replaced.
         status: see `Status`.
-        stage: "probe" (synthetic inputs) or "tap" (the original's own activations).
+        stage: "probe" (synthetic inputs) or "tap" (intermediates of the original model).
         error: the largest error found, and `tolerance` what was allowed at that element.
         judge: "onnxruntime" or "reference" (where the runtime lacks a kernel).
         message: one sentence for people.
@@ -99,7 +99,7 @@ class Precision:
 
     @property
     def factor(self) -> float:
-        """How many times farther from the truth the result is."""
+        """How many times farther from float64 the result is."""
         if self.original > 0:
             return self.fused / self.original
         return 1.0 if self.fused == 0 else float("inf")
@@ -107,14 +107,14 @@ class Precision:
 
 @dataclass(frozen=True)
 class Verification:
-    """All of it. True when nothing failed and something was observed.
+    """The verdicts of a run. True if nothing failed and something was observed.
 
     Attributes:
         outputs, folds: the verdicts.
-        judge: who ran the whole models: "onnxruntime" or "reference".
+        judge: what ran the whole models: "onnxruntime", or "reference" for onnx's reference evaluator.
         seeds: the seeds of the generated inputs; empty for user data.
-        shapes: the input shapes tried, one dict (name -> shape) each.
-        notes: sentences about what was left out and why.
+        shapes: the input shapes that were run: one dict (input name -> shape) each.
+        notes: sentences on what was left out and why.
         runs: whole-model runs at the largest shape, (of the original, of the result).
         unchanged: the result is the original, byte for byte: there was nothing to compare.
     """
@@ -124,7 +124,7 @@ class Verification:
     judge: str = "onnxruntime"
     seeds: tuple[int, ...] = ()
     shapes: tuple[dict[str, tuple[int, ...]], ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     runs: tuple[int, int] = (0, 0)
     unchanged: bool = False
 
@@ -133,10 +133,10 @@ class Verification:
         """FAILED if anything failed or no output was compared, PASSED if something was observed or nothing changed."""
         if self.unchanged:
             return Status.PASSED
-        found = {verdict.status for verdict in self.outputs} | {verdict.status for verdict in self.folds}
-        if not self.outputs or Status.FAILED in found:
+        statuses = {output.status for output in self.outputs} | {fold.status for fold in self.folds}
+        if not self.outputs or Status.FAILED in statuses:
             return Status.FAILED
-        return Status.PASSED if Status.PASSED in found else Status.NOT_OBSERVED
+        return Status.PASSED if Status.PASSED in statuses else Status.NOT_OBSERVED
 
     def __bool__(self) -> bool:
         return self.status is Status.PASSED
