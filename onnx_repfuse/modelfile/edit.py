@@ -142,12 +142,8 @@ class _Editor:
         edit = self.edits.get(scope, _NO_EDIT)
         _check_positions(edit, len(graph.node), scope)
         if isinstance(graph, onnx.GraphProto) and names:
-            hidden = _defined_names(graph)
-            names = {old: new for old, new in names.items() if old not in hidden}
-            for output in graph.output:
-                # A subgraph may return a tensor from outside as it is.
-                if output.name in names:
-                    output.name = names[output.name]
+            names = _visible(names, graph)
+            _rename_outputs(graph, names)
         # First what is inside of the nodes, as long as each has its position of the input.
         for position, node in enumerate(graph.node):
             if position not in edit.removed_nodes:
@@ -213,12 +209,19 @@ def _check_positions(edit: Edit, count: int, scope: ScopeKey) -> None:
         raise OutputError(f"an edit of graph {scope!r} names a node that is not there")
 
 
-def _defined_names(graph: onnx.GraphProto) -> set[str]:
-    """The names that a subgraph defines itself, which hide those outside."""
-    names = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+def _visible(names: Names, graph: onnx.GraphProto) -> Names:
+    """Without the names that a subgraph defines itself, which hide those outside."""
+    hidden = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
     for node in graph.node:
-        names.update(node.output)
-    return names - {""}
+        hidden.update(node.output)
+    return {old: new for old, new in names.items() if old not in hidden}
+
+
+def _rename_outputs(graph: onnx.GraphProto, names: Names) -> None:
+    """A subgraph may return a tensor from outside as it is."""
+    for output in graph.output:
+        if output.name in names:
+            output.name = names[output.name]
 
 
 def _edit_nodes(graph: Scope, edit: Edit, constants: list[onnx.NodeProto]) -> None:

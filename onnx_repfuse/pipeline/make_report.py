@@ -42,38 +42,26 @@ def make_report(
     after = count(scopes, used_names(scopes), nbytes)
     folds = tuple(_fold(planned, fold) for planned, fold in plan.folds)
     refusals, notes = list(undone), []
-    for planned in plan.scopes:
-        refusals += planned.refusals
-        notes += planned.notes
-    return Report(
-        name,
-        output,
-        plan.before,
-        after,
-        folds,
-        tuple(refusals),
-        verification,
-        seconds or {},
-        notes=tuple(notes),
-    )
+    for scope_plan in plan.scopes:
+        refusals += scope_plan.refusals
+        notes += scope_plan.notes
+    planned = (name, output, plan.before, after, folds, tuple(refusals))
+    return Report(*planned, verification=verification, seconds=seconds or {}, notes=tuple(notes))
 
 
 def _fold(planned: ScopePlan, fold: PlannedFold) -> Fold:
     scope = planned.scope
-    computed = {tensor.name for node in fold.created for tensor in node.outputs}
-    read: dict[str, None] = {}  # an ordered set
-    for node in fold.created:
-        for tensor in node.inputs:
-            if tensor.name not in computed and tensor.name not in scope.constants:
-                read[tensor.name] = None
-    roles = sorted(fold.roles, key=lambda kind: kind.value)
+    absorbed = tuple(_ref(scope, node) for node in fold.absorbed)
+    created = tuple(_ref(scope, node) for node in fold.created)
+    computed = {name for ref in created for name in ref.outputs}
+    read = dict.fromkeys(name for ref in created for name in ref.inputs)  # in order, each once
     return Fold(
         fold.name,
         fold.kind,
-        tuple(roles) or (fold.kind,),
-        tuple(_ref(scope, node) for node in fold.absorbed),
-        tuple(_ref(scope, node) for node in fold.created),
-        tuple(read),
+        tuple(sorted(fold.roles, key=lambda kind: kind.value)) or (fold.kind,),
+        absorbed,
+        created,
+        tuple(name for name in read if name not in computed),
         scope.label,
         fold.macs_before,
         fold.macs_after,
