@@ -67,12 +67,12 @@ def test_refuses_anything_else(work):
         {"atol": np.nan},
     ],
 )
-def test_options_that_cannot_be_meant(words):
+def test_options_refuse_slips(words):
     with pytest.raises(UsageError, match=next(iter(words))):
         onnx_repfuse.Options(**words)
 
 
-def test_writes_where_it_is_told(tmp_path):
+def test_writes_to_the_path_given(tmp_path):
     result = fuse(ACNET, tmp_path / "out.onnx")
     assert result.path == tmp_path / "out.onnx"
     assert result.model == onnx.load(result.path)
@@ -100,11 +100,11 @@ def test_nothing_compared_is_a_failure_with_figures(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_is_told():
-    told = []
-    fuse(ACNET, progress=lambda *stage: told.append(stage))
-    assert {stage for stage, _, _ in told} == {"planning", "probing", "writing", "proving"}
-    assert all(0 <= done <= total for _, done, total in told)
+def test_progress_reports_every_stage():
+    calls = []
+    fuse(ACNET, progress=lambda *call: calls.append(call))
+    assert {stage for stage, _, _ in calls} == {"planning", "probing", "writing", "proving"}
+    assert all(0 <= done <= total for _, done, total in calls)
 
 
 def test_the_result_outlives_its_temporary_files():
@@ -112,7 +112,7 @@ def test_the_result_outlives_its_temporary_files():
     assert np.isfinite(session.run(None, {"input": np.ones((1, 3, 32, 32), np.float32)})[0]).all()
 
 
-def test_planning_again_and_again_keeps_nothing():
+def test_planning_repeatedly_keeps_no_graph_in_memory():
     """No cache holds a graph: what a plan made is garbage afterwards."""
 
     def alive():
@@ -127,7 +127,7 @@ def test_planning_again_and_again_keeps_nothing():
     assert alive() <= once
 
 
-def test_a_library_user_learns_what_cannot_be_read(tmp_path):
+def test_verify_raises_for_a_file_that_cannot_be_read(tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     for bad in (tmp_path / "bad.onnx", tmp_path / "none.onnx"):
         for pair in ((ACNET, bad), (bad, ACNET)):

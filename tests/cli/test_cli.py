@@ -216,7 +216,7 @@ def test_gate(model, capsys):
     assert main(["net.onnx", "-q", "--fail-on-remaining", "MyOwnOp"]) == 0
 
 
-def test_no_check_says_so(model, capsys):
+def test_no_check_prints_not_verified(model, capsys):
     assert main(["net.onnx", "--no-check"]) == 0
     assert "Not verified" in capsys.readouterr().out
 
@@ -268,7 +268,7 @@ def test_report_that_cannot_be_written_is_exit_1(model, capsys):
     assert not Path("net.fused.onnx").exists()
 
 
-def test_a_missing_folder_is_told_before_any_work(model, capsys, monkeypatch):
+def test_a_missing_folder_is_reported_before_planning_begins(model, capsys, monkeypatch):
     monkeypatch.setattr("onnx_repfuse.api.fuse", lambda *_, **__: pytest.fail("it began"))
     assert main(["net.onnx", "-o", "no/where.onnx"]) == 1
     assert "create it first" in capsys.readouterr().err
@@ -298,8 +298,8 @@ def test_batch_in_processes(model):
     assert len(list(Path("out").iterdir())) == 2
 
 
-def test_processes_that_stand_elsewhere(model, tmp_path, monkeypatch, capsys):
-    """joblib keeps its processes for the next call, in the folder where they began."""
+def test_worker_processes_may_have_another_current_folder(model, tmp_path, monkeypatch, capsys):
+    """joblib keeps its processes for the next call; their current folder is the one they were started in."""
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
@@ -316,7 +316,7 @@ def test_processes_that_stand_elsewhere(model, tmp_path, monkeypatch, capsys):
         assert [one["output"] for one in found] == ["out/a.onnx", "out/b.onnx", None]
 
 
-def test_worst_of_several():
+def test_the_exit_code_of_several_models_is_the_worst():
     from onnx_repfuse.records.outcome import worst
 
     assert worst([0, 4, 1, 3, 0]) == 3
@@ -365,7 +365,7 @@ def test_data_from_files(model):
     assert main(["net.onnx", "--input-data", "x.npz", "-q"]) == 0
 
 
-def test_a_name_before_whole_sets_of_inputs(model, capsys):
+def test_input_data_takes_a_name_only_before_the_file_of_one_input(model, capsys):
     np.savez("x.npz", input=np.ones(SHAPE, np.float32))
     for named in ("nope:x.npz", "input:."):
         assert main(["net.onnx", "--input-data", named, "-q"]) == 2
@@ -378,7 +378,7 @@ def test_precision_study(model, capsys):
     assert json.loads(Path("r.json").read_text())["precision"][0]["factor"] < 2
 
 
-def test_no_reader_and_no_room(model):
+def test_a_closed_stream_is_no_error_and_a_full_disk_is(model):
     for redirect, code in ((">&-", 0), (">/dev/full", 1), ("2>&-", 0), (">&- 2>&- <&-", 0)):
         done = shell_line(f"net.onnx {redirect}")
         assert done.returncode == code
@@ -388,11 +388,11 @@ def test_no_reader_and_no_room(model):
     assert gone.returncode == 4
 
 
-def test_a_reader_who_goes_is_no_fault(model):
+def test_a_closed_pipe_is_no_error(model):
     assert shell_line("net.onnx 2>/dev/null | true; exit ${PIPESTATUS[0]}").returncode == 0
 
 
-def test_a_report_goes_through_a_link(model, capsys):
+def test_a_report_is_written_through_a_link(model, capsys):
     Path("there.json").write_text("{}")
     Path("here.json").symlink_to("there.json")
     assert main(["net.onnx", "--json", "here.json", "-q"]) == 0
@@ -400,7 +400,7 @@ def test_a_report_goes_through_a_link(model, capsys):
     assert json.loads(Path("there.json").read_text())["exit_code"] == 0
 
 
-def test_a_report_spares_what_came_in_the_meantime(model, capsys, monkeypatch):
+def test_a_report_does_not_replace_a_binary_file_written_during_the_run(model, capsys, monkeypatch):
     monkeypatch.setattr("onnx_repfuse.cli.paths.check_reports", lambda given, pairs: None)
     Path("weights.bin").write_bytes(bytes(9))
     assert main(["net.onnx", "--json", "weights.bin", "-q"]) == 1

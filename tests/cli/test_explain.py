@@ -29,7 +29,7 @@ def test_a_fused_node():
     assert "not cheaper" in forms
 
 
-def test_by_the_name_of_its_tensor():
+def test_a_node_by_the_name_of_its_output():
     assert "Fused" in explain(str(MODELS / "acnet.train.onnx"), "/0/square/bn/BatchNormalization_output_0")
 
 

@@ -1,4 +1,4 @@
-"""Refusals in the user's hand come with what to do; what is known beforehand comes last, and in few words."""
+"""Advice on refusals the user can act on; protected patterns come last and in few words."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OVERRIDABLE = (
         (OVERRIDABLE, Reason.OVERRIDABLE, "--freeze-initializers"),
     ],
 )
-def test_what_the_user_can_do(text, reason, words):
+def test_advice_for_reasons_the_user_can_act_on(text, reason, words):
     report = plan(onnx.parser.parse_model(text))
     assert report.folds == ()
     assert reason in {refusal.reason for refusal in report.refusals}
@@ -47,7 +47,7 @@ def test_what_the_user_can_do(text, reason, words):
 
 
 @pytest.mark.parametrize("opset", [13, 14])
-def test_hard_swish_before_it_was_an_operator(opset):
+def test_hard_swish_below_opset_14_comes_with_advice(opset):
     text = (
         f'<ir_version: 8, opset_import: ["" : {opset}]> net (float[N,2,H,W] x) => (float[N,2,H,W] y) '
         "<float three = {3}, float zero = {0}, float six = {6}> "
@@ -67,8 +67,8 @@ def test_no_advice_without_a_cause():
     assert advice(plan(MODELS / "repvgg.train.onnx")) == ()
 
 
-def test_an_undone_fold_is_not_called_dear(monkeypatch):
-    """A fold that failed its probes is told once, and not as a matter of cost."""
+def test_a_fold_that_failed_verification_is_not_refused_for_its_cost(monkeypatch):
+    """It is refused once, with the reason `verification`."""
     verdicts = iter([FoldVerdict("y", Status.FAILED, "probe", 1.0, 0.1, "onnxruntime", "it differs")] * 2)
     probes = importlib.import_module(
         "onnx_repfuse.verifier.folds.isolated"
@@ -80,7 +80,7 @@ def test_an_undone_fold_is_not_called_dear(monkeypatch):
     assert "it differs" in report.refusals[0].message
 
 
-def test_order_and_brevity():
+def test_refusals_are_ordered_and_shortened():
     idiom = [Refusal(Reason.IDIOM, f"Add 'a{i}' stays: {Reason.IDIOM.prose}.", (f"a{i}",)) for i in range(9)]
     cost = Refusal(Reason.COST, "Conv 'c' and Conv 'd' stay apart: 3 MMAC instead of 2.", ("c", "d"))
     border = Refusal(Reason.BORDER, f"Conv 'c' and Add 'd' stay apart: {Reason.BORDER.prose}.", ("c", "d"))

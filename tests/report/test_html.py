@@ -192,7 +192,7 @@ def test_boxes_do_not_overlap_and_edges_run_down():
         assert float(start) < float(end)
 
 
-def test_odd_blocks():
+def test_blocks_without_nodes_and_with_too_many():
     assert draw([NodeRef("n", "Conv", ("x",), ("y",))] * (MAX_NODES + 1), ("x",), "y") is None
     assert len(draw([], ("x",), "y").boxes) == 2
     assert draw([], ("x",), "y").edges != []

@@ -58,7 +58,7 @@ def test_every_key_is_described_and_nothing_else():
     assert paths(batch["models"][0]) == paths(document) - {"schema", "tool", "version"}
 
 
-def test_the_schema_is_valid_and_lists_the_words_of_today():
+def test_the_schema_is_valid_and_lists_every_kind_and_reason():
     jsonschema.Draft202012Validator.check_schema(SCHEMA_TEXT)
     kinds = SCHEMA_TEXT["$defs"]["kind"]["examples"]
     reasons = SCHEMA_TEXT["$defs"]["run"]["properties"]["refusals"]["items"]["properties"]["reason"][
@@ -93,7 +93,7 @@ def test_reports_of_real_runs_satisfy_the_schema(words, tmp_path, monkeypatch):
     jsonschema.Draft202012Validator(SCHEMA_TEXT).validate(document)
 
 
-def test_no_number_that_json_lacks():
+def test_nan_and_infinity_are_strings():
     for error in (float("inf"), float("-inf"), float("nan")):
         text = dumps([outcome(error=error, status=Status.FAILED)], "1", many=False, exit_code=3)
         json.loads(text, parse_constant=lambda name: 1 / 0)
@@ -101,7 +101,7 @@ def test_no_number_that_json_lacks():
         assert document["verification"]["outputs"][0]["max_abs"] == str(error)
 
 
-def test_any_name_survives():
+def test_any_name_is_valid_json():
     name = 'caf\u00e9 \ud800 \x00 \U0001f600 " \\ </script>'
     text = dumps([replace(outcome(), model=name)], "1", many=False, exit_code=0)
     assert text.isascii()
@@ -118,6 +118,6 @@ def test_an_error_has_all_keys_too():
     assert document["folds"] == []
 
 
-def test_plan_has_no_size_of_a_file_that_is_not_there():
+def test_plan_has_no_size_of_an_output_file():
     planned = replace(outcome(), command="plan", output="")
     assert report(planned)["counts"]["after"]["bytes"] is None

@@ -27,7 +27,7 @@ def text(value, width=100, verbose=0, many=False):
     return file.getvalue()
 
 
-def test_tells_what_was_done_what_not_and_how_sure():
+def test_shows_folds_refusals_and_verification():
     shown = text(outcome())
     for word in ("BatchNormalization", "All nodes", "1.23 M", "5.00 MB", "-50%", "Folds: 3 (branches 3)", "readers (5)",
                  "and 2 more", "PASSED y: max |diff| 3.1e-07, allowed 1.2e-06", "noise 2.5e-07, at worst 1.2x",
@@ -72,7 +72,7 @@ def test_gate_identical_unverified_and_error():
     assert "cannot" in text([Outcome("fuse", "net.onnx", exit_code=1, error="cannot be read")], many=True)
 
 
-def test_words():
+def test_formatting():
     assert clean("a\u202eb\ud800") == "a\\u202eb\\ud800"
     assert (size(999_999), size(0), quantity(10**18)) == ("1.00 MB", "0 B", "1000 P")
     assert (figure(float("inf")), figure(0.5), figure(12345.0)) == ("inf", "0.5", "1.2e+04")
