@@ -176,6 +176,9 @@ def test_shapes_that_do_not_fit_are_value_errors() -> None:
     for shape in ((1, 4, 2, 5), (1, 3, 5, 5)):
         with pytest.raises(ValueError, match="fit"):
             Oracle(model)({"x": rand(*shape)})
+    model = build([node("ConvTranspose", "x w", pads=[2, 0, 2, 0])], {"w": rand(4, 2, 3, 3)}, 4, 17)
+    with pytest.raises(ValueError, match="crops everything"):
+        Oracle(model)({"x": rand(1, 4, 2, 5)})
 
 
 @pytest.mark.parametrize("power", [1, 2])

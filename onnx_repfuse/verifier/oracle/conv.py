@@ -244,7 +244,9 @@ def _scatter(x: Array, w: Array, groups: int, window: Window, extra: Sequence[in
         # (groups, M / groups, C / groups) @ (N, groups, C / groups, P) -> (N, groups, M / groups, P)
         product = kernel[of_tap] @ pixels
         total[spatial(*window.read_by(tap, map(range, space)))] += product.reshape(n, m, *space)
-    kept = (slice(b, size - e) for b, e, size in zip(window.begin, window.end, full, strict=True))
+    kept = [slice(b, size - e) for b, e, size in zip(window.begin, window.end, full, strict=True)]
+    if any(span.stop <= span.start for span in kept):
+        raise ValueError("the padding crops everything")
     return np.asarray(total[spatial(*kept)])
 
 
