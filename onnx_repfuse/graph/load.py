@@ -19,7 +19,15 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from onnx_repfuse.graph.constant_folding import fold_constant, from_attributes
 from onnx_repfuse.graph.operators import Operator, operator
-from onnx_repfuse.graph.scope import ONNX_DOMAINS, Const, Scope, inner_graphs, input_name, outer_names, static
+from onnx_repfuse.graph.scope import (
+    ONNX_DOMAINS,
+    Const,
+    Scope,
+    inner_graphs,
+    optional_input,
+    outer_names,
+    static,
+)
 from onnx_repfuse.graph.shape_inference import Sizes, Types, infer
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import ScopeKey
@@ -227,7 +235,7 @@ def _may_be_constant(facts: Operator, node: gs.Node, fixed: dict[str, Const]) ->
     """Nearly all nodes end here: a node whose first input is no constant is none, unless it reads the shape only."""
     if facts.evaluate is None or len(node.outputs) != 1:
         return False
-    return bool(node.inputs) if facts.reads_shape_only else input_name(node, 0) in fixed
+    return bool(node.inputs) if facts.reads_shape_only else optional_input(node, 0) in fixed
 
 
 def _of_shape(facts: Operator, node: gs.Node, fixed: dict[str, Const], types: Types) -> Const | None:

@@ -29,8 +29,8 @@ __all__ = [
     "Scope",
     "Shape",
     "inner_graphs",
-    "input_name",
     "node_name",
+    "optional_input",
     "outer_names",
     "static",
 ]
@@ -196,8 +196,8 @@ def static(shape: Shape | None) -> tuple[int, ...] | None:
     return known if len(known) == len(shape) else None
 
 
-def input_name(node: gs.Node, place: int) -> str:
-    """The name of a node's input number `place`, "" if it is left out."""
+def optional_input(node: gs.Node, place: int) -> str:
+    """The name of a node's input number `place`, "" where it is left out."""
     return str(node.inputs[place].name) if len(node.inputs) > place else ""
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Kernel, Scaled, Stored, Vector
-from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const
+from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, optional_input
 from onnx_repfuse.lift.linear_op import (
     Context,
     Declined,
@@ -25,7 +25,6 @@ from onnx_repfuse.lift.linear_op import (
     bias_of_const,
     flat_float64,
     from_kernel,
-    optional_input,
 )
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason

@@ -35,7 +35,6 @@ __all__ = [
     "diagonal",
     "flat_float64",
     "from_kernel",
-    "optional_input",
 ]
 
 
@@ -136,11 +135,6 @@ class Context:
             return None
         space = shape[2:]
         return None if None in space else tuple(d for d in space if d is not None)
-
-
-def optional_input(node: gs.Node, number: int) -> str:
-    """The name of input `number`, or '' where it is left out."""
-    return str(node.inputs[number].name) if len(node.inputs) > number else ""
 
 
 def from_kernel(

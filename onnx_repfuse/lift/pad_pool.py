@@ -22,8 +22,9 @@ from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Array, Stored
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.graph.scope import optional_input
 from onnx_repfuse.lift.conv_matmul import conv_geometry, resolve_pads
-from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, flat_float64, from_kernel, optional_input
+from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, flat_float64, from_kernel
 from onnx_repfuse.records.float_formats import epsilon
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind

@@ -9,7 +9,8 @@ from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.operators import operator
-from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand, optional_input
+from onnx_repfuse.graph.scope import optional_input
+from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["lift_concat", "lift_slice", "lift_split"]

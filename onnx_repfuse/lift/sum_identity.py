@@ -13,8 +13,9 @@ from onnx_repfuse.algebra.affine_form import Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
+from onnx_repfuse.graph.scope import optional_input
 from onnx_repfuse.lift.batchnorm_arithmetic import lift_arithmetic
-from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, Operand, diagonal, optional_input
+from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, Operand, diagonal
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 

@@ -8,9 +8,9 @@ from onnx_repfuse.algebra.affine_form import Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
-from onnx_repfuse.graph.scope import Const, Scope, Shape
+from onnx_repfuse.graph.scope import Const, Scope, Shape, optional_input
 from onnx_repfuse.graph.views import View, behind_view, restored_from
-from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand, optional_input
+from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["lift_view"]

@@ -1,7 +1,8 @@
 """How channel layouts pass through a node: what its inputs tell of its output, and the other way round.
 
 A rule is two functions. Forwards gives the layout of the first output. Backwards lists layouts of tensors around the
-node, for tensors of which nothing else tells the layout.
+node, for tensors of which nothing else tells the layout. Rules refuse where they are not sure: a wrong axis would
+make a wrong fold, an unknown one only loses a fold.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.scope import Const, Scope, Shape, input_name, static
+from onnx_repfuse.graph.scope import Const, Scope, Shape, optional_input, static
 
 __all__ = [
     "BROADCAST",
@@ -43,8 +44,10 @@ class ChannelLayout:
         return self.channel_axis, self.rank
 
     def allows_dims(self, dims: int) -> bool:
-        """Whether a tensor of this layout may have so many dims: (N, C, *space) has rank + 2, (..., C) any number."""
-        return dims == self.rank + 2 if self.channel_axis == 1 else dims > 0
+        """Whether a tensor of this layout may have so many dims."""
+        if self.channel_axis == 1:
+            return dims == self.rank + 2
+        return dims > 0  # a MatMul takes any number of leading axes
 
     def agrees(self, shape: Shape | None) -> bool:
         """Whether what is proved of a tensor's shape allows this layout."""
@@ -86,7 +89,7 @@ class Layouts:
         if axis == layout.channel_axis:
             return True
         if shape is None and layout.channel_axis == -1:
-            return None if axis >= 0 else False  # axis 1 is the last one of (N, C) only
+            return None if axis >= 0 else False  # axis 1 may be the last one, as in (N, C)
         dims = layout.rank + 2 if shape is None else len(shape)
         return axis % dims == layout.channel_axis % dims
 
@@ -107,7 +110,7 @@ def input_names(node: gs.Node) -> list[str]:
     return [t.name for t in node.inputs if t.name]
 
 
-# Only the shape tells: the channels of (N, C) are on the last axis.
+# Of any operator, described or not: a proved (N, C) has its channels on the last axis.
 
 
 def _matrix(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
@@ -132,7 +135,7 @@ def _given_first(
     return forwards
 
 
-# The output has the channels of the first input.
+# The output has the channels of the first input, and the first input those of the output.
 
 
 def _kept_if(keeps: Callable[[Layouts, gs.Node, ChannelLayout], bool]) -> ChannelRule:
@@ -153,7 +156,8 @@ def _kept_if(keeps: Callable[[Layouts, gs.Node, ChannelLayout], bool]) -> Channe
 def _on_axis_1(layouts: Layouts, node: gs.Node, layout: ChannelLayout) -> bool:
     if layout.channel_axis == 1:
         return True
-    return len(layouts.output_shape(node) or ()) == 2  # of (N, C) the last axis is axis 1
+    # torch exports BatchNorm1d as a BatchNormalization of (N, C): there the last axis is axis 1
+    return len(layouts.output_shape(node) or ()) == 2
 
 
 def _where_proved(layouts: Layouts, node: gs.Node, layout: ChannelLayout) -> bool:
@@ -167,12 +171,12 @@ KEPT_WHERE_PROVED = _kept_if(_where_proved)  # a Pad or a Resize may change any 
 
 
 def _normalized(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
-    """BatchNormalization: `scale` has one value per channel of axis 1."""
+    # BatchNormalization: its scale has one value per channel of axis 1
     name, scope = node.inputs[0].name, layouts.scope
     shape = scope.shape(name) or ()
-    scale = static(scope.shape(input_name(node, 1))) or ()
+    scale = static(scope.shape(optional_input(node, 1))) or ()
     if len(shape) < 2 or len(scale) != 1:
-        return ()
+        return ()  # before opset 9, `spatial=0` has a scale per position
     axis, rank = (-1, 0) if len(shape) == 2 else (1, len(shape) - 2)
     layout = ChannelLayout(axis, rank, scale[0], scope.data_type(name) or 0)
     return [(name, layout), *((t.name, layout) for t in node.outputs[:1])]
@@ -181,7 +185,7 @@ def _normalized(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
 NORMALIZED = ChannelRule(KEPT_ON_AXIS_1.forwards, _normalized)
 
 
-# Some of the input's channels, or of its positions.
+# Some of the input's channels, or of its positions: the proved shape says how many channels are left.
 
 
 SELECTED = ChannelRule(
@@ -229,12 +233,12 @@ def _broadcast(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
 
 
 def _common(layouts: Layouts, node: gs.Node, names: list[str]) -> ChannelLayout | None:
-    """The layout of operands: theirs, if they agree and none can widen the channels."""
+    """The layout of operands, if they agree and none can widen the channels."""
     operands = [layouts.known[name] for name in names if name in layouts.known]
     if not operands:
         return None
     shape = layouts.output_shape(node)
-    if shape is not None:
+    if shape is not None:  # (N, C, 1, 1) * (N, C, H, W): both agree; (N, 1, H, W) * (N, C, H, W): the second
         return next((layout for layout in operands if layout.agrees(shape)), None)
     widest = max(operands, key=lambda layout: layout.channels)
     if any(layout.layout != widest.layout for layout in operands):
@@ -249,14 +253,15 @@ def _fits(shape: tuple[int, ...], layout: ChannelLayout) -> bool:
     if layout.channel_axis == -1:
         return shape[-1:] in ((), (1,), (layout.channels,))
     dims = layout.rank + 2
-    aligned = (1,) * (dims - len(shape)) + shape
+    aligned = (1,) * (dims - len(shape)) + shape  # (C, 1, 1) -> (1, C, 1, 1)
     return len(shape) <= dims and aligned[1] in (1, layout.channels)
 
 
 def _named_by_constant(
     shape: Shape | None, constant: tuple[int, ...], data_type: int
 ) -> ChannelLayout | None:
-    """A constant that differs along one axis only names that axis: (C, 1, 1) axis 1 of (N, C, H, W)."""
+    """A constant that varies along one axis only names that axis."""
+    # (C, 1, 1) with (N, C, H, W): axis 1; (C,) with (N, L, C): the last
     if shape is None or len(shape) < max(2, len(constant)):
         return None
     aligned = (1,) * (len(shape) - len(constant)) + constant
@@ -272,7 +277,7 @@ def _named_by_constant(
 
 
 def _operands(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
-    """Of the operands that cannot be narrower than the output."""
+    """Operands that cannot be narrower than the output have its layout."""
     layout = layouts.output(node)
     if layout is None:
         return ()

@@ -8,9 +8,17 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.operators.channel_rules import ChannelLayout, ChannelRule, Layouts
-from onnx_repfuse.graph.operators.facts import Attributes, Doubt, Operator, SizeCase, Values, WeightChannels
-from onnx_repfuse.graph.scope import Scope, input_name, static
+from onnx_repfuse.graph.operators.channel_rules import ChannelLayout, ChannelRule, Demand, Layouts
+from onnx_repfuse.graph.operators.facts import (
+    Attributes,
+    Doubt,
+    Layout,
+    Operator,
+    SizeCase,
+    Values,
+    WeightChannels,
+)
+from onnx_repfuse.graph.scope import Scope, optional_input, static
 
 __all__ = ["CONV_MATMUL"]
 
@@ -20,93 +28,80 @@ __all__ = ["CONV_MATMUL"]
 
 def _groups(node: gs.Node) -> int:
     groups = node.attrs.get("group", 1)
-    return groups if isinstance(groups, int) else 1
+    return groups if isinstance(groups, int) else 1  # in a function body it may refer to an argument
 
 
 def _conv_channels(node: gs.Node, shape: Sequence[int]) -> tuple[int, int]:
-    """(out, in / groups, ...)"""
+    # (out, in / groups, *kernel)
     return shape[1] * _groups(node), shape[0]
 
 
 def _transposed_channels(node: gs.Node, shape: Sequence[int]) -> tuple[int, int]:
-    """(in, out / groups, ...)"""
+    # (in, out / groups, *kernel)
     return shape[0], shape[1] * _groups(node)
 
 
 def _gemm_channels(node: gs.Node, shape: Sequence[int]) -> tuple[int, int]:
-    """(in, out), or with transB (out, in)."""
+    # (in, out), or with transB (out, in)
     return (shape[1], shape[0]) if node.attrs.get("transB", 0) else (shape[0], shape[1])
 
 
 def _matmul_channels(node: gs.Node, shape: Sequence[int]) -> tuple[int, int]:
-    """(in, out)"""
+    # (in, out)
     return shape[0], shape[1]
 
 
-def _static_weight(scope: Scope, node: gs.Node) -> tuple[tuple[int, ...], int] | None:
-    """Proved shape and data type of the second input, constant or not."""
-    name = input_name(node, 1)
-    shape, data_type = static(scope.shape(name)), scope.data_type(name)
-    return (shape, data_type) if shape is not None and data_type else None
+# The shape of the weight, constant or not, tells the layouts of input and output.
 
 
-LayoutsAround = tuple[ChannelLayout, ChannelLayout]  # of input and output
+def _weight_rule(weight: WeightChannels, layout_of: Callable[[int], Layout | None]) -> ChannelRule:
+    """`layout_of` takes the number of dims of a weight, and is None for what cannot be one."""
 
-
-def _weight_rule(around: Callable[[gs.Node, tuple[int, ...], int], LayoutsAround | None]) -> ChannelRule:
-    """The weight alone tells the layouts of input and output."""
-
-    def layouts_around(layouts: Layouts, node: gs.Node) -> LayoutsAround | None:
-        weight = _static_weight(layouts.scope, node)
-        return None if weight is None else around(node, *weight)
+    def around(layouts: Layouts, node: gs.Node) -> tuple[ChannelLayout, ChannelLayout] | None:
+        name = optional_input(node, 1)
+        shape, data_type = static(layouts.scope.shape(name)) or (), layouts.scope.data_type(name)
+        layout = layout_of(len(shape))
+        if layout is None or not data_type:
+            return None
+        read, written = weight(node, shape)
+        return ChannelLayout(*layout, read, data_type), ChannelLayout(*layout, written, data_type)
 
     def forwards(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
-        both = layouts_around(layouts, node)
+        both = around(layouts, node)
         return None if both is None else both[1]
 
-    def backwards(layouts: Layouts, node: gs.Node) -> list[tuple[str, ChannelLayout]]:
-        both = layouts_around(layouts, node)
-        return [] if both is None else [(node.inputs[0].name, both[0])]
+    def backwards(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
+        both = around(layouts, node)
+        return () if both is None else [(node.inputs[0].name, both[0])]
 
     return ChannelRule(forwards, backwards)
 
 
-def _convolved(weight: WeightChannels) -> ChannelRule:
-    def around(node: gs.Node, shape: tuple[int, ...], data_type: int) -> LayoutsAround | None:
-        if len(shape) < 3:
-            return None
-        read, written = weight(node, shape)
-        rank = len(shape) - 2
-        return ChannelLayout(1, rank, read, data_type), ChannelLayout(1, rank, written, data_type)
-
-    return _weight_rule(around)
+def _conv_layout(dims: int) -> Layout | None:
+    # Conv, even of one axis, has a weight of 3 dims or more: (out, in / groups, *kernel)
+    return (1, dims - 2) if dims >= 3 else None
 
 
-def _multiplied(weight: WeightChannels) -> ChannelRule:
-    def around(node: gs.Node, shape: tuple[int, ...], data_type: int) -> LayoutsAround | None:
-        if len(shape) != 2:
-            return None
-        read, written = weight(node, shape)
-        return ChannelLayout(-1, 0, read, data_type), ChannelLayout(-1, 0, written, data_type)
-
-    return _weight_rule(around)
+def _matrix_layout(dims: int) -> Layout | None:
+    # a product of batches of matrices has no channels: each batch has a weight of its own
+    return (-1, 0) if dims == 2 else None
 
 
 # Multiply-adds, at assumed sizes.
 
 
 def _conv_macs(scope: Scope, node: gs.Node) -> int | None:
-    """Each output element sums over (in / groups, kernel)."""
+    # each output element sums over (in / groups, *kernel)
     return _times(scope.elements(node.outputs[0].name), _weight_shape(scope, node))
 
 
 def _conv_transpose_macs(scope: Scope, node: gs.Node) -> int | None:
-    """Each input element is added to (out / groups, kernel)."""
+    # each input element is added to (out / groups, *kernel)
     return _times(scope.elements(node.inputs[0].name), _weight_shape(scope, node))
 
 
 def _weight_shape(scope: Scope, node: gs.Node) -> tuple[int, ...] | None:
-    return static(scope.shape(input_name(node, 1)))
+    return static(scope.shape(optional_input(node, 1)))
 
 
 def _times(elements: int | None, weight: tuple[int, ...] | None) -> int | None:
@@ -119,12 +114,13 @@ def _gemm_macs(scope: Scope, node: gs.Node) -> int | None:
 
 
 def _matmul_macs(scope: Scope, node: gs.Node) -> int | None:
-    """The weight may be a computed tensor, so the last axis of the data tells the length of the sums."""
+    # the weight may be a tensor, of unknown shape: the data's last axis is as long as the sums
     data, out = scope.assumed.get(node.inputs[0].name), scope.elements(node.outputs[0].name)
     return None if data is None or out is None else out * data[-1]
 
 
 def _matmul(attrs: Attributes, a: Values, b: Values) -> Values:
+    # in float64, so that a folded weight is rounded once
     return np.asarray(np.matmul(a.astype(np.float64), b.astype(np.float64)), a.dtype)
 
 
@@ -141,7 +137,7 @@ CONV_MATMUL = (
     Operator(
         "Conv",
         stays_for_a_reason=True,
-        channels=_convolved(_conv_channels),
+        channels=_weight_rule(_conv_channels, _conv_layout),
         weight=_conv_channels,
         multiply_adds=_conv_macs,
         has_window=True,
@@ -150,7 +146,7 @@ CONV_MATMUL = (
     Operator(
         "ConvTranspose",
         stays_for_a_reason=True,
-        channels=_convolved(_transposed_channels),
+        channels=_weight_rule(_transposed_channels, _conv_layout),
         weight=_transposed_channels,
         multiply_adds=_conv_transpose_macs,
         scatters=True,
@@ -161,7 +157,7 @@ CONV_MATMUL = (
     Operator(
         "Gemm",
         stays_for_a_reason=True,
-        channels=_multiplied(_gemm_channels),
+        channels=_weight_rule(_gemm_channels, _matrix_layout),
         weight=_gemm_channels,
         multiply_adds=_gemm_macs,
         shaped_by_shapes=True,
@@ -169,7 +165,7 @@ CONV_MATMUL = (
     Operator(
         "MatMul",
         stays_for_a_reason=True,
-        channels=_multiplied(_matmul_channels),
+        channels=_weight_rule(_matmul_channels, _matrix_layout),
         weight=_matmul_channels,
         multiply_adds=_matmul_macs,
         shaped_by_shapes=True,

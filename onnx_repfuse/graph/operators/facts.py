@@ -92,12 +92,10 @@ class SpaceMap:
     Attributes:
         sort: what it does with positions.
         layout: the layout of the output; None where the node is not a view of these channels.
-        sizes_input: the input that lists the sizes of the output, channels included.
     """
 
     sort: SpaceMapSort
     layout: Callable[[ViewCase], Layout | None]
-    sizes_input: int | None = None
 
 
 class Doubt(Enum):

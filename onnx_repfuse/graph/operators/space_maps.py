@@ -25,7 +25,7 @@ from onnx_repfuse.graph.operators.facts import (
     Values,
     ViewCase,
 )
-from onnx_repfuse.graph.scope import Scope, Shape, input_name, static
+from onnx_repfuse.graph.scope import Scope, Shape, optional_input, static
 
 __all__ = ["SPACE_MAPS", "permutation"]
 
@@ -46,14 +46,14 @@ def _channels_vary_fastest(case: ViewCase) -> bool:
 
 
 def _flatten_layout(case: ViewCase) -> Layout | None:
-    """(N, C, 1, 1) -> (N, C)"""
+    # (N, C, 1, 1) -> (N, C)
     axis, rank = case.node.attrs.get("axis", 1), len(case.shape)
     axis = axis + rank if axis < 0 else axis
     return (-1, 0) if axis == case.channel and _channels_vary_fastest(case) else None
 
 
 def _reshape_layout(case: ViewCase) -> Layout | None:
-    """(N, ..., C) -> (M, ..., C), (N, C, 1, 1) <-> (N, C), (N, C, H, W) -> (N, C, H * W)"""
+    # (N, ..., C) -> (M, ..., C), (N, C, 1, 1) <-> (N, C), (N, C, H, W) -> (N, C, H * W)
     if _channels_vary_fastest(case):
         return _rows_layout(case)
     result = case.result
@@ -63,28 +63,30 @@ def _reshape_layout(case: ViewCase) -> Layout | None:
 
 
 def _rows_layout(case: ViewCase) -> Layout | None:
-    """The layout of a Reshape where each row of C elements is one position."""
+    # each row of C elements is one position
     result, channels = case.result, case.channels
     if result[-1] == channels:
         channels_were_last = case.channel == len(case.shape) - 1
         if channels_were_last or len(result) == 2:
             return -1, 0
+    # (N, C) -> (N, C, 1, 1): behind the batch, the channels are the only axis longer than 1
     if result[1] != channels or [size for size in result[1:] if size != 1] != [channels]:
         return None
     return 1, len(result) - 2
 
 
 def _keeps_batch(case: ViewCase) -> bool:
-    """Whether a Reshape of (N, C, ...) keeps N: it is proved, or all the rest is, or it is copied by a 0."""
+    """Whether a Reshape of (N, C, ...) keeps N, so that no channel of one image gets into another."""
     shape, result, node = case.shape, case.result, case.node
     if shape[0] is not None and shape[0] == result[0]:
         return True
+    # the number of elements is the same, so N is if the product of the other sizes is
     before, after = static(shape[1:]), static(result[1:])
     if before is not None and after is not None:
         return prod(before) == prod(after)
     if node.attrs.get("allowzero"):
-        return False
-    target = case.scope.const(input_name(node, 1))
+        return False  # opset 14: a 0 in the target is a size of 0, else it copies the size of that axis
+    target = case.scope.const(optional_input(node, 1))
     return target is not None and int(target.read().ravel()[0]) == 0
 
 
@@ -105,7 +107,7 @@ def _reshape(attrs: Attributes, x: Values, shape: Values | None = None) -> Value
 
 def _constant_axes(scope: Scope, node: gs.Node) -> list[int]:
     """The axes of an attribute or a constant input; none where they are unknown or left out."""
-    name = input_name(node, 1)
+    name = optional_input(node, 1)
     if name:
         const = scope.const(name)
         return [] if const is None else [int(axis) for axis in const.read().ravel()]
@@ -116,6 +118,7 @@ def _unsqueeze_layout(case: ViewCase) -> Layout | None:
     axes = _constant_axes(case.scope, case.node)
     if not axes:
         return None
+    # (N, C) with axes [2, 3] -> (N, C, 1, 1)
     rank = len(case.shape) + len(axes)
     kept = sorted(set(range(rank)) - {axis % rank for axis in axes})
     return _layout_of(kept[case.channel], rank)
@@ -128,6 +131,7 @@ def _removed_axes(case: ViewCase) -> set[int]:
 
 
 def _squeeze_layout(case: ViewCase) -> Layout | None:
+    # (N, C, 1, 1) with axes [2, 3] -> (N, C); (N, L, C) with axis 1 -> (N, C)
     removed = _removed_axes(case)
     if not removed:
         return None
@@ -172,6 +176,7 @@ def permutation(node: gs.Node, rank: int) -> list[int]:
 
 
 def _transpose_layout(case: ViewCase) -> Layout | None:
+    # perm (0, 2, 3, 1): (N, C, H, W) -> (N, H, W, C)
     rank = len(case.shape)
     return _layout_of(permutation(case.node, rank).index(case.channel), rank)
 
@@ -209,13 +214,13 @@ def _factors(scope: Scope, node: gs.Node) -> list[float]:
     """The factor of each axis; none where the node lists sizes."""
     scales: Any = node.attrs.get("scales")
     if scales is None:
-        const = scope.const(input_name(node, _scales_input(len(node.inputs))))
+        const = scope.const(optional_input(node, _scales_input(len(node.inputs))))
         scales = [] if const is None else const.read().ravel()
     return [float(scale) for scale in scales]
 
 
 def _scales_input(inputs: int) -> int:
-    """(x, scales) until opset 10, (x, roi, scales, sizes) from 11."""
+    # (x, scales) until opset 10, (x, roi, scales, sizes) from 11 on
     return 1 if inputs == 2 else 2
 
 
@@ -230,6 +235,7 @@ def _leaves_positions(factors: list[float], result: Shape) -> bool:
 def _resize_doubts(case: SizeCase) -> Sequence[int]:
     """The axes whose size `floor(size * scale)` may be another one in float32: 10 * 0.7f is 6 or 7."""
     attrs, every = case.attrs, list(range(len(case.shape)))
+    # with these two, sizes follow from an aspect ratio or a region of interest, too
     if attrs.get("keep_aspect_ratio_policy", b"stretch") != b"stretch":
         return every
     if attrs.get("coordinate_transformation_mode") == b"tf_crop_and_resize":
@@ -240,7 +246,7 @@ def _resize_doubts(case: SizeCase) -> Sequence[int]:
     axes = attrs.get("axes") or every
     if scales is None or len(axes) != len(scales):
         return every
-    if any(not -len(case.shape) <= axis < len(case.shape) for axis in axes):
+    if min(axes, default=0) < -len(case.shape) or max(axes, default=-1) >= len(case.shape):
         return every
     by_axis = [(axis % len(case.shape), scale) for axis, scale in zip(axes, scales, strict=True)]
     return sorted({axis for axis, scale in by_axis if _rounds_twice(case.shape[axis], scale)})
@@ -262,7 +268,7 @@ def _rounds_twice(size: int | None, scale: float) -> bool:
     return bool(floor(np.float32(size) * narrow) != floor(size * float(narrow)))
 
 
-_RESIZE = SpaceMap(SpaceMapSort.REPEATS, _resize_layout, sizes_input=3)
+_RESIZE = SpaceMap(SpaceMapSort.REPEATS, _resize_layout)
 
 SPACE_MAPS = (
     Operator("Flatten", space_map=SpaceMap(SpaceMapSort.RESHAPES, _flatten_layout), evaluate=_flatten),
@@ -274,7 +280,7 @@ SPACE_MAPS = (
     ),
     Operator(
         "Reshape",
-        space_map=SpaceMap(SpaceMapSort.RESHAPES, _reshape_layout, sizes_input=1),
+        space_map=SpaceMap(SpaceMapSort.RESHAPES, _reshape_layout),
         attributes_are_inputs_since=5,
         evaluate=_reshape,
     ),

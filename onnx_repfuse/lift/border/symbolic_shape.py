@@ -11,9 +11,9 @@ from contextlib import suppress
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const
+from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, optional_input
 from onnx_repfuse.lift.border.symbolic_tensor import NotProved
-from onnx_repfuse.lift.linear_op import Context, Declined, optional_input
+from onnx_repfuse.lift.linear_op import Context, Declined
 from onnx_repfuse.lift.pad_pool import read_pads
 from onnx_repfuse.modelfile.dtypes import HOLDING_SIZES
 
