@@ -225,14 +225,15 @@ def _first_that_runs(
             reasons.append(str(error))
         else:
             return group
-    reason = reasons[0] if reasons else "no size within bounds"
+    raise InputError(_asks_for_sizes(session, spec, reasons[0] if reasons else "no size within bounds"))
+
+
+def _asks_for_sizes(session: Session, spec: FeedSpec, reason: str) -> str:
     free = [value for value in session.inputs if has_free_dims(value, spec.shapes)]
     if not free:
-        raise InputError(f"the model does not run: {reason}")
+        return f"the model does not run: {reason}"
     shape = ",".join("?" if dim is None else str(dim) for dim in free[0].shape)
-    raise InputError(
-        f"the model runs at no size that was tried; give --input-shape {free[0].name}:{shape}: {reason}"
-    )
+    return f"the model runs at no size that was tried; give --input-shape {free[0].name}:{shape}: {reason}"
 
 
 def _user_feeds(session: Session, spec: FeedSpec, bounds: Mapping[str, int]) -> list[FeedGroup]:
@@ -263,9 +264,12 @@ def _table_rows(graph: onnx.GraphProto, names: Iterable[str]) -> dict[str, int]:
             if node.input and node.input[0] in origin:
                 origin[node.output[0]] = origin[node.input[0]]
         elif node.op_type == "Gather" and len(node.input) > 1 and node.input[1] in origin:
-            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-            shape = table_shapes.get(node.input[0], ())
+            shape, axis = table_shapes.get(node.input[0], ()), _axis(node)
             if axis < len(shape):
                 name = origin[node.input[1]]
                 bounds[name] = min(bounds.get(name, shape[axis]), shape[axis])
     return bounds
+
+
+def _axis(node: onnx.NodeProto) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)

@@ -178,23 +178,20 @@ def _cut(
     def belongs(name: str, node: onnx.NodeProto) -> bool:
         return name in inside or (name in static and static.issuperset(_reads(node)))
 
-    initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
-    nodes, deciding = _backwards(output.name, producers, belongs)
-    deciding -= initializers.keys()
-    kept = [node for node in proto.graph.node if id(node) in nodes]
-    names = {name for node in kept for name in _reads(node)}
-    constants = [tensor for name, tensor in initializers.items() if name in names]
+    nodes, outside = _backwards(output.name, producers, belongs)
+    constants = [tensor for tensor in proto.graph.initializer if tensor.name in outside]
+    deciding = outside - {tensor.name for tensor in constants}
     elements = sum(int(np.prod(tensor.dims, dtype=np.int64)) for tensor in constants)
     external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in constants)
     if not deciding or external or elements > _MAX_CONSTANT_ELEMENTS:
         return None
-    model = onnx.ModelProto(ir_version=proto.ir_version)
-    model.opset_import.extend(proto.opset_import)
-    model.functions.extend(proto.functions)
-    model.graph.name = "tail"
-    model.graph.node.extend(kept)
-    model.graph.initializer.extend(constants)
-    model.graph.output.append(output)
+    kept = [node for node in proto.graph.node if id(node) in nodes]
+    model = onnx.ModelProto(
+        ir_version=proto.ir_version,
+        opset_import=proto.opset_import,
+        functions=proto.functions,
+        graph=onnx.GraphProto(name="tail", node=kept, initializer=constants, output=[output]),
+    )
     return DecisionTail(output.name, model, tuple(sorted(deciding)))
 
 

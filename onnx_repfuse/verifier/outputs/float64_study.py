@@ -104,7 +104,7 @@ def _apply(model: onnx.ModelProto, node: onnx.NodeProto, operands: list[Any]) ->
     if is_known(node) and all(operand is None or isinstance(operand, Tensor) for operand in operands):
         with suppress(Unsupported):  # the reference may know this form of the operator
             return evaluate_node(node, context, operands)
-    # Below opset 13, Softmax flattens its input to two dims.
+    # Before opset 13, Softmax flattens its input to two dims.
     if node.op_type in _EXACT and opset >= 13 and len(node.output) == 1:
         arrays = [_to_numpy(operand) for operand in operands]
         return [Tensor.of(_EXACT[node.op_type](context.attributes, *arrays))]

@@ -101,8 +101,7 @@ def calibrated_tolerance(sample: Sample, samples: Sequence[Sample], value: Array
 
 def _changes(sample: Sample, samples: Sequence[Sample], value: Array) -> Iterator[Array]:
     """What one ulp of the inputs, and of the weights, changes; scaled where it was measured on another feed."""
-    same_shape = [other for other in samples if other.key.group == sample.key.group]
-    source = next((other for other in (sample, *same_shape) if other.has_noise), sample)
+    source = _noise_source(sample, samples)
     if source.original is None or source.original.shape != value.shape:
         return
     # Rounding grows with the values. A smaller output does not shrink it: constants may be what rounds.
@@ -113,6 +112,14 @@ def _changes(sample: Sample, samples: Sequence[Sample], value: Array) -> Iterato
         if moved is not None and moved.shape == value.shape:
             # An overflow that the noise flips says nothing about the other elements.
             yield scale * _finite(difference(source.original, moved))
+
+
+def _noise_source(sample: Sample, samples: Sequence[Sample]) -> Sample:
+    """The sample itself, or the first of the same shape on which the noise was measured."""
+    for other in (sample, *samples):
+        if other.has_noise and other.key.group == sample.key.group:
+            return other
+    return sample
 
 
 def _sliced_axis(shape: tuple[int, ...]) -> int | None:
