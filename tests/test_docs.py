@@ -157,6 +157,12 @@ def slug(heading):
     return re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
 
 
+@pytest.mark.parametrize("name", TEXTS)
+def test_paths_named_on_a_page_exist(name):
+    for path in re.findall(r"`((?:onnx_repfuse|tests|benchmarks|models|docs)/[\w./*]+)`", TEXTS[name]):
+        assert list(ROOT.glob(path)) or list(ROOT.glob(f"onnx_repfuse/{path}")), path
+
+
 def test_the_architecture_page_names_paths_that_exist():
     package, page = ROOT / "onnx_repfuse", TEXTS["docs/architecture.md"]
     names = re.findall(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|json|md|svg|css|js)|(?:\w+/)+)`", page)
