@@ -1,12 +1,13 @@
 """From steps to ONNX nodes: attributes and fresh names.
 
-Weights are `Const`s that compute themselves (`payloads`); one that overflows raises Inexact(OVERFLOW) when it does.
+Weights are `Const`s that compute themselves when they are written (`weights`); one that overflows raises
+Inexact(OVERFLOW) then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Kernel, Vector
 from onnx_repfuse.graph.load import new_node
 from onnx_repfuse.graph.operators import OPERATORS
@@ -24,192 +24,167 @@ from onnx_repfuse.planner.weights import grown, materialized, rounded, transpose
 
 __all__ = ["Emission", "emit"]
 
+Array = NDArray[Any]
+
 
 @dataclass(eq=False)
 class Emission:
-    """What `emit` made: nodes in order, and the constants they read."""
+    """What `emit` created: nodes in order, and the constants they read."""
 
-    nodes: list[gs.Node]
-    constants: dict[str, Const]
+    nodes: list[gs.Node] = field(default_factory=list)
+    constants: dict[str, Const] = field(default_factory=dict)
 
 
-def emit(
-    scope: Scope,
-    root: str,
-    lowered: Lowered,
-    *,
-    data_type: int,
-    name: str,
-) -> Emission:
-    """Nodes that compute tensor `root`; `name` is the stem for names of nodes and tensors.
+def emit(scope: Scope, output: str, lowered: Lowered, *, data_type: int, name: str) -> Emission:
+    """Nodes that compute the tensor `output`.
 
     Args:
-        data_type: of the result.
+        data_type: of the result, an ONNX float type.
+        name: the stem for names of nodes and tensors.
     """
-    made = Emission([], {})
+    emitter = _Emitter(scope, data_type, name)
     names: list[str] = []
-
-    def tensor(ref: Hashable) -> str:
-        return names[ref] if isinstance(ref, int) else str(ref)
-
-    def constant(
-        label: str,
-        shape: tuple[int, ...],
-        value: Callable[[], NDArray[Any]],
-        kernel: Kernel | None = None,
-        bias: Bias | None = None,
-    ) -> str:
-        fresh = scope.fresh(f"{name}.{label}")
-        made.constants[fresh] = Const(shape, data_type, value, kernel, bias)
-        return fresh
-
-    def channel_shape(step: Step) -> tuple[int, ...]:
-        axis, space = step.layout
-        return (step.channels, *(1,) * space) if axis == 1 else (step.channels,)
-
-    def vector(label: str, shape: tuple[int, ...], value: NDArray[np.float64]) -> str:
-        return constant(label, shape, lambda: rounded(value.reshape(shape), data_type))
-
-    def shift(label: str, shape: tuple[int, ...], bias: Bias) -> str:
-        return constant(label, shape, lambda: rounded(bias.value().reshape(shape), data_type), bias=bias)
-
-    def node(op: str, inputs: list[str], output: str, attrs: dict[str, Any] | None = None) -> None:
-        made.nodes.append(new_node(op, scope.fresh(name), attrs or {}, inputs, [output]))
-
+    last = len(lowered.steps) - 1
     for number, step in enumerate(lowered.steps):
-        output = root if number == len(lowered.steps) - 1 else scope.fresh(f"{name}.{step.op.lower()}")
-        inputs = [tensor(ref) for ref in step.inputs]
-        names.append(output)
+        names.append(output if number == last else scope.fresh(f"{name}.{step.op.lower()}"))
+        inputs = [names[ref] if isinstance(ref, int) else str(ref) for ref in step.inputs]
+        emitter.emit(step, inputs, names[-1])
+    return Emission(emitter.nodes, emitter.constants)
+
+
+@dataclass(eq=False)
+class _Emitter:
+    scope: Scope
+    data_type: int
+    name: str
+    nodes: list[gs.Node] = field(default_factory=list)
+    constants: dict[str, Const] = field(default_factory=dict)
+
+    def emit(self, step: Step, inputs: list[str], output: str) -> None:
         if step.op == "Mul":
-            assert isinstance(step.kernel, Vector)
-            node(
-                "Mul",
-                [*inputs, vector("scale", channel_shape(step), step.kernel.scale)],
-                output,
-            )
+            self.node("Mul", [*inputs, self.scale(step, _channel_shape(step))], output)
         elif step.op == "Shift":
-            assert step.bias is not None
-            node("Add", [*inputs, shift("shift", channel_shape(step), step.bias)], output)
+            self.node("Add", [*inputs, self.shift("shift", step, _channel_shape(step))], output)
         elif step.op == "Norm":
-            assert isinstance(step.kernel, Vector)
-            assert step.bias is not None
-            shape, ones, zeros = (step.channels,), np.ones(step.channels), np.zeros(step.channels)
-            parameters = [
-                vector("scale", shape, step.kernel.scale),
-                shift("shift", shape, step.bias),
-                vector("mean", shape, zeros),
-                vector("var", shape, ones),
-            ]
-            node("BatchNormalization", [*inputs, *parameters], output, {"epsilon": 0.0})
+            self.batch_normalization(step, inputs, output)
         elif step.op == "Conv":
-            _emit_convolution(step, inputs[0], output, data_type, constant, shift, node)
+            self.convolution(step, inputs[0], output)
         elif step.op == "Slice":
-            _emit_slice(scope, step, inputs[0], output, step.layout[0], made, node, name)
+            self.slice(step, inputs[0], output)
         elif step.op == "Concat":
-            node("Concat", inputs, output, {"axis": step.layout[0]})
+            self.node("Concat", inputs, output, axis=step.layout[0])
         elif step.view is not None:
-            node(
-                step.view.node.op,
-                [*inputs, *_view_inputs(scope, step, made, name)],
-                output,
-                _view_attrs(step),
-            )
+            node = step.view.node
+            self.node(node.op, [*inputs, *self.view_inputs(step)], output, **node.attrs)
         else:
-            node(step.op, inputs, output)
-    return made
+            self.node(step.op, inputs, output)
 
+    def node(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
+        self.nodes.append(new_node(op, self.scope.fresh(self.name), attributes, inputs, [output]))
 
-def _view_inputs(scope: Scope, step: Step, made: Emission, name: str) -> list[str]:
-    """Its further inputs: sizes that name the channels are written anew for other channels."""
-    view = step.view
-    assert view is not None
-    rest = [tensor.name for tensor in view.node.inputs[1:]]
-    if step.channels == view.channels or view.entry is None:
-        return rest
-    assert view.target is not None
-    sizes = np.array(view.target.read()).ravel()
-    sizes[view.entry] = step.channels
-    fresh = scope.fresh(f"{name}.shape")
-    made.constants[fresh] = Const(sizes.shape, view.target.data_type, _of(sizes))
-    return [*rest[:-1], fresh]
+    def constant(self, label: str, const: Const) -> str:
+        name = self.scope.fresh(f"{self.name}.{label}")
+        self.constants[name] = const
+        return name
 
-
-def _view_attrs(step: Step) -> dict[str, Any]:
-    assert step.view is not None
-    return dict(step.view.node.attrs)
-
-
-def _emit_convolution(
-    step: Step,
-    source: str,
-    output: str,
-    data_type: int,
-    constant: Callable[..., str],
-    shift: Callable[..., str],
-    node: Callable[..., None],
-) -> None:
-    assert step.kernel is not None
-    kernel = grown(step.kernel)
-    g = kernel.geometry
-
-    def weight() -> NDArray[Any]:
-        return materialized(kernel, data_type)
-
-    bias = [] if step.bias is None else [shift("bias", (g.c_out,), step.bias)]
-    if g.channel_axis == -1 and bias:
-        node(
-            "Gemm", [source, constant("weight", g.weight_shape, weight, kernel), *bias], output, {"transB": 1}
+    def vector(self, label: str, shape: tuple[int, ...], value: Array) -> str:
+        return self.constant(
+            label, Const(shape, self.data_type, lambda: rounded(value.reshape(shape), self.data_type))
         )
-    elif g.channel_axis == -1:
-        matrix = constant("weight", (g.c_in, g.c_out), lambda: np.ascontiguousarray(weight().T), kernel)
-        node("MatMul", [source, matrix], output)
-    elif g.transposed:
-        node(
-            "ConvTranspose",
-            [
-                source,
-                constant("weight", transposed_shape(kernel), lambda: transposed(weight(), kernel), kernel),
-                *bias,
-            ],
-            output,
-            _transposed_attributes(kernel),
-        )
-    else:
-        attrs = {
-            "dilations": list(g.dilations),
-            "group": g.groups,
-            "kernel_shape": list(g.kernel),
-            "pads": [*g.pads_begin, *g.pads_end],
-            "strides": list(g.strides),
-        }
-        node("Conv", [source, constant("weight", g.weight_shape, weight, kernel), *bias], output, attrs)
 
+    def scale(self, step: Step, shape: tuple[int, ...]) -> str:
+        assert isinstance(step.kernel, Vector)
+        return self.vector("scale", shape, step.kernel.scale)
 
-def _emit_slice(
-    scope: Scope,
-    step: Step,
-    source: str,
-    output: str,
-    axis: int,
-    made: Emission,
-    node: Callable[..., None],
-    name: str,
-) -> None:
-    lo, hi = step.lo, step.lo + step.channels
-    if OPERATORS["Slice"].uses_attributes(scope.opset):
-        node("Slice", [source], output, {"axes": [axis], "starts": [lo], "ends": [hi]})
-        return
-    inputs = [source]
-    for label, value in (("starts", lo), ("ends", hi), ("axes", axis)):
-        fresh = scope.fresh(f"{name}.{label}")
+    def shift(self, label: str, step: Step, shape: tuple[int, ...]) -> str:
+        """The step's bias; what lifts it again in a later round takes it from the constant, unrounded."""
+        bias = step.bias
+        assert bias is not None
+
+        def value() -> Array:
+            return rounded(bias.value().reshape(shape), self.data_type)
+
+        return self.constant(label, Const(shape, self.data_type, value, None, bias))
+
+    def batch_normalization(self, step: Step, inputs: list[str], output: str) -> None:
+        """`scale * x + shift` as `scale * (x - 0) / sqrt(1 + 0) + shift`."""
+        shape = (step.channels,)
+        parameters = [
+            self.scale(step, shape),
+            self.shift("shift", step, shape),
+            self.vector("mean", shape, np.zeros(shape)),
+            self.vector("var", shape, np.ones(shape)),
+        ]
+        self.node("BatchNormalization", [*inputs, *parameters], output, epsilon=0.0)
+
+    def convolution(self, step: Step, source: str, output: str) -> None:
+        """A Conv or ConvTranspose; on the last axis a MatMul or, with a bias, a Gemm."""
+        assert step.kernel is not None
+        kernel = grown(step.kernel)
+        g = kernel.geometry
+        bias = [] if step.bias is None else [self.shift("bias", step, (g.c_out,))]
+
+        def weight() -> Array:
+            return materialized(kernel, self.data_type)
+
+        if g.channel_axis == -1 and bias:
+            matrix = self.weight(g.weight_shape, weight, kernel)
+            self.node("Gemm", [source, matrix, *bias], output, transB=1)
+        elif g.channel_axis == -1:
+            matrix = self.weight((g.c_in, g.c_out), lambda: np.ascontiguousarray(weight().T), kernel)
+            self.node("MatMul", [source, matrix], output)
+        elif g.transposed:
+            name = self.weight(transposed_shape(kernel), lambda: transposed(weight(), kernel), kernel)
+            self.node("ConvTranspose", [source, name, *bias], output, **_transposed_attributes(kernel))
+        else:
+            name = self.weight(g.weight_shape, weight, kernel)
+            self.node("Conv", [source, name, *bias], output, **_conv_attributes(kernel))
+
+    def weight(self, shape: tuple[int, ...], value: Callable[[], Array], kernel: Kernel) -> str:
+        return self.constant("weight", Const(shape, self.data_type, value, kernel))
+
+    def slice(self, step: Step, source: str, output: str) -> None:
+        """Channels `lo ..` of a tensor."""
+        lo, hi, axis = step.lo, step.lo + step.channels, step.layout[0]
+        if OPERATORS["Slice"].uses_attributes(self.scope.opset):
+            self.node("Slice", [source], output, axes=[axis], starts=[lo], ends=[hi])
+            return
+        indices = [self.index(*pair) for pair in (("starts", lo), ("ends", hi), ("axes", axis))]
+        self.node("Slice", [source, *indices], output)
+
+    def index(self, label: str, value: int) -> str:
         array = np.array([value], np.int64)
-        made.constants[fresh] = Const((1,), onnx.TensorProto.INT64, _of(array))
-        inputs.append(fresh)
-    node("Slice", inputs, output)
+        return self.constant(label, Const((1,), onnx.TensorProto.INT64, lambda: array))
+
+    def view_inputs(self, step: Step) -> list[str]:
+        """Further inputs of a view; a list of sizes that names the channels is written anew for other channels."""
+        view = step.view
+        assert view is not None
+        others = [tensor.name for tensor in view.node.inputs[1:]]
+        if step.channels == view.channels or view.entry is None:
+            return others
+        assert view.target is not None
+        sizes = np.array(view.target.read()).ravel()
+        sizes[view.entry] = step.channels
+        const = Const(sizes.shape, view.target.data_type, lambda: sizes)
+        return [*others[:-1], self.constant("shape", const)]
 
 
-def _of(value: NDArray[Any]) -> Callable[[], NDArray[Any]]:
-    return lambda: value
+def _channel_shape(step: Step) -> tuple[int, ...]:
+    """That of a constant per channel which broadcasts: (C, 1, 1) for (N, C, H, W), (C,) for (N, T, C)."""
+    axis, rank = step.layout
+    return (step.channels, *(1,) * rank) if axis == 1 else (step.channels,)
+
+
+def _conv_attributes(kernel: Kernel) -> dict[str, Any]:
+    g = kernel.geometry
+    return {
+        "dilations": list(g.dilations),
+        "group": g.groups,
+        "kernel_shape": list(g.kernel),
+        "pads": [*g.pads_begin, *g.pads_end],
+        "strides": list(g.strides),
+    }
 
 
 def _transposed_attributes(kernel: Kernel) -> dict[str, Any]:
@@ -219,7 +194,7 @@ def _transposed_attributes(kernel: Kernel) -> dict[str, Any]:
         "dilations": list(g.dilations),
         "group": g.groups,
         "kernel_shape": list(g.kernel),
-        "output_padding": [max(0, -e) for e in ends],
-        "pads": [*g.pads_begin, *(max(0, e) for e in ends)],
+        "output_padding": [max(0, -end) for end in ends],
+        "pads": [*g.pads_begin, *(max(0, end) for end in ends)],
         "strides": list(g.strides),
     }

@@ -90,22 +90,18 @@ def plant(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(batchnorm_arithmetic, "diagonal", without_shift)
     else:
-        emit_convolution = emit._emit_convolution
+        new_node = emit._Emitter.node
 
-        def emit_wrong(step: Any, *rest: Any, **more: Any) -> None:
-            new_node = rest[-1]
+        def new_wrong_node(emitter: Any, op: str, inputs: list[str], output: str, **attributes: Any) -> None:
+            is_first = op == "Conv" and emitter.constants[inputs[1]].shape[0] == FIRST
+            if is_first and fault == "alignment":
+                top, left, bottom, right = attributes["pads"]
+                attributes["pads"] = [top - 1, left, bottom + 1, right]
+            elif is_first:
+                inputs = inputs[:2]  # without its bias
+            new_node(emitter, op, inputs, output, **attributes)
 
-            def new_wrong_node(op: str, inputs: list[str], output: str, attrs: dict[str, Any]) -> None:
-                if op == "Conv" and step.channels == FIRST and fault == "alignment":
-                    top, left, bottom, right = attrs["pads"]
-                    attrs = {**attrs, "pads": [top - 1, left, bottom + 1, right]}
-                elif op == "Conv" and step.channels == FIRST:
-                    inputs = inputs[:2]  # without its bias
-                new_node(op, inputs, output, attrs)
-
-            emit_convolution(step, *rest[:-1], new_wrong_node, **more)
-
-        monkeypatch.setattr(emit, "_emit_convolution", emit_wrong)
+        monkeypatch.setattr(emit._Emitter, "node", new_wrong_node)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
