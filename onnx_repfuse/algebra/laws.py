@@ -130,7 +130,7 @@ def total(f: Geometry, g: Geometry, size: tuple[int, ...] | None = None) -> Geom
 
 
 def _check_total(f: Geometry, g: Geometry, size: tuple[int, ...] | None) -> None:
-    """Raise Inexact unless both read the same channels and give the same positions; they differ."""
+    """Raise Inexact unless both, which are not equal, read the same channels and give the same positions."""
     if (f.layout, f.c_in, f.c_out) != (g.layout, g.c_in, g.c_out):
         raise Inexact(Reason.SHAPE)
     if f.transposed or g.transposed:

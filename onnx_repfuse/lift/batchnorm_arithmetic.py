@@ -30,7 +30,7 @@ from onnx_repfuse.lift.linear_op import (
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason
 
-__all__ = ["lift_arithmetic", "lift_batch_normalization", "per_channel"]
+__all__ = ["lift_arithmetic", "lift_batch_normalization"]
 
 
 def lift_batch_normalization(context: Context, node: gs.Node) -> LinearOp | Declined | None:
@@ -116,7 +116,7 @@ def lift_arithmetic(context: Context, node: gs.Node) -> LinearOp | Declined | No
     if operands is None:
         return None
     name, const, is_left = operands
-    channel_layout = per_channel(context, name, node.outputs[0].name, const.shape)
+    channel_layout = _per_channel(context, name, node.outputs[0].name, const.shape)
     if not isinstance(channel_layout, ChannelLayout):
         return channel_layout
     if const.size > MAX_FOLDED_ELEMENTS:
@@ -160,7 +160,7 @@ def _scale_and_shift(op: str, value: Array, is_left: bool) -> tuple[Array, Array
         return 1.0 / value, zeros
 
 
-def per_channel(
+def _per_channel(
     context: Context, name: str, output: str, shape: tuple[int, ...]
 ) -> ChannelLayout | Declined | None:
     """The layout in which a constant of `shape` acts per channel on tensor `name`; Declined if it does not."""
@@ -196,7 +196,7 @@ def per_channel(
 def _per_channel_at_any_rank(
     channel_layout: ChannelLayout, shape: tuple[int, ...]
 ) -> ChannelLayout | Declined:
-    """As `per_channel`, for a tensor of unknown rank: a scalar always acts per channel, a vector on the last axis."""
+    """As `_per_channel`, for a tensor of unknown rank: a scalar always acts per channel, a vector on the last axis."""
     is_vector = channel_layout.channel_axis == -1 and shape == (channel_layout.channels,)
     if shape in ((), (1,)) or is_vector:
         return channel_layout

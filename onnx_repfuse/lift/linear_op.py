@@ -149,15 +149,17 @@ def from_kernel(
 ) -> LinearOp:
     """The node's first output as `kernel` applied to the tensor `name`, plus a bias (default: none)."""
     geometry = kernel.geometry
+    operand = Operand(name, geometry.c_in, geometry.layout)
+    bias = Bias.zeros(geometry.c_out) if bias is None else bias
     return LinearOp(
         node,
         node.outputs[0].name,
         role,
         geometry.c_out,
         geometry.layout,
-        (Operand(name, geometry.c_in, geometry.layout),),
+        (operand,),
         (Term(0, kernel),),
-        Bias.zeros(geometry.c_out) if bias is None else bias,
+        bias,
         size=size,
         padding_value=padding_value,
     )

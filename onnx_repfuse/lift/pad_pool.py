@@ -104,15 +104,11 @@ def padding_op(
     pointwise = Geometry.diagonal(channel_layout.channels, channel_layout.rank)
     geometry = replace(pointwise, origin=tuple(-before for before in begin), slack=slack)
     # pad_0 is what every convolution does anyway: only another value has to meet an equal bias.
-    pads_with_value = value.any() and any((*begin, *end))
-    return from_kernel(
-        node,
-        name,
-        _equal_taps(geometry, 1.0),
-        Kind.PAD,
-        size=context.size(name, channel_layout.rank),
-        padding_value=Bias.rounded(value, epsilon(channel_layout.data_type)) if pads_with_value else None,
-    )
+    has_value = value.any() and any((*begin, *end))
+    padding_value = Bias.rounded(value, epsilon(channel_layout.data_type)) if has_value else None
+    size = context.size(name, channel_layout.rank)
+    kernel = _equal_taps(geometry, 1.0)
+    return from_kernel(node, name, kernel, Kind.PAD, size=size, padding_value=padding_value)
 
 
 class PadAmounts(NamedTuple):

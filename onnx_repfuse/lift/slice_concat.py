@@ -42,16 +42,8 @@ def lift_concat(context: Context, node: gs.Node) -> LinearOp | None:
         start += part.channels
     if start != stacked.channels:  # what was inferred of the output contradicts its parts
         return None
-    return LinearOp(
-        node,
-        output,
-        Kind.CONCAT,
-        stacked.channels,
-        stacked.layout,
-        tuple(operands),
-        tuple(terms),
-        Bias.zeros(stacked.channels),
-    )
+    bias = Bias.zeros(start)
+    return LinearOp(node, output, Kind.CONCAT, start, stacked.layout, tuple(operands), tuple(terms), bias)
 
 
 def _part(context: Context, node: gs.Node, name: str, layout: tuple[int, int]) -> Operand | None:
@@ -67,16 +59,9 @@ def _part(context: Context, node: gs.Node, name: str, layout: tuple[int, int]) -
 def _selection(node: gs.Node, output: str, channel_layout: ChannelLayout, lo: int, hi: int) -> LinearOp:
     """Channels lo..hi of the node's first input."""
     layout = channel_layout.layout
-    return LinearOp(
-        node,
-        output,
-        Kind.CONCAT,
-        hi - lo,
-        layout,
-        (Operand(node.inputs[0].name, channel_layout.channels, layout),),
-        (Term(0, Vector.unit(hi - lo, layout), lo, 0),),
-        Bias.zeros(hi - lo),
-    )
+    operand = Operand(node.inputs[0].name, channel_layout.channels, layout)
+    term = Term(0, Vector.unit(hi - lo, layout), lo, 0)
+    return LinearOp(node, output, Kind.CONCAT, hi - lo, layout, (operand,), (term,), Bias.zeros(hi - lo))
 
 
 def lift_slice(context: Context, node: gs.Node) -> LinearOp | None:

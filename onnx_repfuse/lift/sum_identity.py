@@ -92,7 +92,7 @@ def lift_identity(context: Context, node: gs.Node) -> LinearOp | None:
 
 
 def lift_dropout(context: Context, node: gs.Node) -> LinearOp | Declined | None:
-    """Dropout that lets everything through, and whose mask nobody reads."""
+    """Dropout in inference mode, without a consumer of its mask."""
     if len(node.outputs) > 1 and node.outputs[1].name:
         return None
     return Declined(Reason.TRAINING) if _drops(context, node) else lift_identity(context, node)

@@ -41,17 +41,11 @@ def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
         end=shape,
         like=restored_from(scope, node),
     )
-    return LinearOp(
-        node,
-        output,
-        Kind.COMMUTE,
-        before.channels,
-        layout,
-        (Operand(name, before.channels, before.layout),),
-        (Term(0, Vector.unit(before.channels, before.layout)),),
-        Bias.zeros(before.channels),
-        view=view,
-    )
+    channels = before.channels
+    operand = Operand(name, channels, before.layout)
+    term = Term(0, Vector.unit(channels, before.layout))
+    bias = Bias.zeros(channels)
+    return LinearOp(node, output, Kind.COMMUTE, channels, layout, (operand,), (term,), bias, view=view)
 
 
 def _entry_of_channels(

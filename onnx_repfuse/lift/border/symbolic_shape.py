@@ -47,7 +47,7 @@ def shape_entries(context: Context, name: str, depth: int = 0) -> Sizes:
     """The entries of a vector (or scalar) of integers. Raises NotProved if not even their number is known."""
     const = context.scope.const(name)
     if const is not None:
-        return [*_integers(const)]
+        return list(_integers(const))
     shape = context.scope.shape(name)
     count = shape[0] if shape else 1
     if shape is None or count is None or len(shape) > 1 or depth > MAX_DEPTH:
