@@ -21,12 +21,13 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.load import new_node
 from onnx_repfuse.graph.operators import OPERATORS, operator
 from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.records.float_formats import epsilon
 
 __all__ = ["Activation", "activations"]
 
 MAX_NODES_BEFORE = 4  # scalar operators before the Clip
 HARD_SIGMOID_OPSET = 6  # before it, HardSigmoid has another attribute
-ULP = 2.0**-23  # of 1 in float32
+ULP = epsilon(onnx.TensorProto.FLOAT)  # what exporters round the constants of an activation to
 
 
 @dataclass(frozen=True, eq=False)

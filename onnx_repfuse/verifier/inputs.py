@@ -15,11 +15,11 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 import onnx
 
 from onnx_repfuse.errors import InputError
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.verifier.input_sizes import (
     ORDINARY,
     SMALL,
@@ -35,11 +35,9 @@ __all__ = ["Feed", "FeedGroup", "FeedKey", "FeedSpec", "choose_feeds", "index_bo
 Feed = dict[str, Any]  # input name -> value, as a session takes it
 _NO_BOUNDS: Mapping[str, int] = MappingProxyType({})
 _USER_DATA = -1  # in place of a seed
-_FLOATS: dict[str, Any] = {
-    "float": np.float32,
-    "double": np.float64,
-    "float16": np.float16,
-    "bfloat16": ml_dtypes.bfloat16,
+_FLOATS = {  # by the name ONNX Runtime gives the type, as "bfloat16"
+    onnx.TensorProto.DataType.Name(data_type).lower(): limits.dtype
+    for data_type, limits in FLOAT_FORMATS.items()
 }
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 # Operators that hand on the values of their first input.
