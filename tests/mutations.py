@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto
 
 Change = Callable[[onnx.ModelProto, random.Random], None]
-ODD = (0, -1, 1, 2, 3, 5, 1 << 31, -(1 << 31), 1 << 62, -(1 << 63))
+ODD_SIZES = (0, -1, 1, 2, 3, 5, 1 << 31, -(1 << 31), 1 << 62, -(1 << 63))
 NAMES = ("", "x", "input", "output", "\u200b", "a\nb", "../../etc/passwd", "weight", "n" * 5000, "\U0001f600")
 OPS = ("Add", "Mul", "Conv", "BatchNormalization", "Identity", "Relu", "Sum", "Concat", "Loop", "If", "Split",
        "Slice", "Pad", "AveragePool", "MatMul", "Gemm", "ConvTranspose", "Nonsense", "Constant", "Dropout")  # fmt: skip
@@ -18,14 +18,14 @@ OPS = ("Add", "Mul", "Conv", "BatchNormalization", "Identity", "Relu", "Sum", "C
 def mutate(data: bytes, rng: random.Random) -> bytes:
     """A damaged copy of a model."""
     if rng.random() < 0.35:
-        return _bytes(data, rng)
+        return _damage_bytes(data, rng)
     model = onnx.ModelProto.FromString(data)
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
         rng.choice(CHANGES)(model, rng)
     return model.SerializeToString()
 
 
-def _bytes(data: bytes, rng: random.Random) -> bytes:
+def _damage_bytes(data: bytes, rng: random.Random) -> bytes:
     broken = bytearray(data)
     size, at = len(data), rng.randrange(len(data))
     if rng.random() < 0.5:
@@ -46,8 +46,8 @@ def _bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def _tensor(model: onnx.ModelProto, rng: random.Random) -> TensorProto:
-    held = [a.t for n in model.graph.node for a in n.attribute if a.HasField("t")]
-    tensors = [*model.graph.initializer, *held]
+    of_attributes = [a.t for n in model.graph.node for a in n.attribute if a.HasField("t")]
+    tensors = [*model.graph.initializer, *of_attributes]
     return rng.choice(tensors) if tensors else model.graph.initializer.add()
 
 
@@ -56,8 +56,8 @@ def _node(model: onnx.ModelProto, rng: random.Random) -> onnx.NodeProto:
 
 
 def _any_name(model: onnx.ModelProto, rng: random.Random) -> str:
-    found = [*NAMES, *(n for node in model.graph.node for n in (*node.input, *node.output))]
-    return rng.choice(found)
+    used = [name for node in model.graph.node for name in (*node.input, *node.output)]
+    return rng.choice([*NAMES, *used])
 
 
 def dims(model: onnx.ModelProto, rng: random.Random) -> None:
@@ -65,9 +65,9 @@ def dims(model: onnx.ModelProto, rng: random.Random) -> None:
     sizes = list(tensor.dims)
     kind = rng.randrange(5)
     if kind == 0 or not sizes:
-        sizes.append(rng.choice(ODD))
+        sizes.append(rng.choice(ODD_SIZES))
     elif kind == 1:
-        sizes[rng.randrange(len(sizes))] = rng.choice(ODD)
+        sizes[rng.randrange(len(sizes))] = rng.choice(ODD_SIZES)
     elif kind == 2:
         rng.shuffle(sizes)
     elif kind == 3:
@@ -104,8 +104,8 @@ def external(model: onnx.ModelProto, rng: random.Random) -> None:
     where = rng.choice(["w.data", "../w.data", "/etc/passwd", "", ".", "mutant.onnx", "a\0b"])
     for key, value in (
         ("location", where),
-        ("offset", str(rng.choice(ODD))),
-        ("length", str(rng.choice(ODD))),
+        ("offset", str(rng.choice(ODD_SIZES))),
+        ("length", str(rng.choice(ODD_SIZES))),
     ):
         if rng.random() < 0.8:
             tensor.external_data.add(key=key, value=value)
@@ -116,22 +116,22 @@ def attribute(model: onnx.ModelProto, rng: random.Random) -> None:
     if not nodes:
         return
     node = rng.choice(nodes)
-    found = rng.choice(node.attribute)
+    chosen = rng.choice(node.attribute)
     kind = rng.randrange(7)
     if kind == 0:
-        node.attribute.remove(found)
+        node.attribute.remove(chosen)
     elif kind == 1:
-        node.attribute.add().CopyFrom(found)
+        node.attribute.add().CopyFrom(chosen)
     elif kind == 2:
-        found.name = rng.choice(["pads", "group", "axis", "strides", "auto_pad", "training_mode", *NAMES])
+        chosen.name = rng.choice(["pads", "group", "axis", "strides", "auto_pad", "training_mode", *NAMES])
     elif kind == 3:
-        found.type = rng.randrange(15)
-    elif found.ints:
-        values = list(found.ints)
-        values[rng.randrange(len(values))] = rng.choice(ODD)
-        found.ints[:] = values if kind < 6 else values[:-1]
+        chosen.type = rng.randrange(15)
+    elif chosen.ints:
+        values = list(chosen.ints)
+        values[rng.randrange(len(values))] = rng.choice(ODD_SIZES)
+        chosen.ints[:] = values if kind < 6 else values[:-1]
     else:
-        found.i, found.f = rng.choice(ODD), rng.choice([0.0, -1.0, float("nan"), float("inf"), 1e38])
+        chosen.i, chosen.f = rng.choice(ODD_SIZES), rng.choice([0.0, -1.0, float("nan"), float("inf"), 1e38])
 
 
 def wires(model: onnx.ModelProto, rng: random.Random) -> None:
@@ -185,9 +185,9 @@ def interface(model: onnx.ModelProto, rng: random.Random) -> None:
     else:
         shape = value.type.tensor_type.shape
         if kind == 4 or not shape.dim:
-            shape.dim.add().dim_value = rng.choice(ODD)
+            shape.dim.add().dim_value = rng.choice(ODD_SIZES)
         else:
-            rng.choice(shape.dim).dim_value = rng.choice(ODD)
+            rng.choice(shape.dim).dim_value = rng.choice(ODD_SIZES)
 
 
 def initializers(model: onnx.ModelProto, rng: random.Random) -> None:
@@ -209,9 +209,9 @@ def initializers(model: onnx.ModelProto, rng: random.Random) -> None:
 def header(model: onnx.ModelProto, rng: random.Random) -> None:
     kind = rng.randrange(5)
     if kind == 0:
-        model.ir_version = rng.choice([*range(15), *ODD])
+        model.ir_version = rng.choice([*range(15), *ODD_SIZES])
     elif kind == 1 and model.opset_import:
-        model.opset_import[0].version = rng.choice([*range(1, 30), *ODD])
+        model.opset_import[0].version = rng.choice([*range(1, 30), *ODD_SIZES])
     elif kind == 2:
         del model.opset_import[:]
     elif kind == 3:
