@@ -63,7 +63,7 @@ def probe(case: FoldCase, seed: int = 0, runtime: Runtime = DEFAULT_RUNTIME) -> 
         after = open_session(case.after, runtime)
     except DoesNotRun as error:
         return comparison.failed(f"its replacement does not run: {error}")
-    if before.backend == "onnxruntime":
+    if before.backend == "onnxruntime":  # else the reference evaluator ran one side, which the verdict says
         comparison.backend = after.backend
     backend = comparison.backend
     try:
