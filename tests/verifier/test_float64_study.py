@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.records.verdict import Precision
 from onnx_repfuse.verifier.outputs.float64_study import evaluate, study
-
-F = TensorProto.FLOAT
-
-
-def build(nodes: list[Any], constants: dict[str, np.ndarray], shape: Any = (2, 16)) -> onnx.ModelProto:
-    kept = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    inputs = [helper.make_tensor_value_info("x", F, shape)]
-    graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", F, None)], kept)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+from tests.verifier.small_models import build, info
 
 
 def product(*weights: np.ndarray) -> onnx.ModelProto:
     names = ["x", *(f"t{i}" for i in range(1, len(weights))), "m"]
     nodes = [helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]]) for i in range(len(weights))]
     nodes += [helper.make_node("Erf", ["m"], ["e"]), helper.make_node("Add", ["e", "m"], ["y"])]
-    return build(nodes, {f"w{i}": weight for i, weight in enumerate(weights)})
+    constants = {f"w{i}": weight for i, weight in enumerate(weights)}
+    return build(nodes, [info("x", (2, 16))], [info("y", None)], constants)
 
 
 def test_the_truth_is_float64_through_known_and_unknown_operators() -> None:
@@ -62,10 +53,8 @@ def test_two_exact_models_have_the_factor_one() -> None:
 
 
 def test_what_cannot_be_evaluated_is_an_input_error() -> None:
-    body = helper.make_graph(
-        [helper.make_node("Neg", ["x"], ["a"])], "b", [], [helper.make_tensor_value_info("a", F, None)]
-    )
+    body = helper.make_graph([helper.make_node("Neg", ["x"], ["a"])], "b", [], [info("a", None)])
     nodes = [helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)]
-    model = build(nodes, {"c": np.array(True)})
+    model = build(nodes, [info("x", (2, 16))], [info("y", None)], {"c": np.array(True)})
     with pytest.raises(InputError, match="If cannot be evaluated in float64"):
         study(model, model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,21 +16,7 @@ from onnx_repfuse.verifier.noise import nudge_feed, nudged_weights
 from onnx_repfuse.verifier.outputs.compare import verify_outputs
 from onnx_repfuse.verifier.session import ValueInfo, open_session
 from onnx_repfuse.verifier.user_inputs import read_inputs
-
-F = TensorProto.FLOAT
-
-
-def build(
-    nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: dict[str, Any]
-) -> onnx.ModelProto:
-    kept = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "g", inputs, outputs, kept)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-
-
-def relu(shape: Any, kind: int = F) -> onnx.ModelProto:
-    tensors = [helper.make_tensor_value_info(name, kind, shape) for name in "xy"]
-    return build([helper.make_node("Relu", ["x"], ["y"])], tensors[:1], tensors[1:], {})
+from tests.verifier.small_models import build, info, relu
 
 
 def shapes_of(model: onnx.ModelProto, spec: FeedSpec | None = None) -> list[tuple[int, ...]]:
@@ -86,11 +71,11 @@ def test_symbolic_dims_take_an_ordinary_and_a_small_odd_size_at_two_batches() ->
 
 
 def test_one_name_means_one_size_across_inputs() -> None:
-    inputs = [helper.make_tensor_value_info(name, F, ["n", "t"]) for name in ("x", "z")]
+    inputs = [info(name, ["n", "t"]) for name in ("x", "z")]
     model = build(
         [helper.make_node("Add", ["x", "z"], ["y"])],
         inputs,
-        [helper.make_tensor_value_info("y", F, None)],
+        [info("y", None)],
         {},
     )
     with open_session(model) as session:
@@ -99,9 +84,9 @@ def test_one_name_means_one_size_across_inputs() -> None:
 
 
 def _added(*shapes: list[int | str]) -> onnx.ModelProto:
-    inputs = [helper.make_tensor_value_info(f"x{i}", F, shape) for i, shape in enumerate(shapes)]
+    inputs = [info(f"x{i}", shape) for i, shape in enumerate(shapes)]
     names = [value.name for value in inputs]
-    output = [helper.make_tensor_value_info("y", F, None)]
+    output = [info("y", None)]
     return build([helper.make_node("Sum", names, ["y"])], inputs, output, {})
 
 
@@ -117,8 +102,8 @@ def test_dims_that_only_a_later_input_has_are_tried_as_one() -> None:
 
 def test_sizes_that_do_not_run_are_skipped() -> None:
     nodes = [helper.make_node("Reshape", ["x", "s"], ["y"])]
-    inputs = [helper.make_tensor_value_info("x", F, ["n", 3, "h", "w"])]
-    output = [helper.make_tensor_value_info("y", F, None)]
+    inputs = [info("x", ["n", 3, "h", "w"])]
+    output = [info("y", None)]
     model = build(nodes, inputs, output, {"s": np.array([1, 3 * 224 * 224])})
     assert shapes_of(model) == [(1, 3, 224, 224)]
 
@@ -126,8 +111,8 @@ def test_sizes_that_do_not_run_are_skipped() -> None:
 def test_volumes_are_not_tried_at_the_sizes_of_images() -> None:
     """640 cubed is 6 GB; found by random graphs."""
     nodes = [helper.make_node("Reshape", ["x", "s"], ["y"])]
-    inputs = [helper.make_tensor_value_info("x", F, ["n", 3, "d", "h", "w"])]
-    output = [helper.make_tensor_value_info("y", F, None)]
+    inputs = [info("x", ["n", 3, "d", "h", "w"])]
+    output = [info("y", None)]
     assert shapes_of(build(nodes, inputs, output, {"s": np.array([1, 3 * 8**3])})) == [(1, 3, 8, 8, 8)]
     values = [
         ValueInfo("x", "tensor(float)", ("n", 3, "d", "h", "w")),
@@ -140,8 +125,8 @@ def test_volumes_are_not_tried_at_the_sizes_of_images() -> None:
 
 def test_a_model_that_runs_at_no_size_asks_for_one() -> None:
     nodes = [helper.make_node("Reshape", ["x", "s"], ["y"])]
-    inputs = [helper.make_tensor_value_info("x", F, ["n", 3, "h", "w"])]
-    output = [helper.make_tensor_value_info("y", F, None)]
+    inputs = [info("x", ["n", 3, "h", "w"])]
+    output = [info("y", None)]
     model = build(nodes, inputs, output, {"s": np.array([1, 3 * 111 * 113])})
     with pytest.raises(InputError, match=r"--input-shape x:n,3,h,w"):
         shapes_of(model)
@@ -162,8 +147,8 @@ def test_integers_that_index_a_table_stay_within_it() -> None:
     nodes = [helper.make_node("Cast", ["x"], ["i"], to=7), helper.make_node("Gather", ["w", "i"], ["y"])]
     model = build(
         nodes,
-        [helper.make_tensor_value_info("x", TensorProto.INT32, ["n", "t"])],
-        [helper.make_tensor_value_info("y", F, None)],
+        [info("x", ["n", "t"], TensorProto.INT32)],
+        [info("y", None)],
         {"w": np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)},
     )
     result = verify_outputs(model, model)
@@ -234,8 +219,8 @@ def test_only_the_weights_of_arithmetic_are_nudged() -> None:
         helper.make_node("MatMul", ["x", "w"], ["t"]),
         helper.make_node("Clip", ["t", "low"], ["y"]),
     ]
-    inputs = [helper.make_tensor_value_info("x", F, [1, 4])]
-    output = [helper.make_tensor_value_info("y", F, None)]
+    inputs = [info("x", [1, 4])]
+    output = [info("y", None)]
     model = build(nodes, inputs, output, {"w": np.ones((4, 4), np.float32), "low": np.float32(0.5)})
     moved = nudged_weights(model)
     assert moved is not None

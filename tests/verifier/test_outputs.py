@@ -13,25 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.records.verdict import Status, Verification
 from onnx_repfuse.verifier.outputs.compare import verify_outputs
+from tests.verifier.small_models import F, build, info
 
-F, I64 = TensorProto.FLOAT, TensorProto.INT64
-Constants = dict[str, np.ndarray]
-
-
-def info(name: str, shape: Any, kind: int = F) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def build(
-    nodes: list[Any],
-    inputs: list[Any],
-    outputs: list[Any],
-    constants: Constants | None = None,
-    opset: int = 17,
-) -> onnx.ModelProto:
-    kept = [numpy_helper.from_array(np.asarray(value), name) for name, value in (constants or {}).items()]
-    graph = helper.make_graph(nodes, "g", inputs, outputs, kept)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+I64 = TensorProto.INT64
 
 
 def linear(

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from onnx_repfuse.records.runtime import Runtime
 from onnx_repfuse.verifier.session import DoesNotRun, open_session
-
-
-def relu(shape: list[int], kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
-    x, y = (helper.make_tensor_value_info(name, kind, shape) for name in "xy")
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+from tests.verifier.small_models import relu
 
 
 def test_a_runtime_sets_providers_threads_and_the_optimization_level() -> None:
