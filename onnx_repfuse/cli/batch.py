@@ -91,6 +91,7 @@ def _parallel(tasks: list[Task], jobs: int | None) -> Iterator[Outcome]:
     from joblib import Parallel, delayed
     from joblib.parallel import get_active_backend
 
+    # A generator gives each outcome as it comes, which progress needs. Not every backend of joblib has one.
     backend, _ = get_active_backend()
     streams = getattr(backend, "supports_return_generator", False)
     parallel = Parallel(n_jobs=jobs, return_as="generator" if streams else "list")
@@ -103,6 +104,7 @@ def _alone(task: Task) -> Outcome:
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
+    # Not fork: the child would have the locks of onnxruntime's threads, but not the threads that release them.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(run, task).result()

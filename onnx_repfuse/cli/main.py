@@ -41,7 +41,7 @@ Of several models the worst counts, in the order 3, 1, 4, 0."""
 
 
 def _print_version(context: click.Context, _: click.Parameter, value: bool) -> None:
-    if value and not context.resilient_parsing:
+    if value and not context.resilient_parsing:  # which is on while a shell completes a word
         click.echo(f"onnx-repfuse {__version__}")
         context.exit()
 
@@ -114,9 +114,11 @@ def _mend_streams() -> None:
 
 
 def _run(words: list[str] | None) -> int:
+    # Not standalone: click would print its errors in several lines and exit.
     parsed = command.main(words, prog_name="onnx-repfuse", standalone_mode=False)
     if not isinstance(parsed, CliArguments):  # --help and its like have printed
         return int(parsed or 0)
+    # Only now, so that --help does not wait for the rest of the package.
     from onnx_repfuse.cli.run import debugging, execute
 
     try:

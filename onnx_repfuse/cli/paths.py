@@ -53,6 +53,7 @@ def _single(given: CliArguments) -> tuple[str, str]:
 
 def check_reports(given: CliArguments, pairs: Iterable[tuple[str, str]]) -> None:
     """Refuse report files that cannot be written, or that are a model, or its weights, or each other."""
+    # Large weights go to OUTPUT.data: see modelfile/save.py.
     reserved = [name for pair in pairs for name in (*pair, f"{pair[1]}.data")]
     page, document = given.report_file, given.json_file
     if document == "-":  # standard output
@@ -81,7 +82,7 @@ def is_precious(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        begin = file.read(1 << 16)
+        begin = file.read(1 << 16)  # a binary file has zero bytes early on
     return b"\0" in begin
 
 
@@ -90,7 +91,7 @@ def _into_folder(given: CliArguments) -> list[tuple[str, str]]:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out-dir takes a folder, but '{folder}' is a file")
     pairs = [(model, str(folder / Path(model).name)) for model in given.models]
-    model_of: dict[str, str] = {}
+    model_of: dict[str, str] = {}  # a/net.onnx and b/net.onnx have one output
     for model, output in pairs:
         other = model_of.setdefault(os.path.normcase(output), model)
         if other is not model:

@@ -73,6 +73,7 @@ def _silent(_stage: str, _done: int, _total: int) -> None:
     """Nobody is looking."""
 
 
+# The imports within functions are slow ones (onnx, onnxruntime); wrong usage is reported without them.
 def _fuse(task: Task, progress: Progress) -> Outcome:
     from onnx_repfuse import api
 
@@ -173,6 +174,7 @@ def check_ops(ops: tuple[str, ...]) -> None:
     """Refuse a misspelled operator: no model contains it, so its gate would always pass."""
     import onnx
 
+    # with the history, since old operators such as Upsample may be asked for, too
     names = {schema.name for schema in onnx.defs.get_all_schemas_with_history()}
     for op in ops:
         near = None if op in names else _misspelled(op, names)

@@ -25,6 +25,7 @@ KIND_HELP = {
     Kind.ACTIVATION: "a decomposed activation, as one operator: Clip(x + 3, 0, 6) / 6 as HardSigmoid",
 }
 MAX_DIM = 1 << 40  # a larger dimension is a slip; it would overflow the tensor's size in bytes
+# `serving:0:1,3,8,8` or `x:1x3x8x8`: the name is greedy, so that the last colon ends it.
 _SHAPE = re.compile(r"(?P<name>.+):(?P<dims>[0-9]+(?:[,x][0-9]+)*|scalar)", re.DOTALL)
 
 

@@ -145,6 +145,7 @@ def _order(boxes: list[Box], layers: list[list[int]]) -> None:
         layer.sort(key=mean)
         place.update((index, spot) for spot, index in enumerate(layer))
 
+    # The order of a layer depends on both of its neighbours, so sweep down and up.
     above = [box.above for box in boxes]
     for _ in range(_SWEEPS):
         for layer in layers[1:]:

@@ -17,7 +17,7 @@ def clean(text: str) -> str:
     >>> clean("conv\x1b[31m\n")
     'conv\\x1b[31m\\n'
     """
-    if text.isprintable():
+    if text.isprintable():  # nearly every name
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

@@ -39,9 +39,11 @@ def render(outcomes: list[Outcome], version: str) -> str:
     pictures: list[dict[str, object]] = []
     sections = [_section(outcome, number, pictures) for number, outcome in enumerate(outcomes)]
     style, script = _asset("page.css"), _asset("page.js")
+    # Only the script with this digest may run: a name that came through as HTML could still do nothing.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
     title = outcomes[0].model if len(outcomes) == 1 else plural(len(outcomes), "model")
+    # "<" is escaped, so that no name can end the script element with "</script>".
     data = json.dumps(pictures, separators=(",", ":")).replace("<", "\\u003c")
     return f"""<!DOCTYPE html>
 <html lang="en">

@@ -74,6 +74,7 @@ def _color(change: str) -> str:
 
 def bench_bars(bench: Bench) -> str:
     """Two bars, and the ratio with its spread."""
+    # both bars in percent of the longer one
     longest = max(bench.original[0], bench.fused[0])
     rows = "".join(
         f'<span>{name}</span><i class="{name}" style="width:{100 * values[0] / longest:.1f}%"></i>'

@@ -101,8 +101,9 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, Enum):
         return str(value)
-    if hasattr(value, "item"):
+    if hasattr(value, "item"):  # a numpy scalar, which json does not know
         value = value.item()
+    # NaN and Infinity are no JSON: strict parsers refuse the whole document.
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
@@ -116,7 +117,7 @@ def _object(record: Any) -> dict[str, Any]:
         value = getattr(record, _ATTRIBUTES.get((kind, key), key))
         if (kind, key) in _MEMBERS:
             value = dict(zip(_MEMBERS[kind, key], value, strict=True))
-        if key == "ops":
+        if key == "ops":  # sorted, so that two reports of equal models are equal texts
             value = dict(sorted(value.items()))
         result[key] = _plain(value)
     return result

@@ -65,6 +65,7 @@ def summarize(console: Console, outcomes: Iterable[Outcome]) -> None:
     outcomes = list(outcomes)
     timed = any(outcome.bench for outcome in outcomes)
     table = Table(box=None, pad_edge=False, header_style="bold")
+    # Names are wrapped, not cut, on a narrow terminal; figures only on a very narrow one.
     table.add_column("model", overflow="fold", ratio=1)
     for heading in ("nodes", "MACs", "folds", *(["speed"] if timed else [])):
         table.add_column(heading, justify="right", no_wrap=console.width >= 60)
@@ -83,7 +84,7 @@ def summarize(console: Console, outcomes: Iterable[Outcome]) -> None:
 
 
 def _line(console: Console, text: str | Text, style: str = "") -> None:
-    # In a pipe a line is never wrapped, so that grep finds it whole.
+    # In a pipe a line is not wrapped, so that grep finds it whole, unless COLUMNS asks for a width.
     console.print(text, style=style, soft_wrap=not console.is_terminal and "COLUMNS" not in console._environ)
 
 
@@ -110,6 +111,7 @@ def _sizes(before: Counts, after: Counts, every: bool, written: bool) -> Table:
         if op not in hidden:
             _add_row(table, clean(op), before.ops.get(op, 0), after.ops.get(op, 0))
     if hidden:
+        # their counts are the same before and after
         count = sum(before.ops[op] for op in hidden)
         _add_row(table, f"{len(hidden)} other kinds", count, count)
     _add_row(table, "All nodes", before.nodes, after.nodes)
@@ -184,6 +186,7 @@ def _verification(verification: Verification, verbose: int) -> list[Text]:
     judge = "ONNX Runtime" if verification.judge == "onnxruntime" else "onnx's reference evaluator"
     shapes = plural(len(verification.shapes), "shape")
     lines = [Text(f"\nCompared in {judge} on {inputs}, {shapes}:")]
+    # A failure must not be among the hidden ones.
     worst_first = {"failed": 0, "not observed": 1, "passed": 2}
     outputs = sorted(verification.outputs, key=lambda verdict: worst_first[str(verdict.status)])
     shown = outputs if verbose else outputs[:_MAX_OUTPUTS]
@@ -194,6 +197,7 @@ def _verification(verification: Verification, verbose: int) -> list[Text]:
     for shape in verification.shapes if verbose else ():
         dims = ", ".join(f"{clean(name)}:{','.join(map(str, dims))}" for name, dims in shape.items())
         lines.append(Text(f"  shape {dims}"))
+    # Where nothing could be compared, the reason is a note and the message of every output.
     printed = {verdict.message for verdict in shown}
     lines += [Text(f"  note: {clean(note)}") for note in verification.notes if note not in printed]
     return lines
