@@ -47,6 +47,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, build in BUILT.items():
         onnx.save(build(), tmp_path / name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # or lines would be wrapped
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
     return tmp_path
 
 
