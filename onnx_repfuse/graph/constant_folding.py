@@ -21,6 +21,7 @@ from onnx_repfuse.records.reasons import Reason
 
 __all__ = ["fold_constant", "from_attributes"]
 
+# runtimes compute these in single precision
 _HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 _SIMPLE_VALUES = {  # attribute of a Constant node -> field of the AttributeProto, dtype
     "value_float": ("f", np.float32),
@@ -55,12 +56,16 @@ def fold_constant(
         return Const(shape, data_type, evaluate)
     if any(const.size > MAX_FOLDED_ELEMENTS for const in given):
         return None  # a weight: to compute it now would take its memory while planning
+    return _evaluated_now(evaluate)
+
+
+def _evaluated_now(evaluate: Callable[[], Values]) -> Const | None:
     try:
         value = evaluate()
     except Inexact:
         return None
     if value.size > MAX_FOLDED_ELEMENTS:
-        return None
+        return None  # an Expand of a scalar, say
     return Const(value.shape, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), lambda: value)
 
 
@@ -70,7 +75,7 @@ def _is_of_text(attrs: Attributes, given: Sequence[Const], data_type: int | None
 
 
 def _depends_on_runtime(facts: Operator, attrs: Attributes, given: Sequence[Const]) -> bool:
-    """Runtimes compute half precision in single precision, which may end on the other side of a jump."""
+    """Single precision may end on the other side of a jump than half precision, which numpy computes in."""
     return facts.jumps(attrs) and any(const.data_type in _HALVES for const in given)
 
 
@@ -87,10 +92,11 @@ def _evaluate(
 ) -> Values:
     values = [None if const is None else const.read() for const in inputs]
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):  # runtimes compute infinities and NaN without a word, too
             value = np.asarray(function(attrs, *values))
     except MALFORMED as error:
         raise Inexact(Reason.SHAPE, f"a constant cannot be computed: {error}") from error
+    # what was proved with the inferred shape would not hold
     if shape is not None and value.shape != shape:
         raise Inexact(Reason.SHAPE)
     return value

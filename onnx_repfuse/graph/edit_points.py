@@ -31,7 +31,7 @@ def replace_nodes(scope: Scope, replaced: Mapping[int, Sequence[gs.Node]]) -> No
         if fresh is None:
             result.append(node)
             continue
-        for new in fresh:
+        for new in fresh:  # the file's writer puts it where the replaced node is
             scope.anchor[id(new)] = scope.anchor[id(node)]
             result.append(new)
     scope.nodes = result
@@ -55,7 +55,7 @@ def remove_dead_nodes(scope: Scope, alive: set[int]) -> None:
     """Remove the nodes of `alive` (ids of nodes that were needed before) that nobody needs any more."""
     fan_out = Counter(tensor.name for node in scope.nodes for tensor in node.inputs)
     kept: list[gs.Node] = []
-    for node in reversed(scope.nodes):
+    for node in reversed(scope.nodes):  # a dead consumer makes its producers dead
         names = [t.name for t in node.outputs if t.name]
         is_needed = any(fan_out[name] or scope.is_seen(name) for name in names)
         if is_needed or id(node) not in alive:

@@ -34,7 +34,8 @@ from onnx_repfuse.modelfile.edit import ScopeKey
 
 __all__ = ["bare", "decode", "new_node", "read_scopes"]
 
-MAX_INFERENCES = 8  # folding Shape of what was inferred may let inference go further
+# A Shape of what was inferred is a constant, with which inference gets further. Each round starts from scratch.
+MAX_INFERENCES = 8
 Nested = tuple[int, onnx.NodeProto, tuple[str | int, ...], onnx.GraphProto]
 _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
@@ -74,8 +75,10 @@ def read_scopes(document: Document, *, freeze_initializers: bool = False) -> lis
     `freeze_initializers` treats initializers that are also graph inputs as constants (they are in IR < 4).
     """
     model, scopes, taken = document.model, [], set[str]()
+    # until IR 3 every initializer had to be an input, too, and runtimes took them for constants
     may_override = model.ir_version >= 4 and not freeze_initializers
     opset = _opset(model.opset_import)
+    # a stack: what is inside a scope comes right behind it
     pending = [_Source(model.graph, (), "", opset), *_function_bodies(model, opset)][::-1]
     while pending:
         source = pending.pop()
@@ -104,6 +107,7 @@ def _scope(document: Document, source: _Source, taken: set[str], *, may_override
     graph, outer = source.graph, source.outer
     initializers = _initializers(document, graph)
     inputs = {i.name for i in graph.input}
+    # of these initializers, a subgraph sees those that it does not hide
     visible = {} if outer is None else _not_hidden(outer.constants, graph)
     overridable = outer.overridable & visible.keys() if outer else set()
     overridable |= source.ambiguous & (initializers.keys() | visible.keys())
@@ -206,7 +210,7 @@ def _read(
         unknown = _unknown(types)
         types, assumed = infer_types()
         if _unknown(types) >= unknown:
-            break
+            break  # the new constants told nothing
     return nodes, types, assumed
 
 
@@ -253,7 +257,7 @@ def _of_shape(facts: Operator, node: gs.Node, fixed: dict[str, Const], types: Ty
 def _of_constants(facts: Operator, node: gs.Node, fixed: dict[str, Const], types: Types) -> Const | None:
     """What a node computes from constants alone."""
     names = [t.name for t in node.inputs]
-    while not names[-1]:
+    while not names[-1]:  # trailing inputs may be left out by an empty name
         names.pop()
     if not facts.takes_omitted_inputs and "" in names:
         return None
@@ -295,6 +299,7 @@ def decode(nodes: Iterable[onnx.NodeProto]) -> list[gs.Node]:
     The operator of another domain than ONNX's gets the domain before its name, so that it cannot be taken for ONNX's
     operator of that name. A node with an attribute that is not UTF-8 becomes an operator of an unknown domain.
     """
+    # its warnings are not for our users
     gs.logger.logger.G_LOGGER.severity = gs.logger.logger.G_LOGGER.ULTRA_VERBOSE + 100
     tensors: dict[str, _Tensor] = {}
 

@@ -50,31 +50,38 @@ def infer(
         opset: version of the ONNX operator set in force.
         model: for its other operator sets.
     """
-    alone = onnx.ModelProto(ir_version=max(model.ir_version, 4))
-    alone.opset_import.add(domain="", version=opset)
-    alone.opset_import.extend(i for i in model.opset_import if i.domain not in ONNX_DOMAINS)
+    alone = _empty_model(model, opset)
     scope = alone.graph
-    scope.name = "scope"
     fixed = {name: const for name, const in constants.items() if name not in overridable}
     _add_inputs(scope, graph, overridable, is_inner=outer is not None)
     if outer is not None:
         _add_captures(scope, graph, outer, fixed)
     varying = len(scope.input)
-    read = dict.fromkeys(name for node in nodes for name in node.input[:])
-    weights = {name: fixed[name] for name in read if name in fixed}
+    weights = {name: fixed[name] for node in nodes for name in node.input[:] if name in fixed}
+    # a node that computes a constant is left out: the constant is declared, with its value where that matters
     given = {i.name for i in scope.input} | weights.keys()
     scope.node.extend(node for node in nodes if not given.issuperset(node.output[:]))
+    # without the types that the file declares
     scope.output.extend(onnx.ValueInfoProto(name=value.name) for value in graph.output)
     _add_weights(scope, weights)
-    declared: Types = {name: (const.data_type, const.shape) for name, const in weights.items()}
-    return _infer_twice(alone, varying, weights, declared, outer)
+    return _infer_twice(alone, varying, weights, outer)
+
+
+def _empty_model(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """With the operator sets of `model`, but for ONNX's: a function has its own."""
+    alone = onnx.ModelProto(ir_version=max(model.ir_version, 4))  # before 4, initializers had to be inputs
+    alone.graph.name = "scope"
+    alone.opset_import.add(domain="", version=opset)
+    alone.opset_import.extend(i for i in model.opset_import if i.domain not in ONNX_DOMAINS)
+    return alone
 
 
 def _infer_twice(
-    alone: onnx.ModelProto, varying: int, weights: Mapping[str, Const], declared: Types, outer: Scope | None
+    alone: onnx.ModelProto, varying: int, weights: Mapping[str, Const], outer: Scope | None
 ) -> tuple[Types, Sizes]:
     """Proved types without the sizes in doubt, and sizes with a number for every unknown one."""
     scope, opset = alone.graph, alone.opset_import[0].version
+    declared: Types = {name: (const.data_type, const.shape) for name, const in weights.items()}
     sized = proved = {**_run(alone, varying), **declared}
     certain = without_unreliable_shapes(scope, proved, weights, opset)
     if _assume(scope.input[:varying], outer):
@@ -96,7 +103,7 @@ def _add_inputs(
             continue
         copy = scope.input.add(name=value.name)
         copy.type.CopyFrom(value.type)
-        # runtimes do not hold a Loop to the sizes its body declares
+        # runtimes do not hold a Loop to the sizes that its body declares
         for dim in copy.type.tensor_type.shape.dim if is_inner else ():
             dim.Clear()
 
@@ -118,6 +125,7 @@ def _add_weights(scope: onnx.GraphProto, weights: Mapping[str, Const]) -> None:
     """
     names = {value.name for value in (*scope.input, *scope.output)}
     reads = [(node, node.input[:]) for node in scope.node]
+    # inference propagates values (data_prop), so a constant of sizes decides shapes far from its consumer
     deciding: set[str] = set()
     for node, read in reads:
         names.update(read, node.output[:])
@@ -200,6 +208,7 @@ def _run(model: onnx.ModelProto, varying: int) -> Types:
     try:
         result = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError) as error:
+        # one node that makes no sense, and nothing is inferred: the plan is made from what weights say
         logger.info("shape inference gave up: %s", error)
         result = model.graph
     return dict(_types((*result.value_info, *result.input[:varying], *result.output)))

@@ -48,8 +48,9 @@ def without_unreliable_shapes(
     del result.node[:]
     for node, doubt in zip(scope.node, doubts, strict=True):
         if doubt is Doubt.SHAPE:
-            continue
+            continue  # nothing is inferred of a tensor that no node makes
         if doubt is Doubt.VALUE:
+            # an input has a shape and no value that data propagation could follow
             data_type, shape = types[node.output[0]]
             result.input.append(onnx.helper.make_tensor_value_info(node.output[0], data_type, shape))
             continue
@@ -69,6 +70,7 @@ def _blur_outputs(graph: onnx.GraphProto, node: onnx.NodeProto, types: Types, ax
 
 def _blur(graph: onnx.GraphProto, name: str, inferred: tuple[int, Shape | None], axes: Sequence[int]) -> None:
     """Lengthen a tensor along some axes by another one of which nothing is known but the rank."""
+    # inference then knows rank, data type and the other sizes, as before
     data_type, shape = inferred
     unknown = f"{name}, of any size"
     rank = len(shape or ())
@@ -85,11 +87,11 @@ def _doubt(
 ) -> Sequence[int] | Doubt:
     """The axes of a node's outputs whose sizes are in doubt, or more than axes; () if nothing is."""
     rule = operator_of_proto(node).doubts
-    if rule is None or not node.input or not node.output:
+    if rule is None:
         return ()
-    shape, result = (types.get(name, (0, None))[1] for name in (node.input[0], node.output[0]))
+    shape, result = _inferred_shape(types, node.input), _inferred_shape(types, node.output)
     if shape is None or result is None:
-        return ()
+        return ()  # nothing was inferred that could be wrong
     try:
         attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name}
         inputs = [_values(constants.get(name)) for name in node.input]
@@ -97,6 +99,11 @@ def _doubt(
         return doubt if isinstance(doubt, Doubt) else [axis for axis in doubt if result[axis] is not None]
     except MALFORMED:
         return Doubt.SHAPE  # the attributes make no sense
+
+
+def _inferred_shape(types: Types, names: Sequence[str]) -> Shape | None:
+    """Of the first of these tensors."""
+    return types.get(names[0], (0, None))[1] if names else None
 
 
 def _values(const: Const | None) -> list[Any] | None:

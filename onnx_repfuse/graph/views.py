@@ -64,7 +64,9 @@ class View:
 
     def fits(self, channels: int) -> bool:
         """Whether it can be written for that many channels."""
-        return channels == self.channels or self.entry is None or self.target is not None
+        if self.entry is None:
+            return True
+        return channels == self.channels or self.target is not None
 
 
 def behind_view(scope: Scope, node: gs.Node, before: Layout, channels: int) -> tuple[Layout, Shape] | None:
@@ -77,21 +79,22 @@ def behind_view(scope: Scope, node: gs.Node, before: Layout, channels: int) -> t
         return None
     axis, rank = before
     if axis == 1 and len(shape) != rank + 2:
-        return None
+        return None  # the layout was learned elsewhere, and the shape disproves it
     try:
         layout = space_map.layout(ViewCase(scope, node, before, channels, shape, result))
     except Inexact:  # of a constant that cannot be computed
         return None
-    keeps_channels = layout is not None and result[layout[0] % len(result)] == channels
-    return (layout, result) if layout is not None and keeps_channels else None
+    if layout is None:
+        return None
+    keeps_channels = result[layout[0] % len(result)] == channels
+    return (layout, result) if keeps_channels else None
 
 
 def _result_shape(scope: Scope, node: gs.Node) -> Shape:
     """The proved shape of the output, that of another tensor if the node restores it; () if an input may vary."""
-    if all(scope.const(t.name) is not None for t in node.inputs[1:] if t.name):
-        return scope.shape(node.outputs[0].name) or ()
-    like = restored_from(scope, node)
-    return (scope.shape(like) or ()) if like else ()
+    is_fixed = all(scope.const(t.name) is not None for t in node.inputs[1:] if t.name)
+    name = node.outputs[0].name if is_fixed else restored_from(scope, node)
+    return scope.shape(name) or ()
 
 
 def restored_from(scope: Scope, node: gs.Node) -> str:
@@ -102,7 +105,7 @@ def restored_from(scope: Scope, node: gs.Node) -> str:
     if target is None or target.op != "Shape":
         return ""
     if target.attrs.get("start") or target.attrs.get("end") is not None:
-        return ""  # a part of the shape
+        return ""  # opset 15: a part of the shape
     return str(target.inputs[0].name)
 
 
@@ -111,6 +114,7 @@ def is_identity(chain: Sequence[View]) -> bool:
     first, last = chain[0], chain[-1]
     if first.before != last.after:
         return False
+    # chains of several sorts, and averages, are never taken for nothing
     sorts = {view.sort for view in chain}
     if sorts == {SpaceMapSort.RESHAPES}:  # the elements are in order: only the dims may differ
         return last.like == first.operand or _same_positions(first, last)

@@ -235,12 +235,9 @@ def _leaves_positions(factors: list[float], result: Shape) -> bool:
 def _resize_doubts(case: SizeCase) -> Sequence[int]:
     """The axes whose size `floor(size * scale)` may be another one in float32: 10 * 0.7f is 6 or 7."""
     attrs, every = case.attrs, list(range(len(case.shape)))
-    # with these two, sizes follow from an aspect ratio or a region of interest, too
-    if attrs.get("keep_aspect_ratio_policy", b"stretch") != b"stretch":
+    if _follows_more_than_scales(attrs):
         return every
-    if attrs.get("coordinate_transformation_mode") == b"tf_crop_and_resize":
-        return every
-    if len(case.names) > 3 and case.names[3]:
+    if any(case.names[3:4]):
         return ()  # lists sizes
     scales = _known_scales(case)
     axes = attrs.get("axes") or every
@@ -250,6 +247,13 @@ def _resize_doubts(case: SizeCase) -> Sequence[int]:
         return every
     by_axis = [(axis % len(case.shape), scale) for axis, scale in zip(axes, scales, strict=True)]
     return sorted({axis for axis, scale in by_axis if _rounds_twice(case.shape[axis], scale)})
+
+
+def _follows_more_than_scales(attrs: Attributes) -> bool:
+    """Sizes follow from an aspect ratio or a region of interest, too."""
+    if attrs.get("keep_aspect_ratio_policy", b"stretch") != b"stretch":
+        return True
+    return bool(attrs.get("coordinate_transformation_mode") == b"tf_crop_and_resize")
 
 
 def _known_scales(case: SizeCase) -> Sequence[float] | None:
