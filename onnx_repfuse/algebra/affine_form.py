@@ -34,8 +34,6 @@ __all__ = [
     "Part",
     "Shifted",
     "Term",
-    "add_kernels",
-    "compose_kernels",
     "fits",
     "gather",
     "identity",
@@ -46,7 +44,7 @@ __all__ = [
 
 MAX_TERMS = 32  # a longer sum is computed in parts: keeps planning linear in the number of sources
 MAX_DEPTH = 64  # of kernels, which are evaluated recursively
-# Factors and shifts of a `Shifted` source: far from the ends of float16, the narrowest type, also after a product.
+# Of the factors and shifts of a `Shifted` source: well within the normal numbers of float16, 2**-14 to 2**16.
 MIN_FACTOR, MAX_FACTOR = 2.0**-12, 2.0**12
 TOO_LONG = "the expression is too long to be taken as a whole"
 
@@ -143,7 +141,7 @@ def in_layout(form: Form, layout: tuple[int, int], rename: Callable[[Hashable], 
     return replace(form, layout=layout, terms=tuple(terms))
 
 
-Part = tuple[Sequence[Term], Bias]
+Part = tuple[Sequence[Term], Bias]  # what one term of an operator becomes: `substitute`
 
 
 def substitute(outer: Term, operand: Form, channels: int, padding_value: Bias | None = None) -> Part:
@@ -213,7 +211,7 @@ def gather(
             key = term.source, term.lo_in, g.c_in, term.lo_out, g.c_out  # terms of one key add up
             other = collected.get(key)
             if other is not None:
-                kernel = add_kernels(other.kernel, term.kernel, size_of(term.source))
+                kernel = _add_kernels(other.kernel, term.kernel, size_of(term.source))
                 term = Term(term.source, kernel, term.lo_in, term.lo_out)
             collected[key] = term
         bias = bias + added
@@ -254,7 +252,7 @@ def _compose_term(outer: Term, inner: Term, zero_bias: bool) -> Term | None:
     if not g_is_whole:
         g, first = _columns(g, lo - begin_g, hi - begin_g)
         lo_out += first
-    return Term(inner.source, compose_kernels(g, f, zero_bias=zero_bias), lo_in, lo_out)
+    return Term(inner.source, _compose_kernels(g, f, zero_bias=zero_bias), lo_in, lo_out)
 
 
 def _is_one(kernel: Kernel) -> bool:
@@ -277,7 +275,7 @@ def _columns(kernel: Kernel, lo: int, hi: int) -> tuple[Kernel, int]:
     return Columns(geometry, kernel, lo, first), first
 
 
-def compose_kernels(g: Kernel, f: Kernel, *, zero_bias: bool) -> Kernel:
+def _compose_kernels(g: Kernel, f: Kernel, *, zero_bias: bool) -> Kernel:
     """`g @ f`; values per channel are multiplied at once, so chains of them do not nest."""
     geometry = laws.compose(g.geometry, f.geometry, zero_bias=zero_bias)
     if isinstance(g, Vector) and isinstance(f, Vector):
@@ -303,7 +301,7 @@ def _scaled_inputs(geometry: Geometry, g: Kernel, scale: Array) -> Kernel:
     return Scaled(geometry, g.inner, g.outer, scale if g.inputs is None else scale * g.inputs)
 
 
-def add_kernels(f: Kernel, g: Kernel, size: tuple[int, ...] | None = None) -> Kernel:
+def _add_kernels(f: Kernel, g: Kernel, size: tuple[int, ...] | None = None) -> Kernel:
     """`f + g`; sums of sums stay flat."""
     geometry = laws.total(f.geometry, g.geometry, size)
     if isinstance(f, Vector) and isinstance(g, Vector):

@@ -58,14 +58,18 @@ def lift(context: Context, node: gs.Node, output: int = 0) -> LinearOp | Decline
         lifted = _lift(context, node, output)
     except Inexact as error:  # a constant of an earlier round cannot be written: its fold will be undone
         return Declined(error.reason, error.detail)
-    is_empty = isinstance(lifted, LinearOp) and not all(
-        (lifted.channels, *(operand.channels for operand in lifted.operands))
-    )
-    return None if is_empty else lifted  # without channels there is nothing to compute
+    return None if _has_no_channels(lifted) else lifted
+
+
+def _has_no_channels(lifted: LinearOp | Declined | None) -> bool:
+    """Whether there is nothing to compute: fuzzed files have tensors of size 0."""
+    if not isinstance(lifted, LinearOp):
+        return False
+    return 0 in (lifted.channels, *(operand.channels for operand in lifted.operands))
 
 
 def _stays(context: Context, node: gs.Node, output: int) -> bool:
-    """It has no input, its output is a constant, or an attribute is an argument of the function around it."""
+    """Whether it has no input, its output is a constant, or an attribute is an argument of a function body."""
     if not node.inputs or not node.inputs[0].name:
         return True
     if context.scope.const(node.outputs[output].name) is not None:

@@ -27,24 +27,24 @@ MAX_INNER_NODES = 512  # that compute indices; torch's legacy exporter writes so
 
 def lift_border(context: Context, node: gs.Node) -> LinearOp | None:
     """The padding whose last node this is; None if it is not one."""
-    output = node.outputs[0].name
     if not _may_be_last(context, node):
         return None
-    propagator = Propagator(context)
     try:
-        tensor = propagator.tensor_of(output)
+        return _padding(context, node)
     except NotProved:
         return None
+
+
+def _padding(context: Context, node: gs.Node) -> LinearOp:
+    """As `lift_border`. Raises NotProved if the output is not one padded tensor, or the nodes between are needed."""
+    propagator = Propagator(context)
+    tensor = propagator.tensor_of(node.outputs[0].name)
     box = tensor.source
-    if box is None or box.name == output:
-        return None
-    channel_layout = context.float_layout(box.name)
-    if channel_layout is None or not _pads_space(box, channel_layout):
-        return None
+    channel_layout = None if box is None else context.float_layout(box.name)
+    if box is None or channel_layout is None or not _pads_space(box, channel_layout):
+        raise NotProved
     value = _value_around(tensor, box, channel_layout.channels)
     inner_nodes = _inner_nodes(context, propagator, node, box.name)
-    if value is None or inner_nodes is None:
-        return None
     lifted = padding_op(context, node, box.name, channel_layout, box.before[2:], box.after[2:], value)
     return replace(lifted, inner_nodes=inner_nodes)
 
@@ -82,20 +82,21 @@ def _pads_space(box: SourceBox, channel_layout: ChannelLayout) -> bool:
     return any((*box.before, *box.after)) and not any((*box.before[:2], *box.after[:2]))
 
 
-def _value_around(tensor: SymbolicTensor, box: SourceBox, channels: int) -> Array | None:
-    """The value of each channel, shape (channels,), if it is the same all around the whole source; else None."""
+def _value_around(tensor: SymbolicTensor, box: SourceBox, channels: int) -> Array:
+    """The value of each channel, shape (channels,), if it is the same all around the whole source."""
     if tensor.values.shape[1] > channels:
-        return None
+        raise NotProved
     # One cell per channel, then flat: (channels, cells over batch and space).
     zeros = (0,) * tensor.rank
     tensor = tensor.split((0, channels - 1 - tensor.trailing[1], *zeros[2:]), zeros)
     if not np.array_equal(_within(box, tensor.values.shape), tensor.is_source):
-        return None
+        raise NotProved
     values = np.moveaxis(tensor.values, 1, 0).reshape(channels, -1).astype(np.float64)
     is_source = np.moveaxis(tensor.is_source, 1, 0).reshape(channels, -1)[0]
     around = values[:, ~is_source]
-    is_uniform = np.isfinite(around).all() and (around == around[:, :1]).all()
-    return np.array(around[:, 0]) if is_uniform else None
+    if not np.isfinite(around).all() or (around != around[:, :1]).any():
+        raise NotProved
+    return np.array(around[:, 0])
 
 
 def _within(box: SourceBox, shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
@@ -106,21 +107,19 @@ def _within(box: SourceBox, shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...
     return inside
 
 
-def _inner_nodes(
-    context: Context, propagator: Propagator, last: gs.Node, source: str
-) -> tuple[gs.Node, ...] | None:
-    """The nodes that are not needed when `last` reads the source directly; None if one of them has another consumer.
+def _inner_nodes(context: Context, propagator: Propagator, last: gs.Node, source: str) -> tuple[gs.Node, ...]:
+    """The nodes that are not needed when `last` reads the source directly.
 
     They are the nodes between the source and `last`, and what computes sizes and indices from them or the source.
+    Raises NotProved if one of the former has another consumer.
     """
     scope = context.scope
     inner = _nodes_between(context, propagator, last, source)
     for node in list(inner.values()):
         if node is not last and not _add_consumers(context, node, inner):
-            return None
-    for consumer in scope.consumers.get(
-        source, ()
-    ):  # a Shape of the source may serve others, too: then it stays
+            raise NotProved
+    # A Shape of the source may serve other nodes, too: then it stays.
+    for consumer in scope.consumers.get(source, ()):
         if id(consumer) not in inner:
             trial = {**inner, id(consumer): consumer}
             if _add_consumers(context, consumer, trial):
