@@ -1,4 +1,4 @@
-"""What was seen of one fold, and the verdict from it."""
+"""The worst difference that was found in one fold, and the verdict."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Comparison:
     """One fold at one stage. It keeps the element farthest beyond (or nearest to) its tolerance.
 
     Attributes:
-        output: the tensor by which messages call the fold.
+        output: the tensor whose name stands for the fold in messages.
         stage: "probe" or "tap", as in `FoldVerdict`.
         backend: what runs the models, "onnxruntime" or "reference".
     """
@@ -37,7 +37,7 @@ class Comparison:
     _notes: dict[str, None] = field(default_factory=dict)  # in order, each once
 
     def record(self, gap: Array, tolerance: Array, where: str) -> None:
-        """Take in one comparison; a gap that is NaN, or has the tolerance NaN, counts as infinite."""
+        """Add one comparison; a gap that is NaN, or has the tolerance NaN, counts as infinite."""
         tolerance = np.broadcast_to(tolerance, gap.shape)
         with np.errstate(all="ignore"):
             ratio = np.where(gap == 0, 0.0, gap / tolerance)

@@ -92,7 +92,7 @@ class Side:
         self.stored = Oracle(model, 2, storage=True) if is_short else None
 
     def evaluate(self, feed: Mapping[str, Array]) -> Evaluation:
-        """Raises Unsupported, or one of SIZE_ERRORS."""
+        """Evaluate one feed. Raises Unsupported, or one of SIZE_ERRORS."""
         truth = self.oracle(feed)
         squares, stored = (
             None if oracle is None else np.sqrt(oracle(feed).magnitude.astype(np.float64))

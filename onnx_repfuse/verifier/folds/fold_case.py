@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, FloatFormat
+from onnx_repfuse.verifier.distance import Array
 
 __all__ = ["FoldCase", "Source", "reach"]
 
@@ -44,7 +45,8 @@ class Source:
         tensor = value.type.tensor_type
         sizes = [dim.dim_value if dim.HasField("dim_value") else 0 for dim in tensor.shape.dim]
         dims = tuple(size if size > 0 else None for size in sizes)
-        # The channels are the one fixed axis. Where several are, or none, it is as the operators have it.
+        # A single fixed axis is that of the channels. Else it is where the operators have it: convolutions at 1,
+        # products at the end.
         fixed = [axis for axis in range(1, len(dims)) if dims[axis] is not None]
         usual = 1 if convolves or len(dims) > 3 else len(dims) - 1
         channel = fixed[0] if len(fixed) == 1 else usual
@@ -91,7 +93,7 @@ class FoldCase:
 
     @property
     def output(self) -> str:
-        """The tensor by which verdicts and messages call the fold."""
+        """The tensor whose name stands for the fold in verdicts and messages."""
         return self.outputs[0]
 
     @cached_property
@@ -125,6 +127,13 @@ class FoldCase:
     def depth(self) -> int:
         """The most channels that one output element sums."""
         return max(_depth(self.before), _depth(self.after))
+
+    def is_usable(self, values: Array) -> Array:
+        """Where float64 values are finite and far from the format's largest, bool of the same shape.
+
+        Near that, a format may overflow on the way to a result that does not.
+        """
+        return np.asarray(np.isfinite(values) & (np.abs(values) < self.float_format.largest / 4))
 
     def products(self, shape: tuple[int, ...]) -> int:
         """How many products an output of this shape takes: one per weight and position. (N, C, *space) or (N, C)."""

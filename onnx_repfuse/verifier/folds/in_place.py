@@ -69,9 +69,7 @@ def check_in_place(
         return comparison.failed(f"its replacement does not run in place: {error}")
     if actual.shape != expected.shape:
         return comparison.failed(f"in place its shape is {actual.shape} instead of {expected.shape}")
-    sizes = np.abs(np.nan_to_num(expected.astype(np.float64)))
-    # Near its largest value a format may overflow on the way to a result that does not.
-    usable = np.isfinite(expected) & (sizes < case.float_format.largest / 4)
+    usable = case.is_usable(expected.astype(np.float64))
     if not usable.any():
         return comparison.not_observed("the original's activations overflow there")
     try:
@@ -156,9 +154,11 @@ def _tiles(case: FoldCase, feed: Mapping[str, Array]) -> Iterator[dict[str, Arra
             extents, stride = reach(case)
             # A window that meets no padding, and one beside it.
             size = tuple(extent + stride + 1 for extent in extents) or (2,)
-            dims = source.shape(1, size)
-            # An axis of channels that the fold does not declare is free there, too, but has its levels.
-            shape = tuple(known if known > 1 else dim for known, dim in zip(level.shape, dims, strict=True))
+            shape = list(source.shape(1, size))
+            if (
+                level.shape[source.channel] > 1
+            ):  # also where the fold does not declare how many channels there are
+                shape[source.channel] = level.shape[source.channel]
             yield {source.name: np.broadcast_to(level, shape)}
     yield {
         name: np.broadcast_to(level, (1, *np.shape(feed[name])[1:]) if level.ndim > 1 else level.shape)

@@ -16,7 +16,7 @@ __all__ = ["DEFAULT_DOMAIN", "OPERATORS", "ROUNDING", "evaluate_node", "is_known
 Operator = Callable[..., Any]  # (context, *operands) -> a Tensor, or a list of one per output
 DEFAULT_DOMAIN = ("", "ai.onnx")
 
-# Operators whose results are rounded when they are stored.
+# Operators that compute: their results are rounded when they are stored.
 ROUNDING: dict[str, Operator] = {
     "Add": linear.add, "Sum": linear.add, "Sub": linear.sub, "Mean": linear.mean,
     "Mul": linear.mul, "Div": linear.div, "MatMul": linear.matmul, "Gemm": linear.gemm,
@@ -27,8 +27,8 @@ ROUNDING: dict[str, Operator] = {
     "HardSigmoid": pointwise.hard_sigmoid, "HardSwish": pointwise.hard_swish,
     "Pow": pointwise.power, "Reciprocal": pointwise.reciprocal, "Sqrt": pointwise.sqrt,
 }  # fmt: skip
-# Operators whose results hold what their operands held. LeakyRelu is one of them for positive values alone; its
-# negative ones are small.
+# Operators that choose or move what is stored already. LeakyRelu counts as one: the negative values that it rounds are
+# small beside the positive ones.
 _EXACT: dict[str, Operator] = {
     "Identity": shape.identity, "Dropout": shape.dropout, "Neg": linear.neg,
     "Relu": pointwise.relu, "LeakyRelu": pointwise.leaky_relu, "Clip": pointwise.clip,
