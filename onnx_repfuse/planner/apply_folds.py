@@ -86,20 +86,27 @@ def _fold(
     plan: ScopePlan, selection: Selection, nodes: Sequence[gs.Node], earlier: Sequence[PlannedFold]
 ) -> PlannedFold:
     """A selection as a fold, joined with earlier ones."""
-    gone = {id(node) for node in selection.nodes}
-    kept = [node for fold in earlier for node in fold.created if id(node) not in gone]
     absorbed = {id(node): node for node in _originals(plan, selection, earlier)}
-    # an earlier fold's own nodes, absorbed again, are on neither bill
-    again = sum(macs for node, macs in selection.macs.items() if node in plan.creator)
-    return PlannedFold(
+    gone = {id(node) for node in selection.nodes}
+    # what earlier folds created and this one absorbs is neither in the file before nor in the file after
+    between = sum(macs for node, macs in selection.macs.items() if node in plan.creator)
+    result = PlannedFold(
         _outputs(selection, earlier),
         sorted(absorbed.values(), key=lambda node: plan.scope.anchor[id(node)]),
-        [*kept, *nodes],
-        selection.candidate.roles.union(*(fold.roles for fold in earlier)),
-        sum(fold.macs_before for fold in earlier) + sum(selection.macs.values()) - again,
-        sum(fold.macs_after for fold in earlier) + selection.lowered.macs - again,
-        (*(group for fold in earlier for group in fold.groups), *selection.groups),
+        [],
+        selection.candidate.roles,
+        sum(selection.macs.values()) - between,
+        selection.lowered.macs - between,
     )
+    for fold in earlier:
+        result.created += [node for node in fold.created if id(node) not in gone]
+        result.roles |= fold.roles
+        result.macs_before += fold.macs_before
+        result.macs_after += fold.macs_after
+        result.groups += fold.groups
+    result.created += nodes
+    result.groups += selection.groups
+    return result
 
 
 def _outputs(selection: Selection, earlier: Iterable[PlannedFold]) -> tuple[str, ...]:

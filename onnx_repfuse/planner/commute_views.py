@@ -1,4 +1,7 @@
-"""Ways to compute what reads views, besides looking through them."""
+"""Ways to compute what reads views, besides looking through them: an operator moves before the view.
+
+Conv1x1(GlobalAveragePool(u))  =  GlobalAveragePool(Conv1x1(u)),  and the Conv1x1 may go into what computes u
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,14 @@ __all__ = ["restoring", "under_view"]
 def under_view(
     candidate: Candidate, entries: Mapping[str, Entry], is_free: Callable[[str], bool]
 ) -> Iterable[Candidate]:
-    """`A view(u)` as `view(A u)`, with A put into what computes u, pointwise or not; u must be `is_free` to go.
+    """`A view(u)` as `view(A u)`, with A put into what computes u, pointwise or not.
 
     Likewise `A u`, where views have cancelled.
+
+    Args:
+        candidate: `A view(u)`.
+        entries: of the cover.
+        is_free: whether nothing else needs a tensor such as u.
     """
     inner, view = common_view(candidate.form) or (candidate.form, None)
     if view is None and Kind.COMMUTE not in candidate.roles:
@@ -41,7 +49,7 @@ def under_view(
 def restoring(
     lifted: LinearOp, candidate: Candidate, entries: Mapping[str, Entry], scope: Scope
 ) -> Iterable[Candidate]:
-    """`Reshape(A Flatten(u), Shape(u))`: beside the Flatten, u is read for its shape alone, which goes too."""
+    """`Reshape(A Flatten(u), Shape(u))` as `A u`: beside the Flatten, u is read for its shape alone, which goes too."""
     like = lifted.view.like if lifted.view is not None else ""
     entry = entries.get(like)
     if entry is None or candidate.form.sources != (like,) or not _read_for_shape(scope, like, lifted.node):
@@ -54,10 +62,10 @@ def restoring(
 
 
 def _read_for_shape(scope: Scope, name: str, node: gs.Node) -> bool:
-    """Whether all readers but one ask for its shape, on behalf of `node`."""
+    """Whether all consumers but one are Shape nodes, which `node` alone reads."""
     consumers = scope.consumers.get(name, [])
     shapes = [consumer for consumer in consumers if consumer.op == "Shape"]
-    if name in scope.outputs or name in scope.captured or len(consumers) != len(shapes) + 1:
+    if scope.is_seen(name) or len(consumers) != len(shapes) + 1:
         return False
-    told = [consumer.outputs[0].name for consumer in shapes]
-    return all(scope.is_private(shape) and scope.consumers[shape][0] is node for shape in told)
+    names = [shape.outputs[0].name for shape in shapes]
+    return all(scope.is_private(shape) and scope.consumers[shape][0] is node for shape in names)

@@ -84,12 +84,18 @@ def _with_shapes(scope: Scope, nodes: Nodes) -> Nodes:
         return nodes
     computed = _outputs(nodes)
     missing = {name for node in nodes for name in node.input} - computed
-    shapes = [node for node in scope.original.values() if node.op == "Shape"]
-    shapes = [node for node in shapes if node.outputs[0].name in missing]
-    result = [to_proto(node) for node in shapes if node.inputs[0].name not in computed]
+    first: list[onnx.NodeProto] = []
+    behind: dict[str, list[onnx.NodeProto]] = {}  # by the tensor whose shape is read
+    for shape in scope.original.values():
+        if shape.op == "Shape" and shape.outputs[0].name in missing:
+            source = shape.inputs[0].name
+            place = behind.setdefault(source, []) if source in computed else first
+            place.append(to_proto(shape))
+    result = first
     for node in nodes:
         result.append(node)
-        result += [to_proto(shape) for shape in shapes if shape.inputs[0].name in node.output]
+        for name in node.output:
+            result += behind.get(name, [])
     return result
 
 
@@ -158,19 +164,15 @@ def _initializer(name: str, const: Const) -> onnx.TensorProto:
 
 def _with_border_alone(scope: Scope, nodes: Nodes, border: LinearOp) -> Nodes:
     """`nodes`, with those of a border that cannot be tried as they are replaced by `_border_nodes`."""
-    computed = {
-        tensor.name
-        for node in (*border.inner_nodes, border.node)
-        if id(node) in scope.original
-        for tensor in node.outputs
-    }
+    original = [node for node in (*border.inner_nodes, border.node) if id(node) in scope.original]
+    computed = {tensor.name for node in original for tensor in node.outputs}
     own = [node for node in nodes if not computed.isdisjoint(node.output)]
     is_whole = len(own) > len(border.inner_nodes)  # else an earlier fold has absorbed a part of it
     if not is_whole or scope.opset < PAD_TAKES_ANY_TYPE or _can_be_tried(scope, own, border):
         return nodes
     result: list[onnx.NodeProto] = []
     for node in nodes:
-        if not any(node is other for other in own):
+        if computed.isdisjoint(node.output):
             result.append(node)
         elif node is own[-1]:
             result += _border_nodes(scope, border)

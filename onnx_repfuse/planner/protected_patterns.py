@@ -7,7 +7,7 @@ LayerNorm's gamma into the next Conv would hide the pattern from them, and cost 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx_graphsurgeon as gs
 
@@ -43,17 +43,16 @@ def _scaled_argument(scope: Scope, node: gs.Node) -> Iterator[gs.Node]:
     """`x / sqrt(2)` before an Erf; `sqrt(2 / pi) * (x + 0.044715 * x**3)` before a Tanh."""
     argument = node
     for _ in range(2):
-        scaling = scope.producer.get(argument.inputs[0].name)
-        if scaling is None or scaling.op not in _PRODUCTS or _scalar(scope, scaling) is None:
+        producer = scope.producer.get(argument.inputs[0].name)
+        scaling = next(_scalings(scope, [producer] if producer is not None else [], _PRODUCTS), None)
+        if scaling is None:
             return
         yield scaling
         variable = next((tensor.name for tensor in scaling.inputs if scope.const(tensor.name) is None), "")
         cubic = scope.producer.get(variable)
         if node.op == "Tanh" and cubic is not None and cubic.op == "Add":
             yield cubic
-            for producer in _producers(scope, cubic):
-                if producer.op == "Mul" and _scalar(scope, producer) is not None:
-                    yield producer
+            yield from _scalings(scope, _producers(scope, cubic), ("Mul",))
             return
         argument = scaling
 
@@ -105,6 +104,11 @@ def _scalar(scope: Scope, node: gs.Node) -> float | None:
         if value is not None:
             return value
     return None
+
+
+def _scalings(scope: Scope, nodes: Iterable[gs.Node], ops: Sequence[str]) -> Iterator[gs.Node]:
+    """Those of these operators that have a scalar constant."""
+    return (node for node in nodes if node.op in ops and _scalar(scope, node) is not None)
 
 
 def _halvings(scope: Scope, nodes: Iterable[gs.Node]) -> Iterator[gs.Node]:

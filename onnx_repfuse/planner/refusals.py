@@ -1,6 +1,8 @@
-"""What stayed although it is linear, and why, in sentences."""
+"""What stayed although it is linear, and why, in sentences for the report."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import onnx_graphsurgeon as gs
 
@@ -14,60 +16,60 @@ from onnx_repfuse.records.report import Refusal
 __all__ = ["opset_refusal", "refusals"]
 
 
-def refusals(scope: Scope, cover: Cover, declined: list[tuple[gs.Node, Declined]]) -> list[Refusal]:
-    """The refusals of the last round, in topological order."""
-    result = [
-        Refusal(
-            found.reason,
-            f"{_title(scope, node)} stays: {found.detail or found.reason.prose}.",
-            (node_name(node),),
-            scope.label,
-        )
-        for node, found in declined
-        if found.reason is not Reason.IDIOM or node.op != "Identity"
-    ]
+def refusals(scope: Scope, cover: Cover, declined: Iterable[tuple[gs.Node, Declined]]) -> list[Refusal]:
+    """The refusals of the last round: nodes that were not lifted, then those that were, in topological order."""
+    result: list[Refusal] = []
+    for node, outcome in declined:
+        if (
+            outcome.reason is not Reason.IDIOM or node.op != "Identity"
+        ):  # nobody misses the fold of an Identity
+            why = outcome.detail or outcome.reason.prose
+            result.append(_refusal(scope, outcome.reason, f"{_title(scope, node)} stays: {why}.", node))
     for name, lifted in cover.lifts.items():
         if not operator(lifted.node).stays_for_a_reason and lifted.padding_value is None:
             continue
-        told = _inexact(scope, cover, name) or _readers(scope, cover, name) or _cost(scope, cover, name)
-        if told is not None:
-            result.append(told)
+        refusal = (
+            _not_exact(scope, cover, name)
+            or _shared_source(scope, cover, name)
+            or _more_multiply_adds(scope, cover, name)
+        )
+        if refusal is not None:
+            result.append(refusal)
     return result
 
 
-def opset_refusal(scope: Scope, node: gs.Node, others: list[gs.Node]) -> Refusal:
+def opset_refusal(scope: Scope, node: gs.Node, others: Iterable[gs.Node]) -> Refusal:
     """A node of an activation that later opsets have an operator for, and those that stay with it."""
-    message = f"{_title(scope, node)} stays: {Reason.OPSET.prose}."
-    return Refusal(Reason.OPSET, message, tuple(map(node_name, others)), scope.label)
+    return _refusal(scope, Reason.OPSET, f"{_title(scope, node)} stays: {Reason.OPSET.prose}.", *others)
+
+
+def _refusal(scope: Scope, reason: Reason, message: str, *nodes: gs.Node) -> Refusal:
+    return Refusal(reason, message, tuple(map(node_name, nodes)), scope.label)
 
 
 def _title(scope: Scope, node: gs.Node) -> str:
-    """A node in words; one that this run made goes by the tensor it makes, which the user knows."""
+    """A node in words; a new one is called by the tensor it computes, which the user knows."""
     if id(node) in scope.original:
         return f"{node.op} '{node_name(node)}'"
     return f"the fused {node.op} of '{node.outputs[0].name}'"
 
 
-def _inexact(scope: Scope, cover: Cover, name: str) -> Refusal | None:
-    found = cover.inexact.get(name)
-    if not found:
+def _not_exact(scope: Scope, cover: Cover, name: str) -> Refusal | None:
+    """No form equals an operator, or it and the one before it, for every input."""
+    reasons = cover.inexact.get(name)
+    if not reasons:
         return None
-    reason, through = next((pair for pair in found if pair[1]), found[0])
+    reason, through = next((pair for pair in reasons if pair[1]), reasons[0])
     node, below = cover.lifts[name].node, cover.lifts.get(through)
     if below is None:
-        return Refusal(
-            reason.reason, f"{_title(scope, node)} stays: {reason.detail}.", (node_name(node),), scope.label
-        )
-    return Refusal(
-        reason.reason,
-        f"{_title(scope, node)} and {_title(scope, below.node)} stay apart: {reason.detail}.",
-        (node_name(node), node_name(below.node)),
-        scope.label,
-    )
+        message = f"{_title(scope, node)} stays: {reason.detail}."
+        return _refusal(scope, reason.reason, message, node)
+    message = f"{_title(scope, node)} and {_title(scope, below.node)} stay apart: {reason.detail}."
+    return _refusal(scope, reason.reason, message, node, below.node)
 
 
-def _readers(scope: Scope, cover: Cover, name: str) -> Refusal | None:
-    """A per-channel operator that cannot go into the convolution before it, which others read, too."""
+def _shared_source(scope: Scope, cover: Cover, name: str) -> Refusal | None:
+    """A per-channel operator cannot go into the convolution before it, whose output has other consumers, too."""
     lifted = cover.lifts[name]
     if len(lifted.operands) != 1 or not lifted.terms[0].kernel.geometry.is_diagonal:
         return None
@@ -75,45 +77,44 @@ def _readers(scope: Scope, cover: Cover, name: str) -> Refusal | None:
     below = cover.lifts.get(source)
     if below is None or cover.regions.is_private(source) or operator(below.node).weight is None:
         return None
-    other = next((r for r in scope.consumers.get(source, []) if r is not lifted.node), None)
-    if source in scope.outputs:
-        why = "is a graph output"
-    elif other is not None:
-        why = f"also feeds {_title(scope, other)}"
-    else:
-        why = "is read inside a subgraph"
-    macs = cover.entries[source].node.macs
-    return Refusal(
-        Reason.READERS,
-        f"{_title(scope, lifted.node)} stays: its input '{source}' {why}, so folding would compute "
-        f"{_title(scope, below.node)} twice (+{_mega(macs)} MMAC).",
-        (node_name(lifted.node), node_name(below.node)),
-        scope.label,
+    macs = _mega(cover.entries[source].node.macs)
+    message = (
+        f"{_title(scope, lifted.node)} stays: its input '{source}' {_other_use(scope, source, lifted.node)}, "
+        f"so folding would compute {_title(scope, below.node)} twice (+{macs} MMAC)."
     )
+    return _refusal(scope, Reason.READERS, message, lifted.node, below.node)
 
 
-def _cost(scope: Scope, cover: Cover, name: str) -> Refusal | None:
-    """A foldable pair whose parts are cheaper than the whole."""
-    if name in cover.banned:
-        return None  # not for its price: it did not pass verification, which is told already
+def _other_use(scope: Scope, name: str, node: gs.Node) -> str:
+    """Who else but `node` needs a tensor."""
+    if name in scope.outputs:
+        return "is a graph output"
+    for consumer in scope.consumers.get(name, []):
+        if consumer is not node:
+            return f"also feeds {_title(scope, consumer)}"
+    return "is read inside a subgraph"
+
+
+def _more_multiply_adds(scope: Scope, cover: Cover, name: str) -> Refusal | None:
+    """Two operators could be one, but it would take more multiply-adds than both."""
     lifted, entry = cover.lifts[name], cover.entries[name]
-    deeper = [c for c in entry.candidates if c.nodes > 1 and c.convolves]
-    if entry.choice is not None or not deeper or not cover.regions.is_private(lifted.operands[0].name):
+    source = lifted.operands[0].name
+    below = cover.lifts.get(source)
+    if entry.choice is not None or below is None or not cover.regions.is_private(source):
         return None
-    best = min(deeper, key=lambda c: c.nodes)
-    price = cover.price(lifted, best)
-    below = cover.lifts.get(lifted.operands[0].name)
-    if price is None or below is None:
+    if name in cover.banned:
+        return None  # it did not pass verification, which is reported already
+    folded = [candidate for candidate in entry.candidates if candidate.nodes > 1 and candidate.convolves]
+    if not folded:
         return None
-    if price.macs <= entry.original.macs:
+    price = cover.price(lifted, min(folded, key=lambda candidate: candidate.nodes))
+    if price is None or price.macs <= entry.original.macs:
         return None
-    return Refusal(
-        Reason.COST,
+    message = (
         f"{_title(scope, lifted.node)} and {_title(scope, below.node)} stay apart: as one operator they would take "
-        f"{_mega(price.macs)} MMAC instead of {_mega(entry.original.macs)}.",
-        (node_name(lifted.node), node_name(below.node)),
-        scope.label,
+        f"{_mega(price.macs)} MMAC instead of {_mega(entry.original.macs)}."
     )
+    return _refusal(scope, Reason.COST, message, lifted.node, below.node)
 
 
 def _mega(macs: int) -> str:

@@ -115,8 +115,11 @@ def _absorbed(cover: Cover, root: str, candidate: Candidate) -> list[str]:
         result[name] = None
         for operand in cover.lifts[name].operands:
             inner = operand.name
-            if inner in sources or inner not in cover.lifts:
-                continue
-            if inner == candidate.swallowed or inner in cover.absorbed or cover.regions.is_private(inner):
+            if inner in cover.lifts and inner not in sources and _goes_with(cover, inner, candidate):
                 pending.append(inner)
     return list(result)
+
+
+def _goes_with(cover: Cover, name: str, candidate: Candidate) -> bool:
+    """Whether nobody needs a tensor any more when the candidate no longer reads it."""
+    return name == candidate.swallowed or name in cover.absorbed or cover.regions.is_private(name)

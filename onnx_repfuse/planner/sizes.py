@@ -89,11 +89,7 @@ def _agreed_elements(lifts: dict[str, LinearOp], elements: Callable[[str], int |
     if all(map(elements, lifts)):
         return {}  # sizes that disagree leave what is computed from them unknown
     channels, leader = _pointwise_groups(lifts.values())
-    known: dict[Key, list[int]] = {}
-    for key, count in channels.items():
-        size = elements(key[0])
-        if size:
-            known.setdefault(_find(leader, key), []).append(max(1, size // count))
+    known = _known_positions(channels, leader, elements)
     positions = {key: counts[0] for key, counts in known.items()}
     for (
         lifted
@@ -108,6 +104,18 @@ def _agreed_elements(lifts: dict[str, LinearOp], elements: Callable[[str], int |
         if disagree or not elements(key[0]):
             result.setdefault(key[0], positions.get(group, UNKNOWN_POSITIONS) * count)
     return result
+
+
+def _known_positions(
+    channels: dict[Key, int], leader: dict[Key, Key], elements: Callable[[str], int | None]
+) -> dict[Key, list[int]]:
+    """Representative of a group -> the positions of those of its tensors whose elements are known."""
+    known: dict[Key, list[int]] = {}
+    for key, count in channels.items():
+        size = elements(key[0])
+        if size:
+            known.setdefault(_find(leader, key), []).append(max(1, size // count))
+    return known
 
 
 def _pointwise_groups(lifts: Iterable[LinearOp]) -> tuple[dict[Key, int], dict[Key, Key]]:
