@@ -69,6 +69,7 @@ class Staging:
                 folder.rmdir()
         if isinstance(error, OSError):
             raise OutputError(f"cannot write {quoted(self.target)}: {error.strerror or error}") from error
+        # Python's own message for a path with a NUL; any other ValueError is a fault of ours.
         if isinstance(error, ValueError) and "null byte" in str(error):
             raise OutputError(f"cannot write {quoted(self.target)}: a NUL in its name") from error
 
@@ -131,7 +132,7 @@ def workspace(output: Path) -> Iterator[Path]:
     parent = output.parent
     if not parent.is_dir():
         raise OutputError(f"there is no folder {quoted(parent)} to write to")
-    _remove_abandoned(parent)
+    _remove_abandoned(parent)  # of runs that were killed here: nobody else would
     try:
         folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
     except OSError as error:

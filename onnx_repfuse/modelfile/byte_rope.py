@@ -61,7 +61,7 @@ class Rope:
     def add(self, piece: Piece) -> None:
         """Append a piece."""
         size = size_of(piece)
-        if size:
+        if size:  # an empty piece would part ranges that touch
             self.pieces.append(piece)
             self.size += size
 

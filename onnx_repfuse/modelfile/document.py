@@ -73,7 +73,7 @@ class Document:
             raise InputError(f"the model {str(where)!r} is empty")
         try:
             return cls(source, where)
-        except BaseException:
+        except BaseException:  # an interrupt, too, must not leave the file open
             source.close()
             raise
 
@@ -85,6 +85,7 @@ class Document:
             InputError: it is not valid, too large for protobuf, or has external data, whose folder is not known.
         """
         try:
+            # As a file would be: one way to read, and nobody can change the bytes.
             data = model.SerializeToString(deterministic=True)
         except (EncodeError, ValueError) as error:
             raise InputError(f"the model cannot be serialized (2 GB at most): {_one_line(error)}") from error
@@ -158,6 +159,7 @@ class Document:
                 payload = Payload(*self.data_files.find(label, entries, size))
                 mark(tensor, len(self.payloads))
                 self.payloads.append(payload)
+            # The number of typed elements is known only when they are decoded: `array` checks it.
             held = payload.end - payload.begin
             if payload.is_raw or (size is not None and size > MAX_TYPED_GROWTH * held):
                 tensors.check_size(label, tensor, held, size)

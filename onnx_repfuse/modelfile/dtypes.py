@@ -19,7 +19,7 @@ HOLDING_SIZES = frozenset(  # the types that a size of an axis may be cast to, a
     (onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 )
 _OF_NUMPY = {"FLOAT": "float32", "DOUBLE": "float64"}  # all others are called as in ONNX: INT8 is int8
-_OF_ML_DTYPES = {
+_OF_ML_DTYPES = {  # not all are in every version of ml_dtypes
     "BFLOAT16": "bfloat16",
     "FLOAT8E4M3FN": "float8_e4m3fn",
     "FLOAT8E4M3FNUZ": "float8_e4m3fnuz",

@@ -149,7 +149,7 @@ class _Editor:
             if position not in edit.removed_nodes:
                 self._node(node, (*scope, position), {**names, **edit.rewired.get(position, {})})
         _edit_nodes(graph, edit, self._constants(graph, scope, edit))
-        if isinstance(graph, onnx.GraphProto):
+        if isinstance(graph, onnx.GraphProto):  # a function has neither initializers nor annotations
             self._edit_graph(graph, scope, edit)
         elif "value_info" in graph.DESCRIPTOR.fields_by_name:  # since IR version 10
             _drop(graph.value_info, edit.removed_values)

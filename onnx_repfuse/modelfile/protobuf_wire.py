@@ -61,10 +61,11 @@ def fields(buffer: Buffer, begin: int, end: int) -> Iterator[Field]:
             tag, at = varint(buffer, begin, end)
         wire = tag & 7
         number = tag >> 3
+        # protobuf's own range; text and zeros, taken for a model, usually end here
         if not 0 < number < 1 << 29:
             raise InputError(f"{_BROKEN}: no field has the number {number}, at byte {begin}")
         if wire == LENGTH:
-            length = buffer[at] if at < end else 0x80
+            length = buffer[at] if at < end else 0x80  # 0x80: `varint` will find that it ends
             if length < 0x80:
                 at += 1
             else:
@@ -150,6 +151,7 @@ def _all_messages(root: Descriptor) -> list[Descriptor]:
     while waiting:
         for field in waiting.pop().fields:
             inner = field.message_type
+            # GraphProto holds NodeProto, and that GraphProto again: each once
             if inner is not None and inner.name not in found:
                 found[inner.name] = inner
                 waiting.append(inner)

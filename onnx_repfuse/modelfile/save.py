@@ -176,8 +176,11 @@ def _save_external(
     """Write a model with a data file beside it; `written`: that file, if it was written before."""
     names = _data_names(target)
     data = DataFile(next(names))
+    # This gives every tensor its place in `data`, and computes none.
     rope = serialize(document, edits, data, spill=spill)
-    if rope.size > PROTOBUF_LIMIT:
+    if (
+        rope.size > PROTOBUF_LIMIT
+    ):  # text, sparse tensors or constants of more than 2 GB: they cannot go outside
         raise OutputError(f"cannot write {quoted(target)}: {rope.size} bytes are too many for one model file")
     if data.size == 0:
         return _save_inline(rope, target, staging, document)

@@ -133,7 +133,7 @@ def _replace(
     submessages = SUBMESSAGES[message]
     seen = set()
     rope = Rope()
-    copied, end = place
+    copied, end = place  # everything before `copied` is in the rope
     for number, wire, tag, at, stop in fields(source.buffer, *place):
         inner = submessages.get(number) if wire == LENGTH else None
         if inner is None:
@@ -143,7 +143,7 @@ def _replace(
                 raise InputError(f"the model is damaged: a {inner.message} is stored in two pieces")
             seen.add(number)
         if not look_into(inner.message, at, stop):
-            continue
+            continue  # stays in the range that is copied next
         if inner.message == "TensorProto":
             body = replace(at, stop)
         else:

@@ -40,6 +40,7 @@ class Bans:
     def add(self, failed: list[FailedFold]) -> None:
         """Give these up, too."""
         for scope, fold, reason, message in failed:
+            # By name, as the next plan makes all its objects anew.
             self.banned.add((scope, fold.name))
             names = tuple(node_name(node) for node in fold.absorbed)
             self.refusals.append(Refusal(reason, f"the fold of '{fold.name}' was undone: {message}", names))
@@ -66,6 +67,7 @@ def _overflow(planned: ScopePlan, fold: PlannedFold) -> Inexact | None:
     for name in {tensor.name for node in fold.created for tensor in node.inputs}:
         if name in planned.scope.created:
             try:
+                # Computes it again, to see which it was: while saving, only the first to fail is known.
                 planned.scope.created[name].read()
             except Inexact as error:
                 return error

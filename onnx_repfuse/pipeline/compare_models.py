@@ -40,7 +40,7 @@ def measure(document: Document, options: Options, folder: Path) -> Baseline:
     if original is None:
         original = folder / "original.onnx"
         save(document, {}, original)
-    document.release()
+    document.release()  # ONNX Runtime needs the memory now
     return measure_original(
         original, spec=spec, runtime=DEFAULT_RUNTIME, defer_noise=True, skeleton=document.model
     )
@@ -79,6 +79,7 @@ def folds_to_blame(
         the other had to go.
     """
     document, trial = plan.document, folder / "trial.onnx"
+    # A model that is not deterministic (RandomNormal, for one) fails against itself.
     if compare(baseline, Path(baseline.original), options).status is Status.FAILED:  # type: ignore[arg-type]
         return []
 
@@ -88,7 +89,7 @@ def folds_to_blame(
             return True
         try:
             save(document, edits, trial, external=options.external)
-        except Inexact:
+        except Inexact:  # a fold of this plan alone overflows
             return False
         document.release()
         return compare(baseline, trial, options).status is not Status.FAILED
@@ -108,6 +109,7 @@ def _plan_with_only(
     wanted = set(kept)
     bans = set(banned).union(plan.keys) - wanted
     trial = plan
+    # Without a fold, the planner may find another one for the same nodes, with another output.
     for _ in range(MAX_REPLANS):
         trial = make_plan(plan.document, options, bans)
         more = set(trial.keys) - wanted

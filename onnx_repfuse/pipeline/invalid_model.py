@@ -27,7 +27,7 @@ def invalid_model_is_input_error(document: Document) -> Iterator[None]:
     try:
         yield
     except (RepfuseError, Inexact, MemoryError, OSError):
-        raise
+        raise  # these say what is wrong, and it is not the model
     except Exception as error:
         complaint = _complaint(document)
         if not complaint:
@@ -41,7 +41,7 @@ def _complaint(document: Document) -> str:
 
     with tempfile.TemporaryDirectory() as folder:
         path = document.path
-        if path is None:
+        if path is None:  # onnx's checker takes models beyond 2 GB as files only
             path = Path(folder) / "model.onnx"
             save(document, {}, path)
         try:

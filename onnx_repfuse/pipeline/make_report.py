@@ -51,6 +51,7 @@ def make_report(
 
 def _fold(planned: ScopePlan, fold: PlannedFold) -> Fold:
     scope = planned.scope
+    # A later fold of this scope may have absorbed some of the created nodes; they are listed here nevertheless.
     absorbed = tuple(_ref(scope, node) for node in fold.absorbed)
     created = tuple(_ref(scope, node) for node in fold.created)
     computed = {name for ref in created for name in ref.outputs}
@@ -79,6 +80,7 @@ def _label(scope: Scope, node: gs.Node) -> str:
     facts = operator(node)
     if facts.weight is None and not facts.has_window:
         return ""
+    # Without kernel_shape, which is optional, the weight has the kernel: (M, C, kH, kW) -> kH x kW.
     weight = scope.constants.get(node.inputs[1].name) if len(node.inputs) > 1 else None
     shape = () if weight is None else weight.shape
     parts = ["x".join(map(str, node.attrs.get("kernel_shape") or shape[2:]))]

@@ -42,6 +42,7 @@ def prove_folds(
     """
     from onnx_repfuse.verifier.outputs.baseline import read_nudged_intermediates
 
+    # Later folds may have left neither a node of a fold nor an alias for its output: then there is nothing to judge.
     folds = [(planned, fold) for planned, fold in plan.folds if planned.nodes_after(fold)]
     wanted = [
         NOT_READABLE if planned.scope.key else [*sources(planned, fold), *fold.outputs]

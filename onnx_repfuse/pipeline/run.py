@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
-MAX_ATTEMPTS = 32
+MAX_ATTEMPTS = 32  # each bans at least one fold, and mostly all that fail
 IDENTICAL = Verification(
     notes=("nothing was folded: the output is the input, byte for byte",), unchanged=True
 )
@@ -103,10 +103,12 @@ class _Run:
         with self._timed("plan"):
             self.progress("planning", 0, 1)
             self.plan = make_plan(self.document, self.options, self.bans.banned)
+        # Without folds the output is a copy of the input: there is nothing to prove.
         if not self.options.check or not self.plan.folds:
             self.verification = IDENTICAL if self.options.check else None
             return self._write(self.output)
         baseline = self._measure()
+        # The name, too, is the output's, as the model says the name of its data file.
         staged = self.folder / self.output.name
         verdicts = self._prove(baseline)
         if verdicts is None or not self._write(staged) or not self._compare(baseline, staged, verdicts):
@@ -131,6 +133,7 @@ class _Run:
             failed, verdicts = prove_folds(
                 self.plan, baseline, lambda done, total: self.progress("probing", done, total)
             )
+        # All folds are judged before the next plan: one attempt for many failures.
         self.bans.add(failed)
         return None if failed else verdicts
 
@@ -149,7 +152,7 @@ class _Run:
         """Compare the outputs of the result with the original's; False if they differ, and a fold is to blame."""
         with self._timed("verify"):
             self.progress("proving", 0, 1)
-            self.document.release()
+            self.document.release()  # ONNX Runtime needs the memory now
             found = compare(baseline, staged, self.options)
             self.verification = replace(found, folds=tuple(verdicts))
             # Nothing compared is a failure, too, whatever the folds say.
