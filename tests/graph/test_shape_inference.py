@@ -10,7 +10,7 @@ from onnx_repfuse.modelfile.document import Document
 from tests.build import Net
 
 
-def test_a_tensor_is_not_taken_for_the_weights_of_its_name() -> None:
+def test_a_tensor_is_not_confused_with_the_stand_in_of_weights_of_its_name() -> None:
     net = Net(4, shape=(1, 4))
     product = net.op("MatMul", "x", net.random(4, 4))
     name = str((int(TensorProto.FLOAT), (4, 4)))  # what such weights are called while types are inferred

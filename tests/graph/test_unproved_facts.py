@@ -1,4 +1,4 @@
-"""What a file claims and a runtime does not hold to, and models that are odd, but run: found by reviewers."""
+"""Facts that a file states and a runtime does not hold to prove nothing; models that are odd, but run, still run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _scan() -> onnx.GraphProto:
     )
 
 
-def test_an_input_of_a_body_hides_a_weight_around_it() -> None:
+def test_an_input_of_a_body_hides_the_weight_of_its_name_around_it() -> None:
     nodes = [node("Scan", "xs ws", "y", num_scan_inputs=2, body=_scan()), node("Reshape", "w all", "z")]
     outputs = [info("y", ["s", "n", 4, "h", "w_"]), info("z", [12])]
     inputs = [info("xs", ["s", "n", 3, "h", "w_"]), info("ws", ["s", 4, 3, 1, 1])]
@@ -37,7 +37,7 @@ def test_an_input_of_a_body_hides_a_weight_around_it() -> None:
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_a_weight_of_a_branch_has_the_name_of_one_around_it(inside: bool) -> None:
+def test_a_weight_with_the_name_of_one_around_it_is_not_folded(inside: bool) -> None:
     """ONNX Runtime takes the inner one, unless another branch reads the outer one."""
     dims = ["n", 4, "h", "w_"]
     nodes = [node("Conv", "x w", "a"), batch_norm("a", "o")]
@@ -50,7 +50,7 @@ def test_a_weight_of_a_branch_has_the_name_of_one_around_it(inside: bool) -> Non
 # initializers that a caller may override by others of another shape
 
 
-def test_an_overridable_initializer_that_may_broadcast() -> None:
+def test_an_initializer_that_a_caller_may_override_is_not_proved_not_to_broadcast() -> None:
     nodes = [
         node("Add", "x v", "a"),
         node("Conv", "a k1", "b", pads=[1] * 4),
@@ -63,7 +63,7 @@ def test_an_overridable_initializer_that_may_broadcast() -> None:
     agree(made, {"x": random(1, 3, 4, 4)}, {"x": random(1, 3, 4, 4), "v": random(1, 3, 1, 1)})
 
 
-def test_the_shape_of_an_overridable_initializer() -> None:
+def test_the_shape_of_an_initializer_that_a_caller_may_override_proves_nothing() -> None:
     nodes = [
         node("Shape", "v", "sh"),
         node("Conv", "x k", "a"),
@@ -80,7 +80,7 @@ def test_the_shape_of_an_overridable_initializer() -> None:
 
 
 @pytest.mark.parametrize("check", [True, False])
-def test_a_fold_in_a_branch_of_a_model_whose_initializers_are_inputs(check: bool) -> None:
+def test_before_ir_4_a_branch_folds_weights_that_are_inputs_too(check: bool) -> None:
     weights = {"w": random(4, 3, 1, 1), **norm(4)}
     then = graph([node("Conv", "x w", "a"), batch_norm("a", "o")], [info("o", None)])
     other = graph([node("Conv", "x w", "o2")], [info("o2", None)])
@@ -96,7 +96,7 @@ def test_a_fold_in_a_branch_of_a_model_whose_initializers_are_inputs(check: bool
         np.testing.assert_allclose(run(result.model, feed)[0], run(made, feed)[0], rtol=1e-4, atol=1e-4)
 
 
-def test_tensors_without_channels() -> None:
+def test_tensors_without_channels_stay_as_they_are() -> None:
     nodes = [batch_norm("x", "a"), node("Conv", "a w", "b"), node("Mul", "a k", "z"), node("Relu", "b", "y")]
     weights = {"w": random(4, 0, 1, 1), "k": random(1, 0, 1, 1), **norm(0)}
     outputs = [info("y", ["n", 4, "h", "w_"]), info("z", ["n", 0, "h", "w_"])]
@@ -104,13 +104,13 @@ def test_tensors_without_channels() -> None:
     agree(made, {"x": random(1, 0, 4, 4)})
 
 
-def test_a_matrix_product_over_nothing() -> None:
+def test_a_matrix_product_over_no_channels_stays_as_it_is() -> None:
     nodes = [node("Mul", "x k", "a"), node("MatMul", "a w", "y")]
     weights = {"w": random(0, 4), "k": random(0)}
     agree(model(graph(nodes, [info("y", ["n", 4])], weights, [info("x", ["n", 0])])), {"x": random(3, 0)})
 
 
-def test_a_weight_that_cannot_be_computed() -> None:
+def test_a_weight_that_cannot_be_computed_is_refused() -> None:
     nodes = [node("Gather", "table rows", "w", axis=0), node("Conv", "x w", "a"), batch_norm("a", "y")]
     weights = {"table": random(2, 3, 1, 1), "rows": [0, 1, 5, 0], **norm(4)}
     made = model(graph(nodes, [info("y", None)], weights, [info("x", ["n", 3, "h", "w_"])]))
@@ -119,7 +119,7 @@ def test_a_weight_that_cannot_be_computed() -> None:
     assert any("cannot be computed" in refusal.message for refusal in result.report.refusals)
 
 
-def test_a_resize_that_may_leave_nothing() -> None:
+def test_a_resize_that_may_leave_no_position_still_runs() -> None:
     nodes = [
         node("Conv", "x w", "a"),
         node("Resize", "a  sc", "b", mode="nearest"),
@@ -130,7 +130,7 @@ def test_a_resize_that_may_leave_nothing() -> None:
     agree(made, {"x": random(1, 3, 4, 4)}, {"x": random(1, 3, 1, 4)})
 
 
-def test_weights_that_are_not_finite_are_told_in_a_reason_only() -> None:
+def test_weights_that_are_not_finite_are_refused_without_a_warning() -> None:
     weight = random(4, 3, 1, 1)
     weight[1, 1] = np.inf
     weights = {"w": weight, **norm(4)}
@@ -159,7 +159,7 @@ def test_weights_that_are_not_finite_are_told_in_a_reason_only() -> None:
         node("Cast", "x", "a", to="FLOAT"),
     ],
 )
-def test_what_makes_no_sense_is_told(odd: NodeProto) -> None:
+def test_attributes_that_make_no_sense_raise_our_errors_only(odd: NodeProto) -> None:
     weights = {name: np.array([1, 1, float(name), 1], np.float32) for name in ("nan", "inf")}
     nodes = [odd, node("Conv", "a w", "b"), batch_norm("b", "y")]
     weights |= {"w": random(4, 3, 1, 1), **norm(4)}

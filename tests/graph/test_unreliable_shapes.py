@@ -1,4 +1,4 @@
-"""Sizes that inference and runtime see differently: found by reviewers, one test each."""
+"""Sizes that onnx infers and ONNX Runtime computes otherwise prove nothing: one test for each case found."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.parts import Weights, agree, batch_norm, graph, info, model, node, no
 @pytest.mark.parametrize("size", range(4, 12))
 @pytest.mark.parametrize("pool", ["MaxPool", "AveragePool"])
 @pytest.mark.parametrize("opset", [11, 22])
-def test_a_pool_that_rounds_up(pool: str, size: int, opset: int) -> None:
+def test_the_size_of_a_pool_with_ceil_mode_proves_nothing(pool: str, size: int, opset: int) -> None:
     nodes = [
         node(pool, "x", "a", kernel_shape=[3, 2], strides=[3, 2], ceil_mode=1, pads=[1] * 4),
         node("Conv", "a w", "b", auto_pad="SAME_UPPER", strides=[2, 2]),
@@ -30,7 +30,7 @@ def test_a_pool_that_rounds_up(pool: str, size: int, opset: int) -> None:
     agree(made, {"x": random(1, 3, size, size)}, folds=None)
 
 
-def test_a_pool_that_rounds_up_proves_what_both_agree_on() -> None:
+def test_a_pool_with_ceil_mode_proves_sizes_that_onnx_and_the_runtime_agree_on() -> None:
     nodes = [
         node("MaxPool", "x", "a", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
         node("Conv", "a w", "b", auto_pad="SAME_UPPER", strides=[2, 2]),
@@ -41,7 +41,7 @@ def test_a_pool_that_rounds_up_proves_what_both_agree_on() -> None:
     agree(made, {"x": random(1, 3, 112, 112)}, folds=1)
 
 
-def test_the_indices_of_a_pool_that_rounds_up() -> None:
+def test_the_size_of_the_indices_of_a_pool_with_ceil_mode_proves_nothing() -> None:
     nodes = [
         node("MaxPool", "x", "a i", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1, pads=[1] * 4),
         node("Shape", "i", "sh"),
@@ -58,7 +58,7 @@ def test_the_indices_of_a_pool_that_rounds_up() -> None:
 @pytest.mark.parametrize(
     ("op", "scale"), [("Resize", 0.3), ("Resize", 0.7), ("Resize", 1.3), ("Upsample", 1.3), ("Upsample", 2.3)]
 )
-def test_a_product_that_hangs_on_its_precision(op: str, scale: float) -> None:
+def test_a_resized_size_that_depends_on_precision_proves_nothing(op: str, scale: float) -> None:
     """10 * 0.7f is 6 or 7."""
     resize = node(op, "x  sc" if op == "Resize" else "x sc", "a", mode="nearest")
     nodes = [
@@ -76,14 +76,14 @@ def test_a_product_that_hangs_on_its_precision(op: str, scale: float) -> None:
     agree(made, {"x": random(1, 3, 10, 10)}, folds=None)
 
 
-def test_a_squeeze_of_the_last_axis_before_opset_11() -> None:
+def test_squeeze_of_a_negative_axis_before_opset_11_is_not_misread() -> None:
     nodes = [node("Conv", "x w", "a"), node("Squeeze", "a", "b", axes=[-1]), batch_norm("b", "y")]
     weights = {"w": random(4, 3, 1, 1), **norm(4)}
     made = model(graph(nodes, [info("y", None)], weights, [info("x", ["n", 3, 4, 1])]), opset=9, ir=5)
     agree(made, {"x": random(1, 3, 4, 1)})
 
 
-def test_an_unsqueeze_at_the_end_before_opset_11() -> None:
+def test_unsqueeze_of_a_negative_axis_before_opset_11_is_not_misread() -> None:
     nodes = [
         node("Conv", "x w", "a"),
         batch_norm("a", "a1"),
@@ -100,25 +100,25 @@ def test_an_unsqueeze_at_the_end_before_opset_11() -> None:
 
 
 def _halved(nodes: list[NodeProto], weights: Weights, shape: list[int], **sizes: Any) -> onnx.ModelProto:
-    """A Conv whose pads hang on the size of `a`, and a BatchNormalization behind it."""
+    """A Conv whose pads depend on the size of `a`, and a BatchNormalization behind it."""
     nodes = [*nodes, node("Conv", "a w", "b", auto_pad="SAME_UPPER", strides=[2, 2]), batch_norm("b", "y")]
     weights = {"w": random(4, 3, 3, 3), **norm(4), **weights}
     return model(graph(nodes, [info("y", None)], weights, [info("x", shape)]), **sizes)
 
 
 @pytest.mark.parametrize(("op", "opset"), [("MaxPool", 17), ("LpPool", 18), ("AveragePool", 19)])
-def test_a_dilated_pool_that_keeps_the_size(op: str, opset: int) -> None:
+def test_the_size_of_a_dilated_pool_with_auto_pad_proves_nothing(op: str, opset: int) -> None:
     pool = node(op, "x", "a", kernel_shape=[2, 2], dilations=[2, 2], auto_pad="SAME_UPPER")
     agree(_halved([pool], {}, [1, 3, 10, 10], opset=opset), {"x": random(1, 3, 10, 10)}, folds=None)
 
 
-def test_a_transposed_convolution_with_output_padding_that_keeps_the_size() -> None:
+def test_the_size_of_a_conv_transpose_with_auto_pad_and_output_padding_proves_nothing() -> None:
     wide = node("ConvTranspose", "x t", "a", strides=[3, 3], output_padding=[1, 1], auto_pad="SAME_UPPER")
     made = _halved([wide], {"t": random(3, 3, 4, 4)}, [1, 3, 9, 9])
     agree(made, {"x": random(1, 3, 9, 9)}, folds=None)
 
 
-def test_a_transposed_convolution_told_to_write_fewer_positions_than_it_reads() -> None:
+def test_an_output_shape_smaller_than_the_input_of_a_conv_transpose_proves_nothing() -> None:
     nodes = [node("ConvTranspose", "x t", "a", output_shape=[4, 4]), batch_norm("a", "s")]
     nodes += [node("Mul", "s k", "u"), node("Add", "u k", "y")]
     weights = {"t": random(3, 4, 3, 3), "k": random(4), **norm(4)}
@@ -126,7 +126,7 @@ def test_a_transposed_convolution_told_to_write_fewer_positions_than_it_reads() 
     agree(made, {"x": random(1, 3, 5, 5)}, folds=None)
 
 
-def test_a_squeeze_of_no_axes_squeezes_all() -> None:
+def test_squeeze_with_an_empty_list_of_axes_proves_nothing() -> None:
     nodes = [
         node("Squeeze", "x e", "a"),
         batch_norm("a", "b"),
@@ -138,7 +138,7 @@ def test_a_squeeze_of_no_axes_squeezes_all() -> None:
     agree(made, {"x": random(1, 4, 4, 1)}, folds=None)
 
 
-def test_an_einsum_that_broadcasts() -> None:
+def test_the_sizes_of_an_einsum_that_broadcasts_prove_nothing() -> None:
     nodes = [
         node("Einsum", "x z", "a", equation="abcd,abcd->abcd"),
         node("Add", "a u", "s"),
@@ -153,7 +153,7 @@ def test_an_einsum_that_broadcasts() -> None:
 
 
 @pytest.mark.parametrize("narrow", ["BOOL", "UINT8", "INT8"])
-def test_a_size_cast_to_what_does_not_hold_it(narrow: str) -> None:
+def test_a_size_cast_to_a_type_that_cannot_hold_it_proves_nothing(narrow: str) -> None:
     nodes = [
         node("Shape", "x", "sh"),
         node("Gather", "sh two", "c0"),
@@ -177,7 +177,7 @@ def test_a_size_cast_to_what_does_not_hold_it(narrow: str) -> None:
 
 
 @pytest.mark.parametrize("factor", [0.3, 1.7])
-def test_a_size_computed_in_half_precision(factor: float) -> None:
+def test_a_size_computed_in_half_precision_proves_nothing(factor: float) -> None:
     nodes = [
         node("Shape", "x", "s"),
         node("Gather", "s ix", "c"),
@@ -193,14 +193,14 @@ def test_a_size_computed_in_half_precision(factor: float) -> None:
 
 
 @pytest.mark.parametrize("end", [2**31 - 1, 2**63 - 1])
-def test_a_slice_backwards_to_the_end(end: int) -> None:
+def test_a_slice_backwards_to_the_greatest_end_proves_nothing(end: int) -> None:
     weights = {"st": [-1], "en": [end], "ax": [2], "sp": [-1]}
     made = _halved([node("Slice", "x st en ax sp", "a")], weights, [1, 3, 5, 5])
     agree(made, {"x": random(1, 3, 5, 5)}, folds=None)
 
 
-def test_a_shape_that_cannot_be_computed() -> None:
-    """Nobody runs the branch that needs it."""
+def test_a_shape_that_cannot_be_computed_does_not_stop_folds_elsewhere() -> None:
+    """No run takes the branch that needs it."""
     nodes = [node("Conv", "x w", "a"), node("Gather", "t i", "s"), node("Reshape", "a s", "o")]
     then = graph(nodes, [info("o", None)])
     other = graph([node("Conv", "x u", "b"), batch_norm("b", "o2")], [info("o2", None)])
@@ -208,7 +208,7 @@ def test_a_shape_that_cannot_be_computed() -> None:
     agree(rarely(then, other, weights), {"x": random(1, 3, 4, 4)}, folds=1)
 
 
-def test_a_shape_that_is_not_what_was_inferred() -> None:
+def test_a_constant_with_another_shape_than_inferred_is_not_used() -> None:
     nodes = [
         node("Shape", "x", "s"),
         node("Gather", "s one", "c"),
