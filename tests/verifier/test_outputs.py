@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.records.verdict import Status, Verification
+from onnx_repfuse.verifier.inputs import FeedSpec
 from onnx_repfuse.verifier.outputs.compare import verify_outputs
 from tests.verifier.small_models import F, build, info
 
@@ -242,6 +243,17 @@ def test_the_parts_of_a_sequence_are_judged_one_by_one() -> None:
     model = build(nodes, [info("x", [3, 4])], [helper.make_value_info("y", kind)])
     result = check(model, model)
     assert {verdict.name for verdict in result.outputs} == {"y.length", "y[0]", "y[1]", "y[2]"}
+    assert result
+
+
+def test_a_sequence_input_is_no_output() -> None:
+    """Its parts were once taken for outputs that only the result has."""
+    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(F, None))
+    nodes = [helper.make_node("SequenceAt", ["x", "i"], ["t"]), helper.make_node("Exp", ["t"], ["y"])]
+    model = build(nodes, [helper.make_value_info("x", kind)], [info("y", None)], {"i": np.int64(1)})
+    data = tuple({"x": [np.full(3, step + part, np.float32) for part in range(2)]} for step in range(2))
+    result = check(model, model, spec=FeedSpec(data=data))
+    assert [verdict.name for verdict in result.outputs] == ["y"]
     assert result
 
 

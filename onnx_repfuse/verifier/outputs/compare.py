@@ -137,7 +137,7 @@ def _measure_noise_where_failing(baseline: Baseline, values: Values) -> bool:
 
 
 def _run_candidate(baseline: Baseline, fused: Model, by_position: bool) -> tuple[dict[FeedKey, Row], str]:
-    """(the candidate's outputs, deciding tensors and inputs under the original's names, its backend).
+    """(the candidate's outputs and deciding tensors under the original's names, its backend).
 
     Raises:
         DoesNotRun, _DifferentInterface.
@@ -152,9 +152,9 @@ def _run_candidate(baseline: Baseline, fused: Model, by_position: bool) -> tuple
             feed = baseline.feed(key)
             renamed = {input_names[name]: value for name, value in feed.items()}
             results = session.run(renamed, [*output_names.values(), *deciding])
-            row = {**feed, **{name: results[name] for name in deciding}}
+            row = {name: results[name] for name in deciding}
             row.update({name: results[other] for name, other in output_names.items()})
-            values[key] = flatten(row)
+            values[key] = baseline.with_deciding_inputs(flatten(row), feed)
         return values, session.backend
 
 
@@ -199,9 +199,8 @@ def _samples(baseline: Baseline, values: Values) -> Samples:
         variants = [
             rows.get(key, {}) for rows in (baseline.by_inputs, baseline.by_weights, baseline.optimized)
         ]
-        extra = [name for name in fused if name not in baseline.inputs]
         # Parts of a sequence have names of their own, so either model may have more of them.
-        for name in dict.fromkeys([*original, *extra]):
+        for name in dict.fromkeys([*original, *fused]):
             sample = Sample(key, original.get(name), fused.get(name), *(row.get(name) for row in variants))
             samples.setdefault(name, []).append(sample)
     return samples
