@@ -171,26 +171,25 @@ def _per_channel(
     if rank is None:
         return _per_channel_at_any_rank(channel_layout, shape)
     if len(shape) > rank:
-        return Declined(
-            Reason.BROADCAST, f"its constant of shape {list(shape)} changes the rank of its input"
-        )
+        return _broadcasts(shape, "changes the rank of its input")
     aligned = (1,) * (rank - len(shape)) + shape  # (C, 1, 1) -> (1, C, 1, 1)
     varying = [axis for axis, dim in enumerate(aligned) if dim != 1]
     if not varying:  # one value for all channels
         return channel_layout
-    channel = channel_layout.channel_axis % rank
+    channel, channels = channel_layout.channel_axis % rank, channel_layout.channels
     if varying != [channel]:
-        return Declined(Reason.BROADCAST, f"its constant of shape {list(shape)} is not per channel")
-    # The layout is that of the output. The input may have a single channel, which the constant broadcasts.
+        return _broadcasts(shape, "is not per channel")
+    # The layout may be that of the output: an input with a single channel is broadcast by the constant.
     operand, dims = context.channel_layout(name), context.scope.shape(name)
-    channels = channel_layout.channels
-    if aligned[channel] != channels or (operand is not None and operand.channels != channels):
-        return Declined(
-            Reason.BROADCAST, f"its constant of shape {list(shape)} changes the number of channels"
-        )
+    if {aligned[channel], channels if operand is None else operand.channels} != {channels}:
+        return _broadcasts(shape, "changes the number of channels")
     if operand is None and (dims is None or dims[channel] != channels):
         return Declined(Reason.SHAPE, "the channels of its input are not known")
     return channel_layout
+
+
+def _broadcasts(shape: tuple[int, ...], clause: str) -> Declined:
+    return Declined(Reason.BROADCAST, f"its constant of shape {list(shape)} {clause}")
 
 
 def _per_channel_at_any_rank(
