@@ -19,7 +19,7 @@ __all__ = ["USELESS", "CliArguments", "Option", "check", "declared", "flag_of", 
 
 _Default = TypeVar("_Default")
 
-# What some runs do not do, and what an option declared `useless=(run, ...)` is told there.
+# What some runs do not do: what an option declared `useless=(run, ...)` is told there.
 USELESS = {
     "compare": "--compare fuses and writes nothing, so {} has no meaning",
     "explain": "--explain only prints, so {} has no meaning",
@@ -27,6 +27,17 @@ USELESS = {
     "in_place": "{} needs both files, and --in-place overwrites one: give an output instead",
     "no_check": "--no-check runs no comparison, so {} has no meaning",
 }
+_TWO_OUTPUTS = "--in-place overwrites one input, so no output can be given besides it"
+_TWO_RUNS = "{} and {} contradict each other: each is a run of its own"
+CONTRADICTIONS = (
+    ("plan", "explain", _TWO_RUNS.format("--plan", "--explain")),
+    ("plan", "compare", _TWO_RUNS.format("--plan", "--compare")),
+    ("explain", "compare", _TWO_RUNS.format("--explain", "--compare")),
+    ("output", "out_dir", "-o and --out-dir contradict each other: give one of them"),
+    ("in_place", "output", _TWO_OUTPUTS),
+    ("in_place", "out_dir", _TWO_OUTPUTS),
+    ("quiet", "verbose", "-q and -v contradict each other"),
+)
 _FUSING_ONLY = ("compare", "explain")
 
 
@@ -242,80 +253,71 @@ def check(given: CliArguments) -> None:
     """Raise UsageError with one sentence if two options contradict each other."""
     if not given.models:
         raise UsageError("no model was given; --help shows how")
-    # A run of its own is checked before its files: "--compare writes nothing" tells more than a count of files.
-    for rule in (_empty_names, _several_runs, _useless, _outputs, _model_count, _rest):
+    # The run is checked before its files: "--compare writes nothing" says more than a count of files.
+    for rule in (_empty_names, _contradictions, _useless, _file_count, _jobs):
         for problem in rule(given):
             raise UsageError(problem)
 
 
-def _given(given: CliArguments) -> list[tuple[str, Option]]:
+def _given(given: CliArguments) -> dict[str, Option]:
     """The options that are not at their default, by field."""
-    return [
-        (entry.name, option) for entry, option in declared() if getattr(given, entry.name) != entry.default
-    ]
+    return {entry.name: option for entry, option in declared() if getattr(given, entry.name) != entry.default}
 
 
 def _empty_names(given: CliArguments) -> Iterator[str]:
     """An empty word is what a shell makes of a variable that is not set."""
     if "" in given.models:
         yield "the name given for the model is empty"
-    for name, option in _given(given):
+    for name, option in _given(given).items():
         value = getattr(given, name)
         if value == "" or (name == "input_data" and "" in value):
             yield f"the name given for {flag_of(option)} is empty"
 
 
-def _runs(given: CliArguments) -> list[str]:
-    asked = {"plan": given.plan, "explain": given.explain is not None, "compare": given.compare}
-    return [run for run, on in asked.items() if on]
-
-
-def _several_runs(given: CliArguments) -> Iterator[str]:
-    runs = _runs(given)
-    if len(runs) > 1:
-        yield f"--{runs[0]} and --{runs[1]} contradict each other: each is a run of its own"
-
-
-def _model_count(given: CliArguments) -> Iterator[str]:
-    count = len(given.models)
-    if given.compare and count != 2:
-        yield f"--compare takes two models, not {count}"
-    if given.explain is not None and count > 1:
-        yield USELESS["explain"].format("an output file")
-    if not (given.compare or given.explain is not None or given.many or count <= 2):
-        yield f"{count} files were given: with more than two, all are models and --out-dir is needed"
+def _contradictions(given: CliArguments) -> Iterator[str]:
+    present = _given(given).keys()
+    for first, second, sentence in CONTRADICTIONS:
+        if {first, second} <= present:
+            yield sentence
 
 
 def _useless(given: CliArguments) -> Iterator[str]:
     """Options that the run asked for does not use."""
-    runs = _runs(given)
-    runs += ["in_place"] if given.in_place else []
-    runs += [] if given.check else ["no_check"]
-    for run in runs:
-        for _, option in _given(given):
-            if run in option.useless:
-                yield USELESS[run].format(flag_of(option))
+    present = _given(given)
+    runs = {*present, *(() if given.check else ("no_check",))}
+    for run, sentence in USELESS.items():
+        if run in runs:
+            yield from (
+                sentence.format(flag_of(option)) for option in present.values() if run in option.useless
+            )
     # With --bench the data has a use: it is what the models are timed on.
     if given.input_data and not (given.check or given.bench):
         yield USELESS["no_check"].format("--input-data")
 
 
-def _outputs(given: CliArguments) -> Iterator[str]:
+def _file_count(given: CliArguments) -> Iterator[str]:
     count = len(given.models)
-    if given.output is not None and given.many:
-        yield "-o and --out-dir contradict each other: give one of them"
-    if given.in_place and (given.output is not None or given.many or count > 1):
-        yield "--in-place overwrites one input, so no output can be given besides it"
-    if given.output is not None and count == 2:
+    if given.compare:
+        if count != 2:
+            yield f"--compare takes two models, not {count}"
+    elif given.explain is not None:
+        if count > 1:
+            yield USELESS["explain"].format("an output file")
+    elif given.in_place:
+        if count > 1:
+            yield _TWO_OUTPUTS
+    elif count > 2 and not given.many:
+        yield f"{count} files were given: with more than two, all are models and --out-dir is needed"
+    elif count == 2 and given.output is not None:
         yield "the output is given twice: by -o and as the second file; give one of them"
-    if given.jobs is not None and not given.many:
+
+
+def _jobs(given: CliArguments) -> Iterator[str]:
+    if given.jobs is None:
+        return
+    if not given.many:
         yield "--jobs is for several models: it needs --out-dir"
-
-
-def _rest(given: CliArguments) -> Iterator[str]:
-    if given.quiet and given.verbose:
-        yield "-q and -v contradict each other"
     if given.jobs == 0:
         yield "--jobs takes a number of processes, or -1 for one per core; not 0"
-    if given.bench and given.jobs not in (None, 1):
+    if given.bench and given.jobs != 1:
         yield "--bench times one model at a time, so --jobs has no meaning"

@@ -67,7 +67,8 @@ def _run(tasks: list[Task], given: CliArguments) -> list[Outcome]:
 def _explain(given: CliArguments, options: Options) -> int:
     from onnx_repfuse.cli.explain import explain
 
-    text = explain(given.models[0], given.explain or "", options)
+    assert given.explain is not None
+    text = explain(given.models[0], given.explain, options)
     return _to_stdout(lambda: print(text), 0)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,15 @@ def test_every_choice_of_the_library_is_one_option_with_the_same_default():
     names = [option.library for _, option in declared() if option.library]
     assert sorted(names) == sorted(entry.name for entry in fields(Options))
     assert to_options(CliArguments(("net.onnx",))) == Options()
+
+
+def test_every_key_of_the_json_report_that_an_option_fills_exists():
+    schema = json.loads(
+        files("onnx_repfuse.report").joinpath("report.schema.json").read_text(encoding="utf-8")
+    )
+    keys = {option.report for _, option in declared() if option.report}
+    assert keys == {"bench", "gates", "precision", "verification"}
+    assert keys <= schema["$defs"]["run"]["properties"].keys()
 
 
 def test_the_library_page_names_every_choice():
