@@ -75,9 +75,7 @@ def activations(
     if scope.opset < HARD_SIGMOID_OPSET:
         return
     for node in scope.nodes:
-        if node.op != "Clip" or not _is_float32(scope, node):
-            continue
-        activation = _activation(scope, node)
+        activation = _activation(scope, node) if node.op == "Clip" else None
         if activation is None or activation.output in banned:
             continue
         if not any(is_kept(absorbed) for absorbed in activation.absorbed):
@@ -90,26 +88,31 @@ def _is_float32(scope: Scope, clip: gs.Node) -> bool:
 
 
 def _activation(scope: Scope, clip: gs.Node) -> Activation | None:
-    largest = _upper_limit(scope, clip)
-    if largest is None or not _has_channels(scope, clip):
-        return None
-    scaling = _scaling_after(scope, clip, largest)
-    if scaling is None:
+    largest = _upper_limit(scope, clip) if _is_float32(scope, clip) else None
+    scaling = None if largest is None else _scaling_after(scope, clip, largest)
+    if scaling is None or not _has_channels(scope, clip):
         return None
     argument, before = _affine_before(scope, clip)
+    if len(before) + len(scaling.nodes) == (scaling.other is not None):
+        return None  # a Clip from 0 to 1, or its product with another tensor: there is nothing to save
     alpha, beta = argument.factor * scaling.factor, argument.offset * scaling.factor
-    is_whole = len(before) + len(scaling.nodes) > (scaling.other is not None)  # else there is nothing to save
-    if not is_whole or alpha == 0 or not all(np.isfinite(np.float32(value)) for value in (alpha, beta)):
-        return None
+    if alpha == 0 or not all(np.isfinite(np.float32(value)) for value in (alpha, beta)):
+        return None  # attributes are float32
     absorbed = [*before, clip, *scaling.nodes]
-    if abs(alpha * 6 - 1) <= ULP and abs(beta * 2 - 1) <= ULP:
+    product = None
+    if _is_hard_swish(alpha, beta):
         product = _product_with_source(scope, absorbed[-1], argument.source, scaling.other)
-        if product is not None and scope.opset < OPERATORS["HardSwish"].since:
-            # what scales behind the Clip may still fold
-            return Activation(absorbed[-1].outputs[0].name, clip, [*before, clip], [])
-        if product is not None:
-            return _hard_swish(scope, argument.source, absorbed, product)
-    return _hard_sigmoid(scope, argument.source, absorbed, scaling.other, {"alpha": alpha, "beta": beta})
+    if product is None:
+        return _hard_sigmoid(scope, argument.source, absorbed, scaling.other, {"alpha": alpha, "beta": beta})
+    if scope.opset < OPERATORS["HardSwish"].since:
+        # what scales behind the Clip is not absorbed, so that it may still fold
+        return Activation(absorbed[-1].outputs[0].name, clip, [*before, clip], [])
+    return _hard_swish(scope, argument.source, absorbed, product)
+
+
+def _is_hard_swish(alpha: float, beta: float) -> bool:
+    """HardSwish(x) = x * HardSigmoid(x; 1/6, 1/2) (ONNX spec); exporters round 1/6."""
+    return max(abs(alpha * 6 - 1), abs(beta * 2 - 1)) <= ULP
 
 
 def _hard_swish(scope: Scope, source: str, absorbed: list[gs.Node], product: gs.Node) -> Activation:

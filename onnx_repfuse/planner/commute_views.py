@@ -36,8 +36,10 @@ def under_view(
     if view is None and Kind.COMMUTE not in candidate.roles:
         return
     source = inner.sources[0]
-    entry = entries.get(str(source))
-    if len(inner.sources) > 1 or not isinstance(source, str) or entry is None or not is_free(source):
+    if len(inner.sources) > 1 or not isinstance(source, str) or not is_free(source):
+        return  # what else reads a source would need it in both forms
+    entry = entries.get(source)
+    if entry is None:
         return
     for below in entry.candidates:
         form = inline(inner, source, below.form)

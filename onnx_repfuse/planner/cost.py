@@ -32,15 +32,14 @@ __all__ = [
 ]
 
 MacPrice = Literal["dense_mac", "grouped_mac", "depthwise_mac"]
-_WIDE = (
-    16  # channels per group from which a grouped convolution keeps vector units about as busy as a dense one
-)
+# channels per group from which a grouped convolution keeps vector units about as busy as a dense one
+MIN_CHANNELS_OF_WIDE_GROUP = 16
 
 
 def mac_price(geometry: Geometry) -> MacPrice:
     """The field of `CostModel` that prices a convolution's multiply-adds."""
     width = geometry.c_in // geometry.groups
-    if geometry.groups == 1 or width >= _WIDE:
+    if geometry.groups == 1 or width >= MIN_CHANNELS_OF_WIDE_GROUP:
         return "dense_mac"
     return "depthwise_mac" if width == 1 else "grouped_mac"
 

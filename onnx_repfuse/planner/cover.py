@@ -147,6 +147,7 @@ class Cover:
                 lowered = lowered.viewed(view, form.channels, view_cost(self.model, view, size, elements), "")
         if lowered is None or lowered.steps or not self.context.scope.is_seen(lifted.output):
             return lowered
+        # the output is its source, but a graph output must keep its name
         copy = Step("Identity", (lowered.result,), form.channels, layout=form.layout)
         return Lowered((copy,), 0, self._copy(elements).cost, 0)
 
@@ -335,7 +336,7 @@ class Cover:
             candidate = option.candidate
             if candidate is not None:
                 nodes += candidate.nodes
-                below = below or candidate.convolves
+                below |= candidate.convolves
                 roles |= candidate.roles
         facts = operator(lifted.node)
         convolves = facts.weight is not None and not facts.scatters
@@ -359,14 +360,19 @@ def _fits(form: Form, operand: Operand) -> bool:
 
 
 def _writes_itself(lifted: LinearOp) -> bool:
-    """Whether the form of the node alone would be lowered to the node itself, at the same price."""
+    """Whether the form of the node alone would be lowered to the node itself, at the same price.
+
+    Then it need not be lowered to know its price, which spares most of the work in networks that are folded already.
+    """
     if lifted.view is not None or lifted.inner_nodes or lifted.padding_value is not None:
         return False
     facts, kernel = operator(lifted.node), lifted.terms[0].kernel
     if facts.weight is not None:
-        return not isinstance(kernel, Vector)
+        return not isinstance(kernel, Vector)  # a 1x1 depthwise Conv would become a Mul
     if facts.normalizes:
+        # without a bias it would become a Mul, with factors of 1 an Add
         return not lifted.bias.is_zero and not (isinstance(kernel, Vector) and kernel.is_one)
     if lifted.node.op not in ("Add", "Sum", "Concat") or not lifted.bias.is_zero:
         return False
+    # the same tensor twice would become a Mul by 2
     return len(lifted.terms) == len(lifted.operands) == len({o.name for o in lifted.operands}) > 1

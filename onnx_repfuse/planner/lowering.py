@@ -212,11 +212,11 @@ class _Writer:
         return result
 
     def normalizes(self, terms: Sequence[Term]) -> bool:
-        """Whether one BatchNormalization may compute it: its channels are on axis 1."""
+        """Whether one BatchNormalization may compute the sum. ONNX's has the channels on axis 1."""
         return self.may_normalize and len(terms) == 1 and self.takes_bias(terms[0])
 
     def takes_bias(self, term: Term) -> bool:
-        """Whether Conv or Gemm computes it, rather than MatMul."""
+        """Whether Conv or Gemm computes it, which take a bias; MatMul does not, and Gemm reads matrices only."""
         return term.kernel.geometry.channel_axis == 1 or self.sizes.is_matrix(term.source)
 
     def factor(self, term: Term, kernel: Vector, size: int, bias: Bias | None) -> Hashable:

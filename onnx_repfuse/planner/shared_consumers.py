@@ -121,8 +121,10 @@ def _inline(cover: Cover, name: str, roots: Sequence[str], names: Sequence[str])
         if outer is None or entry.candidates[:1] != [outer] or not outer.reads_existing:
             return False  # something else is cheaper, and may be allowed now
         candidate = _inlined(cover, outer, name, inner)
-        price = None if candidate is None else cover.price(cover.lifts[root], candidate)
-        if candidate is None or price is None or not cover.is_allowed(candidate.roles):
+        if candidate is None or not cover.is_allowed(candidate.roles):
+            return False
+        price = cover.price(cover.lifts[root], candidate)
+        if price is None:
             return False
         original = entry.original.plus(cover.entries[name].original)
         cover.entries[root] = Entry(price, original, entry.node, candidate, [candidate])
