@@ -53,7 +53,7 @@ def lift_batch_normalization(context: Context, node: gs.Node) -> LinearOp | Decl
     with np.errstate(all="ignore"):
         factor = scale / np.sqrt(variance + epsilon)
         moved = mean * factor
-        terms = np.abs(shift) + np.abs(moved)
+        terms = np.abs(shift) + np.abs(moved)  # magnitudes, which may exceed |shift - moved| by far
         is_finite = np.isfinite(factor + terms).all()
         offset = shift - moved
     if not is_finite:
@@ -139,7 +139,7 @@ def _tensor_and_constant(context: Context, node: gs.Node) -> tuple[str, Const, b
     if len(node.inputs) != 2:
         return None
     names = [tensor.name for tensor in node.inputs]
-    left, right = (context.scope.const(name) for name in names)
+    left, right = (context.scope.const(name) for name in names)  # both: folded as a constant elsewhere
     if left is None:
         operands = None if right is None else (names[0], right, False)
     else:

@@ -62,7 +62,9 @@ def _bias(context: Context, node: gs.Node, channels: int) -> Bias | Declined | N
     const = _parameter(context, name)
     if not isinstance(const, Const):
         return const
-    return _if_finite(bias_of_const(const, channels, const.data_type)) if const.shape == (channels,) else None
+    if const.shape != (channels,):  # invalid
+        return None
+    return _if_finite(bias_of_const(const, channels, const.data_type))
 
 
 def _if_finite(bias: Bias) -> Bias | Declined:
@@ -170,7 +172,7 @@ def lift_conv(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     pads = resolve_pads(context, node, kernel)
     if isinstance(pads, Declined):
         return pads
-    groups = node.attrs.get("group", 1)
+    groups = node.attrs.get("group", 1)  # the weight is (c_out, c_in / groups, *kernel)
     geometry = conv_geometry(node, weight.shape[1] * groups, weight.shape[0], kernel, groups, pads)
     if isinstance(geometry, Declined):
         return geometry
@@ -189,7 +191,7 @@ def lift_conv_transpose(context: Context, node: gs.Node) -> LinearOp | Declined 
     # With these, the pads follow from the input's size, which is usually not known.
     if node.attrs.get("output_shape") or auto_pad not in ("NOTSET", "VALID"):
         return Declined(Reason.UNSUPPORTED, "ConvTranspose with output_shape or auto_pad=SAME is not handled")
-    groups = node.attrs.get("group", 1)
+    groups = node.attrs.get("group", 1)  # the weight is (c_in, c_out / groups, *kernel)
     try:
         geometry = Geometry.conv_transpose(
             weight.shape[0],
@@ -248,7 +250,7 @@ def lift_gemm(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     geometry = Geometry.dense(c_in, c_out)
     kernel = _kernel(geometry, weight, (lambda w: w) if is_transposed else (lambda w: w.T))
     alpha = float(node.attrs.get("alpha", 1.0))
-    if alpha != 1.0:
+    if alpha != 1.0:  # of the product alone: the bias has beta
         kernel = Scaled(geometry, kernel, np.full(c_out, alpha))
     bias = _gemm_bias(context, node, c_out, weight.data_type)
     if not isinstance(bias, Bias):
@@ -260,7 +262,7 @@ def _gemm_bias(context: Context, node: gs.Node, channels: int, data_type: int) -
     """`beta * C`, where C broadcasts along the rows: shape (), (1,), (n,), (1, 1) or (1, n)."""
     beta = float(node.attrs.get("beta", 1.0))
     name = optional_input(node, 2)
-    if not name or beta == 0.0:
+    if not name or beta == 0.0:  # then C is not read, whatever it holds
         return Bias.zeros(channels)
     const = context.scope.const(name)
     if const is None:

@@ -48,6 +48,7 @@ def lift_concat(context: Context, node: gs.Node) -> LinearOp | None:
 
 def _part(context: Context, node: gs.Node, name: str, layout: tuple[int, int]) -> Operand | None:
     """One input of a Concat, if it is no constant and its channels are concatenated."""
+    # A constant has no term: its values would be a bias for each position.
     part = context.channel_layout(name)
     if part is None or part.layout != layout or context.scope.const(name) is not None:
         return None
@@ -86,7 +87,8 @@ def _selected_range(context: Context, node: gs.Node) -> tuple[int, int, int] | N
     if arguments is None:
         return None
     starts, ends, axes, steps = arguments
-    axes = axes or [0]
+    axes = axes or [0]  # left out, they are the first axes
+    # A step picks every n-th channel, or reverses them: a kernel, but not one that terms can write as a range.
     if not len(starts) == len(ends) == len(axes) == 1 or steps not in ([], [1]):
         return None
     return axes[0], starts[0], ends[0]

@@ -34,6 +34,7 @@ def lift_sum(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     output = node.outputs[0].name
     names = [tensor.name for tensor in node.inputs]
     channel_layout = context.float_layout(output)
+    # With two operands that is `lift_arithmetic`; a constant among three or more is rare, and is left as it is.
     has_constant = any(context.scope.const(name) is not None for name in names)
     if channel_layout is None or has_constant or not all(names):
         return None

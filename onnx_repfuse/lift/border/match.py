@@ -84,7 +84,7 @@ def _pads_space(box: SourceBox, channel_layout: ChannelLayout) -> bool:
 
 def _value_around(tensor: SymbolicTensor, box: SourceBox, channels: int) -> Array:
     """The value of each channel, shape (channels,), if it is the same all around the whole source."""
-    if tensor.values.shape[1] > channels:
+    if tensor.values.shape[1] > channels:  # more cells than positions: what was inferred contradicts the file
         raise NotProved
     # One cell per channel, then flat: (channels, cells over batch and space).
     zeros = (0,) * tensor.rank
@@ -94,6 +94,7 @@ def _value_around(tensor: SymbolicTensor, box: SourceBox, channels: int) -> Arra
     values = np.moveaxis(tensor.values, 1, 0).reshape(channels, -1).astype(np.float64)
     is_source = np.moveaxis(tensor.is_source, 1, 0).reshape(channels, -1)[0]
     around = values[:, ~is_source]
+    # One value per channel is what a convolution can pad with; NaN and infinity would not stay on the padding.
     if not np.isfinite(around).all() or (around != around[:, :1]).any():
         raise NotProved
     return np.array(around[:, 0])
@@ -156,6 +157,6 @@ def _add_consumers(context: Context, node: gs.Node, inner: dict[int, gs.Node]) -
             if id(consumer) not in inner:
                 inner[id(consumer)] = consumer
                 pending.extend(tensor.name for tensor in consumer.outputs)
-        if len(inner) > size + MAX_INNER_NODES:
+        if len(inner) > size + MAX_INNER_NODES:  # they lead into the rest of the network
             return False
     return True

@@ -49,7 +49,7 @@ class Propagator:
 
     def tensor_of(self, name: str) -> SymbolicTensor:
         """What the tensor `name` holds. Raises NotProved if not even its rank is known."""
-        if name not in self.tensors:
+        if name not in self.tensors:  # a tensor may be read by many of the nodes
             self.depth += 1
             self.tensors[name] = self._compute(name) if self.depth <= MAX_DEPTH else None
             self.depth -= 1
@@ -136,7 +136,7 @@ def _constant_of_shape(propagator: Propagator, node: gs.Node) -> SymbolicTensor:
 
 def _transpose(propagator: Propagator, node: gs.Node) -> SymbolicTensor:
     tensor = propagator.tensor_of(node.inputs[0].name)
-    return tensor.transposed(node.attrs.get("perm") or range(tensor.rank)[::-1])
+    return tensor.transposed(node.attrs.get("perm") or range(tensor.rank)[::-1])  # reversed by default
 
 
 def _slice(propagator: Propagator, node: gs.Node) -> SymbolicTensor:
@@ -153,7 +153,7 @@ def _pad(propagator: Propagator, node: gs.Node) -> SymbolicTensor:
     pads = read_pads(propagator.context, node, tensor.rank)
     if isinstance(pads, Declined) or node.attrs.get("mode", "constant") != "constant":
         raise NotProved
-    if min((*pads.begin, *pads.end), default=0) < 0:
+    if min((*pads.begin, *pads.end), default=0) < 0:  # it crops
         raise NotProved
     return padded(tensor, pads.begin, pads.end, pads.value)
 
@@ -240,7 +240,7 @@ def _check_size_is_kept(propagator: Propagator, node: gs.Node, number: int, oper
 
 def _scatter_nd(propagator: Propagator, node: gs.Node) -> SymbolicTensor:
     """ScatterND that assigns to consecutive positions along each axis."""
-    if node.attrs.get("reduction", "none") not in ("none", b"none"):
+    if node.attrs.get("reduction", "none") not in ("none", b"none"):  # adds to the data
         raise NotProved
     target, updates = (propagator.tensor_of(node.inputs[number].name) for number in (0, 2))
     proved = sizes(propagator.context, node.inputs[0].name, target.rank)

@@ -30,6 +30,7 @@ def scatter_ranges(context: Context, node: gs.Node, sizes: Sizes, max_elements: 
     if const is None:
         rows = _computed_rows(context, node.inputs[0].name, node.inputs[1].name, len(sizes))
         return [rows, *(AxisRange(),) * (len(sizes) - 1)]
+    # (n, 1) for whole rows, (n_0, .., n_d, d + 1) for a block: one index vector for each assigned slice.
     if const.size > max_elements or len(const.shape) < 2 or 0 in const.shape:
         raise NotProved
     return _constant_ranges(np.asarray(const.read()), sizes)
@@ -95,6 +96,7 @@ def _producer(context: Context, name: str, op: str) -> gs.Node:
 
 def _range_of_bounds(lo: int, hi: int) -> AxisRange:
     """`lo:hi` as in Python, where negative numbers count from the end. Raises NotProved if it may be empty."""
+    # Where an axis is shorter than lo or hi say, the updates do not fit the range and the node does not run.
     if hi >= TO_THE_END:
         return AxisRange(before=lo) if lo >= 0 else AxisRange(length=-lo, from_end=True)
     if lo >= 0 > hi:

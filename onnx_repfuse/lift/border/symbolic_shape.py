@@ -134,6 +134,7 @@ def _slice_sizes(context: Context, node: gs.Node, rank: int, depth: int) -> Size
     starts, ends, axes = (constant_ints(context, node, number) for number in (1, 2, 3))
     if constant_ints(context, node, 4, [1]) != [1]:
         raise NotProved
+    # Of an empty axis it would leave none; but then the Conv behind the padding gets none, too, and does not run.
     result = sizes(context, node.inputs[0].name, rank, depth)
     for start, end, axis in zip(starts, ends, axes, strict=True):
         result[axis] = 1 if (start, end) == (0, 1) else None
@@ -226,7 +227,7 @@ def size_key(context: Context, name: str, axis: int) -> tuple[str, int, int]:
 
 def _axis_of_input(context: Context, node: gs.Node, axis: int) -> tuple[int, int] | None:
     """The axis of the first input that becomes `axis` of the output, and how many positions are added to it."""
-    if node.op in ("Identity", "ScatterND"):
+    if node.op in ("Identity", "ScatterND"):  # assigning does not change the shape
         return axis, 0
     if node.op == "Transpose" and node.attrs.get("perm"):
         return node.attrs["perm"][axis], 0

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 Cells = NDArray[Any]
-MAX_CELLS = 64  # positions of a concatenated part, each of which gets a cell
+MAX_CELLS = 64  # positions of a concatenated part, each of which gets a cell: no padding is wider
 
 
 class NotProved(Exception):  # noqa: N818 - an outcome, not a fault
