@@ -116,7 +116,7 @@ class Document:
         return unpack(tensor.data_type, tuple(tensor.dims), octets)
 
     @property
-    def external(self) -> bool:
+    def has_external_data(self) -> bool:
         """Whether any tensor of the input is stored in another file."""
         return bool(self.data_files.by_location)
 

@@ -97,7 +97,7 @@ class Edit:
 
 
 _NO_EDIT = Edit()
-Scope = onnx.GraphProto | onnx.FunctionProto
+GraphOrFunction = onnx.GraphProto | onnx.FunctionProto
 Names = Mapping[str, str]  # old name -> new name
 Placeholder = Callable[[NewTensor, bool], onnx.TensorProto]
 
@@ -115,9 +115,9 @@ def apply_edits(model: onnx.ModelProto, edits: Mapping[ScopeKey, Edit], placehol
         OutputError: an edit names a graph or a node that is not there.
     """
     editor = _Editor(edits, model.ir_version, placeholder)
-    editor.scope(model.graph, (), {})
+    editor.edit_scope(model.graph, (), {})
     for index, function in enumerate(model.functions):
-        editor.scope(function, ("function", index), {})
+        editor.edit_scope(function, ("function", index), {})
     missed = editor.edits.keys() - editor.visited
     if missed:
         raise OutputError(f"there is no graph {min(missed, key=repr)!r} to edit")
@@ -134,7 +134,7 @@ class _Editor:
         self._ir_version = ir_version
         self._placeholder = placeholder
 
-    def scope(self, graph: Scope, scope: ScopeKey, names: Names) -> None:
+    def edit_scope(self, graph: GraphOrFunction, scope: ScopeKey, names: Names) -> None:
         """Edit a graph or a function; `names` are the new names of tensors outside."""
         if scope not in self._on_the_way and not names:
             return
@@ -162,11 +162,11 @@ class _Editor:
                 node.input[index] = names[name]
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                self.scope(attribute.g, (*key, attribute.name), names)
+                self.edit_scope(attribute.g, (*key, attribute.name), names)
             for index, graph in enumerate(attribute.graphs):
-                self.scope(graph, (*key, attribute.name, "graphs", index), names)
+                self.edit_scope(graph, (*key, attribute.name, "graphs", index), names)
 
-    def _constants(self, graph: Scope, scope: ScopeKey, edit: Edit) -> list[onnx.NodeProto]:
+    def _constants(self, graph: GraphOrFunction, scope: ScopeKey, edit: Edit) -> list[onnx.NodeProto]:
         """The new tensors as Constant nodes, where they cannot be initializers."""
         if self._has_initializers(graph, scope):
             return []
@@ -193,7 +193,7 @@ class _Editor:
             if self._ir_version < 4:
                 graph.input.append(onnx.helper.make_tensor_value_info(new.name, new.data_type, new.shape))
 
-    def _has_initializers(self, graph: Scope, scope: ScopeKey) -> bool:
+    def _has_initializers(self, graph: GraphOrFunction, scope: ScopeKey) -> bool:
         """Whether new tensors can be initializers.
 
         A function has none. Before IR version 4 every initializer is a graph input, too, which the graphs of an If
@@ -224,7 +224,7 @@ def _rename_outputs(graph: onnx.GraphProto, names: Names) -> None:
             output.name = names[output.name]
 
 
-def _edit_nodes(graph: Scope, edit: Edit, constants: list[onnx.NodeProto]) -> None:
+def _edit_nodes(graph: GraphOrFunction, edit: Edit, constants: list[onnx.NodeProto]) -> None:
     if not constants and not edit.removed_nodes and not edit.inserted:
         return
     nodes = constants  # first, as everything may read them

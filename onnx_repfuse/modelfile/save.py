@@ -57,7 +57,7 @@ def save(
             size = _copy(document, target, staging)
             if size is not None:
                 return size
-        if external is False or not (external or document.external):
+        if external is False or not (external or document.has_external_data):
             rope = serialize(document, edits)
             if rope.size <= INLINE_LIMIT:
                 return _save_inline(rope, target, staging, document)
@@ -105,7 +105,7 @@ def _check_target(document: Document, target: Path) -> None:
 
 def _has_asked_layout(document: Document, external: bool | None) -> bool:
     """Whether the input's weights are where the output's should be, so that it can be copied."""
-    return external is None or (external is False and not document.external)
+    return external is None or (external is False and not document.has_external_data)
 
 
 def _spills(document: Document, external: bool | None) -> bool:
@@ -113,7 +113,7 @@ def _spills(document: Document, external: bool | None) -> bool:
 
     They do when the user asks for a data file, and when the result is too large for one message.
     """
-    return external is True or not document.external
+    return external is True or not document.has_external_data
 
 
 def _copy(document: Document, target: Path, staging: Staging) -> int | None:

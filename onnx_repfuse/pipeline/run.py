@@ -52,11 +52,11 @@ def run(
     Whatever it raises, nothing was written.
     """
     with invalid_model_is_input_error(document), workspace(output) as folder:
-        running = _Run(document, output, options, name, progress or (lambda stage, done, total: None), folder)
+        job = _Run(document, output, options, name, progress or (lambda stage, done, total: None), folder)
         for _ in range(MAX_ATTEMPTS):
-            if running.attempt():
-                return running.report()
-        raise running.failed(f"after {MAX_ATTEMPTS} attempts there was still a fold that failed")
+            if job.attempt():
+                return job.report()
+        raise job.failed(f"after {MAX_ATTEMPTS} attempts there was still a fold that failed")
 
 
 @dataclass
@@ -153,12 +153,12 @@ class _Run:
         with self._timed("verify"):
             self.progress("proving", 0, 1)
             self.document.release()  # ONNX Runtime needs the memory now
-            found = compare(baseline, staged, self.options)
-            self.verification = replace(found, folds=tuple(verdicts))
+            comparison = compare(baseline, staged, self.options)
+            self.verification = replace(comparison, folds=tuple(verdicts))
             # Nothing compared is a failure, too, whatever the folds say.
-            if found.status is not Status.FAILED:
+            if comparison.status is not Status.FAILED:
                 return True
-            why = failure_reason(found)
+            why = failure_reason(comparison)
             failed = folds_to_blame(self.plan, baseline, self.options, self.bans.banned, self.folder, why)
             if not failed:
                 raise self.failed(why)

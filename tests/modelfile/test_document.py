@@ -220,7 +220,7 @@ def test_external_tensors_are_marked_like_stripped_ones(tmp_path, one_file):
         size_threshold=0,
     )
     with Document.open(path) as document:
-        assert document.external
+        assert document.has_external_data
         for k, tensor in enumerate(document.model.graph.initializer):
             assert [entry.key for entry in tensor.external_data] == ["repfuse"]
             np.testing.assert_array_equal(document.array(tensor), LARGE + k)
