@@ -1,4 +1,4 @@
-"""Activations that exporters write out."""
+"""Activations that exporters decompose."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_hard_swish(opset: int, sixth: str, early: bool) -> None:
     assert [fold.kind for fold in result.report.folds] == [Kind.ACTIVATION]
 
 
-def test_hard_swish_behind_a_convolution_is_told_of_once() -> None:
+def test_hard_swish_behind_a_convolution_is_reported_once() -> None:
     net = Net(4, opset=13)
     result = check(net.model(hard_swish(net, net.conv("x", 4, 4, 3))), None, Reason.OPSET)
     (refusal,) = result.report.refusals

@@ -1,4 +1,4 @@
-"""A border that holds the inner bias (diverse branch blocks), in the ways exporters write one."""
+"""Padding with the inner bias (diverse branch blocks), in the ways exporters decompose it."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def start(sized: bool = True, **options: Any) -> tuple[Net, str, Array]:
 
 @pytest.mark.parametrize("border", ALL)
 @pytest.mark.parametrize("p", [1, 2])
-def test_every_writing_becomes_one_conv(border: Border, p: int) -> None:
+def test_every_decomposition_becomes_one_conv(border: Border, p: int) -> None:
     net, y, value = start()
     y = border(net, y, value, p)
     out = net.add(net.conv(y, C, 5, 2 * p + 1, pad=0), net.conv("x", 3, 5, 2 * p + 1))
@@ -267,7 +267,7 @@ def test_a_mask_that_broadcasts_the_tensor_stays() -> None:
 
 
 @pytest.mark.parametrize("border", ALL)
-def test_an_inner_tensor_with_another_reader_stays(border: Border) -> None:
+def test_an_inner_tensor_with_another_consumer_stays(border: Border) -> None:
     net, y, value = start()
     first = len(net.nodes)
     y = border(net, y, value, 1)
@@ -281,7 +281,7 @@ def test_an_inner_tensor_with_another_reader_stays(border: Border) -> None:
     assert equal(model, result.model) > 0
 
 
-def test_the_tensor_inside_is_kept_for_its_other_reader() -> None:
+def test_the_inner_tensor_is_kept_for_its_other_consumer() -> None:
     net, y, value = start()
     out = net.add(net.conv(scattered(net, y, value, 1), C, 5, 3, pad=0), net.conv("x", 3, 5, 3))
     model = net.model(net.op("Relu", out), net.op("Abs", y))

@@ -218,7 +218,7 @@ def test_auto_pad_strided_dynamic_is_refused() -> None:
     )
 
 
-def test_relu_between_is_a_wall() -> None:
+def test_a_relu_ends_a_region() -> None:
     net = Net(4)
     check(net.model(net.bn(net.op("Relu", net.conv("x", 4, 4, 3)), 4)), None)
 

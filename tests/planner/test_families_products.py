@@ -243,7 +243,7 @@ def test_conv_output_that_is_a_graph_output() -> None:
     check(net.model(y, net.bn(y, 4)), None, Reason.READERS)
 
 
-def test_conv_output_with_another_reader() -> None:
+def test_conv_output_with_another_consumer() -> None:
     net = Net(4)
     y = net.conv("x", 4, 4, 3)
     check(net.model(net.bn(y, 4), net.op("Relu", y)), None, Reason.READERS)

@@ -113,7 +113,7 @@ def test_scan_body() -> None:
     assert "BatchNormalization" not in bodies(result.model)[0]
 
 
-def test_a_tensor_captured_by_a_loop_has_a_reader() -> None:
+def test_a_tensor_captured_by_a_loop_has_a_consumer() -> None:
     net = Net(4)
     y = net.conv("x", 4, 4, 3)
     body = inside(net)

@@ -1,4 +1,4 @@
-"""What looks like an operator or a constant of the algebra and is another: found by reviewers, one test each."""
+"""Nodes and constants that look linear or per-channel, and are not: found by reviewers, one test each."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def test_what_a_joint_step_absorbs_counts() -> None:
     assert not fuse(model, options=Options(skip=frozenset((Kind.PAD,)))).report.folds
 
 
-def test_what_is_put_in_counts() -> None:
+def test_what_is_inlined_counts() -> None:
     net = Net(4)
     link = "x"
     for _ in range(3):

@@ -62,7 +62,7 @@ def test_nodes_without_names() -> None:
 
 
 @pytest.mark.parametrize("wall", ["Relu", "Clip", "Abs", "InstanceNormalization", "LRN", "Softmax"])
-def test_what_is_not_linear_is_a_wall(wall: str) -> None:
+def test_what_is_not_linear_ends_a_region(wall: str) -> None:
     net = Net(4)
     y = net.conv("x", 4, 4, 3)
     more = {"InstanceNormalization": [net.channel(4, 0), net.channel(4, 0)]}.get(wall, [])
@@ -135,8 +135,8 @@ def test_transposed_conv_of_unequal_channels() -> None:
 
 
 @pytest.mark.parametrize("position", ["output", "capture"])
-def test_a_product_that_is_also_seen(position: str) -> None:
-    """Conv, Mul: the product is a graph output, or read in a branch, beside its own reader."""
+def test_a_product_that_is_also_read_elsewhere(position: str) -> None:
+    """Conv, Mul: the product is a graph output, or read in a branch, beside its own consumer."""
     net = Net(4)
     y = net.op("Mul", net.conv("x", 4, 4, 3), net.channel(4))
     out = net.op("Relu", y)
@@ -170,7 +170,7 @@ def test_folded_weights_are_plain_initializers() -> None:
     assert {t.name for t in result.model.graph.initializer} == set(conv.input[1:])
 
 
-def test_every_fold_tells_the_names_it_took() -> None:
+def test_every_fold_reports_the_names_of_what_it_absorbed() -> None:
     net = Net(4)
     out = net.add(net.conv_bn("x", 4, 4, 3), net.conv_bn("x", 4, 4, 1))
     names = {node.name for node in net.nodes}

@@ -43,7 +43,7 @@ def test_a_candidate_costs_what_is_written(path: Path) -> None:
 
 @settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=(HealthCheck.too_slow,))
 @given(recipes)
-def plans_alike(recipe: Recipe) -> None:
+def same_plan_as_exhaustive_search(recipe: Recipe) -> None:
     model, _ = build(recipe)
     found = []
     for bound in (candidates.FEW_COMBINATIONS, 1 << 20):
@@ -58,11 +58,11 @@ def plans_alike(recipe: Recipe) -> None:
     assert found[0] == found[1]
 
 
-def test_the_combinations_left_out_were_dearer() -> None:
-    plans_alike()
+def test_combinations_that_are_not_tried_were_more_expensive() -> None:
+    same_plan_as_exhaustive_search()
 
 
-def test_a_node_that_came_in_an_earlier_round_is_seen_as_itself() -> None:
+def test_a_node_created_in_an_earlier_round_is_lifted_as_itself() -> None:
     net = Net(4)
     x = net.op("Relu", "x")
     inner = net.op(
@@ -107,7 +107,7 @@ def test_no_kernel_of_a_network_is_read(path: Path) -> None:
     assert onnx_repfuse.plan(path).before.ops
 
 
-def test_a_bias_that_was_not_computed_is_added_up_exactly() -> None:
+def test_a_deferred_bias_is_added_up_exactly() -> None:
     check(_chain(40), {"Conv": 1, "Relu": 2})
 
 

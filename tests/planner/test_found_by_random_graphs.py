@@ -1,4 +1,4 @@
-"""What random graphs found, one test each."""
+"""Faults that random graphs found, one test each."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_conv_of_no_known_positions_is_not_rewritten_as_itself() -> None:
     check(net.model(net.conv(part, 4, 4, 3, auto_pad="SAME_UPPER")), None)
 
 
-def test_what_is_taken_for_empty_is_not_rewritten_as_itself() -> None:
+def test_a_tensor_that_is_assumed_to_be_empty_is_not_rewritten_as_itself() -> None:
     net = Net(4)
     part = net.op("Slice", "x", *(net.const(np.array([value])) for value in (1, 4, 0)))
     first = net.op("Slice", part, *(net.const(np.array([value])) for value in (0, 1, 1)))
@@ -76,7 +76,7 @@ def test_an_overflow_that_a_later_round_reads_is_refused() -> None:
     assert result.path is None
 
 
-def test_a_stack_of_a_part_of_unknown_size_is_not_rewritten_as_itself() -> None:
+def test_a_concat_with_an_operand_of_unknown_size_is_not_rewritten_as_itself() -> None:
     net = Net(4)
     branches = []
     for op in ("Add", "Sub"):
@@ -166,7 +166,7 @@ def test_a_scalar_that_cannot_be_held_is_no_scalar() -> None:
 
 
 @pytest.mark.parametrize("out", [3, 4])
-def test_readers_that_have_their_channels_elsewhere_do_not_look_through(out: int) -> None:
+def test_consumers_with_another_channel_axis_do_not_look_through(out: int) -> None:
     """A product along the last axis, read by two operators along the second: seed 916."""
     net = Net(4)
     product = net.op("Add", net.op("MatMul", "x", net.random(4, out)), net.random(out))

@@ -1,4 +1,4 @@
-"""Sizes that nobody knows, or that disagree: prices stay fit for comparison, and plans end."""
+"""Unknown or contradictory sizes: prices stay comparable, and planning ends."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def a_concat_of_a_fixed_and_a_free_length(net: Net) -> str:
 
 
 @pytest.mark.parametrize("make", [a_concat_behind_an_if, a_concat_of_a_fixed_and_a_free_length])
-def test_sizes_nobody_knows_or_that_disagree_do_not_write_the_same_for_ever(
+def test_unknown_or_contradictory_sizes_do_not_rewrite_nodes_for_ever(
     make: Callable[[Net], str],
 ) -> None:
     net = Net(4, shape=("N", 4, "L"))
@@ -45,7 +45,7 @@ def test_sizes_nobody_knows_or_that_disagree_do_not_write_the_same_for_ever(
     assert not again.folds
 
 
-def test_a_size_that_is_known_stays_whatever_is_not_known_elsewhere() -> None:
+def test_a_known_size_is_used_where_others_are_unknown() -> None:
     net = Net(64, shape=(1, 64, 49))  # read along two axes
     conv = net.op("Relu", net.conv("x", 64, 64, (1,)))
     product = net.op("MatMul", net.op("MatMul", "x", net.random(49, 64)), net.random(64, 10))
