@@ -7,8 +7,8 @@ RepfuseError
 ├── VerificationError     the result was not proved equal; nothing written  exit 3
 └── OutputError           the result cannot be written                      exit 1
 
-`Inexact` stands apart: the algebra raises it when a law does not hold, and the planner turns it into a
-`Refusal` for the report. Only who computes with `AffineConv` sees it.
+`Inexact` is not one of them: the algebra raises it when a law does not hold, and the planner turns it into a
+`Refusal` for the report. Only users of `AffineConv` see it.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ __all__ = ["USELESS", "CliArguments", "Option", "check", "declared", "flag_of", 
 
 _Default = TypeVar("_Default")
 
-# What some runs do not do: what an option declared `useless=(run, ...)` is told there.
+# What some runs do not do: the error for an option that is declared `useless=(run, ...)`.
 USELESS = {
     "compare": "--compare fuses and writes nothing, so {} has no meaning",
     "explain": "--explain only prints, so {} has no meaning",

@@ -56,7 +56,7 @@ def explain(model: str, node: str, options: Options | None = None) -> str:
         lines += _forms_of_folds(folds, original, chosen)
     else:
         lines += _forms_of_node(
-            node, op, [part.scope for part in planned.scopes], chosen, told=bool(refusals)
+            node, op, [part.scope for part in planned.scopes], chosen, explained=bool(refusals)
         )
     return "\n".join(lines)
 
@@ -69,10 +69,12 @@ def _forms_of_folds(folds: list[Fold], original: list[Scope], options: Options) 
                 yield from _forms(cover_scope(scope, options), [fold.output])
 
 
-def _forms_of_node(node: str, op: str, planned: list[Scope], options: Options, *, told: bool) -> list[str]:
+def _forms_of_node(
+    node: str, op: str, planned: list[Scope], options: Options, *, explained: bool
+) -> list[str]:
     """What was weighed for a node that stays, and for its consumer, in the model as planned.
 
-    Unless the refusals have `told` why it stays, the first line says so.
+    The first line says why it stays, unless a refusal has `explained` that.
     """
     lines: list[str] = []
     linear = False
@@ -84,7 +86,7 @@ def _forms_of_node(node: str, op: str, planned: list[Scope], options: Options, *
         linear |= any(name in cover.lifts for name in tensors)
         consumers = [other for name in tensors for other in looking_through(cover, name)]
         lines += _forms(cover, dict.fromkeys([*tensors, *consumers]))
-    if told:
+    if explained:
         return lines
     if linear:
         return ["Stays as it is: it is linear, but none of the forms considered is cheaper.", *lines]

@@ -62,7 +62,10 @@ def draw(nodes: Sequence[NodeRef], sources: Sequence[str], output: str) -> Pictu
 
 
 def produced(nodes: Sequence[NodeRef]) -> set[str]:
-    """The tensors that nodes compute. A name that a node also reads is an input: a no-op between the two is gone."""
+    """The tensors that nodes compute.
+
+    A node whose output has the name of its own input is what remains of a removed no-op: the name is the input's.
+    """
     return {name for node in nodes for name in node.outputs if name not in node.inputs}
 
 
@@ -85,14 +88,19 @@ def _connect(nodes: Sequence[NodeRef], sources: Sequence[str], output: str) -> l
         above = [box_of(name) for name in dict.fromkeys(node.inputs) if name]
         boxes.append(_box(node.op, node.label, node.name, above))
         index_of.update((name, len(boxes) - 1) for name in node.outputs)
-    if output in index_of and output not in sources:
-        ends = [index_of[output]]
-    elif nodes:  # the output goes by another name in the block
-        ends = [len(boxes) - 1]
-    else:
-        ends = [index_of[name] for name in sources[:1]]
-    boxes.append(_box("", output, output, ends))
+    boxes.append(
+        _box("", output, output, _ends(index_of, sources, output, len(boxes) - 1 if nodes else None))
+    )
     return boxes
+
+
+def _ends(index_of: dict[str, int], sources: Sequence[str], output: str, last: int | None) -> list[int]:
+    """The box that the output comes from; none if the block reads and computes nothing."""
+    if output in index_of and output not in sources:
+        return [index_of[output]]
+    if last is not None:  # the last node computes it under another name
+        return [last]
+    return [index_of[name] for name in sources[:1]]
 
 
 def _box(op: str, label: str, name: str, above: list[int]) -> Box:

@@ -67,7 +67,7 @@ def figure(value: float | None) -> str:
 
 
 def percent(before: int | None, after: int | None) -> str:
-    """The relative change; empty if there is none or it cannot be told.
+    """The relative change; empty if there is none or it is unknown.
 
     >>> percent(200, 150), percent(0, 3), percent(None, 3)
     ('-25%', '', '')

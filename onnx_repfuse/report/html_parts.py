@@ -169,7 +169,7 @@ def _scale(verdict: OutputVerdict) -> str:
 
 
 def _place(ratio: float) -> float:
-    """The x of a value given as a multiple of the tolerance; NaN stands at the right end.
+    """The x of a value given as a multiple of the tolerance; NaN is drawn at the right end.
 
     >>> _place(1e-3), _place(1.0), _place(10.0), _place(math.nan)
     (2.0, 132.5, 176.0, 176.0)

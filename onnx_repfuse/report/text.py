@@ -77,10 +77,14 @@ def summarize(console: Console, outcomes: Iterable[Outcome]) -> None:
         color = {0: "green", 4: "yellow"}.get(outcome.exit_code, "bold red")
         table.add_row(Text(clean(outcome.model)), *cells, Text(_result(outcome), style=color))
     console.print(table)
+    _line(console, _total(outcomes))
+
+
+def _total(outcomes: list[Outcome]) -> str:
     failed = sum(outcome.exit_code in (1, 3) for outcome in outcomes)
     folders = sorted({clean(os.path.dirname(outcome.output)) for outcome in outcomes if outcome.output})
     written = f"; {plural(len(outcomes) - failed, 'file')} written to {', '.join(folders)}" if folders else ""
-    _line(console, f"{plural(len(outcomes), 'model')}, {failed or 'none'} failed{written}")
+    return f"{plural(len(outcomes), 'model')}, {failed or 'none'} failed{written}"
 
 
 def _line(console: Console, text: str | Text, style: str = "") -> None:
@@ -145,11 +149,15 @@ def _folds(folds: tuple[Fold, ...], verbose: int, planned: bool) -> Iterator[str
     kinds = Counter(str(fold.kind) for fold in folds)
     listed = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
     yield f"Folds{' planned' if planned else ''}: {len(folds)} ({listed})"
-    for fold in folds if verbose else ():
-        absorbed = " + ".join(f"{node.op} '{clean(node.name)}'" for node in fold.absorbed)
-        created = " + ".join(f"{node.op} {clean(node.label)}".strip() for node in fold.created) or "nothing"
-        where = f", in {clean(fold.scope)}" if fold.scope else ""
-        yield f"  [{fold.kind}] '{clean(fold.output)}'{where}: {absorbed} -> {created}"
+    if verbose:
+        yield from map(_fold, folds)
+
+
+def _fold(fold: Fold) -> str:
+    absorbed = " + ".join(f"{node.op} '{clean(node.name)}'" for node in fold.absorbed)
+    created = " + ".join(f"{node.op} {clean(node.label)}".strip() for node in fold.created) or "nothing"
+    where = f", in {clean(fold.scope)}" if fold.scope else ""
+    return f"  [{fold.kind}] '{clean(fold.output)}'{where}: {absorbed} -> {created}"
 
 
 def _refusals(refusals: tuple[Refusal, ...], verbose: int) -> Iterator[str]:
@@ -186,13 +194,10 @@ def _verification(verification: Verification, verbose: int) -> list[Text]:
     judge = "ONNX Runtime" if verification.judge == "onnxruntime" else "onnx's reference evaluator"
     shapes = plural(len(verification.shapes), "shape")
     lines = [Text(f"\nCompared in {judge} on {inputs}, {shapes}:")]
-    # A failure must not be among the hidden ones.
-    worst_first = {"failed": 0, "not observed": 1, "passed": 2}
-    outputs = sorted(verification.outputs, key=lambda verdict: worst_first[str(verdict.status)])
-    shown = outputs if verbose else outputs[:_MAX_OUTPUTS]
+    shown = _shown(verification.outputs, verbose)
     lines += [_output(verdict, verbose) for verdict in shown]
-    if len(outputs) > len(shown):
-        lines.append(Text(f"  and {len(outputs) - len(shown)} more outputs (-v shows all)"))
+    if len(verification.outputs) > len(shown):
+        lines.append(Text(f"  and {len(verification.outputs) - len(shown)} more outputs (-v shows all)"))
     lines += _fold_verdicts(verification.folds, verbose)
     for shape in verification.shapes if verbose else ():
         dims = ", ".join(f"{clean(name)}:{','.join(map(str, dims))}" for name, dims in shape.items())
@@ -201,6 +206,13 @@ def _verification(verification: Verification, verbose: int) -> list[Text]:
     printed = {verdict.message for verdict in shown}
     lines += [Text(f"  note: {clean(note)}") for note in verification.notes if note not in printed]
     return lines
+
+
+def _shown(outputs: tuple[OutputVerdict, ...], verbose: int) -> list[OutputVerdict]:
+    """The worst first, so that a failure is never among those left out."""
+    worst_first = {"failed": 0, "not observed": 1, "passed": 2}
+    ordered = sorted(outputs, key=lambda verdict: worst_first[str(verdict.status)])
+    return ordered if verbose else ordered[:_MAX_OUTPUTS]
 
 
 def _fold_verdicts(verdicts: tuple[FoldVerdict, ...], verbose: int) -> Iterator[Text]:
