@@ -138,7 +138,7 @@ def _rename_source(plan: ScopePlan, selection: Selection) -> gs.Node | None:
 
 
 def _data_type(scope: Scope, context: Context, selection: Selection) -> int:
-    """The output's or, where inference gave up (behind an If), that of any tensor of the fold: they are all alike."""
+    """The output's or, where inference gave up (behind an If), that of any tensor of the fold: all have the same."""
     for name in _typed_tensors(selection):
         layout = context.channel_layout(name)
         data_type = scope.data_type(name) or (layout.data_type if layout else 0)

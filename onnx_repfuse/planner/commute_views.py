@@ -51,7 +51,7 @@ def under_view(
 def restoring(
     lifted: LinearOp, candidate: Candidate, entries: Mapping[str, Entry], scope: Scope
 ) -> Iterable[Candidate]:
-    """`Reshape(A Flatten(u), Shape(u))` as `A u`: beside the Flatten, u is read for its shape alone, which goes too."""
+    """`Reshape(A Flatten(u), Shape(u))` as `A u`: but for the Flatten, u is read for its shape only, and goes."""
     like = lifted.view.like if lifted.view is not None else ""
     entry = entries.get(like)
     if entry is None or candidate.form.sources != (like,) or not _read_for_shape(scope, like, lifted.node):

@@ -2,9 +2,9 @@
 
 The figures of `ORT_CPU` describe ONNX Runtime on one core; `python -m benchmarks --only calibrate --write-constants`
 measures and writes them (docs/cost-model.md). `MACS` counts multiply-adds and lets the rest only break ties. All are
-integers: a step is taken only if it lowers the total, so plans end.
+integers, and a fold must lower the total: so planning ends.
 
-Prices: what a way to compute a tensor costs, and what must not rise.
+A `Price` holds beside the cost what must not rise, whatever the cost model says: multiply-adds, nodes, convolutions.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ def mac_price(geometry: Geometry) -> MacPrice:
 
 
 def multiply_adds(geometry: Geometry, read: int, written: int) -> int:
-    """Of a convolution or matrix product that reads and writes so many elements; at least one position's.
+    """Multiply-adds of a convolution or matrix product that reads and writes so many elements; at least one position's.
 
-    What pads by more than its window takes has more positions than it reads, whatever is assumed of unknown sizes.
+    One that pads by more than its window takes writes more positions than it reads, whatever is assumed for unknown
+    sizes.
     """
     positions = read // geometry.c_in if geometry.transposed else written // geometry.c_out
     if geometry.enlarges:
@@ -93,9 +94,9 @@ def cost_model(name: str) -> CostModel:
 
 
 class Price(NamedTuple):
-    """What is paid for a tensor: picoseconds, multiply-adds, nodes, convolutions, matrix products.
+    """What it takes to compute a tensor: picoseconds, multiply-adds, nodes, convolutions, matrix products.
 
-    Each output of a Split is a fraction of a node.
+    Each output of a Split counts as a fraction of a node.
     """
 
     cost: int = 0
@@ -128,7 +129,12 @@ class Price(NamedTuple):
 def node_price(
     lifted: LinearOp, model: CostModel, elements: Callable[[Hashable], int], is_used: Callable[[str], bool]
 ) -> Price:
-    """The node as it is."""
+    """The price of a node as it is.
+
+    Args:
+        elements: of a tensor.
+        is_used: whether anybody reads a tensor.
+    """
     out = elements(lifted.output)
     moved = _moved_elements(lifted, elements, out)
     if lifted.view is not None:
@@ -143,7 +149,7 @@ def node_price(
         return Price(model.convolution(geometry, macs, moved), macs, 1, not product, product)
     if lifted.node.op == "Split":
         count = sum(1 for tensor in lifted.node.outputs if is_used(tensor.name))
-        return Price(0, 0, 1 / max(1, count))  # a whole node is saved where all of them are absorbed
+        return Price(0, 0, 1 / max(1, count))  # a node is saved once all of its outputs are absorbed
     if lifted.node.op == "Slice":
         return Price(model.elementwise(2 * out, 0), 0, 1)
     if lifted.node.op == "AveragePool":

@@ -60,7 +60,7 @@ class Cover:
 
     Attributes:
         lifts: output -> operator, in topological order.
-        is_allowed: whether a fold of these kinds may be made.
+        is_allowed: whether the user allows a fold of these kinds.
         banned: outputs that must stay computed as they are.
         entries: output -> what the program found for it.
         inexact: output -> why a form of it is not exact, and the operand it looked through, or ''.

@@ -79,7 +79,10 @@ def _outputs(nodes: Nodes) -> set[str]:
 
 
 def _with_shapes(scope: Scope, nodes: Nodes) -> Nodes:
-    """Nodes with the Shape nodes beside them that tell a Reshape what to restore, each behind what it reads."""
+    """Nodes, and the Shape nodes whose result a Reshape among them takes, each behind the node it reads from.
+
+    Planning treats such a Reshape as a view of one tensor, so a fold does not absorb the Shape node.
+    """
     if not any(node.op_type == "Reshape" for node in nodes):
         return nodes
     computed = _outputs(nodes)

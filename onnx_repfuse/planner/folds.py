@@ -1,4 +1,4 @@
-"""What planning made of a scope: folds, and what was not done."""
+"""The result of planning a scope: folds, and refusals where nothing was folded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PlannedFold:
     Attributes:
         outputs: the tensors that are computed otherwise; their names survive. Today there is one.
         absorbed: original nodes that went, in topological order.
-        created: nodes that came. Later folds of the same scope may have made some of them unnecessary.
+        created: nodes that came. Some of them may have become unnecessary through later folds.
         roles: kinds of what was absorbed.
         macs_before, macs_after: multiply-adds.
         groups: operators of several absorbed nodes each.

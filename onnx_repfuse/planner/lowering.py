@@ -75,7 +75,7 @@ class Lowered:
 
 @dataclass(frozen=True, eq=False)
 class Lowering:
-    """Lowers the forms of one scope, or tells what that costs.
+    """Lowers the forms of one scope, or says what that would cost.
 
     Attributes:
         segment_prices: by all that the price of a segment depends on, as a network repeats its blocks.

@@ -126,8 +126,8 @@ def _new_refusals(plan: ScopePlan, last: _Round) -> list[Refusal]:
     """The refusals of the last round, but those about nodes that have one."""
     reported = {name for refusal in plan.refusals for name in refusal.nodes}
     declined = [(one.node, one.outcome) for one in last.lifted if isinstance(one.outcome, Declined)]
-    found = refusals(plan.scope, last.cover, declined)
-    return [refusal for refusal in found if reported.isdisjoint(refusal.nodes[:1])]
+    candidates = refusals(plan.scope, last.cover, declined)
+    return [refusal for refusal in candidates if reported.isdisjoint(refusal.nodes[:1])]
 
 
 def _cover(
@@ -138,7 +138,7 @@ def _cover(
     previous: _Round | None,
     stale: Set[str],
 ) -> _Round:
-    """Lift every node, cover the scope, try joint steps; where nothing changed, the last round stands.
+    """Lift every node, cover the scope, try joint steps; where nothing changed, take over the last round.
 
     Args:
         stale: tensors to be covered again although nothing changed: new bans, and joint steps not taken.
@@ -248,7 +248,7 @@ def _may_differ(node: gs.Node, outcome: LinearOp | Declined | None, *, moved: bo
 def _has_parameters(node: gs.Node) -> bool:
     """Whether its own constants say what it computes from its first input: a Conv, a MatMul, a BatchNormalization.
 
-    Then it is what it was as long as it reads the same tensor, whoever makes that and whoever reads its output.
+    Then it stays the same operator as long as it reads the same tensor, whatever node computes that.
     """
     facts = operator(node)
     return facts.weight is not None or facts.normalizes

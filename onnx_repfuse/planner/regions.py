@@ -24,8 +24,8 @@ class Regions:
     """Regions of one scope.
 
     Attributes:
-        lifts: output -> operator, in topological order. What the inner nodes of operators made of several nodes are by
-            themselves is removed.
+        lifts: output -> operator, in topological order. Where several nodes were lifted as one operator, the
+            entries of the inner nodes are removed.
         read_by_group: a tensor that only nodes of one such operator read -> that operator.
     """
 
@@ -55,7 +55,7 @@ class Regions:
         return answer
 
     def has_one_used_output(self, node: gs.Node) -> bool:
-        """Whether it computes nothing beside one tensor that anybody uses."""
+        """Whether only one of its outputs is used."""
         outputs = node.outputs
         return len(outputs) == 1 or sum(1 for tensor in outputs if self.scope.is_used(tensor.name)) == 1
 

@@ -91,9 +91,8 @@ def _agreed_elements(lifts: dict[str, LinearOp], elements: Callable[[str], int |
     channels, leader = _pointwise_groups(lifts.values())
     known = _known_positions(channels, leader, elements)
     positions = {key: counts[0] for key, counts in known.items()}
-    for (
-        lifted
-    ) in lifts.values():  # else those of what it is computed from, so that neighbours are priced alike
+    # a group of unknown positions takes those of what it is computed from, so that neighbours are priced alike
+    for lifted in lifts.values():
         below = [_find(leader, (operand.name, operand.layout)) for operand in lifted.operands]
         first = next((positions[key] for key in below if key in positions), UNKNOWN_POSITIONS)
         positions.setdefault(_find(leader, (lifted.output, lifted.layout)), first)

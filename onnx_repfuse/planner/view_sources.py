@@ -1,7 +1,7 @@
-"""What a form may read besides a tensor: a tensor plus a constant (`Shifted`), a view of a tensor (`Viewed`).
+"""Views as sources of forms: a form may read `Viewed` tensors, as it may read `Shifted` ones (`algebra.affine_form`).
 
-Pointwise operators commute with views. So forms carry every view down to their sources, where two that undo each other
-cancel, and `lowering` decides whether it is cheaper to take the view first or last.
+Pointwise operators commute with views: A view(x) = view(A x). So forms carry every view down to their sources. There
+two that undo each other cancel, and `lowering` decides whether it is cheaper to take a view first or last.
 """
 
 from __future__ import annotations
@@ -27,13 +27,17 @@ class Viewed:
 
 
 def seen_through(form: Form, view: View) -> Form | None:
-    """What a view makes of a form of its operand; None if the form is not pointwise."""
+    """The form of a view's output, given a form of its operand; None if that is not pointwise."""
     if any(isinstance(source, Shifted) for source in form.sources):
         return None
     return in_layout(form, view.after, lambda source: _viewed(source, view))
 
 
 def _viewed(source: Hashable, view: View) -> Hashable:
+    """A view of a source; what the source's own views were taken of, where it undoes the last of them.
+
+    Flatten of a tensor, then Reshape to the tensor's Shape -> the tensor
+    """
     chain, base = [view], source
     while True:
         if is_identity(chain):
