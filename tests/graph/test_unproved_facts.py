@@ -37,7 +37,7 @@ def test_an_input_of_a_body_hides_the_weight_of_its_name_around_it() -> None:
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_a_weight_with_the_name_of_one_around_it_is_not_folded(inside: bool) -> None:
+def test_a_branch_weight_with_the_name_of_one_around_it_computes_the_same(inside: bool) -> None:
     """ONNX Runtime takes the inner one, unless another branch reads the outer one."""
     dims = ["n", 4, "h", "w_"]
     nodes = [node("Conv", "x w", "a"), batch_norm("a", "o")]
