@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -190,10 +190,7 @@ class Scope:
 
 def static(shape: Shape | None) -> tuple[int, ...] | None:
     """A shape whose dims are all known, else None."""
-    if shape is None:
-        return None
-    known = tuple(size for size in shape if size is not None)
-    return known if len(known) == len(shape) else None
+    return None if shape is None or None in shape else cast("tuple[int, ...]", shape)
 
 
 def optional_input(node: gs.Node, place: int) -> str:
