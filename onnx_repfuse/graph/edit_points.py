@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnx_repfuse.graph.scope import Scope
-from onnx_repfuse.modelfile.edit import Edit, NewTensor
+from onnx_repfuse.modelfile.edit import Edit, NewTensor, ScopeKey
 
 __all__ = [
+    "forget_unread_captures",
     "needed_nodes",
     "remove_dead_nodes",
     "replace_aliases",
@@ -65,6 +66,36 @@ def remove_dead_nodes(scope: Scope, alive: set[int]) -> None:
             fan_out[tensor.name] -= 1
     scope.nodes = kept[::-1]
     scope.index()
+
+
+def forget_unread_captures(scopes: Sequence[Scope]) -> None:
+    """Remove the nodes around a subgraph that only it needed, and needs no more since it was folded.
+
+    Weights that only it read are no longer among the captured names then, so that `scope_edit` removes them. Scopes are
+    planned from the outside to the inside: when an outer one is planned, nobody knows what its subgraphs will read.
+
+    Args:
+        scopes: all of a model, outer scopes before inner ones.
+    """
+    children: dict[ScopeKey, list[Scope]] = {scope.key: [] for scope in scopes}
+    for scope in scopes:
+        around = _key_around(scope.key, children)
+        if around is not None:
+            children[around].append(scope)
+    for scope in reversed(scopes):  # what an inner scope forgets, the one around it may forget, too
+        unread = scope.captured - used_names(children[scope.key])
+        if unread:
+            alive = needed_nodes(scope)
+            scope.captured -= unread
+            remove_dead_nodes(scope, alive)
+
+
+def _key_around(key: ScopeKey, keys: Container[ScopeKey]) -> ScopeKey | None:
+    """The key of the scope whose node holds this one; None for the main graph and for functions."""
+    if key == () or (key[0] == "function" and len(key) == 2):
+        return None
+    # behind it: the node's position, the attribute's name, and the number of a graph in a list of graphs
+    return next((key[:-tail] for tail in (2, 3) if key[:-tail] in keys), None)
 
 
 def needed_nodes(scope: Scope) -> set[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout, channel_layouts
-from onnx_repfuse.graph.edit_points import scope_edit, used_names
+from onnx_repfuse.graph.edit_points import forget_unread_captures, scope_edit, used_names
 from onnx_repfuse.graph.load import read_scopes
 from onnx_repfuse.graph.model_size import count
 from onnx_repfuse.modelfile.document import Document
@@ -88,4 +88,5 @@ def make_plan(document: Document, options: Options, banned: Set[FoldKey] = froze
             layouts = plan.channel_layouts[scope.key] = channel_layouts(scope)
             banned_here = frozenset(output for key, output in banned if key == scope.key)
             plan.scopes.append(plan_scope(scope, options, banned_here, layouts))
+        forget_unread_captures(scopes)
         return plan

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper
 
 from onnx_repfuse import fuse
@@ -247,3 +248,73 @@ def test_attributes_of_a_function_are_not_known() -> None:
     )
     net.nodes.append(helper.make_node("F", ["x"], ["y"], domain="own", pads=[1, 1, 1, 1]))
     check(net.model("y"), None)
+
+
+def weights_of(model: onnx.ModelProto) -> int:
+    """Elements of all initializers and Constant nodes, those of subgraphs included."""
+
+    def inside_of(graph: onnx.GraphProto) -> int:
+        count = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer)
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.TENSOR:
+                    count += int(np.prod(attribute.t.dims))
+                elif attribute.type == onnx.AttributeProto.GRAPH:
+                    count += inside_of(attribute.g)
+        return count
+
+    return inside_of(model.graph)
+
+
+def branches_that_read(net: Net, *, depth: int = 1, constants: bool = False) -> onnx.ModelProto:
+    """Conv and BatchNormalization in a branch, with weights of the main graph, `depth` graphs around it."""
+    then = inside(net)
+    y = then.conv_bn("x", 4, 4, 3)
+    nodes = then.nodes
+    for level in range(depth):
+        relu = helper.make_node("Relu", ["x"], [f"r{level}"])
+        branches = {
+            "then_branch": helper.make_graph(nodes, "t", [], [value(y)]),
+            "else_branch": helper.make_graph([relu], "e", [], [value(f"r{level}")]),
+        }
+        y = f"chosen{level}"
+        nodes = [helper.make_node("If", ["c"], [y], **branches)]
+    net.nodes += nodes
+    net.more_inputs.append(value("c", BOOL, []))
+    if constants:
+        net.nodes[:0] = [helper.make_node("Constant", [], [t.name], value=t) for t in net.tensors]
+        del net.tensors[:]
+    return finished(net, y)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("constants", [False, True])
+def test_weights_that_only_a_folded_branch_read_leave_the_main_graph(depth: int, constants: bool) -> None:
+    model = branches_that_read(Net(4), depth=depth, constants=constants)
+    fused = fuse(model).model
+    assert weights_of(fused) == 4 * 4 * 9 + 4
+    assert equal(model, fused) > 0
+    assert fuse(fused).model == fused
+
+
+def test_weights_that_somebody_else_reads_stay_in_the_main_graph() -> None:
+    net = Net(4)
+    model = branches_that_read(net)
+    weight = next(tensor.name for tensor in net.tensors if len(tensor.dims) == 4)
+    model.graph.node.append(helper.make_node("Identity", [weight], ["w_out"]))
+    model.graph.output.append(value("w_out", shape=(4, 4, 3, 3)))
+    fused = fuse(model).model
+    assert weights_of(fused) == 2 * 4 * 4 * 9 + 4
+    assert equal(model, fused) > 0
+
+
+def test_what_computes_a_weight_for_a_folded_branch_goes_with_it() -> None:
+    net = Net(4)
+    model = branches_that_read(net)
+    weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    model.graph.node.insert(0, helper.make_node("Identity", ["stored"], [weight.name]))
+    weight.name = "stored"
+    fused = fuse(model).model
+    assert counts(fused) == {"If": 1}
+    assert weights_of(fused) == 4 * 4 * 9 + 4
+    assert equal(model, fused) > 0
