@@ -18,9 +18,11 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from onnx_repfuse.graph.constant_folding import fold_constant, from_attributes
+from onnx_repfuse.graph.enforced import refers_to_call
 from onnx_repfuse.graph.operators import Operator, operator
 from onnx_repfuse.graph.scope import (
     ONNX_DOMAINS,
+    OPAQUE,
     Const,
     Scope,
     inner_graphs,
@@ -226,8 +228,6 @@ def _fold(nodes: list[gs.Node], constants: dict[str, Const], types: Types, overr
         facts = operator(node)
         if not _may_be_constant(facts, node, fixed) or node.outputs[0].name in constants:
             continue
-        if any(map(_is_reference, node.attrs.values())):
-            continue
         fold = _of_shape if facts.reads_shape_only else _of_constants
         const = fold(facts, node, fixed, types)
         if const is not None:
@@ -268,10 +268,6 @@ def _of_constants(facts: Operator, node: gs.Node, fixed: dict[str, Const], types
     return fold_constant(facts, node.attrs, inputs, static(shape), data_type or None)
 
 
-def _is_reference(value: object) -> bool:
-    return isinstance(value, gs.Node.AttributeRef)
-
-
 @dataclass(eq=False, slots=True)
 class _Tensor:
     """The part of `gs.Variable` that is used here; it is made in a tenth of the time."""
@@ -297,7 +293,8 @@ def decode(nodes: Iterable[onnx.NodeProto]) -> list[gs.Node]:
     """Bare nodes as graphsurgeon nodes that share one tensor for each name.
 
     The operator of another domain than ONNX's gets the domain before its name, so that it cannot be taken for ONNX's
-    operator of that name. A node with an attribute that is not UTF-8 becomes an operator of an unknown domain.
+    operator of that name. A node with an attribute that is not UTF-8, or that is unknown until a function is called,
+    becomes an operator of an unknown domain.
     """
     # its warnings are not for our users
     gs.logger.logger.G_LOGGER.severity = gs.logger.logger.G_LOGGER.ULTRA_VERBOSE + 100
@@ -315,13 +312,20 @@ def decode(nodes: Iterable[onnx.NodeProto]) -> list[gs.Node]:
         op, domain = node.op_type, node.domain
         if domain not in ONNX_DOMAINS:
             op = f"{domain}.{op}"
-        try:
-            attributes = OnnxImporter.import_attributes(node.attribute, {}, {}, None, None)
-        except UnicodeDecodeError:
-            op, attributes = "onnx_repfuse.Opaque", {}
+        attributes = None if refers_to_call(node) else _attributes(node)
+        if attributes is None:
+            op, attributes = OPAQUE + op, {}
         inputs, outputs = [tensor(name) for name in node.input[:]], [tensor(name) for name in node.output[:]]
         result.append(_node(op, node.name, attributes, inputs, outputs, domain))
     return result
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any] | None:
+    """The attributes of a bare node, decoded; None where one is not UTF-8."""
+    try:
+        return dict(OnnxImporter.import_attributes(node.attribute, {}, {}, None, None))
+    except UnicodeDecodeError:
+        return None
 
 
 def new_node(

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from onnx_repfuse.graph.operators import operator
-from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.graph.scope import OPAQUE, Scope
 from onnx_repfuse.records.report import Counts
 
 __all__ = ["count"]
@@ -23,7 +23,7 @@ def count(scopes: Iterable[Scope], used: set[str] | None, nbytes: int) -> Counts
     ops: Counter[str] = Counter()
     parameters, macs = 0, None
     for scope in scopes:
-        ops.update(node.op for node in scope.nodes)
+        ops.update(node.op.removeprefix(OPAQUE) for node in scope.nodes)
         if scope.key == ():
             macs = _macs(scope)
         parameters += sum(_constant_node_size(scope)) + _weights_size(scope, used)

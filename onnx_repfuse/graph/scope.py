@@ -38,6 +38,8 @@ __all__ = [
 Shape = tuple[int | None, ...]
 Values = NDArray[Any]
 ONNX_DOMAINS = ("", "ai.onnx", None)
+# before the name of an operator of which nothing is known, as its attributes cannot be read
+OPAQUE = "onnx_repfuse.Opaque."
 MAX_SHAPE_ELEMENTS = 64  # of a constant that may decide a shape
 MAX_FOLDED_ELEMENTS = 1 << 16  # of a constant that may be computed while planning
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx
 
+from onnx_repfuse.graph.enforced import is_inferable
 from onnx_repfuse.graph.operators import operator_of_proto
 from onnx_repfuse.graph.scope import (
     MAX_SHAPE_ELEMENTS,
@@ -60,7 +61,8 @@ def infer(
     weights = {name: fixed[name] for node in nodes for name in node.input[:] if name in fixed}
     # a node that computes a constant is left out: the constant is declared, with its value where that matters
     given = {i.name for i in scope.input} | weights.keys()
-    scope.node.extend(node for node in nodes if not given.issuperset(node.output[:]))
+    inferable = filter(is_inferable, nodes)
+    scope.node.extend(node for node in inferable if not given.issuperset(node.output[:]))
     # without the types that the file declares
     scope.output.extend(onnx.ValueInfoProto(name=value.name) for value in graph.output)
     _add_weights(scope, weights)

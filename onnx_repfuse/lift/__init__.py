@@ -69,12 +69,10 @@ def _has_no_channels(lifted: LinearOp | Declined | None) -> bool:
 
 
 def _stays(context: Context, node: gs.Node, output: int) -> bool:
-    """Whether it has no input, its output is a constant, or an attribute is an argument of a function body."""
+    """Whether it has no input, or its output is a constant."""
     if not node.inputs or not node.inputs[0].name:
         return True
-    if context.scope.const(node.outputs[output].name) is not None:
-        return True
-    return gs.Node.AttributeRef in map(type, node.attrs.values())
+    return context.scope.const(node.outputs[output].name) is not None
 
 
 def _lift(context: Context, node: gs.Node, output: int) -> LinearOp | Declined | None:

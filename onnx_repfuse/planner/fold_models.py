@@ -60,11 +60,25 @@ def sources(plan: ScopePlan, fold: PlannedFold) -> list[str]:
 
 
 def _sides(plan: ScopePlan, fold: PlannedFold) -> tuple[Nodes, Nodes]:
-    before: Nodes = plan.nodes_before(fold)
+    before: Nodes = [_without_idle_inputs(node) for node in plan.nodes_before(fold)]
     for border in fold.groups:
         before = _with_border_alone(plan.scope, before, border)
     after = [to_proto(node) for node in plan.nodes_after(fold)]
     return _with_shapes(plan.scope, before), _with_shapes(plan.scope, after)
+
+
+def _without_idle_inputs(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A node without the inputs that decide nothing.
+
+    A Dropout has a ratio, which may be a scalar input of the model, of no use to a probe. What is folded was proved to
+    run in inference mode.
+    """
+    if node.op_type != "Dropout" or len(node.input) == 1:
+        return node
+    result = onnx.NodeProto()
+    result.CopyFrom(node)
+    del result.input[1:]
+    return result
 
 
 def _inputs(scope: Scope, before: Nodes, after: Nodes) -> list[str]:

@@ -168,3 +168,18 @@ def test_attributes_that_make_no_sense_raise_our_errors_only(odd: NodeProto) -> 
         fuse(made)
     with suppress(InputError):
         fuse(made, options=Options(check=False))
+
+
+def test_a_scalar_that_a_fold_does_not_read_needs_no_probe() -> None:
+    """The ratio of a Dropout in inference mode may be an input of the model."""
+    nodes = [
+        node("Conv", "x w", "c"),
+        batch_norm("c", "b"),
+        node("Dropout", "b ratio", "d"),
+        node("Relu", "d", "y"),
+    ]
+    inputs = [info("x", ["n", 3, "h", "w_"]), info("ratio", [])]
+    weights = {"w": random(4, 3, 1, 1), "ratio": np.float32(0.5), **norm(4)}
+    made = model(graph(nodes, [info("y", None)], weights, inputs))
+    report = agree(made, {"x": random(1, 3, 4, 4)}, folds=1)
+    assert len(report.folds) == 1

@@ -27,8 +27,8 @@ __all__ = ["CONV_MATMUL"]
 
 
 def _groups(node: gs.Node) -> int:
-    groups = node.attrs.get("group", 1)
-    return groups if isinstance(groups, int) else 1  # in a function body it may refer to an argument
+    groups: int = node.attrs.get("group", 1)
+    return groups
 
 
 def _conv_channels(node: gs.Node, shape: Sequence[int]) -> tuple[int, int]:
