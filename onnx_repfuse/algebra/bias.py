@@ -12,6 +12,8 @@ from onnx_repfuse.algebra.kernels import Array, Kernel, Vector, push, repeated
 
 __all__ = ["Bias"]
 
+ULP_FLOAT32 = 2.0**-23  # at 1
+
 
 @dataclass(eq=False)  # not frozen: a plan makes many, see `affine_form`
 class Bias:
@@ -22,19 +24,26 @@ class Bias:
         deferred: functions that return more of the same shape, called when weights are folded.
         noise: how far rounding in the model's data type may have moved `known`, (channels,) or one for all. The bias
             that an exporter folded into a file and the one that we fold are equal only up to this.
+        is_sum: it was added up from others, so a value within the noise may be what is left of two equal ones.
     """
 
     known: Array
     deferred: tuple[Callable[[], Array], ...] = ()
     noise: Array | float = 0.0
+    is_sum: bool = False
 
     @classmethod
     def rounded(cls, known: Array, ulp: float, terms: Array | None = None) -> Bias:
-        """A value summed in a data type with `ulp` at 1 from terms of these magnitudes (default: from itself alone).
+        """A value summed in float32, or better, from terms of these magnitudes (default: from itself alone), and then
+        stored in a data type with `ulp` at 1.
 
-        Its noise is 2 * ulp * terms.
+        Its noise is 2 ulps of the terms, in float32 where the type is shorter, and half an ulp of the value itself for
+        storing it there. A half-precision ulp of the terms would be too much: where a large mean cancels they exceed
+        the value, and what the layer puts out.
         """
-        return cls(known, (), 2 * ulp * np.abs(known if terms is None else terms))
+        magnitude = np.abs(known)
+        noise = 2 * min(ulp, ULP_FLOAT32) * (magnitude if terms is None else np.abs(terms))
+        return cls(known, (), noise + ulp / 2 * magnitude if ulp > ULP_FLOAT32 else noise)
 
     @classmethod
     @lru_cache(maxsize=1 << 13)
@@ -51,8 +60,13 @@ class Bias:
 
     @cached_property
     def vanishes(self) -> bool:
-        """Zero, or no further from it than rounding may have moved it."""
-        return self.is_zero or (not self.deferred and not np.count_nonzero(np.abs(self.known) > self.noise))
+        """Zero; or a sum no further from it than rounding may have moved it, as the difference of two equal biases is.
+
+        A single bias is what its constants say, however small beside the terms it was summed from.
+        """
+        if self.is_zero or self.deferred or not self.is_sum:
+            return self.is_zero
+        return not np.count_nonzero(np.abs(self.known) > self.noise)
 
     def value(self) -> Array:
         """The whole bias; reads kernels."""
@@ -67,7 +81,7 @@ class Bias:
             return self
         if isinstance(self.noise, float) and self.is_zero:
             return other
-        return Bias(self.known + other.known, self.deferred + other.deferred, self.noise + other.noise)
+        return Bias(self.known + other.known, self.deferred + other.deferred, self.noise + other.noise, True)
 
     def channels(self, lo: int, hi: int) -> Bias:
         """The bias of channels lo..hi."""
@@ -76,7 +90,9 @@ class Bias:
         if isinstance(self.noise, float) and self.is_zero:
             return Bias.zeros(hi - lo)
         noise = self.noise if isinstance(self.noise, float) else self.noise[lo:hi]
-        return Bias(self.known[lo:hi], tuple(_sliced(part, lo, hi) for part in self.deferred), noise)
+        return Bias(
+            self.known[lo:hi], tuple(_sliced(part, lo, hi) for part in self.deferred), noise, self.is_sum
+        )
 
     def nonzero_in(self, starts: list[int]) -> list[bool]:
         """For each run of channels, from one start to the next: whether a value in it may be other than zero."""
@@ -92,7 +108,7 @@ class Bias:
         hi = lo + len(self.known)
         noise = self.noise if isinstance(self.noise, float) else _padded(self.noise, lo, hi, total)
         deferred = tuple(_placed(part, lo, hi, total) for part in self.deferred)
-        return Bias(_padded(self.known, lo, hi, total), deferred, noise)
+        return Bias(_padded(self.known, lo, hi, total), deferred, noise, self.is_sum)
 
     def through(self, kernel: Kernel) -> Bias:
         """What `kernel` makes of it. One value per channel is multiplied now, anything else when folding."""
@@ -103,7 +119,7 @@ class Bias:
                 return self
             scale = kernel.scale
             deferred = tuple(_scaled(part, scale) for part in self.deferred)
-            return Bias(self.known * scale, deferred, self.noise * np.abs(scale))
+            return Bias(self.known * scale, deferred, self.noise * np.abs(scale), self.is_sum)
         # Evaluated once, by whichever fold needs it first.
         return Bias(np.zeros(kernel.geometry.c_out), (cache(lambda: push(kernel, self.value())),))
 

@@ -387,3 +387,43 @@ def test_strings_are_no_values() -> None:
     y = net.op("Where", mask, net.conv("x", 3, C, 1), net.const(np.array(0.0)))
     result = fuse(net.model(net.conv(y, C, 5, 3)), options=Options(check=False))
     assert counts(result.model)["Conv"] == 2
+
+
+def behind_a_large_mean(dtype: Any, mean: float, left: float, *, conv_bias: float = 0.0) -> onnx.ModelProto:
+    """A padded 3x3 behind a 1x1 and a BatchNormalization whose bias almost cancels: `left` remains of the mean."""
+    net = Net(3, dtype=dtype)
+    scale, ones = np.full(C, 0.5), np.ones(C)
+    shift = (mean - conv_bias) * scale + left
+    parameters = [net.const(v) for v in (scale, shift, mean * ones, ones)]
+    bias = [net.const(np.full(C, conv_bias))] if conv_bias else []
+    y = net.op("Conv", "x", net.random(C, 3, 1, 1), *bias, kernel_shape=[1, 1])
+    y = net.op("BatchNormalization", y, *parameters)
+    return net.model(net.op("Relu", net.conv(y, C, 5, 3)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mean", "left"), [(np.float16, 512.0, 0.75), (np.float16, 64.0, 0.06), (np.float32, 1e5, 0.01)]
+)
+def test_a_bias_far_below_its_terms_is_not_zero(dtype: Any, mean: float, left: float) -> None:
+    """It is what its constants say. The padding holds zeros, so the border would differ by it."""
+    result = fuse(behind_a_large_mean(dtype, mean, left))
+    assert counts(result.model) == {"Conv": 2, "Relu": 1}
+    assert Reason.BORDER in {refusal.reason for refusal in result.report.refusals}
+
+
+def test_what_two_large_biases_leave_is_not_zero_in_half_precision() -> None:
+    """A bias of 512 before, a mean of 514 behind: several ulps of float16 at 512 are more than what remains."""
+    result = fuse(behind_a_large_mean(np.float16, 514.0, 0.4, conv_bias=512.0))
+    assert counts(result.model) == {"Conv": 2, "Relu": 1}
+    assert Reason.BORDER in {refusal.reason for refusal in result.report.refusals}
+
+
+def test_a_border_of_a_rounded_value_folds_in_half_precision() -> None:
+    """An exporter computed the value in float32 and stored it in float16."""
+    net, y, value = start(dtype=np.float16)
+    values = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in net.tensors}
+    scale, shift, mean, variance = (values[name] for name in net.nodes[-1].input[1:5])
+    value = (shift - mean * scale / np.sqrt(variance + 1e-5)).astype(np.float16)
+    y = shifted(net, y, value, 1)
+    model = net.model(net.op("Relu", net.conv(y, C, 5, 3, pad=0)))
+    assert counts(fuse(model).model) == {"Conv": 1, "Relu": 1}
