@@ -33,7 +33,7 @@ class OutputVerdict:
         dtype: the element type as numpy names it; "" if nothing was produced.
         max_abs: largest |original - result|; for discrete outputs the number of elements that differ;
             `inf` where shapes, NaN or infinities disagree.
-        max_rel: `max_abs / max|original|`.
+        max_rel: `max_abs / max|original|`, the largest of any input.
         over_noise: `max_abs` over the larger of the two noises (or one ulp where both are zero).
         noise: (b, c): the original's change when its inputs, and its weights, move by one ulp.
         tolerance: the absolute difference that was allowed.
@@ -42,6 +42,8 @@ class OutputVerdict:
         top1: share of equal argmax, or None unless the output looks like class scores.
         optimized: what ORT_ENABLE_ALL alone changes in the original, or None if not measured.
         message: one sentence for people.
+        against: what the figures compare, if not this output of the two models: its float32 twin, or a tensor before
+            it. A phrase for people, "" as a rule.
     """
 
     name: str
@@ -57,6 +59,7 @@ class OutputVerdict:
     top1: float | None = None
     optimized: float | None = None
     message: str = ""
+    against: str = ""
 
 
 @dataclass(frozen=True)

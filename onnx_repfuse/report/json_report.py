@@ -30,6 +30,8 @@ _KEYS: dict[type, str] = {
     Bench: "ratio original_ms fused_ms rounds threads shapes",
     Counts: "ops nodes parameters bytes macs",
     Fold: "output kind kinds scope absorbed created sources macs_before macs_after",
+    OutputVerdict: "name status dtype max_abs max_rel over_noise noise tolerance minimum_tolerance cosine top1 "
+    "optimized message",
     Precision: "output original fused worst_original worst_fused factor",
     Verification: "status judge seeds shapes runs notes outputs folds",
 }

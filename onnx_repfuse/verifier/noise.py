@@ -16,7 +16,15 @@ import onnx
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, is_float
 from onnx_repfuse.verifier.session import Model, load
 
-__all__ = ["WEIGHTS_LIMIT", "noise_tolerance", "nudge_feed", "nudged_weights"]
+__all__ = [
+    "WEIGHTS_LIMIT",
+    "file_bytes",
+    "is_arithmetic",
+    "noise_tolerance",
+    "nudge_feed",
+    "nudged_weights",
+    "weights_of_arithmetic",
+]
 
 WEIGHTS_LIMIT = 256 << 20  # bytes; above it the noise of the weights is not measured, to bound memory
 _BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}  # by bytes of an element
@@ -64,20 +72,25 @@ def nudged_weights(model: Model, seed: int = 78) -> onnx.ModelProto | None:
     Returns:
         None if the model is too large to copy, or has no float weights.
     """
-    if isinstance(model, Path | str) and _file_bytes(Path(model)) > WEIGHTS_LIMIT:
+    if isinstance(model, Path | str) and file_bytes(Path(model)) > WEIGHTS_LIMIT:
         return None
     copy = onnx.ModelProto()
     copy.CopyFrom(load(model))
     rng = np.random.default_rng(seed)
-    moved = [_nudge_tensor(tensor, rng) for tensor in _weights(copy.graph)]
+    moved = [_nudge_tensor(tensor, rng) for tensor in weights_of_arithmetic(copy.graph)]
     return copy if any(moved) else None
 
 
-def _weights(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+def is_arithmetic(node: onnx.NodeProto) -> bool:
+    """Whether the weights of a node are moved."""
+    return node.op_type in _ARITHMETIC
+
+
+def weights_of_arithmetic(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """The float initializers and Constants that arithmetic of the main graph reads."""
     used: set[str] = set()
     for node in graph.node:
-        if node.op_type in _ARITHMETIC:
+        if is_arithmetic(node):
             used.update(node.input)
     for name, tensor in _named_tensors(graph):
         if name in used and tensor.data_type in FLOAT_FORMATS:
@@ -124,7 +137,7 @@ def _nudge(values: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray
     return np.asarray(moved.view(values.dtype).reshape(values.shape))
 
 
-def _file_bytes(path: Path) -> int:
+def file_bytes(path: Path) -> int:
     """Bytes of the file and, roughly, of the external data it refers to."""
     total = path.stat().st_size
     if total >= WEIGHTS_LIMIT:  # reading it would take the memory that the limit saves

@@ -29,6 +29,7 @@ __all__ = [
     "load",
     "one_line",
     "open_session",
+    "reads",
     "release_heap",
     "subgraphs",
 ]
@@ -165,6 +166,24 @@ def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
             graphs.append(attribute.g)
         graphs.extend(attribute.graphs)
     return graphs
+
+
+def reads(node: onnx.NodeProto) -> list[str]:
+    """Inputs, and what the node's subgraphs capture from outside."""
+    names = [name for name in node.input if name]
+    for graph in subgraphs(node):
+        names += _captures(graph)
+    return names
+
+
+def _captures(graph: onnx.GraphProto) -> list[str]:
+    inner = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    names = []
+    for node in graph.node:
+        inner.update(node.output)
+        names += reads(node)
+    names += [value.name for value in graph.output]
+    return [name for name in names if name not in inner]
 
 
 def _open_onnxruntime(model: Path | str | bytes, runtime: Runtime, folder: Path | None) -> Session:

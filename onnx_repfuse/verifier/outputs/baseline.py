@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,15 @@ from onnx_repfuse.verifier.inputs import FeedGroup, FeedKey, FeedSpec, choose_fe
 from onnx_repfuse.verifier.intermediates import Intermediates, open_with_extra_outputs, read_intermediates
 from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, nudge_feed, nudged_weights
 from onnx_repfuse.verifier.outputs.decision_tails import DecisionTail, find_tails
+from onnx_repfuse.verifier.outputs.float32_twin import (
+    behind_short_weights,
+    float32_twin,
+    is_short,
+    uses_short_floats,
+    widened,
+)
 from onnx_repfuse.verifier.session import DoesNotRun, Model, Session, input_names, load, open_session
+from onnx_repfuse.verifier.strong_feed import with_strong_feed
 
 __all__ = [
     "Baseline",
@@ -46,6 +54,8 @@ class Baseline:
         values: outputs and deciding tensors, by group and feed.
         by_inputs, by_weights: the same with inputs, or weights, moved by one ulp, where measured.
         optimized: the outputs under ORT_ENABLE_ALL, where measured.
+        twin: outputs and deciding tensors of the float32 twin of a model in half precision, where it runs; only
+            those to which half precision leads.
         runs: how often it ran at the largest shape.
         notes: what was left out.
     """
@@ -62,6 +72,7 @@ class Baseline:
     by_inputs: dict[FeedKey, Row] = field(default_factory=dict)
     by_weights: dict[FeedKey, Row] = field(default_factory=dict)
     optimized: dict[FeedKey, Row] = field(default_factory=dict)
+    twin: dict[FeedKey, Row] = field(default_factory=dict)
     runs: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -117,11 +128,15 @@ def measure_original(
     """
     spec = spec or FeedSpec()
     bounds_model = original if skeleton is None else skeleton
+    in_half_precision = _is_in_half_precision(original, skeleton)
     tails = _tails(original)
     try:
-        baseline = _run_original(original, bounds_model, tails, spec, runtime, defer_noise)
+        baseline = _run_original(original, bounds_model, tails, spec, runtime, defer_noise, in_half_precision)
     except DoesNotRun:  # as when a deciding tensor cannot be an output
-        baseline = _run_original(original, bounds_model, {}, spec, runtime, defer_noise)
+        baseline = _run_original(original, bounds_model, {}, spec, runtime, defer_noise, in_half_precision)
+    if in_half_precision:
+        graph = load(original if skeleton is None else skeleton, weights=False).graph
+        _run_twin(baseline, behind_short_weights(graph))
     # The other feeds of a group take the noise of its first, scaled, unless one of them fails.
     first_feeds = [FeedKey(group, 0) for group in range(len(baseline.groups))]
     _measure_noise_of_weights(baseline, first_feeds)
@@ -189,10 +204,13 @@ def _run_original(
     spec: FeedSpec,
     runtime: Runtime,
     defer_noise: bool,
+    in_half_precision: bool,
 ) -> Baseline:
     deciding = _extra_outputs(original, tails)
     with open_with_extra_outputs(original, deciding, runtime) as session:
         groups = choose_feeds(session, spec, index_bounds(bounds_model, session.inputs))
+        if in_half_precision and not spec.data:
+            groups[0] = with_strong_feed(groups[0], session)
         inputs = tuple(value.name for value in session.inputs)
         outputs = tuple(value.name for value in session.outputs if value.name not in deciding)
         baseline = Baseline(original, runtime, session.backend, groups, inputs, outputs, tails, deciding)
@@ -214,6 +232,15 @@ def _tails(original: Model) -> dict[str, DecisionTail]:
     if isinstance(original, Path | str) and _file_size(original) > WEIGHTS_LIMIT:
         return {}
     return find_tails(load(original, weights=False))
+
+
+def _is_in_half_precision(original: Model, skeleton: onnx.ModelProto | None) -> bool:
+    """Whether anything in the original is; of a large file, which is not parsed, only its skeleton can say so."""
+    if skeleton is None:
+        if isinstance(original, Path | str) and _file_size(original) > WEIGHTS_LIMIT:
+            return False
+        skeleton = load(original, weights=False)
+    return uses_short_floats(skeleton)
 
 
 def _extra_outputs(original: Model, tails: dict[str, DecisionTail]) -> list[str]:
@@ -260,6 +287,37 @@ def _measure_noise_of_weights(baseline: Baseline, keys: Sequence[FeedKey]) -> No
                 baseline.by_weights[key] = _run(baseline, session, key, baseline.feed(key))
     except DoesNotRun as error:
         baseline.notes.append(f"the noise of the weights was not measured: {error}")
+
+
+def _run_twin(baseline: Baseline, behind: Set[str]) -> None:
+    """Run the float32 twin on every feed. It is not counted: it is another model than the original.
+
+    Args:
+        baseline: whose `twin` is filled.
+        behind: the tensors that depend on half-precision weights. Those that are in half precision come along.
+    """
+    twin = float32_twin(baseline.original)
+    if twin is None:
+        baseline.notes.append("the original was not run in float32: it is too large")
+        return
+    try:
+        with open_with_extra_outputs(twin, baseline.deciding, baseline.runtime) as session:
+            for key in baseline.keys:
+                feed = widened(baseline.feed(key))
+                row = baseline.with_deciding_inputs(flatten(session.run(feed)), feed)
+                values = baseline.values[key]
+                baseline.twin[key] = {
+                    name: value
+                    for name, value in row.items()
+                    if name in behind or _is_short(values.get(name))
+                }
+    except DoesNotRun as error:
+        baseline.twin.clear()
+        baseline.notes.append(f"the original does not run in float32: {error}")
+
+
+def _is_short(value: Array | None) -> bool:
+    return value is not None and is_short(value.dtype)
 
 
 def _measure_optimized(baseline: Baseline, keys: Sequence[FeedKey]) -> None:

@@ -197,7 +197,8 @@ def _samples(baseline: Baseline, values: Values) -> Samples:
     for key in baseline.keys:
         original, fused = baseline.values[key], values[key]
         variants = [
-            rows.get(key, {}) for rows in (baseline.by_inputs, baseline.by_weights, baseline.optimized)
+            rows.get(key, {})
+            for rows in (baseline.by_inputs, baseline.by_weights, baseline.optimized, baseline.twin)
         ]
         # Parts of a sequence have names of their own, so either model may have more of them.
         for name in dict.fromkeys([*original, *fused]):

@@ -21,7 +21,7 @@ import onnx
 
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.verifier.distance import difference, flatten, is_inexact, largest, ulp
-from onnx_repfuse.verifier.session import DoesNotRun, open_session, subgraphs
+from onnx_repfuse.verifier.session import DoesNotRun, open_session, reads
 
 __all__ = ["DecisionTail", "explains_flips", "find_tails", "has_same_tail"]
 
@@ -133,7 +133,7 @@ def _static_and_decided(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
     static = {tensor.name for tensor in graph.initializer}
     decided: set[str] = set()
     for node in graph.node:
-        names = _reads(node)
+        names = reads(node)
         # Shape reads sizes, no values.
         if node.op_type in ("Shape", "Size") or static.issuperset(names):
             static.update(node.output)
@@ -176,7 +176,7 @@ def _cut(
     """
 
     def belongs(name: str, node: onnx.NodeProto) -> bool:
-        return name in inside or (name in static and static.issuperset(_reads(node)))
+        return name in inside or (name in static and static.issuperset(reads(node)))
 
     nodes, outside = _backwards(output.name, producers, belongs)
     constants = [tensor for tensor in proto.graph.initializer if tensor.name in outside]
@@ -209,7 +209,7 @@ def _backwards(
             outside.add(name)
         elif id(node) not in nodes:
             nodes.add(id(node))
-            stack.extend(_reads(node))
+            stack.extend(reads(node))
     return nodes, outside
 
 
@@ -221,24 +221,6 @@ def _decides(node: onnx.NodeProto) -> bool:
     if node.op_type == "Cast":
         return any(attribute.name == "to" and attribute.i in _INTEGER_TYPES for attribute in node.attribute)
     return node.op_type in _DECISIONS
-
-
-def _reads(node: onnx.NodeProto) -> list[str]:
-    """Inputs, and what the node's subgraphs capture from outside."""
-    names = [name for name in node.input if name]
-    for graph in subgraphs(node):
-        names += _captures(graph)
-    return names
-
-
-def _captures(graph: onnx.GraphProto) -> list[str]:
-    inner = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    names = []
-    for node in graph.node:
-        inner.update(node.output)
-        names += _reads(node)
-    names += [value.name for value in graph.output]
-    return [name for name in names if name not in inner]
 
 
 def _is_same(value: Any, expected: Any) -> bool:

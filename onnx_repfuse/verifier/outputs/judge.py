@@ -17,21 +17,38 @@ import numpy as np
 from onnx_repfuse.records.verdict import OutputVerdict, Status
 from onnx_repfuse.verifier.distance import Array, cosine, difference, is_inexact, largest, top1
 from onnx_repfuse.verifier.inputs import FeedKey
-from onnx_repfuse.verifier.outputs.tolerance import Sample, Tolerance, UserTolerance, calibrated_tolerance
+from onnx_repfuse.verifier.outputs.tolerance import (
+    Sample,
+    Tolerance,
+    UserTolerance,
+    calibrated_tolerance,
+    is_judged_by_twin,
+    twin_error,
+    twin_tolerance,
+)
 
 __all__ = ["failing_feeds", "judge_output", "verdict_without_figures"]
 
 _VISIBLE_TOLERANCES = 16.0  # an element is observed if other inputs move it by this many tolerances ...
 _OBSERVED_SHARE = 0.01  # ... and an output if this share of its elements is
 _INFINITY = float("inf")
+_TWIN = "the original in float32"
 
 
 class _Pair(NamedTuple):
-    """A sample of which both values are there."""
+    """A sample of which both values are there; `by_twin`: the float32 twin is what the result is compared with."""
 
     sample: Sample
     original: Array
     fused: Array
+    by_twin: bool = False
+
+    @property
+    def gap(self) -> Array:
+        """How far the result is off, in float64."""
+        if self.by_twin:
+            return twin_error(self.sample, self.fused)
+        return difference(self.original, self.fused)
 
 
 def judge_output(name: str, samples: Sequence[Sample], user: UserTolerance | None = None) -> OutputVerdict:
@@ -53,11 +70,12 @@ def judge_output(name: str, samples: Sequence[Sample], user: UserTolerance | Non
 def failing_feeds(samples: Sequence[Sample]) -> set[FeedKey]:
     """The feeds on which a float output differs by more than the calibrated tolerance."""
     failing = set()
-    for pair in _pairs(samples):
-        if is_inexact(pair.original.dtype) and not _mismatch(pair.sample):
-            allowed = calibrated_tolerance(pair.sample, samples, pair.original).allowed
-            if (difference(pair.original, pair.fused) > allowed).any():
-                failing.add(pair.sample.key)
+    pairs = [
+        pair for pair in _pairs(samples) if is_inexact(pair.original.dtype) and not _mismatch(pair.sample)
+    ]
+    for pair in _with_reference(pairs, None):
+        if (pair.gap > _tolerance(pair, samples, None).allowed).any():
+            failing.add(pair.sample.key)
     return failing
 
 
@@ -75,6 +93,12 @@ def _pairs(samples: Sequence[Sample]) -> list[_Pair]:
         for sample in samples
         if sample.original is not None and sample.fused is not None
     ]
+
+
+def _with_reference(pairs: Sequence[_Pair], user: UserTolerance | None) -> list[_Pair]:
+    """The pairs of one float output, told whether they are compared with the original or with its float32 twin."""
+    by_twin = user is None and is_judged_by_twin([pair.sample for pair in pairs])
+    return [pair._replace(by_twin=by_twin) for pair in pairs]
 
 
 def _mismatch(sample: Sample) -> str:
@@ -114,21 +138,25 @@ def _judge_exactly(name: str, pairs: Sequence[_Pair]) -> OutputVerdict:
 
 def _judge_floats(name: str, pairs: Sequence[_Pair], user: UserTolerance | None) -> OutputVerdict:
     samples = [pair.sample for pair in pairs]
+    pairs = _with_reference(pairs, user)
     tolerances = [_tolerance(pair, samples, user) for pair in pairs]
     compared = zip(pairs, tolerances, strict=True)
-    distances = [_distance(pair, tolerance) for pair, tolerance in compared if pair.original.size]
+    size = max(largest(pair.original) for pair in pairs)
+    distances = [_distance(pair, tolerance, size) for pair, tolerance in compared if pair.original.size]
     worst = max(distances, key=lambda distance: distance.ratio)
     largest_of = _Distance(*(max(column) for column in zip(*distances, strict=True)))
     error, allowed = largest_of.max_abs, largest_of.max_allowed
+    against = _TWIN if pairs[0].by_twin else ""
+    source = f" from {against}" if against else ""
     if worst.ratio > 1:
         error, allowed = worst.error, worst.allowed
-        status, message = Status.FAILED, f"differs by {error:.3g} where {allowed:.3g} is allowed"
+        status, message = Status.FAILED, f"differs by {error:.3g}{source} where {allowed:.3g} is allowed"
     elif why := _why_unobservable(pairs, tolerances):
         status, message = Status.NOT_OBSERVED, f"{why}, so it cannot show a fault"
     else:
         status, message = (
             Status.PASSED,
-            f"differs by {error:.2g}, {largest_of.over_noise:.2g} times the noise",
+            f"differs by {error:.2g}{source}, {largest_of.over_noise:.2g} times the noise",
         )
     return OutputVerdict(
         name,
@@ -144,10 +172,13 @@ def _judge_floats(name: str, pairs: Sequence[_Pair], user: UserTolerance | None)
         top1=top1([(pair.original, pair.fused) for pair in pairs]),
         optimized=_largest_change(samples, "optimized"),
         message=f"'{name}' {message}",
+        against=against,
     )
 
 
 def _tolerance(pair: _Pair, samples: Sequence[Sample], user: UserTolerance | None) -> Tolerance:
+    if pair.by_twin:
+        return twin_tolerance(pair.sample, samples, pair.original)
     calibrated = calibrated_tolerance(pair.sample, samples, pair.original)
     return calibrated if user is None else calibrated._replace(allowed=user.allowed(pair.original))
 
@@ -164,15 +195,16 @@ class _Distance(NamedTuple):
     over_noise: float
 
 
-def _distance(pair: _Pair, tolerance: Tolerance) -> _Distance:
-    gap = difference(pair.original, pair.fused)
+def _distance(pair: _Pair, tolerance: Tolerance, size_of_all: float) -> _Distance:
+    """`size_of_all`, the largest value of any sample, stands for the size of a sample that is zero."""
+    gap = pair.gap
     allowed = np.broadcast_to(tolerance.allowed, gap.shape)
     with np.errstate(all="ignore"):
         # A NaN in one of the two is an infinite gap. It fails even where rtol * |y| overflows to infinity.
         ratio = np.where(gap == 0, 0.0, np.where(np.isinf(gap), _INFINITY, gap / allowed))
         over_noise = np.where(gap == 0, 0.0, gap / tolerance.noise)
     at = int(ratio.argmax())
-    max_abs, size = float(gap.max()), largest(pair.original)
+    max_abs, size = float(gap.max()), largest(pair.original) or size_of_all
     max_rel = max_abs / size if size > 0 else (_INFINITY if max_abs > 0 else 0.0)
     error, limit = float(gap.flat[at]), float(allowed.flat[at])
     return _Distance(

@@ -9,6 +9,13 @@ and scale of the network: correct folds were measured at 0.8 to 2.2 times the no
 largest of many elements. The ulps are for outputs that are exact by luck, where b and c are 0. A fixed relative
 tolerance misfires both ways: PP-OCRv5's detector outputs 2.8e-5 with a noise of 1.8e-7.
 
+In half precision 4 * noise is a good part of the output itself. There the result is compared with the original's
+float32 twin, from which it may be as far as the noise, or twice as far as the original:
+
+    allowed = max(max(b, c) + ulp(max|y|), 2 * max|y - twin|)
+
+The ulp is for b and c, which are differences of rounded values.
+
 Folds are judged by tolerances of their own, see `folds.error_bound`.
 """
 
@@ -24,10 +31,20 @@ from onnx_repfuse.verifier.distance import Array, difference, largest, ulp
 from onnx_repfuse.verifier.inputs import FeedKey
 from onnx_repfuse.verifier.noise import noise_tolerance
 
-__all__ = ["Sample", "Tolerance", "UserTolerance", "calibrated_tolerance", "user_tolerance"]
+__all__ = [
+    "Sample",
+    "Tolerance",
+    "UserTolerance",
+    "calibrated_tolerance",
+    "is_judged_by_twin",
+    "twin_error",
+    "twin_tolerance",
+    "user_tolerance",
+]
 
 _MIN_SLICE_ELEMENTS = 256  # elements an index of an axis needs for its largest to be typical
 _MAX_SLICES = 2048
+_TWIN_FACTOR = 2.0  # how many times the original's own distance from its float32 twin the result may have
 
 
 @dataclass(frozen=True)
@@ -39,6 +56,7 @@ class Sample:
         original, fused: the two values, None where an optional is absent.
         by_inputs, by_weights: the original's value with inputs, or weights, moved by one ulp; None where not measured.
         optimized: the original's value under ORT_ENABLE_ALL, or None.
+        twin: the value of the original's float32 twin, if half precision leads to this output, or None.
     """
 
     key: FeedKey
@@ -47,6 +65,7 @@ class Sample:
     by_inputs: Array | None = None
     by_weights: Array | None = None
     optimized: Array | None = None
+    twin: Array | None = None
 
     @property
     def has_noise(self) -> bool:
@@ -91,12 +110,46 @@ def calibrated_tolerance(sample: Sample, samples: Sequence[Sample], value: Array
         value: the original's value in `sample`.
     """
     axis = _sliced_axis(value.shape)
-    peak = _peak(np.abs(_finite(value.astype(np.float64))), axis)
-    step = np.vectorize(lambda top: ulp(float(top), value.dtype), otypes=[float])(peak)
-    noise = np.zeros_like(peak)
+    step = _ulp_of_peak(value, axis)
+    noise = np.zeros_like(step)
     for change in _changes(sample, samples, value):
         noise = np.maximum(noise, _peak(change, axis))
     return Tolerance(np.maximum(noise, step), noise_tolerance(noise, step))
+
+
+def is_judged_by_twin(samples: Sequence[Sample]) -> bool:
+    """Whether a float output is compared with the float32 twin: wherever its samples have that value.
+
+    The noise of the weights has to be known. It covers that folded weights are rounded once more, and the original's
+    own error does not: runtimes without half-precision kernels compute the original in float32.
+    """
+    present = [sample for sample in samples if sample.original is not None]
+    has_noise = any(sample.by_weights is not None for sample in present)
+    return has_noise and all(_has_twin(sample) for sample in present)
+
+
+def twin_error(sample: Sample, value: Array) -> Array:
+    """|value - twin| where both the original and its twin are finite; else |value - original|."""
+    assert sample.original is not None
+    assert sample.twin is not None
+    original, twin = sample.original.astype(np.float64), sample.twin.astype(np.float64)
+    # An overflow of the original has to be one of the result, too.
+    is_finite = np.isfinite(original) & np.isfinite(twin)
+    return np.where(is_finite, difference(twin, value), difference(original, value))
+
+
+def twin_tolerance(sample: Sample, samples: Sequence[Sample], value: Array) -> Tolerance:
+    """The tolerance for the distance from the float32 twin; the arguments are those of `calibrated_tolerance`."""
+    axis = _sliced_axis(value.shape)
+    noise = calibrated_tolerance(sample, samples, value).noise
+    own = _peak(_finite(twin_error(sample, value)), axis)
+    return Tolerance(noise, np.maximum(noise + _ulp_of_peak(value, axis), _TWIN_FACTOR * own))
+
+
+def _has_twin(sample: Sample) -> bool:
+    return (
+        sample.original is not None and sample.twin is not None and sample.twin.shape == sample.original.shape
+    )
 
 
 def _changes(sample: Sample, samples: Sequence[Sample], value: Array) -> Iterator[Array]:
@@ -143,6 +196,12 @@ def _peak(array: Array, axis: int | None) -> Array:
         return np.zeros((1,) * array.ndim)
     others = tuple(other for other in range(array.ndim) if other != axis)
     return np.asarray(array.max(others, keepdims=True))
+
+
+def _ulp_of_peak(value: Array, axis: int | None) -> Array:
+    """One ulp of the largest element, per index of `axis`, kept broadcastable."""
+    peak = _peak(np.abs(_finite(value.astype(np.float64))), axis)
+    return np.asarray(np.vectorize(lambda top: ulp(float(top), value.dtype), otypes=[float])(peak))
 
 
 def _finite(array: Array) -> Array:

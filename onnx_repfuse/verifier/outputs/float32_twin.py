@@ -1,0 +1,166 @@
+"""The float32 twin of a model in half precision: the same nodes and the same weights, computed in float32.
+
+Half precision rounds so coarsely that a whole network's own noise hides most of what it computes. Its twin shows how
+far the original is from what its weights say. The result may be as far from that as the noise, or twice as far as the
+original is itself, whichever is more (see `tolerance`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, file_bytes, is_arithmetic, weights_of_arithmetic
+from onnx_repfuse.verifier.session import Model, load, reads
+
+__all__ = ["behind_short_weights", "float32_twin", "is_short", "uses_short_floats", "widened"]
+
+_FLOAT = onnx.TensorProto.FLOAT
+# float16 and bfloat16: the types with a coarser rounding than float32's.
+_SHORT = {
+    data_type: limits.dtype
+    for data_type, limits in FLOAT_FORMATS.items()
+    if limits.epsilon > FLOAT_FORMATS[_FLOAT].epsilon
+}
+# Attributes whose value is an element type: of Cast, EyeLike and Random*, QuantizeLinear, windows, Attention.
+_TYPE_ATTRIBUTES = frozenset(["to", "dtype", "output_dtype", "output_datatype", "softmax_precision"])
+
+
+def is_short(dtype: np.dtype[Any]) -> bool:
+    """Whether values of this type are in half precision."""
+    return dtype in _SHORT.values()
+
+
+def uses_short_floats(model: onnx.ModelProto) -> bool:
+    """Whether anything in the model is in half precision. Weights are not read."""
+    return _is_short_graph(model.graph) or any(_are_short_nodes(f.node) for f in model.functions)
+
+
+def behind_short_weights(graph: onnx.GraphProto) -> set[str]:
+    """The tensors of the main graph that depend on a half-precision weight of its arithmetic.
+
+    Only these have the noise of such weights. A float32 network whose file stores its weights as float16, behind a
+    Cast, has the noise of float32.
+    """
+    short = {tensor.name for tensor in weights_of_arithmetic(graph) if tensor.data_type in _SHORT}
+    short |= {
+        node.output[0] for node in graph.node if node.op_type == "Constant" and _are_short_nodes([node])
+    }
+    behind: set[str] = set()
+    for node in graph.node:
+        reads_short = is_arithmetic(node) and not short.isdisjoint(node.input)
+        if reads_short or not behind.isdisjoint(reads(node)):
+            behind.update(node.output)
+    return behind
+
+
+def float32_twin(model: Model) -> onnx.ModelProto | None:
+    """A copy of the model with float32 in the place of float16 and bfloat16.
+
+    Returns:
+        None if the model is too large to copy.
+
+    Raises:
+        DoesNotRun: it cannot be read.
+    """
+    if isinstance(model, Path | str) and file_bytes(Path(model)) > WEIGHTS_LIMIT:
+        return None
+    twin = onnx.ModelProto()
+    twin.CopyFrom(load(model))
+    _widen_graph(twin.graph)
+    for function in twin.functions:
+        _widen_values(function.value_info)
+        _widen_nodes(function.node)
+        for attribute in function.attribute_proto:
+            _widen_attribute(attribute)
+    return twin
+
+
+def widened(feed: Mapping[str, Any]) -> dict[str, Any]:
+    """A feed as the twin takes it: half-precision tensors, also those in sequences, as float32."""
+
+    def widen(value: Any) -> Any:
+        if isinstance(value, list):
+            return [widen(item) for item in value]
+        return value.astype(np.float32) if isinstance(value, np.ndarray) and is_short(value.dtype) else value
+
+    return {name: widen(value) for name, value in feed.items()}
+
+
+def _is_short_graph(graph: onnx.GraphProto) -> bool:
+    values = (*graph.input, *graph.output)
+    tensors = (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer))
+    return (
+        any(value.type.tensor_type.elem_type in _SHORT for value in values)
+        or any(tensor.data_type in _SHORT for tensor in tensors)
+        or _are_short_nodes(graph.node)
+    )
+
+
+def _are_short_nodes(nodes: Iterable[onnx.NodeProto]) -> bool:
+    return any(_is_short_attribute(attribute) for node in nodes for attribute in node.attribute)
+
+
+def _is_short_attribute(attribute: onnx.AttributeProto) -> bool:
+    graphs = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+    return (
+        (attribute.name in _TYPE_ATTRIBUTES and attribute.i in _SHORT)
+        or attribute.t.data_type in _SHORT
+        or any(map(_is_short_graph, graphs))
+    )
+
+
+def _widen_graph(graph: onnx.GraphProto) -> None:
+    _widen_values((*graph.input, *graph.output, *graph.value_info))
+    for tensor in graph.initializer:
+        _widen_tensor(tensor)
+    for sparse in graph.sparse_initializer:
+        _widen_tensor(sparse.values)
+    _widen_nodes(graph.node)
+
+
+def _widen_values(values: Iterable[onnx.ValueInfoProto]) -> None:
+    for value in values:
+        _widen_type(value.type)
+
+
+def _widen_type(value_type: onnx.TypeProto) -> None:
+    kind = value_type.WhichOneof("value")
+    if kind in ("tensor_type", "sparse_tensor_type"):
+        tensor_type = getattr(value_type, kind)
+        if tensor_type.elem_type in _SHORT:
+            tensor_type.elem_type = _FLOAT
+    elif kind in ("sequence_type", "optional_type"):
+        _widen_type(getattr(value_type, kind).elem_type)
+    elif kind == "map_type":
+        _widen_type(value_type.map_type.value_type)
+
+
+def _widen_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        for attribute in node.attribute:
+            _widen_attribute(attribute)
+
+
+def _widen_attribute(attribute: onnx.AttributeProto) -> None:
+    if attribute.name in _TYPE_ATTRIBUTES and attribute.i in _SHORT:
+        attribute.i = _FLOAT
+    for tensor in (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])):
+        _widen_tensor(tensor)
+    for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+        _widen_graph(graph)
+
+
+def _widen_tensor(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type not in _SHORT:
+        return
+    try:
+        array = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+    except (ValueError, TypeError):  # malformed; the runtime will say so, if anything reads it
+        return
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
