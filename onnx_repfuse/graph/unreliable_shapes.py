@@ -95,10 +95,16 @@ def _doubt(
     try:
         attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name}
         inputs = [_values(constants.get(name)) for name in node.input]
-        doubt = rule(SizeCase(node.input, attrs, shape, result, inputs, opset))
+        shapes = [_shape_of(name, types, constants) for name in node.input]
+        doubt = rule(SizeCase(node.input, attrs, shape, result, shapes, inputs, opset))
         return doubt if isinstance(doubt, Doubt) else [axis for axis in doubt if result[axis] is not None]
     except MALFORMED:
         return Doubt.SHAPE  # the attributes make no sense
+
+
+def _shape_of(name: str, types: Types, constants: Mapping[str, Const]) -> Shape | None:
+    const = constants.get(name)
+    return types.get(name, (0, None))[1] if const is None else const.shape
 
 
 def _inferred_shape(types: Types, names: Sequence[str]) -> Shape | None:

@@ -169,7 +169,7 @@ def _per_channel(
     if channel_layout is None:
         return None
     if rank is None:
-        return _per_channel_at_any_rank(channel_layout, shape)
+        return _per_channel_at_any_rank(context.channel_layout(name), channel_layout, shape)
     if len(shape) > rank:
         return _broadcasts(shape, "changes the rank of its input")
     aligned = (1,) * (rank - len(shape)) + shape  # (C, 1, 1) -> (1, C, 1, 1)
@@ -193,10 +193,15 @@ def _broadcasts(shape: tuple[int, ...], clause: str) -> Declined:
 
 
 def _per_channel_at_any_rank(
-    channel_layout: ChannelLayout, shape: tuple[int, ...]
+    operand: ChannelLayout | None, channel_layout: ChannelLayout, shape: tuple[int, ...]
 ) -> ChannelLayout | Declined:
-    """As `_per_channel`, for a tensor of unknown rank: a scalar always acts per channel, a vector on the last axis."""
-    is_vector = channel_layout.channel_axis == -1 and shape == (channel_layout.channels,)
-    if shape in ((), (1,)) or is_vector:
+    """As `_per_channel`, for a tensor of unknown rank, which may be a scalar.
+
+    A constant without axes changes no shape; one axis of one element adds an axis to a scalar only; and a vector acts
+    on the last axis, if that is known to be as long: a single channel would be broadcast.
+    """
+    if shape == () or (shape == (1,) and channel_layout.channels > 1):
         return channel_layout
+    if operand is not None and operand.channel_axis == -1 and shape in ((1,), (operand.channels,)):
+        return operand
     return Declined(Reason.SHAPE, "the rank of its input is not known")

@@ -98,6 +98,8 @@ def resolve_pads(context: Context, node: gs.Node, kernel: tuple[int, ...]) -> tu
     auto_pad = node.attrs.get("auto_pad") or "NOTSET"
     if auto_pad == "NOTSET":
         return tuple(node.attrs.get("pads") or (0,) * (2 * rank))
+    if any(node.attrs.get("pads") or ()):
+        return Declined(Reason.UNSUPPORTED, f"it has auto_pad={auto_pad} and pads, which exclude each other")
     if auto_pad == "VALID":
         return (0,) * (2 * rank)
     if auto_pad not in ("SAME_UPPER", "SAME_LOWER"):
@@ -191,6 +193,8 @@ def lift_conv_transpose(context: Context, node: gs.Node) -> LinearOp | Declined 
     # With these, the pads follow from the input's size, which is usually not known.
     if node.attrs.get("output_shape") or auto_pad not in ("NOTSET", "VALID"):
         return Declined(Reason.UNSUPPORTED, "ConvTranspose with output_shape or auto_pad=SAME is not handled")
+    if auto_pad == "VALID" and any(node.attrs.get("pads") or ()):
+        return Declined(Reason.UNSUPPORTED, "it has auto_pad=VALID and pads, which exclude each other")
     groups = node.attrs.get("group", 1)  # the weight is (c_in, c_out / groups, *kernel)
     try:
         geometry = Geometry.conv_transpose(

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import NodeProto, TensorProto, helper
 
-from onnx_repfuse import Options, fuse
+from onnx_repfuse import Options, Reason, fuse
 from tests.build import run
 from tests.parts import Weights, agree, batch_norm, graph, info, model, node, norm, random, rarely
 
@@ -222,3 +222,30 @@ def test_a_constant_with_another_shape_than_inferred_is_not_used() -> None:
     weights = {"w": random(4, 3, 1, 1), "one": [1], **norm(4)}
     made = model(graph(nodes, [info("y", None)], weights, [info("x", [1, 3, 4, 4])]))
     agree(made, {"x": random(1, 3, 4, 4)}, folds=1)
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool", "LpPool"])
+def test_pads_beside_auto_pad_prove_nothing(op: str) -> None:
+    """The standard forbids both. onnx infers sizes from pads, ONNX Runtime follows auto_pad."""
+    nodes = [
+        node(op, "x", "p", kernel_shape=[3, 3], pads=[1, 1, 0, 0], auto_pad="VALID"),
+        node("Conv", "p w1", "a", strides=[3, 3]),
+        node("Conv", "p w2", "b", strides=[3, 3]),
+        node("Add", "a b", "o"),
+    ]
+    weights = {"w1": random(4, 3, 1, 1), "w2": random(4, 3, 2, 2)}
+    then = graph(nodes, [info("o", None)], weights)
+    other = graph([node("Conv", "x u", "o2")], [info("o2", None)], {"u": random(4, 3, 1, 1)})
+    made = rarely(then, other, {})
+    made.graph.input[0].CopyFrom(info("x", [1, 3, 6, 6]))
+    agree(made, {"x": random(1, 3, 6, 6)}, {"x": 100 * random(1, 3, 6, 6) + 200}, folds=None)
+
+
+def test_an_average_with_pads_and_auto_pad_is_refused() -> None:
+    odd = node("AveragePool", "x", "p", kernel_shape=[3, 3], pads=[1] * 4, auto_pad="VALID")
+    weights = {"w": random(4, 3, 1, 1)}
+    made = model(
+        graph([odd, node("Conv", "p w", "y")], [info("y", None)], weights, [info("x", [1, 3, 6, 6])])
+    )
+    report = agree(made, {"x": random(1, 3, 6, 6)})
+    assert Reason.UNSUPPORTED in {refusal.reason for refusal in report.refusals}

@@ -243,9 +243,11 @@ def _common(layouts: Layouts, node: gs.Node, names: list[str]) -> ChannelLayout 
     widest = max(operands, key=lambda layout: layout.channels)
     if any(layout.layout != widest.layout for layout in operands):
         return None
-    # an operand of which nothing is known may broadcast one channel to several
-    is_certain = widest.channels > 1 or len(operands) == len(names)
-    return widest if is_certain else None
+    if len(operands) == len(names):
+        return widest
+    # An operand of which nothing is known may have more axes, which moves axis 1, but not the last. It may broadcast
+    # one channel to several.
+    return widest if widest.channel_axis == -1 and widest.channels > 1 else None
 
 
 def _fits(shape: tuple[int, ...], layout: ChannelLayout) -> bool:
@@ -284,15 +286,15 @@ def _operands(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
     scope, shape = layouts.scope, layouts.output_shape(node)
     if shape is not None:
         return [(name, layout) for name in input_names(node) if scope.shape(name) == shape]
-    scalars = [_is_scalar(scope.const(t.name)) for t in node.inputs]
+    scalars = [_keeps_shape(scope.const(t.name), layout) for t in node.inputs]
     if len(scalars) == 2:
         scalars.sort()  # of two operands, either may be the scalar
     return [(name, layout) for name in input_names(node)] if all(scalars[1:]) else ()
 
 
-def _is_scalar(const: Const | None) -> bool:
-    """A constant that cannot widen what it is combined with."""
-    return const is not None and const.shape in ((), (1,))
+def _keeps_shape(const: Const | None, output: ChannelLayout) -> bool:
+    """Whether a constant cannot widen what it is combined with; one axis of one element gives a scalar that axis."""
+    return const is not None and (const.shape == () or (const.shape == (1,) and output.channels > 1))
 
 
 BROADCAST = ChannelRule(_broadcast, _operands)

@@ -77,6 +77,16 @@ def _weight_rule(weight: WeightChannels, layout_of: Callable[[int], Layout | Non
     return ChannelRule(forwards, backwards)
 
 
+def _gemm_rule() -> ChannelRule:
+    """As `_weight_rule`; transA reads the channels from the rows of its input, where no layout has them."""
+    rule = _weight_rule(_gemm_channels, _matrix_layout)
+
+    def backwards(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
+        return () if node.attrs.get("transA", 0) else rule.backwards(layouts, node)
+
+    return ChannelRule(rule.forwards, backwards)
+
+
 def _conv_layout(dims: int) -> Layout | None:
     # Conv, even of one axis, has a weight of 3 dims or more: (out, in / groups, *kernel)
     return (1, dims - 2) if dims >= 3 else None
@@ -125,12 +135,17 @@ def _matmul(attrs: Attributes, a: Values, b: Values) -> Values:
 
 
 def _conv_transpose_doubts(case: SizeCase) -> Sequence[int] | Doubt:
-    """`auto_pad` with `output_padding`; and an `output_shape` smaller than the input, which ONNX Runtime rejects."""
+    """`auto_pad` with `pads` or `output_padding`; and an `output_shape` that ONNX Runtime rejects, as too small."""
     wanted = case.attrs.get("output_shape", ())
     if any(out < (size or 0) for out, size in zip(wanted, case.shape[2:], strict=False)):
         return Doubt.SHAPE
     lengthens = any(case.attrs.get("output_padding", ()))
-    return case.space if case.pads_automatically and lengthens else ()
+    return case.space if case.pads_twice or (case.pads_automatically and lengthens) else ()
+
+
+def _conv_doubts(case: SizeCase) -> Sequence[int]:
+    """`auto_pad` with `pads`: onnx follows the second, ONNX Runtime the first."""
+    return case.space if case.pads_twice else ()
 
 
 CONV_MATMUL = (
@@ -142,6 +157,7 @@ CONV_MATMUL = (
         multiply_adds=_conv_macs,
         has_window=True,
         shaped_by_shapes=True,
+        doubts=_conv_doubts,
     ),
     Operator(
         "ConvTranspose",
@@ -157,7 +173,7 @@ CONV_MATMUL = (
     Operator(
         "Gemm",
         stays_for_a_reason=True,
-        channels=_weight_rule(_gemm_channels, _matrix_layout),
+        channels=_gemm_rule(),
         weight=_gemm_channels,
         multiply_adds=_gemm_macs,
         shaped_by_shapes=True,

@@ -113,6 +113,7 @@ class SizeCase:
         names: of its inputs, '' where left out.
         attrs: its attributes.
         shape, result: inferred shapes of the first input and the first output.
+        shapes: inferred shapes of all inputs.
         inputs: flat values of the inputs; None where unknown or too long to decide a size.
         opset: version of the ONNX operator set in force.
     """
@@ -121,6 +122,7 @@ class SizeCase:
     attrs: Mapping[str, Any]
     shape: Shape
     result: Shape
+    shapes: Sequence[Shape | None]
     inputs: Sequence[list[Any] | None]
     opset: int
 
@@ -133,6 +135,11 @@ class SizeCase:
     def pads_automatically(self) -> bool:
         """Whether `auto_pad` is SAME_UPPER or SAME_LOWER."""
         return self.attrs.get("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
+
+    @property
+    def pads_twice(self) -> bool:
+        """Whether there are `pads` beside an `auto_pad`, which the standard forbids and runtimes accept."""
+        return bool(self.attrs.get("pads")) and self.attrs.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"")
 
 
 @dataclass(frozen=True)

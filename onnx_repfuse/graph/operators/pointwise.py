@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_repfuse.graph.operators.channel_rules import KEPT
+from onnx_repfuse.graph.operators.channel_rules import BROADCAST, KEPT
 from onnx_repfuse.graph.operators.facts import Attributes, Doubt, Evaluate, Operator, SizeCase, Values
 from onnx_repfuse.modelfile.dtypes import HOLDING_SIZES, numpy_dtype
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
@@ -37,6 +37,15 @@ def _cast_doubts(case: SizeCase) -> tuple[()] | Doubt:
     return Doubt.VALUE if len(case.shape) < 2 and case.attrs.get("to") not in HOLDING_SIZES else ()
 
 
+def _slope_doubts(case: SizeCase) -> tuple[()] | Doubt:
+    """PRelu: ONNX Runtime broadcasts its input to the slope, too, where onnx takes the shape of the input."""
+    slope = case.shapes[1]
+    if slope is None or len(slope) > len(case.shape):
+        return Doubt.SHAPE
+    sizes = zip(reversed(slope), reversed(case.shape), strict=False)
+    return () if all(size in (1, wanted) and size is not None for size, wanted in sizes) else Doubt.SHAPE
+
+
 def _pointwise(name: str, **facts: Any) -> Operator:
     return Operator(name, channels=KEPT, **facts)
 
@@ -59,7 +68,7 @@ POINTWISE = (
     _pointwise("Log"),
     _pointwise("Mish"),
     _pointwise("Neg", evaluate=_unary(np.negative)),
-    _pointwise("PRelu"),
+    Operator("PRelu", channels=BROADCAST, doubts=_slope_doubts),
     _pointwise("Reciprocal", evaluate=_unary(np.reciprocal)),
     _pointwise("Relu"),
     _pointwise("Round"),

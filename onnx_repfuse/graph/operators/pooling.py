@@ -14,10 +14,13 @@ __all__ = ["POOLING"]
 def _pool_doubts(case: SizeCase) -> Sequence[int]:
     """The axes on which onnx and ONNX Runtime may count windows differently.
 
-    With `auto_pad` and dilations, onnx pads for the dilated window, ONNX Runtime for the undilated one. With
-    `ceil_mode`, onnx counts a last window that begins in the padding, ONNX Runtime does not.
+    Of `auto_pad` and `pads`, onnx follows the second, ONNX Runtime the first. With `auto_pad` and dilations, onnx pads
+    for the dilated window, ONNX Runtime for the undilated one. With `ceil_mode`, onnx counts a last window that begins
+    in the padding, ONNX Runtime does not.
     """
     attrs = case.attrs
+    if case.pads_twice:
+        return case.space
     if case.pads_automatically and max(attrs.get("dilations", ()), default=1) > 1:
         return case.space
     if not attrs.get("ceil_mode"):
