@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     )
     from onnx_repfuse.options import Options
     from onnx_repfuse.records.reasons import Reason
-    from onnx_repfuse.records.report import Fold, Kind, Refusal, Report
+    from onnx_repfuse.records.report import Change, Fold, Kind, Refusal, Report
     from onnx_repfuse.records.verdict import Verification
     from onnx_repfuse.verifier.inputs import FeedSpec
 
 __version__ = "0.1.0"
 __all__ = [
     "AffineConv",
+    "Change",
     "FeedSpec",
     "Fold",
     "Geometry",
@@ -74,7 +75,7 @@ _MODULES = {
     ),
     "options": ("Options",),
     "records.reasons": ("Reason",),
-    "records.report": ("Fold", "Kind", "Refusal", "Report"),
+    "records.report": ("Change", "Fold", "Kind", "Refusal", "Report"),
     "verifier.inputs": ("FeedSpec",),
     "records.verdict": ("Verification",),
 }

@@ -71,7 +71,8 @@ def fuse(
     Raises:
         InputError: the model cannot be read or does not run.
         OutputError: the result cannot be written.
-        VerificationError: the result was not proved equal, and nothing was written; `report` has the figures.
+        VerificationError: the result was not proved equal (or not observed, under `Options.strict`), and nothing was
+            written; `report` has the figures.
 
     >>> model = onnx.parser.parse_model('''
     ...     <ir_version: 8, opset_import: ["" : 17]>
@@ -92,7 +93,7 @@ def fuse(
             return Result(report, target, lambda: onnx.load(target))
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / "model.onnx"
-            report = run(document, place, chosen, name=name, progress=progress)
+            report = run(document, place, chosen, name=name, output_name="", progress=progress)
             fused = onnx.load(place)
         return Result(report, None, lambda: fused)
 

@@ -52,7 +52,7 @@ class UsageError(RepfuseError):
 
 
 class VerificationError(RepfuseError):
-    """The result was not proved equal to the original; nothing was written."""
+    """The result was not proved equal to the original (or not observed, under `strict`); nothing was written."""
 
     exit_code = 3
 

@@ -24,6 +24,7 @@ class Options:
         keep: globs on node names; matching nodes stay as they are.
         freeze_initializers: treat initializers that are also graph inputs as constants (IR >= 4).
         check: compare the result with the original in ONNX Runtime before it is written.
+        strict: what could not be observed is a failure, too: nothing is written then.
         rtol, atol: the tolerance of the outputs, `atol + rtol * abs(y)`, instead of the one measured from noise.
         input_shapes: input name -> shape to verify with.
         input_data: (input name or None, file) to verify with: .npy of an input, .npz, a test_data_set folder.
@@ -44,6 +45,7 @@ class Options:
     keep: tuple[str, ...] = ()
     freeze_initializers: bool = False
     check: bool = True
+    strict: bool = False
     rtol: float | None = None
     atol: float | None = None
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -57,6 +59,8 @@ class Options:
         for name in ("skip", "only", "keep"):
             if isinstance(getattr(self, name), str):
                 raise UsageError(f"Options.{name} takes a collection, not the text '{getattr(self, name)}'")
+        if self.strict and not self.check:
+            raise UsageError("Options.strict is about the check, which check=False leaves out")
         if self.cost not in ("ort-cpu", "macs"):
             raise UsageError(f"Options.cost is 'ort-cpu' or 'macs', not '{self.cost}'")
         for name in ("rtol", "atol"):

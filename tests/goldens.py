@@ -42,7 +42,7 @@ def plan_line(path: Path, *, digest: bool = False) -> str:
         cells = [
             f"nodes {_change(report.before.nodes, report.after.nodes)}: {after}",
             f"macs {_change(report.before.macs, report.after.macs)}",
-            f"folds {_counted(str(fold.kind) for fold in report.folds)}",
+            f"folds {_counted(str(change.kind) for change in (*report.folds, *report.changes))}",
             f"refused {_counted(str(refusal.reason) for refusal in report.refusals)}",
         ]
         if digest:

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from onnx_repfuse.records.outcome import Bench, Gate, Outcome
 from onnx_repfuse.records.reasons import Reason
-from onnx_repfuse.records.report import Counts, Fold, Kind, NodeRef, Refusal, Report
-from onnx_repfuse.records.verdict import FoldVerdict, OutputVerdict, Precision, Status, Verification
+from onnx_repfuse.records.report import Change, Counts, Fold, Kind, NodeRef, Refusal, Report, Vanished
+from onnx_repfuse.records.verdict import (
+    FoldVerdict,
+    OutputVerdict,
+    Precision,
+    StageVerdict,
+    Status,
+    Verification,
+)
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 
@@ -59,13 +66,21 @@ def outcome(folds: int = 3, evil: str = "", status: Status = Status.PASSED, erro
     refusals = (
         Refusal(Reason.COST, f"Conv 'a{evil}' stays: it would cost more.", (f"a{evil}",)),
         *(
-            Refusal(Reason.READERS, f"BatchNormalization 'bn{i}' stays: it has readers.", (f"bn{i}",))
+            Refusal(Reason.CONSUMERS, f"BatchNormalization 'bn{i}' stays: it has readers.", (f"bn{i}",))
             for i in range(5)
         ),
     )
     verification = Verification(
         (verdict(f"y{evil}", status, error),),
-        (FoldVerdict("out0", Status.PASSED, "probe", 1e-7, 1e-6, "onnxruntime"),),
+        (
+            FoldVerdict("out0", stages=(StageVerdict("isolated", Status.PASSED, 1e-7, 1e-6, "onnxruntime"),)),
+            FoldVerdict("out1"),
+        ),
+        (
+            FoldVerdict(
+                f"same{evil}", stages=(StageVerdict("isolated", Status.PASSED, 0.0, 1e-6, "onnxruntime"),)
+            ),
+        ),
         seeds=(0, 1, 2),
         shapes=({"x": (1, 3, 32, 32)},),
         runs=(5, 3),
@@ -76,6 +91,8 @@ def outcome(folds: int = 3, evil: str = "", status: Status = Status.PASSED, erro
         Counts({"Conv": 3, f"Op{evil}": 1}, 1_000_000, 4_000_000, 1_000_000),
         tuple(fold(i, name=f"out{evil}") for i in range(folds)), refusals, verification,
         {"plan": 0.01, "verify": 1.5}, notes=(f"a note {evil}",),
+        changes=(Change(Kind.NO_OP, (f"same{evil}",), f"Identity 'same{evil}' gives out what it reads"),),
+        vanished=(Vanished("", (f"same{evil}",)),),
     )  # fmt: skip
     bench = Bench((10.0, 9.0, 11.0), (5.0, 4.5, 5.5), (2.0, 1.9, 2.1), 20, 1, {"x": (1, 3, 32, 32)})
     return Outcome(

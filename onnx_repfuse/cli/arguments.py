@@ -139,6 +139,11 @@ class CliArguments:
         "--check/--no-check", True, "Verify with ONNX Runtime before writing [default: yes].",
         table="check", library="check", report="verification", useless=("compare",),
     )
+    strict: bool = _option(
+        "--strict", False, "Exit 3, and write nothing, unless everything was observed.",
+        more="Without it, what cannot show a fault is reported as *not observed*, and the exit code is 0.",
+        table="check", library="strict", useless=("compare", "explain", "no_check"),
+    )
     rtol: float | None = _option(
         "--rtol", None, "Relative tolerance, instead of one measured from noise.",
         more="The difference allowed is then `atol + rtol * abs(y)`.",
@@ -178,7 +183,7 @@ class CliArguments:
     )
     fail_on_remaining: tuple[str, ...] = _option(
         "--fail-on-remaining", (), "Exit 4 if any of these operators remain.",
-        more="For targets that reject, say, BatchNormalization.",
+        more="The result is written nevertheless. For targets that reject, say, BatchNormalization.",
         table="check", metavar="OP,..", report="gates", useless=_FUSING_ONLY,
     )
     freeze_initializers: bool = _option(

@@ -1,7 +1,7 @@
 """The entry point of the command line: from the words to an exit code.
 
-Exit codes: 0 written and verified, 1 the input cannot be handled, 2 wrong usage, 3 verification or --compare
-failed and nothing was written, 4 written, but a gate fell short. Of several models the worst: 3, 1, 4, 0.
+Exit codes: 0 passed or not observed, 1 the input cannot be handled, 2 wrong usage, 3 failed (or, under --strict
+and --compare, not observed) and nothing was written, 4 a gate fell short. Of several models the worst: 3, 1, 4, 0.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ onnx-repfuse --compare a.onnx b.onnx     compares two models
 """
 _EPILOG = """\b
 Exit codes:
-  0  written and verified (also if there was nothing to fuse)
+  0  passed, or not observed, which is said (also if there was nothing to fuse)
   1  the model cannot be read or handled; nothing was written
   2  wrong usage
-  3  verification or --compare failed; nothing was written
-  4  written, but --fail-on-remaining found operators
+  3  failed, or not observed under --strict or --compare; nothing was written
+  4  --fail-on-remaining found operators, whether something was written or not
 Of several models the worst counts, in the order 3, 1, 4, 0."""
 
 

@@ -53,7 +53,7 @@ def lift(context: Context, node: gs.Node, output: int = 0) -> LinearOp | Decline
     if _stays(context, node, output):
         return None
     if id(node) in context.protected:
-        return Declined(Reason.IDIOM)
+        return Declined(Reason.FUSED_PATTERN)
     try:
         lifted = _lift(context, node, output)
     except Inexact as error:  # a constant of an earlier round cannot be written: its fold will be undone

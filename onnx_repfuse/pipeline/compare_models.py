@@ -19,7 +19,7 @@ from onnx_repfuse.records.verdict import Status, Verification
 if TYPE_CHECKING:
     from onnx_repfuse.verifier.outputs.baseline import Baseline
 
-__all__ = ["bisect", "compare", "failure_reason", "folds_to_blame", "measure"]
+__all__ = ["bisect", "compare", "folds_to_blame", "measure", "reason_of"]
 
 MAX_BLAMED = 8  # if more folds than these must go, the cause is not single folds
 MAX_REPLANS = 8
@@ -53,10 +53,10 @@ def compare(baseline: Baseline, result: Path, options: Options) -> Verification:
     return compare_with_baseline(baseline, result, rtol=options.rtol, atol=options.atol)
 
 
-def failure_reason(verification: Verification) -> str:
-    """What failed, in one clause."""
-    for verdict in verification.outputs:
-        if verdict.status is Status.FAILED:
+def reason_of(verification: Verification, status: Status) -> str:
+    """Why a verification has FAILED, or was NOT_OBSERVED, in one clause."""
+    for verdict in verification.verdicts:
+        if verdict.status is status:
             return verdict.message
     return "; ".join(verification.notes) or "nothing could be compared"
 

@@ -1,9 +1,10 @@
-"""The report of a plan: its folds and nodes as plain records, named and labelled for a reader."""
+"""The report of a plan: its folds, changes and nodes as plain records, named and labelled for a reader."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.edit_points import used_names
@@ -12,7 +13,7 @@ from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.pipeline.plan_model import ModelPlan
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
-from onnx_repfuse.records.report import Fold, NodeRef, Refusal, Report
+from onnx_repfuse.records.report import Change, Fold, Kind, NodeRef, Refusal, Report, Vanished
 from onnx_repfuse.records.verdict import Verification
 
 __all__ = ["make_report"]
@@ -40,22 +41,31 @@ def make_report(
     """
     scopes = [planned.scope for planned in plan.scopes]
     after = count(scopes, used_names(scopes), nbytes)
-    folds = tuple(_fold(planned, fold) for planned, fold in plan.folds)
+    folds = tuple(_fold(planned, fold) for planned, fold in plan.folds if not fold.is_no_op)
+    changes = [_removed(planned, fold) for planned, fold in plan.folds if fold.is_no_op]
     refusals, notes = list(undone), []
     for scope_plan in plan.scopes:
         refusals += scope_plan.refusals
         notes += scope_plan.notes
     planned = (name, output, plan.before, after, folds, tuple(refusals))
-    return Report(*planned, verification=verification, seconds=seconds or {}, notes=tuple(notes))
+    return Report(
+        *planned,
+        verification=verification,
+        seconds=seconds or {},
+        notes=tuple(notes),
+        changes=(*changes, *_frozen(plan)),
+        vanished=tuple(_vanished(plan)),
+    )
 
 
 def _fold(planned: ScopePlan, fold: PlannedFold) -> Fold:
     scope = planned.scope
     # A later fold of this scope may have absorbed some of the created nodes; they are listed here nevertheless.
-    absorbed = tuple(_ref(scope, node) for node in fold.absorbed)
+    absorbed = tuple(_original_ref(scope, node) for node in fold.absorbed)
     created = tuple(_ref(scope, node) for node in fold.created)
     computed = {name for ref in created for name in ref.outputs}
     read = dict.fromkeys(name for ref in created for name in ref.inputs)  # in order, each once
+    read.update(dict.fromkeys(planned.stand_in(name) for name in fold.aliases))
     return Fold(
         fold.name,
         fold.kind,
@@ -69,10 +79,56 @@ def _fold(planned: ScopePlan, fold: PlannedFold) -> Fold:
     )
 
 
+def _removed(planned: ScopePlan, fold: PlannedFold) -> Change:
+    """A removed no-op."""
+    (node,) = (_original_ref(planned.scope, node) for node in fold.absorbed)
+    source = planned.stand_in(fold.name)
+    claim = f"{node.op} '{node.name}' gives out what it reads: '{fold.name}' equals '{source}', which is read instead"
+    return Change(Kind.NO_OP, (node.name,), claim, planned.scope.label)
+
+
+def _frozen(plan: ModelPlan) -> Iterator[Change]:
+    """The inputs that callers could set, and that nodes of the result no longer read."""
+    if not plan.folds or not plan.frozen:
+        return
+    for planned in plan.scopes:
+        scope = planned.scope
+        present = {id(node) for node in scope.nodes}
+        for name in plan.frozen:
+            gone = [
+                (proto.name or proto.output[0])
+                for key, node in scope.original.items()
+                if key not in present and name in (proto := scope.proto.node[scope.anchor[id(node)]]).input
+            ]
+            if gone:
+                claim = f"the initializer of the graph input '{name}' is its value, whatever the caller sets"
+                yield Change(Kind.FROZEN, tuple(gone), claim, scope.label)
+
+
+def _vanished(plan: ModelPlan) -> Iterator[Vanished]:
+    """The tensors that nodes of the original compute and that the result does not have, by scope."""
+    for planned in plan.scopes if plan.folds else ():
+        scope = planned.scope
+        present = {tensor.name for node in scope.nodes for tensor in node.outputs}
+        gone = [name for node in scope.proto.node for name in node.output if name and name not in present]
+        if gone:
+            yield Vanished(scope.label, tuple(gone))
+
+
 def _ref(scope: Scope, node: gs.Node) -> NodeRef:
-    inputs = [t.name for t in node.inputs if t.name and t.name not in scope.constants]
-    outputs = [t.name for t in node.outputs if t.name]
-    return NodeRef(node_name(node), node.op, tuple(inputs), tuple(outputs), _label(scope, node))
+    """A node as it is now."""
+    return _named(scope, node, [t.name for t in node.inputs], [t.name for t in node.outputs])
+
+
+def _original_ref(scope: Scope, node: gs.Node) -> NodeRef:
+    """A node of the input as it was there: later steps of the plan may have renamed what it reads."""
+    proto: onnx.NodeProto = scope.proto.node[scope.anchor[id(node)]]
+    return _named(scope, node, proto.input, proto.output)
+
+
+def _named(scope: Scope, node: gs.Node, inputs: Sequence[str], outputs: Sequence[str]) -> NodeRef:
+    read = tuple(name for name in inputs if name and name not in scope.constants)
+    return NodeRef(node_name(node), node.op, read, tuple(filter(None, outputs)), _label(scope, node))
 
 
 def _label(scope: Scope, node: gs.Node) -> str:

@@ -17,7 +17,7 @@ from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.planner.plan_scope import plan_scope
-from onnx_repfuse.records.report import Counts
+from onnx_repfuse.records.report import Counts, Kind
 
 __all__ = ["FoldKey", "ModelPlan", "make_plan"]
 
@@ -30,12 +30,14 @@ class ModelPlan:
 
     Attributes:
         before: nodes, multiply-adds and bytes of the original.
+        frozen: graph inputs that are taken for the constants they are initialized with.
         channel_layouts: scope -> tensor -> its channel axis, in the original.
     """
 
     document: Document
     scopes: list[ScopePlan]
     before: Counts
+    frozen: tuple[str, ...] = ()
     channel_layouts: dict[ScopeKey, dict[str, ChannelLayout]] = field(default_factory=dict)
 
     @property
@@ -69,6 +71,14 @@ def _interface(model: onnx.ModelProto) -> set[str]:
     return names
 
 
+def _overridable(model: onnx.ModelProto) -> tuple[str, ...]:
+    """The graph inputs with an initializer, which a caller may set or leave out (from IR version 4 on)."""
+    if model.ir_version < 4:
+        return ()
+    initialized = {tensor.name for tensor in model.graph.initializer}
+    return tuple(value.name for value in model.graph.input if value.name in initialized)
+
+
 def make_plan(document: Document, options: Options, banned: Set[FoldKey] = frozenset()) -> ModelPlan:
     """Plan every scope of a document.
 
@@ -81,9 +91,10 @@ def make_plan(document: Document, options: Options, banned: Set[FoldKey] = froze
         InputError: the model is not valid.
     """
     with invalid_model_is_input_error(document):
-        scopes = read_scopes(document, freeze_initializers=options.freeze_initializers)
+        freeze = options.freeze_initializers and Kind.FROZEN not in options.skip
+        scopes = read_scopes(document, freeze_initializers=freeze)
         before = count(scopes, None, document.nbytes)
-        plan = ModelPlan(document, [], before)
+        plan = ModelPlan(document, [], before, _overridable(document.model) if freeze else ())
         for scope in scopes:
             layouts = plan.channel_layouts[scope.key] = channel_layouts(scope)
             banned_here = frozenset(output for key, output in banned if key == scope.key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from onnx_repfuse.errors import Inexact
@@ -13,7 +14,7 @@ from onnx_repfuse.planner.fold_models import fold_models, sources
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.runtime import Runtime
-from onnx_repfuse.records.verdict import FoldVerdict, Status
+from onnx_repfuse.records.verdict import FoldVerdict, StageVerdict, Status
 
 if TYPE_CHECKING:
     from onnx_repfuse.verifier.folds.fold_case import FoldCase
@@ -30,7 +31,7 @@ NOT_READABLE = [""]
 def prove_folds(
     plan: ModelPlan, baseline: Baseline, progress: Callable[[int, int], None]
 ) -> tuple[list[FailedFold], list[FoldVerdict]]:
-    """Judge every fold of a plan: the folds that failed, and all verdicts.
+    """Judge every fold of a plan: the folds that failed, and the verdict on each fold, in the order of the plan.
 
     The original runs on its first feed moved by an ulp, which also measures its noise, with the tensors at the ends of
     the folds as outputs. Weights are computed for one fold at a time.
@@ -43,34 +44,36 @@ def prove_folds(
     from onnx_repfuse.verifier.outputs.baseline import read_nudged_intermediates
 
     # Later folds may have left neither a node of a fold nor an alias for its output: then there is nothing to judge.
-    folds = [(planned, fold) for planned, fold in plan.folds if planned.nodes_after(fold)]
+    verdicts = [FoldVerdict(fold.name, planned.scope.label) for planned, fold in plan.folds]
+    places = [place for place, (planned, fold) in enumerate(plan.folds) if planned.nodes_after(fold)]
+    planned_folds = plan.folds
+    folds = [planned_folds[place] for place in places]
     wanted = [
         NOT_READABLE if planned.scope.key else [*sources(planned, fold), *fold.outputs]
         for planned, fold in folds
     ]
     failed: list[FailedFold] = []
-    verdicts: list[FoldVerdict] = []
     batches = read_nudged_intermediates(baseline, wanted, plan.document.model)
     for done, (index, seen) in enumerate((index, seen) for batch, seen in batches for index in batch):
         planned, fold = folds[index]
         progress(done, len(folds))
         try:
-            judged = _judge(plan, planned, fold, seen, baseline.runtime)
+            stages = _judge(plan, planned, fold, seen, baseline.runtime)
         except Inexact as error:
             failed.append(FailedFold(planned.scope.key, fold, error.reason, error.detail))
             continue
         finally:
             _give_back(plan, planned.scope, fold)
-        verdicts += judged
-        last = judged[-1]
-        if last.status is Status.FAILED:
-            failed.append(FailedFold(planned.scope.key, fold, Reason.VERIFICATION, last.message))
+        verdict = replace(verdicts[places[index]], stages=stages)
+        verdicts[places[index]] = verdict
+        if verdict.status is Status.FAILED:
+            failed.append(FailedFold(planned.scope.key, fold, Reason.VERIFICATION, verdict.message))
     return failed, verdicts
 
 
 def _judge(
     plan: ModelPlan, planned: ScopePlan, fold: PlannedFold, seen: Intermediates, runtime: Runtime
-) -> list[FoldVerdict]:
+) -> tuple[StageVerdict, ...]:
     """The verdict of the probe and, if it passed, of the comparison in place.
 
     Raises:
@@ -87,9 +90,9 @@ def _judge(
         case = _case(plan, planned, fold, sized=True)
         verdict = probe(case, runtime=runtime)
     if verdict.status is Status.FAILED:
-        return [verdict]
+        return (verdict,)
     _give_back(plan, planned.scope, fold)  # what the sessions and the oracles held
-    return [verdict, check_in_place(case, seen, runtime)]
+    return verdict, check_in_place(case, seen, runtime)
 
 
 def _case(plan: ModelPlan, planned: ScopePlan, fold: PlannedFold, *, sized: bool) -> FoldCase:

@@ -19,7 +19,7 @@ from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.save import publish, save
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.bans import Bans, folds_that_overflow
-from onnx_repfuse.pipeline.compare_models import compare, failure_reason, folds_to_blame, measure
+from onnx_repfuse.pipeline.compare_models import compare, folds_to_blame, measure, reason_of
 from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error
 from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import ModelPlan, make_plan
@@ -40,19 +40,34 @@ IDENTICAL = Verification(
 
 
 def run(
-    document: Document, output: Path, options: Options, *, name: str = "", progress: Progress | None = None
+    document: Document,
+    output: Path,
+    options: Options,
+    *,
+    name: str = "",
+    output_name: str | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Fuse a document and write it to `output`.
+
+    Args:
+        document: the model.
+        output: the file to write.
+        options: the user's choices.
+        name, output_name: what the report calls the two; the output's path unless it is given.
+        progress: called with (stage, done, total).
 
     Raises:
         InputError: the model is not valid, or does not run.
         OutputError: the result cannot be written.
-        VerificationError: it was not proved equal. Its `report` attribute has the figures.
+        VerificationError: it was not proved equal or, under `Options.strict`, not observed. Its `report` attribute
+            has the figures.
 
     Whatever it raises, nothing was written.
     """
     with invalid_model_is_input_error(document), workspace(output) as folder:
-        job = _Run(document, output, options, name, progress or (lambda stage, done, total: None), folder)
+        names = (name, str(output) if output_name is None else output_name)
+        job = _Run(document, output, options, names, progress or (lambda stage, done, total: None), folder)
         for _ in range(MAX_ATTEMPTS):
             if job.attempt():
                 return job.report()
@@ -66,7 +81,7 @@ class _Run:
     document: Document
     output: Path
     options: Options
-    name: str
+    names: tuple[str, str]  # of the input and the output, in the report
     progress: Progress
     folder: Path  # for trial results and the result, until it is proved
     bans: Bans = field(default_factory=Bans)
@@ -80,8 +95,8 @@ class _Run:
         """The report of the run so far."""
         return make_report(
             self.plan,
-            name=self.name,
-            output=str(self.output),
+            name=self.names[0],
+            output=self.names[1],
             nbytes=self.nbytes,
             undone=self.bans.refusals,
             verification=self.verification,
@@ -90,7 +105,10 @@ class _Run:
 
     def failed(self, why: str) -> VerificationError:
         """The error that ends the run."""
-        error = VerificationError(f"verification failed, nothing was written: {why}")
+        return self._refused(f"verification failed, nothing was written: {why}")
+
+    def _refused(self, message: str) -> VerificationError:
+        error = VerificationError(message)
         error.report = self.report()  # type: ignore[attr-defined]
         return error
 
@@ -98,7 +116,7 @@ class _Run:
         """Plan once, and write the result if it is proved; False if a fold was banned instead.
 
         Raises:
-            VerificationError: the result fails, and no fold is to blame.
+            VerificationError: the result fails, and no fold is to blame; or it was not observed, under `strict`.
         """
         with self._timed("plan"):
             self.progress("planning", 0, 1)
@@ -113,11 +131,20 @@ class _Run:
         verdicts = self._prove(baseline)
         if verdicts is None or not self._write(staged) or not self._compare(baseline, staged, verdicts):
             return False
+        if self.options.strict:
+            self._check_observed()
         with self._timed("write"):
             self.nbytes = publish(
                 self.document, self.plan.edits(), staged, self.output, external=self.options.external
             )
         return True
+
+    def _check_observed(self) -> None:
+        """Raise VerificationError unless all that was compared could have shown a fault."""
+        assert self.verification is not None
+        if self.verification.status is Status.NOT_OBSERVED:
+            why = reason_of(self.verification, Status.NOT_OBSERVED)
+            raise self._refused(f"not all was observed, and under --strict nothing was written: {why}")
 
     def _measure(self) -> Baseline:
         """Run the original, once for all attempts."""
@@ -154,11 +181,16 @@ class _Run:
             self.progress("proving", 0, 1)
             self.document.release()  # ONNX Runtime needs the memory now
             comparison = compare(baseline, staged, self.options)
-            self.verification = replace(comparison, folds=tuple(verdicts))
+            removed = {(planned.scope.label, fold.name) for planned, fold in self.plan.folds if fold.is_no_op}
+            parts: tuple[list[FoldVerdict], list[FoldVerdict]] = ([], [])
+            for verdict in verdicts:
+                parts[(verdict.scope, verdict.output) in removed].append(verdict)
+            folds, changes = map(tuple, parts)
+            self.verification = replace(comparison, folds=folds, changes=changes)
             # Nothing compared is a failure, too, whatever the folds say.
             if comparison.status is not Status.FAILED:
                 return True
-            why = failure_reason(comparison)
+            why = reason_of(comparison, Status.FAILED)
             failed = folds_to_blame(self.plan, baseline, self.options, self.bans.banned, self.folder, why)
             if not failed:
                 raise self.failed(why)

@@ -49,7 +49,12 @@ class PlannedFold:
     @property
     def kind(self) -> Kind:
         """The one kind it is reported as."""
-        return reported_kind(self.roles)
+        return Kind.NO_OP if self.is_no_op else reported_kind(self.roles)
+
+    @property
+    def is_no_op(self) -> bool:
+        """Whether it removes a node that gave out what it read: a change of the model, but no fold to be proud of."""
+        return len(self.absorbed) == 1 and not self.created
 
 
 @dataclass(eq=False)
@@ -75,6 +80,12 @@ class ScopePlan:
             self.folds = [other for other in self.folds if other not in gone]
         self.folds.append(fold)
         self.creator.update((id(node), fold) for node in fold.created)
+
+    def stand_in(self, name: str) -> str:
+        """The tensor that consumers read in place of one that no node computes any more, through chains of those."""
+        while name in self.aliases:
+            name = self.aliases[name].aliases[name]
+        return name
 
     @cached_property
     def _position(self) -> dict[int, int]:

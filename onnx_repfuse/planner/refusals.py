@@ -21,7 +21,7 @@ def refusals(scope: Scope, cover: Cover, declined: Iterable[tuple[gs.Node, Decli
     result: list[Refusal] = []
     for node, outcome in declined:
         if (
-            outcome.reason is not Reason.IDIOM or node.op != "Identity"
+            outcome.reason is not Reason.FUSED_PATTERN or node.op != "Identity"
         ):  # nobody misses the fold of an Identity
             why = outcome.detail or outcome.reason.prose
             result.append(_refusal(scope, outcome.reason, f"{_title(scope, node)} stays: {why}.", node))
@@ -82,7 +82,7 @@ def _shared_source(scope: Scope, cover: Cover, name: str) -> Refusal | None:
         f"{_title(scope, lifted.node)} stays: its input '{source}' {_other_use(scope, source, lifted.node)}, "
         f"so folding would compute {_title(scope, below.node)} twice (+{macs} MMAC)."
     )
-    return _refusal(scope, Reason.READERS, message, lifted.node, below.node)
+    return _refusal(scope, Reason.CONSUMERS, message, lifted.node, below.node)
 
 
 def _other_use(scope: Scope, name: str, node: gs.Node) -> str:

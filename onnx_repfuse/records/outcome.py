@@ -81,7 +81,7 @@ class Outcome:
 
     @property
     def status(self) -> str:
-        """The verdict in a word or two; "identical" if nothing was folded, so that nothing can differ."""
+        """The verdict in a word or two; "identical" if both files have the same bytes."""
         verification = self.verification
         if verification is None:
             return "not verified"

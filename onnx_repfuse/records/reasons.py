@@ -19,7 +19,7 @@ class Reason(str, Enum):
     SHAPE = "shape"
     BROADCAST = "broadcast"
     COST = "cost"
-    READERS = "readers"
+    CONSUMERS = "consumers"
     TRAINING = "training"
     SPATIAL = "spatial"
     PADDING = "padding"
@@ -28,7 +28,7 @@ class Reason(str, Enum):
     QUANTIZED = "quantized"
     NON_FINITE = "non-finite"
     OVERFLOW = "overflow"
-    IDIOM = "idiom"
+    FUSED_PATTERN = "fused-pattern"
     OPSET = "opset"
     VERIFICATION = "verification"
     UNSUPPORTED = "unsupported"
@@ -52,7 +52,7 @@ _PROSE = {
     Reason.SHAPE: "the file does not say enough about shapes to prove that the fold is exact",
     Reason.BROADCAST: "an operand broadcasts, or may broadcast, over space or batch",
     Reason.COST: "the folded operator would be more expensive than the separate ones",
-    Reason.READERS: "its input has another consumer, so folding would compute it twice",
+    Reason.CONSUMERS: "its input has another consumer, so folding would compute it twice",
     Reason.TRAINING: "it runs in training mode: call model.eval() before export",
     Reason.SPATIAL: "its statistics are per position (spatial=0), not per channel",
     Reason.PADDING: "it pads with negative, non-zero, unknown or non-constant values",
@@ -61,7 +61,7 @@ _PROSE = {
     Reason.QUANTIZED: "its weights or activations are quantized: fuse before you quantize",
     Reason.NON_FINITE: "its parameters contain NaN or infinity",
     Reason.OVERFLOW: "the folded weights would overflow the model's data type",
-    Reason.IDIOM: "it is part of an activation or normalization that runtimes fuse as a whole",
+    Reason.FUSED_PATTERN: "it is part of an activation or normalization that runtimes fuse as a whole",
     Reason.OPSET: "it is part of a HardSwish, which is an operator only from opset 14 on",
     Reason.VERIFICATION: "the fold did not pass verification and was undone",
     Reason.UNSUPPORTED: "this form of the operator is not handled",

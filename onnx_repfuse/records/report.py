@@ -11,11 +11,11 @@ from onnx_repfuse.records.reasons import Reason
 if TYPE_CHECKING:
     from onnx_repfuse.records.verdict import Verification
 
-__all__ = ["Counts", "Fold", "Kind", "NodeRef", "Refusal", "Report"]
+__all__ = ["Change", "Counts", "Fold", "Kind", "NodeRef", "Refusal", "Report", "Vanished"]
 
 
 class Kind(str, Enum):
-    """What a fold absorbed; the names `--skip` and `--only` take."""
+    """What a fold absorbed, or what another change is; the names `--skip` and `--only` take."""
 
     AFFINE = "affine"
     BRANCHES = "branches"
@@ -27,6 +27,9 @@ class Kind(str, Enum):
     CONCAT = "concat"
     COMMUTE = "commute"
     ACTIVATION = "activation"
+    # These two are changes, not folds.
+    NO_OP = "no-op"
+    FROZEN = "frozen"
 
     # The planner keeps sets of kinds. Enum hashes by `hash(self._name_)` in Python, which is many times as slow.
     __hash__ = str.__hash__
@@ -59,7 +62,8 @@ class Fold:
     """Nodes that were replaced by fewer or cheaper ones.
 
     Attributes:
-        output: the tensor whose computation was replaced; its name survives.
+        output: the tensor whose computation was replaced. Its name survives, unless nothing was created: then its
+            consumers read another tensor.
         kind: the main kind; `kinds` are all kinds of what was absorbed.
         absorbed: the original nodes that were replaced, in topological order.
         created: the nodes in their place; none where the output is one of the sources.
@@ -77,6 +81,37 @@ class Fold:
     scope: str
     macs_before: int
     macs_after: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change that is not a fold: no operator was computed into another.
+
+    Attributes:
+        kind: NO_OP, nodes that gave out what they read, and were removed; FROZEN, an input that callers could set, and
+            whose initializer is now taken for a constant.
+        nodes: names of the nodes it is about.
+        claim: the sentence that must hold for the result to be right.
+        scope: as of `Fold`.
+    """
+
+    kind: Kind
+    nodes: tuple[str, ...]
+    claim: str
+    scope: str = ""
+
+
+@dataclass(frozen=True)
+class Vanished:
+    """Tensors of one scope that the original's nodes compute and that the result no longer has.
+
+    Attributes:
+        scope: as of `Fold`.
+        tensors: their names, in the order in which they were computed.
+    """
+
+    scope: str
+    tensors: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -116,9 +151,11 @@ class Report:
     """One run over one model.
 
     Attributes:
-        model, output: file names as given; empty for in-memory models.
+        model, output: file names as given; empty for in-memory models and results.
         before, after: the two sizes.
         folds, refusals: what was folded, and what was not and why.
+        changes: what else was changed.
+        vanished: the tensors that the result no longer has.
         verification: None when it was not asked for.
         seconds: stage -> wall time in seconds.
         bench: (median ratio original/fused, low, high) of --bench.
@@ -139,3 +176,5 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     bench: tuple[float, float, float] | None = None
     notes: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
+    vanished: tuple[Vanished, ...] = ()

@@ -1,26 +1,40 @@
 """What was compared, and how well it agreed. These records import no runtime.
 
 A verdict is one of three. *Passed* and *failed* need an output that would show a fault. One that cannot (it is
-constant, saturated, or smaller than its rounding noise) is *not observed*, which never counts as passed.
+constant, saturated, or smaller than its rounding noise) is *not observed*, which never counts as passed. Of several
+verdicts the worst counts: any failed, then any not observed; only if all passed, the whole has passed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["FoldVerdict", "OutputVerdict", "Precision", "Status", "Verification"]
+__all__ = ["FoldVerdict", "OutputVerdict", "Precision", "StageVerdict", "Status", "Verification", "worst_of"]
 
 
 class Status(str, Enum):
-    """The outcome of one comparison."""
+    """The outcome of one comparison. TRIVIAL is for folds only: nothing is left of one that could be compared."""
 
     PASSED = "passed"
     FAILED = "failed"
     NOT_OBSERVED = "not observed"
+    TRIVIAL = "trivial"
 
     def __str__(self) -> str:
         return self.value
+
+
+def worst_of(statuses: Iterable[Status]) -> Status:
+    """The verdict on several things together; TRIVIAL if nothing among them could be compared.
+
+    >>> str(worst_of([Status.PASSED, Status.NOT_OBSERVED, Status.TRIVIAL])), str(worst_of([]))
+    ('not observed', 'trivial')
+    """
+    present = set(statuses)
+    order = (Status.FAILED, Status.NOT_OBSERVED, Status.PASSED)
+    return next((status for status in order if status in present), Status.TRIVIAL)
 
 
 @dataclass(frozen=True)
@@ -63,25 +77,50 @@ class OutputVerdict:
 
 
 @dataclass(frozen=True)
-class FoldVerdict:
-    """One fold, its nodes before against its nodes after.
+class StageVerdict:
+    """One fold at one stage, its nodes before against its nodes after.
 
     Attributes:
-        output: the tensor whose computation was replaced.
+        stage: "isolated" (synthetic inputs) or "in-place" (intermediates of the original model).
         status: see `Status`.
-        stage: "probe" (synthetic inputs) or "tap" (intermediates of the original model).
         error: the largest error found, and `tolerance` what was allowed at that element.
         judge: "onnxruntime" or "reference" (where the runtime lacks a kernel).
         message: one sentence for people.
     """
 
-    output: str
-    status: Status
     stage: str
+    status: Status
     error: float
     tolerance: float
     judge: str
     message: str = ""
+
+
+@dataclass(frozen=True)
+class FoldVerdict:
+    """One fold. It counts once, whatever the number of stages.
+
+    Attributes:
+        output: the tensor whose computation was replaced.
+        scope: as of `Fold`.
+        stages: the verdicts of the stages it went through; none if nothing of it is left in the result.
+    """
+
+    output: str
+    scope: str = ""
+    stages: tuple[StageVerdict, ...] = ()
+
+    @property
+    def status(self) -> Status:
+        """FAILED if a stage failed; PASSED if one passed, as each alone can prove a fold; TRIVIAL without stages."""
+        present = {stage.status for stage in self.stages}
+        order = (Status.FAILED, Status.PASSED, Status.NOT_OBSERVED)
+        return next((status for status in order if status in present), Status.TRIVIAL)
+
+    @property
+    def message(self) -> str:
+        """What the stages that have the fold's verdict say."""
+        return "; ".join(stage.message for stage in self.stages if stage.status is self.status)
 
 
 @dataclass(frozen=True)
@@ -110,10 +149,10 @@ class Precision:
 
 @dataclass(frozen=True)
 class Verification:
-    """The verdicts of a run. True if nothing failed and something was observed.
+    """The verdicts of a run. True if all passed, or if nothing was changed.
 
     Attributes:
-        outputs, folds: the verdicts.
+        outputs, folds, changes: the verdicts; of `changes`, those on removed no-ops, which are proved as folds are.
         judge: what ran the whole models: "onnxruntime", or "reference" for onnx's reference evaluator.
         seeds: the seeds of the generated inputs; empty for user data.
         shapes: the input shapes that were run: one dict (input name -> shape) each.
@@ -124,6 +163,7 @@ class Verification:
 
     outputs: tuple[OutputVerdict, ...] = ()
     folds: tuple[FoldVerdict, ...] = ()
+    changes: tuple[FoldVerdict, ...] = ()
     judge: str = "onnxruntime"
     seeds: tuple[int, ...] = ()
     shapes: tuple[dict[str, tuple[int, ...]], ...] = ()
@@ -133,13 +173,17 @@ class Verification:
 
     @property
     def status(self) -> Status:
-        """FAILED if anything failed or no output was compared, PASSED if something was observed or nothing changed."""
+        """The worst of all verdicts; FAILED, too, if no output was compared; PASSED if nothing was changed."""
         if self.unchanged:
             return Status.PASSED
-        statuses = {output.status for output in self.outputs} | {fold.status for fold in self.folds}
-        if not self.outputs or Status.FAILED in statuses:
+        if not self.outputs:
             return Status.FAILED
-        return Status.PASSED if Status.PASSED in statuses else Status.NOT_OBSERVED
+        return worst_of(verdict.status for verdict in self.verdicts)
+
+    @property
+    def verdicts(self) -> tuple[OutputVerdict | FoldVerdict, ...]:
+        """All of them: outputs, folds, changes."""
+        return (*self.outputs, *self.folds, *self.changes)
 
     def __bool__(self) -> bool:
         return self.status is Status.PASSED

@@ -24,7 +24,7 @@ _ADVICE = {
     "its parts; convert the original, not this result, to opset 14 (onnx.version_converter.convert_version) and fuse "
     "that: HardSwish becomes one operator, which is faster in ONNX Runtime, too",
 }
-_LAST = (Reason.IDIOM,)  # such nodes are as they should be
+_LAST = (Reason.FUSED_PATTERN,)  # such nodes are as they should be
 
 
 def advice(report: Report) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from onnx_repfuse.report.html_parts import (
 if TYPE_CHECKING:
     from onnx_repfuse.records.outcome import Outcome
     from onnx_repfuse.records.report import Fold, NodeRef, Refusal, Report
-    from onnx_repfuse.records.verdict import FoldVerdict
+    from onnx_repfuse.records.verdict import FoldVerdict, StageVerdict
 
 __all__ = ["render"]
 
@@ -88,14 +88,16 @@ def _contents(outcomes: list[Outcome]) -> str:
 
 
 def _badge(outcome: Outcome) -> str:
-    if outcome.exit_code == 4:
-        return '<span class="verdict warn">operators remain</span>'
-    if outcome.exit_code:
-        return '<span class="verdict bad">failed</span>'
+    """The verdict, and what else decided the exit code."""
+    remain = ' <span class="verdict warn">operators remain</span>' if outcome.exit_code == 4 else ""
+    if outcome.exit_code == 1:
+        return '<span class="verdict bad">error</span>'
     if outcome.command == "plan":
-        return '<span class="verdict dim">planned, nothing written</span>'
-    color = {"passed": "good", "identical": "good", "failed": "bad"}.get(outcome.status, "warn")
-    return f'<span class="verdict {color}">{escape(outcome.status)}</span>'
+        return f'<span class="verdict dim">planned, nothing written</span>{remain}'
+    # Exit code 3 without a verdict: no attempt got as far as a comparison.
+    status = "failed" if outcome.exit_code == 3 and outcome.verification is None else outcome.status
+    color = {"passed": "good", "identical": "good", "failed": "bad"}.get(status, "warn")
+    return f'<span class="verdict {color}">{escape(status)}</span>{remain}'
 
 
 def _section(outcome: Outcome, number: int, pictures: list[dict[str, object]]) -> str:
@@ -121,19 +123,41 @@ def _section(outcome: Outcome, number: int, pictures: list[dict[str, object]]) -
 
 def _folds_and_refusals(report: Report, number: int, pictures: list[dict[str, object]]) -> list[str]:
     verdicts = report.verification.folds if report.verification else ()
-    by_output = {verdict.output: verdict for verdict in verdicts}
-    folds = [_fold(fold, pictures, by_output.get(fold.output)) for fold in report.folds]
+    by_output = {(verdict.scope, verdict.output): verdict for verdict in verdicts}
+    folds = [_fold(fold, pictures, by_output.get((fold.scope, fold.output))) for fold in report.folds]
     refusals = [_refusal(refusal) for _, members in by_reason(report.refusals) for refusal in members]
     kinds = sorted({str(fold.kind) for fold in report.folds})
     reasons = sorted({str(refusal.reason) for refusal in report.refusals})
     return [
         "<h3>Folds</h3>",
         _list(f"folds-{number}", "folds", kinds, folds) or "<p>There was nothing to fold.</p>",
+        *_other_changes(report),
         "<h3>Not fused, and why</h3>",
         *(f'<p class="warn">Advice: {escape(sentence)}</p>' for sentence in advice(report)),
         _list(f"refusals-{number}", "reasons", reasons, refusals) or "<p>Everything linear was fused.</p>",
         *(f"<p>{escape(note)}</p>" for note in report.notes),
     ]
+
+
+def _other_changes(report: Report) -> list[str]:
+    """What is no fold, and the tensors that are gone; nothing where there are none."""
+    parts = []
+    if report.changes:
+        items = (
+            f'<li><span class="tag">{escape(change.kind)}</span>{escape(change.claim)}{_where(change.scope)}</li>'
+            for change in report.changes
+        )
+        parts += ["<h3>Other changes</h3>", f'<ul class="list">{"".join(items)}</ul>']
+    if report.vanished:
+        count = plural(sum(len(gone.tensors) for gone in report.vanished), "tensor")
+        names = "".join(
+            f"<p><small>{', '.join(map(escape, gone.tensors))}{_where(gone.scope)}</small></p>"
+            for gone in report.vanished
+        )
+        parts.append(
+            f"<details><summary>{count} of the original that the result no longer has</summary>{names}</details>"
+        )
+    return parts
 
 
 def _list(target: str, what: str, kinds: list[str], items: list[str]) -> str:
@@ -158,8 +182,8 @@ def _fold(fold: Fold, pictures: list[dict[str, object]], verdict: FoldVerdict | 
     macs = f"; MACs {fold.macs_before:,} &rarr; {fold.macs_after:,}" if fold.macs_before else ""
     checked = ""
     if verdict is not None:
-        errors = f"error {figure(verdict.error)}, allowed {figure(verdict.tolerance)}"
-        checked = f"<br>Checked in isolation: {escape(verdict.status)}, {errors}"
+        checked = f"<br>Compared by itself: {escape(verdict.status)}"
+        checked += "".join(map(_stage, verdict.stages))
     return (
         f'<li data-kind="{escape(fold.kind)}"><details class="fold"><summary>'
         f'<span class="tag">{escape(fold.kind)}</span>'
@@ -168,6 +192,11 @@ def _fold(fold: Fold, pictures: list[dict[str, object]], verdict: FoldVerdict | 
         f'<div class="pictures">{figures}</div>'
         f"<p><small>Replaced: {replaced}{macs}{checked}</small></p></details></li>"
     )
+
+
+def _stage(stage: StageVerdict) -> str:
+    errors = f"error {figure(stage.error)}, allowed {figure(stage.tolerance)}"
+    return f"; {escape(stage.stage)} {escape(stage.status)}, {errors}"
 
 
 def _read_from_outside(nodes: Sequence[NodeRef]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from onnx_repfuse.report.formatting import clean, duration, figure, percent, plu
 if TYPE_CHECKING:
     from onnx_repfuse.records.outcome import Bench
     from onnx_repfuse.records.report import Report
-    from onnx_repfuse.records.verdict import OutputVerdict, Precision, Verification
+    from onnx_repfuse.records.verdict import FoldVerdict, OutputVerdict, Precision, Verification
 
 __all__ = ["bench_bars", "escape", "outputs_table", "precision_table", "sizes_table", "tiles"]
 
@@ -99,14 +100,22 @@ def outputs_table(verification: Verification, status: str) -> str:
              *_heads("max |diff|", "noise", "&times; noise", "allowed", "relative", "cosine", "top-1"))  # fmt: skip
     messages = [verdict.message for verdict in verification.outputs if str(verdict.status) != "passed"]
     words = "".join(f"<p>{escape(message)}</p>" for message in messages if message)
-    checks = len(verification.folds)
-    passed = sum(str(verdict.status) == "passed" for verdict in verification.folds)
-    checked = f"<p>{passed} of {plural(checks, 'check')} of single folds passed.</p>" if checks else ""
+    checked = _fold_counts("fold", verification.folds) + _fold_counts("removed no-op", verification.changes)
     return (
         f"{_table(heads, map(_output, verification.outputs))}"
         "<p><small>The bar is the error, the tick the noise of the original itself, the dashed line what was allowed "
         f"(logarithmic).</small></p>{words}{checked}{notes}"
     )
+
+
+def _fold_counts(noun: str, verdicts: Sequence[FoldVerdict]) -> str:
+    """How many were proved, each by itself."""
+    if not verdicts:
+        return ""
+    statuses = Counter(str(verdict.status) for verdict in verdicts)
+    proved = statuses.pop("passed", 0)
+    words = "".join(f", {count} {escape(status)}" for status, count in sorted(statuses.items()))
+    return f"<p>{plural(len(verdicts), noun)}, each compared by itself: {proved} proved{words}.</p>"
 
 
 def precision_table(studies: Sequence[Precision]) -> str:

@@ -1,4 +1,4 @@
-"""The report as JSON: schema 1, which report.schema.json describes key by key.
+"""The report as JSON: schema 2, which report.schema.json describes key by key.
 
 A record becomes an object whose keys are the record's fields; the tables below say where it differs. Numbers that
 JSON does not have are the strings "nan", "inf" and "-inf". The text is ASCII.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_repfuse.records.outcome import Bench
 from onnx_repfuse.records.report import Counts, Fold
-from onnx_repfuse.records.verdict import OutputVerdict, Precision, Verification
+from onnx_repfuse.records.verdict import FoldVerdict, OutputVerdict, Precision, Verification
 from onnx_repfuse.report.advice import advice
 
 if TYPE_CHECKING:
@@ -23,17 +23,16 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMA", "document", "dumps"]
 
-SCHEMA = 1
+SCHEMA = 2
 
 # The keys of records whose fields are not the keys, in order.
 _KEYS: dict[type, str] = {
     Bench: "ratio original_ms fused_ms rounds threads shapes",
     Counts: "ops nodes parameters bytes macs",
+    FoldVerdict: "output scope status stages",
     Fold: "output kind kinds scope absorbed created sources macs_before macs_after",
-    OutputVerdict: "name status dtype max_abs max_rel over_noise noise tolerance minimum_tolerance cosine top1 "
-    "optimized message",
     Precision: "output original fused worst_original worst_fused factor",
-    Verification: "status judge seeds shapes runs notes outputs folds",
+    Verification: "status judge seeds shapes runs notes outputs folds changes",
 }
 _ATTRIBUTES = {(Bench, "original_ms"): "original", (Bench, "fused_ms"): "fused"}  # of keys with another name
 # Tuples that become objects, and the keys of their members.
@@ -76,6 +75,8 @@ def document(outcome: Outcome) -> dict[str, Any]:
             "error": outcome.error or None,
             "counts": {"before": report.before, "after": report.after} if report else None,
             "folds": report.folds if report else (),
+            "changes": report.changes if report else (),
+            "vanished": report.vanished if report else (),
             "refusals": report.refusals if report else (),
             "advice": advice(report) if report else (),
             "verification": outcome.verification,

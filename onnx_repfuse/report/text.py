@@ -16,7 +16,7 @@ from onnx_repfuse.report.formatting import clean, duration, figure, percent, plu
 
 if TYPE_CHECKING:
     from onnx_repfuse.records.outcome import Bench, Gate, Outcome
-    from onnx_repfuse.records.report import Counts, Fold, Refusal, Report
+    from onnx_repfuse.records.report import Change, Counts, Fold, Refusal, Report, Vanished
     from onnx_repfuse.records.verdict import FoldVerdict, OutputVerdict, Precision, Verification
 
 __all__ = ["show", "summarize"]
@@ -36,7 +36,9 @@ _FOLDED_OPS = (
 )
 # How much is shown without -v.
 _MAX_REFUSALS, _MAX_UNCHANGED_OPS, _MAX_OUTPUTS = 3, 8, 8
-_STAGES = {"probe": "on synthetic inputs", "tap": "on the original model's intermediates"}
+_STAGES = {"isolated": "on synthetic inputs", "in-place": "on the original model's intermediates"}
+# Of folds, to say more than "passed": each is compared by itself.
+_PROVED = {"passed": "proved", "trivial": "trivial (nothing of them is left to compare)"}
 _COLOR = {"passed": "green", "failed": "bold red", "not observed": "yellow"}
 
 
@@ -45,9 +47,11 @@ def show(console: Console, outcome: Outcome, verbose: int = 0) -> None:
     report = outcome.report
     lines: list[str | Text] = []
     if report is not None:
-        _line(console, clean(outcome.model or report.model or "model"), "bold")
+        _line(console, _headline(outcome, report))
         console.print(_sizes(report.before, report.after, bool(verbose), outcome.command != "plan"))
         lines += _folds(report.folds, verbose, outcome.command == "plan")
+        lines += _changes(report.changes, verbose)
+        lines += _vanished(report.vanished) if verbose else ()
         lines += _refusals(report.refusals, verbose)
         lines += [Text(f"Advice: {sentence}", style="yellow") for sentence in advice(report)]
     lines += _verdict(outcome, verbose)
@@ -55,7 +59,7 @@ def show(console: Console, outcome: Outcome, verbose: int = 0) -> None:
     lines += map(_precision, outcome.precision)
     lines += map(_gate, filter(lambda gate: gate.remaining, outcome.gates))
     lines += _notes(report, verbose) if report is not None else ()
-    lines.append(Text(_closing(outcome), style="bold" if outcome.exit_code in (0, 4) else "bold red"))
+    lines.append(_closing(outcome))
     for line in lines:
         _line(console, line)
 
@@ -78,6 +82,26 @@ def summarize(console: Console, outcomes: Iterable[Outcome]) -> None:
         table.add_row(Text(clean(outcome.model)), *cells, Text(_result(outcome), style=color))
     console.print(table)
     _line(console, _total(outcomes))
+
+
+def _headline(outcome: Outcome, report: Report) -> Text:
+    """The model, and the verdict if there is one."""
+    text = Text(clean(outcome.model or report.model or "model"), style="bold")
+    verification = outcome.verification
+    if verification is None or verification.unchanged:
+        return text
+    return text.append(f": {outcome.status.upper()}", style=_COLOR[outcome.status]).append(
+        _unobserved(verification)
+    )
+
+
+def _unobserved(verification: Verification) -> str:
+    """How much of a verification was not observed, in parentheses; '' if all was."""
+    parts = []
+    for noun, verdicts in (("output", verification.outputs), ("fold", verification.folds)):
+        missed = sum(str(verdict.status) == "not observed" for verdict in verdicts)
+        parts += [f"{missed} of {plural(len(verdicts), noun)}"] if missed else []
+    return f" ({' and '.join(parts)} could not have shown a fault)" if parts else ""
 
 
 def _total(outcomes: list[Outcome]) -> str:
@@ -160,6 +184,22 @@ def _fold(fold: Fold) -> str:
     return f"  [{fold.kind}] '{clean(fold.output)}'{where}: {absorbed} -> {created}"
 
 
+def _changes(changes: tuple[Change, ...], verbose: int) -> Iterator[str]:
+    if not changes:
+        return
+    kinds = Counter(str(change.kind) for change in changes)
+    yield f"Other changes: {', '.join(f'{kind} {count}' for kind, count in kinds.most_common())}"
+    for change in changes if verbose else ():
+        where = f", in {clean(change.scope)}" if change.scope else ""
+        yield f"  [{change.kind}]{where} {clean(change.claim)}"
+
+
+def _vanished(vanished: tuple[Vanished, ...]) -> Iterator[str]:
+    for gone in vanished:
+        where = f" of {clean(gone.scope)}" if gone.scope else ""
+        yield f"Tensors{where} that the result no longer has: {', '.join(map(clean, gone.tensors))}"
+
+
 def _refusals(refusals: tuple[Refusal, ...], verbose: int) -> Iterator[str]:
     if not refusals:
         return
@@ -198,7 +238,8 @@ def _verification(verification: Verification, verbose: int) -> list[Text]:
     lines += [_output(verdict, verbose) for verdict in shown]
     if len(verification.outputs) > len(shown):
         lines.append(Text(f"  and {len(verification.outputs) - len(shown)} more outputs (-v shows all)"))
-    lines += _fold_verdicts(verification.folds, verbose)
+    lines += _fold_verdicts("fold", verification.folds, verbose)
+    lines += _fold_verdicts("removed no-op", verification.changes, verbose)
     for shape in verification.shapes if verbose else ():
         dims = ", ".join(f"{clean(name)}:{','.join(map(str, dims))}" for name, dims in shape.items())
         lines.append(Text(f"  shape {dims}"))
@@ -215,16 +256,23 @@ def _shown(outputs: tuple[OutputVerdict, ...], verbose: int) -> list[OutputVerdi
     return ordered if verbose else ordered[:_MAX_OUTPUTS]
 
 
-def _fold_verdicts(verdicts: tuple[FoldVerdict, ...], verbose: int) -> Iterator[Text]:
-    for stage, words in _STAGES.items():
-        statuses = Counter(str(verdict.status) for verdict in verdicts if verdict.stage == stage)
-        counted = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
-        if counted:
-            yield Text(f"  each fold by itself, {words}: {counted}")
-    for verdict in verdicts if verbose else ():
-        if str(verdict.status) != "passed":
-            text = f"    {verdict.status}: '{clean(verdict.output)}' {clean(verdict.message)}"
-            yield Text(text, style="yellow")
+def _fold_verdicts(noun: str, verdicts: tuple[FoldVerdict, ...], verbose: int) -> Iterator[Text]:
+    """How many were proved, each by itself; with `verbose` also at which stage."""
+    if not verdicts:
+        return
+    statuses = Counter(str(verdict.status) for verdict in verdicts)
+    counted = ", ".join(f"{count} {_PROVED.get(status, status)}" for status, count in statuses.most_common())
+    yield Text(f"  {plural(len(verdicts), noun)}, each compared by itself: {counted}")
+    stages = [stage for verdict in verdicts for stage in verdict.stages] if verbose else []
+    for name, words in _STAGES.items():
+        at_stage = Counter(str(stage.status) for stage in stages if stage.stage == name)
+        if at_stage:
+            yield Text(
+                f"    {words}: {', '.join(f'{count} {status}' for status, count in at_stage.most_common())}"
+            )
+    for stage in stages:
+        if str(stage.status) != "passed":
+            yield Text(f"    {stage.status}, {_STAGES[stage.stage]}: {clean(stage.message)}", style="yellow")
 
 
 def _output(verdict: OutputVerdict, verbose: int) -> Text:
@@ -291,16 +339,25 @@ def _result(outcome: Outcome) -> str:
     return "planned" if outcome.command == "plan" else outcome.status
 
 
-def _closing(outcome: Outcome) -> str:
+def _closing(outcome: Outcome) -> Text:
     """The last line: what there is now."""
+    return Text(_closing_words(outcome), style="bold" if outcome.exit_code in (0, 4) else "bold red")
+
+
+def _closing_words(outcome: Outcome) -> str:
     if outcome.command == "compare":
-        return "PASSED" if outcome.exit_code == 0 else f"FAILED: {clean(outcome.error) or 'they differ'}"
+        return f"{outcome.status.upper()}{': ' if outcome.error else ''}{clean(outcome.error)}"
     if outcome.command == "plan":
         return "Planned only: nothing was written."
     if outcome.output and outcome.report is not None:
         total = sum(outcome.report.seconds.values())
         took = f" in {duration(total)}" if total else ""
-        return f"Wrote {clean(outcome.output)} ({size(outcome.report.after.bytes)}){took}"
+        verdict = ", NOT OBSERVED" if outcome.status == "not observed" else ""
+        return f"Wrote {clean(outcome.output)} ({size(outcome.report.after.bytes)}){took}{verdict}"
+    if outcome.status == "not observed":
+        return (
+            "NOT OBSERVED: nothing was written, because of --strict. --input-data verifies with real inputs."
+        )
     if outcome.exit_code == 3:
         return (
             "FAILED: nothing was written. This should not happen: please report it. --input-data verifies with real "

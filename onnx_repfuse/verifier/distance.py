@@ -9,7 +9,7 @@ import numpy as np
 
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, is_float
 
-__all__ = ["Array", "cosine", "difference", "flatten", "is_inexact", "largest", "top1", "ulp"]
+__all__ = ["Array", "cosine", "difference", "flatten", "is_inexact", "is_structure", "largest", "top1", "ulp"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _BY_NAME = {limits.dtype.name: limits for limits in FLOAT_FORMATS.values()}
@@ -89,16 +89,28 @@ def top1(pairs: Sequence[tuple[Array, Array]]) -> float | None:
     return same / rows if rows else None
 
 
+_LENGTH, _KEYS = ".length", ".keys"
+
+
+def is_structure(name: str) -> bool:
+    """Whether `flatten` made this tensor of how an output is built: equal is all that such a tensor can be.
+
+    >>> is_structure("scores.length"), is_structure("scores[0]")
+    (True, False)
+    """
+    return name.endswith((_LENGTH, _KEYS))
+
+
 def flatten(values: dict[str, Any]) -> dict[str, Array | None]:
     """Tensors by name: parts of sequences get names such as `scores[2]`, an absent optional is None."""
     flat: dict[str, Array | None] = {}
     for name, value in values.items():
         if isinstance(value, list | tuple):
-            flat[f"{name}.length"] = np.asarray(len(value))
+            flat[f"{name}{_LENGTH}"] = np.asarray(len(value))
             flat.update(flatten({f"{name}[{index}]": item for index, item in enumerate(value)}))
         elif isinstance(value, dict):  # ONNX-ML's ZipMap: class name -> score
             keys = sorted(value)
-            flat[f"{name}.keys"] = np.asarray(keys)
+            flat[f"{name}{_KEYS}"] = np.asarray(keys)
             flat[f"{name}.values"] = np.asarray([value[key] for key in keys])
         else:
             flat[name] = None if value is None else np.asarray(value)

@@ -255,7 +255,7 @@ def test_compare(model, capsys):
 def test_json_on_stdout_is_alone(model, capsys):
     assert main(["net.onnx", "--json", "-"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["schema"] == 1
+    assert document["schema"] == 2
     assert document["exit_code"] == 0
     assert document["counts"]["after"]["ops"]["Conv"] == 4
     assert document["folds"][0]["absorbed"][0]["name"] == "/0/square/conv/Conv"

@@ -35,7 +35,7 @@ def test_a_node_by_the_name_of_its_output():
 
 def test_a_node_whose_input_has_another_consumer():
     text = explain(str(FASTVIT), "/stages.2/blocks/blocks.0/norm/BatchNormalization")
-    assert "Not fused (readers)" in text
+    assert "Not fused (consumers)" in text
     assert "In general: its input has another consumer" in text
     assert "_fused' would be made of '/stages.2/pos_emb/" in text
     assert "as it is: 0 MACs" in text

@@ -17,12 +17,12 @@ import onnx
 import pytest
 from onnx import helper
 
-from onnx_repfuse import Options, fuse
+from onnx_repfuse import Kind, Options, fuse
 from onnx_repfuse.errors import InputError, OutputError, VerificationError
 from onnx_repfuse.modelfile import atomic_write
 from onnx_repfuse.pipeline import compare_models, plan_model, prove_folds, run
 from onnx_repfuse.records.reasons import Reason
-from onnx_repfuse.records.verdict import FoldVerdict, Status, Verification
+from onnx_repfuse.records.verdict import FoldVerdict, StageVerdict, Status, Verification
 from onnx_repfuse.verifier import session
 from onnx_repfuse.verifier.folds import isolated
 from tests.build import Net, equal
@@ -61,15 +61,23 @@ def plant(monkeypatch, *roots, change=lambda w: w * 1.5):
 
 def skip_checks(monkeypatch, stage):
     """Let every fold pass its probes, or all that is done with a fold alone."""
-    passed = FoldVerdict("", Status.PASSED, "probe", 0.0, 0.0, "onnxruntime")
+    passed = StageVerdict("isolated", Status.PASSED, 0.0, 0.0, "onnxruntime")
     if stage == "probes":
         monkeypatch.setattr(isolated, "probe", lambda case, **_: passed)
     else:
-        monkeypatch.setattr(run, "prove_folds", lambda *_: ([], [passed]))
+        monkeypatch.setattr(
+            run,
+            "prove_folds",
+            lambda plan, *_: ([], [FoldVerdict(fold.name, "", (passed,)) for _, fold in plan.folds]),
+        )
 
 
 def roots(model):
     return [n.output[0] for n in model.graph.node if n.op_type == "BatchNormalization"]
+
+
+def stages(verdict):
+    return [(stage.stage, stage.status) for stage in verdict.stages]
 
 
 def undone(report):
@@ -78,10 +86,9 @@ def undone(report):
 
 def test_every_fold_is_probed_and_judged_in_place(path, tmp_path):
     report = fuse(path, tmp_path / "o.onnx").report
-    found = Counter((v.output, v.stage, v.status) for v in report.verification.folds)
-    assert found == {
-        (root, stage, Status.PASSED): 1 for root in roots(onnx.load(path)) for stage in ("probe", "tap")
-    }
+    found = [(fold.output, stages(fold)) for fold in report.verification.folds]
+    proved = [("isolated", Status.PASSED), ("in-place", Status.PASSED)]
+    assert found == [(root, proved) for root in roots(onnx.load(path))]
 
 
 def test_the_original_runs_five_times_at_the_largest_size_and_the_result_three_times(tmp_path, monkeypatch):
@@ -189,19 +196,26 @@ def test_folds_in_subgraphs_are_probed_and_not_judged_in_place(tmp_path):
     condition = net.op("Greater", net.op("ReduceSum", "x", keepdims=0), net.const(np.float32(0)))
     y = net.op("If", condition, then_branch=branches[0], else_branch=branches[1])
     model = net.model(net.conv_bn(y, 4, 4, 1))
-    found = Counter((v.stage, v.status) for v in fuse(model).report.verification.folds)
+    verification = fuse(model).report.verification
+    found = Counter(stage for verdict in verification.folds for stage in stages(verdict))
     assert found == {
-        ("probe", Status.PASSED): 3,
-        ("tap", Status.PASSED): 1,
-        ("tap", Status.NOT_OBSERVED): 2,
+        ("isolated", Status.PASSED): 3,
+        ("in-place", Status.PASSED): 1,
+        ("in-place", Status.NOT_OBSERVED): 2,
     }
+    assert {verdict.status for verdict in verification.folds} == {Status.PASSED}
+    assert len({(verdict.scope, verdict.output) for verdict in verification.folds}) == 3
 
 
 def test_a_fold_whose_nodes_are_all_gone_is_judged_too():
     net = Net(4)
     y = net.op("Mul", net.op("Relu", "x"), net.const(np.ones((4, 1, 1))))
-    verification = fuse(net.model(net.op("Relu", y))).report.verification
-    assert [v.output for v in verification.folds] == [y, y]
+    report = fuse(net.model(net.op("Relu", y))).report
+    assert report.folds == report.verification.folds == ()
+    assert [(change.kind, change.nodes) for change in report.changes] == [(Kind.NO_OP, (y,))]
+    (verdict,) = report.verification.changes
+    assert (verdict.output, verdict.status, len(verdict.stages)) == (y, Status.PASSED, 2)
+    assert [gone.tensors for gone in report.vanished] == [(y,)]
 
 
 def test_a_model_that_does_not_run_is_refused_before_its_folds_are_judged(tmp_path):

@@ -240,13 +240,13 @@ def test_slice_and_split_of_unused_channels() -> None:
 def test_conv_output_that_is_a_graph_output() -> None:
     net = Net(4)
     y = net.conv("x", 4, 4, 3)
-    check(net.model(y, net.bn(y, 4)), None, Reason.READERS)
+    check(net.model(y, net.bn(y, 4)), None, Reason.CONSUMERS)
 
 
 def test_conv_output_with_another_consumer() -> None:
     net = Net(4)
     y = net.conv("x", 4, 4, 3)
-    check(net.model(net.bn(y, 4), net.op("Relu", y)), None, Reason.READERS)
+    check(net.model(net.bn(y, 4), net.op("Relu", y)), None, Reason.CONSUMERS)
 
 
 def _branches(net: Net, y: str) -> str:
@@ -262,7 +262,7 @@ def _branches(net: Net, y: str) -> str:
 def test_conv_output_captured_by_a_subgraph() -> None:
     net = Net(4)
     y = net.conv("x", 4, 4, 3)
-    check(net.model(net.bn(y, 4), _branches(net, y)), None, Reason.READERS)
+    check(net.model(net.bn(y, 4), _branches(net, y)), None, Reason.CONSUMERS)
 
 
 def test_folds_inside_a_branch_and_captures_weights() -> None:

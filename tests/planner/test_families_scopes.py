@@ -127,7 +127,7 @@ def test_a_tensor_captured_by_a_loop_has_a_consumer() -> None:
         [value(keep, BOOL, []), value(total)],
     )
     out = net.op("Loop", net.const(np.array(2)), net.const(np.array(True)), "x", body=graph)
-    check(finished(net, out, net.bn(y, 4)), None, Reason.READERS)
+    check(finished(net, out, net.bn(y, 4)), None, Reason.CONSUMERS)
 
 
 def test_a_chain_that_ends_inside_is_not_cut() -> None:

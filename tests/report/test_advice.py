@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from onnx_repfuse import Kind, Reason, Refusal, fuse, plan
-from onnx_repfuse.records.verdict import FoldVerdict, Status
+from onnx_repfuse.records.verdict import StageVerdict, Status
 from onnx_repfuse.report.advice import advice, brief, by_reason
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -69,7 +69,7 @@ def test_no_advice_without_a_cause():
 
 def test_a_fold_that_failed_verification_is_not_refused_for_its_cost(monkeypatch):
     """It is refused once, with the reason `verification`."""
-    verdicts = iter([FoldVerdict("y", Status.FAILED, "probe", 1.0, 0.1, "onnxruntime", "it differs")] * 2)
+    verdicts = iter([StageVerdict("isolated", Status.FAILED, 1.0, 0.1, "onnxruntime", "it differs")] * 2)
     probes = importlib.import_module(
         "onnx_repfuse.verifier.folds.isolated"
     )  # onnx_repfuse.verify is the function
@@ -81,12 +81,15 @@ def test_a_fold_that_failed_verification_is_not_refused_for_its_cost(monkeypatch
 
 
 def test_refusals_are_ordered_and_shortened():
-    idiom = [Refusal(Reason.IDIOM, f"Add 'a{i}' stays: {Reason.IDIOM.prose}.", (f"a{i}",)) for i in range(9)]
+    idiom = [
+        Refusal(Reason.FUSED_PATTERN, f"Add 'a{i}' stays: {Reason.FUSED_PATTERN.prose}.", (f"a{i}",))
+        for i in range(9)
+    ]
     cost = Refusal(Reason.COST, "Conv 'c' and Conv 'd' stay apart: 3 MMAC instead of 2.", ("c", "d"))
     border = Refusal(Reason.BORDER, f"Conv 'c' and Add 'd' stay apart: {Reason.BORDER.prose}.", ("c", "d"))
     shape = Refusal(Reason.SHAPE, "Add 'b' stays: no shape.", ("b",))
     assert [reason for reason, _ in by_reason([*idiom, cost, cost, border, shape])] == [
-        Reason.SHAPE, Reason.COST, Reason.BORDER, Reason.IDIOM,
+        Reason.SHAPE, Reason.COST, Reason.BORDER, Reason.FUSED_PATTERN,
     ]  # fmt: skip
     assert [brief(one) for one in (idiom[0], border, cost)] == [
         "Add 'a0'",

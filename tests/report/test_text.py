@@ -29,9 +29,9 @@ def text(value, width=100, verbose=0, many=False):
 
 def test_shows_folds_refusals_and_verification():
     shown = text(outcome())
-    for word in ("BatchNormalization", "All nodes", "1.23 M", "5.00 MB", "-50%", "Folds: 3 (branches 3)", "readers (5)",
-                 "and 2 more", "PASSED y: max |diff| 3.1e-07, allowed 1.2e-06", "noise 2.5e-07, at worst 1.2x",
-                 "2.00x as fast", "Wrote net.fused.onnx"):  # fmt: skip
+    for word in ("BatchNormalization", "All nodes", "1.23 M", "5.00 MB", "-50%", "Folds: 3 (branches 3)",
+                 "consumers (5)", "and 2 more", "PASSED y: max |diff| 3.1e-07, allowed 1.2e-06",
+                 "noise 2.5e-07, at worst 1.2x", "2.00x as fast", "Wrote net.fused.onnx"):  # fmt: skip
         assert word in shown
 
 

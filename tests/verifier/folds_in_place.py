@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnx_repfuse.records.verdict import FoldVerdict
+from onnx_repfuse.records.verdict import StageVerdict
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.folds.in_place import check_in_place
 from onnx_repfuse.verifier.inputs import Feed, FeedSpec, choose_feeds
@@ -18,13 +18,13 @@ def check_folds(
     feed: Feed | None = None,
     seed: int = 0,
     max_bytes: int = MAX_INTERMEDIATE_BYTES,
-) -> list[FoldVerdict]:
+) -> list[StageVerdict]:
     """One verdict per fold, in order; on the model's first generated input unless a feed is given."""
     if feed is None:
         with open_session(model) as session:
             feed = choose_feeds(session, FeedSpec(seeds=(seed,)))[0].feeds[0]
     wanted = [[*(source.name for source in case.sources), case.output] for case in cases]
-    verdicts: dict[int, FoldVerdict] = {}
+    verdicts: dict[int, StageVerdict] = {}
     for batch, intermediates in read_intermediates(model, wanted, feed, max_bytes=max_bytes):
         verdicts.update({index: check_in_place(cases[index], intermediates) for index in batch})
     return [verdicts[index] for index in range(len(cases))]

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_repfuse.records.verdict import FoldVerdict, Status
+from onnx_repfuse.records.verdict import StageVerdict, Status
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.folds.isolated import probe
 from onnx_repfuse.verifier.inputs import FeedSpec
@@ -175,9 +175,9 @@ def network(case: FoldCase, side: str = "before", tail: str = "logits", size: in
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def in_place(case: FoldCase, seed: int = 0) -> FoldVerdict:
+def in_place(case: FoldCase, seed: int = 0) -> StageVerdict:
     (verdict,) = check_folds(network(case), [case], seed=seed)
-    assert verdict.stage == "tap"
+    assert verdict.stage == "in-place"
     return verdict
 
 

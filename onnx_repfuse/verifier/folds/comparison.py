@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onnx_repfuse.records.verdict import FoldVerdict, Status
+from onnx_repfuse.records.verdict import StageVerdict, Status
 from onnx_repfuse.verifier.distance import Array
 
 __all__ = ["Comparison"]
@@ -26,7 +26,7 @@ class Comparison:
 
     Attributes:
         output: the tensor whose name stands for the fold in messages.
-        stage: "probe" or "tap", as in `FoldVerdict`.
+        stage: "isolated" or "in-place", as in `StageVerdict`.
         backend: what runs the models, "onnxruntime" or "reference".
     """
 
@@ -58,7 +58,7 @@ class Comparison:
         """Add a remark to the message, once."""
         self._notes[text] = None
 
-    def verdict(self) -> FoldVerdict:
+    def verdict(self) -> StageVerdict:
         """PASSED if every comparison stayed within its tolerance, else FAILED."""
         ratio, error, tolerance, where = self._worst
         text = f"'{self.output}' differs by {error:.3g} where {tolerance:.3g} is allowed"
@@ -67,13 +67,13 @@ class Comparison:
         status = Status.FAILED if ratio > 1.0 else Status.PASSED
         return self._verdict(status, error, tolerance, "; ".join((text, *self._notes)))
 
-    def failed(self, why: str) -> FoldVerdict:
+    def failed(self, why: str) -> StageVerdict:
         """FAILED for a reason other than a difference."""
         return self._verdict(Status.FAILED, float("inf"), 0.0, f"'{self.output}': {why}")
 
-    def not_observed(self, why: str) -> FoldVerdict:
+    def not_observed(self, why: str) -> StageVerdict:
         """NOT_OBSERVED: nothing could have shown a fault."""
         return self._verdict(Status.NOT_OBSERVED, 0.0, 0.0, f"'{self.output}' was not observed: {why}")
 
-    def _verdict(self, status: Status, error: float, tolerance: float, message: str) -> FoldVerdict:
-        return FoldVerdict(self.output, status, self.stage, error, tolerance, self.backend, message)
+    def _verdict(self, status: Status, error: float, tolerance: float, message: str) -> StageVerdict:
+        return StageVerdict(self.stage, status, error, tolerance, self.backend, message)

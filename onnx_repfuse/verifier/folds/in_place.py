@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
-from onnx_repfuse.records.verdict import FoldVerdict
+from onnx_repfuse.records.verdict import StageVerdict
 from onnx_repfuse.verifier.distance import Array, difference
 from onnx_repfuse.verifier.folds.comparison import Comparison
 from onnx_repfuse.verifier.folds.error_bound import (
@@ -40,7 +40,7 @@ _MANY_CHANNELS = 32
 
 def check_in_place(
     case: FoldCase, intermediates: Intermediates, runtime: Runtime = DEFAULT_RUNTIME
-) -> FoldVerdict:
+) -> StageVerdict:
     """Judge one fold by tensors of the original's main graph.
 
     Args:
@@ -51,7 +51,7 @@ def check_in_place(
     Returns:
         PASSED, FAILED, or NOT_OBSERVED where there are no values, or they hold no signal.
     """
-    comparison = Comparison(case.output, "tap")
+    comparison = Comparison(case.output, "in-place")
     if isinstance(intermediates, str):
         return comparison.not_observed(intermediates)
     feed = {source.name: intermediates[source.name] for source in case.sources}

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
-from onnx_repfuse.records.verdict import FoldVerdict
+from onnx_repfuse.records.verdict import StageVerdict
 from onnx_repfuse.verifier.distance import Array, difference
 from onnx_repfuse.verifier.folds.comparison import Comparison
 from onnx_repfuse.verifier.folds.error_bound import (
@@ -42,7 +42,7 @@ class _Failed(Exception):  # noqa: N818 - an outcome, like Unsupported
     """The fold has failed, and not by a difference; `str()` says how."""
 
 
-def probe(case: FoldCase, seed: int = 0, runtime: Runtime = DEFAULT_RUNTIME) -> FoldVerdict:
+def probe(case: FoldCase, seed: int = 0, runtime: Runtime = DEFAULT_RUNTIME) -> StageVerdict:
     """Judge one fold on synthetic inputs.
 
     Args:
@@ -53,7 +53,7 @@ def probe(case: FoldCase, seed: int = 0, runtime: Runtime = DEFAULT_RUNTIME) -> 
     Returns:
         PASSED, or FAILED with the worst error found; a fold of which nothing could be compared has FAILED.
     """
-    comparison = Comparison(case.output, "probe")
+    comparison = Comparison(case.output, "isolated")
     try:
         before = open_session(case.before, runtime)
     except DoesNotRun as error:
@@ -70,7 +70,7 @@ def probe(case: FoldCase, seed: int = 0, runtime: Runtime = DEFAULT_RUNTIME) -> 
         try:
             return _by_oracle(case, before, after, comparison, seed)
         except Unsupported as reason:
-            comparison = Comparison(case.output, "probe", backend)
+            comparison = Comparison(case.output, "isolated", backend)
             comparison.note(f"the oracle does not know {reason}; the runtime alone was the judge")
             return _by_runtime_alone(case, before, after, comparison, seed, runtime)
     except _Failed as reason:
@@ -79,7 +79,7 @@ def probe(case: FoldCase, seed: int = 0, runtime: Runtime = DEFAULT_RUNTIME) -> 
 
 def _by_oracle(
     case: FoldCase, before: Session, after: Session, comparison: Comparison, seed: int
-) -> FoldVerdict:
+) -> StageVerdict:
     """The three comparisons. Raises Unsupported where the oracle cannot judge."""
     first, second = Side(case, case.before), Side(case, case.after)
     was_compared = was_run = False
@@ -158,7 +158,7 @@ def _runtime_errors(
 
 def _by_runtime_alone(
     case: FoldCase, before: Session, after: Session, comparison: Comparison, seed: int, runtime: Runtime
-) -> FoldVerdict:
+) -> StageVerdict:
     """Before against after in the runtime, with the tolerance that whole models have."""
     nudged_model = nudged_weights(case.before)
     noisy = before if nudged_model is None else open_session(nudged_model, runtime)

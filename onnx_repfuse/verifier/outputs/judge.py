@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onnx_repfuse.records.verdict import OutputVerdict, Status
-from onnx_repfuse.verifier.distance import Array, cosine, difference, is_inexact, largest, top1
+from onnx_repfuse.verifier.distance import Array, cosine, difference, is_inexact, is_structure, largest, top1
 from onnx_repfuse.verifier.inputs import FeedKey
 from onnx_repfuse.verifier.outputs.tolerance import (
     Sample,
@@ -130,7 +130,7 @@ def _judge_exactly(name: str, pairs: Sequence[_Pair]) -> OutputVerdict:
         and not np.array_equal(first.original, second.original)
         for first, second in pairwise(pairs)
     )
-    if varies or len(pairs) == 1:
+    if varies or len(pairs) == 1 or is_structure(name):
         return verdict_without_figures(name, Status.PASSED, dtype.name, f"'{name}' is equal")
     message = f"'{name}' is equal, but it does not depend on the inputs"
     return verdict_without_figures(name, Status.NOT_OBSERVED, dtype.name, message)
@@ -151,7 +151,7 @@ def _judge_floats(name: str, pairs: Sequence[_Pair], user: UserTolerance | None)
     if worst.ratio > 1:
         error, allowed = worst.error, worst.allowed
         status, message = Status.FAILED, f"differs by {error:.3g}{source} where {allowed:.3g} is allowed"
-    elif why := _why_unobservable(pairs, tolerances):
+    elif why := _why_unobservable(pairs, _smallest_visible(tolerances, user)):
         status, message = Status.NOT_OBSERVED, f"{why}, so it cannot show a fault"
     else:
         status, message = (
@@ -181,6 +181,16 @@ def _tolerance(pair: _Pair, samples: Sequence[Sample], user: UserTolerance | Non
         return twin_tolerance(pair.sample, samples, pair.original)
     calibrated = calibrated_tolerance(pair.sample, samples, pair.original)
     return calibrated if user is None else calibrated._replace(allowed=user.allowed(pair.original))
+
+
+def _smallest_visible(tolerances: Sequence[Tolerance], user: UserTolerance | None) -> Sequence[Tolerance]:
+    """The changes that show that an output reacts at all: of a tolerance that was given, any.
+
+    An output that never leaves a given tolerance cannot fail, but that is no objection: the user meant it.
+    """
+    if user is None:
+        return tolerances
+    return [tolerance._replace(allowed=np.zeros(())) for tolerance in tolerances]
 
 
 class _Distance(NamedTuple):
