@@ -129,14 +129,24 @@ def open_with_extra_outputs(
                 session = open_session(path.read_bytes() + more, runtime, folder=path.parent)
             else:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="repfuse-"))
-                copy = Path(folder) / "with_outputs.onnx"
-                shutil.copyfile(model, copy)
-                with copy.open("ab") as file:
-                    file.write(more)
-                session = open_session(copy, runtime)
+                session = _open_copy(Path(model), more, Path(folder), runtime)
             yield stack.enter_context(session)
     except OSError as error:
         raise DoesNotRun(one_line(error)) from error
+
+
+def _open_copy(path: Path, more: bytes, folder: Path, runtime: Runtime) -> Session:
+    """A large file with more outputs, opened from a copy in `folder`. Raises DoesNotRun, OSError."""
+    copy = folder / "with_outputs.onnx"
+    shutil.copyfile(path, copy)
+    with copy.open("ab") as file:
+        file.write(more)
+    try:
+        return open_session(copy, runtime)
+    except DoesNotRun:
+        # The runtime looks for external data beside the file it opens, and takes another folder only for a model in
+        # memory. Whether a file has any is known only when it is parsed.
+        return open_session(path.read_bytes() + more, runtime, folder=path.parent)
 
 
 def _extra_outputs(names: Sequence[str], counted: Sequence[str]) -> bytes:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import onnx
-import onnxruntime as ort
 
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
+from onnx_repfuse.verifier.quiet_runtime import SILENT, ort
 
 __all__ = [
     "Dim",
@@ -41,7 +41,6 @@ Model = Path | str | bytes | onnx.ModelProto
 _MISSING_KERNEL = ("NOT_IMPLEMENTED", "Could not find an implementation", "guarantees* support", "IR version")
 _DUPLICATE_NODE_NAME = "two nodes with same node name"
 _LARGE_MODEL = 16 << 20  # bytes; the memory of a closed session is given back to the system from here on
-_SILENT = 4  # ONNX Runtime's log severity "fatal": its reasons reach the user through DoesNotRun
 _LONGEST_MESSAGE = 300  # characters
 
 
@@ -82,7 +81,7 @@ class Session:
         arguments: list[Any] = [wanted, dict(feed)]
         if self.backend == "onnxruntime":
             options = ort.RunOptions()
-            options.log_severity_level = _SILENT
+            options.log_severity_level = SILENT  # its reasons reach the user through DoesNotRun
             arguments.append(options)
         try:
             values = self.engine.run(*arguments)
@@ -191,7 +190,7 @@ def _open_onnxruntime(model: Path | str | bytes, runtime: Runtime, folder: Path 
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, runtime.optimization)
     options.intra_op_num_threads = runtime.threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = _SILENT
+    options.log_severity_level = SILENT  # its reasons reach the user through DoesNotRun
     # Two sessions are timed by turns. Threads that wait by spinning would take time from the other session.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if folder is not None:

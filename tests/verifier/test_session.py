@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from onnx_repfuse.records.runtime import Runtime
+from onnx_repfuse.verifier import intermediates
+from onnx_repfuse.verifier.intermediates import open_with_extra_outputs
 from onnx_repfuse.verifier.session import DoesNotRun, open_session
-from tests.verifier.small_models import relu
+from tests.verifier.small_models import build, info, relu
 
 
 def test_a_runtime_sets_providers_threads_and_the_optimization_level() -> None:
@@ -34,6 +40,33 @@ def test_custom_operators_that_cannot_be_loaded_are_a_reason_of_one_line(
         open_session(relu([2]), Runtime(custom_ops=(library,)))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("main", ["", "import onnxruntime; "])
+def test_what_the_runtime_logs_does_not_reach_the_terminal(tmp_path: Path, main: str) -> None:
+    """RoiAlign of opset 10 warns about its result while its kernel is made, which no session option silences."""
+    node = helper.make_node("RoiAlign", ["x", "r", "b"], ["y"], mode="max", output_height=2, output_width=2)
+    boxes = {"r": np.array([[0, 0, 4, 4]], np.float32), "b": np.zeros(1, np.int64)}
+    path = tmp_path / "roi.onnx"
+    onnx.save(build([node], [info("x", [1, 3, 8, 8])], [info("y", None)], boxes, opset=10), path)
+    code = f"{main}from onnx_repfuse import verify; import sys; assert verify(sys.argv[1], sys.argv[1])"
+    result = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_a_large_file_is_read_with_its_external_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, external: bool
+) -> None:
+    nodes = [helper.make_node("Mul", ["x", "w"], ["m"]), helper.make_node("Relu", ["m"], ["y"])]
+    weight = np.arange(512, dtype=np.float32)
+    path = tmp_path / "large.onnx"
+    model = build(nodes, [info("x", [512])], [info("y", [512])], {"w": weight})
+    onnx.save(model, path, save_as_external_data=external, location="large.data", size_threshold=0)
+    monkeypatch.setattr(intermediates, "_MAX_FILE_IN_MEMORY", 0)
+    with open_with_extra_outputs(path, ["m"]) as session:
+        values = session.run({"x": np.ones(512, np.float32)})
+    assert np.array_equal(values["m"], weight)
 
 
 @pytest.mark.parametrize(
