@@ -56,8 +56,8 @@ class OutputVerdict:
         top1: share of equal argmax, or None unless the output looks like class scores.
         optimized: what ORT_ENABLE_ALL alone changes in the original, or None if not measured.
         message: one sentence for people.
-        against: what the figures compare, if not this output of the two models: its float32 twin, or a tensor before
-            it. A phrase for people, "" as a rule.
+        against: what the figures compare, if not this output of the two models, as "judged before the Sigmoid, at
+            'logits'" or "compared with the original in float32"; "" as a rule.
     """
 
     name: str

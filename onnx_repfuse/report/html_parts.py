@@ -150,7 +150,7 @@ def _output(verdict: OutputVerdict) -> str:
     cosine = "" if verdict.cosine is None else f"{verdict.cosine:.9f}"
     numbers = (figure(verdict.max_abs), figure(max(verdict.noise)), figure(verdict.over_noise),
                figure(verdict.tolerance), figure(verdict.max_rel), cosine, top1)  # fmt: skip
-    against = f" compared with {escape(verdict.against)}" if verdict.against else ""
+    against = f"<br>{escape(verdict.against)}" if verdict.against else ""
     return (
         f'<tr><th scope="row"><code>{escape(verdict.name)}</code>{against}</th>'
         f'<td class="left"><span class="{_COLOR.get(status, "warn")}">{escape(status)}</span></td>'

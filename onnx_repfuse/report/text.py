@@ -283,7 +283,7 @@ def _output(verdict: OutputVerdict, verbose: int) -> Text:
         f" {clean(verdict.name)}: max |diff| {figure(verdict.max_abs)}, allowed {figure(verdict.tolerance)}"
     )
     if verdict.against:
-        figures += f", compared with {clean(verdict.against)}"
+        figures += f", {clean(verdict.against)}"
     figures += f"\n    relative {figure(verdict.max_rel)}"
     if noise > 0:
         figures += f", noise {figure(noise)}, at worst {figure(verdict.over_noise)}x its noise"

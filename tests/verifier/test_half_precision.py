@@ -59,7 +59,7 @@ def test_a_folded_residual_network_in_float16_is_observed_and_passes(shape: Any)
     assert verification is not None
     (verdict,) = verification.outputs
     assert verdict.status is Status.PASSED, verdict
-    assert verdict.against == "the original in float32"
+    assert verdict.against == "compared with the original in float32"
     assert 0 < verdict.max_abs <= verdict.tolerance
     assert np.isfinite(verdict.max_rel)
     # `--compare` of the two files says the same.
@@ -149,7 +149,7 @@ def test_bfloat16_is_judged_by_the_twin() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     verdict = one_output(model, model)
     assert (verdict.dtype, verdict.status) == ("bfloat16", Status.PASSED)
-    assert verdict.against == "the original in float32"
+    assert verdict.against == "compared with the original in float32"
 
 
 def test_an_overflow_of_the_original_has_to_be_one_of_the_result() -> None:

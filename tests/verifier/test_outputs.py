@@ -149,10 +149,36 @@ def flip(scale: float) -> onnx.ModelProto:
 def test_a_flip_by_rounding_is_accepted_where_the_deciding_tensor_passed() -> None:
     result = check(flip(1.0), flip(3.0))
     (verdict,) = result.outputs
-    assert verdict.max_abs > 0
     assert result, verdict.message
+    assert (verdict.name, verdict.dtype) == ("y", "int64")
+    assert verdict.against == "judged before the ArgMax, at 'u'"
     assert "'u'" in verdict.message
     assert "rounding flips decisions" in verdict.message
+
+
+@pytest.mark.parametrize("op", ["Sigmoid", "Softmax", "HardSigmoid"])
+def test_figures_next_to_passed_are_those_of_what_was_judged(op: str) -> None:
+    """A sigmoid of about -100 is 1e-44 or zero, whatever the result. Its input is judged, and the figures are its."""
+
+    def model(factor: float) -> onnx.ModelProto:
+        tail = [helper.make_node("Add", ["t", "low"], ["a"]), helper.make_node(op, ["a"], ["y"])]
+        made = linear(factor, tail=tail, output=info("y", None))
+        low = np.full(12, -100, np.float32)
+        low[0] = 0 if op == "Softmax" else -100  # one class takes all
+        made.graph.initializer.append(numpy_helper.from_array(low, "low"))
+        return made
+
+    for factor in (1.0, 1 + 2.0**-23):
+        result = check(model(1.0), model(factor))
+        (verdict,) = result.outputs
+        assert result, verdict.message
+        assert verdict.against == f"judged before the {op}, at 'a'"
+        assert verdict.max_abs <= verdict.tolerance
+        assert np.isfinite(verdict.max_rel)
+        assert verdict.tolerance > 1e-6
+        assert verdict.cosine == pytest.approx(1)
+    wrong = check(model(1.0), model(1.01))
+    assert wrong.status is Status.FAILED
 
 
 def test_a_flip_behind_a_tensor_that_failed_is_a_failure() -> None:

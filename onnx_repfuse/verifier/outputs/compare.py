@@ -224,7 +224,7 @@ def _consider_deciding_tensors(
     """The verdict on an output that did not pass, in the light of the tensors that decide it.
 
     A deciding tensor that failed makes it fail. If they passed, an output that could not show a fault passes, and so
-    does one that differs, where rounding explains each difference.
+    does one that differs, where rounding explains each difference. Then the figures are those of a deciding tensor.
     """
     tail = baseline.tails.get(verdict.name)
     if tail is None or verdict.status is Status.PASSED:
@@ -237,6 +237,8 @@ def _consider_deciding_tensors(
     if Status.PASSED not in {other.status for other in deciding}:
         return verdict
     names = ", ".join(repr(name) for name in tail.deciding)
+    # The figures are those of what was judged: 6e-8 where 1e-44 is allowed is no pass to a reader.
+    judged = max(deciding, key=lambda other: (other.status is Status.PASSED, other.over_noise))
     # A NOT_OBSERVED output may still differ, within its tolerance; then rounding has to explain that, too.
     if verdict.status is Status.NOT_OBSERVED and not verdict.max_abs:
         message = f"{verdict.message}, but {names} can, and passed"
@@ -244,4 +246,6 @@ def _consider_deciding_tensors(
         message = f"{verdict.message}: rounding flips decisions on {names}, which passed"
     else:
         return verdict
-    return replace(verdict, status=Status.PASSED, message=message)
+    place = f"judged before the {tail.kind}, at {judged.name!r}"
+    against = f"{place}, {judged.against}" if judged.against else place
+    return replace(judged, name=verdict.name, dtype=verdict.dtype, message=message, against=against)

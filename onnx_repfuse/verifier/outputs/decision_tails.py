@@ -57,11 +57,17 @@ class DecisionTail:
         output: the graph output.
         model: these nodes; without graph inputs, which `explains_flips` adds.
         deciding: names of the tensors they read.
+        kind: the operator that reads them, as "Sigmoid"; the first of several.
     """
 
     output: str
     model: onnx.ModelProto
     deciding: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        flow = set(self.deciding)
+        return str(next(node.op_type for node in self.model.graph.node if not flow.isdisjoint(node.input)))
 
 
 def find_tails(proto: onnx.ModelProto) -> dict[str, DecisionTail]:

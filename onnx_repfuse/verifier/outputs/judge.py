@@ -146,8 +146,8 @@ def _judge_floats(name: str, pairs: Sequence[_Pair], user: UserTolerance | None)
     worst = max(distances, key=lambda distance: distance.ratio)
     largest_of = _Distance(*(max(column) for column in zip(*distances, strict=True)))
     error, allowed = largest_of.max_abs, largest_of.max_allowed
-    against = _TWIN if pairs[0].by_twin else ""
-    source = f" from {against}" if against else ""
+    against = f"compared with {_TWIN}" if pairs[0].by_twin else ""
+    source = f" from {_TWIN}" if against else ""
     if worst.ratio > 1:
         error, allowed = worst.error, worst.allowed
         status, message = Status.FAILED, f"differs by {error:.3g}{source} where {allowed:.3g} is allowed"
