@@ -19,6 +19,7 @@ from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.save import publish, save
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.bans import Bans, folds_that_overflow
+from onnx_repfuse.pipeline.check_scopes import check_scopes, force_branches
 from onnx_repfuse.pipeline.compare_models import compare, folds_to_blame, measure, reason_of
 from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error
 from onnx_repfuse.pipeline.make_report import make_report
@@ -29,6 +30,7 @@ from onnx_repfuse.records.verdict import FoldVerdict, Status, Verification
 
 if TYPE_CHECKING:
     from onnx_repfuse.verifier.outputs.baseline import Baseline
+    from onnx_repfuse.verifier.scopes.forced import ForcedBranches
 
 __all__ = ["run"]
 
@@ -87,6 +89,7 @@ class _Run:
     bans: Bans = field(default_factory=Bans)
     seconds: dict[str, float] = field(default_factory=dict)
     baseline: Baseline | None = None
+    branches: ForcedBranches | None = None
     verification: Verification | None = None
     nbytes: int = 0
     plan: ModelPlan = field(init=False)
@@ -129,7 +132,10 @@ class _Run:
         # The name, too, is the output's, as the model says the name of its data file.
         staged = self.folder / self.output.name
         verdicts = self._prove(baseline)
-        if verdicts is None or not self._write(staged) or not self._compare(baseline, staged, verdicts):
+        if verdicts is None or not self._write(staged):
+            return False
+        notes = self._check_scopes(baseline, staged)
+        if notes is None or not self._compare(baseline, staged, verdicts, notes):
             return False
         if self.options.strict:
             self._check_observed()
@@ -175,27 +181,60 @@ class _Run:
                 return False
         return True
 
-    def _compare(self, baseline: Baseline, staged: Path, verdicts: list[FoldVerdict]) -> bool:
+    def _check_scopes(self, baseline: Baseline, staged: Path) -> list[str] | None:
+        """Run what the inputs may never reach; notes on what could not be run, or None if any of it differs."""
+        with self._timed("verify"):
+            self.progress("proving", 0, 1)
+            self.document.release()
+            failed, notes = check_scopes(self.plan, baseline, staged)
+            self.bans.add(failed)
+        return None if failed else notes
+
+    def _compare(
+        self, baseline: Baseline, staged: Path, verdicts: list[FoldVerdict], notes: list[str]
+    ) -> bool:
         """Compare the outputs of the result with the original's; False if they differ, and a fold is to blame."""
         with self._timed("verify"):
             self.progress("proving", 0, 1)
             self.document.release()  # ONNX Runtime needs the memory now
             comparison = compare(baseline, staged, self.options)
-            removed = {(planned.scope.label, fold.name) for planned, fold in self.plan.folds if fold.is_no_op}
-            parts: tuple[list[FoldVerdict], list[FoldVerdict]] = ([], [])
-            for verdict in verdicts:
-                parts[(verdict.scope, verdict.output) in removed].append(verdict)
-            folds, changes = map(tuple, parts)
-            self.verification = replace(comparison, folds=folds, changes=changes)
+            self.verification = self._joined(comparison, verdicts, notes)
             # Nothing compared is a failure, too, whatever the folds say.
-            if comparison.status is not Status.FAILED:
-                return True
-            why = reason_of(comparison, Status.FAILED)
-            failed = folds_to_blame(self.plan, baseline, self.options, self.bans.banned, self.folder, why)
-            if not failed:
-                raise self.failed(why)
-            self.bans.add(failed)
-            return False
+            if comparison.status is Status.FAILED:
+                self._blame(baseline, self._agrees, reason_of(comparison, Status.FAILED))
+                return False
+            if self.branches is None:
+                self.branches = force_branches(baseline)
+            why = self.branches.difference(staged)
+            if why:
+                self._blame(baseline, self._agrees_in_branches, why)
+            return not why
+
+    def _joined(
+        self, comparison: Verification, verdicts: list[FoldVerdict], notes: list[str]
+    ) -> Verification:
+        """The comparison of the outputs, the verdicts on folds and on removed no-ops, and notes on scopes."""
+        removed = {(planned.scope.label, fold.name) for planned, fold in self.plan.folds if fold.is_no_op}
+        parts: tuple[list[FoldVerdict], list[FoldVerdict]] = ([], [])
+        for verdict in verdicts:
+            parts[(verdict.scope, verdict.output) in removed].append(verdict)
+        folds, changes = map(tuple, parts)
+        return replace(comparison, folds=folds, changes=changes, notes=(*comparison.notes, *notes))
+
+    def _agrees(self, candidate: Path) -> bool:
+        assert self.baseline is not None
+        return compare(self.baseline, candidate, self.options).status is not Status.FAILED
+
+    def _agrees_in_branches(self, candidate: Path) -> bool:
+        assert self.branches is not None
+        return not self.branches.difference(candidate)
+
+    def _blame(self, baseline: Baseline, agrees: Callable[[Path], bool], why: str) -> None:
+        """Ban the folds without which the rest agrees. Raises VerificationError if there are none."""
+        failed = folds_to_blame(self.plan, agrees, baseline, self.options, self.bans.banned, self.folder, why)
+        if not failed:
+            raise self.failed(why)
+        self.bans.add(failed)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

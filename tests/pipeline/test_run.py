@@ -380,3 +380,24 @@ def test_proving_counts_its_folds(path):
     fuse(path, progress=lambda stage, done, total: seen.append((stage, done, total)))
     assert [one for one in seen if one[0] == "probing"] == [("probing", n, 3) for n in range(3)]
     assert prove_folds.NOT_READABLE == [""]
+
+
+def test_a_scope_that_differs_alone_loses_its_folds(tmp_path, monkeypatch):
+    from onnx_repfuse.verifier.scopes import check
+
+    def always_failed(baseline, result, keys):
+        return [check.ScopeVerdict(tuple(key), Status.FAILED, "it differs") for key in keys]
+
+    monkeypatch.setattr(check, "check_scopes", always_failed)
+    outer, inner = Net(4), Net(4, seed=1)
+    inner.count = 100
+    y = inner.conv_bn("x", 4, 4, 3)
+    values = [onnx.helper.make_empty_tensor_value_info(y)]
+    body = onnx.helper.make_graph(inner.nodes, "body", [], values, inner.tensors)
+    behind = outer.op("If", outer.const(np.array(True)), then_branch=body, else_branch=body)
+    model = outer.model(outer.op("Relu", behind), outer.conv_bn("x", 4, 4, 3))
+    report = fuse(model).report
+    assert [fold.scope for fold in report.folds] == [""]
+    undone = [r for r in report.refusals if r.reason is Reason.VERIFICATION]
+    assert len(undone) == 2  # one for each branch
+    assert "run alone: it differs" in undone[0].message

@@ -1,0 +1,183 @@
+"""Each scope that has folds, run as a model of its own, before and after.
+
+The inputs of a run may never enter a branch, and a Loop or a function may be fed otherwise by other inputs. So what
+stands there is run by itself, on the tensors it had in the model and on others, and compared as whole models are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+
+from onnx_repfuse.records.float_formats import is_float
+from onnx_repfuse.records.runtime import Runtime
+from onnx_repfuse.records.verdict import Status
+from onnx_repfuse.verifier.inputs import Feed, FeedKey, FeedSpec
+from onnx_repfuse.verifier.intermediates import open_with_extra_outputs, tensor_names
+from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, file_bytes
+from onnx_repfuse.verifier.outputs.baseline import Baseline
+from onnx_repfuse.verifier.outputs.compare import verify_outputs
+from onnx_repfuse.verifier.scopes.extract import ScopeModel, extract
+from onnx_repfuse.verifier.scopes.feeds import MAX_TRIED, element_type, feeds_to_try
+from onnx_repfuse.verifier.scopes.instances import Key, Way, instances, resolve
+from onnx_repfuse.verifier.session import DoesNotRun, load, open_session
+
+__all__ = ["ScopeVerdict", "check_scopes"]
+
+# A scope of few elements shows little of its noise in the few draws that are made. A probe has judged each fold by its
+# rounding errors; what is looked for here are wrong shapes and values.
+_FACTOR = 8.0  # times the tolerance of whole outputs
+_MAX_COMPARED = 48  # inputs on which the two sides are compared
+
+
+class ScopeVerdict(NamedTuple):
+    """The outcome for one scope: `message` says what differs, or why nothing could be compared."""
+
+    key: tuple[str | int, ...]
+    status: Status
+    message: str
+    inputs: int = 0
+
+
+def check_scopes(baseline: Baseline, result: Path, keys: Sequence[Key]) -> list[ScopeVerdict]:
+    """Run subgraphs and function bodies of the original and of the result alone, and compare them.
+
+    Args:
+        baseline: the original, measured.
+        result: the file to judge.
+        keys: the scopes that have folds, as positions in the original.
+
+    Returns:
+        One verdict per key; NOT_OBSERVED where nothing could be compared.
+    """
+    if not keys:
+        return []
+    sizes = [file_bytes(Path(path)) for path in (baseline.original, result)]  # type: ignore[arg-type]
+    if max(sizes) > WEIGHTS_LIMIT:
+        return [_not_observed(key, "the model is too large for that") for key in keys]
+    pair = load(baseline.original), load(result)
+    ways = {tuple(key): instances(pair[0], key) for key in keys}
+    seen = _tensors_of_main_graph(baseline, pair, [way for found in ways.values() for way in found])
+    return [_judge(key, found, pair, seen, baseline.runtime) for key, found in ways.items()]
+
+
+def _not_observed(key: Key, why: str) -> ScopeVerdict:
+    return ScopeVerdict(tuple(key), Status.NOT_OBSERVED, why)
+
+
+def _judge(
+    key: Key,
+    ways: list[Way],
+    pair: tuple[onnx.ModelProto, onnx.ModelProto],
+    seen: Sequence[Mapping[str, Any]],
+    runtime: Runtime,
+) -> ScopeVerdict:
+    """The verdict over all ways to a scope: a difference on one of them is enough."""
+    compared, why = 0, "nothing calls it"
+    for way in ways:
+        try:
+            before, after = (extract(model, resolve(model, way)) for model in pair)
+        except LookupError as error:
+            why = f"'{error.args[0]}' is not found"
+            continue
+        if before.outside.keys() != after.outside.keys():
+            why = "it reads other tensors than before"
+            continue
+        failed, count, why = _compare(before, after, seen, runtime)
+        if failed:
+            return ScopeVerdict(tuple(key), Status.FAILED, why, count)
+        compared += count
+    if not compared:
+        return _not_observed(key, why)
+    return ScopeVerdict(tuple(key), Status.PASSED, "", compared)
+
+
+def _compare(
+    before: ScopeModel, after: ScopeModel, seen: Sequence[Mapping[str, Any]], runtime: Runtime
+) -> tuple[bool, int, str]:
+    """(whether they differ, on how many inputs they were compared, why)."""
+    outside = list(before.outside.values())
+    # Constants between nodes count, too: a body's weights may be nodes.
+    weights = [*before.model.graph.initializer, *_constants(before.model.graph)]
+    for side in (before, after):
+        for item in outside:
+            example = next((values[item.main] for values in seen if item.main in values), None)
+            kind = element_type(item, weights, example)
+            side.model.graph.input.append(onnx.helper.make_tensor_value_info(item.name, kind, None))
+    feeds, why = _feeds_that_run(before.model, feeds_to_try(outside, weights, seen), runtime)
+    if not feeds:
+        return False, 0, why
+    verification = verify_outputs(
+        before.model, after.model, spec=FeedSpec(data=tuple(feeds)), runtime=runtime, optimized=False
+    )
+    for verdict in verification.outputs:
+        if verdict.status is Status.FAILED and not verdict.max_abs <= _FACTOR * verdict.tolerance:
+            return True, len(feeds), verdict.message
+    return False, len(feeds), ""
+
+
+def _constants(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    nodes = [node for node in graph.node if node.op_type == "Constant"]
+    return [a.t for node in nodes for a in node.attribute if a.HasField("t")]
+
+
+def _feeds_that_run(model: onnx.ModelProto, feeds: Any, runtime: Runtime) -> tuple[list[Feed], str]:
+    """The first inputs, one of each shape and magnitude, on which a scope runs with finite results; else why not."""
+    kept: list[Feed] = []
+    why = "no inputs were found on which it runs"
+    try:
+        with open_session(model, runtime) as session:
+            for _, feed in zip(range(MAX_TRIED), feeds, strict=False):
+                try:
+                    results = session.run(feed)
+                except DoesNotRun as error:
+                    why = str(error)
+                    continue
+                if all(_is_finite(value) for value in results.values()):
+                    kept.append(feed)
+                if len(kept) == _MAX_COMPARED:
+                    break
+    except DoesNotRun as error:
+        return [], str(error)
+    return kept, why
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    if not isinstance(value, np.ndarray) or not is_float(value.dtype):
+        return True
+    return bool(np.isfinite(value.astype(np.float32)).all())
+
+
+def _tensors_of_main_graph(
+    baseline: Baseline, pair: tuple[onnx.ModelProto, onnx.ModelProto], ways: Sequence[Way]
+) -> list[dict[str, Any]]:
+    """The tensors that the scopes start from, on the first feed of each shape."""
+    wanted: set[str] = set()
+    for way in ways:
+        try:
+            found = extract(pair[0], resolve(pair[0], way)).outside
+        except LookupError:
+            continue
+        wanted |= {item.main for item in found.values() if item.main}
+    produced, outputs = tensor_names(pair[0])
+    extra = sorted((wanted & produced) - outputs - set(baseline.inputs))
+    rows: list[dict[str, Any]] = []
+    try:
+        with open_with_extra_outputs(baseline.original, extra, baseline.runtime) as session:
+            for group in range(len(baseline.groups)):
+                feed = baseline.feed(FeedKey(group, 0))
+                rows.append({**feed, **session.run(feed, [*extra, *(wanted & outputs)])})
+    except DoesNotRun:  # a tensor that cannot be an output: the scopes run on synthetic inputs alone
+        return []
+    return [{name: value for name, value in row.items() if _is_plain(value)} for row in rows]
+
+
+def _is_plain(value: Any) -> bool:
+    """A tensor that may be a graph input."""
+    return isinstance(value, np.ndarray) and value.dtype.kind != "O"

@@ -1,0 +1,89 @@
+"""Every branch of a model is entered: the conditions of all its Ifs are set to one value, in both models.
+
+A tensor that comes from a branch may have another rank there. What the main graph does with it shows only where the
+branch is entered.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnx_repfuse.errors import InputError
+from onnx_repfuse.records.verdict import Status
+from onnx_repfuse.verifier.inputs import FeedSpec
+from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, file_bytes
+from onnx_repfuse.verifier.outputs.baseline import Baseline, measure_original
+from onnx_repfuse.verifier.outputs.compare import compare_with_baseline
+from onnx_repfuse.verifier.session import load, subgraphs
+
+__all__ = ["ForcedBranches"]
+
+
+class ForcedBranches:
+    """The original with its conditions forced, measured once per value and size."""
+
+    def __init__(self, baseline: Baseline) -> None:
+        self._baselines: list[tuple[bool, Baseline]] = []
+        original = Path(baseline.original)  # type: ignore[arg-type]
+        if file_bytes(original) > WEIGHTS_LIMIT or not _has_branches(load(original, weights=False)):
+            return
+        for value, group in itertools.product((True, False), baseline.groups):
+            try:
+                forced = measure_original(
+                    _forced(load(original), value),
+                    spec=FeedSpec(data=group.feeds),
+                    runtime=baseline.runtime,
+                    optimized=False,
+                )
+            except InputError:  # the other branch is for other inputs
+                continue
+            self._baselines.append((value, forced))
+
+    def difference(self, result: Path) -> str:
+        """How a result differs from the original in some branch; "" if it does not."""
+        for value, baseline in self._baselines:
+            verification = compare_with_baseline(baseline, _forced(load(result), value))
+            for verdict in verification.outputs:
+                if verdict.status is Status.FAILED:
+                    return f"with every If set to {str(value).lower()}, {verdict.message}"
+        return ""
+
+
+def _has_branches(model: onnx.ModelProto) -> bool:
+    return any(node.op_type == "If" for node in _all_nodes(model))
+
+
+def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    pending = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    while pending:
+        node = pending.pop()
+        yield node
+        pending += [inner for graph in subgraphs(node) for inner in graph.node]
+
+
+def _forced(model: onnx.ModelProto, value: bool) -> onnx.ModelProto:
+    """The model with every condition replaced; it is changed."""
+    condition = onnx.numpy_helper.from_array(np.array(value))
+    for owner in (model.graph, *model.functions):
+        _force(owner, condition)
+    return model
+
+
+def _force(owner: onnx.GraphProto | onnx.FunctionProto, condition: onnx.TensorProto) -> None:
+    nodes = []
+    for node in owner.node:
+        for graph in subgraphs(node):
+            _force(graph, condition)
+        if node.op_type == "If":
+            name = f"forced condition of {node.output[0]}"
+            nodes.append(onnx.helper.make_node("Constant", [], [name], value=condition))
+            node.input[0] = name
+        nodes.append(node)
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del owner.node[:]
+    owner.node.extend(kept)

@@ -1,0 +1,164 @@
+"""Subgraphs and function bodies are run alone: a fault is found also where no input of the model leads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from onnx_repfuse.records.verdict import Status
+from onnx_repfuse.verifier.outputs.baseline import measure_original
+from onnx_repfuse.verifier.scopes.check import check_scopes
+from onnx_repfuse.verifier.scopes.feeds import feeds_to_try
+from onnx_repfuse.verifier.scopes.forced import ForcedBranches
+from onnx_repfuse.verifier.scopes.instances import instances
+
+HEAD = '<ir_version: 9, opset_import: ["": 17, "own": 1]>\n'
+# Each has a Mul by {FACTOR} that its inputs do not reach, or reach at one rank only, and the key of its scope.
+SCOPES: dict[str, tuple[tuple[str | int, ...], str]] = {
+    "branch": (
+        (1, "then_branch"),
+        """g (float[N,4,H,W] x) => (float[] y) <float[1] f = {FACTOR}, float[4,4,1,1] w = {SIXTEEN}> {
+   never = Constant <value = bool {0}> ()
+   y = If (never) <then_branch = then () => (float[] t) { m = Mul (x, f) t = Conv (m, w) },
+                   else_branch = other () => (float[] e) { e = Relu (x) }>
+}""",
+    ),
+    "branch in a branch": (
+        (1, "then_branch", 0, "then_branch"),
+        """g (float[N,4,H,W] x) => (float[] y) <float[1] f = {FACTOR}, float[4,4,1,1] w = {SIXTEEN}> {
+   never = Constant <value = bool {0}> ()
+   y = If (never) <then_branch = then () => (float[] t) {
+           t = If (never) <then_branch = inner () => (float[] i) { m = Mul (x, f) i = Conv (m, w) },
+                           else_branch = outer () => (float[] o) { o = Neg (x) }> },
+       else_branch = other () => (float[] e) { e = Relu (x) }>
+}""",
+    ),
+    "loop without a round": (
+        (1, "body"),
+        """g (float[N,4,H,W] x) => (float[] y) <float[1] f = {FACTOR}> {
+   rounds = Constant <value = int64 {0}> ()
+   y = Loop (rounds, "", x) <body = body (int64 i, bool c, float[a,b,h,w] v) => (bool co, float[] vo) {
+        co = Identity (c) vo = Mul (v, f) }>
+}""",
+    ),
+    "function with an attribute": (
+        ("function", 0),
+        """g (float[N,4,H,W] x) => (float[] y) {
+   never = Constant <value = bool {0}> ()
+   y = If (never) <then_branch = then () => (float[] t) { t = own.scaled <alpha = FACTOR> (x) },
+                   else_branch = other () => (float[] e) { e = Relu (x) }>
+}
+<domain: "own", opset_import: ["": 17]>
+scaled <alpha>(x) => (y) { c = Constant <value_float: float = @alpha> () m = Mul (x, c) y = Relu (m) }""",
+    ),
+    "branch of a function": (
+        ("function", 0, 1, "then_branch"),
+        """g (float[N,4,H,W] x) => (float[] y) { y = own.scaled <alpha = FACTOR> (x) }
+<domain: "own", opset_import: ["": 17]>
+scaled <alpha>(x) => (y) {
+   never = Constant <value = bool {0}> ()
+   y = If (never) <then_branch = then () => (float[] t) {
+            c = Constant <value_float: float = @alpha> () t = Mul (x, c) },
+        else_branch = other () => (float[] e) { e = Relu (x) }>
+}""",
+    ),
+    "branch that reads what constants make": (
+        (2, "then_branch"),
+        """g (float[N,4,H,W] x) => (float[] y) <float[1] f = {FACTOR}> {
+   never = Constant <value = bool {0}> ()
+   g = Mul (f, f)
+   y = If (never) <then_branch = then () => (float[] t) { t = Mul (x, g) },
+                   else_branch = other () => (float[] e) { e = Relu (x) }>
+}""",
+    ),
+}
+
+
+def _file(place: Path, text: str, factor: str = "") -> Path:
+    sixteen = ", ".join(f"{value:.3f}" for value in np.random.default_rng(0).standard_normal(16))
+    onnx.save(
+        onnx.parser.parse_model(HEAD + text.replace("FACTOR", factor).replace("SIXTEEN", sixteen)), place
+    )
+    return place
+
+
+def _verdict(tmp_path: Path, name: str, factor: str) -> Any:
+    key, text = SCOPES[name]
+    before = _file(tmp_path / "before.onnx", text, "2.0")
+    after = _file(tmp_path / "after.onnx", text, factor)
+    (verdict,) = check_scopes(measure_original(before), after, [key])
+    return verdict
+
+
+@pytest.mark.parametrize("name", SCOPES)
+def test_a_fault_where_no_input_leads_is_found(tmp_path: Path, name: str) -> None:
+    verdict = _verdict(tmp_path, name, "2.01")
+    assert verdict.status is Status.FAILED
+    assert "differs by" in verdict.message
+
+
+@pytest.mark.parametrize("name", SCOPES)
+def test_an_equal_scope_passes(tmp_path: Path, name: str) -> None:
+    verdict = _verdict(tmp_path, name, "2.0")
+    assert verdict.status is Status.PASSED
+    assert verdict.inputs >= 4
+
+
+RANKS = """g (float[N,4,H,W] x) => (float[] y) <float[4,1,1] m = {3, 5, 7, 9}, float[1,4,1,1] n = {3, 5, 7, 9}> {
+   rounds = Constant <value = int64 {0}> ()
+   y = Loop (rounds, "", x) <body = body (int64 i, bool c, float[a,b,h,w] v) => (bool co, float[] vo) {
+        co = Identity (c) vo = Mul (v, WEIGHT) }>
+}"""
+
+
+def test_a_loop_body_is_tried_at_ranks_it_does_not_declare(tmp_path: Path) -> None:
+    """(4, 1, 1) and (1, 4, 1, 1) are the same at rank 4, and not at rank 3."""
+    before = _file(tmp_path / "before.onnx", RANKS.replace("WEIGHT", "m"))
+    after = _file(tmp_path / "after.onnx", RANKS.replace("WEIGHT", "n"))
+    (verdict,) = check_scopes(measure_original(before), after, [(1, "body")])
+    assert verdict.status is Status.FAILED
+    assert "shape" in verdict.message
+
+
+BRANCH_WIDENS = """g (float[N,4,H,W] x) => (float[] y)
+<float[1] four = {1}, float[1,1,1,1,1] five = {1}, float[4,1,1] m = {3, 5, 7, 9}, float[1,4,1,1] n = {3, 5, 7, 9}> {
+   never = Constant <value = bool {0}> ()
+   b = If (never) <then_branch = then () => (float[] t) { t = Identity (five) },
+                   else_branch = other () => (float[] e) { e = Identity (four) }>
+   s = Add (x, b)
+   y = Mul (s, WEIGHT)
+}"""
+
+
+def test_the_main_graph_is_run_behind_branches_that_no_input_enters(tmp_path: Path) -> None:
+    one, other = (
+        _file(tmp_path / f"{w}.onnx", BRANCH_WIDENS.replace("WEIGHT", w).replace("[1,4,1,1] n", shape))
+        for w, shape in (("m", "[1,4,1,1] n"), ("n", "[1,1,4,1,1] n"))
+    )
+    branches = ForcedBranches(measure_original(one))
+    assert branches.difference(one) == ""
+    assert "every If set to" in branches.difference(other)
+
+
+def test_a_function_is_found_once_for_each_call() -> None:
+    text = """g (float[N] x) => (float[] y) { a = own.outer (x) b = own.inner (a) y = Add (a, b) }
+<domain: "own", opset_import: ["": 17]> inner (x) => (y) { y = Relu (x) }
+<domain: "own", opset_import: ["": 17, "own": 1]> outer (x) => (y) { z = own.inner (x) y = Neg (z) }"""
+    model = onnx.parser.parse_model(HEAD + text)
+    assert [[step.output for step in way] for way in instances(model, ("function", 0))] == [["a", "z"], ["b"]]
+
+
+def test_a_scope_that_nothing_calls_is_not_observed(tmp_path: Path) -> None:
+    key, text = SCOPES["function with an attribute"]
+    place = _file(tmp_path / "m.onnx", text.replace("own.scaled <alpha = FACTOR>", "Neg"), "2.0")
+    (verdict,) = check_scopes(measure_original(place), place, [key])
+    assert verdict.status is Status.NOT_OBSERVED
+
+
+def test_without_anything_from_outside_there_is_one_feed() -> None:
+    assert list(feeds_to_try([], [], [])) == [{}] * 3
