@@ -1,53 +1,89 @@
-"""Files that appear whole or not at all.
+"""Files that appear whole or not at all, and are what was meant.
 
-A file is written under a temporary name in the folder where it is to appear, brought to the disk, and only
-then given its name, in one step of the file system. Whatever happens before that step leaves the folder as
-it was.
-
-`workspace` is a temporary folder beside the output, so that a model that was verified in it can be given its name in
-one step, too. A run that is killed leaves its folder behind; the next one in the same place removes it. A folder in use
-holds a locked file (the folder itself is locked by whoever publishes in it), and the lock ends with the process,
-whatever ends it.
+A file is written in a folder of our own beside the output, brought to the disk, and only then given its name, in one
+step of the file system. Whatever happens before that step leaves the folder of the output as it was. While a file is
+written, its digest is computed. Once it has its name, what is there is read again and compared with it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
-import secrets
-import shutil
 import stat
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 from onnx_repfuse.errors import OutputError, quoted
+from onnx_repfuse.modelfile.byte_source import Sink
+from onnx_repfuse.modelfile.locks import folder_lock
+from onnx_repfuse.modelfile.work_folder import work_folder
 
-__all__ = ["Staging", "workspace"]
+__all__ = ["Staging", "Written"]
 
 BUFFER_BYTES = 1 << 20
-FOLDER_PREFIX = ".repfuse-"
-LOCK_NAME = ".lock"
-UNLOCKED_SECONDS = 60.0  # a folder as young as this may not be locked yet by the run that made it
+CHUNK_BYTES = 4 << 20
+# What `os.link` says on a file system without hard links.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
-def _copy_permissions(path: Path, beside: Path) -> None:
-    """Give a file the permissions of the one it will replace, if there is one."""
-    with contextlib.suppress(OSError):
-        os.chmod(path, stat.S_IMODE(beside.stat().st_mode))
+@dataclass(frozen=True)
+class Written:
+    """A file that was written under a temporary name.
+
+    Attributes:
+        path: where it is.
+        size, digest: of the bytes that were meant to be written: their number and SHA-256.
+    """
+
+    path: Path
+    size: int
+    digest: bytes
+
+    def is_at(self, path: Path) -> bool:
+        """Whether a regular file of exactly these bytes is there; a link to one is another file."""
+        try:
+            status = os.lstat(path)
+            if not stat.S_ISREG(status.st_mode) or status.st_size != self.size:
+                return False
+            with open(path, "rb", buffering=0) as file:
+                found = hashlib.sha256()
+                while block := file.read(CHUNK_BYTES):
+                    found.update(block)
+        except FileNotFoundError:
+            return False
+        return found.digest() == self.digest
+
+
+class _Digesting:
+    """A file being written, and the digest of what was meant to be in it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.size = 0
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        self.sha256.update(data)
+        self.size += len(data)
+        self._file.write(data)
 
 
 class Staging:
     """A context in which files are written and published; what was not published is removed at its end."""
 
     def __init__(self, target: Path) -> None:
-        """`target` is the file that errors are about."""
+        """`target` is the model: errors are about it, and once it is published, the context has succeeded."""
         self.target = target
-        self._temporary: list[Path] = []
-        self._folders: list[Path] = []
+        self._stack = ExitStack()
+        self._count = 0
+        self._new: list[Path] = []  # data files and folders that have their names, while the model has not
 
     def __enter__(self) -> Staging:
         folder = self.target.parent
@@ -56,132 +92,124 @@ class Staging:
         if self.target.exists() and not self.target.is_file():
             kind = "a folder" if self.target.is_dir() else "not a regular file"
             raise OutputError(f"cannot write {quoted(self.target)}: it is {kind}")
+        self._folder = self._stack.enter_context(work_folder(self.target))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for path in self._temporary:  # whatever was published is no longer among them
+        for path in reversed(self._new):
             with contextlib.suppress(OSError):
-                path.unlink()
-        for folder in reversed(self._folders if kind else []):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+                path.rmdir() if path.is_dir() else path.unlink()
+        self._stack.close()
         if isinstance(error, OSError):
             raise OutputError(f"cannot write {quoted(self.target)}: {error.strerror or error}") from error
         # Python's own message for a path with a NUL; any other ValueError is a fault of ours.
         if isinstance(error, ValueError) and "null byte" in str(error):
             raise OutputError(f"cannot write {quoted(self.target)}: a NUL in its name") from error
 
-    def write(self, fill: Callable[[BinaryIO], None], beside: Path) -> Path:
-        """Write a temporary file in the folder of `beside`, whose permissions it takes if that exists."""
-        # In the same folder, as a file can be given its name in one step on one file system only.
-        path = beside.parent / f".{beside.name[:200]}.{secrets.token_hex(6)}.tmp"
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other runs from publishing in this folder meanwhile, where the system has such locks."""
+        return folder_lock(self.target.parent)
+
+    def write(self, fill: Callable[[Sink], None], beside: Path) -> Written:
+        """Write a temporary file that takes the permissions of `beside`, if that exists."""
+        self._count += 1
+        path = self._folder / str(self._count)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-        self._temporary.append(path)
         with open(descriptor, "wb", buffering=BUFFER_BYTES) as file:
-            fill(file)
+            digesting = _Digesting(file)
+            fill(digesting)
             file.flush()
             # Readable by those who could read the file that is replaced, and by nobody else.
             _copy_permissions(path, beside)
             os.fsync(file.fileno())
-        return path
+        return Written(path, digesting.size, digesting.sha256.digest())
 
-    def take_over(self, path: Path, beside: Path) -> Path:
-        """Take charge of a file that another context wrote on this file system; as for `write`."""
-        self._temporary.append(path)
-        _copy_permissions(path, beside)
-        return path
+    def take_over(self, file: Written, beside: Path) -> Written:
+        """Let a file that another context wrote on this file system be published here; as for `write`."""
+        _copy_permissions(file.path, beside)
+        return file
 
     def make_folder(self, path: Path) -> None:
         """Make a folder and those above it; they go again if the context fails."""
-        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-        for folder in reversed(missing):
-            folder.mkdir()
-            self._folders.append(folder)
+        for folder in reversed((path, *path.parents)):
+            if not folder.is_dir():
+                # Another run may make it at the same time.
+                with contextlib.suppress(FileExistsError):
+                    folder.mkdir()
+                    self._new.append(folder)
 
-    def publish(self, temporary: Path, final: Path) -> None:
-        """Give a written file its name."""
-        os.replace(temporary, final)
-        self._temporary.remove(temporary)
-        with contextlib.suppress(OSError):  # not every system can bring a folder to the disk
-            descriptor = os.open(final.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    def publish_data(self, file: Written, final: Path) -> bool:
+        """Give a file a name that nobody has, or find the same bytes there.
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other runs from publishing in this folder meanwhile, where the system has such locks."""
-        descriptor = _lock(self.target.parent, os.O_RDONLY, wait=True)
-        try:
-            yield
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)
+        Nothing is replaced, not even without a lock. It goes again if the context fails.
 
+        Returns:
+            False if the name belongs to something else.
 
-@contextlib.contextmanager
-def workspace(output: Path) -> Iterator[Path]:
-    """An empty folder on the output's file system, removed in the end.
+        Raises:
+            OutputError: another program changed the file.
+        """
+        if not _give_new_name(file.path, final):
+            return file.is_at(final)
+        self._new.append(final)
+        _sync_folder(final.parent)
+        self._check(file, final)
+        return True
 
-    Raises:
-        OutputError: it cannot be made.
-    """
-    parent = output.parent
-    if not parent.is_dir():
-        raise OutputError(f"there is no folder {quoted(parent)} to write to")
-    _remove_abandoned(parent)  # of runs that were killed here: nobody else would
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
-    except OSError as error:
-        raise OutputError(f"cannot write to {quoted(parent)}: {error.strerror}") from error
-    lock = _lock(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, wait=False)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+    def publish_model(self, model: Written) -> None:
+        """Give the model its name, in place of what had it. Raises OutputError as `publish_data` does."""
+        os.replace(model.path, self.target)
+        self._new.clear()
+        _sync_folder(self.target.parent)
+        self._check(model, self.target)
+
+    def _check(self, file: Written, final: Path) -> None:
+        if not file.is_at(final):
+            raise OutputError(
+                f"{quoted(final)} is not what was written: another program changed it in the meantime"
+            )
 
 
-def _remove_abandoned(parent: Path) -> None:
-    """Remove the folders of runs that were killed."""
+def _copy_permissions(path: Path, beside: Path) -> None:
+    """Give a file the permissions of the one it will replace, if there is one."""
     with contextlib.suppress(OSError):
-        for name in os.listdir(parent):
-            with contextlib.suppress(OSError):
-                folder = parent / name
-                if name.startswith(FOLDER_PREFIX) and _may_be_abandoned(folder):
-                    lock = _lock(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, wait=False)
-                    if lock is not None:
-                        shutil.rmtree(folder, ignore_errors=True)
-                        os.close(lock)
+        os.chmod(path, stat.S_IMODE(beside.stat().st_mode))
 
 
-def _may_be_abandoned(folder: Path) -> bool:
-    """Not a link, whose target is not ours; nor a folder so young that its run may not have locked it yet."""
-    if folder.is_symlink() or not folder.is_dir():
-        return False
-    return time.time() - folder.stat().st_mtime >= UNLOCKED_SECONDS
-
-
-def _lock(path: Path, flags: int, *, wait: bool) -> int | None:
-    """A descriptor that holds the lock of a file or folder until it is closed; the lock ends with the process, too.
-
-    Returns:
-        None if another process has it and we do not wait, or if the system has no such locks.
-    """
+def _give_new_name(path: Path, final: Path) -> bool:
+    """Rename a file, in one step and without replacing anything; False if the name is taken."""
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, flags, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            os.close(descriptor)
+        if sys.platform == "win32":
+            os.rename(path, final)  # refuses there what is taken
         else:
-            return descriptor
-    return None
+            os.link(path, final)
+            os.unlink(path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if sys.platform == "win32" or error.errno not in _NO_LINKS:
+            raise
+        return _claim_name(path, final)
+    return True
+
+
+def _claim_name(path: Path, final: Path) -> bool:
+    """As `_give_new_name`, where there are no hard links: an empty file takes the name first."""
+    try:
+        os.close(os.open(final, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return False
+    os.replace(path, final)
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a new name to the disk; not every system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

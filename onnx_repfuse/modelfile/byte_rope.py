@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO
 
-from onnx_repfuse.modelfile.byte_source import Source
+from onnx_repfuse.modelfile.byte_source import Sink, Source
 from onnx_repfuse.modelfile.protobuf_wire import prefix
 
 __all__ = ["Deferred", "Piece", "Range", "Rope", "size_of", "write"]
@@ -43,7 +42,7 @@ def size_of(piece: Piece) -> int:
     return len(piece) if isinstance(piece, bytes) else piece.size
 
 
-def write(piece: Piece, out: BinaryIO) -> None:
+def write(piece: Piece, out: Sink) -> None:
     """Append one piece to a file."""
     if isinstance(piece, Range):
         piece.source.copy_to(out, piece.begin, piece.end)
@@ -80,7 +79,7 @@ class Rope:
         self.pieces += body.pieces
         self.size += body.size
 
-    def write(self, out: BinaryIO) -> None:
+    def write(self, out: Sink) -> None:
         """Write everything, one piece at a time; what is deferred is computed when its turn comes."""
         for piece in self.pieces:
             write(piece, out)
@@ -90,7 +89,7 @@ class Rope:
         parts: list[bytes | memoryview] = []
         for piece in self.pieces:
             if isinstance(piece, Range):
-                parts.append(piece.source.buffer[piece.begin : piece.end])
+                parts.append(piece.source.read(piece.begin, piece.end))
             else:
                 parts.append(piece if isinstance(piece, bytes) else piece.make())
         return b"".join(parts)

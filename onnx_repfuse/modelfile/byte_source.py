@@ -1,29 +1,37 @@
-"""Source: bytes that are read where they lie, and copied to another file without passing through memory."""
+"""Source: bytes that are read where they lie, and copied to another file in blocks.
+
+Files are read, never mapped. Another program may shorten a file while we look at it. A read then ends early and can be
+reported; a mapping would end the process (SIGBUS).
+"""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import mmap
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from onnx_repfuse.errors import InputError, quoted
 from onnx_repfuse.modelfile.protobuf_wire import Buffer
 
-__all__ = ["Source"]
+__all__ = ["Sink", "Source"]
 
 CHUNK_BYTES = 4 << 20
-MIN_KERNEL_COPY_BYTES = 256 << 10  # shorter ranges are copied from the mapping: one system call less
-# What `copy_file_range` says between two file systems, or on one that cannot: then we read and write.
-_CANNOT_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
+SMALL_BYTES = 16 << 20  # model files up to this size are read once, and then no more
+WINDOW_BYTES = 16 << 10  # read at once while a large model is scanned: between its weights, a few bytes each
+
+
+class Sink(Protocol):
+    """Where bytes are appended."""
+
+    def write(self, data: bytes | memoryview, /) -> object:
+        """Append."""
 
 
 class Source:
-    """A regular file, mapped read-only when it is first looked at, or bytes in memory.
+    """A regular file that must not change while it is in use, or bytes in memory.
 
     The file stays open until `close()`, so it can be read on when its name is given to another file.
 
@@ -33,33 +41,41 @@ class Source:
     """
 
     _file: BinaryIO | None = None
+    _data: bytes | None = None
 
-    def __init__(self, what: str, *, path: Path | None = None, data: bytes = b"") -> None:
-        """`what` is how errors call it; a file is only looked up, not opened. Raises InputError."""
+    def __init__(
+        self, what: str, *, path: Path | None = None, data: bytes = b"", in_memory: bool = False
+    ) -> None:
+        """Only look a file up; it is opened when it is read.
+
+        Args:
+            what: how errors call it.
+            path: the file; None: the bytes are `data`.
+            in_memory: whether a small file is read once, as a whole, so that later changes cannot reach us.
+
+        Raises:
+            InputError: there is no such regular file.
+        """
         self._what = what
         self.path = path
         self.size = len(data)
-        self._data: Buffer | None = data if path is None else None
         if path is None:
+            self._data = data
             return
-        with self._errors():
-            # Looked up now, so that errors about the tensors of a file come before anything is read or written.
-            status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-                kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-                raise InputError(f"{what} {quoted(path)} is {kind}")
-            self.size = status.st_size
+        # Looked up now, so that errors about the tensors of a file come before anything is read or written.
+        self._found = self._status()
+        if not stat.S_ISREG(self._found.st_mode):  # opening a pipe would wait for ever
+            kind = "a folder" if stat.S_ISDIR(self._found.st_mode) else "not a regular file"
+            raise InputError(f"{what} {quoted(path)} is {kind}")
+        self.size = self._found.st_size
+        if in_memory and self.size <= SMALL_BYTES:
+            self._data = self._read_file(0, self.size)
+            self.close()
 
     @property
     def buffer(self) -> Buffer:
-        """The bytes, indexable; of a file, its mapping."""
-        if self._data is None:
-            file = self._open()
-            with self._errors():
-                self._data = (
-                    mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ) if self.size else b""
-                )
-        return self._data
+        """The bytes, to be looked at one by one."""
+        return _Window(self) if self._data is None else self._data
 
     @property
     def file_path(self) -> Path:
@@ -73,16 +89,82 @@ class Source:
         if self._file is not None:
             self._file.close()
 
+    def read(self, begin: int, end: int) -> bytes | memoryview:
+        """The bytes `begin:end`, read-only; of a file, read now. Raises InputError."""
+        if self._data is not None:
+            return memoryview(self._data)[begin:end]
+        return self._read_file(begin, end)
+
+    def write(self, out: Sink) -> None:
+        """Append all bytes to `out`."""
+        self.copy_to(out, 0, self.size)
+
+    def copy_to(self, out: Sink, begin: int, end: int) -> None:
+        """Append the bytes `begin:end` to `out`. Raises InputError."""
+        for at in range(begin, end, CHUNK_BYTES):
+            out.write(self.read(at, min(end, at + CHUNK_BYTES)))
+
+    def check_unchanged(self) -> None:
+        """Raise InputError if the file under that name is not what was opened, or was written to since."""
+        if self.path is None:
+            return
+        if self._data is None:
+            if _identity(self._status()) != _identity(self._found):
+                raise self._changed()
+            return
+        # Its clock is too coarse to show every change, but a small file is soon read again.
+        again = Source(self._what, path=self.path)
+        try:
+            if again.size != self.size or again.read(0, again.size) != self._data:
+                raise self._changed()
+        finally:
+            again.close()
+
+    def close(self) -> None:
+        """Close the file. A later look opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _status(self) -> os.stat_result:
+        with self._errors():
+            return os.stat(self.file_path)
+
+    def _read_file(self, begin: int, end: int) -> bytes:
+        file = self._open()
+        parts: list[bytes] = []
+        with self._errors():
+            file.seek(begin)
+            while begin < end:
+                part = file.read(end - begin)
+                if not part:  # it became shorter
+                    raise self._changed()
+                parts.append(part)
+                begin += len(part)
+            self._check_open_file(file)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
     def _open(self) -> BinaryIO:
         if self._file is None:
             with self._errors():
                 file = open(self.file_path, "rb", buffering=0)  # noqa: SIM115
-                # Ranges were checked against the size: reading a mapping beyond the end would kill the process.
-                if os.fstat(file.fileno()).st_size != self.size:
+                try:
+                    self._check_open_file(file)
+                except BaseException:
                     file.close()
-                    raise InputError(f"{self._what} {quoted(self.path)} changed while it was read")
+                    raise
                 self._file = file
         return self._file
+
+    def _check_open_file(self, file: BinaryIO) -> None:
+        """Raise InputError if it is not as it was found, or was written to since."""
+        now = os.fstat(file.fileno())
+        # Not the inode: on Windows an open file and a name may give different ones.
+        if (now.st_size, now.st_mtime_ns) != (self._found.st_size, self._found.st_mtime_ns):
+            raise self._changed()
+
+    def _changed(self) -> InputError:
+        return InputError(f"{self._what} {quoted(self.path)} changed while it was read")
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -93,56 +175,23 @@ class Source:
         except ValueError as error:  # a NUL in the name
             raise InputError(f"{self._what} {quoted(self.path)} cannot be read: {error}") from error
 
-    def write(self, out: BinaryIO) -> None:
-        """Append all bytes to `out`."""
-        self.copy_to(out, 0, self.size)
 
-    def copy_to(self, out: BinaryIO, begin: int, end: int) -> None:
-        """Append the bytes `begin:end` to `out`, in the kernel where the system can. Raises InputError."""
-        if self.path is None or end - begin < MIN_KERNEL_COPY_BYTES:
-            buffer = self.buffer
-            for at in range(begin, end, CHUNK_BYTES):
-                out.write(buffer[at : min(end, at + CHUNK_BYTES)])
-            return
-        file = self._open()
-        out.flush()  # the kernel appends where the file ends, and knows nothing of Python's buffer
-        begin = _copy_in_kernel(file.fileno(), out.fileno(), begin, end)
-        file.seek(begin)
-        while begin < end:
-            block = file.read(min(CHUNK_BYTES, end - begin))
-            if not block:
-                raise InputError(f"{self._what} {quoted(self.path)} became shorter while it was read")
-            out.write(block)
-            begin += len(block)
+class _Window:
+    """The bytes of a large file, of which those around the one that was asked for last are in memory."""
 
-    def release(self) -> None:
-        """Give the pages read so far back to the system; they come back when they are looked at again."""
-        if isinstance(self._data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            with contextlib.suppress(OSError, ValueError):
-                self._data.madvise(mmap.MADV_DONTNEED)
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._begin = 0
+        self._block: bytes | memoryview = b""
 
-    def close(self) -> None:
-        """Close the file; a mapping lives on as long as an array looks into it. A later look opens again."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        if self.path is not None and isinstance(self._data, mmap.mmap):
-            with contextlib.suppress(BufferError):  # an array looks into it
-                self._data.close()
-            self._data = None
+    def __getitem__(self, at: int, /) -> int:
+        place = at - self._begin
+        if not 0 <= place < len(self._block):
+            self._begin, place = at, 0
+            self._block = self._source.read(at, min(at + WINDOW_BYTES, self._source.size))
+        return self._block[place]
 
 
-def _copy_in_kernel(source: int, target: int, begin: int, end: int) -> int:
-    """Copy `begin:end` at the end of `target`; the position reached, `begin` where the kernel cannot."""
-    copy: Callable[..., int] | None = getattr(os, "copy_file_range", None)  # Linux only
-    while copy is not None and begin < end:
-        try:
-            done = copy(source, target, min(end - begin, 1 << 30), begin)
-        except OSError as error:
-            if error.errno not in _CANNOT_COPY:
-                raise
-            break
-        if done == 0:
-            break
-        begin += done
-    return begin
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is written to, or its name is given to another file."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -2,7 +2,7 @@
 
 with Document.open("model.onnx") as document:
     for tensor in document.model.graph.initializer:
-        weight = document.array(tensor)  # read now, from the mapped file
+        weight = document.array(tensor)  # read now, from the file
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ __all__ = ["INLINE_BYTES", "Document"]
 # A varint in `int64_data` takes one byte where the element takes eight, and nothing grows more. A shape that claims far
 # more than that is refused before anything is allocated.
 MAX_TYPED_GROWTH = 64
+REMEMBERED_BYTES = 64 << 20  # of elements that were read; at least of two tensors
 
 
 class Document:
@@ -47,6 +48,7 @@ class Document:
         self.source = source
         self.path = path
         self.data_files = ExternalFiles(path)
+        self._remembered: dict[int, bytes | memoryview] = {}
         try:
             rope, self.payloads = strip(source)
             self.model = onnx.ModelProto.FromString(rope.to_bytes())
@@ -68,7 +70,7 @@ class Document:
             UnsafePathError: external data lies outside of the model's folder.
         """
         where = Path(path)
-        source = Source("the model", path=where)
+        source = Source("the model", path=where, in_memory=True)
         if source.size == 0:
             raise InputError(f"the model {str(where)!r} is empty")
         try:
@@ -94,10 +96,11 @@ class Document:
     def array(self, tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
         """The elements of a tensor of the skeleton, in its shape and the numpy dtype of its type.
 
-        Where the stored bytes are what numpy has in memory, this is a read-only view of the mapped file.
+        Where the stored bytes are what numpy has in memory, this is a read-only view of what was read.
 
         Raises:
-            InputError: the tensor is of another model, or of a type that numpy does not have.
+            InputError: the tensor is of another model, or of a type that numpy does not have; its file cannot be read,
+                or changed since it was opened.
         """
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             return tensors.inline_array(tensor)
@@ -105,15 +108,29 @@ class Document:
         if index is None or index >= len(self.payloads):
             raise InputError(f"{tensors.label_of(tensor)} is not a tensor of this model")
         payload = self.payloads[index]
-        if payload.source is not self.source:
-            self.data_files.touch(payload.source)
+        octets = self._elements(index, payload)
         if not payload.is_raw:
-            whole = onnx.TensorProto.FromString(payload.source.buffer[payload.begin : payload.end])
+            whole = onnx.TensorProto.FromString(bytes(octets))
             tensors.check_elements(tensors.label_of(tensor), whole)
             return tensors.inline_array(whole)
         numpy_dtype(tensor.data_type)  # raises for strings and unknown types
-        octets = np.frombuffer(payload.source.buffer, np.uint8, payload.end - payload.begin, payload.begin)
-        return unpack(tensor.data_type, tuple(tensor.dims), octets)
+        return unpack(tensor.data_type, tuple(tensor.dims), np.frombuffer(octets, np.uint8))
+
+    def _elements(self, index: int, payload: Payload) -> bytes | memoryview:
+        """What is stored for the elements of a tensor; that of the last few tensors is remembered.
+
+        Kernels are computed some rows at a time, from one or two weights.
+        """
+        if index in self._remembered:
+            self._remembered[index] = self._remembered.pop(index)  # now the last
+            return self._remembered[index]
+        if payload.source is not self.source:
+            self.data_files.touch(payload.source)
+        octets = self._remembered[index] = payload.source.read(payload.begin, payload.end)
+        held = sum(map(len, self._remembered.values()))
+        while held > REMEMBERED_BYTES and len(self._remembered) > 2:
+            held -= len(self._remembered.pop(next(iter(self._remembered))))
+        return octets
 
     @property
     def has_external_data(self) -> bool:
@@ -121,13 +138,17 @@ class Document:
         return bool(self.data_files.by_location)
 
     def release(self) -> None:
-        """Give the memory of the parts read so far back; arrays stay valid and are read again when used."""
-        self.source.release()
-        for file in self.data_files.by_location.values():
-            file.release()
+        """Forget the weights read so far; arrays stay valid."""
+        self._remembered.clear()
+
+    def check_unchanged(self) -> None:
+        """Raise InputError if one of the files was written to, or replaced, since the document was opened."""
+        for source in (self.source, *self.data_files.by_location.values()):
+            source.check_unchanged()
 
     def close(self) -> None:
-        """Close the files; arrays that look into them stay valid."""
+        """Close the files; arrays stay valid."""
+        self.release()
         self.source.close()
         self.data_files.close()
 

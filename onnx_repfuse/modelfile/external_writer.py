@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO
-
 import onnx
 
 from onnx_repfuse.modelfile.byte_rope import Piece, Range, size_of, write
+from onnx_repfuse.modelfile.byte_source import Sink
 
 __all__ = ["DataFile"]
 
@@ -48,8 +47,10 @@ class DataFile:
         tensor.data_location = onnx.TensorProto.EXTERNAL
         return tensor
 
-    def write(self, out: BinaryIO) -> None:
-        """Write everything; the gaps are holes of zeros."""
+    def write(self, out: Sink) -> None:
+        """Write everything; the gaps are zeros."""
+        at = 0
         for offset, piece in self._pieces:
-            out.seek(offset)
+            out.write(bytes(offset - at))
             write(piece, out)
+            at = offset + size_of(piece)

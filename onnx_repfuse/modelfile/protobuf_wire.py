@@ -11,9 +11,8 @@ The field numbers of the ONNX messages are read from the installed protobuf desc
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import onnx
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -23,11 +22,17 @@ from onnx_repfuse.errors import InputError
 __all__ = ["ELEMENTS", "LENGTH", "MAX_DEPTH", "NUMBER", "SUBMESSAGES", "VARINT", "Buffer", "Submessage"]
 __all__ += ["fields", "prefix", "varint", "write_varint"]
 
-Buffer = bytes | mmap.mmap
 Field = tuple[int, int, int, int, int]  # number, wire type, begin of the tag, begin of the value, end
 VARINT, FIXED64, LENGTH, GROUP, END_GROUP, FIXED32 = range(6)
 MAX_DEPTH = 100  # protobuf's own limit on nested messages
 _BROKEN = "the file is not an ONNX model, or it is damaged"
+
+
+class Buffer(Protocol):
+    """Bytes that can be looked at one by one: `bytes`, or a file."""
+
+    def __getitem__(self, at: int, /) -> int:
+        """The byte at `at`."""
 
 
 def varint(buffer: Buffer, begin: int, end: int) -> tuple[int, int]:

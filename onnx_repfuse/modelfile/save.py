@@ -4,38 +4,57 @@
 
 Weights go inline, as long as the input had no external data and the result is not too large for one protobuf message;
 otherwise to one file `<output name>.data`. Without edits the output is the input, byte for byte, and its external files
-are copied along.
+are copied along, unless a name that they need is taken.
+
+Other runs may write to the same folder at the same time, or even the same output. Each publishes its data and its model
+under the folder's lock, looks for free names only there, and replaces no data file, so that every model that was
+reported as written has its own weights. Of one output, the last run to finish wins, whole.
 """
 
 from __future__ import annotations
 
 import contextlib
-import filecmp
 import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnx_repfuse.errors import OutputError, RepfuseError, quoted
-from onnx_repfuse.modelfile.atomic_write import Staging
-from onnx_repfuse.modelfile.byte_rope import Rope
+from onnx_repfuse.modelfile.atomic_write import Staging, Written
 from onnx_repfuse.modelfile.byte_source import Source
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import Edit, ScopeKey
 from onnx_repfuse.modelfile.external_writer import DataFile
 from onnx_repfuse.modelfile.serialize import serialize
 
-__all__ = ["publish", "save"]
+__all__ = ["Saved", "publish", "save"]
 
 PROTOBUF_LIMIT = (1 << 31) - 1  # bytes of one message
 INLINE_LIMIT = 1_900_000_000  # bytes; runtimes add to the message that they read
 Edits = Mapping[ScopeKey, Edit]
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What was written.
+
+    Attributes:
+        nbytes: its size, external data included.
+        is_copy: whether it is the input, byte for byte.
+        model, data: the model and the data file that was written for it; `publish` can give them another place.
+    """
+
+    nbytes: int
+    is_copy: bool = False
+    model: Written | None = None
+    data: Written | None = None
+
+
 def save(
     document: Document, edits: Edits, path: str | os.PathLike[str], *, external: bool | None = None
-) -> int:
+) -> Saved:
     """Write the edited model.
 
     Args:
@@ -44,23 +63,21 @@ def save(
         path: the output; an existing model is replaced.
         external: True puts weights in a data file, False puts everything in the model, None does as the input.
 
-    Returns:
-        The number of bytes written, external data included.
-
     Raises:
+        InputError: the input changed in the meantime; nothing was written.
         OutputError: it cannot be written; nothing was, and what stood there still does.
     """
     target, edits = Path(path), _without_empty(edits)
     _check_target(document, target)
     with Staging(target) as staging:
         if not edits and _has_asked_layout(document, external):
-            size = _copy(document, target, staging)
-            if size is not None:
-                return size
+            saved = _copy(document, target, staging)
+            if saved is not None:
+                return saved
         if external is False or not (external or document.has_external_data):
             rope = serialize(document, edits)
             if rope.size <= INLINE_LIMIT:
-                return _save_inline(rope, target, staging, document)
+                return _publish_alone(staging.write(rope.write, target), target, staging, document)
             if external is False:
                 raise OutputError(
                     f"cannot write {quoted(target)}: {rope.size} bytes are too many for one file"
@@ -71,25 +88,23 @@ def save(
 def publish(
     document: Document,
     edits: Edits,
-    staged: Path,
+    staged: Saved,
     path: str | os.PathLike[str],
     *,
     external: bool | None = None,
-) -> int:
+) -> Saved:
     """Give what `save` wrote elsewhere on the same file system, with these arguments, its place: as `save` does it.
 
     Weights are not computed again. Only a model whose data file gets another name is written anew.
     """
     target, edits = Path(path), _without_empty(edits)
-    written_data = staged.with_name(f"{staged.name}.data")
     _check_target(document, target)
     with Staging(target) as staging:
-        if written_data.exists():
+        if staged.data is not None:
             spill = _spills(document, external)
-            return _save_external(document, edits, target, staging, spill=spill, written=written_data)
-        size = staged.stat().st_size
-        _publish_alone(staging.take_over(staged, target), target, staging, document)
-        return size
+            return _save_external(document, edits, target, staging, spill=spill, staged=staged)
+        assert staged.model is not None
+        return _publish_alone(staging.take_over(staged.model, target), target, staging, document)
 
 
 def _without_empty(edits: Edits) -> Edits:
@@ -97,10 +112,15 @@ def _without_empty(edits: Edits) -> Edits:
 
 
 def _check_target(document: Document, target: Path) -> None:
-    """Raise OutputError where the output would overwrite weights that are still to be read."""
+    """Raise OutputError where the output would overwrite the weights of the input, or of another model."""
     for file in document.data_files.by_location.values():
         if _is_same_path(file.file_path, target):
             raise OutputError(f"cannot write {quoted(target)}: the input keeps its weights there")
+    if not target.is_file() or _data_locations(target) is not None:
+        return  # a new file, or one model in the place of another
+    user = _user_of(target, target)
+    if user is not None:
+        raise OutputError(f"cannot write {quoted(target)}: {quoted(user.name)} keeps its weights there")
 
 
 def _has_asked_layout(document: Document, external: bool | None) -> bool:
@@ -116,52 +136,70 @@ def _spills(document: Document, external: bool | None) -> bool:
     return external is True or not document.has_external_data
 
 
-def _copy(document: Document, target: Path, staging: Staging) -> int | None:
-    """Write the input as it is; None if its data files cannot be put beside it."""
-    if document.path is not None and target.exists() and os.path.samefile(document.path, target):
-        # The output is the input: there is nothing to write.
-        return document.source.size
-    copies = _data_files_to_copy(document, target.parent)
+def _copy(document: Document, target: Path, staging: Staging) -> Saved | None:
+    """Write the input as it is; None if its data files cannot have their names beside it."""
+    nbytes = document.nbytes
+    if document.path is not None and _is_same_entry(document.path, target):
+        document.check_unchanged()
+        return Saved(nbytes, is_copy=True)  # the output is the input: there is nothing to write
+    copies = _data_files_to_copy(document, target)
     if copies is None:
         return None
-    for final in copies:
-        staging.make_folder(final.parent)  # external data may lie in a folder of its own
-    temporary = {final: staging.write(source.write, final) for final, source in copies.items()}
+    data = {final: staging.write(source.write, final) for final, source in copies.items()}
     model = staging.write(document.source.write, target)
     with staging.lock():
-        for final, path in temporary.items():
-            staging.publish(path, final)
-        old = _own_data_files(target)
-        staging.publish(model, target)
-        _remove_stale(old - copies.keys(), target, document)
-    return document.source.size + sum(source.size for source in copies.values())
+        document.check_unchanged()
+        # Only now: another run may have written a file of this name a moment ago.
+        if any(os.path.lexists(final) and not file.is_at(final) for final, file in data.items()):
+            return None
+        for final, file in data.items():
+            staging.make_folder(final.parent)  # external data may lie in a folder of its own
+            if not staging.publish_data(file, final):
+                raise OutputError(f"cannot write {quoted(target)}: another run writes {quoted(final)}")
+        _replace_model(model, target, staging, document, set(data))
+    return Saved(nbytes, is_copy=True, model=replace(model, path=target))
 
 
-def _data_files_to_copy(document: Document, folder: Path) -> dict[Path, Source] | None:
-    """Path in the output's folder -> data file of the input; None if a file of the same name holds other bytes."""
-    if document.path is None or _is_same_path(document.path.parent, folder):
+def _data_files_to_copy(document: Document, target: Path) -> dict[Path, Source] | None:
+    """Path in the output's folder -> data file of the input; None if one cannot be there under its name."""
+    if document.path is None or _is_same_path(document.path.parent, target.parent):
         return {}
     copies = {}
     for location, source in sorted(document.data_files.by_location.items()):
-        final = Path(os.path.normpath(folder / location))
-        if not final.exists():
-            copies[final] = source
-        elif not _has_same_bytes(source.file_path, final):
+        final = Path(os.path.normpath(target.parent / location))
+        if not _may_hold_data(final, target) or _has_other_size(final, source.size):
             return None
+        copies[final] = source
     return copies
 
 
-def _save_inline(rope: Rope, target: Path, staging: Staging, document: Document) -> int:
-    _publish_alone(staging.write(rope.write, target), target, staging, document)
-    return rope.size
+def _may_hold_data(final: Path, target: Path) -> bool:
+    """Whether a data file may have that path: not one that a model needs, nor one that leads out of the folder.
+
+    A name `*.onnx` may be the output of another run, which would replace it. Runtimes refuse data that is reached
+    through a link out of the model's folder.
+    """
+    inside = final.relative_to(target.parent)
+    # Some file systems do not tell upper from lower case.
+    if final.suffix.lower() == ".onnx" or inside.parts[0].lower() == target.name.lower():
+        return False
+    folder = os.path.join(os.path.realpath(target.parent), inside.parent)
+    if os.path.realpath(folder) != os.path.normpath(folder):
+        return False
+    return all(part.is_dir() for part in final.parents if os.path.lexists(part))
 
 
-def _publish_alone(model: Path, target: Path, staging: Staging, document: Document) -> None:
+def _has_other_size(final: Path, size: int) -> bool:
+    """Whether something else is certainly there; looked up before anything is copied."""
+    return os.path.lexists(final) and os.lstat(final).st_size != size
+
+
+def _publish_alone(model: Written, target: Path, staging: Staging, document: Document) -> Saved:
     """Publish a model without a data file."""
     with staging.lock():
-        old = _own_data_files(target)
-        staging.publish(model, target)
-        _remove_stale(old, target, document)
+        document.check_unchanged()
+        _replace_model(model, target, staging, document, set())
+    return Saved(model.size, model=replace(model, path=target))
 
 
 def _save_external(
@@ -171,42 +209,56 @@ def _save_external(
     staging: Staging,
     *,
     spill: bool,
-    written: Path | None = None,
-) -> int:
-    """Write a model with a data file beside it; `written`: that file, if it was written before."""
+    staged: Saved | None = None,
+) -> Saved:
+    """Write a model with a data file beside it; `staged`: both, if they were written before."""
     names = _data_names(target)
     data = DataFile(next(names))
     # This gives every tensor its place in `data`, and computes none.
     rope = serialize(document, edits, data, spill=spill)
-    if (
-        rope.size > PROTOBUF_LIMIT
-    ):  # text, sparse tensors or constants of more than 2 GB: they cannot go outside
+    # text, sparse tensors or constants of more than 2 GB cannot go outside
+    if rope.size > PROTOBUF_LIMIT:
         raise OutputError(f"cannot write {quoted(target)}: {rope.size} bytes are too many for one model file")
     if data.size == 0:
-        return _save_inline(rope, target, staging, document)
+        return _publish_alone(staging.write(rope.write, target), target, staging, document)
     final = target.parent / data.name
-    temporary = staging.write(data.write, final) if written is None else staging.take_over(written, final)
+    if staged is None or staged.data is None:
+        weights = staging.write(data.write, final)
+    else:
+        weights = staging.take_over(staged.data, final)
     with staging.lock():
-        while final.exists() and not _has_same_bytes(temporary, final):
+        document.check_unchanged()
+        while True:
+            if not os.path.lexists(final) or weights.is_at(final):
+                model = staging.write(rope.write, target)
+                # The weights first: a model that is there finds them, whenever the run is killed.
+                if staging.publish_data(weights, final):
+                    break
             # The name is in use: the weights stay where they were written, the model must say another name.
             data = DataFile(next(names))
             rope = serialize(document, edits, data, spill=spill)
             final = target.parent / data.name
-        model = staging.write(rope.write, target)
-        old = _own_data_files(target)
-        # The weights first: a model that is there finds them, whenever the run is killed.
-        staging.publish(temporary, final)
-        staging.publish(model, target)
-        _remove_stale(old - {final}, target, document)
-    return rope.size + data.size
+        _replace_model(model, target, staging, document, {final})
+    nbytes = model.size + weights.size
+    return Saved(nbytes, model=replace(model, path=target), data=replace(weights, path=final))
+
+
+def _replace_model(
+    model: Written, target: Path, staging: Staging, document: Document, data: set[Path]
+) -> None:
+    """Publish a model whose data files are there; those that only the replaced model used go. Under the lock."""
+    old = _own_data_files(target)
+    staging.publish_model(model)
+    _remove_stale(old - data, target, document)
 
 
 def _is_same_path(one: Path, other: Path) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
-def _has_same_bytes(one: Path, other: Path) -> bool:
-    return os.path.samefile(one, other) or (other.is_file() and filecmp.cmp(one, other, shallow=False))
+def _is_same_entry(one: Path, other: Path) -> bool:
+    """Whether two paths name one entry of one folder; a link to a file is another entry."""
+    return one.name == other.name and _is_same_path(one.parent, other.parent) and other.exists()
 
 
 def _data_names(target: Path) -> Iterator[str]:
@@ -220,14 +272,19 @@ def _data_names(target: Path) -> Iterator[str]:
         yield f"{target.name}.{number}.data"
 
 
+def _data_locations(model: Path) -> set[str] | None:
+    """Where a model keeps its weights, relative to its folder; None if the file is no model."""
+    with contextlib.suppress(RepfuseError), Document.open(model) as document:
+        return set(document.data_files.by_location)
+    return None
+
+
 def _own_data_files(target: Path) -> set[Path]:
     """The data files of the model that is about to be replaced, as far as `_data_names` may have named them."""
     ours = re.compile(re.escape(target.name) + r"(\.[0-9]+)?\.data")
     if not any(ours.fullmatch(name) for name in os.listdir(target.parent)):
         return set()
-    with contextlib.suppress(RepfuseError), Document.open(target) as old:
-        return {target.parent / name for name in old.data_files.by_location if ours.fullmatch(name)}
-    return set()
+    return {target.parent / name for name in _data_locations(target) or () if ours.fullmatch(name)}
 
 
 def _remove_stale(old: set[Path], target: Path, document: Document) -> None:
@@ -236,17 +293,14 @@ def _remove_stale(old: set[Path], target: Path, document: Document) -> None:
     in_use = {os.path.realpath(file.file_path) for file in document.data_files.by_location.values()}
     for path in old:
         is_free = is_input_replaced or os.path.realpath(path) not in in_use
-        if is_free and not _is_used_by_another(path, target):
+        if is_free and _user_of(path, target) is None:
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
-def _is_used_by_another(data: Path, target: Path) -> bool:
-    """Whether another model of the folder uses a data file; a copy of the old model, for one."""
-    for other in data.parent.glob("*.onnx"):
-        if other != target:
-            # A file that is no model uses nothing.
-            with contextlib.suppress(RepfuseError), Document.open(other) as document:
-                if data.name in document.data_files.by_location:
-                    return True
-    return False
+def _user_of(data: Path, target: Path) -> Path | None:
+    """Another model of the folder that uses a data file; a copy of the old model (`*.onnx.bak`), for one."""
+    for other in sorted(data.parent.glob("*.onnx*")):
+        if other not in (data, target) and data.name in (_data_locations(other) or ()):
+            return other
+    return None

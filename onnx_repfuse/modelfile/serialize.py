@@ -24,7 +24,7 @@ from onnx_repfuse.modelfile.weightless import INLINE_BYTES, MARK, mark, mark_of,
 
 __all__ = ["serialize"]
 
-RELEASE_BYTES = 32 << 20  # of new weights, after which the pages they were computed from are given back
+RELEASE_BYTES = 32 << 20  # of new weights, after which those they were computed from are forgotten
 _RAW = NUMBER["TensorProto.raw_data"]
 
 
@@ -54,18 +54,18 @@ def serialize(
     if spill:
         weights.spill(model.graph.initializer)
     try:
-        skeleton = Source("the edited model", data=model.SerializeToString(deterministic=True))
+        skeleton: bytes = model.SerializeToString(deterministic=True)
     except (EncodeError, ValueError) as error:
         raise OutputError(f"the edited model cannot be serialized: {error}") from error
 
     def may_be_marked(message: str, begin: int, end: int) -> bool:
         # Other texts may contain the word, too; `fill` then finds no mark.
-        return skeleton.buffer.find(MARK.encode(), begin, end) >= 0
+        return skeleton.find(MARK.encode(), begin, end) >= 0
 
     def filled(begin: int, end: int) -> Rope | None:
-        return weights.fill(onnx.TensorProto.FromString(skeleton.buffer[begin:end]))
+        return weights.fill(onnx.TensorProto.FromString(skeleton[begin:end]))
 
-    return replace_tensors(skeleton, may_be_marked, filled)
+    return replace_tensors(Source("the edited model", data=skeleton), may_be_marked, filled)
 
 
 class _Weights:
@@ -133,7 +133,7 @@ class _Weights:
         return None if message is None else Range(self._document.source, *message)
 
     def _compute(self, new: NewTensor) -> memoryview:
-        """The bytes of a new tensor; what was read of the input to compute it is given back now and then."""
+        """The bytes of a new tensor; what was read of the input to compute it is forgotten now and then."""
         self._unreleased += new.nbytes
         if self._unreleased > RELEASE_BYTES:
             self._unreleased = 0

@@ -31,7 +31,6 @@ __all__ = ["INLINE_BYTES", "MARK", "Payload", "mark", "mark_of", "replace_tensor
 
 INLINE_BYTES = 1024  # elements of at most so many bytes stay in the skeleton
 MARK = "repfuse"
-RELEASE_STEP = 16 << 20  # bytes of the file after which the pages touched so far are given back
 
 _RAW = NUMBER["TensorProto.raw_data"]
 
@@ -175,6 +174,4 @@ def _without_elements(source: Source, begin: int, end: int) -> tuple[Payload | N
     tensor = onnx.TensorProto.FromString(rest.to_bytes())
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise InputError("the model is damaged: a tensor holds its data both in the file and outside")
-    if elements[1] // RELEASE_STEP != elements[0] // RELEASE_STEP:
-        source.release()  # to look at one byte maps megabytes around it
     return Payload(source, *elements, message=(begin, end)), tensor

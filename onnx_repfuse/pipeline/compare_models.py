@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from onnx_repfuse.errors import Inexact
+from onnx_repfuse.errors import Inexact, InputError
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.save import save
+from onnx_repfuse.modelfile.snapshot import snapshot
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.bans import FailedFold
 from onnx_repfuse.pipeline.plan_model import FoldKey, ModelPlan, make_plan
@@ -27,23 +28,33 @@ T = TypeVar("T")
 
 
 def measure(document: Document, options: Options, folder: Path) -> Baseline:
-    """The original's outputs and noise; a model from memory is written to `folder` for it.
+    """The original's outputs and noise.
+
+    Args:
+        document: the original. What ONNX Runtime maps (external data), or has no file, is copied to `folder` first: if
+            another program shortened a mapped file, the system would end the process.
+        options: sizes and values of inputs.
+        folder: one of our own.
 
     Raises:
         InputError: it does not run.
+        OutputError: it cannot be copied.
     """
     from onnx_repfuse.verifier.outputs.baseline import measure_original
     from onnx_repfuse.verifier.user_inputs import feed_spec
 
     spec = feed_spec(document.model, options.input_shapes, options.input_data)
     original = document.path
-    if original is None:
-        original = folder / "original.onnx"
-        save(document, {}, original)
+    if original is None or document.has_external_data:
+        original = snapshot(document, folder / "original")
     document.release()  # ONNX Runtime needs the memory now
-    return measure_original(
-        original, spec=spec, runtime=DEFAULT_RUNTIME, defer_noise=True, skeleton=document.model
-    )
+    try:
+        return measure_original(
+            original, spec=spec, runtime=DEFAULT_RUNTIME, defer_noise=True, skeleton=document.model
+        )
+    except InputError as error:  # it may name the copy, which is gone by the time somebody reads this
+        name = str(document.path or "the model")
+        raise type(error)(str(error).replace(str(original), name)) from error
 
 
 def compare(baseline: Baseline, result: Path, options: Options) -> Verification:

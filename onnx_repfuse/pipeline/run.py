@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnx_repfuse.errors import Inexact, VerificationError
-from onnx_repfuse.modelfile.atomic_write import workspace
 from onnx_repfuse.modelfile.document import Document
-from onnx_repfuse.modelfile.save import publish, save
+from onnx_repfuse.modelfile.save import Saved, publish, save
+from onnx_repfuse.modelfile.work_folder import work_folder
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.bans import Bans, folds_that_overflow
 from onnx_repfuse.pipeline.check_scopes import check_scopes, force_branches
@@ -38,6 +38,10 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 MAX_ATTEMPTS = 32  # each bans at least one fold, and mostly all that fail
 IDENTICAL = Verification(
     notes=("nothing was folded: the output is the input, byte for byte",), unchanged=True
+)
+UNFOLDED = Verification(
+    notes=("nothing was folded: the output has the input's nodes and weights, in other files",),
+    unchanged=True,
 )
 
 
@@ -67,13 +71,18 @@ def run(
 
     Whatever it raises, nothing was written.
     """
-    with invalid_model_is_input_error(document), workspace(output) as folder:
+    with invalid_model_is_input_error(document), work_folder(output) as folder:
         names = (name, str(output) if output_name is None else output_name)
         job = _Run(document, output, options, names, progress or (lambda stage, done, total: None), folder)
-        for _ in range(MAX_ATTEMPTS):
-            if job.attempt():
-                return job.report()
-        raise job.failed(f"after {MAX_ATTEMPTS} attempts there was still a fold that failed")
+        try:
+            for _ in range(MAX_ATTEMPTS):
+                if job.attempt():
+                    return job.report()
+            raise job.failed(f"after {MAX_ATTEMPTS} attempts there was still a fold that failed")
+        except Exception:
+            # What another program did to the file meanwhile explains everything else, as a failed proof.
+            document.check_unchanged()
+            raise
 
 
 @dataclass
@@ -91,7 +100,7 @@ class _Run:
     baseline: Baseline | None = None
     branches: ForcedBranches | None = None
     verification: Verification | None = None
-    nbytes: int = 0
+    saved: Saved = field(default_factory=lambda: Saved(0))
     plan: ModelPlan = field(init=False)
 
     def report(self) -> Report:
@@ -100,7 +109,7 @@ class _Run:
             self.plan,
             name=self.names[0],
             output=self.names[1],
-            nbytes=self.nbytes,
+            nbytes=self.saved.nbytes,
             undone=self.bans.refusals,
             verification=self.verification,
             seconds=self.seconds,
@@ -126,8 +135,10 @@ class _Run:
             self.plan = make_plan(self.document, self.options, self.bans.banned)
         # Without folds the output is a copy of the input: there is nothing to prove.
         if not self.options.check or not self.plan.folds:
-            self.verification = IDENTICAL if self.options.check else None
-            return self._write(self.output)
+            is_written = self._write(self.output)
+            unchanged = IDENTICAL if self.saved.is_copy else UNFOLDED
+            self.verification = unchanged if self.options.check else None
+            return is_written
         baseline = self._measure()
         # The name, too, is the output's, as the model says the name of its data file.
         staged = self.folder / self.output.name
@@ -140,8 +151,8 @@ class _Run:
         if self.options.strict:
             self._check_observed()
         with self._timed("write"):
-            self.nbytes = publish(
-                self.document, self.plan.edits(), staged, self.output, external=self.options.external
+            self.saved = publish(
+                self.document, self.plan.edits(), self.saved, self.output, external=self.options.external
             )
         return True
 
@@ -175,7 +186,7 @@ class _Run:
         with self._timed("write"):
             self.progress("writing", 0, 1)
             try:
-                self.nbytes = save(self.document, self.plan.edits(), place, external=self.options.external)
+                self.saved = save(self.document, self.plan.edits(), place, external=self.options.external)
             except Inexact as error:
                 self.bans.add(folds_that_overflow(self.plan, error))
                 return False

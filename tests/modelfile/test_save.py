@@ -157,7 +157,7 @@ FIRST = {(): Edit(rewired={0: {"w0": "w0n"}}, removed_initializers={"w0"}, new_t
 def test_without_edits_the_output_is_the_input(path, tmp_path):
     with Document.open(path) as document:
         for edits in ({}, {(): Edit()}, {("function", 0): Edit(inserted={0: []}, rewired={1: {}})}):
-            assert save(document, edits, tmp_path / "o.onnx") == path.stat().st_size
+            assert save(document, edits, tmp_path / "o.onnx").nbytes == path.stat().st_size
             assert (tmp_path / "o.onnx").read_bytes() == path.read_bytes()
 
 
@@ -474,7 +474,7 @@ def test_edited_external_data_goes_to_one_file(tmp_path, one_file):
     (tmp_path / "in").mkdir()
     path = external(tmp_path / "in", all_tensors_to_one_file=one_file)
     with Document.open(path) as document:
-        assert save(document, FIRST, tmp_path / "o.onnx") == sum(
+        assert save(document, FIRST, tmp_path / "o.onnx").nbytes == sum(
             file.stat().st_size for file in tmp_path.glob("o.*")
         )
         assert files(tmp_path) == sorted(

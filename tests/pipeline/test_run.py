@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,7 +17,7 @@ from onnx import helper
 
 from onnx_repfuse import Kind, Options, fuse
 from onnx_repfuse.errors import InputError, OutputError, VerificationError
-from onnx_repfuse.modelfile import atomic_write
+from onnx_repfuse.modelfile import work_folder
 from onnx_repfuse.pipeline import compare_models, plan_model, prove_folds, run
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.verdict import FoldVerdict, StageVerdict, Status, Verification
@@ -319,35 +317,9 @@ def test_a_kill_leaves_the_old_output_and_the_next_run_cleans_up(path, tmp_path,
     assert done.returncode == -signal.SIGKILL
     assert target.read_bytes() == b"old"
     assert len(files(tmp_path)) == 3  # the folder of the dead run
-    monkeypatch.setattr(atomic_write, "UNLOCKED_SECONDS", -1.0)
+    monkeypatch.setattr(work_folder, "UNLOCKED_SECONDS", -1.0)
     fuse(path, target)
     assert files(tmp_path) == ["m.onnx", "o.onnx"]
-
-
-def test_the_folder_of_a_living_run_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic_write, "UNLOCKED_SECONDS", -1.0)
-    with atomic_write.workspace(tmp_path / "a.onnx") as first:
-        (first / "a").write_bytes(b"")
-        with atomic_write.workspace(tmp_path / "b.onnx") as second:
-            assert second != first
-        assert files(first) == [".lock", "a"]
-    assert files(tmp_path) == []
-
-
-def test_files_and_folders_of_others_stay(tmp_path):
-    young = tmp_path / ".repfuse-young"
-    young.mkdir()
-    old = tmp_path / ".repfuse-old"
-    old.write_bytes(b"a file")
-    os.utime(old, (0, 0))
-    link = tmp_path / ".repfuse-link"
-    link.symlink_to(tmp_path / "elsewhere")
-    with atomic_write.workspace(tmp_path / "o.onnx"):
-        pass
-    assert files(tmp_path) == [".repfuse-link", ".repfuse-old", ".repfuse-young"]
-    os.utime(young, (time.time() - 3600,) * 2)
-    with atomic_write.workspace(tmp_path / "o.onnx"):
-        assert not young.exists()
 
 
 @pytest.mark.parametrize("out_of_line", [None, True])
