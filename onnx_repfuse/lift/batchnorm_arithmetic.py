@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.kernels import Array, Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
+from onnx_repfuse.graph.operators.channel_rules import broadcast_shape
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const
 from onnx_repfuse.lift.linear_op import (
     Context,
@@ -116,7 +117,12 @@ def lift_arithmetic(context: Context, node: gs.Node) -> LinearOp | Declined | No
     if operands is None:
         return None
     name, const, is_left = operands
-    channel_layout = _per_channel(context, name, node.outputs[0].name, const.shape)
+    shape = broadcast_shape(context.scope, node, const.shape, context.rank(name))
+    if shape is None or (is_left and shape != const.shape):
+        return Declined(
+            Reason.BROADCAST, "it broadcasts along an `axis`, and the rank of its input is not known"
+        )
+    channel_layout = _per_channel(context, name, node.outputs[0].name, shape)
     if not isinstance(channel_layout, ChannelLayout):
         return channel_layout
     if const.size > MAX_FOLDED_ELEMENTS:

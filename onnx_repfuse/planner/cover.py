@@ -37,6 +37,7 @@ from onnx_repfuse.algebra.affine_form import Form, identity, scale_out
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.lift import Context, LinearOp, Operand
 from onnx_repfuse.planner.candidates import Candidate, Entry, Option, combinations, prune
 from onnx_repfuse.planner.commute_views import restoring, under_view
@@ -169,7 +170,12 @@ class Cover:
         return Price(self.model.elementwise(2 * elements, 0), 0, 1)
 
     def _may_normalize(self, lifted: LinearOp, candidate: Candidate) -> bool:
-        """Whether a factor and a shift may be written as BatchNormalization: only where there was one before."""
+        """Whether a factor and a shift may be written as BatchNormalization: only where there was one before.
+
+        Below opset 7, not even there: with `is_test`, it is another operator.
+        """
+        if self.context.scope.opset < NUMPY_BROADCAST_SINCE:
+            return False
         if operator(lifted.node).normalizes:
             return True
         return Kind.AFFINE in candidate.roles and self._follows_norm(lifted)

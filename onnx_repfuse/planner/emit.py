@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx_repfuse.algebra.kernels import Kernel, Vector
 from onnx_repfuse.graph.load import new_node
 from onnx_repfuse.graph.operators import OPERATORS
+from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.planner.lowering import Lowered, Step
 from onnx_repfuse.planner.weights import grown, materialized, rounded, transposed, transposed_shape
@@ -62,9 +63,11 @@ class _Emitter:
 
     def emit(self, step: Step, inputs: list[str], output: str) -> None:
         if step.op == "Mul":
-            self.node("Mul", [*inputs, self.scale(step, _channel_shape(step))], output)
+            shape, attributes = self.channel_broadcast(step)
+            self.node("Mul", [*inputs, self.scale(step, shape)], output, **attributes)
         elif step.op == "Shift":
-            self.node("Add", [*inputs, self.shift("shift", step, _channel_shape(step))], output)
+            shape, attributes = self.channel_broadcast(step)
+            self.node("Add", [*inputs, self.shift("shift", step, shape)], output, **attributes)
         elif step.op == "Norm":
             self.batch_normalization(step, inputs, output)
         elif step.op == "Conv":
@@ -105,6 +108,14 @@ class _Emitter:
             return rounded(bias.value().reshape(shape), self.data_type)
 
         return self.constant(label, Const(shape, self.data_type, value, None, bias))
+
+    def channel_broadcast(self, step: Step) -> tuple[tuple[int, ...], dict[str, int]]:
+        """The shape of a constant per channel that broadcasts, and the attributes that say so below opset 7."""
+        axis, rank = step.layout
+        if self.scope.opset < NUMPY_BROADCAST_SINCE:
+            return (step.channels,), {"broadcast": 1, "axis": 1} if axis == 1 else {"broadcast": 1}
+        # (C, 1, 1) for (N, C, H, W), (C,) for (N, T, C)
+        return (step.channels, *(1,) * rank) if axis == 1 else (step.channels,), {}
 
     def batch_normalization(self, step: Step, inputs: list[str], output: str) -> None:
         """`scale * x + shift` as `scale * (x - 0) / sqrt(1 + 0) + shift`."""
@@ -168,12 +179,6 @@ class _Emitter:
         sizes[view.entry] = step.channels
         const = Const(sizes.shape, view.target.data_type, lambda: sizes)
         return [*others[:-1], self.constant("shape", const)]
-
-
-def _channel_shape(step: Step) -> tuple[int, ...]:
-    """That of a constant per channel which broadcasts: (C, 1, 1) for (N, C, H, W), (C,) for (N, T, C)."""
-    axis, rank = step.layout
-    return (step.channels, *(1,) * rank) if axis == 1 else (step.channels,)
 
 
 def _conv_attributes(kernel: Kernel) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.views import Layout
 from onnx_repfuse.lift import Context, LinearOp
 from onnx_repfuse.planner.view_sources import Viewed
@@ -75,7 +76,9 @@ class Sizes:
         return self.operand_channels[str(source), layout]
 
     def is_matrix(self, source: Hashable) -> bool:
-        """Whether it is known to have two dims, so that a Gemm can read it."""
+        """Whether it is known to have two dims, so that a Gemm can read it; no runtime has Gemm below opset 7."""
+        if self.context.scope.opset < NUMPY_BROADCAST_SINCE:
+            return False
         return (source.view.dims if isinstance(source, Viewed) else self.context.rank(str(source))) == 2
 
 

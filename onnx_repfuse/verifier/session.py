@@ -17,6 +17,7 @@ import onnx
 
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
+from onnx_repfuse.verifier.legacy_broadcast import NUMPY_BROADCAST_SINCE, legacy_operators
 from onnx_repfuse.verifier.quiet_runtime import SILENT, ort
 
 __all__ = [
@@ -218,7 +219,9 @@ def _open_reference(model: Path | str | bytes, folder: Path | None, reason: str)
     try:
         if folder is not None:
             onnx.load_external_data_for_model(proto, str(folder))
-        engine = ReferenceEvaluator(proto)
+        opset = max((entry.version for entry in proto.opset_import if not entry.domain), default=1)
+        new_ops = legacy_operators() if opset < NUMPY_BROADCAST_SINCE else None
+        engine = ReferenceEvaluator(proto, new_ops=new_ops)
     except Exception as error:  # the evaluator raises anything
         raise DoesNotRun(one_line(RuntimeError(reason))) from error
     names = set(input_names(proto.graph))

@@ -14,7 +14,16 @@ __all__ = ["ARITHMETIC"]
 
 
 def _binary(function: Callable[[Values, Values], Any]) -> Evaluate:
-    return lambda attrs, a, b: function(a, b).astype(a.dtype)
+    return lambda attrs, a, b: function(a, _aligned(attrs, a, b)).astype(a.dtype)
+
+
+def _aligned(attrs: Attributes, a: Values, b: Values) -> Values:
+    """The second operand, aligned with the axes of the first from `axis` on, as opsets below 7 have it."""
+    axis = attrs.get("axis")
+    if axis is None or not attrs.get("broadcast"):
+        return b
+    behind = a.ndim - axis % a.ndim - b.ndim
+    return b.reshape(*b.shape, *(1,) * behind)
 
 
 def _divide(a: Values, b: Values) -> Values:
@@ -22,7 +31,7 @@ def _divide(a: Values, b: Values) -> Values:
 
 
 def _equal(attrs: Attributes, a: Values, b: Values) -> Any:
-    return np.equal(a, b)
+    return np.equal(a, _aligned(attrs, a, b))
 
 
 def _where(attrs: Attributes, condition: Values, a: Values, b: Values) -> Values:

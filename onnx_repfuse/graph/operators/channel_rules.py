@@ -21,12 +21,16 @@ __all__ = [
     "KEPT_ON_AXIS_1",
     "KEPT_WHERE_PROVED",
     "NORMALIZED",
+    "NUMPY_BROADCAST_SINCE",
     "SELECTED",
     "STACKED",
     "ChannelLayout",
     "ChannelRule",
     "Layouts",
+    "broadcast_shape",
 ]
+
+NUMPY_BROADCAST_SINCE = 7  # the opset from which operands are aligned from the right, always
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,25 @@ STACKED = ChannelRule(_given_first(_stacked))
 # Operands that broadcast: that of the widest, if no other one can widen its channels.
 
 
+def broadcast_shape(
+    scope: Scope, node: gs.Node, shape: tuple[int, ...], rank: int | None
+) -> tuple[int, ...] | None:
+    """The shape of a constant second operand, so that it aligns from the right with a first operand of `rank` axes.
+
+    Below opset 7, `broadcast=1, axis=k` aligns it with the axes from `k` on. None if that is not known, or impossible.
+    """
+    axis = node.attrs.get("axis")
+    if scope.opset >= NUMPY_BROADCAST_SINCE or axis is None or not node.attrs.get("broadcast"):
+        return shape
+    if not rank:
+        return None
+    behind = rank - axis % rank - len(shape)
+    return None if behind < 0 else (*shape, *(1,) * behind)
+
+
 def _broadcast(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
+    if layouts.scope.opset < NUMPY_BROADCAST_SINCE and node.attrs.get("broadcast"):
+        return _broadcast_to_first(layouts, node)
     scope = layouts.scope
     varying: list[str] = []
     constants: list[Const] = []
@@ -230,6 +252,16 @@ def _broadcast(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
         data_type = scope.data_type(varying[0]) or constants[0].data_type
         return _named_by_constant(scope.shape(varying[0]), constants[0].shape, data_type)
     return None
+
+
+def _broadcast_to_first(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
+    """Below opset 7, the output has the shape of the first operand."""
+    first, scope = layouts.first(node), layouts.scope
+    shape, const = scope.shape(node.inputs[0].name), scope.const(optional_input(node, 1))
+    if first is not None or shape is None or const is None:
+        return first
+    aligned = broadcast_shape(scope, node, const.shape, len(shape))
+    return None if aligned is None else _named_by_constant(shape, aligned, const.data_type)
 
 
 def _common(layouts: Layouts, node: gs.Node, names: list[str]) -> ChannelLayout | None:

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.kernels import Array
 from onnx_repfuse.graph.channel_axis import ChannelLayout
+from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.lift.border.propagate import Propagator
 from onnx_repfuse.lift.border.symbolic_tensor import NotProved, SourceBox, SymbolicTensor
 from onnx_repfuse.lift.linear_op import Context, LinearOp
@@ -51,7 +52,8 @@ def _padding(context: Context, node: gs.Node) -> LinearOp:
 
 def _may_be_last(context: Context, node: gs.Node) -> bool:
     """Whether a closer look is worth the time: few of a model's Adds, Concats and Transposes end a padding."""
-    if node.op not in LAST_OPERATORS:
+    # below opset 7, the arithmetic of a spelled-out padding would broadcast differently
+    if node.op not in LAST_OPERATORS or context.scope.opset < NUMPY_BROADCAST_SINCE:
         return False
     consumers = context.scope.consumers.get(node.outputs[0].name, ())
     return any(consumer.op in CONSUMERS for consumer in consumers) and _follows_placement(context, node)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_repfuse.verifier.legacy_broadcast import NUMPY_BROADCAST_SINCE, aligned_shape
 from onnx_repfuse.verifier.oracle import conv, linear, pointwise, shape
 from onnx_repfuse.verifier.oracle.tensor import Context, Tensor
 
@@ -60,6 +61,16 @@ def evaluate_node(node: onnx.NodeProto, context: Context, operands: Sequence[Ten
         Unsupported: the oracle does not know the operator with these attributes.
         ValueError: shapes do not fit.
     """
+    if context.opset < NUMPY_BROADCAST_SINCE and len(operands) == 2 and "axis" in context.attributes:
+        operands = _aligned(context, *operands)
     with np.errstate(all="ignore"):  # overflow and 0 / 0 show in the result
         results = OPERATORS[node.op_type](context, *operands)
     return results if isinstance(results, list) else [results]
+
+
+def _aligned(context: Context, first: Tensor | None, second: Tensor | None) -> list[Tensor | None]:
+    """The operands of Add, Sub, Mul, Div or Pow with `broadcast` and `axis`, as numpy broadcasts them."""
+    if not context.attributes.get("broadcast") or first is None or second is None:
+        return [first, second]
+    shape = aligned_shape(first.value.shape, second.value.shape, context.attributes["axis"])
+    return [first, second.map(lambda array: array.reshape(shape))]
