@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,7 +14,11 @@ from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Refusal
 
-__all__ = ["Bans", "FailedFold", "folds_that_overflow"]
+__all__ = ["Bans", "FailedFold", "folds_out_of_range"]
+
+MAX_OUT_OF_RANGE = 3  # folds that end in one place, before all that ends there is left as it is
+# Weights that cannot be written: known without running anything.
+OUT_OF_RANGE = (Reason.OVERFLOW, Reason.UNDERFLOW, Reason.NON_FINITE)
 
 
 class FailedFold(NamedTuple):
@@ -32,21 +37,37 @@ class Bans:
     Attributes:
         banned: the folds, for the next plan.
         refusals: the same for the user.
+        attempts: how many calls of `add` gave up a fold that failed its proof.
     """
 
     banned: set[FoldKey] = field(default_factory=set)
     refusals: list[Refusal] = field(default_factory=list)
+    attempts: int = 0
+    _out_of_range: Counter[FoldKey] = field(default_factory=Counter)  # inner outputs of such folds
 
     def add(self, failed: list[FailedFold]) -> None:
         """Give these up, too."""
+        self.attempts += any(one.reason not in OUT_OF_RANGE for one in failed)
         for scope, fold, reason, message in failed:
             # By name, as the next plan makes all its objects anew.
             self.banned.add((scope, fold.name))
+            if reason in OUT_OF_RANGE:
+                self._ban_shorter(scope, fold)
             names = tuple(node_name(node) for node in fold.absorbed)
             self.refusals.append(Refusal(reason, f"the fold of '{fold.name}' was undone: {message}", names))
 
+    def _ban_shorter(self, scope: ScopeKey, fold: PlannedFold) -> None:
+        """Ban what the next plan would find inside a fold whose weights cannot be written, if that goes on and on.
 
-def folds_that_overflow(plan: ModelPlan, error: Inexact) -> list[FailedFold]:
+        Without its last node a fold may fit. In a long row, one after the other may not.
+        """
+        inner = {(scope, tensor.name) for node in fold.absorbed for tensor in node.outputs}
+        self._out_of_range.update(inner)
+        if self._out_of_range[scope, fold.name] >= MAX_OUT_OF_RANGE:
+            self.banned |= inner
+
+
+def folds_out_of_range(plan: ModelPlan, error: Inexact) -> list[FailedFold]:
     """The folds whose weights cannot be written in the model's float type, as writing the result raised `error`.
 
     Raises:
@@ -54,15 +75,15 @@ def folds_that_overflow(plan: ModelPlan, error: Inexact) -> list[FailedFold]:
     """
     failed = []
     for planned, fold in plan.folds:
-        overflow = _overflow(planned, fold)
-        if overflow is not None:
-            failed.append(FailedFold(planned.scope.key, fold, overflow.reason, overflow.detail))
+        why = _why_out_of_range(planned, fold)
+        if why is not None:
+            failed.append(FailedFold(planned.scope.key, fold, why.reason, why.detail))
     if not failed:
         raise OutputError(f"a folded weight cannot be written: {error.detail}")
     return failed
 
 
-def _overflow(planned: ScopePlan, fold: PlannedFold) -> Inexact | None:
+def _why_out_of_range(planned: ScopePlan, fold: PlannedFold) -> Inexact | None:
     """Why one of a fold's new weights cannot be computed; None if all can."""
     for name in {tensor.name for node in fold.created for tensor in node.inputs}:
         if name in planned.scope.created:

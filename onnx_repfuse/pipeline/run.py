@@ -18,7 +18,7 @@ from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.save import Saved, publish, save
 from onnx_repfuse.modelfile.work_folder import work_folder
 from onnx_repfuse.options import Options
-from onnx_repfuse.pipeline.bans import Bans, folds_that_overflow
+from onnx_repfuse.pipeline.bans import Bans, folds_out_of_range
 from onnx_repfuse.pipeline.check_scopes import check_scopes, force_branches
 from onnx_repfuse.pipeline.compare_models import compare, folds_to_blame, measure, reason_of
 from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
-MAX_ATTEMPTS = 32  # each bans at least one fold, and mostly all that fail
+MAX_ATTEMPTS = 32  # that failed their proof; each bans at least one fold, and mostly all that fail
 IDENTICAL = Verification(
     notes=("nothing was folded: the output is the input, byte for byte",), unchanged=True
 )
@@ -75,9 +75,13 @@ def run(
         names = (name, str(output) if output_name is None else output_name)
         job = _Run(document, output, options, names, progress or (lambda stage, done, total: None), folder)
         try:
-            for _ in range(MAX_ATTEMPTS):
+            # Folds whose weights cannot be written cost no attempt: each bans more, and nothing was proved in vain.
+            while job.bans.attempts < MAX_ATTEMPTS:
+                banned = len(job.bans.banned)
                 if job.attempt():
                     return job.report()
+                if len(job.bans.banned) == banned:
+                    break
             raise job.failed(f"after {MAX_ATTEMPTS} attempts there was still a fold that failed")
         except Exception:
             # What another program did to the file meanwhile explains everything else, as a failed proof.
@@ -182,13 +186,13 @@ class _Run:
         return None if failed else verdicts
 
     def _write(self, place: Path) -> bool:
-        """Write the result; False if a weight of it is too large for its type."""
+        """Write the result; False if a weight of it does not fit its type."""
         with self._timed("write"):
             self.progress("writing", 0, 1)
             try:
                 self.saved = save(self.document, self.plan.edits(), place, external=self.options.external)
             except Inexact as error:
-                self.bans.add(folds_that_overflow(self.plan, error))
+                self.bans.add(folds_out_of_range(self.plan, error))
                 return False
         return True
 

@@ -46,6 +46,7 @@ from onnx_repfuse.planner.cost import CostModel, Price, node_price, view_cost
 from onnx_repfuse.planner.lowering import Lowered, Lowering, Step
 from onnx_repfuse.planner.regions import Regions
 from onnx_repfuse.planner.sizes import Sizes
+from onnx_repfuse.planner.value_range import check_range, data_type_of
 from onnx_repfuse.planner.view_sources import seen_through
 from onnx_repfuse.records.report import Kind
 
@@ -325,7 +326,10 @@ class Cover:
         rank = lifted.layout[1]
         try:
             forms = [option.form for option in combination]
-            return composed(lifted, forms, parts, lambda source: self.sizes.positions(source, rank))
+            form = composed(lifted, forms, parts, lambda source: self.sizes.positions(source, rank))
+            if form is not None and looks_through:
+                check_range(form, lifted, data_type_of(lifted, self.context))
+            return form
         except Inexact as reason:
             if looks_through or lifted.padding_value is not None:
                 pairs = zip(lifted.operands, combination, strict=True)

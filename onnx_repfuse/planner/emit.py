@@ -1,7 +1,7 @@
 """From steps to ONNX nodes: attributes and fresh names.
 
-Weights are `Const`s that compute themselves when they are written (`weights`); one that overflows raises
-Inexact(OVERFLOW) then.
+Weights are `Const`s that compute themselves when they are written (`weights`); one that overflows or underflows
+raises Inexact then.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from onnx_repfuse.graph.operators import OPERATORS
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.planner.lowering import Lowered, Step
-from onnx_repfuse.planner.weights import grown, materialized, rounded, transposed, transposed_shape
+from onnx_repfuse.planner.weights import factors, grown, materialized, rounded, transposed, transposed_shape
 
 __all__ = ["Emission", "emit"]
 
@@ -97,7 +97,10 @@ class _Emitter:
 
     def scale(self, step: Step, shape: tuple[int, ...]) -> str:
         assert isinstance(step.kernel, Vector)
-        return self.vector("scale", shape, step.kernel.scale)
+        scale = step.kernel.scale
+        return self.constant(
+            "scale", Const(shape, self.data_type, lambda: factors(scale, shape, self.data_type))
+        )
 
     def shift(self, label: str, step: Step, shape: tuple[int, ...]) -> str:
         """The step's bias; what lifts it again in a later round takes it from the constant, unrounded."""

@@ -25,6 +25,7 @@ class FloatFormat:
         epsilon: the spacing of its values at 1, which is one ulp (unit in the last place) of 1.
         unit_roundoff: the largest relative error of rounding to nearest, epsilon / 2.
         smallest: its smallest positive value, a subnormal.
+        smallest_normal: the smallest positive value of full precision.
         largest: its largest finite value.
     """
 
@@ -32,14 +33,25 @@ class FloatFormat:
     epsilon: float
     unit_roundoff: float
     smallest: float
+    smallest_normal: float
     largest: float
+
+    @property
+    def is_half(self) -> bool:
+        """Shorter than float32: float16 and bfloat16."""
+        return self.epsilon > 2.0**-23
 
 
 def _format(scalar: Any) -> FloatFormat:
     limits = ml_dtypes.finfo(scalar)  # type: ignore[no-untyped-call]
     epsilon = float(limits.eps)
     return FloatFormat(
-        np.dtype(scalar), epsilon, epsilon / 2, float(limits.smallest_subnormal), float(limits.max)
+        np.dtype(scalar),
+        epsilon,
+        epsilon / 2,
+        float(limits.smallest_subnormal),
+        float(limits.smallest_normal),
+        float(limits.max),
     )
 
 

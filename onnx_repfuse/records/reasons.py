@@ -28,6 +28,8 @@ class Reason(str, Enum):
     QUANTIZED = "quantized"
     NON_FINITE = "non-finite"
     OVERFLOW = "overflow"
+    UNDERFLOW = "underflow"
+    PRECISION = "precision"
     FUSED_PATTERN = "fused-pattern"
     OPSET = "opset"
     VERIFICATION = "verification"
@@ -61,6 +63,8 @@ _PROSE = {
     Reason.QUANTIZED: "its weights or activations are quantized: fuse before you quantize",
     Reason.NON_FINITE: "its parameters contain NaN or infinity",
     Reason.OVERFLOW: "the folded weights would overflow the model's data type",
+    Reason.UNDERFLOW: "the folded weights would be too small for the model's half-precision data type",
+    Reason.PRECISION: "the folded values would be less precise in half precision than those of the separate operators",
     Reason.FUSED_PATTERN: "it is part of an activation or normalization that runtimes fuse as a whole",
     Reason.OPSET: "it is part of a HardSwish, which is an operator only from opset 14 on",
     Reason.VERIFICATION: "the fold did not pass verification and was undone",
