@@ -42,7 +42,7 @@ def execute(given: CliArguments, version: str) -> int:
         if outcome.error:
             _complain(outcome, given)
     code = _save(outcomes, given, version, code)
-    return _to_stdout(lambda: _print(outcomes, given, version, code), code)
+    return _to_stdout(lambda: _print(outcomes, given, version, code), outcomes, code)
 
 
 def debugging(given: CliArguments) -> bool:
@@ -69,7 +69,7 @@ def _explain(given: CliArguments, options: Options) -> int:
 
     assert given.explain is not None
     text = explain(given.models[0], given.explain, options)
-    return _to_stdout(lambda: print(text), 0)
+    return _to_stdout(lambda: print(text), [], 0)
 
 
 def _complain(outcome: Outcome, given: CliArguments) -> None:
@@ -84,24 +84,40 @@ def _error(message: str) -> None:
 
 
 def _save(outcomes: list[Outcome], given: CliArguments, version: str, code: int) -> int:
-    """Write the report files; returns the exit code, which is 1 instead of 0 if a file cannot be written."""
+    """Write the report files; returns the exit code, see `_unwritten`."""
     if given.report_file is not None:
         from onnx_repfuse.report.html import render
 
-        code = _write(given.report_file, render(outcomes, version), code)
+        code = _write(given.report_file, render(outcomes, version), outcomes, code)
     if given.json_file not in (None, "-"):  # last, since it tells the exit code
         from onnx_repfuse.report.json_report import dumps
 
-        code = _write(given.json_file, dumps(outcomes, version, many=given.many, exit_code=code), code)
+        text = dumps(outcomes, version, many=given.many, exit_code=code)
+        code = _write(given.json_file, text, outcomes, code)
     return code
 
 
-def _write(name: str, text: str, code: int) -> int:
+def _write(name: str, text: str, outcomes: list[Outcome], code: int) -> int:
     try:
         _replace(Path(name), text)
     except OSError as error:
-        _error(f"cannot write '{name}': {error.strerror or error}")
+        return _unwritten(f"'{name}'", error, outcomes, code)
+    return code
+
+
+def _unwritten(place: str, error: OSError, outcomes: list[Outcome], code: int) -> int:
+    """Say that a report is lost, and whether the models are there; returns the exit code.
+
+    Exit code 1 means that no model was written. Where one was, a report that is lost (a full disk) does not change the
+    code.
+    """
+    why = f"cannot write to {place}: {error.strerror or error}"
+    written = [outcome.output for outcome in outcomes if outcome.command == "fuse" and outcome.output]
+    if not written:
+        _error(why)
         return worst([code, 1])
+    models = f"'{written[0]}' is" if len(written) == 1 else f"{len(written)} models are"
+    _error(f"{models} written, but not the report: {why}")
     return code
 
 
@@ -130,7 +146,7 @@ def _umask() -> int:
     return value
 
 
-def _to_stdout(write: Callable[[], object], code: int) -> int:
+def _to_stdout(write: Callable[[], object], outcomes: list[Outcome], code: int) -> int:
     """Print, and return the exit code: a pipe closed by its other end (`| head`) is no error, a full disk is."""
     try:
         write()
@@ -143,8 +159,7 @@ def _to_stdout(write: Callable[[], object], code: int) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return code
-        _error(f"cannot write to standard output: {error.strerror}")
-        return worst([code, 1])
+        return _unwritten("standard output", error, outcomes, code)
     return code
 
 
