@@ -7,7 +7,7 @@ own, and graphsurgeon's is quadratic where one tensor has many consumers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -25,12 +25,14 @@ from onnx_repfuse.graph.scope import (
     OPAQUE,
     Const,
     Scope,
+    Shape,
     inner_graphs,
     optional_input,
     outer_names,
     static,
 )
 from onnx_repfuse.graph.shape_inference import Sizes, Types, infer
+from onnx_repfuse.graph.subgraph_inputs import carried_tensors, first_shapes, widened
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import ScopeKey
 
@@ -38,6 +40,8 @@ __all__ = ["bare", "decode", "new_node", "read_scopes"]
 
 # A Shape of what was inferred is a constant, with which inference gets further. Each round starts from scratch.
 MAX_INFERENCES = 8
+# Each widens a shape that a Loop carries; what is not settled then is not proved.
+MAX_INDUCTIONS = 8
 Nested = tuple[int, onnx.NodeProto, tuple[str | int, ...], onnx.GraphProto]
 _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
@@ -54,6 +58,7 @@ class _Source:
         ambiguous: names that are an initializer here or further inside, and another tensor further outside. ONNX
             Runtime takes now one of them, now the other.
         function: the function whose body it is.
+        node: the node whose subgraph it is.
     """
 
     graph: onnx.GraphProto
@@ -64,6 +69,7 @@ class _Source:
     visible: Set[str] = frozenset()
     ambiguous: Set[str] = frozenset()
     function: onnx.FunctionProto | None = None
+    node: onnx.NodeProto | None = None
 
     @cached_property
     def nested(self) -> list[Nested]:
@@ -116,7 +122,7 @@ def _scope(document: Document, source: _Source, taken: set[str], *, may_override
     if may_override and not source.key:
         overridable |= inputs & initializers.keys()
     constants = {**visible, **initializers}
-    nodes, types, assumed = _read(document, source, constants, overridable)
+    nodes, types, assumed = _read_proved(document, source, constants, overridable)
     return Scope(
         source.key,
         source.label,
@@ -165,6 +171,7 @@ def _subgraphs(source: _Source, scope: Scope) -> Iterator[_Source]:
             scope,
             visible,
             source.ambiguous | (visible & inside),
+            node=node,
         )
 
 
@@ -190,10 +197,43 @@ def _not_hidden(constants: dict[str, Const], graph: onnx.GraphProto) -> dict[str
     return {name: const for name, const in constants.items() if name not in hidden}
 
 
-def _read(
+def _read_proved(
     document: Document, source: _Source, constants: dict[str, Const], overridable: set[str]
 ) -> tuple[list[gs.Node], Types, Sizes]:
-    """The nodes of a graph, and types and assumed sizes of its tensors; adds what nodes compute to `constants`."""
+    """`_read`, with the shapes of a subgraph's inputs that hold in every iteration."""
+    node, outer = source.node, source.outer
+    if node is None or outer is None or not source.graph.input:
+        return _read(document, source, constants, overridable, {})
+    carried = carried_tensors(node, source.graph, source.opset)
+    shapes = first_shapes(node, source.graph, outer, source.opset)
+    for _ in range(MAX_INDUCTIONS):
+        found = dict(constants)
+        result = _read(document, source, found, overridable, shapes)
+        known = partial(_known_shape, result[1], found, overridable)
+        before, shapes = shapes, widened(shapes, carried, known)
+        if shapes == before:
+            constants.update(found)
+            return result
+    return _read(document, source, constants, overridable, {})
+
+
+def _known_shape(types: Types, constants: dict[str, Const], overridable: set[str], name: str) -> Shape | None:
+    if name in constants and name not in overridable:
+        return constants[name].shape
+    return types.get(name, (0, None))[1]
+
+
+def _read(
+    document: Document,
+    source: _Source,
+    constants: dict[str, Const],
+    overridable: set[str],
+    input_shapes: Mapping[str, Shape | None],
+) -> tuple[list[gs.Node], Types, Sizes]:
+    """The nodes of a graph, and types and assumed sizes of its tensors; adds what nodes compute to `constants`.
+
+    `input_shapes` are those proved of a subgraph's inputs.
+    """
     graph = source.graph
     protos = bare(graph.node)
     nodes = decode(protos)
@@ -203,7 +243,7 @@ def _read(
             if const is not None:
                 constants[node.outputs[0].name] = const
     infer_types = partial(
-        infer, graph, protos, source.outer, constants, overridable, source.opset, document.model
+        infer, graph, protos, source.outer, constants, overridable, input_shapes, source.opset, document.model
     )
     types, assumed = infer_types()
     for _ in range(MAX_INFERENCES):

@@ -39,6 +39,7 @@ def infer(
     outer: Scope | None,
     constants: dict[str, Const],
     overridable: set[str],
+    input_shapes: Mapping[str, Shape | None],
     opset: int,
     model: onnx.ModelProto,
 ) -> tuple[Types, Sizes]:
@@ -48,13 +49,14 @@ def infer(
         graph, nodes: the scope, and its nodes without subgraphs.
         outer: the scope around it.
         constants, overridable: what is constant, and which of it a caller may override.
+        input_shapes: what is proved of the inputs of a subgraph, of which the declared shapes are no facts.
         opset: version of the ONNX operator set in force.
         model: for its other operator sets.
     """
     alone = _empty_model(model, opset)
     scope = alone.graph
     fixed = {name: const for name, const in constants.items() if name not in overridable}
-    _add_inputs(scope, graph, overridable, is_inner=outer is not None)
+    _add_inputs(scope, graph, overridable, None if outer is None else input_shapes)
     if outer is not None:
         _add_captures(scope, graph, outer, fixed)
     varying = len(scope.input)
@@ -97,17 +99,19 @@ def _infer_twice(
 
 
 def _add_inputs(
-    scope: onnx.GraphProto, graph: onnx.GraphProto, overridable: set[str], *, is_inner: bool
+    scope: onnx.GraphProto,
+    graph: onnx.GraphProto,
+    overridable: set[str],
+    proved: Mapping[str, Shape | None] | None,
 ) -> None:
+    """The inputs with their declared types; those of a subgraph with the `proved` shapes."""
     initialized = {i.name for i in graph.initializer} - overridable
     for value in graph.input:
         if value.name in initialized or not value.type.HasField("tensor_type"):
             continue
         copy = scope.input.add(name=value.name)
-        copy.type.CopyFrom(value.type)
-        # runtimes do not hold a Loop to the sizes that its body declares
-        for dim in copy.type.tensor_type.shape.dim if is_inner else ():
-            dim.Clear()
+        data_type = value.type.tensor_type.elem_type
+        copy.type.CopyFrom(value.type if proved is None else _type(data_type, proved.get(value.name)))
 
 
 def _add_captures(

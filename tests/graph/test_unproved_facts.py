@@ -181,5 +181,6 @@ def test_a_scalar_that_a_fold_does_not_read_needs_no_probe() -> None:
     inputs = [info("x", ["n", 3, "h", "w_"]), info("ratio", [])]
     weights = {"w": random(4, 3, 1, 1), "ratio": np.float32(0.5), **norm(4)}
     made = model(graph(nodes, [info("y", None)], weights, inputs))
-    report = agree(made, {"x": random(1, 3, 4, 4)}, folds=2)
-    assert len(report.folds) == 2
+    report = agree(made, {"x": random(1, 3, 4, 4)}, folds=None)
+    assert report.folds
+    assert "Dropout" not in report.after.ops
