@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,10 @@ __all__ = [
 ]
 
 Cells = NDArray[Any]
-MAX_CELLS = 64  # positions of a concatenated part, each of which gets a cell: no padding is wider
+MAX_PADDING = (
+    64  # positions of a padding or a concatenated part, each of which gets a cell: none in use is wider
+)
+MAX_CELLS = 1 << 20  # of a tensor; DBB with 2048 channels, padded for 15x15 kernels, takes nearly a half
 
 
 class NotProved(Exception):  # noqa: N818 - an outcome, not a fault
@@ -90,7 +94,12 @@ class SymbolicTensor:
         )
 
     def split(self, leading: Sequence[int], trailing: Sequence[int]) -> SymbolicTensor:
-        """With at least so many cells before and after the middle one, which then stands for fewer positions."""
+        """With at least so many cells before and after the middle one, which then stands for fewer positions.
+
+        Raises NotProved if these are too many.
+        """
+        rest = zip(self.leading, self.trailing, leading, trailing, strict=True)
+        _check_cells([1 + max(a, before) + max(b, after) for a, b, before, after in rest])
         result = self
         for axis, (before, after) in enumerate(zip(leading, trailing, strict=True)):
             old_before, old_after = result.leading[axis], result.trailing[axis]
@@ -116,6 +125,12 @@ class SymbolicTensor:
         return SymbolicTensor(
             self.values.reshape(shape), (*(0,) * extra, *self.leading), self.is_source.reshape(shape)
         )
+
+
+def _check_cells(shape: Sequence[int]) -> None:
+    """Raise NotProved if a tensor of that many cells per axis would take more memory and time than it is worth."""
+    if prod(shape) > MAX_CELLS:
+        raise NotProved
 
 
 def from_source(name: str, rank: int) -> SymbolicTensor:
@@ -172,7 +187,10 @@ def _surrounded(box: SourceBox | None, before: Sequence[int], after: Sequence[in
 
 
 def padded(tensor: SymbolicTensor, begin: Sequence[int], end: Sequence[int], value: float) -> SymbolicTensor:
-    """As `np.pad` with a constant value, `begin` and `end` positions per axis."""
+    """As `np.pad` with a constant value, `begin` and `end` positions per axis. Raises NotProved if they are many."""
+    if max((*begin, *end), default=0) > MAX_PADDING:
+        raise NotProved
+    _check_cells([sum(counts) for counts in zip(tensor.values.shape, begin, end, strict=True)])
     pads = list(zip(begin, end, strict=True))
     return SymbolicTensor(
         np.pad(tensor.values, pads, constant_values=value),
@@ -198,6 +216,9 @@ def concatenated(parts: Sequence[SymbolicTensor], sizes: Sequence[int | None], a
     before[axis] = sum(part.values.shape[axis] for part in detailed[:number])
     after[axis] = sum(part.values.shape[axis] for part in detailed[number + 1 :])
     middle = detailed[number]
+    shape = list(middle.values.shape)
+    shape[axis] += before[axis] + after[axis]
+    _check_cells(shape)
     return SymbolicTensor(
         np.concatenate([part.values for part in detailed], axis),
         tuple(a + b for a, b in zip(middle.leading, before, strict=True)),
@@ -208,7 +229,7 @@ def concatenated(parts: Sequence[SymbolicTensor], sizes: Sequence[int | None], a
 
 def _cell_per_position(part: SymbolicTensor, axis: int, size: int | None) -> SymbolicTensor:
     """A part of known size with one cell for each position along `axis`."""
-    if size is None or not part.values.shape[axis] <= size <= MAX_CELLS:
+    if size is None or not part.values.shape[axis] <= size <= MAX_PADDING:
         raise NotProved
     leading = [0] * part.rank
     leading[axis] = size - 1 - part.trailing[axis]

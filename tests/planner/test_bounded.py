@@ -1,0 +1,34 @@
+"""Planning a small file takes little memory, whatever it asks for; `python -m tests.bounded` has the long form."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests import bounded
+
+SCRIPT = """
+import sys
+from tests import bounded
+bounded.limit_memory()
+import onnx_repfuse
+onnx_repfuse.plan(bounded.MODELS[sys.argv[1]]())
+"""
+FAST = [
+    "wide border",
+    "border of many axes",
+    "pad-conv",
+    "dilated-conv",
+    "pool-pool",
+    "sum of unlike dilations",
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of a process")
+@pytest.mark.parametrize("name", FAST)
+def test_a_small_file_is_planned_in_little_memory(name: str) -> None:
+    assert name in bounded.MODELS
+    done = subprocess.run([sys.executable, "-c", SCRIPT, name], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
