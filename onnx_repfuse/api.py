@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import make_plan
 from onnx_repfuse.pipeline.run import run
 from onnx_repfuse.records.report import Report
+from onnx_repfuse.records.runtime import with_custom_ops
 from onnx_repfuse.records.verdict import Verification
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def verify(
     feeds: FeedSpec | None = None,
     rtol: float | None = None,
     atol: float | None = None,
+    custom_ops: Sequence[str | os.PathLike[str]] = (),
 ) -> Verification:
     """Compare the outputs of two models that have the same inputs and outputs.
 
@@ -140,6 +142,7 @@ def verify(
         original, fused: files, or models in memory. Their inputs and outputs have the same names.
         feeds: shapes or data of the inputs; random data without it.
         rtol, atol: the tolerance, `|difference| <= atol + rtol * |y|`, instead of the one measured from noise.
+        custom_ops: shared libraries with custom operators, registered with ONNX Runtime.
 
     Returns:
         The verdicts on every output; true if they are equal.
@@ -162,7 +165,8 @@ def verify(
             Document.open(
                 model
             ).close()  # InputError for a file that cannot be read: it is not a different model
-    return verify_outputs(first, second, spec=feeds, rtol=rtol, atol=atol)
+    runtime = with_custom_ops(tuple(map(Path, custom_ops)))
+    return verify_outputs(first, second, spec=feeds, rtol=rtol, atol=atol, runtime=runtime)
 
 
 def _plain(model: Model) -> onnx.ModelProto | Path:

@@ -28,6 +28,8 @@ class Options:
         rtol, atol: the tolerance of the outputs, `atol + rtol * abs(y)`, instead of the one measured from noise.
         input_shapes: input name -> shape to verify with.
         input_data: (input name or None, file) to verify with: .npy of an input, .npz, a test_data_set folder.
+        custom_ops: shared libraries with custom operators, registered with ONNX Runtime to verify the model. Without
+            them, folds of a model that needs them are proved one by one, and its outputs are not observed.
         external: True writes large weights as external data; None does so if the input did, or if protobuf's limit of
             2 GB demands it.
         precision_study: compare both models with the original in float64; on the command line only.
@@ -50,13 +52,14 @@ class Options:
     atol: float | None = None
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     input_data: tuple[tuple[str | None, Path], ...] = ()
+    custom_ops: tuple[Path, ...] = ()
     external: bool | None = None
     precision_study: bool = False
 
     def __post_init__(self) -> None:
         """Raise UsageError for slips."""
         # keep="/head/*" would be taken for the globs "/", "h", ... and "*", which keeps every node.
-        for name in ("skip", "only", "keep"):
+        for name in ("skip", "only", "keep", "custom_ops"):
             if isinstance(getattr(self, name), str):
                 raise UsageError(f"Options.{name} takes a collection, not the text '{getattr(self, name)}'")
         if self.strict and not self.check:

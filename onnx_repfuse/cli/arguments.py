@@ -163,6 +163,13 @@ class CliArguments:
         more="They replace the random ones.",
         table="check", metavar="[NAME:]PATH", library="input_data", parse=values.input_data,
     )
+    custom_ops: tuple[str, ...] = _option(
+        "--custom-ops", (), "A library with custom operators for ONNX Runtime (repeatable).",
+        more="Without it, the folds of a model that needs them are proved one by one, and its outputs are *not "
+        "observed*.",
+        table="check", metavar="LIB.so", library="custom_ops", parse=values.libraries,
+        useless=("explain", "plan"),
+    )
     precision_study: bool = _option(
         "--precision-study", False, "Compare both models with the original in float64 (small models).",
         table="check", library="precision_study", report="precision",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from onnx_repfuse.errors import InputError, RepfuseError, UsageError
 from onnx_repfuse.records.outcome import Bench, Gate, Outcome
+from onnx_repfuse.records.runtime import with_custom_ops
 from onnx_repfuse.records.verdict import Status
 
 if TYPE_CHECKING:
@@ -116,7 +117,14 @@ def _compare(task: Task, progress: Progress) -> Outcome:
         _check_readable(model)
     progress("comparing", 0, 0)
     verification = verify_outputs(
-        first, second, spec=_feeds(task), rtol=rtol, atol=atol, optimized=True, by_position=True
+        first,
+        second,
+        spec=_feeds(task),
+        rtol=rtol,
+        atol=atol,
+        runtime=with_custom_ops(task.options.custom_ops),
+        optimized=True,
+        by_position=True,
     )
     bench = _bench(task, progress) if task.bench else None
     error = _DIFFERENCES.get(verification.status, "")
@@ -151,14 +159,15 @@ def _bench(task: Task, progress: Progress) -> Bench:
     from onnx_repfuse.cli.benchmark import measure
 
     progress("timing", 0, 0)
-    return measure(task.model, task.output, _feeds(task))
+    return measure(task.model, task.output, _feeds(task), runtime=with_custom_ops(task.options.custom_ops))
 
 
 def _precision(task: Task, progress: Progress) -> tuple[Precision, ...]:
     from onnx_repfuse.verifier.outputs.float64_study import study
 
     progress("comparing with float64", 0, 0)
-    return study(Path(task.model), Path(task.output), spec=_feeds(task))
+    runtime = with_custom_ops(task.options.custom_ops)
+    return study(Path(task.model), Path(task.output), spec=_feeds(task), runtime=runtime)
 
 
 def _line(text: str) -> str:

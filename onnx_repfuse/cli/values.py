@@ -10,7 +10,7 @@ from pathlib import Path
 from onnx_repfuse.errors import UsageError
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["KIND_HELP", "input_data", "input_shapes", "only_kinds", "skip_kinds", "words"]
+__all__ = ["KIND_HELP", "input_data", "input_shapes", "libraries", "only_kinds", "skip_kinds", "words"]
 
 KIND_HELP = {
     Kind.AFFINE: "BatchNormalization, Mul, Add, Sub, Div or Neg by constants, into a Conv",
@@ -87,6 +87,15 @@ def input_shapes(given: Iterable[str]) -> dict[str, tuple[int, ...]]:
         if any(dim > MAX_DIM for dim in shapes[name]):
             raise UsageError(f"--input-shape: nothing is as large as '{value}'")
     return shapes
+
+
+def libraries(given: Iterable[str]) -> tuple[Path, ...]:
+    """The files that `--custom-ops` names. ONNX Runtime would be asked for them only after planning."""
+    paths = tuple(map(Path, given))
+    for path in paths:
+        if not path.is_file():
+            raise UsageError(f"--custom-ops takes a library, and there is no file '{path}'")
+    return paths
 
 
 def input_data(given: Iterable[str]) -> tuple[tuple[str | None, Path], ...]:

@@ -14,7 +14,7 @@ from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.bans import FailedFold
 from onnx_repfuse.pipeline.plan_model import FoldKey, ModelPlan, make_plan
 from onnx_repfuse.records.reasons import Reason
-from onnx_repfuse.records.runtime import DEFAULT_RUNTIME
+from onnx_repfuse.records.runtime import with_custom_ops
 from onnx_repfuse.records.verdict import Status, Verification
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ MAX_REPLANS = 8
 T = TypeVar("T")
 
 
-def measure(document: Document, options: Options, folder: Path) -> Baseline:
+def measure(document: Document, options: Options, folder: Path) -> Baseline | str:
     """The original's outputs and noise.
 
     Args:
@@ -36,11 +36,15 @@ def measure(document: Document, options: Options, folder: Path) -> Baseline:
         options: sizes and values of inputs.
         folder: one of our own.
 
+    Returns:
+        Instead, why nothing here can run it, in a sentence: it has an operator that nothing implements.
+
     Raises:
-        InputError: it does not run.
+        InputError: it does not run for another reason.
         OutputError: it cannot be copied.
     """
     from onnx_repfuse.verifier.outputs.baseline import measure_original
+    from onnx_repfuse.verifier.session import NoImplementation
     from onnx_repfuse.verifier.user_inputs import feed_spec
 
     spec = feed_spec(document.model, options.input_shapes, options.input_data)
@@ -48,10 +52,13 @@ def measure(document: Document, options: Options, folder: Path) -> Baseline:
     if original is None or document.has_external_data:
         original = snapshot(document, folder / "original")
     document.release()  # ONNX Runtime needs the memory now
+    runtime = with_custom_ops(options.custom_ops)
     try:
         return measure_original(
-            original, spec=spec, runtime=DEFAULT_RUNTIME, defer_noise=True, skeleton=document.model
+            original, spec=spec, runtime=runtime, defer_noise=True, skeleton=document.model
         )
+    except NoImplementation as error:
+        return str(error)
     except InputError as error:  # it may name the copy, which is gone by the time somebody reads this
         name = str(document.path or "the model")
         raise type(error)(str(error).replace(str(original), name)) from error

@@ -47,7 +47,7 @@ def _is_inferable(graph: onnx.GraphProto) -> bool:
 
 def _complaint(document: Document) -> str:
     """What onnx or ONNX Runtime has against the model, in a line; '' if nothing."""
-    from onnx_repfuse.verifier.session import one_line, open_session
+    from onnx_repfuse.verifier.session import NoImplementation, one_line, open_session
 
     with tempfile.TemporaryDirectory() as folder:
         path = document.path
@@ -57,6 +57,8 @@ def _complaint(document: Document) -> str:
         try:
             onnx.checker.check_model(str(path), full_check=_is_inferable(document.model.graph))
             open_session(path)
+        except NoImplementation:  # it may be right: nobody here can say
+            return ""
         except Exception as error:  # both raise anything
             return one_line(error)
     return ""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout, channel_layouts
+from onnx_repfuse.graph.cycles import check_acyclic
 from onnx_repfuse.graph.edit_points import forget_unread_captures, scope_edit, used_names
 from onnx_repfuse.graph.load import read_scopes
 from onnx_repfuse.graph.model_size import count
@@ -91,6 +92,7 @@ def make_plan(document: Document, options: Options, banned: Set[FoldKey] = froze
         InputError: the model is not valid.
     """
     with invalid_model_is_input_error(document):
+        check_acyclic(document.model)
         freeze = options.freeze_initializers and Kind.FROZEN not in options.skip
         scopes = read_scopes(document, freeze_initializers=freeze)
         before = count(scopes, None, document.nbytes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ NOT_READABLE = [""]
 
 
 def prove_folds(
-    plan: ModelPlan, baseline: Baseline, progress: Callable[[int, int], None]
+    plan: ModelPlan, baseline: Baseline | str, runtime: Runtime, progress: Callable[[int, int], None]
 ) -> tuple[list[FailedFold], list[FoldVerdict]]:
     """Judge every fold of a plan: the folds that failed, and the verdict on each fold, in the order of the plan.
 
@@ -38,7 +38,9 @@ def prove_folds(
 
     Args:
         plan: the folds.
-        baseline: the original, measured; its noise is completed.
+        baseline: the original, measured; its noise is completed. Or why it does not run: then the folds have probes
+            only.
+        runtime: how folds are run.
         progress: called with (done, total).
     """
     from onnx_repfuse.verifier.outputs.baseline import read_nudged_intermediates
@@ -53,12 +55,16 @@ def prove_folds(
         for planned, fold in folds
     ]
     failed: list[FailedFold] = []
-    batches = read_nudged_intermediates(baseline, wanted, plan.document.model)
+    batches: Iterable[tuple[list[int], Intermediates]]
+    if isinstance(baseline, str):
+        batches = [(list(range(len(folds))), baseline)]
+    else:
+        batches = read_nudged_intermediates(baseline, wanted, plan.document.model)
     for done, (index, seen) in enumerate((index, seen) for batch, seen in batches for index in batch):
         planned, fold = folds[index]
         progress(done, len(folds))
         try:
-            stages = _judge(plan, planned, fold, seen, baseline.runtime)
+            stages = _judge(plan, planned, fold, seen, runtime)
         except Inexact as error:
             failed.append(FailedFold(planned.scope.key, fold, error.reason, error.detail))
             continue

@@ -25,7 +25,9 @@ from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error
 from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import ModelPlan, make_plan
 from onnx_repfuse.pipeline.prove_folds import prove_folds
+from onnx_repfuse.pipeline.unrun_models import unobserved
 from onnx_repfuse.records.report import Report
+from onnx_repfuse.records.runtime import with_custom_ops
 from onnx_repfuse.records.verdict import FoldVerdict, Status, Verification
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ class _Run:
     folder: Path  # for trial results and the result, until it is proved
     bans: Bans = field(default_factory=Bans)
     seconds: dict[str, float] = field(default_factory=dict)
-    baseline: Baseline | None = None
+    baseline: Baseline | str | None = None  # a str says why the original cannot be run
     branches: ForcedBranches | None = None
     verification: Verification | None = None
     saved: Saved = field(default_factory=lambda: Saved(0))
@@ -167,7 +169,7 @@ class _Run:
             why = reason_of(self.verification, Status.NOT_OBSERVED)
             raise self._refused(f"not all was observed, and under --strict nothing was written: {why}")
 
-    def _measure(self) -> Baseline:
+    def _measure(self) -> Baseline | str:
         """Run the original, once for all attempts."""
         with self._timed("verify"):
             self.progress("proving", 0, 1)
@@ -175,11 +177,12 @@ class _Run:
                 self.baseline = measure(self.document, self.options, self.folder)
             return self.baseline
 
-    def _prove(self, baseline: Baseline) -> list[FoldVerdict] | None:
+    def _prove(self, baseline: Baseline | str) -> list[FoldVerdict] | None:
         """Judge each fold by itself; None if any failed."""
         with self._timed("probe"):
+            runtime = with_custom_ops(self.options.custom_ops)
             failed, verdicts = prove_folds(
-                self.plan, baseline, lambda done, total: self.progress("probing", done, total)
+                self.plan, baseline, runtime, lambda done, total: self.progress("probing", done, total)
             )
         # All folds are judged before the next plan: one attempt for many failures.
         self.bans.add(failed)
@@ -196,8 +199,10 @@ class _Run:
                 return False
         return True
 
-    def _check_scopes(self, baseline: Baseline, staged: Path) -> list[str] | None:
+    def _check_scopes(self, baseline: Baseline | str, staged: Path) -> list[str] | None:
         """Run what the inputs may never reach; notes on what could not be run, or None if any of it differs."""
+        if isinstance(baseline, str):
+            return []  # `unobserved` says that nothing but the folds was compared
         with self._timed("verify"):
             self.progress("proving", 0, 1)
             self.document.release()
@@ -206,12 +211,17 @@ class _Run:
         return None if failed else notes
 
     def _compare(
-        self, baseline: Baseline, staged: Path, verdicts: list[FoldVerdict], notes: list[str]
+        self, baseline: Baseline | str, staged: Path, verdicts: list[FoldVerdict], notes: list[str]
     ) -> bool:
         """Compare the outputs of the result with the original's; False if they differ, and a fold is to blame."""
         with self._timed("verify"):
             self.progress("proving", 0, 1)
             self.document.release()  # ONNX Runtime needs the memory now
+            if isinstance(baseline, str):
+                self.verification = self._joined(unobserved(self.document, staged, baseline), verdicts, notes)
+                if self.verification.status is Status.FAILED:
+                    raise self.failed(reason_of(self.verification, Status.FAILED))
+                return True
             comparison = compare(baseline, staged, self.options)
             self.verification = self._joined(comparison, verdicts, notes)
             # Nothing compared is a failure, too, whatever the folds say.
@@ -238,6 +248,7 @@ class _Run:
 
     def _agrees(self, candidate: Path) -> bool:
         assert self.baseline is not None
+        assert not isinstance(self.baseline, str)
         return compare(self.baseline, candidate, self.options).status is not Status.FAILED
 
     def _agrees_in_branches(self, candidate: Path) -> bool:

@@ -1,17 +1,18 @@
 """How models are run: the one value for what ONNX Runtime can be told about providers, threads and optimization.
 
 Everything that runs a model takes a `Runtime`, and `verifier.session.open_session` alone reads it. It is a plain
-record so that `Options` can hold one without importing a runtime: an option for providers, threads or custom operators
-becomes a field there, and replaces `DEFAULT_RUNTIME` where the pipeline, the API and the command line run models.
+record so that options can be turned into one without importing a runtime. An option for providers or threads becomes a
+field of `Options` and an argument of `with_custom_ops`, as the custom operators did.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["DEFAULT_RUNTIME", "Runtime"]
+__all__ = ["DEFAULT_RUNTIME", "Runtime", "with_custom_ops"]
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,8 @@ class Runtime:
 
 
 DEFAULT_RUNTIME = Runtime()
+
+
+def with_custom_ops(libraries: Sequence[Path]) -> Runtime:
+    """The default runtime, with these libraries of custom operators."""
+    return replace(DEFAULT_RUNTIME, custom_ops=tuple(libraries))

@@ -233,7 +233,9 @@ def _verification(verification: Verification, verbose: int) -> list[Text]:
     inputs = plural(len(verification.seeds), "seed") if verification.seeds else "the data given"
     judge = "ONNX Runtime" if verification.judge == "onnxruntime" else "onnx's reference evaluator"
     shapes = plural(len(verification.shapes), "shape")
-    lines = [Text(f"\nCompared in {judge} on {inputs}, {shapes}:")]
+    # No size was run: an operator of another domain is unknown to the runtime, or no feed was taken.
+    head = f"Compared in {judge} on {inputs}, {shapes}:" if verification.shapes else "No whole model was run:"
+    lines = [Text(f"\n{head}")]
     shown = _shown(verification.outputs, verbose)
     lines += [_output(verdict, verbose) for verdict in shown]
     if len(verification.outputs) > len(shown):

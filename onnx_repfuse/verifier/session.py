@@ -7,6 +7,7 @@ manager: leave it before opening the next, and two sets of weights are never hel
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,7 @@ __all__ = [
     "Dim",
     "DoesNotRun",
     "Model",
+    "NoImplementation",
     "Session",
     "ValueInfo",
     "input_names",
@@ -39,7 +41,10 @@ Dim = int | str | None
 Model = Path | str | bytes | onnx.ModelProto
 # ONNX Runtime's words for "valid, but not for me": no kernel for an operator or type, or an opset or IR version that is
 # newer than the installed runtime.
-_MISSING_KERNEL = ("NOT_IMPLEMENTED", "Could not find an implementation", "guarantees* support", "IR version")
+_NO_KERNEL = ("NOT_IMPLEMENTED", "Could not find an implementation")
+_MISSING_KERNEL = (*_NO_KERNEL, "guarantees* support", "IR version")
+# And for an operator of a domain that it does not know; of ONNX's own domains, an unknown operator is an invalid model.
+_UNKNOWN_OPERATOR = re.compile(r"(\S+)\(-?\d+\) is not a registered function/op")
 _DUPLICATE_NODE_NAME = "two nodes with same node name"
 _LARGE_MODEL = 16 << 20  # bytes; the memory of a closed session is given back to the system from here on
 _LONGEST_MESSAGE = 300  # characters
@@ -47,6 +52,10 @@ _LONGEST_MESSAGE = 300  # characters
 
 class DoesNotRun(InputError):  # noqa: N818 - an outcome, like Inexact
     """The runtime refuses the model or this input; `str()` is its reason in one line."""
+
+
+class NoImplementation(DoesNotRun):
+    """The model may be right, but it has an operator that nothing here implements, as one of another domain."""
 
 
 class ValueInfo(NamedTuple):
@@ -111,6 +120,7 @@ def open_session(
         fallback: use onnx's reference evaluator where the runtime lacks a kernel.
 
     Raises:
+        NoImplementation: it has operators that neither implements.
         DoesNotRun: neither can open it.
     """
     if isinstance(model, onnx.ModelProto):
@@ -124,6 +134,11 @@ def open_session(
             if not isinstance(model, bytes):
                 folder = folder or Path(model).parent
             return open_session(_without_node_names(load(model, weights=False)), runtime, folder=folder)
+        unknown = _UNKNOWN_OPERATOR.search(reason)
+        if unknown:
+            raise NoImplementation(
+                f"ONNX Runtime has no operator {unknown[1]}, and no library was given by --custom-ops that has it"
+            ) from error
         if not fallback or not any(mark in reason for mark in _MISSING_KERNEL):
             raise DoesNotRun(one_line(error)) from error
         return _open_reference(model, folder, reason)
@@ -223,7 +238,8 @@ def _open_reference(model: Path | str | bytes, folder: Path | None, reason: str)
         new_ops = legacy_operators() if opset < NUMPY_BROADCAST_SINCE else None
         engine = ReferenceEvaluator(proto, new_ops=new_ops)
     except Exception as error:  # the evaluator raises anything
-        raise DoesNotRun(one_line(RuntimeError(reason))) from error
+        kind = NoImplementation if any(mark in reason for mark in _NO_KERNEL) else DoesNotRun
+        raise kind(one_line(RuntimeError(reason))) from error
     names = set(input_names(proto.graph))
     inputs = [_value_info(value) for value in proto.graph.input if value.name in names]
     return Session(engine, "reference", inputs, [_value_info(value) for value in proto.graph.output])
