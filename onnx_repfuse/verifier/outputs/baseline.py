@@ -56,6 +56,7 @@ class Baseline:
         optimized: the outputs under ORT_ENABLE_ALL, where measured.
         twin: outputs and deciding tensors of the float32 twin of a model in half precision, where it runs; only
             those to which half precision leads.
+        own_errors: |value - float64|, where measured.
         runs: how often it ran at the largest shape.
         notes: what was left out.
     """
@@ -73,6 +74,7 @@ class Baseline:
     by_weights: dict[FeedKey, Row] = field(default_factory=dict)
     optimized: dict[FeedKey, Row] = field(default_factory=dict)
     twin: dict[FeedKey, Row] = field(default_factory=dict)
+    own_errors: dict[FeedKey, Row] = field(default_factory=dict)
     runs: int = 0
     notes: list[str] = field(default_factory=list)
 

@@ -24,6 +24,7 @@ from onnx_repfuse.verifier.outputs.baseline import (
 )
 from onnx_repfuse.verifier.outputs.decision_tails import DecisionTail, explains_flips, has_same_tail
 from onnx_repfuse.verifier.outputs.judge import failing_feeds, judge_output, verdict_without_figures
+from onnx_repfuse.verifier.outputs.own_error import measure_own_errors
 from onnx_repfuse.verifier.outputs.tolerance import Sample, UserTolerance, user_tolerance
 from onnx_repfuse.verifier.session import DoesNotRun, Model, load
 
@@ -95,6 +96,9 @@ def compare_with_baseline(
         if not _measure_noise_where_failing(baseline, values):
             break
         verdicts = _judge(baseline, values, user)
+    has_failed = user is None and any(verdict.status is Status.FAILED for verdict in verdicts)
+    if has_failed and measure_own_errors(baseline, _failing_feeds(baseline, values)):
+        verdicts = _judge(baseline, values, user)
     notes = list(baseline.notes)
     # Two backends round in different ways, which the noise of one of them does not cover.
     if backend != baseline.backend:
@@ -127,13 +131,17 @@ def _incomparable(baseline: Baseline, reason: str) -> Verification:
 
 def _measure_noise_where_failing(baseline: Baseline, values: Values) -> bool:
     """Measure the noise on the feeds where something is beyond the tolerance; whether there was more to measure."""
+    try:
+        return measure_noise_on(baseline, _failing_feeds(baseline, values))
+    except DoesNotRun:
+        return False
+
+
+def _failing_feeds(baseline: Baseline, values: Values) -> list[FeedKey]:
     failing: set[FeedKey] = set()
     for samples in _samples(baseline, values).values():
         failing |= failing_feeds(samples)
-    try:
-        return measure_noise_on(baseline, sorted(failing))
-    except DoesNotRun:
-        return False
+    return sorted(failing)
 
 
 def _run_candidate(baseline: Baseline, fused: Model, by_position: bool) -> tuple[dict[FeedKey, Row], str]:
@@ -198,8 +206,10 @@ def _samples(baseline: Baseline, values: Values) -> Samples:
         original, fused = baseline.values[key], values[key]
         variants = [
             rows.get(key, {})
-            for rows in (baseline.by_inputs, baseline.by_weights, baseline.optimized, baseline.twin)
-        ]
+            for rows in (
+                baseline.by_inputs, baseline.by_weights, baseline.optimized, baseline.twin, baseline.own_errors
+            )
+        ]  # fmt: skip
         # Parts of a sequence have names of their own, so either model may have more of them.
         for name in dict.fromkeys([*original, *fused]):
             sample = Sample(key, original.get(name), fused.get(name), *(row.get(name) for row in variants))

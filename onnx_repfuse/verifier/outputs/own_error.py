@@ -1,0 +1,49 @@
+"""How far the original itself is from float64, on feeds where the result fails.
+
+The noise of a model shows how independent roundings add up. Equal terms (weights of one value on a constant image)
+round one way, in the original as in a correct result, and moving each by an ulp of its own does not show that. The
+original's own error does. It takes an evaluation of the model in float64, so it is measured only before a result fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from onnx_repfuse.errors import InputError
+from onnx_repfuse.verifier.distance import difference, flatten, is_inexact
+from onnx_repfuse.verifier.inputs import FeedKey
+from onnx_repfuse.verifier.outputs.baseline import Baseline
+from onnx_repfuse.verifier.outputs.float64_study import evaluate
+from onnx_repfuse.verifier.session import load
+
+__all__ = ["measure_own_errors"]
+
+_LARGEST_FILE = 64 << 20  # bytes; in float64 a model takes several times its size, and numpy takes its time
+
+
+def measure_own_errors(baseline: Baseline, keys: Iterable[FeedKey]) -> bool:
+    """Measure the original's error from float64 on some feeds; whether there was anything to measure.
+
+    Models in half precision have a float32 twin instead. A model that float64 evaluation does not know has no error.
+    """
+    missing = [key for key in keys if key not in baseline.own_errors and key not in baseline.twin]
+    if not missing or _is_large(baseline):
+        return False
+    model = load(baseline.original)
+    for key in missing:
+        errors = baseline.own_errors[key] = {}
+        try:
+            truth = flatten(evaluate(model, baseline.feed(key)))
+        except InputError:
+            continue
+        for name, value in baseline.values[key].items():
+            exact = truth.get(name)
+            if value is not None and exact is not None and is_inexact(value.dtype):
+                errors[name] = difference(exact, value) if exact.shape == value.shape else None
+    return any(baseline.own_errors[key] for key in missing)
+
+
+def _is_large(baseline: Baseline) -> bool:
+    original = baseline.original
+    return isinstance(original, Path | str) and Path(original).stat().st_size > _LARGEST_FILE
