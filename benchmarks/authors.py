@@ -27,7 +27,7 @@ def run(model: Model, folder: Path, work: Path, exporters: tuple[str, ...], seco
             if before.get(op, 0) != after.get(op, 0)
         }
         inputs = feeds(source, model.shape)
-        for runtime, opened in RUNTIMES.items() if report.folds else ():
+        for runtime, opened in RUNTIMES.items() if report.folds or report.changes else ():
             files = {"author's": source, "ours": target}
             functions = {name: opened(path, inputs, 1) for name, path in files.items()}
             samples = interleaved(functions, seconds=seconds, fewest=15)

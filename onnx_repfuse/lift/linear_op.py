@@ -60,7 +60,8 @@ class LinearOp:
 
     Attributes:
         node, output: the node, and the name of the output.
-        role: the kind of a fold that absorbs this node; None for a Conv, which a fold of any kind may hold.
+        role: the kind of a fold that absorbs this node; None for a Conv or an Identity, which a fold of any kind may
+            hold.
         channels, layout: number of channels and (channel axis, rank) of the output.
         operands: the tensors it reads.
         terms: `terms[i].source` is an index into `operands`.

@@ -45,7 +45,7 @@ def lift_sum(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     return LinearOp(
         node,
         output,
-        Kind.MATMUL if layout == (-1, 0) else Kind.BRANCHES,
+        _role(names, layout),
         channels,
         layout,
         tuple(Operand(name, channels, layout) for name in names),
@@ -54,6 +54,13 @@ def lift_sum(context: Context, node: gs.Node) -> LinearOp | Declined | None:
         needs_equal_shapes=len(names) > 1 and not _equal_shapes(context, names),
         size=context.size(names[0], channel_layout.rank) if channel_layout.channel_axis == 1 else None,
     )
+
+
+def _role(names: list[str], layout: tuple[int, int]) -> Kind | None:
+    """The kind of a sum; none for an Identity, which a fold of any kind may hold."""
+    if len(names) == 1:
+        return None
+    return Kind.MATMUL if layout == (-1, 0) else Kind.BRANCHES
 
 
 def _broadcasts_channels(context: Context, name: str, output: ChannelLayout) -> bool:

@@ -80,11 +80,16 @@ def _fold(planned: ScopePlan, fold: PlannedFold) -> Fold:
 
 
 def _removed(planned: ScopePlan, fold: PlannedFold) -> Change:
-    """A removed no-op."""
-    (node,) = (_original_ref(planned.scope, node) for node in fold.absorbed)
+    """A removed no-op, or one whose output is read outside of the scope: then an Identity is in its place."""
+    nodes = [_original_ref(planned.scope, node) for node in fold.absorbed]
+    titles = ", ".join(f"{node.op} '{node.name}'" for node in nodes)
     source = planned.stand_in(fold.name)
-    claim = f"{node.op} '{node.name}' gives out what it reads: '{fold.name}' equals '{source}', which is read instead"
-    return Change(Kind.NO_OP, (node.name,), claim, planned.scope.label)
+    instead = "which is read instead"
+    if source == fold.name and fold.created:
+        source, instead = fold.created[0].inputs[0].name, "of which it is now an Identity"
+    verb = "gives out what it reads" if len(nodes) == 1 else "give out what they read"
+    claim = f"{titles} {verb}: '{fold.name}' equals '{source}', {instead}"
+    return Change(Kind.NO_OP, tuple(node.name for node in nodes), claim, planned.scope.label)
 
 
 def _frozen(plan: ModelPlan) -> Iterator[Change]:

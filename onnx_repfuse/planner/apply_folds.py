@@ -32,10 +32,11 @@ def apply_folds(plan: ScopePlan, cover: Cover, selections: Iterable[Selection]) 
     scope = plan.scope
     replaced: dict[int, list[gs.Node]] = {}
     aliases: dict[str, str] = {}
-    for selection in selections:
+    fresh: dict[str, gs.Node] = {}
+    for selection in _copies_last(scope, selections):
         output, lowered = selection.output, selection.lowered
         nodes: list[gs.Node] = []
-        renamed = _rename_source(plan, selection)
+        renamed = _rename_source(plan, selection, fresh)
         if renamed is None and lowered.steps:
             data_type = _data_type(scope, cover.context, selection)
             emission = emit(scope, output, lowered, data_type=data_type, name=f"{output}_fused")
@@ -45,15 +46,24 @@ def apply_folds(plan: ScopePlan, cover: Cover, selections: Iterable[Selection]) 
         elif renamed is None:
             aliases[output] = str(lowered.result)
         _declare(scope, selection, nodes)
+        fresh.update((tensor.name, node) for node in nodes for tensor in node.outputs)
         replaced[id(selection.lifted.node)] = nodes
         earlier = _joined(plan, selection.nodes if renamed is None else (*selection.nodes, renamed))
         fold = _fold(plan, selection, nodes, earlier)
+        if renamed is not None:
+            fold.outputs = (output,)
         if output in aliases:
             fold.aliases = {output: aliases[output]}
             plan.aliases[output] = fold
         plan.add(fold, earlier)
     replace_nodes(scope, replaced)
     replace_aliases(scope, aliases)
+
+
+def _copies_last(scope: Scope, selections: Iterable[Selection]) -> list[Selection]:
+    """The selections in their order, but those of mere copies last, in topological order: what they copy is there."""
+    place = {tensor.name: number for number, node in enumerate(scope.nodes) for tensor in node.outputs}
+    return sorted(selections, key=lambda one: place[one.output] if one.lowered.copied else -1)
 
 
 def reads_too_many(plan: ScopePlan, selection: Selection) -> bool:
@@ -94,7 +104,7 @@ def _fold(
         _outputs(selection, earlier),
         sorted(absorbed.values(), key=lambda node: plan.scope.anchor[id(node)]),
         [],
-        selection.candidate.roles,
+        selection.roles,
         sum(selection.macs.values()) - between,
         selection.lowered.macs - between,
     )
@@ -118,22 +128,31 @@ def _outputs(selection: Selection, earlier: Iterable[PlannedFold]) -> tuple[str,
     return (selection.output,)
 
 
-def _rename_source(plan: ScopePlan, selection: Selection) -> gs.Node | None:
+def _rename_source(plan: ScopePlan, selection: Selection, fresh: dict[str, gs.Node]) -> gs.Node | None:
     """Where an output is a mere copy of a tensor we created for it alone, that tensor takes the output's name.
+
+    So `y = relu(conv(x) + 0)` keeps the name of the sum, the one that everybody behind it reads.
+
+    Args:
+        plan: the folds so far.
+        selection: what is chosen for the output.
+        fresh: the tensors that this round created, with their nodes; the renamed one changes its place.
 
     Returns:
         the node that now computes the output; None where there is no such tensor.
     """
-    scope, steps = plan.scope, selection.lowered.steps
-    if len(steps) != 1 or steps[0].op != "Identity":
-        return None
-    name = str(steps[0].inputs[0])
-    producer = scope.producer.get(name)
+    scope, name, output = plan.scope, selection.lowered.copied, selection.output
+    producer = fresh.get(name, scope.producer.get(name))
     if producer is None or id(producer) not in plan.creator or len(producer.outputs) != 1:
         return None
-    if not scope.is_private(name):
+    # A form that looked through the copy may read the tensor, too.
+    is_read = any(tensor.name == name for node in fresh.values() for tensor in node.inputs)
+    if is_read or not scope.is_private(name):
         return None
-    producer.outputs[0].name = selection.output
+    producer.outputs[0].name = output
+    plan.renamed[name] = output
+    fresh[output] = producer
+    fresh.pop(name, None)
     return producer
 
 

@@ -32,6 +32,7 @@ _REPORTED_FIRST = (
     Kind.SEQUENCE,
     Kind.BRANCHES,
     Kind.AFFINE,
+    Kind.NO_OP,
 )
 
 

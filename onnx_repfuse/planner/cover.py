@@ -52,6 +52,7 @@ from onnx_repfuse.records.report import Kind
 
 __all__ = ["Cover"]
 
+_NO_OP = frozenset((Kind.NO_OP,))
 PROHIBITIVE = 1 << 80  # the cost of reading a shared tensor that should have been absorbed
 MAX_NODES_TO_NORM = 8  # per-channel operators between a node and the BatchNormalization before it
 
@@ -248,9 +249,16 @@ class Cover:
         return price.cost
 
     def _may_choose(self, lifted: LinearOp, candidate: Candidate) -> bool:
-        if lifted.output in self.banned or not self.is_allowed(candidate.roles):
+        if lifted.output in self.banned or not self.is_allowed(self.roles_of(lifted, candidate)):
             return False
         return self.regions.has_one_used_output(lifted.node)
+
+    def roles_of(self, lifted: LinearOp, candidate: Candidate) -> frozenset[Kind]:
+        """Kinds of what a candidate absorbs: of a single node, which gives out what it reads, only `no-op`."""
+        if candidate.nodes > 1:
+            return candidate.roles
+        lowered = self.lower(lifted, candidate)
+        return _NO_OP if lowered is not None and lowered.copied else candidate.roles
 
     def _options(self, lifted: LinearOp) -> list[list[Option]]:
         """What each operand may be replaced by.

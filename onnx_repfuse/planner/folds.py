@@ -49,12 +49,12 @@ class PlannedFold:
     @property
     def kind(self) -> Kind:
         """The one kind it is reported as."""
-        return Kind.NO_OP if self.is_no_op else reported_kind(self.roles)
+        return reported_kind(self.roles)
 
     @property
     def is_no_op(self) -> bool:
-        """Whether it removes a node that gave out what it read: a change of the model, but no fold to be proud of."""
-        return len(self.absorbed) == 1 and not self.created
+        """Whether it only removes nodes that gave out what they read: a change of the model, but no fold."""
+        return self.kind is Kind.NO_OP
 
 
 @dataclass(eq=False)
@@ -63,12 +63,14 @@ class ScopePlan:
 
     Attributes:
         aliases: a tensor that no node computes any more -> the fold that let its consumers read another one.
+        renamed: a tensor that a fold computed -> the name it got later.
         creator: id() of a node that came -> its fold.
     """
 
     scope: Scope
     folds: list[PlannedFold] = field(default_factory=list)
     aliases: dict[str, PlannedFold] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
     creator: dict[int, PlannedFold] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -83,8 +85,9 @@ class ScopePlan:
 
     def stand_in(self, name: str) -> str:
         """The tensor that consumers read in place of one that no node computes any more, through chains of those."""
-        while name in self.aliases:
-            name = self.aliases[name].aliases[name]
+        while name in self.aliases or name in self.renamed:
+            fold = self.aliases.get(name)
+            name = self.renamed[name] if fold is None else fold.aliases[name]
         return name
 
     @cached_property

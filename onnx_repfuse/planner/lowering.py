@@ -66,6 +66,14 @@ class Lowered:
         axes = [step.layout[0] for step in self.steps if step.op == "Conv"]
         return Price(self.cost, self.macs, len(self.steps), axes.count(1), axes.count(-1))
 
+    @property
+    def copied(self) -> str:
+        """The tensor that the result is a mere copy of; "" if it is none."""
+        if not self.steps:
+            return str(self.result)
+        only = self.steps[0] if len(self.steps) == 1 else None
+        return str(only.inputs[0]) if only is not None and only.op == "Identity" else ""
+
     def viewed(self, view: View, channels: int, cost: int, like: str) -> Lowered:
         """With a view, of that cost, as its last step."""
         result = len(self.steps) - 1 if self.steps else self.result

@@ -11,6 +11,7 @@ from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.planner.candidates import Candidate
 from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.planner.lowering import Lowered
+from onnx_repfuse.records.report import Kind
 
 __all__ = ["Selection", "select"]
 
@@ -22,6 +23,7 @@ class Selection:
     Attributes:
         lifted: the operator whose output is computed as the candidate says.
         candidate, lowered: the choice, and its steps.
+        roles: kinds of what it absorbs.
         operators: those it absorbs, `lifted` among them.
         nodes: their nodes, in topological order.
         macs: id() of a node -> its multiply-adds, where it has any.
@@ -30,6 +32,7 @@ class Selection:
     lifted: LinearOp
     candidate: Candidate
     lowered: Lowered
+    roles: frozenset[Kind]
     operators: tuple[LinearOp, ...]
     nodes: tuple[gs.Node, ...]
     macs: dict[int, int]
@@ -94,6 +97,7 @@ def _selection(cover: Cover, name: str, position: dict[int, int]) -> Selection:
         lifted,
         candidate,
         lowered,
+        cover.roles_of(lifted, candidate),
         operators,
         tuple(sorted(nodes, key=lambda node: position[id(node)])),
         {node: count for node, count in macs.items() if count},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import onnx
 import pytest
 
 from onnx_repfuse import Options, fuse
@@ -72,11 +73,14 @@ MODELS: dict[Kind, Callable[[Net], str]] = {
 }
 
 
+CHANGES = {Kind.NO_OP, Kind.FROZEN}  # no folds
+
+
 def test_there_is_a_model_for_every_kind() -> None:
-    assert set(MODELS) == set(Kind)
+    assert set(MODELS) == set(Kind) - CHANGES
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", list(MODELS))
 def test_a_kind_is_skipped_done_alone_and_kept_node_by_node(kind: Kind) -> None:
     net = Net(4)
     model = net.model(MODELS[kind](net))
@@ -122,3 +126,56 @@ def test_what_is_inlined_counts() -> None:
     assert [fold.kind for fold in fuse(model).report.folds] == [Kind.SEQUENCE]
     apart = fuse(model, options=Options(skip=frozenset((Kind.SEQUENCE,))))
     assert [fold.kind for fold in apart.report.folds] == [Kind.BRANCHES] * 3
+
+
+def _nothing_but_no_ops() -> onnx.ModelProto:
+    """An Identity, an Add of zero, a Reshape to the same shape and a Slice of everything, each behind a Relu."""
+    net = Net(4, shape=(1, 4, 8, 8))
+    y = net.op("Identity", net.op("Relu", "x"))
+    y = net.op("Add", net.op("Relu", y), net.const(np.zeros((4, 1, 1))))
+    y = net.op("Reshape", net.op("Relu", y), net.const(np.array([1, 4, 8, 8])))
+    y = net.op("Slice", net.op("Relu", y), *(net.const(np.array([k])) for k in (0, 4, 1)))
+    return net.model(net.op("Relu", y))
+
+
+def test_a_node_that_gives_out_what_it_reads_is_no_fold() -> None:
+    model = _nothing_but_no_ops()
+    result = fuse(model)
+    assert not result.report.folds
+    assert [change.kind for change in result.report.changes] == [Kind.NO_OP] * 4
+    assert [node.op_type for node in result.model.graph.node] == ["Relu"] * 5
+    assert equal(model, result.model) > 0
+    for options in (
+        Options(skip=frozenset((Kind.NO_OP,))),
+        Options(only=frozenset(Kind) - CHANGES),
+        Options(keep=("*",)),
+    ):
+        kept = fuse(model, options=options)
+        assert kept.report.changes == ()
+        assert kept.report.verification.unchanged
+        assert kept.model.SerializeToString() == model.SerializeToString()
+    for change in result.report.changes:
+        (name,) = change.nodes
+        kept = fuse(model, options=Options(keep=(name,))).report
+        assert [c.nodes for c in kept.changes] == [c.nodes for c in result.report.changes if c is not change]
+
+
+def test_an_identity_within_a_fold_is_of_no_kind() -> None:
+    net = Net(4)
+    model = net.model(net.bn(net.op("Identity", net.conv("x", 4, 4, 3)), 4))
+    report = fuse(model, options=Options(only=frozenset((Kind.AFFINE,)))).report
+    assert [[node.op for node in fold.absorbed] for fold in report.folds] == [
+        ["Conv", "Identity", "BatchNormalization"]
+    ]
+    report = fuse(model, options=Options(skip=frozenset((Kind.AFFINE,)))).report
+    assert report.folds == ()
+
+
+def test_an_add_of_zero_before_a_graph_output_is_a_change() -> None:
+    net = Net(4)
+    model = net.model(net.op("Add", net.op("Relu", "x"), net.const(np.zeros((4, 1, 1)))))
+    result = fuse(model)
+    assert [node.op_type for node in result.model.graph.node] == ["Relu", "Identity"]
+    (change,) = result.report.changes
+    assert "now an Identity" in change.claim
+    assert result.report.folds == result.report.vanished == ()
