@@ -26,15 +26,14 @@ from onnx_repfuse.graph.scope import (
     Const,
     Scope,
     Shape,
-    inner_graphs,
     optional_input,
-    outer_names,
     static,
 )
 from onnx_repfuse.graph.shape_inference import Sizes, Types, infer
 from onnx_repfuse.graph.subgraph_inputs import carried_tensors, first_shapes, widened
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import ScopeKey
+from onnx_repfuse.modelfile.node_order import inner_graphs, outer_names
 
 __all__ = ["bare", "decode", "new_node", "read_scopes"]
 

@@ -36,8 +36,15 @@ def _constant_node_size(scope: Scope) -> Iterable[int]:
 
 
 def _weights_size(scope: Scope, used: set[str] | None) -> int:
-    weights = (*scope.initializers.items(), *scope.created.items())
-    return sum(const.size for name, const in weights if used is None or name in used)
+    if used is None:
+        return sum(const.size for const in scope.initializers.values())
+    # what was unread before stays
+    present = [
+        const for name, const in scope.initializers.items() if name in used or name not in scope.used_before
+    ]
+    return sum(const.size for const in present) + sum(
+        const.size for name, const in scope.created.items() if name in used
+    )
 
 
 def _macs(scope: Scope) -> int | None:

@@ -7,7 +7,7 @@ graphsurgeon's edge lists is quadratic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, cast
@@ -28,10 +28,8 @@ __all__ = [
     "Const",
     "Scope",
     "Shape",
-    "inner_graphs",
     "node_name",
     "optional_input",
-    "outer_names",
     "static",
 ]
 
@@ -203,26 +201,3 @@ def optional_input(node: gs.Node, place: int) -> str:
 def node_name(node: gs.Node) -> str:
     """The node's name, or its first output's when it has none."""
     return str(node.name or next((t.name for t in node.outputs if t.name), node.op))
-
-
-def inner_graphs(node: onnx.NodeProto) -> Iterator[tuple[tuple[str | int, ...], onnx.GraphProto]]:
-    """The subgraphs of a node, with the tail of their scope key."""
-    for attr in node.attribute[:]:
-        if attr.type == onnx.AttributeProto.GRAPH:
-            yield (attr.name,), attr.g
-        elif attr.type == onnx.AttributeProto.GRAPHS:
-            for number, graph in enumerate(attr.graphs):
-                yield (attr.name, number), graph
-
-
-def outer_names(graph: onnx.GraphProto) -> set[str]:
-    """Names that a subgraph, or one nested in it, reads from the scopes around it."""
-    inside = {i.name for i in graph.input} | {i.name for i in graph.initializer}
-    inside |= {i.values.name for i in graph.sparse_initializer}
-    wanted = {o.name for o in graph.output}
-    for node in graph.node:
-        inside.update(node.output)
-        wanted.update(node.input)
-        for _, inner in inner_graphs(node):
-            wanted |= outer_names(inner)
-    return wanted - inside - {""}

@@ -19,10 +19,10 @@ from onnx_repfuse.graph.scope import (
     Const,
     Scope,
     Shape,
-    outer_names,
     static,
 )
 from onnx_repfuse.graph.unreliable_shapes import without_unreliable_shapes
+from onnx_repfuse.modelfile.node_order import outer_names
 
 __all__ = ["Sizes", "Types", "infer"]
 

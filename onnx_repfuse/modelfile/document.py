@@ -8,6 +8,9 @@ with Document.open("model.onnx") as document:
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from onnx_repfuse.modelfile import tensors
 from onnx_repfuse.modelfile.byte_source import Source
 from onnx_repfuse.modelfile.dtypes import numpy_dtype, stored_size, unpack
 from onnx_repfuse.modelfile.external_data import ExternalFiles
+from onnx_repfuse.modelfile.node_order import sort_nodes
 from onnx_repfuse.modelfile.weightless import INLINE_BYTES, MARK, Payload, mark, mark_of, strip
 
 __all__ = ["INLINE_BYTES", "Document"]
@@ -35,7 +39,7 @@ class Document:
 
     Attributes:
         model: the skeleton: everything but the elements of tensors of more than `INLINE_BYTES` bytes, and of external
-            tensors, which are marked instead. Belongs to the document: read it only.
+            tensors, which are marked instead; nodes in topological order. Belongs to the document: read it only.
         payloads: where the elements of the marked tensors are.
         path: the model's file; None for a model from memory.
         nbytes: size of the file and of its external data.
@@ -59,6 +63,7 @@ class Document:
         if not self.model.HasField("graph"):
             raise InputError("the file is not an ONNX model: it has no graph")
         self._check_tensors()
+        sort_nodes(self.model)
         self.nbytes = source.size + sum(file.size for file in self.data_files.by_location.values())
 
     @classmethod
@@ -159,12 +164,16 @@ class Document:
         self.close()
 
     def _check_tensors(self) -> None:
-        """Compare what every tensor claims with what is there, and mark those that are external in the input."""
+        """Compare what every tensor claims with what is there, and mark those that are external in the input.
+
+        An initializer that no node reads may hold what it likes: runtimes do not look at it.
+        """
         seen: set[int] = set()
         stripped = len(self.payloads)
         for label, tensor in tensors.all_tensors(self.model):
             if tensor.data_location != onnx.TensorProto.EXTERNAL:
-                tensors.check_elements(label, tensor)
+                with self._unless_unread(label, tensor):
+                    tensors.check_elements(label, tensor)
                 continue
             tensors.count_elements(label, tensor)
             size = stored_size(tensor.data_type, tensor.dims)
@@ -183,7 +192,21 @@ class Document:
             # The number of typed elements is known only when they are decoded: `array` checks it.
             held = payload.end - payload.begin
             if payload.is_raw or (size is not None and size > MAX_TYPED_GROWTH * held):
-                tensors.check_size(label, tensor, held, size)
+                with self._unless_unread(label, tensor):
+                    tensors.check_size(label, tensor, held, size)
+
+    @contextmanager
+    def _unless_unread(self, label: str, tensor: onnx.TensorProto) -> Iterator[None]:
+        try:
+            yield
+        except InputError:
+            is_initializer = label == tensors.label_of(tensor)
+            if not is_initializer or tensor.name in self._read_names:
+                raise
+
+    @cached_property
+    def _read_names(self) -> set[str]:
+        return tensors.read_names(self.model)
 
 
 def _one_line(error: Exception) -> str:

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 
 from onnx_repfuse.errors import InputError, quoted
 from onnx_repfuse.modelfile.dtypes import bits, numpy_dtype, stored_size, type_name, unpack
+from onnx_repfuse.modelfile.node_order import inner_graphs
 
 __all__ = [
     "all_tensors",
@@ -24,6 +25,7 @@ __all__ = [
     "count_elements",
     "external_entries",
     "inline_array",
+    "read_names",
 ]
 __all__ += ["label_of"]
 
@@ -64,6 +66,25 @@ def all_tensors(model: onnx.ModelProto) -> Iterator[Labelled]:
     for info in model.training_info:  # rare: models exported with their training graph
         yield from _graph(info.initialization)
         yield from _graph(info.algorithm)
+
+
+def read_names(model: onnx.ModelProto) -> set[str]:
+    """The names that any node reads, or any graph puts out."""
+    graphs = [model.graph]
+    for info in model.training_info:
+        graphs += [info.initialization, info.algorithm]
+    names: set[str] = set()
+    nodes = [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        while nodes:
+            node = nodes.pop()
+            names.update(node.input)
+            graphs += [inner for _, inner in inner_graphs(node)]
+        if graphs:
+            graph = graphs.pop()
+            names.update(value.name for value in graph.output)
+            nodes += graph.node
+    return names
 
 
 def _graph(graph: onnx.GraphProto) -> Iterator[Labelled]:

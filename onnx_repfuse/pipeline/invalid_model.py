@@ -16,8 +16,8 @@ import onnx
 
 from onnx_repfuse.errors import Inexact, InputError, RepfuseError
 from onnx_repfuse.graph.enforced import is_inferable
-from onnx_repfuse.graph.scope import inner_graphs
 from onnx_repfuse.modelfile.document import Document
+from onnx_repfuse.modelfile.node_order import inner_graphs
 from onnx_repfuse.modelfile.save import save
 
 __all__ = ["invalid_model_is_input_error"]

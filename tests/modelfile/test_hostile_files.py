@@ -22,8 +22,14 @@ from onnx_repfuse.modelfile.serialize import serialize
 W = np.arange(600, dtype=np.float32)
 
 
+def graph_of(*tensors, nodes=()):
+    """A graph that reads its initializers."""
+    readers = [helper.make_node("Identity", [tensor.name], [f"{tensor.name}'"]) for tensor in tensors]
+    return helper.make_graph([*nodes, *readers], "g", [], [], list(tensors))
+
+
 def model_of(*tensors, nodes=()):
-    return helper.make_model(helper.make_graph(list(nodes), "g", [], [], list(tensors)), ir_version=8)
+    return helper.make_model(graph_of(*tensors, nodes=nodes), ir_version=8)
 
 
 def claimed(dims, data=b"1234", data_type=TensorProto.FLOAT, name="w"):
@@ -168,7 +174,7 @@ def test_dims_that_do_not_fit_the_data_are_refused(tmp_path, dims, match, where)
                 "Constant 'c'",
             )
         else:
-            inner = helper.make_graph([], "inner", [], [], [tensor])
+            inner = graph_of(tensor)
             model = model_of(
                 nodes=[helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)]
             )

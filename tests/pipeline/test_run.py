@@ -357,7 +357,7 @@ def test_proving_counts_its_folds(path):
 def test_a_scope_that_differs_alone_loses_its_folds(tmp_path, monkeypatch):
     from onnx_repfuse.verifier.scopes import check
 
-    def always_failed(baseline, result, keys):
+    def always_failed(baseline, result, keys, skeleton):
         return [check.ScopeVerdict(tuple(key), Status.FAILED, "it differs") for key in keys]
 
     monkeypatch.setattr(check, "check_scopes", always_failed)

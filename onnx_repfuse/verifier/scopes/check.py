@@ -43,13 +43,16 @@ class ScopeVerdict(NamedTuple):
     inputs: int = 0
 
 
-def check_scopes(baseline: Baseline, result: Path, keys: Sequence[Key]) -> list[ScopeVerdict]:
+def check_scopes(
+    baseline: Baseline, result: Path, keys: Sequence[Key], skeleton: onnx.ModelProto | None = None
+) -> list[ScopeVerdict]:
     """Run subgraphs and function bodies of the original and of the result alone, and compare them.
 
     Args:
         baseline: the original, measured.
         result: the file to judge.
-        keys: the scopes that have folds, as positions in the original.
+        keys: the scopes that have folds, as positions in `skeleton`.
+        skeleton: the original with its nodes sorted, weights or not; None if they are.
 
     Returns:
         One verdict per key; NOT_OBSERVED where nothing could be compared.
@@ -60,7 +63,7 @@ def check_scopes(baseline: Baseline, result: Path, keys: Sequence[Key]) -> list[
     if max(sizes) > WEIGHTS_LIMIT:
         return [_not_observed(key, "the model is too large for that") for key in keys]
     pair = load(baseline.original), load(result)
-    ways = {tuple(key): instances(pair[0], key) for key in keys}
+    ways = {tuple(key): instances(skeleton or pair[0], key) for key in keys}
     seen = _tensors_of_main_graph(baseline, pair, [way for found in ways.values() for way in found])
     return [_judge(key, found, pair, seen, baseline.runtime) for key, found in ways.items()]
 
