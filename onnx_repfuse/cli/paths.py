@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -93,7 +94,9 @@ def _into_folder(given: CliArguments) -> list[tuple[str, str]]:
     pairs = [(model, str(folder / Path(model).name)) for model in given.models]
     model_of: dict[str, str] = {}  # a/net.onnx and b/net.onnx have one output
     for model, output in pairs:
-        other = model_of.setdefault(os.path.normcase(output), model)
+        # macOS and Windows do not tell upper from lower case in names.
+        key = output.casefold() if sys.platform in ("darwin", "win32") else output
+        other = model_of.setdefault(os.path.normcase(key), model)
         if other is not model:
             raise UsageError(f"'{other}' and '{model}' would both be written to '{output}'")
     return pairs

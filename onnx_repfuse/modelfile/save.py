@@ -17,6 +17,7 @@ import contextlib
 import itertools
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -247,6 +248,9 @@ def _replace_model(
     model: Written, target: Path, staging: Staging, document: Document, data: set[Path]
 ) -> None:
     """Publish a model whose data files are there; those that only the replaced model used go. Under the lock."""
+    _check_target(document, target)  # again: another run may just have written its weights there
+    if sys.platform == "win32":
+        document.close()  # an open file cannot be replaced there
     old = _own_data_files(target)
     staging.publish_model(model)
     _remove_stale(old - data, target, document)

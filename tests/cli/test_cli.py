@@ -291,6 +291,14 @@ def test_batch_goes_on_after_a_bad_file(model, capsys):
     assert [m["exit_code"] for m in document["models"]] == [0, 1, 0]
 
 
+@pytest.mark.parametrize(("system", "code"), [("linux", 0), ("darwin", 2), ("win32", 2)])
+def test_outputs_that_differ_in_case_only_are_one_on_some_systems(model, capsys, monkeypatch, system, code):
+    Path("NET.onnx").write_bytes(TRAIN.read_bytes())
+    monkeypatch.setattr("onnx_repfuse.cli.paths.sys.platform", system)
+    assert main(["net.onnx", "NET.onnx", "--out-dir", "out", "-q", "--plan"]) == code
+    assert ("would both be written" in capsys.readouterr().err) == (code == 2)
+
+
 def test_batch_in_processes(model):
     for name in ("a.onnx", "b.onnx"):
         Path(name).write_bytes(TRAIN.read_bytes())

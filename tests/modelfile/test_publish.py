@@ -219,6 +219,16 @@ def test_the_weights_of_another_model_are_not_overwritten(tmp_path, out):
     assert weight(out / "a.onnx") == 1.0
 
 
+@pytest.mark.parametrize("edits", [{}, EDIT], ids=["copied", "edited"])
+def test_weights_that_another_run_wrote_a_moment_ago_are_not_overwritten(tmp_path, out, monkeypatch, edits):
+    first, second = written(tmp_path / "a", 1.0), written(tmp_path / "b", 3.0)
+    before_the_lock(monkeypatch, lambda: saved(first, out / "o.onnx", EDIT))
+    with pytest.raises(OutputError, match=r"'o.onnx' keeps its weights there"):
+        saved(second, out / "o.onnx.data", edits)
+    assert weight(out / "o.onnx") == 1.0
+    assert names(out) == ["o.onnx", "o.onnx.data"]
+
+
 def test_a_link_to_the_input_is_replaced_by_a_copy_with_its_data(tmp_path, out):
     """It counted as the input itself, so nothing was written, and the data was not beside it."""
     path = written(tmp_path / "in", 1.0)

@@ -69,6 +69,7 @@ def test_loop_body_with_weights_from_outside() -> None:
     out = net.op("Loop", net.const(np.array(3)), net.const(np.array(True)), "x", body=graph)
     result = check(finished(net, out), {"Loop": 1})
     assert sorted(bodies(result.model)[0]) == ["Conv", "Identity", "Relu"]
+    assert weights_of(result.model) == 4 * 4 * 9 + 4 + 2  # and how often it runs, and its condition
 
 
 def test_loop_body_with_weights_of_its_own() -> None:
