@@ -109,6 +109,8 @@ def _fold(
         selection.lowered.macs - between,
     )
     for fold in earlier:
+        # Two of them may have been joined with the same fold, and so have nodes in common.
+        gone.update(id(node) for node in result.created)
         result.created += [node for node in fold.created if id(node) not in gone]
         result.roles |= fold.roles
         result.macs_before += fold.macs_before

@@ -64,7 +64,20 @@ def _sides(plan: ScopePlan, fold: PlannedFold) -> tuple[Nodes, Nodes]:
     for border in fold.groups:
         before = _with_border_alone(plan.scope, before, border)
     after = [to_proto(node) for node in plan.nodes_after(fold)]
-    return _with_shapes(plan.scope, before), _with_shapes(plan.scope, after)
+    sides = (_with_shapes(plan.scope, nodes) for nodes in (before, after))
+    first, second = (_needed(nodes, fold.outputs) for nodes in sides)
+    return first, second
+
+
+def _needed(nodes: Nodes, outputs: Sequence[str]) -> Nodes:
+    """The nodes that the outputs depend on: what folds share may also compute something for another one."""
+    wanted = set(outputs)
+    result = []
+    for node in reversed(nodes):
+        if not wanted.isdisjoint(node.output):
+            wanted.update(node.input)
+            result.append(node)
+    return result[::-1]
 
 
 def _without_idle_inputs(node: onnx.NodeProto) -> onnx.NodeProto:
@@ -121,8 +134,8 @@ def _declare(
 ) -> onnx.ValueInfoProto:
     """A graph input: element type, rank and channels; other dims symbolic unless they are proved and `sized`."""
     shape, layout = scope.shape(name), channel_layouts.get(name)
-    dims: list[int | str] = [f"d{axis}" for axis in range(_rank(scope, name, layout))]
-    dims[0] = "batch"
+    # Not one symbol for the same axis of several inputs: runtimes plan memory by equal symbols, and sizes may differ.
+    dims: list[int | str] = [f"{name}.{axis}" for axis in range(_rank(scope, name, layout))]
     if layout is not None:
         dims[layout.channel_axis] = layout.channels
     if sized and shape is not None:

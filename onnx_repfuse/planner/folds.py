@@ -99,10 +99,12 @@ class ScopePlan:
         """The original nodes a fold stands for, in topological order, as they are in the file.
 
         An absorbed node may read a tensor that another fold has turned into an alias. In the file that tensor is
-        computed, so the nodes which computed it belong to this side, too.
+        computed, so the nodes which computed it belong to this side, too. So do those of a fold that shares new nodes
+        with this one.
         """
         anchor, proto = self.scope.anchor, self.scope.proto
-        positions = {anchor[id(node)] for node in fold.absorbed}
+        shared = [self.creator[id(node)] for node in self._borrowed(fold)]
+        positions = {anchor[id(node)] for other in (fold, *shared) for node in other.absorbed}
         pending = [proto.node[position] for position in positions]
         while pending:
             for name in pending.pop().input:
@@ -114,13 +116,41 @@ class ScopePlan:
                 pending.extend(proto.node[position] for position in fresh)
         return [proto.node[position] for position in sorted(positions)]
 
+    def _present(self, fold: PlannedFold) -> list[gs.Node]:
+        """The nodes it created that are still there."""
+        return [node for node in fold.created if id(node) in self._position]
+
+    def _borrowed(self, fold: PlannedFold) -> list[gs.Node]:
+        """New nodes of other folds that compute what this one reads, and that the file does not have.
+
+        Two consumers of a tensor may both have absorbed it: then both read the new tensors it was made of.
+        """
+        present = self._present(fold)
+        own, borrowed = {id(node) for node in present}, []
+        pending = list(present)
+        while pending:
+            for tensor in pending.pop().inputs:
+                node = self.scope.producer.get(tensor.name)
+                if node is None or id(node) in own or id(node) not in self.creator:
+                    continue
+                if tensor.name not in self._original_outputs:
+                    own.add(id(node))
+                    borrowed.append(node)
+                    pending.append(node)
+        return borrowed
+
+    @cached_property
+    def _original_outputs(self) -> set[str]:
+        return {name for node in self.scope.proto.node for name in node.output}
+
     def nodes_after(self, fold: PlannedFold) -> list[gs.Node]:
         """The new nodes that are still there, in topological order; an Identity for each alias if there are none.
 
         Empty where neither says anything that `nodes_before` could be compared with.
         """
-        present = [node for node in fold.created if id(node) in self._position]
+        present = self._present(fold)
         if present:
+            present += self._borrowed(fold)
             return sorted(present, key=lambda node: self._position[id(node)])
         before = self.nodes_before(fold)
         read = {name for node in before for name in node.input} - {

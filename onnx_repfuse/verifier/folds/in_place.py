@@ -142,7 +142,7 @@ def _with_ranks_of(case: FoldCase, feed: Mapping[str, Array]) -> FoldCase:
                 continue
             is_last = source.channel == len(source.dims) - 1
             channels = source.dims[source.channel] if is_last else None
-            free = (f"d{axis}" for axis in range(np.ndim(feed[value.name]) - 1))
+            free = (f"{value.name}.{axis}" for axis in range(np.ndim(feed[value.name]) - 1))
             kind = value.type.tensor_type.elem_type
             dims = [*free, channels or "channels"]
             value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, dims))
