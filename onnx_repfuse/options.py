@@ -20,7 +20,7 @@ class Options:
 
     Attributes:
         cost: what "cheaper" means; multiply-adds never rise under either.
-        skip, only: the kinds of folds to leave out, or the only ones to make.
+        skip, only: the kinds of folds to leave out, or the only ones to make; a fold of several kinds needs them all.
         keep: globs on node names; matching nodes stay as they are.
         freeze_initializers: treat initializers that are also graph inputs as constants (IR >= 4).
         check: compare the result with the original in ONNX Runtime before it is written.
@@ -74,3 +74,7 @@ class Options:
     def allows(self, kind: Kind) -> bool:
         """Whether folds of this kind are wanted."""
         return kind not in self.skip and (self.only is None or kind in self.only)
+
+    def allows_all(self, kinds: frozenset[Kind]) -> bool:
+        """Whether a fold that absorbs all of these kinds is wanted; one of none is reported as `affine`."""
+        return all(map(self.allows, kinds or (Kind.AFFINE,)))

@@ -90,15 +90,20 @@ class Bias:
         if isinstance(self.noise, float) and self.is_zero:
             return Bias.zeros(hi - lo)
         noise = self.noise if isinstance(self.noise, float) else self.noise[lo:hi]
+        total = len(self.known)
+        deferred = [part for part in self.deferred if _overlaps(_channels_of(part, total), lo, hi)]
         return Bias(
-            self.known[lo:hi], tuple(_sliced(part, lo, hi) for part in self.deferred), noise, self.is_sum
+            self.known[lo:hi], tuple(_sliced(part, lo, hi, total) for part in deferred), noise, self.is_sum
         )
 
     def nonzero_in(self, starts: list[int]) -> list[bool]:
         """For each run of channels, from one start to the next: whether a value in it may be other than zero."""
-        if self.deferred or self.is_zero:
-            return [bool(self.deferred)] * len(starts)
-        is_nonzero: list[bool] = np.logical_or.reduceat(self.known != 0, starts).tolist()
+        if self.is_zero:
+            return [False] * len(starts)
+        may_differ = self.known != 0
+        for part in self.deferred:
+            may_differ[_channels_of(part, len(self.known))] = True
+        is_nonzero: list[bool] = np.logical_or.reduceat(may_differ, starts).tolist()
         return is_nonzero
 
     def placed(self, lo: int, total: int) -> Bias:
@@ -107,7 +112,7 @@ class Bias:
             return self
         hi = lo + len(self.known)
         noise = self.noise if isinstance(self.noise, float) else _padded(self.noise, lo, hi, total)
-        deferred = tuple(_placed(part, lo, hi, total) for part in self.deferred)
+        deferred = tuple(_placed(part, lo, len(self.known), total) for part in self.deferred)
         return Bias(_padded(self.known, lo, hi, total), deferred, noise, self.is_sum)
 
     def through(self, kernel: Kernel) -> Bias:
@@ -118,18 +123,41 @@ class Bias:
             if kernel.is_one:
                 return self
             scale = kernel.scale
-            deferred = tuple(_scaled(part, scale) for part in self.deferred)
+            deferred = tuple(_scaled(part, scale, len(self.known)) for part in self.deferred)
             return Bias(self.known * scale, deferred, self.noise * np.abs(scale), self.is_sum)
         # Evaluated once, by whichever fold needs it first.
         return Bias(np.zeros(kernel.geometry.c_out), (cache(lambda: push(kernel, self.value())),))
 
 
-def _sliced(part: Callable[[], Array], lo: int, hi: int) -> Callable[[], Array]:
-    return lambda: part()[lo:hi]
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A deferred part that is zero but for the channels lo..hi."""
+
+    value: Callable[[], Array]
+    lo: int
+    hi: int
+
+    def __call__(self) -> Array:
+        return self.value()
 
 
-def _scaled(part: Callable[[], Array], scale: Array) -> Callable[[], Array]:
-    return lambda: part() * scale
+def _channels_of(part: Callable[[], Array], total: int) -> slice:
+    """The channels, of `total`, that a deferred part may add something to."""
+    return slice(part.lo, part.hi) if isinstance(part, _Part) else slice(0, total)
+
+
+def _overlaps(channels: slice, lo: int, hi: int) -> bool:
+    return bool(channels.start < hi and lo < channels.stop)
+
+
+def _sliced(part: Callable[[], Array], lo: int, hi: int, total: int) -> Callable[[], Array]:
+    channels = _channels_of(part, total)
+    return _Part(lambda: part()[lo:hi], max(channels.start, lo) - lo, min(channels.stop, hi) - lo)
+
+
+def _scaled(part: Callable[[], Array], scale: Array, total: int) -> Callable[[], Array]:
+    channels = _channels_of(part, total)
+    return _Part(lambda: part() * scale, channels.start, channels.stop)
 
 
 def _padded(value: Array, lo: int, hi: int, total: int) -> Array:
@@ -138,5 +166,7 @@ def _padded(value: Array, lo: int, hi: int, total: int) -> Array:
     return result
 
 
-def _placed(part: Callable[[], Array], lo: int, hi: int, total: int) -> Callable[[], Array]:
-    return lambda: _padded(part(), lo, hi, total)
+def _placed(part: Callable[[], Array], lo: int, count: int, total: int) -> Callable[[], Array]:
+    """A part of `count` channels as channels lo.. of `total`."""
+    channels = _channels_of(part, count)
+    return _Part(lambda: _padded(part(), lo, lo + count, total), lo + channels.start, lo + channels.stop)

@@ -180,7 +180,7 @@ class CliArguments:
         table="folds", metavar="KIND,..", useless=("compare",), library="skip", parse=values.skip_kinds,
     )
     only: tuple[str, ...] = _option(
-        "--only", (), "Make only folds of these kinds.",
+        "--only", (), "Make only folds of these kinds.", more="A fold that absorbs several kinds needs all of them.",
         table="folds", metavar="KIND,..", useless=("compare",), library="only", parse=values.only_kinds,
     )
     keep: tuple[str, ...] = _option(

@@ -15,6 +15,7 @@ from onnx_repfuse.modelfile.edit import Edit, NewTensor, ScopeKey
 __all__ = [
     "forget_unread_captures",
     "needed_nodes",
+    "present_proto",
     "remove_dead_nodes",
     "replace_aliases",
     "replace_nodes",
@@ -108,6 +109,20 @@ def to_proto(node: gs.Node) -> onnx.NodeProto:
     """A new node as a NodeProto."""
     proto: onnx.NodeProto = OnnxExporter.export_node(node)
     return proto
+
+
+def present_proto(scope: Scope, node: gs.Node) -> onnx.NodeProto:
+    """A node of a scope as it will be in the file."""
+    if id(node) not in scope.original:
+        return to_proto(node)
+    proto: onnx.NodeProto = scope.proto.node[scope.anchor[id(node)]]
+    names = [tensor.name for tensor in node.inputs]
+    if names == proto.input[:]:
+        return proto
+    rewired = onnx.NodeProto()
+    rewired.CopyFrom(proto)
+    rewired.input[:] = names
+    return rewired
 
 
 def used_names(scopes: Iterable[Scope]) -> set[str]:

@@ -1,8 +1,7 @@
 """From a document to scopes: nodes decoded, types inferred, constants collected, and no payload read.
 
-Nodes are graphsurgeon's. Its importer takes a whole model and warns of every tensor without a type, which are all of
-them here, so only its decoding of attributes is used. Tensors do not know their nodes: a `Scope` has an index of its
-own, and graphsurgeon's is quadratic where one tensor has many consumers.
+Tensors do not know their nodes: a `Scope` has an index of its own, as graphsurgeon's is quadratic where one tensor has
+many consumers.
 """
 
 from __future__ import annotations
@@ -10,39 +9,40 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from onnx_repfuse.graph.constant_folding import fold_constant, from_attributes
-from onnx_repfuse.graph.enforced import refers_to_call
+from onnx_repfuse.graph.decode import bare, decode
 from onnx_repfuse.graph.operators import Operator, operator
+from onnx_repfuse.graph.planning_order import canonical_order, captures_in_order
 from onnx_repfuse.graph.scope import (
     ONNX_DOMAINS,
-    OPAQUE,
     Const,
+    Infer,
     Scope,
     Shape,
+    Sizes,
+    Types,
     optional_input,
     static,
 )
-from onnx_repfuse.graph.shape_inference import Sizes, Types, infer
+from onnx_repfuse.graph.shape_inference import infer
 from onnx_repfuse.graph.subgraph_inputs import carried_tensors, first_shapes, widened
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import ScopeKey
 from onnx_repfuse.modelfile.node_order import inner_graphs, outer_names
 
-__all__ = ["bare", "decode", "new_node", "read_scopes"]
+__all__ = ["read_scopes"]
 
 # A Shape of what was inferred is a constant, with which inference gets further. Each round starts from scratch.
 MAX_INFERENCES = 8
 # Each widens a shape that a Loop carries; what is not settled then is not proved.
 MAX_INDUCTIONS = 8
+_Read = tuple[list[gs.Node], Types, Sizes]
 Nested = tuple[int, onnx.NodeProto, tuple[str | int, ...], onnx.GraphProto]
-_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +121,10 @@ def _scope(document: Document, source: _Source, taken: set[str], *, may_override
     if may_override and not source.key:
         overridable |= inputs & initializers.keys()
     constants = {**visible, **initializers}
-    nodes, types, assumed = _read_proved(document, source, constants, overridable)
+    (nodes, types, assumed), shapes = _read_proved(document, source, constants, overridable)
+    captures: dict[int, list[str]] = {}
+    for position, *_, inner in source.nested:
+        captures.setdefault(id(nodes[position]), []).extend(captures_in_order(inner))
     return Scope(
         source.key,
         source.label,
@@ -137,6 +140,8 @@ def _scope(document: Document, source: _Source, taken: set[str], *, may_override
         initializers=initializers,
         overridable=overridable,
         taken=taken,
+        order=partial(canonical_order, outputs=[o.name for o in graph.output], captures=captures),
+        infer=_inference(document, source, constants, overridable, shapes),
     )
 
 
@@ -198,11 +203,11 @@ def _not_hidden(constants: dict[str, Const], graph: onnx.GraphProto) -> dict[str
 
 def _read_proved(
     document: Document, source: _Source, constants: dict[str, Const], overridable: set[str]
-) -> tuple[list[gs.Node], Types, Sizes]:
-    """`_read`, with the shapes of a subgraph's inputs that hold in every iteration."""
+) -> tuple[_Read, Mapping[str, Shape | None]]:
+    """`_read`, with the shapes of a subgraph's inputs that hold in every iteration, and these."""
     node, outer = source.node, source.outer
     if node is None or outer is None or not source.graph.input:
-        return _read(document, source, constants, overridable, {})
+        return _read(document, source, constants, overridable, {}), {}
     carried = carried_tensors(node, source.graph, source.opset)
     shapes = first_shapes(node, source.graph, outer, source.opset)
     for _ in range(MAX_INDUCTIONS):
@@ -212,8 +217,8 @@ def _read_proved(
         before, shapes = shapes, widened(shapes, carried, known)
         if shapes == before:
             constants.update(found)
-            return result
-    return _read(document, source, constants, overridable, {})
+            return result, shapes
+    return _read(document, source, constants, overridable, {}), {}
 
 
 def _known_shape(types: Types, constants: dict[str, Const], overridable: set[str], name: str) -> Shape | None:
@@ -228,7 +233,7 @@ def _read(
     constants: dict[str, Const],
     overridable: set[str],
     input_shapes: Mapping[str, Shape | None],
-) -> tuple[list[gs.Node], Types, Sizes]:
+) -> _Read:
     """The nodes of a graph, and types and assumed sizes of its tensors; adds what nodes compute to `constants`.
 
     `input_shapes` are those proved of a subgraph's inputs.
@@ -241,18 +246,30 @@ def _read(
             const = from_attributes(proto, document.array)
             if const is not None:
                 constants[node.outputs[0].name] = const
-    infer_types = partial(
-        infer, graph, protos, source.outer, constants, overridable, input_shapes, source.opset, document.model
-    )
-    types, assumed = infer_types()
+    infer_types = _inference(document, source, constants, overridable, input_shapes)
+    types, assumed = infer_types(protos)
     for _ in range(MAX_INFERENCES):
         if not _fold(nodes, constants, types, overridable):
             break
         unknown = _unknown(types)
-        types, assumed = infer_types()
+        types, assumed = infer_types(protos)
         if _unknown(types) >= unknown:
             break  # the new constants told nothing
     return nodes, types, assumed
+
+
+def _inference(
+    document: Document,
+    source: _Source,
+    constants: dict[str, Const],
+    overridable: set[str],
+    input_shapes: Mapping[str, Shape | None],
+) -> Infer:
+    """`infer` for the nodes of a scope; see there."""
+    model = document.model
+    return partial(
+        infer, source.graph, source.outer, constants, overridable, input_shapes, source.opset, model
+    )
 
 
 def _unknown(types: Types) -> int:
@@ -305,84 +322,3 @@ def _of_constants(facts: Operator, node: gs.Node, fixed: dict[str, Const], types
     data_type, shape = types.get(node.outputs[0].name, (0, None))
     inputs = [fixed.get(name) for name in names]
     return fold_constant(facts, node.attrs, inputs, static(shape), data_type or None)
-
-
-@dataclass(eq=False, slots=True)
-class _Tensor:
-    """The part of `gs.Variable` that is used here; it is made in a tenth of the time."""
-
-    name: str
-
-
-def bare(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Copies without subgraphs, documentation and metadata."""
-    scope = onnx.GraphProto()
-    scope.node.extend(nodes)
-    copies: list[onnx.NodeProto] = scope.node[:]
-    for copy in copies:
-        copy.ClearField("doc_string")
-        copy.ClearField("metadata_props")
-        graphs = [number for number, attribute in enumerate(copy.attribute[:]) if attribute.type in _GRAPHS]
-        for number in reversed(graphs):
-            del copy.attribute[number]
-    return copies
-
-
-def decode(nodes: Iterable[onnx.NodeProto]) -> list[gs.Node]:
-    """Bare nodes as graphsurgeon nodes that share one tensor for each name.
-
-    The operator of another domain than ONNX's gets the domain before its name, so that it cannot be taken for ONNX's
-    operator of that name. A node with an attribute that is not UTF-8, or that is unknown until a function is called,
-    becomes an operator of an unknown domain.
-    """
-    # its warnings are not for our users
-    gs.logger.logger.G_LOGGER.severity = gs.logger.logger.G_LOGGER.ULTRA_VERBOSE + 100
-    tensors: dict[str, _Tensor] = {}
-
-    def tensor(name: str) -> _Tensor:
-        if not name:
-            return _Tensor("")  # each input that is left out is a tensor of its own
-        if name not in tensors:
-            tensors[name] = _Tensor(name)
-        return tensors[name]
-
-    result: list[gs.Node] = []
-    for node in nodes:
-        op, domain = node.op_type, node.domain
-        if domain not in ONNX_DOMAINS:
-            op = f"{domain}.{op}"
-        attributes = None if refers_to_call(node) else _attributes(node)
-        if attributes is None:
-            op, attributes = OPAQUE + op, {}
-        inputs, outputs = [tensor(name) for name in node.input[:]], [tensor(name) for name in node.output[:]]
-        result.append(_node(op, node.name, attributes, inputs, outputs, domain))
-    return result
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any] | None:
-    """The attributes of a bare node, decoded; None where one is not UTF-8."""
-    try:
-        return dict(OnnxImporter.import_attributes(node.attribute, {}, {}, None, None))
-    except UnicodeDecodeError:
-        return None
-
-
-def new_node(
-    op: str, name: str, attrs: dict[str, Any], inputs: Iterable[str], outputs: Iterable[str]
-) -> gs.Node:
-    """A node of ONNX's own domain, with tensors that no other node shares."""
-    return _node(op, name, attrs, list(map(_Tensor, inputs)), list(map(_Tensor, outputs)), None)
-
-
-def _node(
-    op: str,
-    name: str,
-    attrs: dict[str, Any],
-    inputs: list[_Tensor],
-    outputs: list[_Tensor],
-    domain: str | None,
-) -> gs.Node:
-    """`gs.Node(...)` without its `__setattr__`, which checks every assignment."""
-    node: gs.Node = object.__new__(gs.Node)
-    vars(node).update(op=op, name=name, attrs=attrs, inputs=inputs, outputs=outputs, domain=domain)
-    return node

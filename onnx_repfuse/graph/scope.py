@@ -7,7 +7,7 @@ graphsurgeon's edge lists is quadratic.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, cast
@@ -26,14 +26,20 @@ __all__ = [
     "MAX_FOLDED_ELEMENTS",
     "MAX_SHAPE_ELEMENTS",
     "Const",
+    "Infer",
     "Scope",
     "Shape",
+    "Sizes",
+    "Types",
     "node_name",
     "optional_input",
     "static",
 ]
 
 Shape = tuple[int | None, ...]
+Types = dict[str, tuple[int, Shape | None]]  # tensor -> (data type, shape)
+Sizes = dict[str, tuple[int, ...]]
+Infer = Callable[[Sequence[onnx.NodeProto]], tuple[Types, Sizes]]
 Values = NDArray[Any]
 ONNX_DOMAINS = ("", "ai.onnx", None)
 # before the name of an operator of which nothing is known, as its attributes cannot be read
@@ -81,7 +87,7 @@ class Scope:
         key, label: where it is in the document, for the writer and for people.
         opset: version of the ONNX operator set in force.
         proto: the scope in the document's skeleton.
-        nodes: in topological order; see `load.decode` for operators of other domains.
+        nodes: those of the file, put in `order`; see `decode` for operators of other domains.
         types: tensor -> (data type, shape); a dim is None where it is not known for certain.
         assumed: tensor -> shape with a number for every dim: for costs only, never for exactness.
         constants: what is known to be constant, by tensor name, outer scopes included.
@@ -96,6 +102,8 @@ class Scope:
         used_before: tensors that were read when the scope was loaded.
         created: constants that folds made.
         producer, consumers: tensor -> node(s); see `index`.
+        order: puts nodes in the order they are planned in, see `planning_order`.
+        infer: `types` and `assumed` of nodes without subgraphs, given to it, in place of those of the file.
     """
 
     key: ScopeKey
@@ -118,10 +126,13 @@ class Scope:
     created: dict[str, Const] = field(default_factory=dict)
     producer: dict[str, gs.Node] = field(default_factory=dict)
     consumers: dict[str, list[gs.Node]] = field(default_factory=dict)
+    order: Callable[[list[gs.Node]], list[gs.Node]] = list
+    infer: Infer | None = None
 
     def __post_init__(self) -> None:
         self.original = {id(node): node for node in self.nodes}
         self.anchor = {id(node): i for i, node in enumerate(self.nodes)}
+        self.nodes = self.order(self.nodes)
         self.index()
         self.used_before = set(self.consumers) | self.captured
 

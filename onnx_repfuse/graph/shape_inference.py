@@ -19,39 +19,40 @@ from onnx_repfuse.graph.scope import (
     Const,
     Scope,
     Shape,
+    Sizes,
+    Types,
     static,
 )
 from onnx_repfuse.graph.unreliable_shapes import without_unreliable_shapes
 from onnx_repfuse.modelfile.node_order import outer_names
 
-__all__ = ["Sizes", "Types", "infer"]
+__all__ = ["infer"]
 
 MAX_SCALES = 5  # of a Resize: a factor for each of N, C, D, H, W
 ASSUMED_SPACE = 224  # an unknown height, width or length, for costs only
 logger = logging.getLogger("onnx_repfuse")
-Types = dict[str, tuple[int, Shape | None]]
-Sizes = dict[str, tuple[int, ...]]
 
 
 def infer(
     graph: onnx.GraphProto,
-    nodes: Sequence[onnx.NodeProto],
     outer: Scope | None,
     constants: dict[str, Const],
     overridable: set[str],
     input_shapes: Mapping[str, Shape | None],
     opset: int,
     model: onnx.ModelProto,
+    nodes: Sequence[onnx.NodeProto],
 ) -> tuple[Types, Sizes]:
     """Proved types, and assumed sizes, of the tensors of a scope.
 
     Args:
-        graph, nodes: the scope, and its nodes without subgraphs.
+        graph: the scope as it is in the file.
         outer: the scope around it.
         constants, overridable: what is constant, and which of it a caller may override.
         input_shapes: what is proved of the inputs of a subgraph, of which the declared shapes are no facts.
         opset: version of the ONNX operator set in force.
         model: for its other operator sets.
+        nodes: those of the scope, without subgraphs.
     """
     alone = _empty_model(model, opset)
     scope = alone.graph
@@ -176,6 +177,8 @@ def _fresh(name: str, names: set[str]) -> str:
 
 def _may_decide_a_shape(const: Const) -> bool:
     """Integers (axes, sizes, pads) and the scales of a Resize."""
+    if const.kernel is not None or const.bias is not None:
+        return False  # a weight that a fold made: nobody may compute it before it is written
     if const.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
         return const.size <= MAX_SHAPE_ELEMENTS
     is_vector = len(const.shape) <= 1

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.load import new_node
+from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.operators import OPERATORS, operator
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.records.float_formats import epsilon

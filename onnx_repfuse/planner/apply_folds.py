@@ -6,7 +6,7 @@ joined: `PlannedFold` keeps the original nodes behind every new one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import onnx
@@ -14,14 +14,15 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.edit_points import replace_aliases, replace_nodes
 from onnx_repfuse.graph.scope import Scope
-from onnx_repfuse.lift import Context
+from onnx_repfuse.lift import Context, LinearOp
 from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.planner.emit import emit
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.planner.select import Selection
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from onnx_repfuse.records.report import Kind
 
-__all__ = ["apply_folds", "reads_too_many"]
+__all__ = ["add_fold", "apply_folds", "apply_identities", "join_identities", "reads_too_many"]
 
 Dim = TypeVar("Dim")
 MAX_JOINED_SOURCES = 4  # tensors a fold may read if it grew over several rounds
@@ -49,9 +50,8 @@ def apply_folds(plan: ScopePlan, cover: Cover, selections: Iterable[Selection]) 
         fresh.update((tensor.name, node) for node in nodes for tensor in node.outputs)
         replaced[id(selection.lifted.node)] = nodes
         earlier = _joined(plan, selection.nodes if renamed is None else (*selection.nodes, renamed))
-        fold = _fold(plan, selection, nodes, earlier)
-        if renamed is not None:
-            fold.outputs = (output,)
+        renamed_from = "" if renamed is None else lowered.copied
+        fold = _fold(plan, selection, nodes, earlier, renamed_from)
         if output in aliases:
             fold.aliases = {output: aliases[output]}
             plan.aliases[output] = fold
@@ -66,13 +66,79 @@ def _copies_last(scope: Scope, selections: Iterable[Selection]) -> list[Selectio
     return sorted(selections, key=lambda one: place[one.output] if one.lowered.copied else -1)
 
 
+def apply_identities(plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banned: frozenset[str]) -> bool:
+    """Remove every Identity whose output nobody outside of the scope reads; whether there were any.
+
+    Kept nodes and banned outputs stay.
+    """
+    scope = plan.scope
+    replaced: dict[int, list[gs.Node]] = {}
+    aliases: dict[str, str] = {}
+    for node in scope.nodes:
+        if node.op != "Identity" or is_kept(node) or not _may_be_read_through(scope, node, banned):
+            continue
+        name = node.outputs[0].name
+        aliases[name] = node.inputs[0].name
+        fold = PlannedFold((name,), [], [], frozenset((Kind.NO_OP,)), 0, 0, aliases={name: aliases[name]})
+        add_fold(plan, fold, [node])
+        plan.aliases[name] = fold
+        replaced[id(node)] = []
+    replace_nodes(scope, replaced)
+    replace_aliases(scope, aliases)
+    return bool(aliases)
+
+
+def join_identities(plan: ScopePlan) -> None:
+    """Count an Identity among folded nodes to the folds that absorbed what reads it; to none if that was dead then.
+
+    It stays in `plan.aliases`, where what proves those folds asks for the node.
+    """
+    scope = plan.scope
+    readers: dict[str, list[PlannedFold]] = {}
+    for fold in plan.folds:
+        for node in fold.absorbed:
+            _add_reader(scope, readers, node, fold)
+    gone: set[int] = set()
+    # From the last Identity of a chain to the first: who absorbs the one absorbs the other.
+    for fold in [fold for fold in plan.folds if _is_identity_of_nothing(scope, fold)][::-1]:
+        (node,) = fold.absorbed
+        gone.add(id(fold))
+        for other in [other for other in readers.get(fold.name, ()) if id(other) not in gone]:
+            other.absorbed = sorted([*other.absorbed, node], key=lambda one: scope.anchor[id(one)])
+            _add_reader(scope, readers, node, other)
+    plan.folds = [fold for fold in plan.folds if id(fold) not in gone]
+
+
+def _is_identity_of_nothing(scope: Scope, fold: PlannedFold) -> bool:
+    """Whether it removed an Identity of a tensor that nobody reads any more."""
+    is_identity = len(fold.absorbed) == 1 and fold.absorbed[0].op == "Identity"
+    return is_identity and not any(scope.is_used(source) for source in fold.aliases.values())
+
+
+def _add_reader(
+    scope: Scope, readers: dict[str, list[PlannedFold]], node: gs.Node, fold: PlannedFold
+) -> None:
+    for name in dict.fromkeys(scope.proto.node[scope.anchor[id(node)]].input):
+        readers.setdefault(name, []).append(fold)
+
+
+def _may_be_read_through(scope: Scope, node: gs.Node, banned: frozenset[str]) -> bool:
+    """Whether the consumers of an Identity may read what it reads."""
+    if len(node.inputs) != 1 or len(node.outputs) != 1 or not node.inputs[0].name:
+        return False  # not a valid Identity
+    name = node.outputs[0].name
+    if scope.const(name) is not None:
+        return False  # whoever reads it takes it for the constant that it is
+    return bool(scope.consumers.get(name)) and not scope.is_seen(name) and name not in banned
+
+
 def reads_too_many(plan: ScopePlan, selection: Selection) -> bool:
     """Whether it would join earlier folds into one of too many sources to prove, or for a person to follow.
 
     A bias moved down a residual stream would chain all blocks of a network into one fold.
     """
     earlier = _joined(plan, selection.nodes)
-    nodes = _originals(plan, selection, earlier)
+    nodes = _originals(plan, selection.nodes, earlier)
     if len(nodes) <= len(selection.nodes):
         return False
     computed = {tensor.name for node in nodes for tensor in node.outputs}
@@ -86,44 +152,77 @@ def _joined(plan: ScopePlan, nodes: Iterable[gs.Node]) -> list[PlannedFold]:
     return list(dict.fromkeys(folds))
 
 
-def _originals(plan: ScopePlan, selection: Selection, earlier: Sequence[PlannedFold]) -> list[gs.Node]:
-    """The original nodes behind those a selection absorbs; one twice, where two folds absorbed it."""
-    nodes = [node for fold in earlier for node in fold.absorbed]
-    return nodes + [node for node in selection.nodes if id(node) not in plan.creator]
+def add_fold(plan: ScopePlan, fold: PlannedFold, nodes: Sequence[gs.Node]) -> None:
+    """Note a fold that absorbs these nodes."""
+    earlier = _joined(plan, nodes)
+    plan.add(_joined_fold(plan, fold, nodes, earlier), earlier)
+
+
+def _originals(plan: ScopePlan, nodes: Iterable[gs.Node], earlier: Sequence[PlannedFold]) -> list[gs.Node]:
+    """The original nodes behind those that are absorbed; one twice, where two folds absorbed it."""
+    behind = [node for fold in earlier for node in fold.absorbed]
+    return behind + [node for node in nodes if id(node) not in plan.creator]
+
+
+def _joined_fold(
+    plan: ScopePlan, fold: PlannedFold, nodes: Sequence[gs.Node], earlier: Sequence[PlannedFold]
+) -> PlannedFold:
+    """A fold that absorbs these nodes, joined with the earlier ones that created some of them.
+
+    Args:
+        fold: what it creates, without `absorbed`.
+        nodes: what it absorbs.
+        earlier: the folds it builds upon.
+    """
+    absorbed = {id(node): node for node in _originals(plan, nodes, earlier)}
+    fold.absorbed = sorted(absorbed.values(), key=lambda node: plan.scope.anchor[id(node)])
+    gone = {id(node) for node in nodes}
+    left: list[gs.Node] = []
+    groups: tuple[LinearOp, ...] = ()
+    for one in earlier:
+        left += [node for node in one.created if id(node) not in gone]
+        gone.update(
+            id(node) for node in one.created
+        )  # two may have been joined with the same one, and share nodes
+        groups += one.groups
+        fold.roles |= one.roles
+        fold.macs_before += one.macs_before
+        fold.macs_after += one.macs_after
+    fold.created, fold.groups = left + fold.created, groups + fold.groups
+    return fold
 
 
 def _fold(
-    plan: ScopePlan, selection: Selection, nodes: Sequence[gs.Node], earlier: Sequence[PlannedFold]
+    plan: ScopePlan,
+    selection: Selection,
+    nodes: list[gs.Node],
+    earlier: Sequence[PlannedFold],
+    renamed_from: str,
 ) -> PlannedFold:
     """A selection as a fold, joined with earlier ones."""
-    absorbed = {id(node): node for node in _originals(plan, selection, earlier)}
-    gone = {id(node) for node in selection.nodes}
     # what earlier folds created and this one absorbs is neither in the file before nor in the file after
     between = sum(macs for node, macs in selection.macs.items() if node in plan.creator)
-    result = PlannedFold(
-        _outputs(selection, earlier),
-        sorted(absorbed.values(), key=lambda node: plan.scope.anchor[id(node)]),
+    fold = PlannedFold(
+        _outputs(selection, earlier, renamed_from),
         [],
+        nodes,
         selection.roles,
         sum(selection.macs.values()) - between,
         selection.lowered.macs - between,
+        selection.groups,
     )
-    for fold in earlier:
-        # Two of them may have been joined with the same fold, and so have nodes in common.
-        gone.update(id(node) for node in result.created)
-        result.created += [node for node in fold.created if id(node) not in gone]
-        result.roles |= fold.roles
-        result.macs_before += fold.macs_before
-        result.macs_after += fold.macs_after
-        result.groups += fold.groups
-    result.created += nodes
-    result.groups += selection.groups
-    return result
+    return _joined_fold(plan, fold, selection.nodes, earlier)
 
 
-def _outputs(selection: Selection, earlier: Iterable[PlannedFold]) -> tuple[str, ...]:
-    """The selection's output; those of the earlier fold that created it, if it is a tensor inside that fold."""
+def _outputs(selection: Selection, earlier: Iterable[PlannedFold], renamed_from: str) -> tuple[str, ...]:
+    """The selection's output; those of the earlier fold that created it, if it is a tensor inside that fold.
+
+    Args:
+        renamed_from: the name that the output had in an earlier fold, see `_rename_source`.
+    """
     for fold in earlier:
+        if renamed_from in fold.outputs:
+            return tuple(selection.output if name == renamed_from else name for name in fold.outputs)
         created = {tensor.name for node in fold.created for tensor in node.outputs}
         if selection.output in created and selection.output not in fold.outputs:
             return fold.outputs

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
@@ -111,7 +112,8 @@ def absorbing(outer: Candidate, inner: Candidate, form: Form, setup: Price) -> C
 def combinations(options: list[list[Option]]) -> Iterable[tuple[Option, ...]]:
     """Choices of one option per operand, the options of each being ordered by price.
 
-    All of them where they are few, or their sums short; else the cheapest ones, and the one that reaches farthest.
+    All of them where they are few, or their sums short; else the cheapest ones, the one that reaches farthest, and
+    those that read one tensor wherever they can.
     """
     if len(options) == 1:
         return [(option,) for option in options[0]]
@@ -119,20 +121,41 @@ def combinations(options: list[list[Option]]) -> Iterable[tuple[Option, ...]]:
     if count > MAX_COMBINATIONS:
         first = tuple(choice[0] for choice in options)
         second = tuple(choice[:2][-1] for choice in options)
-        return (first, _farthest(options), second)
+        return dict.fromkeys((first, _farthest(options), second, *_gathering(options)))
     if count <= FEW_COMBINATIONS or _summed_terms(options, count) <= MAX_SUMMED_TERMS:
         return product(*options)
     cheapest = [
         tuple(choice[place] for choice, place in zip(options, places, strict=True))
         for places in _nearest(tuple(map(len, options)))
     ]
-    farthest = _farthest(options)
-    return cheapest if farthest in cheapest else [*cheapest, farthest]
+    return dict.fromkeys((*cheapest, _farthest(options), *_gathering(options)))
 
 
 def _farthest(options: list[list[Option]]) -> tuple[Option, ...]:
     """Of each operand the option that reads only tensors which exist anyway; where there is none, the first."""
     return tuple(next(filter(_reads_existing, choice), choice[0]) for choice in options)
+
+
+def _gathering(options: list[list[Option]]) -> Iterator[tuple[Option, ...]]:
+    """For each tensor that several operands may be computed from alone: those computed so, the others as they are.
+
+    Terms of one tensor add up to one kernel, and in a Concat they are stacked, in whatever order the operands are.
+    """
+    alone = [_by_only_source(choice) for choice in options]
+    count = Counter(source for choice in alone for source in choice)
+    shared = [source for source, operands in count.items() if operands > 1]
+    for source in shared[:FEW_COMBINATIONS]:
+        yield tuple(found.get(source, choice[0]) for found, choice in zip(alone, options, strict=True))
+
+
+def _by_only_source(choice: list[Option]) -> dict[Hashable, Option]:
+    """A tensor -> the first option that reads nothing else."""
+    result: dict[Hashable, Option] = {}
+    for option in choice:
+        sources = option.form.sources
+        if len(sources) == 1:
+            result.setdefault(sources[0], option)
+    return result
 
 
 def _reads_existing(option: Option) -> bool:
@@ -156,7 +179,8 @@ def prune(ranked: list[tuple[int, Candidate]]) -> list[Candidate]:
     Args:
         ranked: costs with candidates; sorted in place.
     """
-    ranked.sort(key=lambda pair: pair[0])
+    # Of equally dear ones first those of few sources: whoever puts them together finds terms of one source to add up.
+    ranked.sort(key=lambda pair: (pair[0], len(pair[1].form.sources)))
     distinct: dict[frozenset[Hashable], Candidate] = {}
     for _, candidate in ranked:
         distinct.setdefault(frozenset(candidate.form.sources), candidate)

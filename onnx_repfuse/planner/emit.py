@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnx_repfuse.algebra.kernels import Kernel, Vector
-from onnx_repfuse.graph.load import new_node
+from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.operators import OPERATORS
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import Const, Scope

@@ -9,7 +9,7 @@ from functools import cached_property
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.load import new_node
+from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.planner.candidates import reported_kind

@@ -3,6 +3,9 @@
 A round lifts every node, covers the scope (`cover`, `shared_consumers`), selects what is needed (`select`) and writes
 it (`apply_folds`). The next round sees the new nodes as any others, and may fold them further. What did not change
 between two rounds is neither lifted nor covered again.
+
+When a round finds nothing, the scope is read anew, as a second run would read it from the file, and planned once more.
+The plan is finished when that finds nothing: a second run changes no byte.
 """
 
 from __future__ import annotations
@@ -18,12 +21,18 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.channel_axis import ChannelLayout, channel_layouts
 from onnx_repfuse.graph.edit_points import needed_nodes, remove_dead_nodes, replace_nodes
 from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.graph.read_again import read_again
 from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.lift import Context, Declined, LinearOp, lift
 from onnx_repfuse.options import Options
 from onnx_repfuse.planner.activation_patterns import activations
-from onnx_repfuse.planner.apply_folds import apply_folds, reads_too_many
-from onnx_repfuse.planner.candidates import reported_kind
+from onnx_repfuse.planner.apply_folds import (
+    add_fold,
+    apply_folds,
+    apply_identities,
+    join_identities,
+    reads_too_many,
+)
 from onnx_repfuse.planner.cost import cost_model
 from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
@@ -36,7 +45,9 @@ from onnx_repfuse.records.report import Kind, Refusal
 __all__ = ["cover_scope", "plan_scope"]
 
 T = TypeVar("T")
-MAX_ROUNDS = 64  # an alarm, not a limit: integer costs fall in every round
+# Alarms, not limits: integer costs fall in every round, and what a reading of the file adds is little.
+MAX_ROUNDS = 64
+MAX_READINGS = 16
 
 
 class _Lifted(NamedTuple):
@@ -77,30 +88,82 @@ def plan_scope(
         banned: outputs that must stay computed as they are.
         layouts: `channel_layouts` of the scope, where the caller has them already.
     """
-    plan = ScopePlan(scope)
-    alive = needed_nodes(scope)
-    if options.allows(Kind.ACTIVATION) and _fold_activations(plan, options, banned):
-        remove_dead_nodes(scope, alive | plan.creator.keys())
-        layouts = None
-    layouts = channel_layouts(scope) if layouts is None else layouts
-    previous: _Round | None = None
-    stale: set[str] = set()
-    for _ in range(MAX_ROUNDS):
-        current = _cover(scope, options, banned, layouts, previous, stale)
-        selections = select(current.cover)
-        too_wide = frozenset(one.output for one in selections if reads_too_many(plan, one))
-        if too_wide:
-            banned |= too_wide
-            previous, stale = current, {*too_wide, *current.cover.absorbed}
-            continue
-        if not selections:
-            plan.refusals += _new_refusals(plan, current)
+    is_kept = _is_kept(options)
+    # A kept node stays also where a fold leaves nobody who reads it.
+    alive = needed_nodes(scope) - {id(node) for node in scope.nodes if is_kept(node)}
+    planning = _Planning(ScopePlan(scope), options, banned, alive)
+    plan = planning.plan
+    for _ in range(MAX_READINGS):
+        planning.remove_identities()
+        planning.fold_activations()
+        if planning.is_changed or layouts is None:
+            layouts = channel_layouts(scope)
+        last = planning.fold_in_rounds(layouts)
+        if last is None:
+            break
+        if not planning.is_changed:
+            join_identities(plan)
+            plan.refusals += _new_refusals(plan, last)
             return plan
-        apply_folds(plan, current.cover, selections)
-        remove_dead_nodes(scope, alive | plan.creator.keys())
-        previous, layouts, stale = current, channel_layouts(scope, layouts), set()
-    plan.notes.append(f"planning stopped after {MAX_ROUNDS} rounds; please report this model")
+        # A second run would read the file that the nodes make now. So plan once more by what that says: without what
+        # is remembered of nodes that are gone, and with the shapes that inference finds.
+        read_again(scope)
+        planning.is_changed, layouts = False, None
+    plan.notes.append("planning stopped before it found nothing more to do; please report this model")
     return plan
+
+
+@dataclass(eq=False)
+class _Planning:
+    """A scope while it is planned.
+
+    Attributes:
+        banned: outputs that must stay computed as they are.
+        alive: ids of the nodes that were needed before; the others are not ours to remove.
+        is_changed: something was written since the scope was read.
+    """
+
+    plan: ScopePlan
+    options: Options
+    banned: frozenset[str]
+    alive: set[int]
+    is_changed: bool = False
+
+    def remove_identities(self) -> None:
+        """Let the consumers of each Identity read what it reads: then nothing depends on whether there is one."""
+        if self.options.allows(Kind.NO_OP):
+            self._changed(written=apply_identities(self.plan, _is_kept(self.options), self.banned))
+
+    def fold_activations(self) -> None:
+        """Write decomposed activations as one operator each."""
+        if self.options.allows(Kind.ACTIVATION):
+            self._changed(written=_fold_activations(self.plan, self.options, self.banned))
+
+    def fold_in_rounds(self, layouts: dict[str, ChannelLayout]) -> _Round | None:
+        """Lift, cover and write until nothing gets cheaper; the last round, or None if there was no end to it."""
+        scope = self.plan.scope
+        previous: _Round | None = None
+        stale: set[str] = set()
+        for _ in range(MAX_ROUNDS):
+            current = _cover(scope, self.options, self.banned, layouts, previous, stale)
+            selections = select(current.cover)
+            too_wide = frozenset(one.output for one in selections if reads_too_many(self.plan, one))
+            if too_wide:
+                self.banned |= too_wide
+                previous, stale = current, {*too_wide, *current.cover.absorbed}
+                continue
+            if not selections:
+                return current
+            apply_folds(self.plan, current.cover, selections)
+            self._changed(written=True)
+            previous, layouts, stale = current, channel_layouts(scope, layouts), set()
+        return None
+
+    def _changed(self, *, written: bool) -> None:
+        """After nodes may have been written, remove what nobody needs any more."""
+        if written:
+            remove_dead_nodes(self.plan.scope, self.alive | self.plan.creator.keys())
+            self.is_changed = True
 
 
 def cover_scope(scope: Scope, options: Options) -> Cover:
@@ -116,7 +179,8 @@ def _fold_activations(plan: ScopePlan, options: Options, banned: frozenset[str])
             plan.refusals.append(opset_refusal(plan.scope, activation.place, activation.absorbed))
             continue
         roles = frozenset((Kind.ACTIVATION,))
-        plan.add(PlannedFold((activation.output,), activation.absorbed, activation.created, roles, 0, 0))
+        fold = PlannedFold((activation.output,), [], activation.created, roles, 0, 0)
+        add_fold(plan, fold, activation.absorbed)
         replaced[id(activation.place)] = activation.created
     replace_nodes(plan.scope, replaced)
     return bool(replaced)
@@ -148,7 +212,7 @@ def _cover(
     lifted = _lift_all(context, _is_kept(options), previous, changed)
     lifts = {one.output: one.outcome for one in lifted if isinstance(one.outcome, LinearOp)}
     model = cost_model(options.cost)
-    cover = Cover(context, lifts, model, lambda roles: options.allows(reported_kind(roles)), banned)
+    cover = Cover(context, lifts, model, options.allows_all, banned)
     if previous is None:
         cover.solve(lifts)
         absorb_shared_tensors(cover)

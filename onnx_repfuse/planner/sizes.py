@@ -8,9 +8,10 @@ round would write it anew as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.views import Layout
@@ -38,7 +39,7 @@ class Sizes:
 
     @cached_property
     def _agreed(self) -> dict[str, int]:
-        return _agreed_elements(self.lifts, self.context.scope.elements)
+        return _agreed_elements(self.lifts, self.context.scope.assumed)
 
     def elements(self, source: Hashable) -> int:
         """Assumed elements of a source, at least 1."""
@@ -82,18 +83,19 @@ class Sizes:
         return (source.view.dims if isinstance(source, Viewed) else self.context.rank(str(source))) == 2
 
 
-def _agreed_elements(lifts: dict[str, LinearOp], elements: Callable[[str], int | None]) -> dict[str, int]:
-    """Elements of the tensors that lifted operators read or make, where they are unknown or do not agree.
+def _agreed_elements(lifts: dict[str, LinearOp], assumed: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Elements of the tensors that lifted operators read or make, where those assumed are none or do not agree.
 
     Args:
         lifts: in topological order.
-        elements: of a tensor, where known.
+        assumed: the shapes that inference assumed.
     """
-    if all(map(elements, lifts)):
+    if all(_keeps_channels(assumed, key, count) for key, count in _read_or_made(lifts.values())):
         return {}  # sizes that disagree leave what is computed from them unknown
     channels, leader = _pointwise_groups(lifts.values())
-    known = _known_positions(channels, leader, elements)
-    positions = {key: counts[0] for key, counts in known.items()}
+    known = _known_positions(channels, leader, assumed)
+    # the most, as which tensor comes first depends on nothing that matters
+    positions = {key: max(counts) for key, counts in known.items()}
     # a group of unknown positions takes those of what it is computed from, so that neighbours are priced alike
     for lifted in lifts.values():
         below = [_find(leader, (operand.name, operand.layout)) for operand in lifted.operands]
@@ -103,20 +105,45 @@ def _agreed_elements(lifts: dict[str, LinearOp], elements: Callable[[str], int |
     for key, count in channels.items():
         group = _find(leader, key)
         disagree = len(set(known.get(group, ()))) > 1
-        if disagree or not elements(key[0]):
+        if disagree or not _keeps_channels(assumed, key, count):
             result.setdefault(key[0], positions.get(group, UNKNOWN_POSITIONS) * count)
     return result
 
 
+def _read_or_made(lifts: Iterable[LinearOp]) -> Iterator[tuple[Key, int]]:
+    """Every tensor that operators read or make, with its channels."""
+    for lifted in lifts:
+        yield (lifted.output, lifted.layout), lifted.channels
+        for operand in lifted.operands:
+            yield (operand.name, operand.layout), operand.channels
+
+
+def _keeps_channels(assumed: Mapping[str, tuple[int, ...]], key: Key, channels: int) -> bool:
+    """Whether a shape is assumed, has elements, and has the channels that the operators say.
+
+    An input of which the file says nothing but its rank is assumed to have 224 channels, and a Conv knows better. Then
+    its elements are no multiple of the channels, and an operator would cost less when it is written anew.
+    """
+    name, (axis, rank) = key
+    shape = assumed.get(name)
+    if not shape or 0 in shape:
+        return False
+    return (axis == -1 or len(shape) == rank + 2) and shape[axis] == channels
+
+
 def _known_positions(
-    channels: dict[Key, int], leader: dict[Key, Key], elements: Callable[[str], int | None]
+    channels: dict[Key, int], leader: dict[Key, Key], assumed: Mapping[str, tuple[int, ...]]
 ) -> dict[Key, list[int]]:
-    """Representative of a group -> the positions of those of its tensors whose elements are known."""
+    """Representative of a group -> the positions of those of its tensors of which a shape is assumed."""
     known: dict[Key, list[int]] = {}
     for key, count in channels.items():
-        size = elements(key[0])
-        if size:
-            known.setdefault(_find(leader, key), []).append(max(1, size // count))
+        name, (axis, rank) = key
+        shape = assumed.get(name)
+        if not shape or 0 in shape:
+            continue
+        fits = axis == -1 or len(shape) == rank + 2
+        found = prod(shape) // (shape[axis] if fits else count)
+        known.setdefault(_find(leader, key), []).append(max(1, found))
     return known
 
 

@@ -88,7 +88,7 @@ def test_a_kind_is_skipped_done_alone_and_kept_node_by_node(kind: Kind) -> None:
 
     free = fuse(model).report.folds
     assert [fold.kind for fold in free] == [kind], free
-    alone = fuse(model, options=Options(only=frozenset((kind,))))
+    alone = fuse(model, options=Options(only=frozenset(free[0].kinds)))
     assert [fold.kind for fold in alone.report.folds] == [kind]
     assert equal(model, alone.model) > 0
 
@@ -107,6 +107,16 @@ def test_a_kind_is_skipped_done_alone_and_kept_node_by_node(kind: Kind) -> None:
     everything = fuse(model, options=Options(keep=("*",)))
     assert everything.model.SerializeToString() == original
     assert fuse(model, options=Options(keep=("nothing*",))).report.folds
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_a_fold_needs_every_kind_that_it_absorbs(kind: Kind) -> None:
+    net = Net(4)
+    model = net.model(MODELS[kind](net))
+    (fold,) = fuse(model).report.folds
+    for missing in fold.kinds:
+        assert not fuse(model, options=Options(skip=frozenset((missing,)))).report.folds
+        assert not fuse(model, options=Options(only=frozenset(fold.kinds) - {missing})).report.folds
 
 
 def test_what_a_joint_step_absorbs_counts() -> None:
@@ -179,3 +189,17 @@ def test_an_add_of_zero_before_a_graph_output_is_a_change() -> None:
     (change,) = result.report.changes
     assert "now an Identity" in change.claim
     assert result.report.folds == result.report.vanished == ()
+
+
+def test_a_kept_node_whose_output_is_sliced_away_stays() -> None:
+    net = Net(4)
+    kept = net.op("Relu", net.conv("x", 4, 4, 3))
+    both = net.op("Concat", kept, net.conv("x", 4, 4, 1), axis=1)
+    bounds = [net.const(np.array([value])) for value in (4, 8, 1)]
+    model = net.model(net.bn(net.op("Slice", both, *bounds), 4))
+    node = next(node for node in model.graph.node if node.op_type == "Relu")
+    free = fuse(model)
+    assert not [n for n in free.model.graph.node if n.op_type == "Relu"]
+    result = fuse(model, options=Options(keep=(node.name,)))
+    assert node in result.model.graph.node
+    assert result.report.folds

@@ -1,0 +1,94 @@
+"""One run is the fixed point: a second one finds nothing, whatever the first one has learned on its way."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from onnx_repfuse import Options, fuse
+from tests.build import Net, check, counts, equal
+
+
+def runs_once(model: onnx.ModelProto, ops: dict[str, int]) -> None:
+    """One run reaches these op counts, and a second one changes no byte."""
+    first = fuse(model)
+    assert counts(first.model) == ops
+    second = fuse(first.model)
+    assert not second.report.folds
+    assert second.model.SerializeToString(deterministic=True) == first.model.SerializeToString(
+        deterministic=True
+    )
+    assert equal(model, first.model) > 0
+
+
+def test_layouts_of_nodes_that_are_gone_are_forgotten() -> None:
+    """A MatMul by 1 says that channels are last; without it, only the Conv says where they are."""
+    net = Net(shape=("N", 1, 1, 1), opset=11)
+    product = net.op("MatMul", "x", net.const(np.ones((1, 1))))
+    total = net.op("Add", net.const(np.array([0.5])), product)
+    runs_once(net.model(net.op("Conv", total, net.random(4, 1, 1, 1))), {"Conv": 1})
+
+
+def test_a_deferred_bias_is_one_of_its_own_channels() -> None:
+    """The bias of the last Conv needs a kernel, and is not one of the BatchNormalization beside it."""
+    net = Net(shape=(3, 6, 4, 4))
+    net.more_inputs.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, (3, 6, 4, 4)))
+    first = net.op("Conv", "x", net.random(6, 1, 1, 1), net.random(6), group=6)
+    branches = [net.bn("other", 6), net.conv("x", 6, 6, 1, bias=False), net.conv(first, 6, 6, 1, bias=False)]
+    model = net.model(net.op("Concat", *branches, axis=1))
+    runs_once(model, {"BatchNormalization": 1, "Conv": 1, "Concat": 1})
+
+
+@pytest.mark.parametrize("place", ["input", "clip", "product"])
+def test_an_identity_does_not_hide_an_activation(place: str) -> None:
+    net = Net(4, opset=17)
+
+    def through(name: str, here: str) -> str:
+        return str(net.op("Identity", name)) if place == here else name
+
+    x = net.conv("x", 4, 4, 1)
+    argument = net.op("Add", through(x, "input"), net.const(3.0))
+    clipped = through(net.op("Clip", argument, net.const(0.0), net.const(6.0)), "clip")
+    product = through(net.op("Mul", clipped, x), "product")
+    runs_once(net.model(net.op("Div", product, net.const(6.0))), {"Conv": 1, "HardSwish": 1})
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_elements_are_a_multiple_of_the_channels_where_no_size_is_known(stride: int) -> None:
+    """Of the input only the rank is known; what reads it says how many channels it has."""
+    net = Net(shape=("N", "C", "H", "W"))
+    strides = [stride, stride]
+    first = net.op("Conv", "x", net.random(9, 9, 1, 1), strides=strides)
+    second = net.op("Conv", net.bn("x", 9), net.random(9, 9, 3, 3), strides=strides, pads=[1] * 4)
+    model = net.model(net.op("Relu", first), net.op("Relu", second))
+    once = fuse(model, options=Options(check=False))
+    again = fuse(once.model, options=Options(check=False))
+    assert not again.report.folds
+    assert not once.report.notes
+
+
+def test_an_identity_is_no_fold_of_its_own_where_its_consumer_folds() -> None:
+    net = Net(4)
+    model = net.model(net.bn(net.op("Identity", net.op("Identity", net.conv("x", 4, 4, 3))), 4))
+    result = check(model, {"Conv": 1})
+    (fold,) = result.report.folds
+    assert [node.op for node in fold.absorbed] == ["Conv", "Identity", "Identity", "BatchNormalization"]
+
+
+def test_a_kept_identity_stays() -> None:
+    net = Net(4)
+    model = net.model(net.op("Relu", net.op("Identity", net.op("Relu", "x"))))
+    kept = fuse(model, options=Options(keep=(model.graph.node[1].name,)))
+    assert counts(kept.model) == {"Relu": 2, "Identity": 1}
+
+
+def test_a_fold_whose_output_takes_another_name_is_called_by_that() -> None:
+    """`Mean(n, n)` is n, which the fold before computes: so that takes the name of the output, and is proved by it."""
+    net = Net(4)
+    name = net.conv_bn("x", 4, 4, 3)
+    model = net.model(net.op("Mean", name, name))
+    result = check(model, {"Conv": 1})
+    (output,) = (value.name for value in model.graph.output)
+    assert [fold.output for fold in result.report.folds] == [output]
