@@ -21,7 +21,7 @@ from pathlib import Path
 from onnx_repfuse.errors import OutputError, quoted
 from onnx_repfuse.modelfile.locks import acquire
 
-__all__ = ["work_folder"]
+__all__ = ["is_work_folder", "work_folder"]
 
 LOCK_NAME = ".lock"
 UNLOCKED_SECONDS = 60.0  # a folder as young as this may not be locked yet by the run that made it
@@ -53,6 +53,11 @@ def work_folder(output: Path) -> Iterator[Path]:
         yield folder
     finally:
         _remove(folder, lock)
+
+
+def is_work_folder(path: Path) -> bool:
+    """Whether a folder has the name of a work folder, in which only its run writes."""
+    return _NAME.fullmatch(path.name) is not None
 
 
 def _remove(folder: Path, lock: int) -> None:

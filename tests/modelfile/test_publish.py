@@ -424,3 +424,13 @@ def test_an_input_that_was_only_touched_is_unchanged(tmp_path, out):
         os.utime(path)
         save(document, {}, out / "o.onnx")
     assert (out / "o.onnx").read_bytes() == path.read_bytes()
+
+
+def test_what_is_published_is_read_once_more_and_what_is_only_staged_is_not(tmp_path, out, monkeypatch):
+    seen = []
+    real = atomic_write.Written.is_at
+    monkeypatch.setattr(
+        atomic_write.Written, "is_at", lambda self, path: seen.append(path) or real(self, path)
+    )
+    fuse(written(tmp_path / "in", 1.0, foldable=True), out / "o.onnx")
+    assert seen == [out / "o.onnx.data", out / "o.onnx"]
