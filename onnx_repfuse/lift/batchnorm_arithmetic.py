@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.algebra.kernels import Array, Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.operators.channel_rules import broadcast_shape
-from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const
+from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, ONNX_DOMAINS, Const, node_name
 from onnx_repfuse.lift.linear_op import (
     Context,
     Declined,
@@ -33,12 +33,14 @@ from onnx_repfuse.records.reasons import Reason
 
 __all__ = ["lift_arithmetic", "lift_batch_normalization"]
 
+MAX_NODES_BACK = 16  # looked at for what hides the rank of a tensor
+
 
 def lift_batch_normalization(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     """BatchNormalization in inference mode with constant parameters."""
     if len(node.inputs) < 5:
         return None
-    declined = _not_per_channel(node, context.scope.opset)
+    declined = _not_per_channel(context, node)
     if declined is not None:
         return declined
     parameters = _parameters(context, node)
@@ -65,8 +67,9 @@ def lift_batch_normalization(context: Context, node: gs.Node) -> LinearOp | Decl
     return lifted if created is None else replace(lifted, bias=created)
 
 
-def _not_per_channel(node: gs.Node, opset: int) -> Declined | None:
+def _not_per_channel(context: Context, node: gs.Node) -> Declined | None:
     """Why it does not scale each channel by constants: training mode, or statistics per position."""
+    opset = context.scope.opset
     if opset < 7:  # is_test, which is off by default; later versions infer the mode
         if not node.attrs.get("is_test", 0):
             return Declined(
@@ -74,7 +77,9 @@ def _not_per_channel(node: gs.Node, opset: int) -> Declined | None:
             )
     # From opset 7 to 13, asking for the statistics as outputs is what turns training mode on; 14 has an attribute.
     elif node.attrs.get("training_mode", 0) or any(tensor.name for tensor in node.outputs[1:]):
-        return Declined(Reason.TRAINING)
+        # Exporters compute the mean and variance that no running statistics give. Then eval mode changes nothing.
+        are_computed = all(tensor.name in context.scope.producer for tensor in node.inputs[3:5])
+        return Declined(Reason.BATCH_STATISTICS if are_computed else Reason.TRAINING)
     if opset < 9 and not node.attrs.get("spatial", 1):
         return Declined(Reason.SPATIAL)
     return None
@@ -101,7 +106,13 @@ def _normalized_layout(context: Context, name: str, channels: int) -> ChannelLay
     """The layout that BatchNormalization reads: (N, C, *space), of which (N, C) has channels on the last axis, too."""
     rank = context.rank(name)
     if rank is None:
-        return Declined(Reason.SHAPE, "the rank of its input is not known (see --input-shape)")
+        hidden = _custom_operator_before(context, name)
+        if hidden is None:
+            return Declined(Reason.SHAPE, "the rank of its input is not known")
+        title = f"{hidden.op} '{node_name(hidden)}'"
+        return Declined(
+            Reason.CUSTOM_OPERATOR, f"its input comes from {title}, whose results have a rank not known"
+        )
     if rank < 2:
         return None
     # What is inferred may come from another consumer: the parameters say how many channels there are.
@@ -109,6 +120,18 @@ def _normalized_layout(context: Context, name: str, channels: int) -> ChannelLay
     data_type = context.scope.data_type(name) or (0 if inferred is None else inferred.data_type)
     axis, space = (-1, 0) if rank == 2 else (1, rank - 2)
     return ChannelLayout(axis, space, channels, data_type)
+
+
+def _custom_operator_before(context: Context, name: str) -> gs.Node | None:
+    """The operator of another domain from which a tensor of unknown rank comes, through operators of ONNX."""
+    for _ in range(MAX_NODES_BACK):
+        producer = context.scope.producer.get(name)
+        if producer is None or not producer.inputs:
+            return None
+        if producer.domain not in ONNX_DOMAINS or "." in producer.op:
+            return producer
+        name = producer.inputs[0].name
+    return None
 
 
 def lift_arithmetic(context: Context, node: gs.Node) -> LinearOp | Declined | None:

@@ -126,7 +126,7 @@ def _same_padding(context: Context, node: gs.Node, kernel: tuple[int, ...]) -> l
             totals.append(reach - 1)
             continue
         if size is None:
-            return Declined(Reason.SHAPE, "auto_pad with a stride needs a known size (see --input-shape)")
+            return Declined(Reason.SHAPE, "auto_pad with a stride needs a known size")
         outputs = -(-size[axis] // strides[axis])
         totals.append(max((outputs - 1) * strides[axis] + reach - size[axis], 0))
     return totals

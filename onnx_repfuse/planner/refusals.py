@@ -15,6 +15,8 @@ from onnx_repfuse.records.report import Refusal
 
 __all__ = ["opset_refusal", "refusals"]
 
+MAX_NODES_BACK = 8  # looked at between a BatchNormalization and its convolution
+
 
 def refusals(scope: Scope, cover: Cover, declined: Iterable[tuple[gs.Node, Declined]]) -> list[Refusal]:
     """The refusals of the last round: nodes that were not lifted, then those that were, in topological order."""
@@ -32,6 +34,7 @@ def refusals(scope: Scope, cover: Cover, declined: Iterable[tuple[gs.Node, Decli
             _not_exact(scope, cover, name)
             or _shared_source(scope, cover, name)
             or _more_multiply_adds(scope, cover, name)
+            or _behind_an_obstacle(scope, cover, name)
         )
         if refusal is not None:
             result.append(refusal)
@@ -115,6 +118,33 @@ def _more_multiply_adds(scope: Scope, cover: Cover, name: str) -> Refusal | None
         f"{_mega(price.macs)} MMAC instead of {_mega(entry.original.macs)}."
     )
     return _refusal(scope, Reason.COST, message, lifted.node, below.node)
+
+
+def _behind_an_obstacle(scope: Scope, cover: Cover, name: str) -> Refusal | None:
+    """A BatchNormalization whose convolution is behind a Cast, or computes in integers."""
+    node = cover.lifts[name].node
+    if not operator(node).normalizes:
+        return None
+    obstacle: gs.Node | None = None
+    before = scope.producer.get(cover.lifts[name].operands[0].name)
+    for _ in range(MAX_NODES_BACK):
+        if before is None:
+            return None
+        if operator(before).is_quantized:
+            why = f"its input comes from {_title(scope, before)}, which computes in integers: fuse before you quantize"
+            return _refusal(scope, Reason.QUANTIZED, f"{_title(scope, node)} stays: {why}.", node, before)
+        if obstacle is not None and operator(before).weight is not None:
+            why = f"{_title(scope, obstacle)} to another type is between it and {_title(scope, before)}"
+            return _refusal(scope, Reason.UNSUPPORTED, f"{_title(scope, node)} stays: {why}.", node, before)
+        if before.op not in (
+            "Cast",
+            "Mul",
+            "Add",
+        ):  # how a dynamically quantized result becomes a float again
+            return None
+        obstacle = before if before.op == "Cast" else obstacle
+        before = scope.producer.get(before.inputs[0].name)
+    return None
 
 
 def _mega(macs: int) -> str:

@@ -21,11 +21,13 @@ class Reason(str, Enum):
     COST = "cost"
     CONSUMERS = "consumers"
     TRAINING = "training"
+    BATCH_STATISTICS = "batch-statistics"
     SPATIAL = "spatial"
     PADDING = "padding"
     POOLING = "pooling"
     OVERRIDABLE = "overridable"
     QUANTIZED = "quantized"
+    CUSTOM_OPERATOR = "custom-operator"
     NON_FINITE = "non-finite"
     OVERFLOW = "overflow"
     UNDERFLOW = "underflow"
@@ -56,11 +58,13 @@ _PROSE = {
     Reason.COST: "the folded operator would be more expensive than the separate ones",
     Reason.CONSUMERS: "its input has another consumer, so folding would compute it twice",
     Reason.TRAINING: "it runs in training mode: call model.eval() before export",
+    Reason.BATCH_STATISTICS: "it takes the statistics of each batch, also in eval mode (track_running_stats=False)",
     Reason.SPATIAL: "its statistics are per position (spatial=0), not per channel",
     Reason.PADDING: "it pads with negative, non-zero, unknown or non-constant values",
     Reason.POOLING: "it averages over fewer values at the border (count_include_pad=0 or ceil_mode)",
     Reason.OVERRIDABLE: "its weights are graph inputs, which the caller may set (see --freeze-initializers)",
     Reason.QUANTIZED: "its weights or activations are quantized: fuse before you quantize",
+    Reason.CUSTOM_OPERATOR: "its input comes from an operator that ONNX does not define, so its shape is not known",
     Reason.NON_FINITE: "its parameters contain NaN or infinity",
     Reason.OVERFLOW: "the folded weights would overflow the model's data type",
     Reason.UNDERFLOW: "the folded weights would be too small for the model's half-precision data type",

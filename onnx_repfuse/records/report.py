@@ -132,7 +132,8 @@ class Counts:
         ops: op type -> number of nodes, over all scopes (subgraphs and functions included).
         parameters: number of elements in initializers and Constant nodes.
         bytes: size of the file and its external data.
-        macs: multiply-adds of Conv, ConvTranspose, MatMul and Gemm at the assumed sizes; None if unknown.
+        macs: multiply-adds of Conv, ConvTranspose, MatMul, Gemm and their forms in integers, at the assumed sizes;
+            None if unknown.
     """
 
     ops: dict[str, int]

@@ -18,6 +18,8 @@ _ADVICE = {
     "--freeze-initializers folds them",
     Reason.SHAPE: "the file does not say enough about shapes to prove more; export with fixed input sizes, or write "
     "them into the file with onnx.tools.update_model_dims (--input-shape is for verification only)",
+    Reason.CUSTOM_OPERATOR: "operators of other domains hide the shapes of what they compute; if a tool put them in, "
+    "as ONNX Runtime does when it saves an optimized model, fuse the model before that",
     Reason.NON_FINITE: "training or conversion left NaN or infinity in the parameters; look at the nodes named above "
     "before anything else",
     Reason.OPSET: "HardSwish is decomposed, since the model's opset has no operator for it, and only OpenVINO fuses "

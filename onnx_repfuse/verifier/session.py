@@ -58,6 +58,9 @@ class NoImplementation(DoesNotRun):
     """The model may be right, but it has an operator that nothing here implements, as one of another domain."""
 
 
+_BFLOAT16 = "tensor(bfloat16)"
+
+
 class ValueInfo(NamedTuple):
     """A graph input or output: `type` as ONNX Runtime writes it ("tensor(float)"), dims as int, name or None."""
 
@@ -142,6 +145,9 @@ def open_session(
         if not fallback or not any(mark in reason for mark in _MISSING_KERNEL):
             raise DoesNotRun(one_line(error)) from error
         return _open_reference(model, folder, reason)
+    if fallback and any(_BFLOAT16 in value.type for value in (*session.inputs, *session.outputs)):
+        # It would compute them, but its Python interface neither takes such values nor gives them out.
+        return _open_reference(model, folder, "ONNX Runtime's Python interface has no bfloat16")
     if isinstance(model, bytes) and len(model) > _LARGE_MODEL:
         model = b""  # the session holds a copy of its own
         release_heap()

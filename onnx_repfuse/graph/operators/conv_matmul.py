@@ -1,4 +1,4 @@
-"""Operators that sum over channels by a weight: Conv, ConvTranspose, Gemm, MatMul."""
+"""Operators that sum over channels by a weight: Conv, ConvTranspose, Gemm, MatMul, and those in integers."""
 
 from __future__ import annotations
 
@@ -110,8 +110,13 @@ def _conv_transpose_macs(scope: Scope, node: gs.Node) -> int | None:
     return _times(scope.elements(node.inputs[0].name), _weight_shape(scope, node))
 
 
-def _weight_shape(scope: Scope, node: gs.Node) -> tuple[int, ...] | None:
-    return static(scope.shape(optional_input(node, 1)))
+def _quantized_conv_macs(scope: Scope, node: gs.Node) -> int | None:
+    # x, its scale and zero point, then the weight
+    return _times(scope.elements(node.outputs[0].name), _weight_shape(scope, node, 3))
+
+
+def _weight_shape(scope: Scope, node: gs.Node, place: int = 1) -> tuple[int, ...] | None:
+    return static(scope.shape(optional_input(node, place)))
 
 
 def _times(elements: int | None, weight: tuple[int, ...] | None) -> int | None:
@@ -187,4 +192,9 @@ CONV_MATMUL = (
         shaped_by_shapes=True,
         evaluate=_matmul,
     ),
+    # In integers: counted, never folded.
+    Operator("ConvInteger", multiply_adds=_conv_macs, is_quantized=True),
+    Operator("QLinearConv", multiply_adds=_quantized_conv_macs, is_quantized=True),
+    Operator("MatMulInteger", multiply_adds=_matmul_macs, is_quantized=True),
+    Operator("QLinearMatMul", multiply_adds=_matmul_macs, is_quantized=True),
 )

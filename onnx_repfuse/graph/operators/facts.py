@@ -153,6 +153,7 @@ class Operator:
         space_map: set for an operator that may be a view.
         weight: (node, shape of its second input) -> (channels read, channels written), for an operator that sums over
             channels by a weight. Also called with the sizes of its dims unknown to be constant.
+        is_quantized: it computes in integers, whose scales belong to the weights as they are.
         multiply_adds: of a node at the assumed sizes; None where they are unknown.
         scatters: it adds into windows of the output (ConvTranspose), where a Conv reads windows of the input.
         normalizes: its other inputs are scale, shift, mean and variance of each channel.
@@ -176,6 +177,7 @@ class Operator:
     outputs_are_alike: bool = False
     space_map: SpaceMap | None = None
     weight: WeightChannels | None = None
+    is_quantized: bool = False
     multiply_adds: Callable[[Scope, gs.Node], int | None] | None = None
     scatters: bool = False
     normalizes: bool = False
