@@ -83,8 +83,9 @@ def _judge(
     """The verdict of the probe and, if it passed, of the comparison in place.
 
     Raises:
-        Inexact: a weight overflows.
+        Inexact: a weight does not fit its type, or the fold loses precision in half precision.
     """
+    from onnx_repfuse.verifier.folds.half_precision import loses_precision
     from onnx_repfuse.verifier.folds.in_place import check_in_place
     from onnx_repfuse.verifier.folds.isolated import probe
 
@@ -98,7 +99,11 @@ def _judge(
     if verdict.status is Status.FAILED:
         return (verdict,)
     _give_back(plan, planned.scope, fold)  # what the sessions and the oracles held
-    return verdict, check_in_place(case, seen, runtime)
+    in_place = check_in_place(case, seen, runtime)
+    why = "" if in_place.status is Status.FAILED else loses_precision(case, seen)
+    if why:
+        raise Inexact(Reason.PRECISION, why)
+    return verdict, in_place
 
 
 def _case(plan: ModelPlan, planned: ScopePlan, fold: PlannedFold, *, sized: bool) -> FoldCase:

@@ -8,16 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_repfuse.algebra.kernels import Vector
+from onnx_repfuse.errors import Inexact
+from onnx_repfuse.graph.operators.facts import SpaceMapSort
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.planner.candidates import Candidate, Entry, absorbing
 from onnx_repfuse.planner.compose import inline
 from onnx_repfuse.planner.view_sources import common_view
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["restoring", "under_view"]
+__all__ = ["restoring", "under_view", "why_not_before_average"]
+
+ENLARGED = "in half precision, what it enlarges could overflow in front of the average"
 
 
 def under_view(
@@ -46,6 +54,26 @@ def under_view(
         if form is not None:
             setup = candidate.setup.minus(entry.best).plus(below.setup)
             yield replace(absorbing(candidate, below, form, setup), view=view)
+
+
+def why_not_before_average(
+    candidate: Candidate, entries: Mapping[str, Entry], data_type: int
+) -> Inexact | None:
+    """Why `A view(u)`, a factor above 1 behind an average, is not moved in front of it; None if it may be.
+
+    In half precision it stays: an average of values up to 1000 may be a small number, of which a thousand times fits,
+    but a thousand times each value overflows.
+    """
+    limits = FLOAT_FORMATS.get(data_type)
+    if limits is None or not limits.is_half:
+        return None
+    inner, view = common_view(candidate.form) or (candidate.form, None)
+    if view is None or view.sort is not SpaceMapSort.AVERAGES or inner.sources[0] not in entries:
+        return None
+    kernels = [term.kernel for term in inner.terms]
+    if any(isinstance(kernel, Vector) and np.abs(kernel.scale).max() > 1.0 for kernel in kernels):
+        return Inexact(Reason.PRECISION, ENLARGED)
+    return None
 
 
 def restoring(

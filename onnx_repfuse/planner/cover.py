@@ -40,7 +40,7 @@ from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.lift import Context, LinearOp, Operand
 from onnx_repfuse.planner.candidates import Candidate, Entry, Option, combinations, prune
-from onnx_repfuse.planner.commute_views import restoring, under_view
+from onnx_repfuse.planner.commute_views import restoring, under_view, why_not_before_average
 from onnx_repfuse.planner.compose import Parts, composed, form_of_node
 from onnx_repfuse.planner.cost import CostModel, Price, node_price, view_cost
 from onnx_repfuse.planner.lowering import Lowered, Lowering, Step
@@ -308,6 +308,10 @@ class Cover:
         if lifted.view is None and Kind.COMMUTE not in candidate.roles and candidate.form.reads_tensors:
             return ()
         moved = under_view(candidate, self.entries, self._may_go)
+        refused = why_not_before_average(candidate, self.entries, data_type_of(lifted, self.context))
+        if refused is not None:
+            self.inexact.setdefault(lifted.output, []).append((refused, lifted.operands[0].name))
+            moved = ()
         return (*moved, *restoring(lifted, candidate, self.entries, self.context.scope))
 
     def _may_go(self, name: str) -> bool:

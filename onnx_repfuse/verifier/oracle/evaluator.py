@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -48,12 +49,20 @@ class Oracle:
         power: 1 for magnitudes sum |w| |x|, 2 for sum w^2 x^2.
         storage: with power 2, sum the squares of what each node stores instead: the inputs count as exact, and each
             node's result adds its square. That is what rounding every stored tensor adds up to.
+        stored_as: round what each node computes to this type, as hardware does that keeps tensors in it; float64 by
+            default.
 
     Raises:
         Unsupported: it has an operator the oracle does not know.
     """
 
-    def __init__(self, model: onnx.ModelProto, power: int = 1, storage: bool = False) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        power: int = 1,
+        storage: bool = False,
+        stored_as: np.dtype[Any] | None = None,
+    ) -> None:
         graph = model.graph
         unknown = next((node for node in graph.node if not is_known(node)), None)
         if unknown is not None:
@@ -61,6 +70,7 @@ class Oracle:
         opset = next((o.version for o in model.opset_import if o.domain in DEFAULT_DOMAIN), 1)
         self.power = power
         self.storage = storage
+        self.stored_as = stored_as
         self.nodes = [(node, Context.of(node, opset, power)) for node in graph.node]
         self.output = graph.output[0].name
         large = _large_kernels(graph)
@@ -86,6 +96,8 @@ class Oracle:
             results = evaluate_node(node, replace(context, terms=terms), operands)
             if self.storage and node.op_type in ROUNDING:
                 results = [_with_storage(result) for result in results]
+            if self.stored_as is not None and node.op_type in ROUNDING:
+                results = [_rounded(result, self.stored_as) for result in results]
             tensors.update(zip(node.output, results, strict=False))
         result = tensors[self.output]
         return Truth(result.value, result.magnitude, _total(terms, result.value))
@@ -95,6 +107,12 @@ def _with_storage(result: Tensor) -> Tensor:
     """The result with the square of what is stored added to its magnitude."""
     with np.errstate(all="ignore"):  # squares of large values overflow in float32
         return Tensor(result.value, (result.magnitude + np.square(result.value)).astype(np.float32))
+
+
+def _rounded(result: Tensor, dtype: np.dtype[Any]) -> Tensor:
+    """The result as it is read back from a tensor of this type."""
+    with np.errstate(all="ignore"):  # overflow shows in the result
+        return Tensor(result.value.astype(dtype).astype(np.float64), result.magnitude)
 
 
 def _large_kernels(graph: onnx.GraphProto) -> set[str]:
