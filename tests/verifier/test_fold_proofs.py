@@ -15,7 +15,8 @@ from onnx_repfuse.records.verdict import Status
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.folds.in_place import check_in_place
 from onnx_repfuse.verifier.folds.isolated import probe
-from onnx_repfuse.verifier.folds.stimuli import SIZE_RULES, stimuli
+from onnx_repfuse.verifier.folds.size_rules import EQUAL
+from onnx_repfuse.verifier.folds.stimuli import stimuli
 from onnx_repfuse.verifier.intermediates import read_intermediates
 from tests.verifier.folds_in_place import check_folds
 
@@ -215,7 +216,7 @@ def test_a_fold_that_no_size_fits_has_failed() -> None:
 def test_stimuli_stay_small_and_reach_every_channel() -> None:
     case = kxk_and_1x1(2, F)
     kinds: dict[str, int] = {}
-    for stimulus in stimuli(case, SIZE_RULES[:1]):
+    for stimulus in stimuli(case, (EQUAL,)):
         array = stimulus.feed["x"]
         kinds[stimulus.kind] = kinds.get(stimulus.kind, 0) + int(np.prod(array.shape[2:])) * array.shape[0]
         assert array.dtype == np.float32

@@ -20,36 +20,15 @@ import numpy as np
 
 from onnx_repfuse.verifier.distance import Array
 from onnx_repfuse.verifier.folds.fold_case import FoldCase, Source, reach
+from onnx_repfuse.verifier.folds.size_rules import Rules, apply
 
-__all__ = ["SIZE_RULES", "SizeRule", "Stimulus", "candidate_rules", "shared_rules", "stimuli"]
+__all__ = ["Stimulus", "stimuli"]
 
 # Products that all stimuli of a fold take together: a network has up to some hundred folds.
 _MAX_PRODUCTS = 60_000_000
 # Positions of all stimuli together: enough for every kind even where weights are many, and no more than help where few.
 _MIN_POSITIONS, _MAX_POSITIONS = 110, 2000
 _LARGE_KERNEL = 8  # extent from which on a kernel gets fewer and smaller sizes (RepLKNet has 31x31)
-
-
-class SizeRule(NamedTuple):
-    """How the size of a source may follow from that of the first: (factor * size + offset) // divisor."""
-
-    factor: int = 1
-    offset: int = 0
-    divisor: int = 1
-
-    def __call__(self, size: int) -> int:
-        return (self.factor * size + self.offset) // self.divisor
-
-
-# What strides, paddings and resizing between the sources of one fold lead to; the first is "equal".
-SIZE_RULES = tuple(
-    SizeRule(*rule)
-    for rule in [
-        (1, 0, 1), (1, 1, 2), (1, 0, 2), (2, 0, 1), (1, -2, 1), (1, 2, 1), (1, -1, 2), (1, -1, 1),
-        (1, 1, 1), (1, 3, 4), (4, 0, 1), (1, -4, 1), (1, 4, 1), (2, -1, 1), (2, 1, 1), (1, 2, 3),
-    ]
-)  # fmt: skip
-Rules = tuple[SizeRule, ...]
 
 
 class Stimulus(NamedTuple):
@@ -67,21 +46,6 @@ class _Probe:
     size: tuple[int, ...]
     rows: int
     fill: Callable[[Source, tuple[int, ...]], Array]  # (source, its shape) -> its values
-
-
-def shared_rules(sources: int) -> Iterator[Rules]:
-    """Rules to try for the sizes of several sources: one rule for all but the first."""
-    for rule in SIZE_RULES if sources > 1 else SIZE_RULES[:1]:
-        yield (SIZE_RULES[0], *(rule,) * (sources - 1))
-
-
-def candidate_rules(sources: int) -> Iterator[Rules]:
-    """More rules to try: all sizes equal, one source by another rule, then `shared_rules`."""
-    equal = (SIZE_RULES[0],) * sources
-    yield equal
-    for position, rule in itertools.product(range(1, sources), SIZE_RULES[1:]):
-        yield (*equal[:position], rule, *equal[position + 1 :])
-    yield from shared_rules(sources)
 
 
 def stimuli(case: FoldCase, rules: Rules, seed: int = 0) -> Iterator[Stimulus]:
@@ -210,7 +174,7 @@ def _feeds(case: FoldCase, rules: Rules, probe: _Probe) -> Iterator[Stimulus]:
     """The feed of a probe, or several with fewer rows each where a source has a fixed batch."""
     shapes: dict[str, tuple[int, ...]] = {}
     for source, rule in zip(case.sources, rules, strict=True):
-        sizes = tuple(rule(size) for size in probe.size) or (1,)
+        sizes = apply(rule, probe.size) or (1,)
         shapes[source.name] = source.shape(probe.rows, sizes)
     if min(itertools.chain(*shapes.values()), default=1) < 1:  # too small a size for one of the rules
         return

@@ -1,0 +1,128 @@
+"""How the sizes of a fold's further sources follow from those of its first.
+
+A fold that adds a pooled tensor to a strided convolution reads both, and their sizes must fit. Nothing in the fold's
+models says how, so rules are tried: some that are common, and those of the windows in the fold's own nodes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import onnx
+
+from onnx_repfuse.verifier.folds.fold_case import FoldCase
+
+__all__ = ["EQUAL", "Rules", "SizeRule", "apply", "candidate_rules", "shared_rules"]
+
+_MAX_WINDOW_RULES = 48
+
+
+class SizeRule(NamedTuple):
+    """(factor * size + offset) // divisor."""
+
+    factor: int = 1
+    offset: int = 0
+    divisor: int = 1
+
+    def __call__(self, size: int) -> int:
+        return (self.factor * size + self.offset) // self.divisor
+
+    def after(self, first: SizeRule) -> SizeRule:
+        """This rule of the result of `first`; exact if this one's factor or the other's divisor is 1."""
+        return SizeRule(
+            self.factor * first.factor,
+            self.factor * first.offset + self.offset * first.divisor,
+            self.divisor * first.divisor,
+        )
+
+
+AxisRules = tuple[SizeRule, ...]  # one per axis, from the first; the last holds for all further axes
+Rules = tuple[AxisRules, ...]  # per source
+EQUAL: AxisRules = (SizeRule(),)
+# What strides, paddings and resizing between the sources of one fold lead to.
+_USUAL: tuple[AxisRules, ...] = tuple(
+    (SizeRule(*rule),)
+    for rule in [
+        (1, 0, 1), (1, 1, 2), (1, 0, 2), (2, 0, 1), (1, -2, 1), (1, 2, 1), (1, -1, 2), (1, -1, 1),
+        (1, 1, 1), (1, 3, 4), (4, 0, 1), (1, -4, 1), (1, 4, 1), (2, -1, 1), (2, 1, 1), (1, 2, 3),
+    ]
+)  # fmt: skip
+
+
+def apply(rules: AxisRules, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The sizes of a source from those of the first, axis by axis."""
+    return tuple(rule(size) for rule, size in zip(_padded(rules, len(sizes)), sizes, strict=True))
+
+
+def shared_rules(case: FoldCase) -> Iterator[Rules]:
+    """Rules to try for the sizes of several sources: one rule for all but the first."""
+    sources = len(case.sources)
+    for rule in (*_USUAL, *_of_windows(case)) if sources > 1 else (EQUAL,):
+        yield (EQUAL, *(rule,) * (sources - 1))
+
+
+def candidate_rules(case: FoldCase) -> Iterator[Rules]:
+    """More rules to try: all sizes equal, one source by another rule, then `shared_rules`."""
+    sources = len(case.sources)
+    equal = (EQUAL,) * sources
+    yield equal
+    further = (*_USUAL[1:], *_of_windows(case)) if sources > 1 else ()
+    for rules, position in itertools.product(further, range(1, sources)):
+        yield (*equal[:position], rules, *equal[position + 1 :])
+    yield from shared_rules(case)
+
+
+def _of_windows(case: FoldCase) -> tuple[AxisRules, ...]:
+    """The sizes that the windows of the nodes before make of a size, and the sizes they need for it; also by twos."""
+    forth = list(dict.fromkeys(_window_rules(case.before)))
+    back = [tuple(_inverse(rule) for rule in rules) for rules in forth]
+    twice = [
+        _after(second, first)
+        for rules in (forth, back)
+        for first, second in itertools.product(rules, repeat=2)
+    ]
+    found = dict.fromkeys((*forth, *back, *twice))
+    return tuple(rules for rules in found if rules not in _USUAL)[:_MAX_WINDOW_RULES]
+
+
+def _window_rules(model: onnx.ModelProto) -> Iterator[AxisRules]:
+    """Of each Conv and pool, how its output's sizes follow from its input's."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        ints = {a.name: tuple(a.ints) for a in node.attribute if a.type == onnx.AttributeProto.INTS}
+        modes = {a.name: a.s.decode() for a in node.attribute if a.type == onnx.AttributeProto.STRING}
+        kernel = ints.get("kernel_shape")
+        if kernel is None and node.op_type == "Conv":  # the attribute may be left out
+            kernel = shapes.get(node.input[1], ())[2:]
+        if not kernel or node.op_type == "ConvTranspose":
+            continue
+        rank = len(kernel)
+        strides = ints.get("strides") or (1,) * rank
+        dilations = ints.get("dilations") or (1,) * rank
+        pads = ints.get("pads") or (0,) * 2 * rank
+        rules = []
+        for axis, (size, stride, step) in enumerate(zip(kernel, strides, dilations, strict=False)):
+            extent = (size - 1) * step + 1
+            padding = pads[axis] + pads[axis + rank]
+            if modes.get("auto_pad", "NOTSET").startswith("SAME"):  # ceil(size / stride)
+                rules.append(SizeRule(1, stride - 1, stride))
+            else:
+                rules.append(SizeRule(1, padding - extent + stride, stride))
+        yield tuple(rules)
+
+
+def _inverse(rule: SizeRule) -> SizeRule:
+    """The smallest size of which a window's rule makes a given one."""
+    return SizeRule(rule.divisor, -rule.offset, 1)
+
+
+def _after(second: AxisRules, first: AxisRules) -> AxisRules:
+    rank = max(len(first), len(second))
+    pairs = zip(_padded(second, rank), _padded(first, rank), strict=True)
+    return tuple(later.after(earlier) for later, earlier in pairs)
+
+
+def _padded(rules: AxisRules, count: int) -> AxisRules:
+    return (*rules, *rules[-1:] * count)[:count]
