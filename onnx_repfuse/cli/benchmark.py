@@ -45,6 +45,7 @@ def measure(
     Raises:
         InputError: a model does not run.
     """
+    from onnx_repfuse.verifier.input_hints import input_hints
     from onnx_repfuse.verifier.inputs import FeedSpec, choose_feeds
     from onnx_repfuse.verifier.session import open_session
 
@@ -54,7 +55,7 @@ def measure(
         open_session(original, runtime.optimized()) as first,
         open_session(fused, runtime.optimized()) as second,
     ):
-        group = choose_feeds(first, single)[0]
+        group = choose_feeds(first, single, input_hints(original, first.inputs))[0]
         feed = group.feeds[0]
         values = [feed[port.name] for port in first.inputs]  # the inputs of the two may have different names
         other = {port.name: value for port, value in zip(second.inputs, values, strict=True)}

@@ -24,13 +24,21 @@ class SizeGuesses(NamedTuple):
     images: tuple[tuple[int, int], ...]
     lengths: tuple[int, ...]
 
+    def with_more(self, sizes: Sequence[int]) -> SizeGuesses:
+        """The same, and then these sizes of images and lengths."""
+        images, lengths = list(self.images), list(self.lengths)
+        # Side by side. The last axis of (N, C, T) is taken for an image's row, and may be a sound: it needs lengths.
+        images += [(size, size) for size in (*lengths[len(images) :], *sizes)]
+        lengths += lengths[-1:] * (len(self.images) - len(lengths)) + list(sizes)
+        return SizeGuesses(self.batch, tuple(images), tuple(lengths))
+
 
 # Height and width differ first, so that swapping them shows. Then come the sizes networks are trained at, those of OCR
-# (48x192) and MNIST (28x28) among them. 77 is CLIP's text length.
+# (48x192) and MNIST (28x28) among them. 77 is CLIP's text length; a second of speech is 16,000 samples.
 ORDINARY = SizeGuesses(
     1,
     ((64, 96), *((side, side) for side in (64, 224, 256, 640, 32)), (48, 192), (320, 320), (28, 28), (8, 8)),
-    (16, 32, 77, 128, 8, 1),
+    (16, 32, 77, 128, 8, 1, 512, 1024, 2048, 4096, 16000, 48000, 160000),
 )
 # Small and odd: most positions are near the padding, and strides leave a remainder.
 SMALL = SizeGuesses(2, ((17, 23), (33, 33), (7, 7), (32, 32), (64, 64)), (5, 3, 2, 1))
@@ -61,11 +69,16 @@ def shapes_to_try(
     if not free:
         yield _shapes(inputs, given, _Guess(guesses.batch, guesses.images[0], guesses.lengths[0]))
         return
+    tried: set[str] = set()
     for batch in (guesses.batch, 3 - guesses.batch):
         for attempt in range(max(len(guesses.images), len(guesses.lengths))):
             image = guesses.images[min(attempt, len(guesses.images) - 1)]
             length = guesses.lengths[min(attempt, len(guesses.lengths) - 1)]
             shapes = _shapes(inputs, given, _Guess(batch, image, length))
+            key = repr(shapes)
+            if key in tried:
+                continue
+            tried.add(key)
             if all(_guessed_positions(value, shapes) <= _MAX_GUESSED_POSITIONS for value in free):
                 yield shapes
 

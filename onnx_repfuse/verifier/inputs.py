@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ import onnx
 
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from onnx_repfuse.verifier.input_hints import InputHints
 from onnx_repfuse.verifier.input_sizes import (
     ORDINARY,
     SMALL,
@@ -28,20 +28,19 @@ from onnx_repfuse.verifier.input_sizes import (
     has_free_dims,
     shapes_to_try,
 )
-from onnx_repfuse.verifier.session import DoesNotRun, Model, Session, ValueInfo, load
+from onnx_repfuse.verifier.session import DoesNotRun, Session, ValueInfo
 
-__all__ = ["Feed", "FeedGroup", "FeedKey", "FeedSpec", "choose_feeds", "index_bounds", "make_feed"]
+__all__ = ["Feed", "FeedGroup", "FeedKey", "FeedSpec", "choose_feeds", "make_feed"]
 
 Feed = dict[str, Any]  # input name -> value, as a session takes it
-_NO_BOUNDS: Mapping[str, int] = MappingProxyType({})
+_NO_HINTS = InputHints()
+_BELOW_ONE = 0.9  # in half precision, 0.9999 is rounded to 1
 _USER_DATA = -1  # in place of a seed
 _FLOATS = {  # by the name ONNX Runtime gives the type, as "bfloat16"
     onnx.TensorProto.DataType.Name(data_type).lower(): limits.dtype
     for data_type, limits in FLOAT_FORMATS.items()
 }
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-# Operators that hand on the values of their first input.
-_KEEP_VALUES = frozenset(["Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten"])
 # Short, long, mixed case, a number, a blank: enough for ONNX's string operators.
 _WORDS = np.array(["a", "bc", "Def", "0", "x y"], dtype=object)
 
@@ -100,13 +99,13 @@ class FeedGroup:
         )
 
 
-def choose_feeds(session: Session, spec: FeedSpec, bounds: Mapping[str, int] = _NO_BOUNDS) -> list[FeedGroup]:
+def choose_feeds(session: Session, spec: FeedSpec, hints: InputHints = _NO_HINTS) -> list[FeedGroup]:
     """Choose sizes at which the model runs, and run it there.
 
     Args:
         session: the original, opened.
         spec: what the user said about the inputs.
-        bounds: input name -> number of values an integer input may take, see `index_bounds`.
+        hints: what the graph demands of its inputs.
 
     Returns:
         The ordinary shape first.
@@ -116,20 +115,21 @@ def choose_feeds(session: Session, spec: FeedSpec, bounds: Mapping[str, int] = _
     """
     _check(spec, session)
     if spec.data:
-        return _user_feeds(session, spec, bounds)
+        return _user_feeds(session, spec, hints)
     seeds = spec.seeds or (0,)
-    attempt = partial(_first_that_runs, session, spec, bounds)
-    ordinary = shapes_to_try(session.inputs, spec.shapes, ORDINARY)
+    attempt = partial(_first_that_runs, session, spec, hints)
+    ordinary = shapes_to_try(session.inputs, spec.shapes, ORDINARY.with_more(hints.sizes))
     has_choice = any(has_free_dims(value, spec.shapes) for value in session.inputs)
     if len(seeds) == 1 or not has_choice:  # one shape, (1, 3, 224, 224) in most exported files
         return [attempt(ordinary, seeds)]
     # With three seeds: two feeds of the ordinary shape, two of the small one. Only feeds of one shape can be compared
     # with each other, which shows that an output depends on its inputs.
     main = attempt(ordinary, seeds[:-1])
+    small_guesses = SMALL.with_more((hints.extent + 1, 2 * hints.extent + 1) if hints.extent > 1 else ())
     try:
-        small = attempt(shapes_to_try(session.inputs, spec.shapes, SMALL), (seeds[-1], seeds[0]))
+        small = attempt(shapes_to_try(session.inputs, spec.shapes, small_guesses), (seeds[-1], seeds[0]))
     except InputError:  # it runs at the ordinary size only
-        feed = make_feed(session.inputs, main.shapes, seeds[-1], bounds)
+        feed = make_feed(session.inputs, main.shapes, seeds[-1], hints)
         return [main.with_run(feed, seeds[-1], session)]
     groups = [main, small]
     narrow = broadcast_shapes(session.inputs, spec.shapes, small.shapes)
@@ -140,33 +140,29 @@ def choose_feeds(session: Session, spec: FeedSpec, bounds: Mapping[str, int] = _
 
 
 def make_feed(
-    inputs: Sequence[ValueInfo], shapes: Mapping[str, Sequence[int]], seed: int, bounds: Mapping[str, int]
+    inputs: Sequence[ValueInfo], shapes: Mapping[str, Sequence[int]], seed: int, hints: InputHints
 ) -> Feed:
-    """Random values for `inputs`: normal floats, integers below `bounds` or of a few values.
+    """Random values for `inputs`: normal floats, integers below a bound or of a few values.
 
     Raises:
         InputError: we have no synthetic values for an input's type.
     """
     rng = np.random.default_rng(seed)
-    return {value.name: _synthetic(value, tuple(shapes[value.name]), rng, bounds) for value in inputs}
+    return {value.name: _synthetic(value, tuple(shapes[value.name]), rng, hints) for value in inputs}
 
 
-def index_bounds(original: Model, inputs: Iterable[ValueInfo]) -> dict[str, int]:
-    """Input name -> number of values, for integer inputs that index a table (an embedding). Raises DoesNotRun."""
-    integers = {value.name for value in inputs if "int" in value.type}
-    return _table_rows(load(original, weights=False).graph, integers) if integers else {}
-
-
-def _synthetic(
-    value: ValueInfo, shape: tuple[int, ...], rng: np.random.Generator, bounds: Mapping[str, int]
-) -> Any:
+def _synthetic(value: ValueInfo, shape: tuple[int, ...], rng: np.random.Generator, hints: InputHints) -> Any:
     kind = value.type
     if kind.startswith("optional("):
-        return _synthetic(value._replace(type=kind[len("optional(") : -1]), shape, rng, bounds)
+        return _synthetic(value._replace(type=kind[len("optional(") : -1]), shape, rng, hints)
     if kind.startswith("seq("):
         element = value._replace(type=kind[len("seq(") : -1])
-        return [_synthetic(element, shape, rng, bounds) for _ in range(2)]
+        return [_synthetic(element, shape, rng, hints) for _ in range(2)]
     element_type = kind.removeprefix("tensor(").removesuffix(")")
+    if element_type in _FLOATS and value.name in hints.scales:
+        return np.ones(shape, _FLOATS[element_type])
+    if element_type in _FLOATS and value.name in hints.fractions:
+        return np.asarray(rng.random(shape) * _BELOW_ONE).astype(_FLOATS[element_type])
     if element_type in _FLOATS:
         return np.asarray(rng.standard_normal(shape)).astype(_FLOATS[element_type])
     if element_type == "bool":
@@ -174,7 +170,7 @@ def _synthetic(
     if element_type == "string":
         return np.asarray(_WORDS[rng.integers(0, len(_WORDS), shape)], dtype=object)
     if element_type in _INTEGERS:
-        low, high = _integer_range(np.dtype(element_type), shape, bounds.get(value.name))
+        low, high = _integer_range(np.dtype(element_type), shape, hints.bounds.get(value.name))
         return np.asarray(rng.integers(low, max(high, low + 1), shape)).astype(element_type)
     raise InputError(
         f"input '{value.name}' has type {kind}, for which there are no synthetic values: use --input-data"
@@ -209,7 +205,7 @@ def _check(spec: FeedSpec, session: Session) -> None:
 def _first_that_runs(
     session: Session,
     spec: FeedSpec,
-    bounds: Mapping[str, int],
+    hints: InputHints,
     attempts: Iterable[Shapes],
     seeds: Sequence[int],
 ) -> FeedGroup:
@@ -218,7 +214,7 @@ def _first_that_runs(
         group = FeedGroup(shapes)
         try:
             for seed in seeds:
-                group = group.with_run(make_feed(session.inputs, shapes, seed, bounds), seed, session)
+                group = group.with_run(make_feed(session.inputs, shapes, seed, hints), seed, session)
         except DoesNotRun as error:
             reasons.append(str(error))
         else:
@@ -234,12 +230,12 @@ def _asks_for_sizes(session: Session, spec: FeedSpec, reason: str) -> str:
     return f"the model runs at no size that was tried; give --input-shape {free[0].name}:{shape}: {reason}"
 
 
-def _user_feeds(session: Session, spec: FeedSpec, bounds: Mapping[str, int]) -> list[FeedGroup]:
+def _user_feeds(session: Session, spec: FeedSpec, hints: InputHints) -> list[FeedGroup]:
     """The user's data, grouped by shape. Inputs without data get synthetic values of the first size we would try."""
     synthetic_shapes = next(shapes_to_try(session.inputs, spec.shapes, ORDINARY))
     groups: dict[str, FeedGroup] = {}
     for seed, data in enumerate(spec.data):  # another seed per run, for the inputs without data
-        feed = make_feed(session.inputs, synthetic_shapes, seed, bounds)
+        feed = make_feed(session.inputs, synthetic_shapes, seed, hints)
         for name, value in data.items():
             feed[name] = value if isinstance(value, list) else np.asarray(value)
         # A list is a sequence of tensors, whose shapes may differ.
@@ -250,24 +246,3 @@ def _user_feeds(session: Session, spec: FeedSpec, bounds: Mapping[str, int]) -> 
         except DoesNotRun as error:
             raise InputError(f"the model does not run on the data given: {error}") from error
     return list(groups.values())
-
-
-def _table_rows(graph: onnx.GraphProto, names: Iterable[str]) -> dict[str, int]:
-    """Rows of the smallest constant table that each of `names` indexes with Gather, also behind casts and reshapes."""
-    origin = {name: name for name in names}
-    table_shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    bounds: dict[str, int] = {}
-    for node in graph.node:
-        if node.op_type in _KEEP_VALUES:  # token ids are often int64, cast to int32 or flattened first
-            if node.input and node.input[0] in origin:
-                origin[node.output[0]] = origin[node.input[0]]
-        elif node.op_type == "Gather" and len(node.input) > 1 and node.input[1] in origin:
-            shape, axis = table_shapes.get(node.input[0], ()), _axis(node)
-            if axis < len(shape):
-                name = origin[node.input[1]]
-                bounds[name] = min(bounds.get(name, shape[axis]), shape[axis])
-    return bounds
-
-
-def _axis(node: onnx.NodeProto) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)

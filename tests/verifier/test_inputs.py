@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_repfuse.errors import InputError
+from onnx_repfuse.verifier.input_hints import InputHints, input_hints
 from onnx_repfuse.verifier.input_sizes import ORDINARY, shapes_to_try
 from onnx_repfuse.verifier.inputs import FeedSpec, choose_feeds, make_feed
 from onnx_repfuse.verifier.noise import nudge_feed, nudged_weights
@@ -21,11 +23,12 @@ from tests.verifier.small_models import build, info, relu
 
 def shapes_of(model: onnx.ModelProto, spec: FeedSpec | None = None) -> list[tuple[int, ...]]:
     with open_session(model) as session:
-        return [group.shapes["x"] for group in choose_feeds(session, spec or FeedSpec())]
+        groups = choose_feeds(session, spec or FeedSpec(), input_hints(model, session.inputs))
+        return [group.shapes["x"] for group in groups]
 
 
 def test_floats_have_both_signs() -> None:
-    value = make_feed([ValueInfo("x", "tensor(float)", (1000,))], {"x": (1000,)}, 0, {})["x"]
+    value = make_feed([ValueInfo("x", "tensor(float)", (1000,))], {"x": (1000,)}, 0, InputHints())["x"]
     assert value.dtype == np.float32
     assert 300 < (value < 0).sum() < 700
 
@@ -46,17 +49,17 @@ def test_floats_have_both_signs() -> None:
 )
 @pytest.mark.parametrize("shape", [(), (3, 2), (0, 2)])
 def test_every_type_has_synthetic_values(kind: str, dtype: str, shape: tuple[int, ...]) -> None:
-    value = make_feed([ValueInfo("x", kind, shape)], {"x": shape}, 0, {})["x"]
+    value = make_feed([ValueInfo("x", kind, shape)], {"x": shape}, 0, InputHints())["x"]
     assert isinstance(value, np.ndarray)
     assert value.dtype.name == dtype
     assert value.shape == shape
 
 
 def test_sequences_are_lists_and_complex_inputs_need_user_data() -> None:
-    value = make_feed([ValueInfo("x", "seq(tensor(float))", ())], {"x": (2,)}, 0, {})["x"]
+    value = make_feed([ValueInfo("x", "seq(tensor(float))", ())], {"x": (2,)}, 0, InputHints())["x"]
     assert [item.shape for item in value] == [(2,), (2,)]
     with pytest.raises(InputError, match="--input-data"):
-        make_feed([ValueInfo("x", "tensor(complex64)", ())], {"x": ()}, 0, {})
+        make_feed([ValueInfo("x", "tensor(complex64)", ())], {"x": ()}, 0, InputHints())
 
 
 def test_fixed_shapes_stay() -> None:
@@ -228,3 +231,141 @@ def test_only_the_weights_of_arithmetic_are_nudged() -> None:
     assert (before["w"] != after["w"]).all()
     assert before["low"] == after["low"]
     assert nudged_weights(relu([1])) is None
+
+
+def _of(op: str, place: int, *before: str, count: int = 5, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    """The values of input "r", behind `before`, at one input of an operator; the others are left out."""
+    names = ["x", *[""] * (count - 1)][:count]
+    nodes, name = [], "r"
+    for number, other in enumerate(before):
+        nodes.append(
+            helper.make_node(other, [name], [f"b{number}"], **({"to": 1} if other == "Cast" else {}))
+        )
+        name = f"b{number}"
+    names[place] = name
+    nodes.append(helper.make_node(op, names[: place + 1], ["y"]))
+    return build(nodes, [info("x", [4]), info("r", [])], [info("y", None)], {})
+
+
+@pytest.mark.parametrize(
+    ("op", "place"), [("Dropout", 1), ("Bernoulli", 0), ("NonMaxSuppression", 3), ("NonMaxSuppression", 4)]
+)
+@pytest.mark.parametrize("before", [(), ("Identity",), ("Cast", "Squeeze")])
+def test_what_has_to_be_a_fraction_is_one(op: str, place: int, before: tuple[str, ...]) -> None:
+    values = [ValueInfo("r", "tensor(float)", ()), ValueInfo("x", "tensor(float)", (4,))]
+    hints = input_hints(_of(op, place, *before), values)
+    assert hints.fractions == {"r"}
+    for kind in ("tensor(float)", "tensor(float16)"):
+        drawn = [make_feed([ValueInfo("r", kind, ())], {"r": ()}, seed, hints)["r"] for seed in range(50)]
+        assert min(drawn) >= 0
+        assert max(drawn) < 1
+        assert len({float(value) for value in drawn}) > 10
+
+
+def test_a_dropout_with_its_ratio_as_an_input_runs() -> None:
+    model = _of("Dropout", 1)
+    assert verify_outputs(model, model)
+
+
+def test_the_scales_of_a_resize_are_one() -> None:
+    nodes = [helper.make_node("Resize", ["x", "", "s"], ["y"])]
+    model = build(nodes, [info("x", [1, 3, 8, 8]), info("s", [4])], [info("y", None)], {})
+    assert verify_outputs(model, model)
+
+
+def sound(kernel: int, stride: int, *, rank: int = 2, samples: Any = "t") -> onnx.ModelProto:
+    """Conv over samples: x (b, t), or (b, 1, t)."""
+    nodes = [helper.make_node("Unsqueeze", ["x", "one"], ["u"])] if rank == 2 else []
+    nodes.append(helper.make_node("Conv", ["u" if rank == 2 else "x", "w"], ["y"], strides=[stride]))
+    weight = np.random.default_rng(0).standard_normal((4, 1, kernel)).astype(np.float32)
+    shape = ["b", samples] if rank == 2 else ["b", 1, samples]
+    constants = {"w": weight, "one": np.array([1])} if rank == 2 else {"w": weight}
+    return build(nodes, [info("x", shape)], [info("y", None)], constants)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("kernel", [3, 80, 400, 512, 1023, 5000, 16000, 30000])
+def test_audio_gets_a_length_that_its_kernels_take(kernel: int, rank: int) -> None:
+    model = sound(kernel, kernel // 2, rank=rank)
+    shapes = shapes_of(model)
+    assert all(shape[-1] >= kernel for shape in shapes)
+    assert len(shapes) == 2, "an ordinary and a small one"
+    assert verify_outputs(model, model)
+
+
+def test_many_strided_layers_need_a_second_of_sound() -> None:
+    """As feature encoders of speech have: 400 samples for one frame, and some frames for the rest."""
+    nodes, name, weights = [helper.make_node("Unsqueeze", ["x", "one"], ["c0"])], "c0", {"one": np.array([1])}
+    for layer, (kernel, stride) in enumerate(
+        [(10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2), (8, 1)]
+    ):
+        weights[f"w{layer}"] = np.ones((2, 1 if layer == 0 else 2, kernel), np.float32)
+        nodes.append(helper.make_node("Conv", [name, f"w{layer}"], [f"c{layer + 1}"], strides=[stride]))
+        name = f"c{layer + 1}"
+    nodes[-1].output[0] = "y"
+    shapes = shapes_of(build(nodes, [info("x", ["b", "t"])], [info("y", None)], weights))
+    assert shapes[0][1] >= 2640
+
+
+@pytest.mark.parametrize(
+    ("target", "shape", "found"),
+    [
+        ([1, 3, 777], ["n", "t"], (1, 3 * 777)),
+        ([1, 3 * 60 * 60], ["n", 3, "h", "w"], (1, 3, 60, 60)),
+        ([1, 3, 44 * 44], ["n", 3, "h", "w"], (1, 3, 44, 44)),
+        ([1, 12, 50], ["n", 12, "t"], (1, 12, 50)),
+    ],
+)
+def test_a_reshape_implies_a_size(target: list[int], shape: list[Any], found: tuple[int, ...]) -> None:
+    model = build(
+        [helper.make_node("Reshape", ["x", "s"], ["y"])],
+        [info("x", shape)],
+        [info("y", None)],
+        {"s": np.array(target)},
+    )
+    if len(shape) == 2:  # the product of three dims is not looked for
+        with pytest.raises(InputError, match="--input-shape"):
+            shapes_of(model)
+        return
+    assert shapes_of(model)[0] == found
+
+
+@pytest.mark.parametrize(
+    ("tokens", "patch", "side"), [(50, 32, 224), (197, 16, 224), (101, 12, 120), (37, 14, 84)]
+)
+def test_positions_that_are_added_imply_the_size_of_an_image(tokens: int, patch: int, side: int) -> None:
+    """A vision transformer: patches, a class token, and one position for each."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], strides=[patch, patch]),
+        helper.make_node("Reshape", ["c", "flat"], ["f"]),
+        helper.make_node("Concat", ["f", "token"], ["t"], axis=2),
+        helper.make_node("Add", ["t", "p"], ["y"]),
+    ]
+    constants = {
+        "w": rng.standard_normal((4, 3, patch, patch)).astype(np.float32),
+        "flat": np.array([1, 4, -1]),
+        "token": np.ones((1, 4, 1), np.float32),
+        "p": rng.standard_normal((1, 4, tokens)).astype(np.float32),
+    }
+    assert shapes_of(build(nodes, [info("x", [1, 3, "h", "w"])], [info("y", None)], constants))[0] == (
+        1,
+        3,
+        side,
+        side,
+    )
+
+
+def test_the_features_of_a_classifier_imply_the_size_of_an_image() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], strides=[4, 4]),
+        helper.make_node("Flatten", ["c"], ["f"]),
+        helper.make_node("Gemm", ["f", "k"], ["y"]),
+    ]
+    weights = {"w": np.ones((5, 3, 4, 4), np.float32), "k": np.ones((5 * 9 * 9, 10), np.float32)}
+    assert shapes_of(build(nodes, [info("x", ["n", 3, "h", "w"])], [info("y", None)], weights))[0] == (
+        1,
+        3,
+        36,
+        36,
+    )

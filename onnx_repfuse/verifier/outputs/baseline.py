@@ -11,7 +11,8 @@ import onnx
 
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.verifier.distance import Array, flatten
-from onnx_repfuse.verifier.inputs import FeedGroup, FeedKey, FeedSpec, choose_feeds, index_bounds
+from onnx_repfuse.verifier.input_hints import input_hints
+from onnx_repfuse.verifier.inputs import FeedGroup, FeedKey, FeedSpec, choose_feeds
 from onnx_repfuse.verifier.intermediates import Intermediates, open_with_extra_outputs, read_intermediates
 from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, nudge_feed, nudged_weights
 from onnx_repfuse.verifier.outputs.decision_tails import DecisionTail, find_tails
@@ -22,6 +23,7 @@ from onnx_repfuse.verifier.outputs.float32_twin import (
     uses_short_floats,
     widened,
 )
+from onnx_repfuse.verifier.outputs.random_outputs import random_tensors
 from onnx_repfuse.verifier.session import DoesNotRun, Model, Session, input_names, load, open_session
 from onnx_repfuse.verifier.strong_feed import with_strong_feed
 
@@ -50,6 +52,7 @@ class Baseline:
         groups: the feeds, by shape.
         inputs, outputs: names, in order.
         tails: of the outputs that have one, by name.
+        random: tensors that depend on random numbers.
         deciding: the tensors that tails read and that are no inputs or outputs; read as extra outputs.
         values: outputs and deciding tensors, by group and feed.
         by_inputs, by_weights: the same with inputs, or weights, moved by one ulp, where measured.
@@ -69,6 +72,7 @@ class Baseline:
     outputs: tuple[str, ...]
     tails: dict[str, DecisionTail]
     deciding: list[str]
+    random: frozenset[str] = frozenset()
     values: dict[FeedKey, Row] = field(default_factory=dict)
     by_inputs: dict[FeedKey, Row] = field(default_factory=dict)
     by_weights: dict[FeedKey, Row] = field(default_factory=dict)
@@ -130,15 +134,17 @@ def measure_original(
     """
     spec = spec or FeedSpec()
     bounds_model = original if skeleton is None else skeleton
-    in_half_precision = _is_in_half_precision(original, skeleton)
+    parsed = _parsed(original, skeleton)
+    in_half_precision = parsed is not None and uses_short_floats(parsed)
     tails = _tails(original)
     try:
         baseline = _run_original(original, bounds_model, tails, spec, runtime, defer_noise, in_half_precision)
     except DoesNotRun:  # as when a deciding tensor cannot be an output
         baseline = _run_original(original, bounds_model, {}, spec, runtime, defer_noise, in_half_precision)
-    if in_half_precision:
-        graph = load(original if skeleton is None else skeleton, weights=False).graph
-        _run_twin(baseline, behind_short_weights(graph))
+    if parsed is not None:
+        baseline.random = random_tensors(parsed)
+        if in_half_precision:
+            _run_twin(baseline, behind_short_weights(parsed.graph))
     # The other feeds of a group take the noise of its first, scaled, unless one of them fails.
     first_feeds = [FeedKey(group, 0) for group in range(len(baseline.groups))]
     _measure_noise_of_weights(baseline, first_feeds)
@@ -210,7 +216,7 @@ def _run_original(
 ) -> Baseline:
     deciding = _extra_outputs(original, tails)
     with open_with_extra_outputs(original, deciding, runtime) as session:
-        groups = choose_feeds(session, spec, index_bounds(bounds_model, session.inputs))
+        groups = choose_feeds(session, spec, input_hints(bounds_model, session.inputs))
         if in_half_precision and not spec.data:
             groups[0] = with_strong_feed(groups[0], session)
         inputs = tuple(value.name for value in session.inputs)
@@ -236,13 +242,13 @@ def _tails(original: Model) -> dict[str, DecisionTail]:
     return find_tails(load(original, weights=False))
 
 
-def _is_in_half_precision(original: Model, skeleton: onnx.ModelProto | None) -> bool:
-    """Whether anything in the original is; of a large file, which is not parsed, only its skeleton can say so."""
-    if skeleton is None:
-        if isinstance(original, Path | str) and _file_size(original) > WEIGHTS_LIMIT:
-            return False
-        skeleton = load(original, weights=False)
-    return uses_short_floats(skeleton)
+def _parsed(original: Model, skeleton: onnx.ModelProto | None) -> onnx.ModelProto | None:
+    """The original as a proto; None of a large file without a skeleton, which is not parsed."""
+    if skeleton is not None:
+        return skeleton
+    if isinstance(original, Path | str) and _file_size(original) > WEIGHTS_LIMIT:
+        return None
+    return load(original, weights=False)
 
 
 def _extra_outputs(original: Model, tails: dict[str, DecisionTail]) -> list[str]:

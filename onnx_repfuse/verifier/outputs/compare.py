@@ -99,6 +99,7 @@ def compare_with_baseline(
     has_failed = user is None and any(verdict.status is Status.FAILED for verdict in verdicts)
     if has_failed and measure_own_errors(baseline, _failing_feeds(baseline, values)):
         verdicts = _judge(baseline, values, user)
+    verdicts = tuple(_without_random(baseline, verdict) for verdict in verdicts)
     notes = list(baseline.notes)
     # Two backends round in different ways, which the noise of one of them does not cover.
     if backend != baseline.backend:
@@ -107,6 +108,14 @@ def compare_with_baseline(
         notes.append("ONNX Runtime has no kernel for this model; onnx's reference evaluator was the judge")
     runs_of_result = sum(baseline.is_largest(key.group) for key in baseline.keys)
     return _verification(baseline, verdicts, notes, runs_of_result)
+
+
+def _without_random(baseline: Baseline, verdict: OutputVerdict) -> OutputVerdict:
+    """NOT_OBSERVED for an output that depends on random numbers: neither equality nor a difference says anything."""
+    if verdict.name not in baseline.random:
+        return verdict
+    message = f"'{verdict.name}' depends on random numbers, which are others in every run"
+    return verdict_without_figures(verdict.name, Status.NOT_OBSERVED, verdict.dtype, message)
 
 
 def _verification(

@@ -19,7 +19,8 @@ from onnx_repfuse.errors import InputError
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.records.verdict import Precision
 from onnx_repfuse.verifier.distance import Array, difference, flatten, is_inexact, largest
-from onnx_repfuse.verifier.inputs import FeedSpec, choose_feeds, index_bounds
+from onnx_repfuse.verifier.input_hints import input_hints
+from onnx_repfuse.verifier.inputs import FeedSpec, choose_feeds
 from onnx_repfuse.verifier.oracle.registry import DEFAULT_DOMAIN, evaluate_node, is_known
 from onnx_repfuse.verifier.oracle.tensor import Context, Tensor, Unsupported
 from onnx_repfuse.verifier.session import Model, load, one_line, open_session, subgraphs
@@ -49,7 +50,7 @@ def study(
     """
     proto = load(original)
     with open_session(original, runtime) as session:
-        groups = choose_feeds(session, spec or FeedSpec(), index_bounds(original, session.inputs))
+        groups = choose_feeds(session, spec or FeedSpec(), input_hints(original, session.inputs))
     errors: dict[str, list[tuple[Array, Array]]] = {}
     with open_session(fused, runtime) as session:
         for group in groups:

@@ -1,0 +1,185 @@
+"""What a graph demands of its inputs: indices within a table, probabilities, and sizes that its constants imply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import isqrt, prod
+
+import numpy as np
+import onnx
+
+from onnx_repfuse.verifier.session import Model, ValueInfo, load
+
+__all__ = ["InputHints", "input_hints"]
+
+# Operators that hand on the values of their first input.
+_KEEP_VALUES = frozenset(["Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten"])
+# (operator, input): what has to lie in [0, 1). Dropout and NonMaxSuppression refuse other values.
+_FRACTIONS = frozenset([("Dropout", 1), ("Bernoulli", 0), ("NonMaxSuppression", 3), ("NonMaxSuppression", 4)])
+_SCALES = frozenset([("Resize", 2), ("Upsample", 1)])  # (operator, input): factors of sizes, which are 1 here
+# Operators whose integer constants are sizes, or positions up to one.
+_SHAPED = frozenset(["Reshape", "Expand", "Slice", "Tile", "Gather", "Range", "ConstantOfShape"])
+_ELEMENTWISE = frozenset(["Add", "Sub", "Mul", "Div"])
+_MAX_READ = 64  # elements of an integer constant that is read
+_MAX_SIZE = 1 << 18  # of a dim
+_MAX_SIZES = 32
+
+
+@dataclass(frozen=True)
+class InputHints:
+    """What is known of the values and sizes of inputs.
+
+    Attributes:
+        bounds: input name -> number of values that an integer input may take, as it indexes a table.
+        fractions: inputs whose values have to lie in [0, 1).
+        scales: inputs that are factors of sizes.
+        sizes: sizes of free dims at which the graph's constants may fit, to be tried where usual sizes do not.
+        extent: the largest extent of a kernel.
+    """
+
+    bounds: Mapping[str, int] = field(default_factory=dict)
+    fractions: frozenset[str] = frozenset()
+    scales: frozenset[str] = frozenset()
+    sizes: tuple[int, ...] = ()
+    extent: int = 1
+
+
+def input_hints(original: Model, inputs: Iterable[ValueInfo]) -> InputHints:
+    """Read a model for hints; its weights need not be loaded. Raises DoesNotRun."""
+    inputs = list(inputs)
+    has_choice = any(not isinstance(dim, int) for value in inputs for dim in value.shape)
+    names = {value.name for value in inputs if "int" in value.type or "float" in value.type}
+    if not names and not has_choice:
+        return InputHints()
+    graph = load(original, weights=False).graph
+    integers = {value.name for value in inputs if "int" in value.type}
+    extents = [extent for extent, _ in _windows(graph)]
+    return InputHints(
+        _table_rows(graph, integers),
+        _that_reach(graph, names, _FRACTIONS),
+        _that_reach(graph, names, _SCALES),
+        tuple(dict.fromkeys(_implied_sizes(graph)))[:_MAX_SIZES] if has_choice else (),
+        max(extents, default=1),
+    )
+
+
+def _origins(graph: onnx.GraphProto, names: Iterable[str]) -> dict[str, str]:
+    """Tensor -> the input whose values it holds, also behind casts and reshapes."""
+    origin = {name: name for name in names}
+    for node in graph.node:  # token ids are often int64, cast to int32 or flattened first
+        if node.op_type in _KEEP_VALUES and node.input and node.input[0] in origin:
+            origin[node.output[0]] = origin[node.input[0]]
+    return origin
+
+
+def _table_rows(graph: onnx.GraphProto, names: Iterable[str]) -> dict[str, int]:
+    """Rows of the smallest constant table that each of `names` indexes with Gather."""
+    origin = _origins(graph, names)
+    table_shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    bounds: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type == "Gather" and len(node.input) > 1 and node.input[1] in origin:
+            shape, axis = table_shapes.get(node.input[0], ()), _axis(node)
+            if axis < len(shape):
+                name = origin[node.input[1]]
+                bounds[name] = min(bounds.get(name, shape[axis]), shape[axis])
+    return bounds
+
+
+def _axis(node: onnx.NodeProto) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+
+
+def _that_reach(
+    graph: onnx.GraphProto, names: Iterable[str], places: frozenset[tuple[str, int]]
+) -> frozenset[str]:
+    """The inputs whose values an operator reads at one of `places`."""
+    origin = _origins(graph, names)
+    return frozenset(
+        origin[name]
+        for node in graph.node
+        for place, name in enumerate(node.input)
+        if name in origin and (node.op_type, place) in places
+    )
+
+
+def _windows(graph: onnx.GraphProto) -> Iterator[tuple[int, int]]:
+    """(largest extent, largest stride) of each node with a kernel."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        ints = {a.name: tuple(a.ints) for a in node.attribute if a.ints}
+        kernel = ints.get("kernel_shape")
+        if kernel is None and node.op_type == "Conv" and len(node.input) > 1:
+            kernel = shapes.get(node.input[1], ())[2:]
+        if kernel:
+            dilations = ints.get("dilations", (1,) * len(kernel))
+            extents = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=False)]
+            yield max(extents), max(ints.get("strides", (1,)))
+
+
+def _implied_sizes(graph: onnx.GraphProto) -> Iterator[int]:
+    """Sizes to try, likely ones first.
+
+    A constant of a Reshape, or a dim of a constant that is added, is a size inside the network: the input's, or the
+    input's over the strides before it; of an image flattened into one dim, also its root.
+    """
+    windows = list(_windows(graph))
+    strides = [stride for _, stride in windows if stride > 1]
+    total = min(prod(strides), _MAX_SIZE)
+    reductions = dict.fromkeys((1, total, *strides, *(prod(strides[:n]) for n in range(2, len(strides)))))
+    channels = [3, *dict.fromkeys(_channels(graph))]
+    for inner in dict.fromkeys(_inner_sizes(graph)):
+        # Flattened: h * w; with a class token: h * w + 1; with channels: c * h * w.
+        roots = [_root(inner), _root(inner - 1), *(_root(inner // c) for c in channels if inner % c == 0)]
+        for size in dict.fromkeys((inner, *filter(None, roots))):
+            yield from (size * step for step in reductions if 1 < size * step <= _MAX_SIZE)
+    for extent, stride in windows:
+        yield from (extent, extent + stride, 4 * extent)
+
+
+def _root(number: int) -> int:
+    """The whole square root, 0 if there is none."""
+    root = isqrt(max(number, 0))
+    return root if root * root == number else 0
+
+
+def _channels(graph: onnx.GraphProto) -> Iterator[int]:
+    """The output channels of convolutions; the last ones first, as a classifier follows them."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for node in reversed(graph.node):
+        if node.op_type == "Conv" and len(node.input) > 1 and shapes.get(node.input[1]):
+            yield shapes[node.input[1]][0]
+
+
+def _inner_sizes(graph: onnx.GraphProto) -> Iterator[int]:
+    """Sizes that constants of the graph mention."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            tensor = constants.get(name)
+            if tensor is None:
+                continue
+            if node.op_type in _SHAPED:
+                yield from _integers(tensor)
+            elif node.op_type in _ELEMENTWISE:
+                yield from (dim for dim in tensor.dims if dim > 1)  # positions are added to a sequence
+            elif node.op_type in ("Gemm", "MatMul") and place == 1:
+                yield from (dim for dim in tensor.dims[-2:] if dim > 1)  # features, or tokens that are mixed
+
+
+def _integers(tensor: onnx.TensorProto) -> list[int]:
+    """The values of a short integer constant that may be sizes; none where it is external or damaged."""
+    if (
+        tensor.data_type not in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+        or prod(tensor.dims) > _MAX_READ
+    ):
+        return []
+    try:
+        values = onnx.numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, OSError):
+        return []
+    return [int(value) for value in np.ravel(values) if 1 < value <= _MAX_SIZE]
