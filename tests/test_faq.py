@@ -29,10 +29,10 @@ def quantized() -> onnx.ModelProto:
 
 
 def fixed_reshape() -> onnx.ModelProto:
-    """Dynamic height and width, but a Reshape that only 1 x 4 x 50 x 50 fits."""
+    """Dynamic height and width, but a Reshape that only some sizes fit, as 1 x 4 x 45 x 55: no square does."""
     net = Net(4)
     y = net.conv_bn("x", 4, 4, 3)
-    return net.model(net.op("Reshape", y, net.const(np.array([10_000], np.int64))))
+    return net.model(net.op("Reshape", y, net.const(np.array([9_900], np.int64))))
 
 
 BUILT = {"quantized.onnx": quantized, "reshape.onnx": fixed_reshape}
