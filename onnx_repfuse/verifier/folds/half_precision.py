@@ -18,7 +18,8 @@ import numpy as np
 from onnx_repfuse.verifier.distance import Array
 from onnx_repfuse.verifier.folds.error_bound import SIZE_ERRORS
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
-from onnx_repfuse.verifier.folds.stimuli import candidate_rules, stimuli
+from onnx_repfuse.verifier.folds.size_rules import candidate_rules
+from onnx_repfuse.verifier.folds.stimuli import stimuli
 from onnx_repfuse.verifier.intermediates import Intermediates
 from onnx_repfuse.verifier.oracle.evaluator import Oracle
 from onnx_repfuse.verifier.oracle.tensor import Unsupported
@@ -109,7 +110,7 @@ def _filled(
 
 def _ordinary_shapes(case: FoldCase, exact: Oracle) -> dict[str, tuple[int, ...]] | None:
     """The shapes of the last probe that the nodes accept, with a few rows if they take any number of them."""
-    for rules in candidate_rules(len(case.sources)):
+    for rules in candidate_rules(case):
         last = [stimulus.feed for stimulus in stimuli(case, rules) if stimulus.kind == "noise"][-1:]
         for feed in last:
             shapes = {name: array.shape for name, array in feed.items()}
