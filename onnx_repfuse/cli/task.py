@@ -84,8 +84,10 @@ def _fuse(task: Task, progress: Progress) -> Outcome:
     try:
         bench = _bench(task, progress) if task.bench else None
         precision = _precision(task, progress) if task.options.precision_study else ()
-    except RepfuseError as error:  # the model is written, and verified, by now
-        report = replace(report, notes=(*report.notes, f"written, but not measured further: {error}"))
+    except (RepfuseError, OSError, MemoryError) as error:  # the model is written, and verified, by now
+        report = replace(
+            report, notes=(*report.notes, f"written, but not measured further: {_line(str(error))}")
+        )
     if bench is not None:
         report = replace(report, bench=bench.ratio)
     outcome = Outcome("fuse", task.model, task.output, report=report, bench=bench, precision=precision)

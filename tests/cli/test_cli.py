@@ -510,6 +510,19 @@ def test_bench(model, capsys, monkeypatch):
     assert found["rounds"] == 8
 
 
+@pytest.mark.parametrize("error", [InputError("it is gone"), OSError(28, "No space left"), MemoryError()])
+def test_a_measurement_that_fails_does_not_hide_that_the_model_was_written(model, capsys, monkeypatch, error):
+    def fail(*given):
+        raise error
+
+    monkeypatch.setattr("onnx_repfuse.cli.task._bench", fail)
+    assert main(["net.onnx", "--bench"]) == 0
+    out, err = capsys.readouterr()
+    assert "written, but not measured further" in out
+    assert err == ""
+    assert Path("net.fused.onnx").exists()
+
+
 def test_help_version_kinds(capsys):
     assert main(["--help"]) == 0
     assert "Exit codes" in capsys.readouterr().out
