@@ -101,8 +101,11 @@ class Source:
 
     def copy_to(self, out: Sink, begin: int, end: int) -> None:
         """Append the bytes `begin:end` to `out`. Raises InputError."""
+        was_open = self._file is not None
         for at in range(begin, end, CHUNK_BYTES):
             out.write(self.read(at, min(end, at + CHUNK_BYTES)))
+        if not was_open:  # of a model with a file per tensor, thousands would be open in the end
+            self.close()
 
     def check_unchanged(self) -> None:
         """Raise InputError if the file under that name is not what was opened, or was written to since."""

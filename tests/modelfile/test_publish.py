@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from onnx_repfuse.modelfile.atomic_write import Staging
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import Edit
 from onnx_repfuse.modelfile.save import save
+from onnx_repfuse.modelfile.snapshot import snapshot
 
 EDIT = {(): Edit(removed_values={"m"})}
 FOREIGN = b"somebody else's"
@@ -434,3 +436,27 @@ def test_what_is_published_is_read_once_more_and_what_is_only_staged_is_not(tmp_
     )
     fuse(written(tmp_path / "in", 1.0, foldable=True), out / "o.onnx")
     assert seen == [out / "o.onnx.data", out / "o.onnx"]
+
+
+@pytest.mark.parametrize("edits", [{}, EDIT], ids=["copied", "edited"])
+def test_a_file_per_tensor_needs_few_open_files(tmp_path, out, edits):
+    """A common layout of exporters; a process may have 256 files open on some systems."""
+    model = model_with(1.0)
+    for number in range(300):
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.full(300, number, np.float32), f"n{number}")
+        )
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "m.onnx"
+    onnx.save(model, path, save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=100)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+    try:
+        with Document.open(path) as document:
+            save(document, edits, out / "o.onnx")
+            snapshot(document, tmp_path / "snapshot")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    for copy in (out / "o.onnx", tmp_path / "snapshot" / "m.onnx"):
+        assert weight(copy) == 1.0
+        assert onnx.load(copy).graph.initializer == onnx.load(path).graph.initializer
