@@ -15,7 +15,17 @@ from onnx_repfuse.graph.views import View
 from onnx_repfuse.planner.cost import Price
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["Candidate", "Entry", "Option", "absorbing", "combinations", "prune", "reported_kind"]
+__all__ = [
+    "Candidate",
+    "Entry",
+    "Option",
+    "Way",
+    "absorbing",
+    "combinations",
+    "prune",
+    "reported_kind",
+    "way_of",
+]
 
 MAX_CANDIDATES = 4  # kept of a tensor
 MAX_COMBINATIONS = 25  # tried of an operator's options; of more, only uniform ones are
@@ -65,6 +75,14 @@ class Candidate:
     convolves: bool
     view: View | None = None
     swallowed: str = ""
+
+
+Way = tuple[frozenset[str], bool]
+
+
+def way_of(candidate: Candidate) -> Way:
+    """What tells candidates of one tensor apart, in later rounds, too: their sources, and whether a view is last."""
+    return frozenset(map(str, candidate.form.sources)), candidate.view is not None
 
 
 class Option(NamedTuple):

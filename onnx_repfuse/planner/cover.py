@@ -34,16 +34,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from onnx_repfuse.algebra.affine_form import Form, identity, scale_out
-from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.lift import Context, LinearOp, Operand
-from onnx_repfuse.planner.candidates import Candidate, Entry, Option, combinations, prune
+from onnx_repfuse.planner.candidates import Candidate, Entry, Option, Way, combinations, prune, way_of
 from onnx_repfuse.planner.commute_views import restoring, under_view, why_not_before_average
 from onnx_repfuse.planner.compose import Parts, composed, form_of_node
 from onnx_repfuse.planner.cost import CostModel, Price, node_price, view_cost
-from onnx_repfuse.planner.lowering import Lowered, Lowering, Step
+from onnx_repfuse.planner.lowering import Lowered, Lowering, Step, writes_itself
 from onnx_repfuse.planner.regions import Regions
 from onnx_repfuse.planner.sizes import Sizes
 from onnx_repfuse.planner.value_range import check_range, data_type_of
@@ -65,6 +64,7 @@ class Cover:
         lifts: output -> operator, in topological order.
         is_allowed: whether the user allows a fold of these kinds.
         banned: outputs that must stay computed as they are.
+        refused: outputs, and ways to compute them that are not to be chosen.
         entries: output -> what the program found for it.
         inexact: output -> why a form of it is not exact, and the operand it looked through, or ''.
         absorbed: a tensor that several nodes read -> the form that all of them see instead (`shared_consumers`).
@@ -75,6 +75,7 @@ class Cover:
     model: CostModel
     is_allowed: Callable[[frozenset[Kind]], bool]
     banned: frozenset[str] = frozenset()
+    refused: frozenset[tuple[str, Way]] = frozenset()
     entries: dict[str, Entry] = field(default_factory=dict)
     inexact: dict[str, list[tuple[Inexact, str]]] = field(default_factory=dict)
     absorbed: dict[str, Candidate] = field(default_factory=dict)
@@ -201,12 +202,12 @@ class Cover:
         entry = self._entry_of_node(lifted)
         ranked: list[tuple[int, Candidate]] = []
         parts: Parts = {}
-        writes_itself = _writes_itself(lifted) and not self._reads_absorbed(lifted)
+        is_itself = writes_itself(lifted) and not self._reads_absorbed(lifted)
         for combination in combinations(options):
             candidate = self._candidate(lifted, combination, parts)
             if candidate is None:
                 continue
-            if writes_itself and candidate.nodes == 1:
+            if is_itself and candidate.nodes == 1:
                 ranked.append((candidate.setup.cost + entry.node.cost, candidate))
                 continue
             cost = self._consider(lifted, candidate, entry)
@@ -249,9 +250,15 @@ class Cover:
         return price.cost
 
     def _may_choose(self, lifted: LinearOp, candidate: Candidate) -> bool:
-        if lifted.output in self.banned or not self.is_allowed(self.roles_of(lifted, candidate)):
+        if lifted.output in self.banned or self.is_refused(lifted.output, candidate):
+            return False
+        if not self.is_allowed(self.roles_of(lifted, candidate)):
             return False
         return self.regions.has_one_used_output(lifted.node)
+
+    def is_refused(self, output: str, candidate: Candidate) -> bool:
+        """Whether this way to compute a tensor was found to be dearer at some size."""
+        return bool(self.refused) and (output, way_of(candidate)) in self.refused
 
     def roles_of(self, lifted: LinearOp, candidate: Candidate) -> frozenset[Kind]:
         """Kinds of what a candidate absorbs: of a single node, which gives out what it reads, only `no-op`."""
@@ -379,22 +386,3 @@ class Cover:
 def _fits(form: Form, operand: Operand) -> bool:
     """The operand is read in the layout the form is in."""
     return form.layout == operand.layout and form.channels == operand.channels
-
-
-def _writes_itself(lifted: LinearOp) -> bool:
-    """Whether the form of the node alone would be lowered to the node itself, at the same price.
-
-    Then it need not be lowered to know its price, which spares most of the work in networks that are folded already.
-    """
-    if lifted.view is not None or lifted.inner_nodes or lifted.padding_value is not None:
-        return False
-    facts, kernel = operator(lifted.node), lifted.terms[0].kernel
-    if facts.weight is not None:
-        return not isinstance(kernel, Vector)  # a 1x1 depthwise Conv would become a Mul
-    if facts.normalizes:
-        # without a bias it would become a Mul, with factors of 1 an Add
-        return not lifted.bias.is_zero and not (isinstance(kernel, Vector) and kernel.is_one)
-    if lifted.node.op not in ("Add", "Sum", "Concat") or not lifted.bias.is_zero:
-        return False
-    # the same tensor twice would become a Mul by 2
-    return len(lifted.terms) == len(lifted.operands) == len({o.name for o in lifted.operands}) > 1

@@ -10,8 +10,8 @@ The plan is finished when that finds nothing: a second run changes no byte.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Set
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from operator import is_
 from typing import NamedTuple, TypeVar
@@ -33,12 +33,14 @@ from onnx_repfuse.planner.apply_folds import (
     join_identities,
     reads_too_many,
 )
+from onnx_repfuse.planner.candidates import Way, way_of
 from onnx_repfuse.planner.cost import cost_model
 from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.planner.protected_patterns import protected_nodes
-from onnx_repfuse.planner.refusals import opset_refusal, refusals
-from onnx_repfuse.planner.select import select
+from onnx_repfuse.planner.refusals import opset_refusal, refusals, size_refusal
+from onnx_repfuse.planner.run_time_sizes import may_rise
+from onnx_repfuse.planner.select import Selection, select
 from onnx_repfuse.planner.shared_consumers import absorb_shared_tensors
 from onnx_repfuse.records.report import Kind, Refusal
 
@@ -103,6 +105,10 @@ def plan_scope(
             break
         if not planning.is_changed:
             join_identities(plan)
+            present = {id(node) for node in scope.nodes}
+            for nodes in planning.not_cheaper.values():
+                if all(id(node) in present for node in nodes):
+                    plan.refusals.append(size_refusal(scope, nodes))
             plan.refusals += _new_refusals(plan, last)
             return plan
         # A second run would read the file that the nodes make now. So plan once more by what that says: without what
@@ -120,6 +126,8 @@ class _Planning:
     Attributes:
         banned: outputs that must stay computed as they are.
         alive: ids of the nodes that were needed before; the others are not ours to remove.
+        refused: outputs, and ways to compute them that take more multiply-adds at some size.
+        not_cheaper: these outputs, and the nodes that would have been absorbed.
         is_changed: something was written since the scope was read.
     """
 
@@ -127,6 +135,8 @@ class _Planning:
     options: Options
     banned: frozenset[str]
     alive: set[int]
+    refused: frozenset[tuple[str, Way]] = frozenset()
+    not_cheaper: dict[str, tuple[gs.Node, ...]] = field(default_factory=dict)
     is_changed: bool = False
 
     def remove_identities(self) -> None:
@@ -145,12 +155,11 @@ class _Planning:
         previous: _Round | None = None
         stale: set[str] = set()
         for _ in range(MAX_ROUNDS):
-            current = _cover(scope, self.options, self.banned, layouts, previous, stale)
+            current = _cover(scope, self.options, self.banned, self.refused, layouts, previous, stale)
             selections = select(current.cover)
-            too_wide = frozenset(one.output for one in selections if reads_too_many(self.plan, one))
-            if too_wide:
-                self.banned |= too_wide
-                previous, stale = current, {*too_wide, *current.cover.absorbed}
+            not_made = self.refuse(current.cover, selections)
+            if not_made:
+                previous, stale = current, {*not_made, *current.cover.absorbed}
                 continue
             if not selections:
                 return current
@@ -158,6 +167,20 @@ class _Planning:
             self._changed(written=True)
             previous, layouts, stale = current, channel_layouts(scope, layouts), set()
         return None
+
+    def refuse(self, cover: Cover, selections: Iterable[Selection]) -> set[str]:
+        """Ban outputs of which too much would have to be proved, and refuse ways that may be dearer at run time.
+
+        Returns:
+            the outputs to be covered again.
+        """
+        too_wide = {one.output for one in selections if reads_too_many(self.plan, one)}
+        self.banned |= too_wide
+        rising = [one for one in selections if one.output not in too_wide and may_rise(cover, one)]
+        self.refused |= {(one.output, way_of(one.candidate)) for one in rising}
+        for one in rising:
+            self.not_cheaper.setdefault(one.output, one.nodes)
+        return too_wide | {one.output for one in rising}
 
     def _changed(self, *, written: bool) -> None:
         """After nodes may have been written, remove what nobody needs any more."""
@@ -168,7 +191,7 @@ class _Planning:
 
 def cover_scope(scope: Scope, options: Options) -> Cover:
     """What the planner weighs in a scope as it is."""
-    return _cover(scope, options, frozenset(), channel_layouts(scope), None, frozenset()).cover
+    return _cover(scope, options, frozenset(), frozenset(), channel_layouts(scope), None, frozenset()).cover
 
 
 def _fold_activations(plan: ScopePlan, options: Options, banned: frozenset[str]) -> bool:
@@ -176,7 +199,9 @@ def _fold_activations(plan: ScopePlan, options: Options, banned: frozenset[str])
     replaced: dict[int, list[gs.Node]] = {}
     for activation in activations(plan.scope, _is_kept(options), banned):
         if not activation.created:
-            plan.refusals.append(opset_refusal(plan.scope, activation.place, activation.absorbed))
+            refusal = opset_refusal(plan.scope, activation.place, activation.absorbed)
+            if refusal not in plan.refusals:  # of an earlier reading
+                plan.refusals.append(refusal)
             continue
         roles = frozenset((Kind.ACTIVATION,))
         fold = PlannedFold((activation.output,), [], activation.created, roles, 0, 0)
@@ -198,6 +223,7 @@ def _cover(
     scope: Scope,
     options: Options,
     banned: frozenset[str],
+    refused: frozenset[tuple[str, Way]],
     layouts: dict[str, ChannelLayout],
     previous: _Round | None,
     stale: Set[str],
@@ -212,7 +238,7 @@ def _cover(
     lifted = _lift_all(context, _is_kept(options), previous, changed)
     lifts = {one.output: one.outcome for one in lifted if isinstance(one.outcome, LinearOp)}
     model = cost_model(options.cost)
-    cover = Cover(context, lifts, model, options.allows_all, banned)
+    cover = Cover(context, lifts, model, options.allows_all, banned, refused)
     if previous is None:
         cover.solve(lifts)
         absorb_shared_tensors(cover)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import onnx_graphsurgeon as gs
 
@@ -13,7 +13,7 @@ from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Refusal
 
-__all__ = ["opset_refusal", "refusals"]
+__all__ = ["opset_refusal", "refusals", "size_refusal"]
 
 MAX_NODES_BACK = 8  # looked at between a BatchNormalization and its convolution
 
@@ -44,6 +44,15 @@ def refusals(scope: Scope, cover: Cover, declined: Iterable[tuple[gs.Node, Decli
 def opset_refusal(scope: Scope, node: gs.Node, others: Iterable[gs.Node]) -> Refusal:
     """A node of an activation that later opsets have an operator for, and those that stay with it."""
     return _refusal(scope, Reason.OPSET, f"{_title(scope, node)} stays: {Reason.OPSET.prose}.", *others)
+
+
+def size_refusal(scope: Scope, nodes: Sequence[gs.Node]) -> Refusal:
+    """Nodes that would take more multiply-adds as others at some size that is known only at run time."""
+    *others, last = nodes
+    names = " and ".join(_title(scope, node) for node in (last, *others[-1:]))
+    verb = "stay" if others else "stays"
+    why = "folded they would take more multiply-adds at some of the sizes that are not known"
+    return _refusal(scope, Reason.SHAPE, f"{names} {verb} as they are: {why}.", last, *others)
 
 
 def _refusal(scope: Scope, reason: Reason, message: str, *nodes: gs.Node) -> Refusal:

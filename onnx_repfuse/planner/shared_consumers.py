@@ -121,7 +121,7 @@ def _inline(cover: Cover, name: str, roots: Sequence[str], names: Sequence[str])
         if outer is None or entry.candidates[:1] != [outer] or not outer.reads_existing:
             return False  # something else is cheaper, and may be allowed now
         candidate = _inlined(cover, outer, name, inner)
-        if candidate is None or not cover.is_allowed(candidate.roles):
+        if candidate is None or not cover.is_allowed(candidate.roles) or cover.is_refused(root, candidate):
             return False
         price = cover.price(cover.lifts[root], candidate)
         if price is None:
