@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.api import document_of
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.graph.load import read_scopes
 from onnx_repfuse.graph.scope import Scope, node_name
+from onnx_repfuse.lift import may_be_linear
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import make_plan
@@ -21,12 +23,19 @@ from onnx_repfuse.planner.cost import Price
 from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.planner.lowering import Lowered, Step
 from onnx_repfuse.planner.plan_scope import cover_scope
-from onnx_repfuse.records.report import Fold, NodeRef, Report
+from onnx_repfuse.records.report import Fold, Kind, NodeRef, Report
 from onnx_repfuse.report.formatting import clean, percent, plural, quantity
 
 __all__ = ["considered", "explain", "looking_through"]
 
 _OPS = {"Shift": "Add of a constant", "Norm": "BatchNormalization", "Mul": "Mul by a constant"}
+# Others that are not read as linear, such as Gather, may be linear nevertheless.
+_NOT_LINEAR = {
+    "Abs", "ArgMax", "ArgMin", "Ceil", "Celu", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "GlobalMaxPool",
+    "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "LogSoftmax", "MaxPool", "Mish", "PRelu", "Reciprocal",
+    "ReduceL2", "ReduceMax", "ReduceMin", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Softmax", "Softplus",
+    "Softsign", "Sqrt", "Tanh", "ThresholdedRelu", "TopK",
+}  # fmt: skip
 
 
 def explain(model: str, node: str, options: Options | None = None) -> str:
@@ -44,16 +53,19 @@ def explain(model: str, node: str, options: Options | None = None) -> str:
     with document_of(model) as document:
         original = read_scopes(document, freeze_initializers=chosen.freeze_initializers)
         op = _op(original, node)
+        name = _name_of(original, node)
         planned = make_plan(document, chosen)
         report = make_report(planned, name=str(model))
     folds = [fold for fold in report.folds if any(_is(ref, node) for ref in fold.absorbed)]
     refusals = list(_refusals(report, folds, node))
     lines = [f"{clean(op)} '{clean(node)}'"]
     for fold in folds:
-        lines += _fold(fold, node)
+        lines += _fold(fold, node, report)
     lines += refusals
     if folds:
         lines += _forms_of_folds(folds, original, chosen)
+    elif gone := _removed(report, [part.scope for part in planned.scopes], node, name):
+        lines += gone
     else:
         lines += _forms_of_node(
             node, op, [part.scope for part in planned.scopes], chosen, explained=bool(refusals)
@@ -77,21 +89,48 @@ def _forms_of_node(
     The first line says why it stays, unless a refusal has `explained` that.
     """
     lines: list[str] = []
-    linear = False
+    linear = may_be = False
     for scope in planned:
         tensors = _tensors(scope, node)
         if not tensors:
             continue
         cover = cover_scope(scope, options)
         linear |= any(name in cover.lifts for name in tensors)
+        may_be |= any(may_be_linear(scope.producer[name]) for name in tensors)
         consumers = [other for name in tensors for other in looking_through(cover, name)]
         lines += _forms(cover, dict.fromkeys([*tensors, *consumers]))
     if explained:
         return lines
     if linear:
         return ["Stays as it is: it is linear, but none of the forms considered is cheaper.", *lines]
-    why = f"this {clean(op)} is not a linear map of one tensor in inference, so regions end here"
-    return [f"Stays as it is: {why}.", *lines]
+    if any(fnmatchcase(node, pattern) for pattern in options.keep):
+        return ["Stays as it is: --keep names it.", *lines]
+    why = f"{clean(op)} is not among the operators that are read as linear maps"
+    if op in _NOT_LINEAR:
+        why = f"this {clean(op)} is not a linear map"
+    if may_be:  # Mul of two tensors, a Conv whose weights are computed, an Add of which no shape is known
+        why = f"nothing proves that this {clean(op)} is a linear map of one tensor: "
+        why += "what else it reads is not constant, or its shape is not known"
+    return [f"Stays as it is: {why}, so regions end here.", *lines]
+
+
+def _name_of(scopes: list[Scope], wanted: str) -> str:
+    """The name of the node that has this name or computes this tensor."""
+    for scope in scopes:
+        for node in scope.nodes:
+            if wanted == node_name(node) or wanted in [tensor.name for tensor in node.outputs]:
+                return node_name(node)
+    return wanted
+
+
+def _removed(report: Report, planned: list[Scope], node: str, name: str) -> list[str]:
+    """Why a node that no fold absorbed is not there any more; nothing if it is."""
+    claims = [change for change in report.changes if name in change.nodes and change.kind is Kind.NO_OP]
+    if claims:
+        return [f"Removed ({change.kind}), which is no fold: {clean(change.claim)}." for change in claims]
+    if any(_tensors(scope, node) for scope in planned):
+        return []
+    return ["Removed: no node reads what it computes any more."]
 
 
 def _op(scopes: list[Scope], wanted: str) -> str:
@@ -122,10 +161,14 @@ def _is(ref: NodeRef, node: str) -> bool:
     return ref.name == node or node in ref.outputs
 
 
-def _fold(fold: Fold, node: str) -> Iterator[str]:
+def _fold(fold: Fold, node: str, report: Report) -> Iterator[str]:
     where = f" in {clean(fold.scope)}" if fold.scope else ""
     kinds = ", ".join(map(str, fold.kinds)) or str(fold.kind)
-    yield f"Fused{where} ({kinds}): it computes part of '{clean(fold.output)}', whose name stays."
+    is_gone = any(part.scope == fold.scope and fold.output in part.tensors for part in report.vanished)
+    instead = (
+        f"in whose place '{', '.join(map(clean, fold.sources))}' is read" if is_gone else "whose name stays"
+    )
+    yield f"Fused{where} ({kinds}): it computes part of '{clean(fold.output)}', {instead}."
     yield "  The region:"
     for ref in fold.absorbed:
         yield f"    {_titled(ref)}{'  <- this node' if _is(ref, node) else ''}"

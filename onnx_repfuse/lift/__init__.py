@@ -24,7 +24,7 @@ from onnx_repfuse.lift.border import match
 from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, Operand
 from onnx_repfuse.records.reasons import Reason
 
-__all__ = ["Context", "Declined", "LinearOp", "Operand", "lift"]
+__all__ = ["Context", "Declined", "LinearOp", "Operand", "lift", "may_be_linear"]
 
 _LIFTS: dict[str, Callable[[Context, gs.Node], LinearOp | Declined | None]] = {
     "Add": sum_identity.lift_add,
@@ -46,6 +46,11 @@ _LIFTS: dict[str, Callable[[Context, gs.Node], LinearOp | Declined | None]] = {
     "Sub": sum_identity.lift_add,
     "Sum": sum_identity.lift_sum,
 }
+
+
+def may_be_linear(node: gs.Node) -> bool:
+    """Whether a node would be linear if its parameters were constants and its shapes known."""
+    return node.op == "Split" or node.op in _LIFTS or operator(node).space_map is not None
 
 
 def lift(context: Context, node: gs.Node, output: int = 0) -> LinearOp | Declined | None:

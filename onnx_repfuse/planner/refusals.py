@@ -143,7 +143,7 @@ def _behind_an_obstacle(scope: Scope, cover: Cover, name: str) -> Refusal | None
             why = f"its input comes from {_title(scope, before)}, which computes in integers: fuse before you quantize"
             return _refusal(scope, Reason.QUANTIZED, f"{_title(scope, node)} stays: {why}.", node, before)
         if obstacle is not None and operator(before).weight is not None:
-            why = f"{_title(scope, obstacle)} to another type is between it and {_title(scope, before)}"
+            why = f"{_title(scope, obstacle)} is between it and {_title(scope, before)}"
             return _refusal(scope, Reason.UNSUPPORTED, f"{_title(scope, node)} stays: {why}.", node, before)
         if before.op not in (
             "Cast",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from onnx_repfuse.cli.explain import explain
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.options import Options
 from onnx_repfuse.records.report import Kind
+from tests.build import Net
 
 MODELS = Path(__file__).parents[2] / "models"
 REPVGG, FASTVIT = MODELS / "repvgg.train.onnx", MODELS / "fastvit.train.onnx"
@@ -71,3 +74,44 @@ def test_costs_have_the_unit_of_their_model(cost):
 def test_a_misspelt_name():
     with pytest.raises(InputError, match="did you mean '/head/fc/Gemm'"):
         explain(str(REPVGG), "/head/fc/Gem")
+
+
+def saved(net, output, folder):
+    onnx.save(net.model(output), folder / "m.onnx")
+    return str(folder / "m.onnx")
+
+
+def test_a_no_op_is_removed_and_is_no_fold(tmp_path):
+    net = Net(4)
+    relu = net.op("Relu", net.conv("x", 4, 4, 3))
+    same = net.op("Add", relu, net.const(np.zeros((4, 1, 1))))
+    text = explain(saved(net, net.op("Relu", same), tmp_path), same)
+    assert text.splitlines()[1].startswith("Removed (no-op), which is no fold: Add")
+    assert f"equals '{relu}'" in text
+
+
+def test_a_root_behind_a_no_op_keeps_its_name():
+    """It was once said both to be fused, with its name kept, and to stay as it is."""
+    text = explain(str(MODELS / "mobileone.train.onnx"), "/stem/Add_1_output_0")
+    assert "it computes part of '/stem/Add_1_output_0', whose name stays" in text
+    assert "Stays as it is" not in text
+
+
+def test_a_constant_that_nobody_reads_any_more():
+    assert "Removed: no node reads" in explain(str(MODELS / "mobileone.train.onnx"), "/stem/Constant")
+
+
+def test_what_may_be_linear_is_not_called_nonlinear(tmp_path):
+    net = Net(4)
+    first, second = net.op("Relu", "x"), net.op("Sigmoid", "x")
+    rows = net.op("Gather", net.op("Mul", first, second), net.const(np.array([1, 0])), axis=1)
+    path = saved(net, rows, tmp_path)
+    names = {node.op_type: node.output[0] for node in onnx.load(path).graph.node}
+    assert "nothing proves that this Mul is a linear map" in explain(path, names["Mul"])
+    assert "Gather is not among the operators that are read as linear maps" in explain(path, names["Gather"])
+    assert "this Sigmoid is not a linear map" in explain(path, names["Sigmoid"])
+
+
+def test_what_is_kept_says_so():
+    text = explain(str(MODELS / "acnet.train.onnx"), SQUARE, Options(keep=(SQUARE,)))
+    assert "Stays as it is: --keep names it." in text
