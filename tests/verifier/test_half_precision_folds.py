@@ -17,6 +17,7 @@ from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.folds.half_precision import loses_precision
 from onnx_repfuse.verifier.oracle.evaluator import Oracle
 from tests.build import Net, counts
+from tests.half_faults import caught
 
 HALF = np.float16
 SEEN_NOWHERE = "no values"
@@ -136,3 +137,9 @@ def test_good_half_precision_folds_stay() -> None:
         net = Net(8, dtype=HALF, seed=seed)
         out = net.add(net.conv_bn("x", 8, 8, 3), net.conv_bn("x", 8, 8, 1), net.bn("x", 8))
         assert counts(fuse(net.model(net.op("Relu", out))).model) == {"Conv": 1, "Relu": 1}
+
+
+def test_one_weight_off_by_a_hundredth_is_seen_in_half_precision() -> None:
+    """The long form, `python -m tests.half_faults`, sees 58 of 60."""
+    seen, false_alarms = caught(6)
+    assert (seen, false_alarms) == (6, 0)

@@ -26,6 +26,8 @@ __all__ = ["Stimulus", "stimuli"]
 
 # Products that all stimuli of a fold take together: a network has up to some hundred folds.
 _MAX_PRODUCTS = 60_000_000
+# Products that the impulses of a fold in half precision take.
+_MAX_HALF_PRODUCTS = 250_000_000
 # Positions of all stimuli together: enough for every kind even where weights are many, and no more than help where few.
 _MIN_POSITIONS, _MAX_POSITIONS = 110, 2000
 _LARGE_KERNEL = 8  # extent from which on a kernel gets fewer and smaller sizes (RepLKNet has 31x31)
@@ -141,10 +143,13 @@ def _impulses(
     """
     # Which taps of a strided kernel read a position depends on its remainder.
     phases = list(itertools.product(range(stride), repeat=len(size)))
-    # An output sums one block. In a short format rounding hides more: fewer terms, and larger ones beside the bias.
-    is_short = case.float_format.unit_roundoff >= 1e-6
-    block, amplitude = (8, 64.0) if is_short else (64, 8.0)
+    # An output sums one block. In a short format rounding hides more: one term, and a larger one beside the bias. So
+    # a weight that is off by a hundredth of itself shows, however small it is beside its neighbours.
+    is_short = case.float_format.is_half
+    block, amplitude = (1, 64.0) if is_short else (64, 8.0)
     blocks = -(-case.depth // block)
+    if is_short:
+        rows = max(rows, _MAX_HALF_PRODUCTS // max(1, case.weights * math.prod(size)))
     rows = min(max(rows, len(phases)), blocks * len(phases))
     blocks = max(1, rows // len(phases))
 
