@@ -88,7 +88,7 @@ def _infer_twice(
     scope, opset = alone.graph, alone.opset_import[0].version
     declared: Types = {name: (const.data_type, const.shape) for name, const in weights.items()}
     sized = proved = {**_run(alone, varying), **declared}
-    certain = without_unreliable_shapes(scope, proved, weights, opset)
+    certain = without_unreliable_shapes(scope, {**dict(_types(scope.input)), **proved}, weights, opset)
     if _assume(scope.input[:varying], outer):
         sized = {**_run(alone, varying), **declared}
     if certain is not None:

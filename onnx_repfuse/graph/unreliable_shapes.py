@@ -2,6 +2,8 @@
 
 * A pool with `ceil_mode`: inference counts a last window that begins in the padding, ONNX Runtime does not. One with
   `auto_pad` and dilations: the one pads for the dilated window, the other does not.
+* A pool with `auto_pad` and `pads`: inference follows the second, ONNX Runtime the first. PRelu with a slope that has
+  more axes than its input, which ONNX Runtime broadcasts, too. STFT, whose `onesided` inference does not count.
 * ConvTranspose with `auto_pad` and `output_padding`, or told to write fewer positions than it reads.
 * Resize and Upsample: `floor(size * scale)` depends on the precision of the product; 10 * 0.7f is 6 or 7.
 * Squeeze and Unsqueeze with negative axes before opset 11, which inference takes for others; Squeeze with no axes at
@@ -9,8 +11,8 @@
 * A Slice backwards to the greatest number, which is the front for ONNX Runtime; an Einsum that broadcasts.
 * A size cast to a type that may not hold it.
 
-Found by comparing both, operator by operator, with onnx 1.23 and onnxruntime 1.32. Each rule is `doubts` of the
-operator's record.
+Found by comparing both, operator by operator, with onnx 1.23 and onnxruntime 1.32 (`python -m tests.operator_facts`).
+Each rule is `doubts` of the operator's record.
 """
 
 from __future__ import annotations
@@ -90,8 +92,10 @@ def _doubt(
     if rule is None:
         return ()
     shape, result = _inferred_shape(types, node.input), _inferred_shape(types, node.output)
-    if shape is None or result is None:
+    if result is None:
         return ()  # nothing was inferred that could be wrong
+    if shape is None:
+        return Doubt.SHAPE
     try:
         attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name}
         inputs = [_values(constants.get(name)) for name in node.input]

@@ -12,6 +12,8 @@ from onnx_repfuse.graph.operators.facts import Attributes, Evaluate, Operator, V
 
 __all__ = ["ARITHMETIC"]
 
+MAX_EXPONENT = 1 << 24  # up to which float32 holds every integer
+
 
 def _binary(function: Callable[[Values, Values], Any]) -> Evaluate:
     return lambda attrs, a, b: function(a, _aligned(attrs, a, b)).astype(a.dtype)
@@ -28,6 +30,14 @@ def _aligned(attrs: Attributes, a: Values, b: Values) -> Values:
 
 def _divide(a: Values, b: Values) -> Values:
     return np.trunc(np.true_divide(a, b)) if a.dtype.kind in "iu" else np.true_divide(a, b)
+
+
+def _power(a: Values, b: Values) -> Values:
+    if b.dtype.kind in "iu" and b.size and max(abs(int(b.min())), abs(int(b.max()))) > MAX_EXPONENT:
+        raise ValueError(
+            "an exponent that float32 does not hold"
+        )  # ONNX Runtime rounds it: an odd one becomes even
+    return np.asarray(np.power(a, b))
 
 
 def _equal(attrs: Attributes, a: Values, b: Values) -> Any:
@@ -49,7 +59,7 @@ ARITHMETIC = (
     _arithmetic("Mean"),
     _arithmetic("Min"),
     _arithmetic("Mul", stays_for_a_reason=True, evaluate=_binary(np.multiply)),
-    _arithmetic("Pow", evaluate=_binary(np.power), undefined_for="iu"),  # 2 ** -1 in integers
+    _arithmetic("Pow", evaluate=_binary(_power), undefined_for="iu"),  # 2 ** -1 in integers
     _arithmetic("Sub", stays_for_a_reason=True, evaluate=_binary(np.subtract)),
     _arithmetic("Sum"),
     Operator("Equal", evaluate=_equal, jumps=lambda attrs: True),

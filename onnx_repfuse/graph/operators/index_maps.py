@@ -82,7 +82,11 @@ def _slice_doubts(case: SizeCase) -> Sequence[int]:
 
 
 def _every_axis(case: SizeCase) -> Sequence[int]:
-    """Einsum: an index may be of size 1 in one operand, and inference takes the first size it meets."""
+    """All sizes.
+
+    Einsum: an index may be of size 1 in one operand, and inference takes the first size it meets. STFT: inference does
+    not count the half of the frequencies that `onesided` leaves.
+    """
     return range(len(case.result))
 
 
@@ -109,5 +113,6 @@ INDEX_MAPS = (
         takes_omitted_inputs=True,
         doubts=_slice_doubts,
     ),
+    Operator("STFT", doubts=_every_axis),
     Operator("Split", channels=SELECTED, outputs_are_alike=True, attributes_are_inputs_since=13),
 )

@@ -92,7 +92,8 @@ def _keeps_batch(case: ViewCase) -> bool:
 
 def _flatten(attrs: Attributes, x: Values) -> Values:
     axis = attrs.get("axis", 1)
-    return x.reshape(prod(x.shape[: axis % (x.ndim + 1) if axis < 0 else axis]), -1)
+    axis = axis + x.ndim if axis < 0 else axis
+    return x.reshape(prod(x.shape[:axis]), prod(x.shape[axis:]))
 
 
 def _reshape(attrs: Attributes, x: Values, shape: Values | None = None) -> Values:
@@ -164,7 +165,8 @@ def _negative_axes_doubts(case: SizeCase) -> tuple[()] | Doubt:
 
 def _squeeze_doubts(case: SizeCase) -> tuple[()] | Doubt:
     """An empty list of axes, too, which is no axis for onnx and every axis of size 1 for ONNX Runtime."""
-    return Doubt.SHAPE if case.inputs[1:] == [[]] else _negative_axes_doubts(case)
+    is_empty = case.inputs[1:] == [[]] or case.attrs.get("axes") == []
+    return Doubt.SHAPE if is_empty else _negative_axes_doubts(case)
 
 
 # Transpose
