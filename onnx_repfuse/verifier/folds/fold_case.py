@@ -145,16 +145,17 @@ class FoldCase:
         return [*self.before.graph.initializer, *self.after.graph.initializer]
 
 
-def reach(case: FoldCase) -> tuple[tuple[int, ...], int]:
-    """(kernel extent per spatial axis, largest stride) over all windows of both models."""
+def reach(case: FoldCase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(kernel extent, largest stride), each per spatial axis, over all windows of both models."""
     # A fold of parallel branches reaches as far as its largest kernel; a composed kernel, in `after`, farther.
     windows = [*_windows(case.before), *_windows(case.after)]
     extents = itertools.zip_longest(*(extent for extent, _ in windows), fillvalue=0)
-    return tuple(max(axis) for axis in extents), max((stride for _, stride in windows), default=1)
+    strides = itertools.zip_longest(*(stride for _, stride in windows), fillvalue=1)
+    return tuple(max(axis) for axis in extents), tuple(max(axis) for axis in strides)
 
 
-def _windows(model: onnx.ModelProto) -> Iterator[tuple[tuple[int, ...], int]]:
-    """(extent per axis, largest stride) of each node with a kernel. A 3x3 kernel of dilation 2 has extent (5, 5)."""
+def _windows(model: onnx.ModelProto) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(extent, stride), each per axis, of each node with a kernel. A 3x3 kernel of dilation 2 has extent (5, 5)."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     for node in model.graph.node:
         ints = {a.name: tuple(a.ints) for a in node.attribute if a.type == onnx.AttributeProto.INTS}
@@ -164,7 +165,7 @@ def _windows(model: onnx.ModelProto) -> Iterator[tuple[tuple[int, ...], int]]:
         if kernel:
             dilations = ints.get("dilations") or (1,) * len(kernel)
             extents = tuple((size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=False))
-            yield extents, max((1, *ints.get("strides", ())))
+            yield extents, ints.get("strides") or (1,) * len(kernel)
 
 
 def _depth(model: onnx.ModelProto) -> int:

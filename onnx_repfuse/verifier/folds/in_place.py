@@ -190,9 +190,9 @@ def _tiles(case: FoldCase, feed: Mapping[str, Array]) -> Iterator[dict[str, Arra
         (source,) = case.sources
         level = levels[source.name]
         if level.ndim == len(source.dims):
-            extents, stride = reach(case)
+            extents, strides = reach(case)
             # A window that meets no padding, and one beside it.
-            size = tuple(extent + stride + 1 for extent in extents) or (2,)
+            size = tuple(extent + stride + 1 for extent, stride in zip(extents, strides, strict=True)) or (2,)
             shape = list(source.shape(1, size))
             if (
                 level.shape[source.channel] > 1

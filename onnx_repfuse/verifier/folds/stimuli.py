@@ -30,6 +30,7 @@ _MAX_PRODUCTS = 60_000_000
 _MAX_HALF_PRODUCTS = 250_000_000
 # Positions of all stimuli together: enough for every kind even where weights are many, and no more than help where few.
 _MIN_POSITIONS, _MAX_POSITIONS = 110, 2000
+_MAX_IMPULSE_ELEMENTS = 1 << 24  # where each remainder of a stride gets a row
 _LARGE_KERNEL = 8  # extent from which on a kernel gets fewer and smaller sizes (RepLKNet has 31x31)
 
 
@@ -68,16 +69,16 @@ def _probes(case: FoldCase, rng: np.random.Generator) -> Iterator[_Probe]:
     axes = max((len(source.space) for source in case.sources), default=0)
     if not axes:  # (N, C), or all sizes fixed: there is one size only
         yield _noise("noise", (), 4, True, rng)
-        yield from _impulses(case, (), 1, max(4, budget // 4), rng)
+        yield from _impulses(case, (), (), max(4, budget // 4), rng)
         return
-    extents, stride = reach(case)
-    extents = (extents + (extents[-1:] or (1,)) * axes)[:axes]  # (1, 1) without a kernel
+    # (1, 1) without a kernel
+    extents, strides = ((sizes + (sizes[-1:] or (1,)) * axes)[:axes] for sizes in reach(case))
     # A third of the positions for sizes where padding is everywhere, half for impulses, the rest for an ordinary size.
     for size, rows in _border_sizes(extents, budget // 3):
         yield _noise("border", size, rows, rows > 1, rng)
     size = _impulse_size(extents, budget // 2)
-    yield from _impulses(case, size, stride, max(4, budget // 2 // math.prod(size)), rng)
-    yield _noise("noise", _ordinary_size(extents, stride, budget), 1, False, rng)
+    yield from _impulses(case, size, strides, max(4, budget // 2 // math.prod(size)), rng)
+    yield _noise("noise", _ordinary_size(extents, strides, budget), 1, False, rng)
 
 
 def _border_sizes(extents: tuple[int, ...], budget: int) -> Iterator[tuple[tuple[int, ...], int]]:
@@ -113,13 +114,15 @@ def _impulse_size(extents: tuple[int, ...], budget: int) -> tuple[int, ...]:
     return tuple(max(1, extent) for extent in extents)
 
 
-def _ordinary_size(extents: tuple[int, ...], stride: int, budget: int) -> tuple[int, ...]:
+def _ordinary_size(extents: tuple[int, ...], strides: tuple[int, ...], budget: int) -> tuple[int, ...]:
     """A size with more inner positions than padded ones, different on each axis; smaller where that is too many."""
-    size = tuple(extent + 2 * stride + 4 + axis for axis, extent in enumerate(extents))
+    axes = list(enumerate(zip(extents, strides, strict=True)))
+    size = tuple(extent + 2 * stride + 4 + axis for axis, (extent, stride) in axes)
     if math.prod(size) <= budget:
         return size
-    halved = (extent if extent < _LARGE_KERNEL else extent // 2 for extent in extents)
-    return tuple(extent + stride + axis for axis, extent in enumerate(halved))
+    return tuple(
+        (extent if extent < _LARGE_KERNEL else extent // 2) + stride + axis for axis, (extent, stride) in axes
+    )
 
 
 def _noise(
@@ -134,15 +137,28 @@ def _noise(
     return _Probe(kind, size, rows, fill)
 
 
+def _sampled_strides(case: FoldCase, size: tuple[int, ...], strides: tuple[int, ...]) -> list[int]:
+    """How many remainders are tried along each axis: all, or of large strides as many as memory allows.
+
+    The probes of noise have values at every remainder.
+    """
+    tried = [min(stride, extent) for stride, extent in zip(strides, size, strict=True)]
+    channels = max(source.dims[source.channel] or 1 for source in case.sources)
+    while math.prod(tried) * math.prod(size) * channels > _MAX_IMPULSE_ELEMENTS and max(tried) > 1:
+        axis = tried.index(max(tried))
+        tried[axis] //= 2
+    return tried
+
+
 def _impulses(
-    case: FoldCase, size: tuple[int, ...], stride: int, rows: int, rng: np.random.Generator
+    case: FoldCase, size: tuple[int, ...], strides: tuple[int, ...], rows: int, rng: np.random.Generator
 ) -> Iterator[_Probe]:
     """Rows in which a block of channels is set at one position near the middle, for one source at a time.
 
     A row each for all blocks of channels and all phases of the stride, or as many as `rows` allows.
     """
     # Which taps of a strided kernel read a position depends on its remainder.
-    phases = list(itertools.product(range(stride), repeat=len(size)))
+    phases = list(itertools.product(*map(range, _sampled_strides(case, size, strides))))
     # An output sums one block. In a short format rounding hides more: one term, and a larger one beside the bias. So
     # a weight that is off by a hundredth of itself shows, however small it is beside its neighbours.
     is_short = case.float_format.is_half

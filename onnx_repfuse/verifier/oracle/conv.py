@@ -114,27 +114,62 @@ def correlate(x: Array, w: Array, groups: int, window: Window, convert: Convert 
     padded = window.pad(x)
     if w.shape[1] == 1:  # matrix products of one row each would be slow
         return _depthwise(padded, w if convert is None else convert(w), window, out)
-    n, m, positions = len(x), len(w), math.prod(out)
-    rows = w.reshape(groups, m // groups, -1)
-    total = np.empty((n, m, positions), dtype=np.result_type(x, w) if convert is None else x.dtype)
-    # (groups, M / groups, C / groups * taps) @ (groups, C / groups * taps, batch * positions)
-    batch = max(1, PATCH_ELEMENTS // max(1, groups * rows.shape[2] * positions))
+    n, m = len(x), len(w)
+    kernel = w.reshape(groups, m // groups, w.shape[1], -1)
+    total = np.zeros((n, m, *out), dtype=np.result_type(x, w) if convert is None else x.dtype)
+    per_tap = x.shape[1] * math.prod(out)  # elements of the patches of one image
+    batch = max(1, PATCH_ELEMENTS // max(1, per_tap * kernel.shape[3]))
     for first in range(0, n, batch):
-        patches = _patches(padded[first : first + batch], groups, window, out)
-        product = np.matmul(rows, patches) if convert is None else _by_blocks(rows, patches, convert)
-        total[first : first + batch] = product.reshape(m, -1, positions).transpose(
-            1, 0, 2
-        )  # (batch, M, positions)
-    return total.reshape(n, m, *out)
+        _add_dense(total[first : first + batch], padded[first : first + batch], kernel, window, convert)
+    return total
 
 
-def _patches(padded: Array, groups: int, window: Window, out: Sequence[int]) -> Array:
-    """What each output reads ("im2col"): (N, C, *padded) -> (groups, C / groups * taps, N * positions)."""
-    n, depth = len(padded), padded.shape[1] // groups
+def _add_dense(total: Array, padded: Array, kernel: Array, window: Window, convert: Convert | None) -> None:
+    """Add to a batch of results, with matrix products over as many taps at a time as memory allows.
+
+    A large kernel meets mostly zeros (`_depthwise`): of its taps, each block is used only where it reads anything else.
+    total: (N, M, *out); padded: (N, C, *padded); kernel: (groups, M / groups, C / groups, taps).
+    """
+    n, m, *out = total.shape
+    groups, rows = kernel.shape[:2]
     taps = list(window.taps())
-    patches = np.empty((groups, depth, len(taps), n, math.prod(out)), dtype=padded.dtype)
+    blocks = _tap_blocks(window.kernel, padded.shape[1] * n * math.prod(out))
+    occupied = [_occupied(padded, 2 + axis) for axis in range(len(out))] if len(blocks) > 1 else []
+    for block in blocks:
+        box = [range(size) for size in out]
+        if len(blocks) > 1:
+            box[:-1] = _reached(window, taps[block.start], occupied, out)[:-1]
+        if not all(box):
+            continue
+        patches = _patches(padded, groups, window, [taps[index] for index in block], box)
+        # (groups, M / groups, C / groups * taps) @ (groups, C / groups * taps, N * positions)
+        weight = kernel[..., block.start : block.stop].reshape(groups, rows, -1)
+        product = np.matmul(weight, patches) if convert is None else _by_blocks(weight, patches, convert)
+        where = spatial(*(slice(span.start, span.stop) for span in box))
+        total[where] += np.moveaxis(product.reshape(m, n, *map(len, box)), 1, 0)
+
+
+def _tap_blocks(kernel: Sequence[int], per_tap: int) -> list[range]:
+    """All taps by number, in blocks; where there are several, the taps of one differ along the last axis only."""
+    count, row = math.prod(kernel), kernel[-1]
+    if per_tap * count <= PATCH_ELEMENTS:
+        return [range(count)]
+    length = max(1, PATCH_ELEMENTS // per_tap)
+    return [
+        range(first, min(first + length, start + row))
+        for start in range(0, count, row)
+        for first in range(start, start + row, length)
+    ]
+
+
+def _patches(
+    padded: Array, groups: int, window: Window, taps: Sequence[tuple[int, ...]], box: Sequence[range]
+) -> Array:
+    """What a box of outputs reads ("im2col"): (N, C, *padded) -> (groups, C / groups * taps, N * positions)."""
+    n, depth = len(padded), padded.shape[1] // groups
+    patches = np.empty((groups, depth, len(taps), n, math.prod(map(len, box))), dtype=padded.dtype)
     for index, tap in enumerate(taps):
-        read = padded[spatial(*window.read_by(tap, map(range, out)))]
+        read = padded[spatial(*window.read_by(tap, box))]
         patches[:, :, index] = read.reshape(n, groups, depth, -1).transpose(1, 2, 0, 3)
     return patches.reshape(groups, depth * len(taps), -1)
 
