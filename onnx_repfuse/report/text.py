@@ -281,6 +281,9 @@ def _output(verdict: OutputVerdict, verbose: int) -> Text:
     status = str(verdict.status)
     noise = max(verdict.noise)
     text = Text("  ").append(status.upper(), style=_COLOR[status])
+    # Nothing was compared: zeros would look like figures.
+    if status == "not observed" and not (verdict.max_abs or verdict.tolerance):
+        return text.append(f" {clean(verdict.name)}\n    {clean(verdict.message)}")
     figures = (
         f" {clean(verdict.name)}: max |diff| {figure(verdict.max_abs)}, allowed {figure(verdict.tolerance)}"
     )
