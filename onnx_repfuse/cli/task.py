@@ -130,6 +130,8 @@ def _compare(task: Task, progress: Progress) -> Outcome:
     )
     bench = _bench(task, progress) if task.bench else None
     error = _DIFFERENCES.get(verification.status, "")
+    if not verification.runs[1]:  # the second was never run: nothing is known of a difference
+        error = f"the two models cannot be compared: {'; '.join(verification.notes)}"
     exit_code = 3 if error else 0
     return Outcome("compare", task.model, task.output, exit_code, error, compared=verification, bench=bench)
 

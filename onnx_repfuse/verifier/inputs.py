@@ -28,7 +28,7 @@ from onnx_repfuse.verifier.input_sizes import (
     has_free_dims,
     shapes_to_try,
 )
-from onnx_repfuse.verifier.session import DoesNotRun, Session, ValueInfo
+from onnx_repfuse.verifier.session import Dim, DoesNotRun, Session, ValueInfo
 
 __all__ = ["Feed", "FeedGroup", "FeedKey", "FeedSpec", "choose_feeds", "make_feed"]
 
@@ -54,11 +54,13 @@ class FeedSpec:
         data: real inputs (one dict, name -> value, per run), used as they are; inputs that a dict does not name get
             synthetic values.
         seeds: seeds of the random inputs; the first also measures the noise.
+        fixed: input name -> dims, numbers where another model that is to take the same inputs fixes a size.
     """
 
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     data: tuple[Mapping[str, Any], ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
+    fixed: Mapping[str, Sequence[Dim]] = field(default_factory=dict)
 
 
 class FeedKey(NamedTuple):
@@ -113,6 +115,7 @@ def choose_feeds(session: Session, spec: FeedSpec, hints: InputHints = _NO_HINTS
     Raises:
         InputError: the model runs at no size we tried; the message ends with the runtime's reason.
     """
+    session = replace(session, inputs=[_fixed(value, spec.fixed) for value in session.inputs])
     _check(spec, session)
     if spec.data:
         return _user_feeds(session, spec, hints)
@@ -137,6 +140,14 @@ def choose_feeds(session: Session, spec: FeedSpec, hints: InputHints = _NO_HINTS
         with suppress(InputError):  # a model need not broadcast
             groups.append(attempt([narrow], seeds[:1]))
     return groups
+
+
+def _fixed(value: ValueInfo, fixed: Mapping[str, Sequence[Dim]]) -> ValueInfo:
+    dims = fixed.get(value.name, ())
+    if len(dims) != len(value.shape):
+        return value
+    sizes = (dim if isinstance(dim, int) else own for dim, own in zip(dims, value.shape, strict=True))
+    return value._replace(shape=tuple(sizes))
 
 
 def make_feed(

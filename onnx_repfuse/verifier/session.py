@@ -29,6 +29,7 @@ __all__ = [
     "Session",
     "ValueInfo",
     "input_names",
+    "input_values",
     "load",
     "one_line",
     "open_session",
@@ -177,6 +178,12 @@ def input_names(graph: onnx.GraphProto) -> list[str]:
     """The inputs that have no initializer. Before IR version 4, every initializer is also declared as an input."""
     initializers = {tensor.name for tensor in graph.initializer}
     return [value.name for value in graph.input if value.name not in initializers]
+
+
+def input_values(graph: onnx.GraphProto) -> list[ValueInfo]:
+    """The inputs of `input_names`, as the file declares them."""
+    names = set(input_names(graph))
+    return [_value_info(value) for value in graph.input if value.name in names]
 
 
 def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:

@@ -8,8 +8,11 @@ fails is the noise measured on that feed, too: some inputs are worse conditioned
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
+from onnx_repfuse.errors import InputError
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.records.verdict import OutputVerdict, Status, Verification
 from onnx_repfuse.verifier.distance import flatten
@@ -23,6 +26,13 @@ from onnx_repfuse.verifier.outputs.baseline import (
     measure_original,
 )
 from onnx_repfuse.verifier.outputs.decision_tails import DecisionTail, explains_flips, has_same_tail
+from onnx_repfuse.verifier.outputs.interfaces import (
+    DifferentInterface,
+    asked_for,
+    pair,
+    sizes_of_other,
+    spec_for_both,
+)
 from onnx_repfuse.verifier.outputs.judge import failing_feeds, judge_output, verdict_without_figures
 from onnx_repfuse.verifier.outputs.own_error import measure_own_errors
 from onnx_repfuse.verifier.outputs.tolerance import Sample, UserTolerance, user_tolerance
@@ -32,10 +42,6 @@ __all__ = ["compare_with_baseline", "verify_outputs"]
 
 Samples = dict[str, list[Sample]]  # by tensor name, one sample per feed, in the order of `Baseline.keys`
 Values = Mapping[FeedKey, Row]
-
-
-class _DifferentInterface(Exception):  # noqa: N818 - an outcome, like DoesNotRun
-    """Inputs or outputs of the two models cannot be paired."""
 
 
 def verify_outputs(
@@ -66,8 +72,24 @@ def verify_outputs(
     Raises:
         InputError: the original does not run; the message says why in one line.
     """
-    baseline = measure_original(original, spec=spec, runtime=runtime, optimized=optimized)
-    return compare_with_baseline(baseline, fused, rtol=rtol, atol=atol, by_position=by_position)
+    spec = spec or FeedSpec()
+    try:
+        spec = spec_for_both(original, fused, spec, by_position)
+    except DifferentInterface as error:
+        return _incomparable_interfaces(original, str(error))
+    measure = partial(measure_original, original, runtime=runtime, optimized=optimized)
+    compare = partial(compare_with_baseline, fused=fused, rtol=rtol, atol=atol, by_position=by_position)
+    result = compare(measure(spec=spec))
+    if not result.runs[1] and not spec.shapes and not spec.data:
+        # The second model does not run at the first one's sizes: perhaps the first runs at those of the second.
+        with suppress(InputError):
+            sizes = sizes_of_other(original, fused, spec, by_position)
+            again = compare(measure(spec=replace(spec, shapes=sizes)))
+            if again.runs[1]:
+                return again
+        hint = f"no size was found at which both run; give --input-shape {asked_for(spec)}".rstrip()
+        return replace(result, notes=(*result.notes, hint))
+    return result
 
 
 def compare_with_baseline(
@@ -87,7 +109,7 @@ def compare_with_baseline(
         values, backend = _run_candidate(baseline, fused, by_position)
     except DoesNotRun as error:
         return _incomparable(baseline, f"the result does not run: {error}")
-    except _DifferentInterface as error:
+    except DifferentInterface as error:
         return _incomparable(baseline, str(error))
     user = user_tolerance(rtol, atol)
     verdicts = _judge(baseline, values, user)
@@ -138,6 +160,13 @@ def _incomparable(baseline: Baseline, reason: str) -> Verification:
     return _verification(baseline, verdicts, [*baseline.notes, reason], 0)
 
 
+def _incomparable_interfaces(original: Model, reason: str) -> Verification:
+    """As `_incomparable`, before anything was run."""
+    names = [value.name for value in load(original, weights=False).graph.output]
+    verdicts = tuple(verdict_without_figures(name, Status.FAILED, "", reason) for name in names)
+    return Verification(verdicts, notes=(reason,))
+
+
 def _measure_noise_where_failing(baseline: Baseline, values: Values) -> bool:
     """Measure the noise on the feeds where something is beyond the tolerance; whether there was more to measure."""
     try:
@@ -157,14 +186,14 @@ def _run_candidate(baseline: Baseline, fused: Model, by_position: bool) -> tuple
     """(the candidate's outputs and deciding tensors under the original's names, its backend).
 
     Raises:
-        DoesNotRun, _DifferentInterface.
+        DoesNotRun, DifferentInterface.
     """
     deciding = _deciding_tensors(baseline, fused)
     values: dict[FeedKey, Row] = {}
     with open_with_extra_outputs(fused, deciding, baseline.runtime) as session:
         outputs = [value.name for value in session.outputs if value.name not in deciding]
-        input_names = _pair("inputs", baseline.inputs, [value.name for value in session.inputs], by_position)
-        output_names = _pair("outputs", baseline.outputs, outputs, by_position)
+        input_names = pair("inputs", baseline.inputs, [value.name for value in session.inputs], by_position)
+        output_names = pair("outputs", baseline.outputs, outputs, by_position)
         for key in baseline.keys:
             feed = baseline.feed(key)
             renamed = {input_names[name]: value for name, value in feed.items()}
@@ -185,16 +214,6 @@ def _deciding_tensors(baseline: Baseline, fused: Model) -> list[str]:
     }
     produced, _ = tensor_names(fused)
     return [name for name in baseline.deciding if name in shared & produced]
-
-
-def _pair(what: str, original: tuple[str, ...], fused: list[str], by_position: bool) -> dict[str, str]:
-    """The original's names -> the candidate's. Raises _DifferentInterface."""
-    if set(original) == set(fused):
-        return {name: name for name in original}
-    # Exporters rename interfaces ("input.1", "x"), but keep their order.
-    if by_position and len(original) == len(fused):
-        return dict(zip(original, fused, strict=True))
-    raise _DifferentInterface(f"the {what} differ: {fused} instead of {list(original)}")
 
 
 def _judge(baseline: Baseline, values: Values, user: UserTolerance | None) -> tuple[OutputVerdict, ...]:
