@@ -105,7 +105,7 @@ class CliArguments:
     )
     plan: bool = _option(
         "--plan", False, "Dry run: say what would be folded, what not and why; write nothing.",
-        more="No weights are read and no model is run.",
+        more="No model is run. Constants of up to 64 MB may be evaluated, and weights scanned as a stream.",
         table="run",
     )
     explain: str | None = _option(

@@ -59,11 +59,22 @@ def lift(context: Context, node: gs.Node, output: int = 0) -> LinearOp | Decline
         return None
     if id(node) in context.protected:
         return Declined(Reason.FUSED_PATTERN)
+    if _is_too_wide(context, node, output):
+        return Declined(Reason.COST, "so many channels in so many nodes would take too much memory to plan")
     try:
         lifted = _lift(context, node, output)
     except Inexact as error:  # a constant of an earlier round cannot be written: its fold will be undone
         return Declined(error.reason, error.detail)
     return None if _has_no_channels(lifted) else lifted
+
+
+def _is_too_wide(context: Context, node: gs.Node, output: int) -> bool:
+    """Whether it is linear as far as its operator says, and has more channels than `Context.max_channels`."""
+    most = context.max_channels
+    if most is None or not (node.op in _LIFTS or node.op == "Split" or operator(node).space_map is not None):
+        return False
+    layout = context.channel_layout(node.outputs[output].name)
+    return layout is not None and layout.channels > most
 
 
 def _has_no_channels(lifted: LinearOp | Declined | None) -> bool:

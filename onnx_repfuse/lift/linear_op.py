@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ _ROLES: dict[Kind | None, frozenset[Kind]] = {
     None: frozenset(),
     **{kind: frozenset((kind,)) for kind in Kind},
 }
+
+MAX_CHANNEL_VALUES = 1 << 22  # of all tensors of a scope that are lifted
 
 __all__ = [
     "Context",
@@ -106,6 +109,21 @@ class Context:
     scope: Scope
     channel_layouts: dict[str, ChannelLayout]
     protected: frozenset[int] = field(default_factory=frozenset)
+
+    @cached_property
+    def max_channels(self) -> int | None:
+        """The most channels that a lifted tensor may have; None: any number.
+
+        Several values per channel are kept of each lifted tensor: some 100 bytes. A file of 1 MB may say that 20,000
+        nodes have 16,384 channels each. What a model keeps in weights, planning may take, too.
+        """
+        layouts = [
+            self.channel_layouts.get(node.outputs[0].name) for node in self.scope.nodes if node.outputs
+        ]
+        channels = [layout.channels for layout in layouts if layout is not None]
+        weights = sum([const.size for const in self.scope.initializers.values()])
+        most = max(MAX_CHANNEL_VALUES, weights)
+        return None if sum(channels) <= most else most // len(channels)
 
     def channel_layout(self, name: str) -> ChannelLayout | None:
         """Channel axis, spatial rank, channels and data type of a tensor, if known."""
