@@ -59,6 +59,7 @@ class NoImplementation(DoesNotRun):
     """The model may be right, but it has an operator that nothing here implements, as one of another domain."""
 
 
+_OF_A_FILE = re.compile(r"Load model from .*? failed:\s*")
 _BFLOAT16 = "tensor(bfloat16)"
 
 
@@ -170,7 +171,8 @@ def load(model: Model, weights: bool = True) -> onnx.ModelProto:
 def one_line(error: BaseException) -> str:
     """An exception's message without line breaks, and of bounded length."""
     text = " ".join(str(error).split()) or type(error).__name__
-    text = text.replace("[ONNXRuntimeError] : ", "")
+    # The path may be one of ours, of a result in a work folder or of a model from memory.
+    text = _OF_A_FILE.sub("", text.replace("[ONNXRuntimeError] : ", ""))
     return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_repfuse import verify
+from onnx_repfuse import InputError, fuse, verify
 from onnx_repfuse.cli.main import main
 from tests.build import Net
 
@@ -95,3 +95,15 @@ def test_where_no_size_fits_both_one_is_asked_for(capsys: pytest.CaptureFixture[
     code, text = compared(net_at(shape, flatten=4 * 64 * 96), net_at(shape, flatten=4 * 31 * 53), capsys)
     assert code == 3
     assert "no size was found at which both run; give --input-shape x:N,4,H,W" in text
+
+
+def test_messages_name_no_file_of_ours() -> None:
+    net = Net(4)
+    model = net.model(net.conv_bn("x", 4, 4, 3))
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT32
+    with pytest.raises(InputError) as caught:
+        fuse(model)
+    message = str(caught.value)
+    assert "original.onnx" not in message
+    assert ".repfuse-" not in message
+    assert "/tmp" not in message
