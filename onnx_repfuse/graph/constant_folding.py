@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from onnx_repfuse.records.reasons import Reason
 
 __all__ = ["fold_constant", "from_attributes"]
 
+MAX_OUTER_ELEMENTS = 1 << 22  # of what two constants may become while planning
 # runtimes compute these in single precision
 _HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 _SIMPLE_VALUES = {  # attribute of a Constant node -> field of the AttributeProto, dtype
@@ -56,6 +58,8 @@ def fold_constant(
         return Const(shape, data_type, evaluate)
     if any(const.size > MAX_FOLDED_ELEMENTS for const in given):
         return None  # a weight: to compute it now would take its memory while planning
+    if prod(sorted(const.size for const in given)[-2:]) > MAX_OUTER_ELEMENTS:
+        return None  # they may broadcast against each other, or the one pick from the other
     return _evaluated_now(evaluate)
 
 

@@ -29,6 +29,7 @@ from onnx_repfuse.modelfile.node_order import outer_names
 __all__ = ["infer"]
 
 MAX_SCALES = 5  # of a Resize: a factor for each of N, C, D, H, W
+MAX_VECTOR = 1 << 18  # elements; of what is longer, no values are propagated
 ASSUMED_SPACE = 224  # an unknown height, width or length, for costs only
 logger = logging.getLogger("onnx_repfuse")
 
@@ -213,14 +214,38 @@ def _assume(inputs: Iterable[onnx.ValueInfoProto], outer: Scope | None) -> bool:
 
 
 def _run(model: onnx.ModelProto, varying: int) -> Types:
-    """The types of everything but the weights, which are the inputs from number `varying` on."""
+    """The types of everything but the weights, which are the inputs from number `varying` on.
+
+    Inference propagates the values of vectors (data_prop), and holds 150 bytes for each element of a vector whose
+    length it knows, of a waveform as of a list of sizes. So first come the lengths, without values.
+    """
+    result = _inferred(model, data_prop=False)
+    if _has_sizes(model.graph) and _longest_vector(result) <= MAX_VECTOR:
+        result = _inferred(model, data_prop=True)
+    return dict(_types((*result.value_info, *result.input[:varying], *result.output)))
+
+
+def _inferred(model: onnx.ModelProto, *, data_prop: bool) -> onnx.GraphProto:
     try:
-        result = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        return onnx.shape_inference.infer_shapes(model, data_prop=data_prop).graph
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError) as error:
         # one node that makes no sense, and nothing is inferred: the plan is made from what weights say
         logger.info("shape inference gave up: %s", error)
-        result = model.graph
-    return dict(_types((*result.value_info, *result.input[:varying], *result.output)))
+        return model.graph
+
+
+def _has_sizes(graph: onnx.GraphProto) -> bool:
+    """Whether there are values to propagate: constants, and sizes of tensors."""
+    return bool(graph.initializer) or any(node.op_type in ("Shape", "Size") for node in graph.node)
+
+
+def _longest_vector(graph: onnx.GraphProto) -> int:
+    vectors = (
+        value.type.tensor_type.shape.dim[0].dim_value
+        for value in (*graph.value_info, *graph.input, *graph.output)
+        if len(value.type.tensor_type.shape.dim) == 1
+    )
+    return max(vectors, default=0)
 
 
 def _types(values: Iterable[onnx.ValueInfoProto]) -> Iterator[tuple[str, tuple[int, Shape | None]]]:

@@ -10,7 +10,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the onnx package's own t
 
 IN_DOUBT = [
     "AveragePool",
-    "Cast",
     "ConvTranspose",
     "Einsum",
     "Flatten",

@@ -22,7 +22,8 @@ def _concat(attrs: Attributes, *parts: Values) -> Values:
 def _constant_of_shape(attrs: Attributes, shape: Values) -> Values:
     value = attrs.get("value")
     filler = np.zeros(1, np.float32) if value is None else np.asarray(value.values)
-    return np.full(tuple(int(size) for size in shape), filler.ravel()[0], filler.dtype)
+    # a view of one element: the shape may be larger than memory
+    return np.broadcast_to(filler.ravel()[0], tuple(int(size) for size in shape))
 
 
 def _expand(attrs: Attributes, x: Values, shape: Values) -> Values:
