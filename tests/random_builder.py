@@ -32,12 +32,13 @@ class Builder:
     def attempt(self, function: Callable[..., None], arguments: dict[str, Any]) -> None:
         """Do a step; undo it if it cannot run."""
         net = self.net
-        before = len(net.nodes), len(net.tensors), list(self.tensors), set(self.alive), dict(self.kept)
+        before = len(net.nodes), len(net.tensors), len(net.functions)
+        kept = list(self.tensors), set(self.alive), dict(self.kept)
         try:
             function(self, **arguments)
         except InvalidError:
-            del net.nodes[before[0] :], net.tensors[before[1] :]
-            self.tensors, self.alive, self.kept = before[2:]
+            del net.nodes[before[0] :], net.tensors[before[1] :], net.functions[before[2] :]
+            self.tensors, self.alive, self.kept = kept
 
     def const(self, value: Any) -> str:
         array = np.asarray(value)
@@ -67,7 +68,7 @@ class Builder:
 
     def _runs(self, node: onnx.NodeProto, i: int) -> bool:
         try:
-            step(node, self.evaluated[i], Tally(1e-7))
+            step(node, self.evaluated[i], Tally(1e-7, opset=self.net.opset, functions=self.net.functions))
         except InvalidError:
             if i == len(self.evaluated) - 1:
                 raise
@@ -100,7 +101,7 @@ class Builder:
         return sizes.pop()
 
     def weight(self, *shape: int, style: int = 0) -> str:
-        """A weight: random, sparse, of few values, an earlier one of its shape, or a single middle tap."""
+        """A weight: random, sparse, of few or equal values, an earlier one of its shape, or a single middle tap."""
         scale = 1 / np.sqrt(max(1, prod(shape[1:])))
         value = self.rng.standard_normal(shape) * scale
         if style == 1:
@@ -109,6 +110,8 @@ class Builder:
             value = self.rng.integers(-2, 3, shape) * scale
         elif style == 3 and shape in self.kept:
             return self.kept[shape]
+        elif style == 5:
+            value[:] = scale
         elif style == 4 and len(shape) > 2:
             mask = np.zeros(shape[2:])
             mask[tuple(k // 2 for k in shape[2:])] = 1
@@ -124,6 +127,10 @@ class Builder:
             value[:] = value[0]
         elif style == 3:
             value[:] = 1
+        elif style == 4:
+            value *= 300
+        elif style == 5:
+            value /= 300
         return np.asarray(value)
 
     def conv(
@@ -142,7 +149,8 @@ class Builder:
         channels = self.fixed(x, 1)
         values = [self.vector(channels, style), self.rng.standard_normal(channels)]
         values += [self.rng.standard_normal(channels), self.rng.uniform(0.3, 2, channels)]
-        return str(self.op("BatchNormalization", x, *map(self.const, values)))
+        old = {"is_test": 1} if self.net.opset < 7 else {}
+        return str(self.op("BatchNormalization", x, *map(self.const, values), **old))
 
     def ints(self, *values: int) -> str:
         return self.const(np.array(values, np.int64))

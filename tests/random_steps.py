@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from onnx import helper
 
 from tests.random_builder import Builder
+from tests.random_scopes import branches, call, capture, hidden, loop, rank_behind_if
 from tests.reference import InvalidError
 
 
@@ -55,10 +55,12 @@ def conv(
     )
 
 
-def auto_conv(b: Builder, x: int, k: int, s: int, auto: str) -> None:
+def auto_conv(b: Builder, x: int, k: int, s: int, auto: str, pads: list[int], out: int) -> None:
+    """Padding by auto_pad, beside which pads have no say."""
     name = b.image(x)
     rank = len(b.shape(name)) - 2
-    b.conv(name, b.fixed(name, 1), (k,) * rank, auto_pad=auto, strides=[s] * rank)
+    more = {"pads": pads[: 2 * rank]} if any(pads[:2]) else {}
+    b.conv(name, out or b.fixed(name, 1), (k,) * rank, auto_pad=auto, strides=[s] * rank, **more)
 
 
 def affine(b: Builder, x: int, op: str, form: int, first: bool, style: int) -> None:
@@ -81,6 +83,11 @@ def affine(b: Builder, x: int, op: str, form: int, first: bool, style: int) -> N
         (1,),
     ]
     shape = shapes[form]
+    if b.net.opset < 7:
+        size = (1,) if shape in ((), (1,)) else value.shape
+        const = b.const(value[: size[0]])
+        b.op(op, name, const, broadcast=1, axis=axis)
+        return
     const = b.const((value if prod(shape) > 1 else value[:1]).reshape(shape))
     b.op(op, *((const, name) if first else (name, const)))
 
@@ -126,7 +133,7 @@ def pool(b: Builder, x: int, op: str, k: int, s: int, p: int, include: int, ceil
         "strides": [s] * rank,
         "pads": [min(p, k - 1)] * rank * 2,
     }
-    if op == "AveragePool":
+    if op == "AveragePool" and b.net.opset >= 7:
         attrs["count_include_pad"] = include
     if b.net.opset >= 10:
         # ONNX and ONNX Runtime disagree on the size where a last window may begin beyond the end.
@@ -190,6 +197,7 @@ def product(b: Builder, x: int, out: int, how: int) -> None:
             *more,
             transB=transposed,
             alpha=0.5 + 0.5 * how,
+            **({"broadcast": 1} if b.net.opset < 7 else {}),
         )
         return
     name = b.op("MatMul", name, b.const(b.rng.standard_normal((c_in, out)) * c_in**-0.5))
@@ -336,44 +344,11 @@ def gate(b: Builder, x: int) -> None:
     b.op("Mul", name, b.op("Sigmoid", inner))
 
 
-def capture(b: Builder, x: int, y: int) -> None:
-    """An If whose branches read tensors of the outer graph."""
-    name = b.pick(x)
-    other = b.like(name, y)
-    kind = helper.np_dtype_to_tensor_dtype(b.net.dtype)
-    graphs = []
-    for number, op in enumerate(("Add", "Sub")):
-        made = b.net.fresh("inner")
-        value = helper.make_tensor_value_info(made, kind, None)
-        graphs.append(
-            helper.make_graph([helper.make_node(op, [name, other], [made])], f"g{number}", [], [value])
-        )
-    b.op("If", b.const(np.array(True)), then_branch=graphs[0], else_branch=graphs[1])
-
-
-def hidden(b: Builder, x: int, axes: list[bool], op: str, first: bool) -> None:
-    """A tensor from an If, whose shape inference does not know, added to one that may be wider."""
-    name = b.pick(x)
-    shape = b.shape(name)
-    kind = helper.np_dtype_to_tensor_dtype(b.net.dtype)
-    kept = [axis for axis, gone in zip(range(len(shape)), axes, strict=False) if gone]
-    narrow = b.mean(name, kept, 1) if kept else name
-    graphs = []
-    for number, inner in enumerate(("Relu", "Neg")):
-        made = b.net.fresh("hidden")
-        value = helper.make_tensor_value_info(made, kind, None)
-        graphs.append(
-            helper.make_graph([helper.make_node(inner, [narrow], [made])], f"h{number}", [], [value])
-        )
-    unseen = b.op("If", b.const(np.array(True)), then_branch=graphs[0], else_branch=graphs[1])
-    scaled = b.op("Mul", unseen, b.const(np.float32(2).astype(b.net.dtype)))
-    b.op(op, *((scaled, name) if first else (name, scaled)))
-
-
 BACK = st.integers(0, 5)
 FEW = st.integers(1, 4)
+FORM = st.integers(0, 4)
 FLAG = st.booleans()
-STYLE = st.integers(0, 4)
+STYLE = st.integers(0, 5)
 PADS = st.lists(st.integers(0, 2), min_size=6, max_size=6)
 AFFINE = st.sampled_from(["BatchNormalization", "Mul", "Add", "Sub", "Div", "Neg"])
 
@@ -401,6 +376,8 @@ STEPS: dict[str, tuple[Callable[..., None], dict[str, st.SearchStrategy[Any]]]] 
             "k": st.integers(1, 3),
             "s": st.integers(1, 2),
             "auto": st.sampled_from(["SAME_UPPER", "SAME_LOWER", "VALID"]),
+            "pads": st.one_of(st.just([0] * 6), PADS),
+            "out": st.integers(0, 4),
         },
     ),
     "affine": (affine, {"x": BACK, "op": AFFINE, "form": st.integers(0, 5), "first": FLAG, "style": STYLE}),
@@ -486,6 +463,13 @@ STEPS: dict[str, tuple[Callable[..., None], dict[str, st.SearchStrategy[Any]]]] 
     ),
     "gate": (gate, {"x": BACK}),
     "capture": (capture, {"x": BACK, "y": BACK}),
+    "branches": (branches, {"x": BACK, "forms": st.tuples(FORM, FORM), "entered": FLAG}),
+    "rank_behind_if": (
+        rank_behind_if,
+        {"x": BACK, "more": st.integers(0, 2), "op": st.sampled_from(["Add", "Mul"])},
+    ),
+    "loop": (loop, {"x": BACK, "form": FORM, "rounds": st.integers(1, 2)}),
+    "call": (call, {"x": BACK, "form": st.integers(0, 5), "number": st.integers(1, 3)}),
 }
 OFTEN = ("conv", "affine", "combine", "block", "conv", "affine", "combine", "block", "padded_after_affine")
 

@@ -12,7 +12,7 @@ package is used here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import product
 from math import prod
 from typing import Any, NamedTuple
@@ -41,10 +41,13 @@ class InvalidError(Exception):
 
 
 class Tally:
-    """State of an evaluation: multiply-adds counted, unit roundoff, smallest step near zero."""
+    """State of an evaluation: multiply-adds counted, unit roundoff, smallest step near zero, opset and functions."""
 
-    def __init__(self, u: float, tiny: float = 0.0) -> None:
-        self.u, self.tiny, self.macs = u, tiny, 0
+    def __init__(
+        self, u: float, tiny: float = 0.0, opset: int = 17, functions: Iterable[onnx.FunctionProto] = ()
+    ) -> None:
+        self.u, self.tiny, self.macs, self.opset = u, tiny, 0, opset
+        self.functions = {(function.domain, function.name): function for function in functions}
 
 
 Run = Callable[[Tally, list[Value], dict[str, Any]], list[Value]]
@@ -211,6 +214,8 @@ def _batch_norm(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[V
 def _arithmetic(op: str) -> Run:
     def run(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
         a, b = ins
+        if tally.opset < 7:
+            b = _old_broadcast(a, b, attrs)
         try:
             if op == "Mul":
                 y = a.x * b.x
@@ -226,6 +231,19 @@ def _arithmetic(op: str) -> Run:
         return [Value(y, e + tally.u * np.abs(y))]
 
     return run
+
+
+def _old_broadcast(a: Value, b: Value, attrs: dict[str, Any]) -> Value:
+    """Below opset 7, the dims of b are dims of a that stand together, the first of them at `axis`."""
+    if a.x.shape == b.x.shape:
+        return b
+    rank, axis = b.x.ndim, attrs.get("axis", a.x.ndim - b.x.ndim)
+    _need(
+        (bool(attrs.get("broadcast")) and axis >= 0 and b.x.shape == a.x.shape[axis : axis + rank])
+        or b.x.size == 1
+    )
+    shape = (*b.x.shape, *(1,) * (a.x.ndim - axis - rank))
+    return Value(b.x.reshape(shape), b.e.reshape(shape))
 
 
 def _sum(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
@@ -416,6 +434,62 @@ _RUN: dict[str, Run] = {
 }
 
 
+Values = dict[str, Value]
+
+
+def _constant(node: onnx.NodeProto, attrs: dict[str, Any], values: Values, tally: Tally) -> None:
+    value = attrs["value_float"] if "value_float" in attrs else numpy_helper.to_array(attrs["value"])
+    values[node.output[0]] = exact(value)
+
+
+def _if(node: onnx.NodeProto, attrs: dict[str, Any], values: Values, tally: Tally) -> None:
+    branch = attrs["then_branch"] if bool(values[node.input[0]].x) else attrs["else_branch"]
+    inner = _inside(branch, values, tally)
+    values.update(
+        (outer, inner[result.name]) for outer, result in zip(node.output, branch.output, strict=True)
+    )
+
+
+def _loop(node: onnx.NodeProto, attrs: dict[str, Any], values: Values, tally: Tally) -> None:
+    """Without a condition, and without outputs that are collected over the rounds."""
+    body = attrs["body"]
+    state = [values[name] for name in node.input[2:]]
+    for number in range(int(values[node.input[0]].x)):
+        names = [value.name for value in body.input]
+        inner = {**values, **dict(zip(names, [exact(number), exact(True), *state], strict=True))}
+        inner = _inside(body, inner, tally)
+        state = [inner[value.name] for value in body.output[1:]]
+    values.update(zip(node.output, state, strict=True))
+
+
+def _inside(graph: onnx.GraphProto, values: Values, tally: Tally) -> Values:
+    inner = {**values, **{t.name: exact(numpy_helper.to_array(t)) for t in graph.initializer}}
+    for child in graph.node:
+        step(child, inner, tally)
+    return inner
+
+
+def _call(function: onnx.FunctionProto, node: onnx.NodeProto, values: Values, tally: Tally) -> None:
+    given = {attribute.name: attribute for attribute in node.attribute}
+    inner = dict(zip(function.input, (values[name] for name in node.input), strict=True))
+    for child in function.node:
+        bound = onnx.NodeProto.FromString(child.SerializeToString())
+        del bound.attribute[:]
+        for attribute in child.attribute:
+            copy = bound.attribute.add()
+            copy.CopyFrom(given[attribute.ref_attr_name] if attribute.ref_attr_name else attribute)
+            copy.name = attribute.name
+        step(bound, inner, tally)
+    values.update((outer, inner[name]) for outer, name in zip(node.output, function.output, strict=True))
+
+
+_CONTROL: dict[str, Callable[[onnx.NodeProto, dict[str, Any], Values, Tally], None]] = {
+    "Constant": _constant,
+    "If": _if,
+    "Loop": _loop,
+}
+
+
 def step(node: onnx.NodeProto, values: dict[str, Value], tally: Tally) -> None:
     """Evaluate one node into `values`.
 
@@ -424,16 +498,12 @@ def step(node: onnx.NodeProto, values: dict[str, Value], tally: Tally) -> None:
         UnsupportedError: the evaluator does not know it.
     """
     attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    if node.op_type == "Constant":
-        values[node.output[0]] = exact(numpy_helper.to_array(attrs["value"]))
+    if node.op_type in _CONTROL:
+        _CONTROL[node.op_type](node, attrs, values, tally)
         return
-    if node.op_type == "If":
-        branch = attrs["then_branch"] if bool(values[node.input[0]].x) else attrs["else_branch"]
-        inner = dict(values)
-        for child in branch.node:
-            step(child, inner, tally)
-        for outer, result in zip(node.output, branch.output, strict=True):
-            values[outer] = inner[result.name]
+    function = tally.functions.get((node.domain, node.op_type))
+    if function is not None:
+        _call(function, node, values, tally)
         return
     if node.op_type not in _RUN:
         raise UnsupportedError(node.op_type)
@@ -445,6 +515,8 @@ def step(node: onnx.NodeProto, values: dict[str, Value], tally: Tally) -> None:
 
 def evaluate(model: onnx.ModelProto, feeds: dict[str, Array], tally: Tally) -> dict[str, Value]:
     """Every tensor of a model, in float64."""
+    tally.opset = next(v.version for v in model.opset_import if not v.domain)
+    tally.functions = {(function.domain, function.name): function for function in model.functions}
     values = {t.name: exact(numpy_helper.to_array(t)) for t in model.graph.initializer}
     values |= {name: exact(array) for name, array in feeds.items()}
     for node in model.graph.node:
