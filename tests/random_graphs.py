@@ -2,41 +2,47 @@
 
     python -m tests.random_graphs --examples 20000 --seed 1
 
-draws that many. It prints the first failure, reduced to the steps it needs, and exits with code 1.
+draws that many. It prints what failed, reduced to the steps that are needed, and then exits with code 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import time
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from onnx import helper
 
 from onnx_repfuse import InputError, Options, fuse
 from onnx_repfuse.records.report import Report
 from tests.build import Net
 from tests.random_builder import Builder
+from tests.random_properties import (
+    TALLY,
+    UNCHECKED,
+    WORST,
+    Array,
+    a_function_gives_the_same,
+    a_second_run_changes_nothing,
+    compare,
+    external_data_changes_nothing,
+    no_more_multiply_adds,
+    plain,
+)
 from tests.random_steps import grow, steps
-from tests.reference import InvalidError, Tally, Value, evaluate
+from tests.random_variants import VARIANTS, same_plan
 
-Array = NDArray[Any]
 Recipe = dict[str, Any]
-TALLY = Counter[str]()
 SPACES = ((1, 1, 2), (2, 4, 1), (3, 3, 3), (5, 6, 4))  # the last is the largest
-WORST = {"float32": 0.0, "float16": 0.0}
-ALLOWED = 16  # standard deviations
-UNCHECKED = Options(check=False)  # so that a wrong fold is seen here, not undone by verification
+ALL_VARIANTS = False
+REDUCED = 5  # failures of one kind that are shown
 
 recipes: st.SearchStrategy[Recipe] = st.fixed_dictionaries(
     {
@@ -117,123 +123,20 @@ def build(recipe: Recipe) -> tuple[onnx.ModelProto, list[dict[str, Array]]]:
     return model, kept
 
 
-def session(model: onnx.ModelProto) -> ort.InferenceSession:
-    """An ONNX Runtime session without graph optimizations, on one thread."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def plain(model: onnx.ModelProto) -> bytes:
-    return model.SerializeToString(deterministic=True)
-
-
-def compare(first: onnx.ModelProto, second: onnx.ModelProto, feeds: list[dict[str, Array]]) -> int:
-    """Compare the second model in ONNX Runtime with the first in float64; returns the number of feeds that ran.
-
-    The first model in ONNX Runtime must pass, too, so that a fault of the evaluator is not taken for one of the
-    package.
-    """
-    ran = 0
-    pairs = [(first, second)]
-    if any(node.op_type == "If" for node in first.graph.node):
-        pairs.append((_other_branches(first), _other_branches(second)))
-    for one, other in pairs:
-        ran += _compare(one, other, feeds)
-    return ran
-
-
-def _other_branches(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the conditions of all Ifs, the only bools there are, turned round."""
-    copy = onnx.ModelProto.FromString(model.SerializeToString())
-    nodes = (node for node in copy.graph.node if node.op_type == "Constant")
-    for tensor in (*copy.graph.initializer, *(a.t for node in nodes for a in node.attribute)):
-        if tensor.data_type == onnx.TensorProto.BOOL:
-            turned = np.logical_not(onnx.numpy_helper.to_array(tensor))
-            tensor.CopyFrom(onnx.numpy_helper.from_array(turned, tensor.name))
-    return copy
-
-
-Run = Callable[[dict[str, Array]], dict[str, Array]]
-
-
-def _runners(first: onnx.ModelProto, second: onnx.ModelProto) -> tuple[Run, Run] | None:
-    """Both models in ONNX Runtime; below opset 7, which it does not run, in our own evaluator."""
-
-    def in_runtime(model: onnx.ModelProto) -> Run:
-        opened = session(model)
-        names = [o.name for o in model.graph.output]
-        return lambda feed: dict(zip(names, opened.run(names, feed), strict=True))
-
-    def in_float64(model: onnx.ModelProto) -> Run:
-        kind = helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
-        names = [o.name for o in model.graph.output]
-
-        def run(feed: dict[str, Array]) -> dict[str, Array]:
-            values = evaluate(model, feed, Tally(0.0))
-            return {name: values[name].x.astype(kind) for name in names}
-
-        return run
-
-    if next(v.version for v in first.opset_import if not v.domain) < 7:
-        return in_float64(first), in_float64(second)
-    try:
-        before = in_runtime(first)
-    except Exception as error:  # ONNX Runtime refuses some graphs that ONNX allows
-        TALLY[f"no session: {str(error)[:200]}"] += 1
-        return None
-    return before, in_runtime(second)
-
-
-def _compare(first: onnx.ModelProto, second: onnx.ModelProto, feeds: list[dict[str, Array]]) -> int:
-    runners = _runners(first, second)
-    if runners is None:
-        return 0
-    names = [o.name for o in first.graph.output]
-    assert names == [o.name for o in second.graph.output]
-    ran = 0
-    for feed in feeds:
-        kind = str(feed["x"].dtype)
-        u, tiny, top = (2.0**-24, 0.0, 1e30) if kind == "float32" else (2.0**-11, 2.0**-25, 1e4)
-        try:
-            old = runners[0](feed)
-        except Exception as error:
-            TALLY[f"no run: {str(error)[:200]}"] += 1
-            continue
-        new = runners[1](feed)
-        values = evaluate(first, feed, Tally(u, tiny))
-        if any(np.abs(v.x).max(initial=0) > top for v in values.values() if v.x.dtype.kind == "f"):
-            continue
-        ran += 1
-        for name in names:
-            _judge(name, values[name], old[name], new[name], kind, u, tiny)
-    return ran
-
-
-def _judge(name: str, truth: Value, was: Array, now: Array, kind: str, u: float, tiny: float) -> None:
-    assert was.shape == now.shape == truth.x.shape, f"{name}: {was.shape} became {now.shape}"
-    assert was.dtype == now.dtype
-    scale = truth.e + u * np.abs(truth.x) + 2 * tiny
-    for who, got in (("the evaluator", was), ("the result", now)):
-        error = np.abs(got.astype(np.float64) - truth.x) / np.maximum(scale, 1e-300)
-        assert not np.isnan(error).any(), f"{who}: {name} is not a number"
-        assert error.max() < ALLOWED, f"{who}: {name} is off by {error.max():.3g} deviations"
-        WORST[kind] = max(WORST[kind], float(error.max()))
-
-
-def macs(model: onnx.ModelProto, feed: dict[str, Array]) -> int:
-    """Multiply-adds of an evaluation."""
-    tally = Tally(0.0)
-    evaluate(model, feed, tally)
-    return tally.macs
-
-
 def examine(recipe: Recipe, options: Options = UNCHECKED) -> Report:
     """Everything that must hold."""
     model, feeds = build(recipe)
-    return examine_model(model, feeds, options)
+    report = examine_model(model, feeds, options)
+    fused = fuse(model, options=UNCHECKED).model
+    seed = recipe["seed"]
+    chosen = list(VARIANTS)[seed % len(VARIANTS)]
+    for variant in VARIANTS if ALL_VARIANTS else [chosen]:
+        same_plan(model, fused, variant, UNCHECKED, seed)
+    if (ALL_VARIANTS or seed % 5 == 0) and recipe["opset"] >= 12:
+        a_function_gives_the_same(model, feeds, seed)
+    if recipe["external"]:
+        external_data_changes_nothing(model, fused)
+    return report
 
 
 def examine_model(
@@ -256,28 +159,11 @@ def examine_model(
     onnx.checker.check_model(fused, full_check=is_inferable)
     TALLY["compared"] += bool(compare(model, fused, feeds))
     assert [r.message for r in report.refusals if r.reason.value == "verification"] == []
-    before, after = macs(model, feeds[-1]), macs(fused, feeds[-1])
-    if after > before and any(d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim):
-        usual = {n: np.zeros((*a.shape[:2], *(8 * d for d in a.shape[2:]))) for n, a in feeds[-1].items()}
-        try:
-            before, after = (
-                macs(model, usual),
-                macs(fused, usual),
-            )  # sizes at which some outputs do not touch the padding
-        except InvalidError:  # a product over the last axis runs at one size only
-            TALLY["multiply-adds rise at a tiny size"] += 1
-            after = before
-    assert after <= before, f"{after} multiply-adds instead of {before}"
+    no_more_multiply_adds(model, fused, feeds)
     assert report.before.macs is None or report.after.macs is None or report.after.macs <= report.before.macs
     assert len(_inner(fused)) <= len(_inner(model)), "more nodes"
     assert plain(fuse(model, options=options).model) == plain(fused), "two runs differ"
-    second = fuse(fused, options=options)
-    again = [
-        *[fold.output for fold in second.report.folds],
-        *[change.claim for change in second.report.changes],
-    ]
-    assert not again, f"a second run changes {again}"
-    assert plain(second.model) == plain(fused), "a second run changes bytes"
+    a_second_run_changes_nothing(fused, options)
     return report
 
 
@@ -306,8 +192,8 @@ def _inner(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [n for n in model.graph.node if n.op_type != "Constant"]
 
 
-def hunt(examples: int, seed: int, options: Options = UNCHECKED) -> str | None:
-    """Draw examples; return the first failure, reduced to the steps it needs, or None."""
+def hunt(examples: int, seed: int, options: Options = UNCHECKED) -> list[str]:
+    """Draw examples; return the failures, each reduced to the steps it needs."""
 
     @seeded(seed)
     @settings(
@@ -320,41 +206,55 @@ def hunt(examples: int, seed: int, options: Options = UNCHECKED) -> str | None:
     )
     @given(recipes)
     def test(recipe: Recipe) -> None:
-        last.append(recipe)
-        examine(recipe, options)
+        try:
+            examine(recipe, options)
+        except Exception as error:
+            TALLY[f"FAILED: {_kind(error)}"] += 1
+            if sum(_kind(error) == kind for kind, _ in failed) < REDUCED:
+                failed.append((_kind(error), recipe))
 
-    last: list[Recipe] = []
-    try:
-        test()
-    except Exception as error:
-        recipe = last[-1]
-        for number in reversed(range(len(recipe["steps"]))):
-            fewer = {**recipe, "steps": [s for i, s in enumerate(recipe["steps"]) if i != number]}
-            if _fails(fewer, options):
-                recipe = fewer
-        return f"{type(error).__name__}: {error}\n{recipe}"
-    return None
+    failed: list[tuple[str, Recipe]] = []
+    test()
+    return [_reduced(kind, recipe, options) for kind, recipe in failed]
 
 
-def _fails(recipe: Recipe, options: Options) -> bool:
-    try:
-        examine(recipe, options)
-    except Exception:
-        return True
-    return False
+def _kind(error: Exception) -> str:
+    """What failed, without names and numbers."""
+    text = f"{type(error).__name__}: {error}".split(chr(10))[0]
+    return re.sub(r"[\[{(].*|\d[\d.e+-]*|\w*_\w*", "..", text)[:80]
+
+
+def _reduced(kind: str, recipe: Recipe, options: Options) -> str:
+    """The failure in words, and a recipe with fewer steps that fails likewise."""
+
+    def failure(candidate: Recipe) -> str:
+        try:
+            examine(candidate, options)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}" if _kind(error) == kind else ""
+        return ""
+
+    for number in reversed(range(len(recipe["steps"]))):
+        fewer = {**recipe, "steps": [s for i, s in enumerate(recipe["steps"]) if i != number]}
+        if failure(fewer):
+            recipe = fewer
+    return f"{failure(recipe)}\n{recipe}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--variants", action="store_true", help="each model in every spelling, not in one")
     parser.add_argument("--check", action="store_true", help="with the package's own proof")
     arguments = parser.parse_args()
+    global ALL_VARIANTS
+    ALL_VARIANTS = arguments.variants
     start = time.perf_counter()
     found = hunt(arguments.examples, arguments.seed, Options(check=arguments.check))
     print(f"seed {arguments.seed}: {dict(TALLY)}, worst {WORST}, {time.perf_counter() - start:.0f} s")
-    print(found or "nothing found")
-    return int(found is not None)
+    print("\n".join(found) or "nothing found")
+    return int(bool(found))
 
 
 if __name__ == "__main__":

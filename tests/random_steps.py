@@ -55,12 +55,10 @@ def conv(
     )
 
 
-def auto_conv(b: Builder, x: int, k: int, s: int, auto: str, pads: list[int], out: int) -> None:
-    """Padding by auto_pad, beside which pads have no say."""
+def auto_conv(b: Builder, x: int, k: int, s: int, auto: str, out: int) -> None:
     name = b.image(x)
     rank = len(b.shape(name)) - 2
-    more = {"pads": pads[: 2 * rank]} if any(pads[:2]) else {}
-    b.conv(name, out or b.fixed(name, 1), (k,) * rank, auto_pad=auto, strides=[s] * rank, **more)
+    b.conv(name, out or b.fixed(name, 1), (k,) * rank, auto_pad=auto, strides=[s] * rank)
 
 
 def affine(b: Builder, x: int, op: str, form: int, first: bool, style: int) -> None:
@@ -125,7 +123,7 @@ def split(b: Builder, x: int, at: int, swap: bool, join: bool) -> None:
         b.op("Concat", *(parts[::-1] if swap else parts), axis=1)
 
 
-def pool(b: Builder, x: int, op: str, k: int, s: int, p: int, include: int, ceil: int) -> None:
+def pool(b: Builder, x: int, op: str, k: int, s: int, p: int, include: int, ceil: int, auto: str) -> None:
     name = b.image(x)
     rank = len(b.shape(name)) - 2
     attrs: dict[str, Any] = {
@@ -138,6 +136,10 @@ def pool(b: Builder, x: int, op: str, k: int, s: int, p: int, include: int, ceil
     if b.net.opset >= 10:
         # ONNX and ONNX Runtime disagree on the size where a last window may begin beyond the end.
         attrs["ceil_mode"] = ceil if k >= s and attrs["pads"][0] == 0 else 0
+    if auto:  # beside it, pads have no say
+        attrs.update(auto_pad=auto, ceil_mode=0)
+        if b.net.opset < 10:
+            del attrs["ceil_mode"]
     b.op(op, name, **attrs)
 
 
@@ -376,7 +378,6 @@ STEPS: dict[str, tuple[Callable[..., None], dict[str, st.SearchStrategy[Any]]]] 
             "k": st.integers(1, 3),
             "s": st.integers(1, 2),
             "auto": st.sampled_from(["SAME_UPPER", "SAME_LOWER", "VALID"]),
-            "pads": st.one_of(st.just([0] * 6), PADS),
             "out": st.integers(0, 4),
         },
     ),
@@ -411,6 +412,7 @@ STEPS: dict[str, tuple[Callable[..., None], dict[str, st.SearchStrategy[Any]]]] 
             "p": st.integers(0, 1),
             "include": st.integers(0, 1),
             "ceil": st.integers(0, 1),
+            "auto": st.sampled_from(["", "", "", "VALID"]),
         },
     ),
     "pad": (

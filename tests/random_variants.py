@@ -1,7 +1,8 @@
 """Ways to write one model differently, none of which may change what is folded.
 
 Names, the order of nodes, where a constant is kept, Identity nodes and recorded shapes carry no meaning. `same_plan`
-folds a model and a variant of it and compares what is left.
+folds a model and a variant of it and compares what is left. `outlined` is for results only: a function is folded
+without knowing the types of its inputs and the attributes of its calls, so less may be folded.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ Variant = Callable[[onnx.ModelProto, int], onnx.ModelProto]
 _BOOKKEEPING = ("Constant", "Identity")  # a variant may have more of these
 
 
-def same_plan(model: onnx.ModelProto, variant: str, options: Options, seed: int = 0) -> None:
-    """Raise AssertionError if a variant of the model (see `VARIANTS`) is folded to other nodes than the model is."""
-    plain, other = (ops(fuse(one, options=options).model) for one in (model, VARIANTS[variant](model, seed)))
+def same_plan(
+    model: onnx.ModelProto, fused: onnx.ModelProto, variant: str, options: Options, seed: int = 0
+) -> None:
+    """Raise AssertionError if a variant of the model (see `VARIANTS`) is folded to other nodes than the model was."""
+    plain, other = ops(fused), ops(fuse(VARIANTS[variant](model, seed), options=options).model)
     assert plain == other, f"{variant}: {dict(plain - other)} became {dict(other - plain)}"
 
 
@@ -153,6 +156,40 @@ def without_shapes(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
     return model
 
 
+def outlined(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
+    """The nodes of the main graph become a function, and the call holds some of their attributes."""
+    model = constants_as_nodes(model, seed)
+    rng = np.random.default_rng(seed)
+    graph = model.graph
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
+    call = helper.make_node(
+        "Outlined", [v.name for v in graph.input], [v.name for v in graph.output], domain="outlined"
+    )
+    moved: list[str] = []
+    for node in nodes:
+        for attribute in node.attribute:
+            plain = attribute.type in _MOVED and not attribute.ref_attr_name
+            if plain and len(moved) < 3 and rng.random() < 0.2:
+                name = f"a{len(moved)}"
+                value = call.attribute.add()
+                value.CopyFrom(attribute)
+                value.name = name
+                title, kind = attribute.name, attribute.type
+                attribute.Clear()
+                attribute.name, attribute.type, attribute.ref_attr_name = title, kind, name
+                moved.append(name)
+    body = helper.make_function(
+        "outlined", "Outlined", call.input, call.output, nodes, model.opset_import, moved
+    )
+    del graph.node[:], graph.value_info[:]
+    graph.node.append(call)
+    model.functions.append(body)
+    model.opset_import.append(helper.make_opsetid("outlined", 1))
+    model.ir_version = max(model.ir_version, 8)
+    return model
+
+
+_MOVED = (onnx.AttributeProto.INT, onnx.AttributeProto.INTS, onnx.AttributeProto.FLOAT)
 VARIANTS: dict[str, Variant] = {
     "renamed": renamed,
     "permuted": permuted,

@@ -19,7 +19,8 @@ from onnx_repfuse.planner import candidates
 from onnx_repfuse.planner.plan_scope import cover_scope
 from onnx_repfuse.records.reasons import Reason
 from tests.build import Net, check
-from tests.random_graphs import Recipe, build, recipes, session
+from tests.random_graphs import Recipe, build, recipes
+from tests.random_properties import session
 
 MODELS = sorted((Path(__file__).parents[2] / "models").glob("*.train*.onnx"))
 

@@ -22,7 +22,7 @@ from onnx_repfuse.pipeline import run
 from onnx_repfuse.planner import emit
 from onnx_repfuse.records.reasons import Reason
 from tests.build import Net, counts
-from tests.random_graphs import compare
+from tests.random_properties import compare
 
 Array = NDArray[Any]
 FIRST, SECOND = 6, 4  # output channels, which tell the two folds apart

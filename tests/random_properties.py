@@ -1,0 +1,189 @@
+"""What must hold of every model and its fused form, as functions that raise AssertionError where it does not."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import helper
+
+from onnx_repfuse import Options, fuse
+from tests.random_variants import ops, outlined
+from tests.reference import InvalidError, Tally, Value, evaluate
+
+Array = NDArray[Any]
+TALLY = Counter[str]()
+WORST = {"float32": 0.0, "float16": 0.0}
+ALLOWED = 16  # standard deviations
+UNCHECKED = Options(check=False)  # so that a wrong fold is seen here, not undone by verification
+
+
+def session(model: onnx.ModelProto) -> ort.InferenceSession:
+    """An ONNX Runtime session without graph optimizations, on one thread."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def plain(model: onnx.ModelProto) -> bytes:
+    return model.SerializeToString(deterministic=True)
+
+
+def compare(first: onnx.ModelProto, second: onnx.ModelProto, feeds: list[dict[str, Array]]) -> int:
+    """Compare the second model in ONNX Runtime with the first in float64; returns the number of feeds that ran.
+
+    The first model in ONNX Runtime must pass, too, so that a fault of the evaluator is not taken for one of the
+    package.
+    """
+    ran = 0
+    pairs = [(first, second)]
+    if any(node.op_type == "If" for body in (first.graph, *first.functions) for node in body.node):
+        pairs.append((_other_branches(first), _other_branches(second)))
+    for one, other in pairs:
+        ran += _compare(one, other, feeds)
+    return ran
+
+
+def _other_branches(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the conditions of all Ifs, the only bools there are, turned round."""
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    bodies = (copy.graph, *copy.functions)
+    nodes = (node for body in bodies for node in body.node if node.op_type == "Constant")
+    for tensor in (*copy.graph.initializer, *(a.t for node in nodes for a in node.attribute)):
+        if tensor.data_type == onnx.TensorProto.BOOL:
+            turned = np.logical_not(onnx.numpy_helper.to_array(tensor))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(turned, tensor.name))
+    return copy
+
+
+Run = Callable[[dict[str, Array]], dict[str, Array]]
+
+
+def _runners(first: onnx.ModelProto, second: onnx.ModelProto) -> tuple[Run, Run] | None:
+    """Both models in ONNX Runtime; below opset 7, which it does not run, in our own evaluator."""
+
+    def in_runtime(model: onnx.ModelProto) -> Run:
+        opened = session(model)
+        names = [o.name for o in model.graph.output]
+        return lambda feed: dict(zip(names, opened.run(names, feed), strict=True))
+
+    def in_float64(model: onnx.ModelProto) -> Run:
+        kind = helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
+        names = [o.name for o in model.graph.output]
+
+        def run(feed: dict[str, Array]) -> dict[str, Array]:
+            values = evaluate(model, feed, Tally(0.0))
+            return {name: values[name].x.astype(kind) for name in names}
+
+        return run
+
+    if next(v.version for v in first.opset_import if not v.domain) < 7:
+        return in_float64(first), in_float64(second)
+    try:
+        before = in_runtime(first)
+    except Exception as error:  # ONNX Runtime refuses some graphs that ONNX allows
+        TALLY[f"no session: {str(error)[:200]}"] += 1
+        return None
+    return before, in_runtime(second)
+
+
+def _compare(first: onnx.ModelProto, second: onnx.ModelProto, feeds: list[dict[str, Array]]) -> int:
+    runners = _runners(first, second)
+    if runners is None:
+        return 0
+    names = [o.name for o in first.graph.output]
+    assert names == [o.name for o in second.graph.output]
+    ran = 0
+    for feed in feeds:
+        kind = str(feed["x"].dtype)
+        u, tiny, top = (2.0**-24, 0.0, 1e30) if kind == "float32" else (2.0**-11, 2.0**-25, 1e4)
+        try:
+            old = runners[0](feed)
+        except Exception as error:
+            TALLY[f"no run: {str(error)[:200]}"] += 1
+            continue
+        new = runners[1](feed)
+        values = evaluate(first, feed, Tally(u, tiny))
+        if any(np.abs(v.x).max(initial=0) > top for v in values.values() if v.x.dtype.kind == "f"):
+            continue
+        ran += 1
+        for name in names:
+            _judge(name, values[name], old[name], new[name], kind, u, tiny)
+    return ran
+
+
+def _judge(name: str, truth: Value, was: Array, now: Array, kind: str, u: float, tiny: float) -> None:
+    assert was.shape == now.shape == truth.x.shape, f"{name}: {was.shape} became {now.shape}"
+    assert was.dtype == now.dtype
+    scale = truth.e + u * np.abs(truth.x) + 2 * tiny
+    for who, got in (("the evaluator", was), ("the result", now)):
+        error = np.abs(got.astype(np.float64) - truth.x) / np.maximum(scale, 1e-300)
+        assert not np.isnan(error).any(), f"{who}: {name} is not a number"
+        assert error.max() < ALLOWED, f"{who}: {name} is off by {error.max():.3g} deviations"
+        WORST[kind] = max(WORST[kind], float(error.max()))
+
+
+def macs(model: onnx.ModelProto, feed: dict[str, Array]) -> int:
+    """Multiply-adds of an evaluation."""
+    tally = Tally(0.0)
+    evaluate(model, feed, tally)
+    return tally.macs
+
+
+def no_more_multiply_adds(
+    model: onnx.ModelProto, fused: onnx.ModelProto, feeds: list[dict[str, Array]]
+) -> None:
+    """At none of the sizes, and not at larger ones.
+
+    Below 3 pixels a side, where most of what a convolution sees is padding, a rise is counted, not refused: a kernel
+    composed of two that pad makes outputs from padding alone, which the first of them would have left to the second.
+    """
+    larger = {n: np.zeros((*a.shape[:2], *(8 * d for d in a.shape[2:]))) for n, a in feeds[-1].items()}
+    is_dynamic = any(d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim)
+    for feed in [*feeds, larger] if is_dynamic else feeds:
+        try:
+            before = macs(model, feed)
+        except InvalidError:  # a product over the last axis runs at one size only
+            continue
+        after = macs(fused, feed)
+        if after > before and min(feed["x"].shape[2:]) < 3:
+            TALLY["multiply-adds rise at a tiny size"] += 1
+            continue
+        assert after <= before, f"{after} multiply-adds instead of {before} at {feed['x'].shape}"
+
+
+def a_second_run_changes_nothing(fused: onnx.ModelProto, options: Options) -> None:
+    second = fuse(fused, options=options)
+    again = [change.output for change in (*second.report.folds, *second.report.changes)]
+    assert not again, f"a second run folds {again}"
+    assert plain(second.model) == plain(fused), "a second run changes bytes"
+
+
+def a_function_gives_the_same(model: onnx.ModelProto, feeds: list[dict[str, Array]], seed: int) -> None:
+    """The model as a function whose attributes refer to the call's."""
+    fused = fuse(outlined(model, seed), options=UNCHECKED).model
+    TALLY["as a function"] += 1
+    TALLY["as a function: compared"] += bool(compare(model, fused, feeds))
+    TALLY["as a function: folded alike"] += ops(fused) == ops(fuse(model, options=UNCHECKED).model)
+
+
+def external_data_changes_nothing(model: onnx.ModelProto, fused: onnx.ModelProto) -> None:
+    """From disk, with all weights in a file beside the model."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = onnx.ModelProto.FromString(model.SerializeToString())
+        source, target = Path(folder) / "model.onnx", Path(folder) / "fused.onnx"
+        onnx.save(copy, source, save_as_external_data=True, size_threshold=0)
+        fuse(source, target, options=UNCHECKED)
+        written = onnx.load(target)
+    assert ops(written) == ops(fused), "external data changes the plan"
+    weights = {t.name: onnx.numpy_helper.to_array(t).tobytes() for t in fused.graph.initializer}
+    assert weights == {t.name: onnx.numpy_helper.to_array(t).tobytes() for t in written.graph.initializer}
