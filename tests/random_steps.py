@@ -288,7 +288,7 @@ def branch(b: Builder, x: str, kind: int, out: int, s: int, norm: bool, bias: bo
     elif kind == 10:
         inner = b.conv(x, 2 * out, (1,) * rank, bias=bias)
         made = b.conv(inner, out, (3,) * rank, pads=[1] * 2 * rank, **common)
-    elif kind == 11:
+    elif kind == 11 and b.net.opset >= 7:
         inner = b.conv(x, out, (1,) * rank, bias=False)
         made = b.op(
             "AveragePool",

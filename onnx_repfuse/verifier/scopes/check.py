@@ -6,7 +6,7 @@ stands there is run by itself, on the tensors it had in the model and on others,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +22,8 @@ from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, file_bytes
 from onnx_repfuse.verifier.outputs.baseline import Baseline
 from onnx_repfuse.verifier.outputs.compare import verify_outputs
 from onnx_repfuse.verifier.scopes.extract import ScopeModel, extract
-from onnx_repfuse.verifier.scopes.feeds import MAX_TRIED, element_type, feeds_to_try
-from onnx_repfuse.verifier.scopes.instances import Key, Way, instances, resolve
+from onnx_repfuse.verifier.scopes.feeds import MAX_TRIED, element_type, example_of, feeds_to_try
+from onnx_repfuse.verifier.scopes.instances import Frame, Key, Way, instances, resolve
 from onnx_repfuse.verifier.session import DoesNotRun, load, open_session
 
 __all__ = ["ScopeVerdict", "check_scopes"]
@@ -31,6 +31,7 @@ __all__ = ["ScopeVerdict", "check_scopes"]
 # A scope of few elements shows little of its noise in the few draws that are made. A probe has judged each fold by its
 # rounding errors; what is looked for here are wrong shapes and values.
 _FACTOR = 8.0  # times the tolerance of whole outputs
+_ROUNDS = 3  # of a Loop
 _MAX_COMPARED = 48  # inputs on which the two sides are compared
 
 
@@ -83,14 +84,15 @@ def _judge(
     compared, why = 0, "nothing calls it"
     for way in ways:
         try:
-            before, after = (extract(model, resolve(model, way)) for model in pair)
+            frames = resolve(pair[0], way)
+            before, after = extract(pair[0], frames), extract(pair[1], resolve(pair[1], way))
         except LookupError as error:
             why = f"'{error.args[0]}' is not found"
             continue
         if before.outside.keys() != after.outside.keys():
             why = "it reads other tensors than before"
             continue
-        failed, count, why = _compare(before, after, seen, runtime)
+        failed, count, why = _compare(before, after, seen, runtime, _states(frames[-1]))
         if failed:
             return ScopeVerdict(tuple(key), Status.FAILED, why, count)
         compared += count
@@ -99,8 +101,19 @@ def _judge(
     return ScopeVerdict(tuple(key), Status.PASSED, "", compared)
 
 
+def _states(frame: Frame) -> dict[str, str]:
+    """Output of the body of a Loop -> the input that takes it in the next round."""
+    if frame.node is None or frame.node.op_type != "Loop":
+        return {}
+    return {f"output {number}": value.name for number, value in enumerate(frame.graph.input[2:], 1)}
+
+
 def _compare(
-    before: ScopeModel, after: ScopeModel, seen: Sequence[Mapping[str, Any]], runtime: Runtime
+    before: ScopeModel,
+    after: ScopeModel,
+    seen: Sequence[Mapping[str, Any]],
+    runtime: Runtime,
+    states: Mapping[str, str],
 ) -> tuple[bool, int, str]:
     """(whether they differ, on how many inputs they were compared, why)."""
     outside = list(before.outside.values())
@@ -108,10 +121,9 @@ def _compare(
     weights = [*before.model.graph.initializer, *_constants(before.model.graph)]
     for side in (before, after):
         for item in outside:
-            example = next((values[item.main] for values in seen if item.main in values), None)
-            kind = element_type(item, weights, example)
+            kind = element_type(item, weights, example_of(item, seen))
             side.model.graph.input.append(onnx.helper.make_tensor_value_info(item.name, kind, None))
-    feeds, why = _feeds_that_run(before.model, feeds_to_try(outside, weights, seen), runtime)
+    feeds, why = _feeds_that_run(before.model, feeds_to_try(outside, weights, seen), runtime, states)
     if not feeds:
         return False, 0, why
     verification = verify_outputs(
@@ -128,21 +140,28 @@ def _constants(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
     return [a.t for node in nodes for a in node.attribute if a.HasField("t")]
 
 
-def _feeds_that_run(model: onnx.ModelProto, feeds: Any, runtime: Runtime) -> tuple[list[Feed], str]:
-    """The first inputs, one of each shape and magnitude, on which a scope runs with finite results; else why not."""
+def _feeds_that_run(
+    model: onnx.ModelProto, feeds: Iterable[Feed], runtime: Runtime, states: Mapping[str, str]
+) -> tuple[list[Feed], str]:
+    """The first inputs on which a scope runs with finite results; else why not.
+
+    A Loop also runs on what it makes of them, which may have another rank.
+    """
     kept: list[Feed] = []
     why = "no inputs were found on which it runs"
     try:
         with open_session(model, runtime) as session:
             for _, feed in zip(range(MAX_TRIED), feeds, strict=False):
-                try:
-                    results = session.run(feed)
-                except DoesNotRun as error:
-                    why = str(error)
-                    continue
-                if all(_is_finite(value) for value in results.values()):
-                    kept.append(feed)
-                if len(kept) == _MAX_COMPARED:
+                for _ in range(_ROUNDS if states else 1):
+                    try:
+                        results = session.run(feed)
+                    except DoesNotRun as error:
+                        why = str(error)
+                        break
+                    if all(_is_finite(value) for value in results.values()):
+                        kept.append(feed)
+                    feed = {**feed, **{name: results[output] for output, name in states.items()}}
+                if len(kept) >= _MAX_COMPARED:
                     break
     except DoesNotRun as error:
         return [], str(error)

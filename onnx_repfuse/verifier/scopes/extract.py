@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx
 
@@ -24,12 +25,19 @@ class Outside:
         main: its name in the main graph, where its values can be read; "" if it is not there.
         declared: its type as the file declares it, which no runtime enforces for the inputs of a Loop or a function.
         is_free: it may come with other shapes than those seen in the model.
+        is_slice: it is a part of the tensor of the main graph, along the first axis.
     """
 
     name: str
     main: str
     declared: onnx.TypeProto
     is_free: bool
+    is_slice: bool = False
+
+    def seen_in(self, values: Mapping[str, Any]) -> Any:
+        """Its value where the tensors of the main graph have these; None if it is not among them."""
+        value = values.get(self.main)
+        return value[0] if self.is_slice and value is not None and len(value) else value
 
 
 @dataclass
@@ -106,8 +114,8 @@ class _Extraction:
             tensor = self.graph.initializer.add()
             tensor.CopyFrom(self.weights[at][name])
             tensor.name = own
-        elif self._fixed(name, at):
-            self._take_fixed(name, at, own)
+        elif self._fixed(name, at) or self._is_between(name, at):
+            self._take_computed(name, at, own)
         else:
             self.outside[own] = self._describe(own, name, at)
         return own
@@ -115,7 +123,11 @@ class _Extraction:
     def _may_be_overridden(self, name: str) -> bool:
         return self.source.ir_version >= 4 and name in self.inputs[0]
 
-    def _take_fixed(self, name: str, at: int, own: str) -> None:
+    def _is_between(self, name: str, at: int) -> bool:
+        """Whether a graph between the main graph and the scope computes it, so that no other shapes can come."""
+        return 0 < at < len(self.frames) - 1 and name in self.producers[at]
+
+    def _take_computed(self, name: str, at: int, own: str) -> None:
         """What constants, or the shapes of tensors, determine is computed in the model, too."""
         argument = self.frames[at].arguments.get(name)
         node = self.producers[at].get(name)
@@ -124,6 +136,9 @@ class _Extraction:
             self.graph.node.add(op_type="Identity", input=[self._take(argument, at - 1)], output=[own])
             return
         inputs = [self._take(i, at) if i else "" for i in node.input]
+        captured = [inner for graph in subgraphs(node) for inner in _captured(graph)]
+        if any(self._take(inner, at) != inner for inner in captured):
+            raise LookupError(name)
         copy = self.graph.node.add()
         copy.CopyFrom(node)
         copy.name = ""
@@ -160,9 +175,10 @@ class _Extraction:
         value = self.inputs[at].get(name) or next(
             (v for v in self.frames[at].graph.value_info if v.name == name), onnx.ValueInfoProto()
         )
-        # Runtimes hold to no declaration of what a body or a function takes in: any rank may come.
-        is_free = at > 0 and name in self.inputs[at]
-        return Outside(own, self._main_name(name, at), value.type, is_free)
+        # A function is called with anything. What a Loop takes in has a shape that follows from where it starts.
+        is_free = self.frames[at].is_function and name in self.inputs[at]
+        is_slice = name in self.frames[at].slices
+        return Outside(own, self._main_name(name, at), value.type, is_free, is_slice)
 
     def _main_name(self, name: str, at: int) -> str:
         """The tensor of the main graph that it is, or starts as; "" if there is none."""

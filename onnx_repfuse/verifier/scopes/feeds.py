@@ -13,7 +13,7 @@ from onnx_repfuse.records.float_formats import FLOAT_FORMATS, is_float
 from onnx_repfuse.verifier.inputs import Feed
 from onnx_repfuse.verifier.scopes.extract import Outside
 
-__all__ = ["MAX_TRIED", "element_type", "feeds_to_try"]
+__all__ = ["MAX_TRIED", "element_type", "example_of", "feeds_to_try"]
 
 MAX_TRIED = 120  # inputs on which a scope is run at most
 _RANKS = (4, 3, 2, 5, 1)
@@ -41,20 +41,26 @@ def feeds_to_try(
     """
     rng = np.random.default_rng(seed)
     for values in seen:
-        if all(item.main in values for item in outside):
-            yield {item.name: values[item.main] for item in outside}
+        if all(item.seen_in(values) is not None for item in outside):
+            yield {item.name: item.seen_in(values) for item in outside}
     known = [_shapes_seen(item, seen) for item in outside]
     for attempt, shapes in enumerate(_shapes_to_try(outside, known, _channels(weights), rng)):
         for scale in _MAGNITUDES if attempt < _WITH_MAGNITUDES else _MAGNITUDES[:1]:
             feed = {}
             for number, item in enumerate(outside):
-                example = next((values[item.main] for values in seen if item.main in values), None)
+                example = example_of(item, seen)
                 feed[item.name] = _value(item, shapes[number], weights, example, scale, rng)
             yield feed
 
 
 def _shapes_seen(item: Outside, seen: Sequence[Mapping[str, Any]]) -> list[Shape]:
-    return [np.shape(values[item.main]) for values in seen if item.main in values]
+    found = [item.seen_in(values) for values in seen]
+    return [np.shape(value) for value in found if value is not None]
+
+
+def example_of(item: Outside, seen: Sequence[Mapping[str, Any]]) -> Any:
+    """A value that a tensor has in the model; None if none was seen."""
+    return next((value for values in seen if (value := item.seen_in(values)) is not None), None)
 
 
 def _shapes_to_try(

@@ -41,6 +41,7 @@ class Frame:
         is_function: whether it is the body of a function, which sees nothing of the graphs around it.
         arguments: name of an input -> the tensor of the graph around it that it starts as.
         opset_import: the operator sets in force.
+        slices: the inputs that get one part of that tensor after the other.
     """
 
     graph: onnx.GraphProto
@@ -48,6 +49,7 @@ class Frame:
     is_function: bool = False
     arguments: dict[str, str] = field(default_factory=dict)
     opset_import: Sequence[onnx.OperatorSetIdProto] = ()
+    slices: frozenset[str] = frozenset()
 
 
 def instances(model: onnx.ModelProto, key: Key) -> list[Way]:
@@ -124,7 +126,21 @@ def _subgraph(around: Frame, node: onnx.NodeProto, step: Step) -> Frame:
     if node.op_type == "Loop":  # its first two inputs are the number of the round and the condition
         pairs = zip(graph.input[2:], node.input[2:], strict=False)
         arguments = {inner.name: outer for inner, outer in pairs}
-    return Frame(graph, node, arguments=arguments, opset_import=around.opset_import)
+    slices: frozenset[str] = frozenset()
+    if node.op_type == "Scan":
+        arguments, slices = _scanned(graph, node)
+    return Frame(graph, node, arguments=arguments, opset_import=around.opset_import, slices=slices)
+
+
+def _scanned(graph: onnx.GraphProto, node: onnx.NodeProto) -> tuple[dict[str, str], frozenset[str]]:
+    """(what the inputs of a Scan's body start as, those that are slices). Raises LookupError for other axes."""
+    values = {attribute.name: attribute for attribute in node.attribute}
+    is_plain = not any(values["scan_input_axes"].ints) if "scan_input_axes" in values else True
+    if not is_plain or len(graph.input) != len(node.input):  # before opset 9, there is one input more
+        raise LookupError(node.output[0])
+    arguments = {inner.name: outer for inner, outer in zip(graph.input, node.input, strict=True)}
+    states = len(graph.input) - values["num_scan_inputs"].i
+    return arguments, frozenset(value.name for value in graph.input[states:])
 
 
 def _body(model: onnx.ModelProto, around: Frame, node: onnx.NodeProto) -> Frame:
