@@ -11,7 +11,7 @@ from onnx_repfuse import fuse
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Report
 from tests.build import Net, counts
-from tests.random_graphs import macs
+from tests.random_properties import macs
 
 SIZES = (1, 2, 3, 5, 8, 16)
 
