@@ -38,6 +38,37 @@ def test_a_correct_fold_of_equal_terms_is_proved(seed: int, kernel: int) -> None
     assert counts(result.model) == {"Conv": 2, "Relu": 2}
 
 
+def test_a_channel_that_almost_cancels_errs_like_the_others() -> None:
+    """Its values, and so its tolerance, are small; what is summed to make it is not."""
+    net = Net(1, shape=(1, 1, 16, 16))
+    low, high = net.const(np.array(0.035480525)), net.const(np.array(0.03556783))
+    copies = net.op("Expand", net.op("Clip", "x", low, high), net.const(np.array([1, 64, 16, 16])))
+    y = net.op("Conv", copies, net.const(np.full((8, 64, 1, 1), 0.02)), kernel_shape=[1, 1])
+    mean = [
+        0.031983647,
+        -0.073230825,
+        -0.09822412,
+        -0.16515939,
+        -0.16602507,
+        0.36926389,
+        -0.027121667,
+        0.58460557,
+    ]
+    variance = [
+        0.036593746,
+        0.021196626,
+        0.06894042,
+        0.02933012,
+        0.022517355,
+        0.022868628,
+        0.09634133,
+        0.038065825,
+    ]
+    values = (np.ones(8), np.zeros(8), np.array(mean), np.array(variance))
+    model = net.model(net.op("BatchNormalization", y, *map(net.const, values)))
+    assert "BatchNormalization" not in counts(fuse(model).model)
+
+
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_a_wrong_weight_among_equal_terms_is_seen(kernel: int, monkeypatch: pytest.MonkeyPatch) -> None:
     materialized = emit.materialized

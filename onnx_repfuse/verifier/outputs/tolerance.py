@@ -48,6 +48,7 @@ __all__ = [
 _MIN_SLICE_ELEMENTS = 256  # elements an index of an axis needs for its largest to be typical
 _MAX_SLICES = 2048
 _TWIN_FACTOR = 2.0  # how many times the original's own distance from its float32 twin the result may have
+_SAME_SIZE = 4.0  # times the median: the largest error of indices that are one quantity
 _LARGEST_OWN_SHARE = (
     16.0  # of its tolerance: n equal terms err up to sqrt(n) times as much as independent ones
 )
@@ -123,26 +124,32 @@ def calibrated_tolerance(sample: Sample, samples: Sequence[Sample], value: Array
     for change in _changes(sample, samples, value):
         noise = np.maximum(noise, _peak(change, axis))
     allowed = noise_tolerance(noise, step)
-    return Tolerance(np.maximum(noise, step), allowed * _own_share(samples, axis, allowed))
+    return Tolerance(np.maximum(noise, step), _raised_by_own_error(samples, axis, allowed))
 
 
-def _own_share(samples: Sequence[Sample], axis: int | None, allowed: Array) -> float:
-    """By how much the original's own error from float64 raises a tolerance: 3 times what it takes of it, at least 1.
+def _raised_by_own_error(samples: Sequence[Sample], axis: int | None, allowed: Array) -> Array:
+    """A tolerance raised to 3 times the original's own error from float64, where that was measured and is more.
 
-    A correct result may be twice as far from float64, and on its other side. The feed and the index that take most
-    count for all: the same operators made them, and one of them may be exact by luck. A share so large that float64
-    evaluation must have read the model otherwise does not count.
+    A correct result may be twice as far from float64, and on its other side. The feed and the index that take the
+    largest share of their tolerance count for all: the same operators made them, and one of them may be exact by luck.
+    Where the errors of all indices are of one size, so does the largest error: the indices are one quantity, and an
+    index of small values, which has a small tolerance, errs like the others. A share so large that float64 evaluation
+    must have read the model otherwise does not count.
     """
-    largest_share = 0.0
+    factor, error = 1.0, 0.0
     for sample in samples:
         if sample.own_error is None:
             continue
         own = _peak(_finite(sample.own_error), axis)
-        if own.shape == allowed.shape:
-            with np.errstate(all="ignore"):
-                share = float(np.max(np.where(own == 0, 0.0, own / allowed), initial=0.0))
-            largest_share = max(largest_share, share if share <= _LARGEST_OWN_SHARE else 0.0)
-    return max(1.0, (_TWIN_FACTOR + 1) * largest_share)
+        if own.shape != allowed.shape or not own.size:
+            continue
+        with np.errstate(all="ignore"):
+            share = float(np.max(np.where(own == 0, 0.0, own / allowed)))
+        if share <= _LARGEST_OWN_SHARE:
+            factor = max(factor, (_TWIN_FACTOR + 1) * share)
+            is_one_quantity = float(own.max()) <= _SAME_SIZE * float(np.median(own))
+            error = max(error, float(own.max()) if is_one_quantity else 0.0)
+    return np.maximum(allowed * factor, (_TWIN_FACTOR + 1) * error)
 
 
 def is_judged_by_twin(samples: Sequence[Sample]) -> bool:
