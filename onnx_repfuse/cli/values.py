@@ -24,7 +24,7 @@ KIND_HELP = {
     Kind.COMMUTE: "an affine or pointwise operator moved past a pool, reshape or resize, to where it folds",
     Kind.ACTIVATION: "a decomposed activation, as one operator: Clip(x + 3, 0, 6) / 6 as HardSigmoid",
     Kind.NO_OP: "not a fold: a node that gives out what it reads (Identity, Add of 0), removed by itself",
-    Kind.FROZEN: "not a fold: a graph input taken for its initializer, with --freeze-initializers (--only leaves it)",
+    Kind.FROZEN: "not a fold: a graph input taken for its initializer, which --freeze-initializers alone asks for",
 }
 MAX_DIM = 1 << 40  # a larger dimension is a slip; it would overflow the tensor's size in bytes
 # `serving:0:1,3,8,8` or `x:1x3x8x8`: the name is greedy, so that the last colon ends it.
