@@ -102,6 +102,12 @@ def _border_of_many_axes() -> onnx.ModelProto:
     return _model(steps, {"p": pads, "zero": np.zeros((1, 4, 1, 1, 1)), "w": kernel}, ("N", 4, "D", "H", "W"))
 
 
+def _huge_constants() -> onnx.ModelProto:
+    """Pads of a billion elements, which a node computes."""
+    steps = _nodes(("Expand", "zero many -> e", {}), ("Pad", "x e -> a", {}), ("Conv", "a w -> y", {}))
+    return _model(steps, {"zero": np.array([0]), "many": np.array([10**9]), "w": KERNEL["w"]})
+
+
 def _kernels() -> Iterator[tuple[str, Builder]]:
     """Two operators whose kernels, pads, strides or dilations are huge."""
     pads = np.array([0, 0, HUGE, HUGE] * 2)
@@ -159,6 +165,7 @@ def _chains() -> Iterator[tuple[str, Builder]]:
 MODELS: dict[str, Builder] = {
     "wide border": _wide_border,
     "border of many axes": _border_of_many_axes,
+    "huge constants": _huge_constants,
     **dict(_kernels()),
     **dict(_chains()),
 }

@@ -20,6 +20,8 @@ from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const
 from onnx_repfuse.modelfile.dtypes import numpy_dtype
 from onnx_repfuse.records.reasons import Reason
 
+MAX_GROWN_ELEMENTS = 1 << 24  # 64 MB in float32
+
 __all__ = ["fold_constant", "from_attributes"]
 
 MAX_OUTER_ELEMENTS = 1 << 22  # of what two constants may become while planning
@@ -53,6 +55,8 @@ def fold_constant(
     given = [const for const in inputs if const is not None]
     if _is_of_text(attrs, given, data_type) or _depends_on_runtime(facts, attrs, given):
         return None
+    if shape is not None and _grows_too_large(shape, given):
+        return None
     evaluate = partial(_evaluate, facts.evaluate, dict(attrs), inputs, shape)
     if shape is not None and data_type is not None and not _may_fail(facts, given):
         return Const(shape, data_type, evaluate)
@@ -71,6 +75,15 @@ def _evaluated_now(evaluate: Callable[[], Values]) -> Const | None:
     if value.size > MAX_FOLDED_ELEMENTS:
         return None  # an Expand of a scalar, say
     return Const(value.shape, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), lambda: value)
+
+
+def _grows_too_large(shape: tuple[int, ...], given: Sequence[Const]) -> bool:
+    """Whether a constant is large although its inputs are not: an Expand of a scalar to a billion elements.
+
+    What is as large as its inputs is a weight that is transposed or cast.
+    """
+    inputs = {id(const): const.size for const in given}  # of Concat(c, c), once
+    return prod(shape) > max(MAX_GROWN_ELEMENTS, sum(inputs.values()))
 
 
 def _is_of_text(attrs: Attributes, given: Sequence[Const], data_type: int | None) -> bool:
