@@ -21,6 +21,8 @@ from onnx_repfuse.report.formatting import clean
 
 __all__ = ["debugging", "execute"]
 
+PIPE_WIDTH = 10_000  # characters
+
 
 def execute(given: CliArguments, version: str) -> int:
     """Do what was asked and return the exit code. Raises RepfuseError for what stops all of it."""
@@ -177,7 +179,10 @@ def _print_text(outcomes: list[Outcome], given: CliArguments) -> None:
 
     from onnx_repfuse.report.text import show, summarize
 
-    console = Console(markup=False, highlight=False, emoji=False)
+    # A pipe or a file has no width, unless COLUMNS gives one: whoever searches it for a path must find it on one line.
+    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    width = None if has_width else PIPE_WIDTH
+    console = Console(markup=False, highlight=False, emoji=False, width=width)
     if not given.many:
         if outcomes[0].report is not None or outcomes[0].compared is not None:
             show(console, outcomes[0], given.verbose)

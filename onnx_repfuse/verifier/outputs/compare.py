@@ -40,6 +40,8 @@ from onnx_repfuse.verifier.session import DoesNotRun, Model, load
 
 __all__ = ["compare_with_baseline", "verify_outputs"]
 
+_DOES_NOT_RUN = "the result does not run"
+
 Samples = dict[str, list[Sample]]  # by tensor name, one sample per feed, in the order of `Baseline.keys`
 Values = Mapping[FeedKey, Row]
 
@@ -80,7 +82,7 @@ def verify_outputs(
     measure = partial(measure_original, original, runtime=runtime, optimized=optimized)
     compare = partial(compare_with_baseline, fused=fused, rtol=rtol, atol=atol, by_position=by_position)
     result = compare(measure(spec=spec))
-    if not result.runs[1] and not spec.shapes and not spec.data:
+    if _does_not_run(result) and not spec.shapes and not spec.data:
         # The second model does not run at the first one's sizes: perhaps the first runs at those of the second.
         with suppress(InputError):
             sizes = sizes_of_other(original, fused, spec, by_position)
@@ -108,7 +110,7 @@ def compare_with_baseline(
     try:
         values, backend = _run_candidate(baseline, fused, by_position)
     except DoesNotRun as error:
-        return _incomparable(baseline, f"the result does not run: {error}")
+        return _incomparable(baseline, f"{_DOES_NOT_RUN}: {error}")
     except DifferentInterface as error:
         return _incomparable(baseline, str(error))
     user = user_tolerance(rtol, atol)
@@ -130,6 +132,11 @@ def compare_with_baseline(
         notes.append("ONNX Runtime has no kernel for this model; onnx's reference evaluator was the judge")
     runs_of_result = sum(baseline.is_largest(key.group) for key in baseline.keys)
     return _verification(baseline, verdicts, notes, runs_of_result)
+
+
+def _does_not_run(result: Verification) -> bool:
+    """Whether the candidate took none of the inputs; one whose interface differs was not even tried."""
+    return any(note.startswith(_DOES_NOT_RUN) for note in result.notes)
 
 
 def _without_random(baseline: Baseline, verdict: OutputVerdict) -> OutputVerdict:
