@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import onnx
 import pytest
@@ -73,13 +75,14 @@ def _agree_unchecked(made: onnx.ModelProto, x: np.ndarray) -> int:
     return len(result.report.folds)
 
 
-@pytest.mark.parametrize("shape", [(3, 8), (8,), (1,), (3, 1), ()])
-@pytest.mark.parametrize("constant", [(8,), (1,), ()])
+# Not () with (): a MatMul reads no scalar.
+@pytest.mark.parametrize(
+    ("constant", "shape"),
+    [pair for pair in product([(8,), (1,), ()], [(3, 8), (8,), (1,), (3, 1), ()]) if any(pair)],
+)
 def test_a_factor_of_a_tensor_of_unknown_rank(constant: tuple[int, ...], shape: tuple[int, ...]) -> None:
     """A single channel, or no axis at all, is broadcast by a vector, and a MatMul reads what came of it."""
     width = np.broadcast_shapes(constant, shape)
-    if not width:
-        pytest.skip("a MatMul reads no scalar")
     nodes = [node("Relu", "x", "a"), node("Mul", "a o", "m"), node("MatMul", "m w", "y")]
     weights = {"o": random(*constant), "w": random(width[-1], 4)}
     made = model(graph(nodes, [info("y", None)], weights, [info("x", None)]))
