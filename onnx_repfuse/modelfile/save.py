@@ -297,9 +297,35 @@ def _remove_stale(old: set[Path], target: Path, document: Document) -> None:
     in_use = {os.path.realpath(file.file_path) for file in document.data_files.by_location.values()}
     for path in old:
         is_free = is_input_replaced or os.path.realpath(path) not in in_use
-        if is_free and _user_of(path, target) is None:
+        if is_free and not _may_be_used(path, target):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _may_be_used(data: Path, target: Path) -> bool:
+    """Whether a file of the folder mentions a data file by name, be it a model that we cannot read or name otherwise.
+
+    Every model says the location of its external data in plain text, whatever its suffix or format is.
+    """
+    name = data.name.encode()
+    others = (path for path in data.parent.iterdir() if path not in (data, target))
+    return any(_mentions(path, name) for path in others)
+
+
+def _mentions(path: Path, name: bytes) -> bool:
+    """Whether a file may hold these bytes; one that cannot be read may. Larger ones are weights, not models."""
+    try:
+        if not path.is_file() or path.stat().st_size > PROTOBUF_LIMIT:
+            return False
+        with path.open("rb") as file:
+            before = b""
+            while block := file.read(1 << 20):
+                if name in before + block:
+                    return True
+                before = block[-len(name) :]
+    except OSError:
+        return True
+    return False
 
 
 def _user_of(data: Path, target: Path) -> Path | None:

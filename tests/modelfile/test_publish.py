@@ -462,3 +462,19 @@ def test_a_file_per_tensor_needs_few_open_files(tmp_path, out, edits):
     for copy in (out / "o.onnx", tmp_path / "snapshot" / "m.onnx"):
         assert weight(copy) == 1.0
         assert onnx.load(copy).graph.initializer == onnx.load(path).graph.initializer
+
+
+@pytest.mark.parametrize("name", ["o.pb", "O.ONNX", "o.onnxtxt", "missing.onnx"])
+def test_data_that_a_model_we_cannot_read_may_use_stays(tmp_path, name):
+    """Whatever its suffix, and whatever else it lacks: every model says where its data is in plain text."""
+    path = written(tmp_path, 1.0, "m.onnx.data", foldable=True)
+    other = onnx.load(path, load_external_data=False)
+    if name == "missing.onnx":
+        absent = other.graph.initializer.add()
+        absent.CopyFrom(next(w for w in other.graph.initializer if w.external_data))
+        absent.name = "absent"
+        next(entry for entry in absent.external_data if entry.key == "location").value = "not_here.data"
+    is_text = name.endswith("txt")
+    (tmp_path / name).write_bytes(str(other).encode() if is_text else other.SerializeToString())
+    fuse(path, path)
+    assert (tmp_path / "m.onnx.data").exists()
