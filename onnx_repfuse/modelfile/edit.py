@@ -108,7 +108,7 @@ def apply_edits(model: onnx.ModelProto, edits: Mapping[ScopeKey, Edit], placehol
     Args:
         model: the model; a skeleton will do.
         edits: scope -> its edit. The main graph is `()`, a function `("function", index)`, the graph in an attribute
-            `(*scope, position of the node, attribute name)`, one of several there `(..., "graphs", index)`.
+            `(*scope, position of the node, attribute name)`, one of several there `(..., index)`.
         placeholder: (new tensor, whether it becomes an initializer) -> a TensorProto for it.
 
     Raises:
@@ -164,7 +164,7 @@ class _Editor:
             if attribute.HasField("g"):
                 self.edit_scope(attribute.g, (*key, attribute.name), names)
             for index, graph in enumerate(attribute.graphs):
-                self.edit_scope(graph, (*key, attribute.name, "graphs", index), names)
+                self.edit_scope(graph, (*key, attribute.name, index), names)
 
     def _constants(self, graph: GraphOrFunction, scope: ScopeKey, edit: Edit) -> list[onnx.NodeProto]:
         """The new tensors as Constant nodes, where they cannot be initializers."""

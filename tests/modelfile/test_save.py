@@ -375,7 +375,7 @@ def test_a_graphs_attribute_is_a_scope():
     odd = helper.make_node("Odd", [], ["o"], domain="local")
     odd.attribute.append(helper.make_attribute("gs", [branch("g0", "x", "g0_y"), branch("g1", "x", "g1_y")]))
     model.graph.node.append(odd)
-    result = edited(Document.from_model(model), {(7, "gs", "graphs", 1): Edit(removed_nodes={0})})
+    result = edited(Document.from_model(model), {(7, "gs", 1): Edit(removed_nodes={0})})
     assert [len(g.node) for g in result.graph.node[7].attribute[0].graphs] == [1, 0]
 
 
