@@ -143,7 +143,7 @@ def _sampled_strides(case: FoldCase, size: tuple[int, ...], strides: tuple[int, 
     The probes of noise have values at every remainder.
     """
     tried = [min(stride, extent) for stride, extent in zip(strides, size, strict=True)]
-    channels = max(source.dims[source.channel] or 1 for source in case.sources)
+    channels = max((source.dims[source.channel] or 1 for source in case.sources), default=1)
     while math.prod(tried) * math.prod(size) * channels > _MAX_IMPULSE_ELEMENTS and max(tried) > 1:
         axis = tried.index(max(tried))
         tried[axis] //= 2

@@ -23,6 +23,7 @@ from onnx_repfuse.verifier.outputs.baseline import Baseline
 from onnx_repfuse.verifier.outputs.compare import verify_outputs
 from onnx_repfuse.verifier.scopes.extract import ScopeModel, extract
 from onnx_repfuse.verifier.scopes.feeds import MAX_TRIED, element_type, example_of, feeds_to_try
+from onnx_repfuse.verifier.scopes.forced import all_nodes
 from onnx_repfuse.verifier.scopes.instances import Frame, Key, Way, instances, resolve
 from onnx_repfuse.verifier.session import DoesNotRun, load, open_session
 
@@ -116,6 +117,8 @@ def _compare(
     states: Mapping[str, str],
 ) -> tuple[bool, int, str]:
     """(whether they differ, on how many inputs they were compared, why)."""
+    if any(node.op_type == "Loop" for node in all_nodes(before.model)):
+        return False, 0, "it holds a Loop, which may never end on other inputs"
     outside = list(before.outside.values())
     # Constants between nodes count, too: a body's weights may be nodes.
     weights = [*before.model.graph.initializer, *_constants(before.model.graph)]
@@ -132,6 +135,8 @@ def _compare(
     for verdict in verification.outputs:
         if verdict.status is Status.FAILED and not verdict.max_abs <= _FACTOR * verdict.tolerance:
             return True, len(feeds), verdict.message
+    if all(verdict.status is Status.NOT_OBSERVED for verdict in verification.outputs):
+        return False, 0, "none of its outputs could have shown a difference"
     return False, len(feeds), ""
 
 

@@ -21,7 +21,7 @@ from onnx_repfuse.verifier.outputs.baseline import Baseline, measure_original
 from onnx_repfuse.verifier.outputs.compare import compare_with_baseline
 from onnx_repfuse.verifier.session import load, subgraphs
 
-__all__ = ["ForcedBranches"]
+__all__ = ["ForcedBranches", "all_nodes"]
 
 
 class ForcedBranches:
@@ -30,7 +30,7 @@ class ForcedBranches:
     def __init__(self, baseline: Baseline) -> None:
         self._baselines: list[tuple[bool, Baseline]] = []
         original = Path(baseline.original)  # type: ignore[arg-type]
-        if file_bytes(original) > WEIGHTS_LIMIT or not _has_branches(load(original, weights=False)):
+        if file_bytes(original) > WEIGHTS_LIMIT or not _can_be_forced(load(original, weights=False)):
             return
         for value, group in itertools.product((True, False), baseline.groups):
             try:
@@ -54,11 +54,14 @@ class ForcedBranches:
         return ""
 
 
-def _has_branches(model: onnx.ModelProto) -> bool:
-    return any(node.op_type == "If" for node in _all_nodes(model))
+def _can_be_forced(model: onnx.ModelProto) -> bool:
+    """Whether it has branches, and no Loop: an If that computes the condition of a Loop would never let it end."""
+    operators = {node.op_type for node in all_nodes(model)}
+    return "If" in operators and "Loop" not in operators
 
 
-def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a model, those of its functions and subgraphs included."""
     pending = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     while pending:
         node = pending.pop()

@@ -54,12 +54,20 @@ class Frame:
 
 def instances(model: onnx.ModelProto, key: Key) -> list[Way]:
     """The ways to the scope of a key, at most `MAX_INSTANCES`: a function has one for each call."""
+    if _is_in_a_list_of_graphs(key):
+        return []
     if key[:1] != ("function",):
         return [_inside(model.graph, key)]
     function = model.functions[int(key[1])]
     rest = _inside(function, key[2:])
     calls = _calls(model, function, model.graph, ())
     return [(*way, *rest) for way, _ in zip(calls, range(MAX_INSTANCES), strict=False)]
+
+
+def _is_in_a_list_of_graphs(key: Key) -> bool:
+    """Whether an attribute of type GRAPHS leads there, which only operators of other domains have."""
+    path = key[2:] if key[:1] == ("function",) else key
+    return len(path) % 2 == 1 or not all(isinstance(attribute, str) for attribute in path[1::2])
 
 
 def _inside(graph: onnx.GraphProto | onnx.FunctionProto, key: Key) -> Way:
@@ -82,6 +90,8 @@ def _calls(
     if len(way) > MAX_DEPTH:
         return
     for node in graph.node:
+        if not node.output:
+            continue  # a call for nothing: a function without outputs
         function = _function(model, node)
         if function is not None:
             step = (*way, Step(node.output[0], None))
