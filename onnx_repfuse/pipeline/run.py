@@ -84,7 +84,7 @@ def run(
                     return job.report()
                 if len(job.bans.banned) == banned:
                     break
-            raise job.failed(f"after {MAX_ATTEMPTS} attempts there was still a fold that failed")
+            raise job.failed(f"folds were given up {job.bans.attempts} times, and one still failed")
         except Exception:
             # What another program did to the file meanwhile explains everything else, as a failed proof.
             document.check_unchanged()
