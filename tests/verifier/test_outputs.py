@@ -361,3 +361,19 @@ def test_damaged_files_raise_no_traceback_and_print_nothing(
         assert not any("\n" in message for message in messages)
     assert Status.FAILED in seen
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("values", "status"), [([[7, 7], [7, 7]], Status.NOT_OBSERVED), ([[1, 2], [3, 4]], Status.PASSED)]
+)
+def test_integers_that_do_not_differ_on_a_single_feed_show_nothing(values: Any, status: Status) -> None:
+    nodes = [helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Cast", ["s"], ["c"], to=I64),
+             helper.make_node("Mul", ["c", "zero"], ["n"]), helper.make_node("Add", ["n", "fixed"], ["y"])]  # fmt: skip
+    constants = {"zero": np.zeros(2, np.int64), "fixed": np.array(values, np.int64)}
+    model = build(nodes, [info("x", [2, 3])], [info("y", None, I64)], constants)
+    data = ({"x": np.ones((2, 3), np.float32)},)
+    (verdict,) = check(model, model, spec=FeedSpec(data=data)).outputs
+    assert verdict.status is status
+    several = FeedSpec(data=(*data, {"x": np.zeros((2, 3), np.float32)}))
+    (verdict,) = check(model, model, spec=several).outputs
+    assert verdict.status is Status.NOT_OBSERVED

@@ -15,7 +15,7 @@ from onnx_repfuse.verifier.outputs.baseline import measure_original
 from onnx_repfuse.verifier.scopes.check import check_scopes
 from onnx_repfuse.verifier.scopes.feeds import feeds_to_try
 from onnx_repfuse.verifier.scopes.forced import ForcedBranches
-from onnx_repfuse.verifier.scopes.instances import instances
+from onnx_repfuse.verifier.scopes.instances import instances, resolve
 
 HEAD = '<ir_version: 9, opset_import: ["": 17, "own": 1]>\n'
 # Each has a Mul by {FACTOR} that its inputs do not reach, or reach at one rank only, and the key of its scope.
@@ -188,3 +188,22 @@ def test_a_scope_that_nothing_calls_is_not_observed(tmp_path: Path) -> None:
 
 def test_without_anything_from_outside_there_is_one_feed() -> None:
     assert list(feeds_to_try([], [], [])) == [{}] * 3
+
+
+def test_calls_that_omit_their_first_output_are_told_apart() -> None:
+    """Any number of nodes may omit an output: "" is the name of none of them."""
+    model = onnx.parser.parse_model(
+        HEAD
+        + """g (float[N,4] x) => (float[] y, float[] z) {
+   a, y = own.two <alpha = 2.0> (x)
+   b, z = own.two <alpha = 3.0> (x)
+}
+<domain: "own", opset_import: ["": 17]>
+two <alpha>(x) => (n, m) { c = Constant <value_float: float = @alpha> () n = Neg (x) m = Mul (x, c) }"""
+    )
+    for node in model.graph.node:
+        node.output[0] = ""
+    ways = instances(model, ("function", 0))
+    assert [way[0].output for way in ways] == ["y", "z"]
+    factors = [resolve(model, way)[-1].graph.node[0].attribute[0].f for way in ways]
+    assert factors == [2.0, 3.0]

@@ -9,7 +9,7 @@ zeros and ones, or a signal below the noise does not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations, pairwise
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -125,15 +125,26 @@ def _judge_exactly(name: str, pairs: Sequence[_Pair]) -> OutputVerdict:
             name, Status.FAILED, dtype.name, float(different), different / total, _INFINITY, (0.0, 0.0), 0.0,
             worst, message=message,
         )  # fmt: skip
-    varies = any(
-        first.sample.key.group == second.sample.key.group
-        and not np.array_equal(first.original, second.original)
-        for first, second in pairwise(pairs)
-    )
-    if varies or len(pairs) == 1 or is_structure(name):
+    why = "" if is_structure(name) else _why_exact_unobservable([pair for pair in pairs if pair.original.size])
+    if not why:
         return verdict_without_figures(name, Status.PASSED, dtype.name, f"'{name}' is equal")
-    message = f"'{name}' is equal, but it does not depend on the inputs"
+    message = f"'{name}' is equal, but it {why}"
     return verdict_without_figures(name, Status.NOT_OBSERVED, dtype.name, message)
+
+
+def _why_exact_unobservable(pairs: Sequence[_Pair]) -> str:
+    """Why an output that is compared exactly could not have shown a fault, as a clause, or ""."""
+    same_inputs = [
+        not np.array_equal(first.original, second.original)
+        for first, second in combinations(pairs, 2)
+        if first.sample.key.group == second.sample.key.group
+    ]
+    if same_inputs:
+        return "" if any(same_inputs) else "does not depend on the inputs"
+    # With a single feed of each shape, the elements must differ from each other, as for floats.
+    if any((pair.original != pair.original.flat[0]).any() for pair in pairs):
+        return ""
+    return "is constant on the one feed there is of each shape"
 
 
 def _judge_floats(name: str, pairs: Sequence[_Pair], user: UserTolerance | None) -> OutputVerdict:

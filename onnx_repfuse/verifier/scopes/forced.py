@@ -19,6 +19,7 @@ from onnx_repfuse.verifier.inputs import FeedSpec
 from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, file_bytes
 from onnx_repfuse.verifier.outputs.baseline import Baseline, measure_original
 from onnx_repfuse.verifier.outputs.compare import compare_with_baseline
+from onnx_repfuse.verifier.scopes.instances import first_output
 from onnx_repfuse.verifier.session import load, subgraphs
 
 __all__ = ["ForcedBranches", "all_nodes"]
@@ -83,7 +84,7 @@ def _force(owner: onnx.GraphProto | onnx.FunctionProto, condition: onnx.TensorPr
         for graph in subgraphs(node):
             _force(graph, condition)
         if node.op_type == "If":
-            name = f"forced condition of {node.output[0]}"
+            name = f"forced condition of {first_output(node)}"
             nodes.append(onnx.helper.make_node("Constant", [], [name], value=condition))
             node.input[0] = name
         nodes.append(node)

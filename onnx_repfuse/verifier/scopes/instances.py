@@ -14,7 +14,7 @@ import onnx
 
 from onnx_repfuse.verifier.session import subgraphs
 
-__all__ = ["Frame", "Step", "Way", "instances", "resolve"]
+__all__ = ["Frame", "Step", "Way", "first_output", "instances", "resolve"]
 
 MAX_INSTANCES = 4  # calls of one function that are tried
 MAX_DEPTH = 16  # of calls in calls; a function cannot call itself, but a file may say so
@@ -22,7 +22,7 @@ Key = Sequence[str | int]  # of a scope: ("function", index), positions of nodes
 
 
 class Step(NamedTuple):
-    """One step inwards: the node with this first output, and its attribute, or None for a call of a function."""
+    """One step inwards: the node with this output (its first that has a name), and its attribute, or None for a call."""
 
     output: str
     attribute: str | None
@@ -75,9 +75,14 @@ def _inside(graph: onnx.GraphProto | onnx.FunctionProto, key: Key) -> Way:
     steps = []
     for position, attribute in zip(key[::2], key[1::2], strict=True):
         node = graph.node[int(position)]
-        steps.append(Step(node.output[0], str(attribute)))
+        steps.append(Step(first_output(node), str(attribute)))
         graph = next(a.g for a in node.attribute if a.name == attribute)
     return tuple(steps)
+
+
+def first_output(node: onnx.NodeProto) -> str:
+    """The first output that is not omitted: "" names no node, as any number of nodes may omit outputs."""
+    return next(filter(None, node.output), "")
 
 
 def _calls(
@@ -90,18 +95,19 @@ def _calls(
     if len(way) > MAX_DEPTH:
         return
     for node in graph.node:
-        if not node.output:
-            continue  # a call for nothing: a function without outputs
+        output = first_output(node)
+        if not output:
+            continue  # a call for nothing
         function = _function(model, node)
         if function is not None:
-            step = (*way, Step(node.output[0], None))
+            step = (*way, Step(output, None))
             if function is wanted:
                 yield step
             else:
                 yield from _calls(model, wanted, function, step)
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                inner = (*way, Step(node.output[0], attribute.name))
+                inner = (*way, Step(output, attribute.name))
                 yield from _calls(model, wanted, attribute.g, inner)
 
 
