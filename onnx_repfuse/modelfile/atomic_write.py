@@ -13,7 +13,7 @@ import hashlib
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +83,8 @@ class Staging:
         self.target = target
         self._stack = ExitStack()
         self._count = 0
-        self._new: list[Path] = []  # data files and folders that have their names, while the model has not
+        self._new: list[Path] = []  # data files and folders that were given their names
+        self._model: Path | None = None  # where the model was written, once it is about to get its name
 
     def __enter__(self) -> Staging:
         folder = self.target.parent
@@ -98,9 +99,10 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for path in reversed(self._new):
-            with contextlib.suppress(OSError):
-                path.rmdir() if path.is_dir() else path.unlink()
+        if not self._is_model_published():
+            for path in reversed(self._new):
+                with contextlib.suppress(OSError):
+                    path.rmdir() if path.is_dir() else path.unlink()
         self._stack.close()
         if isinstance(error, OSError):
             raise OutputError(f"cannot write {quoted(self.target)}: {error.strerror or error}") from error
@@ -158,12 +160,29 @@ class Staging:
         self._check(file, final)
         return True
 
-    def publish_model(self, model: Written) -> None:
-        """Give the model its name, in place of what had it. Raises OutputError as `publish_data` does."""
+    def publish_model(self, model: Written, data: Collection[Path] = ()) -> None:
+        """Give the model its name, in place of what had it.
+
+        Args:
+            model: as it was written.
+            data: its data files. Where locks do not reach (another machine), another run may have removed one.
+
+        Raises:
+            OutputError: as for `publish_data`, or a data file is gone.
+        """
+        self._model = model.path
         os.replace(model.path, self.target)
-        self._new.clear()
         _sync_folder(self.target.parent)
         self._check(model, self.target)
+        gone = next((path for path in data if not os.path.lexists(path)), None)
+        if gone is not None:
+            raise OutputError(
+                f"{quoted(gone)}, where {quoted(self.target)} has its weights, was removed by another program"
+            )
+
+    def _is_model_published(self) -> bool:
+        """Whether the model has its name. Its first name is asked, as an interrupt may come right after renaming."""
+        return self._model is not None and not os.path.lexists(self._model)
 
     def _check(self, file: Written, final: Path) -> None:
         # What is proved in a work folder is compared when it leaves it.

@@ -252,7 +252,7 @@ def _replace_model(
     if sys.platform == "win32":
         document.close()  # an open file cannot be replaced there
     old = _own_data_files(target)
-    staging.publish_model(model)
+    staging.publish_model(model, data)
     _remove_stale(old - data, target, document)
 
 

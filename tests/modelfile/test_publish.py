@@ -478,3 +478,38 @@ def test_data_that_a_model_we_cannot_read_may_use_stays(tmp_path, name):
     (tmp_path / name).write_bytes(str(other).encode() if is_text else other.SerializeToString())
     fuse(path, path)
     assert (tmp_path / "m.onnx.data").exists()
+
+
+@pytest.mark.parametrize("edits", [{}, EDIT], ids=["copied", "edited"])
+def test_an_interrupt_right_after_the_model_has_its_name_leaves_its_data(tmp_path, out, monkeypatch, edits):
+    source = written(tmp_path, 3)
+    real = os.replace
+
+    def replace(one, other):
+        real(one, other)
+        if Path(other) == out / "m.onnx":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt), Document.open(source) as document:
+        save(document, edits, out / "m.onnx")
+    assert weight(out / "m.onnx") == 3
+
+
+def test_data_that_another_machine_removes_is_missed(tmp_path, out, monkeypatch):
+    """Two runs share equal data. Where no lock keeps them apart, one may remove what the other counts on."""
+    source = written(tmp_path, 3)
+    with Document.open(source) as document:
+        save(document, EDIT, out / "m.onnx")
+    shared = out / "m.onnx.data"
+    (out / "m.onnx").unlink()
+    real = os.replace
+
+    def replace(one, other):
+        real(one, other)
+        if Path(other) == out / "m.onnx":
+            shared.unlink()
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OutputError, match="was removed"), Document.open(source) as document:
+        save(document, EDIT, out / "m.onnx")
