@@ -54,18 +54,28 @@ def _single(given: CliArguments) -> tuple[str, str]:
 
 def check_reports(given: CliArguments, pairs: Iterable[tuple[str, str]]) -> None:
     """Refuse report files that cannot be written, or that are a model, or its weights, or each other."""
-    # Large weights go to OUTPUT.data: see modelfile/save.py.
-    reserved = [name for pair in pairs for name in (*pair, f"{pair[1]}.data")]
+    pairs = list(pairs)
+    models = [name for pair in pairs for name in pair]
     page, document = given.report_file, given.json_file
     if document == "-":  # standard output
         document = None
     for option, name in (("--json", document), ("--report", page)):
         if name is not None:
-            if any(_same(name, model) for model in reserved):
+            if any(_same(name, model) for model in models):
                 raise UsageError(f"{option} would overwrite the model '{name}'")
+            if any(_may_be_data_of(name, output) for _, output in pairs):
+                raise UsageError(f"{option} would take the name '{name}', which the model's weights may need")
             _check_report(option, name)
     if page is not None and document is not None and _same(page, document):
         raise UsageError(f"--json and --report name one file: '{page}'")
+
+
+def _may_be_data_of(name: str, output: str) -> bool:
+    """Whether a file may become the data file of an output."""
+    from onnx_repfuse.modelfile.save import is_data_name  # slow to import; only who asks for a report waits
+
+    path, model = (Path(os.path.normcase(file)) for file in (name, output))
+    return is_data_name(path.name, model) and _same(str(path.parent), str(model.parent))
 
 
 def _check_report(option: str, name: str) -> None:

@@ -30,7 +30,7 @@ from onnx_repfuse.modelfile.edit import Edit, ScopeKey
 from onnx_repfuse.modelfile.external_writer import DataFile
 from onnx_repfuse.modelfile.serialize import serialize
 
-__all__ = ["Saved", "publish", "save"]
+__all__ = ["Saved", "is_data_name", "publish", "save"]
 
 PROTOBUF_LIMIT = (1 << 31) - 1  # bytes of one message
 INLINE_LIMIT = 1_900_000_000  # bytes; runtimes add to the message that they read
@@ -265,8 +265,17 @@ def _is_same_entry(one: Path, other: Path) -> bool:
     return one.name == other.name and _is_same_path(one.parent, other.parent) and other.exists()
 
 
+def is_data_name(name: str, target: Path) -> bool:
+    """Whether the data file of an output may get this name in its folder.
+
+    >>> is_data_name("net.onnx.1.data", Path("net.onnx")), is_data_name("net.data", Path("net.onnx"))
+    (True, False)
+    """
+    return re.fullmatch(re.escape(target.name) + r"(\.[0-9]+)?\.data", name) is not None
+
+
 def _data_names(target: Path) -> Iterator[str]:
-    """Names for the data file.
+    """Names for the data file, as `is_data_name` knows them.
 
     One in use by the model that is replaced is passed over: between the two steps of publishing, that model must not
     find the new data under the old name.
@@ -285,10 +294,9 @@ def _data_locations(model: Path) -> set[str] | None:
 
 def _own_data_files(target: Path) -> set[Path]:
     """The data files of the model that is about to be replaced, as far as `_data_names` may have named them."""
-    ours = re.compile(re.escape(target.name) + r"(\.[0-9]+)?\.data")
-    if not any(ours.fullmatch(name) for name in os.listdir(target.parent)):
+    if not any(is_data_name(name, target) for name in os.listdir(target.parent)):
         return set()
-    return {target.parent / name for name in _data_locations(target) or () if ours.fullmatch(name)}
+    return {target.parent / name for name in _data_locations(target) or () if is_data_name(name, target)}
 
 
 def _remove_stale(old: set[Path], target: Path, document: Document) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnx_repfuse.records.report import Counts
 
-__all__ = ["clean", "duration", "figure", "percent", "plural", "quantity", "size", "totals"]
+__all__ = ["clean", "compared_alone", "duration", "figure", "percent", "plural", "quantity", "size", "totals"]
 
 
 def clean(text: str) -> str:
@@ -94,6 +94,15 @@ def duration(seconds: float) -> str:
     ('32 ms', '75.2 s')
     """
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def compared_alone(count: int, noun: str) -> str:
+    """How many folds, or other changes, were compared by themselves.
+
+    >>> compared_alone(2, "fold"), compared_alone(1, "fold")
+    ('2 folds, each compared by itself', '1 fold, compared by itself')
+    """
+    return f"{plural(count, noun)}, {'compared' if count == 1 else 'each compared'} by itself"
 
 
 def plural(count: int, noun: str) -> str:

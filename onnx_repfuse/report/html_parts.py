@@ -8,7 +8,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from onnx_repfuse.report.formatting import clean, duration, figure, percent, plural, quantity, totals
+from onnx_repfuse.report.formatting import (
+    clean,
+    compared_alone,
+    duration,
+    figure,
+    percent,
+    plural,
+    quantity,
+    totals,
+)
 
 if TYPE_CHECKING:
     from onnx_repfuse.records.outcome import Bench
@@ -115,7 +124,7 @@ def _fold_counts(noun: str, verdicts: Sequence[FoldVerdict]) -> str:
     statuses = Counter(str(verdict.status) for verdict in verdicts)
     proved = statuses.pop("passed", 0)
     words = "".join(f", {count} {escape(status)}" for status, count in sorted(statuses.items()))
-    return f"<p>{plural(len(verdicts), noun)}, each compared by itself: {proved} proved{words}.</p>"
+    return f"<p>{compared_alone(len(verdicts), noun)}: {proved} proved{words}.</p>"
 
 
 def precision_table(studies: Sequence[Precision]) -> str:

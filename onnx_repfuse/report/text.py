@@ -12,7 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_repfuse.report.advice import advice, brief, by_reason
-from onnx_repfuse.report.formatting import clean, duration, figure, percent, plural, size, totals
+from onnx_repfuse.report.formatting import (
+    clean,
+    compared_alone,
+    duration,
+    figure,
+    percent,
+    plural,
+    size,
+    totals,
+)
 
 if TYPE_CHECKING:
     from onnx_repfuse.records.outcome import Bench, Gate, Outcome
@@ -264,7 +273,7 @@ def _fold_verdicts(noun: str, verdicts: tuple[FoldVerdict, ...], verbose: int) -
         return
     statuses = Counter(str(verdict.status) for verdict in verdicts)
     counted = ", ".join(f"{count} {_PROVED.get(status, status)}" for status, count in statuses.most_common())
-    yield Text(f"  {plural(len(verdicts), noun)}, each compared by itself: {counted}")
+    yield Text(f"  {compared_alone(len(verdicts), noun)}: {counted}")
     stages = [stage for verdict in verdicts for stage in verdict.stages] if verbose else []
     for name, words in _STAGES.items():
         at_stage = Counter(str(stage.status) for stage in stages if stage.stage == name)

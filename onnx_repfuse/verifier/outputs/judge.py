@@ -125,7 +125,9 @@ def _judge_exactly(name: str, pairs: Sequence[_Pair]) -> OutputVerdict:
             name, Status.FAILED, dtype.name, float(different), different / total, _INFINITY, (0.0, 0.0), 0.0,
             worst, message=message,
         )  # fmt: skip
-    why = "" if is_structure(name) else _why_exact_unobservable([pair for pair in pairs if pair.original.size])
+    why = (
+        "" if is_structure(name) else _why_exact_unobservable([pair for pair in pairs if pair.original.size])
+    )
     if not why:
         return verdict_without_figures(name, Status.PASSED, dtype.name, f"'{name}' is equal")
     message = f"'{name}' is equal, but it {why}"

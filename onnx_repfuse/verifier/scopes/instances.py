@@ -22,7 +22,7 @@ Key = Sequence[str | int]  # of a scope: ("function", index), positions of nodes
 
 
 class Step(NamedTuple):
-    """One step inwards: the node with this output (its first that has a name), and its attribute, or None for a call."""
+    """One step inwards: the node with this output, its first with a name, and its attribute; None for a call."""
 
     output: str
     attribute: str | None
