@@ -205,3 +205,12 @@ def test_large_kernels_are_evaluated_in_blocks(power, groups, dtype, monkeypatch
     np.testing.assert_allclose(truth.magnitude, whole.magnitude, rtol=1e-6)
     assert truth.magnitude.dtype == np.float32
     np.testing.assert_array_equal(truth.terms, whole.terms)
+
+
+def test_what_a_leaky_relu_computes_is_stored_and_what_it_hands_on_was() -> None:
+    x = np.array([[-4.0, 0.0, 3.0]], np.float32)
+    half = build([node("LeakyRelu", "x", alpha=0.5)], {}, 2, 17)
+    np.testing.assert_array_equal(Oracle(half, 2, storage=True)({"x": x}).magnitude, [[4.0, 0.0, 0.0]])
+    third = build([node("LeakyRelu", "x", alpha=1 / 3)], {}, 2, 17)
+    stored = Oracle(third, stored_as=np.dtype(np.float16))({"x": x}).value
+    np.testing.assert_array_equal(stored, [[np.float16(np.float32(1 / 3) * -4), 0.0, 3.0]])

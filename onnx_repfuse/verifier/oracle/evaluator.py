@@ -95,7 +95,7 @@ class Oracle:
             operands = [tensors[name] if name else None for name in node.input]
             results = evaluate_node(node, replace(context, terms=terms), operands)
             if self.storage and node.op_type in ROUNDING:
-                results = [_with_storage(result) for result in results]
+                results = [_with_storage(result, operands[0]) for result in results]
             if self.stored_as is not None and node.op_type in ROUNDING:
                 results = [_rounded(result, self.stored_as) for result in results]
             tensors.update(zip(node.output, results, strict=False))
@@ -103,10 +103,16 @@ class Oracle:
         return Truth(result.value, result.magnitude, _total(terms, result.value))
 
 
-def _with_storage(result: Tensor) -> Tensor:
-    """The result with the square of what is stored added to its magnitude."""
+def _with_storage(result: Tensor, operand: Tensor | None) -> Tensor:
+    """The result with the square of what is stored added to its magnitude.
+
+    An element that equals the operand's at its place was stored before: LeakyRelu hands on what is positive.
+    """
+    rounded = result.value
+    if operand is not None and operand.value.shape == rounded.shape:
+        rounded = np.where(rounded == operand.value, 0.0, rounded)
     with np.errstate(all="ignore"):  # squares of large values overflow in float32
-        return Tensor(result.value, (result.magnitude + np.square(result.value)).astype(np.float32))
+        return Tensor(result.value, (result.magnitude + np.square(rounded)).astype(np.float32))
 
 
 def _rounded(result: Tensor, dtype: np.dtype[Any]) -> Tensor:
