@@ -6,41 +6,27 @@ tolerance is too small for some networks and too large for others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import onnx
 
-from onnx_repfuse.records.float_formats import FLOAT_FORMATS, is_float
+from onnx_repfuse.records.float_formats import is_float
+from onnx_repfuse.verifier.arithmetic_weights import weights_of_arithmetic
 from onnx_repfuse.verifier.session import Model, load
 
 __all__ = [
     "WEIGHTS_LIMIT",
     "file_bytes",
-    "is_arithmetic",
     "noise_tolerance",
     "nudge_feed",
     "nudged_weights",
-    "weights_of_arithmetic",
 ]
 
 WEIGHTS_LIMIT = 256 << 20  # bytes; above it the noise of the weights is not measured, to bound memory
 _BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}  # by bytes of an element
-# Not others: an ulp of a threshold, a Resize's scale or a shape could mean another branch or another size.
-_ARITHMETIC = {
-    "Add",
-    "BatchNormalization",
-    "Conv",
-    "ConvTranspose",
-    "Div",
-    "Gemm",
-    "MatMul",
-    "Mul",
-    "PRelu",
-    "Sub",
-}
 _NOISE_FACTOR = 4.0  # correct folds measure 0.5 to 2 times the noise; this leaves room for the tail
 _ULPS = 8.0  # for what is exact by luck, and so shows no noise
 
@@ -77,31 +63,8 @@ def nudged_weights(model: Model, seed: int = 78) -> onnx.ModelProto | None:
     copy = onnx.ModelProto()
     copy.CopyFrom(load(model))
     rng = np.random.default_rng(seed)
-    moved = [_nudge_tensor(tensor, rng) for tensor in weights_of_arithmetic(copy.graph)]
+    moved = [_nudge_tensor(tensor, rng) for tensor in weights_of_arithmetic(copy)]
     return copy if any(moved) else None
-
-
-def is_arithmetic(node: onnx.NodeProto) -> bool:
-    """Whether the weights of a node are moved."""
-    return node.op_type in _ARITHMETIC
-
-
-def weights_of_arithmetic(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """The float initializers and Constants that arithmetic of the main graph reads."""
-    used: set[str] = set()
-    for node in graph.node:
-        if is_arithmetic(node):
-            used.update(node.input)
-    for name, tensor in _named_tensors(graph):
-        if name in used and tensor.data_type in FLOAT_FORMATS:
-            yield tensor
-
-
-def _named_tensors(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
-    yield from ((tensor.name, tensor) for tensor in graph.initializer)
-    for node in graph.node:
-        if node.op_type == "Constant":
-            yield from ((node.output[0], a.t) for a in node.attribute if a.name == "value")
 
 
 def _nudge_tensor(tensor: onnx.TensorProto, rng: np.random.Generator) -> bool:

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_repfuse.errors import InputError
+from onnx_repfuse.verifier.arithmetic_weights import behind_weights
 from onnx_repfuse.verifier.input_hints import InputHints, input_hints
 from onnx_repfuse.verifier.input_sizes import ORDINARY, shapes_to_try
 from onnx_repfuse.verifier.inputs import FeedSpec, choose_feeds, make_feed
@@ -231,6 +233,62 @@ def test_only_the_weights_of_arithmetic_are_nudged() -> None:
     assert (before["w"] != after["w"]).all()
     assert before["low"] == after["low"]
     assert nudged_weights(relu([1])) is None
+
+
+MOVED_WEIGHTS = {
+    "behind a Transpose": """{ v = Transpose (w) y = MatMul (x, v) }""",
+    "behind two nodes": """<int64[2] s = {4, 4}> { u = Reshape (w, s) v = Identity (u) y = MatMul (x, v) }""",
+    "beside another in a Concat": """<float[4,4] z = {0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0}> {
+        v = Concat <axis = 1> (z, w) y = MatMul (x, v) }""",
+    "captured by a branch": """{ c = Constant <value = bool {1}> () y = If (c) <
+        then_branch = t () => (float[] a) { v = Transpose (w) a = MatMul (x, v) },
+        else_branch = e () => (float[] b) { b = Identity (x) }> }""",
+    "argument of a function": """{ y = own.product (x, w) }
+        <domain: "own", opset_import: ["": 17]> product (a, b) => (c) { v = Transpose (b) c = MatMul (a, v) }""",
+}  # fmt: skip
+NOT_MOVED = {
+    "hidden by an inner name": """{ c = Constant <value = bool {1}> () y = If (c) <
+        then_branch = t () => (float[] a) { w = Neg (x) a = Mul (x, w) },
+        else_branch = e () => (float[] b) { b = Max (x, w) }> }""",
+    "behind a Cast": """{ v = Cast <to = 11> (w) d = Cast <to = 11> (x) y = MatMul (d, v) }""",
+    "a function's threshold": """{ y = own.most (x, w) }
+        <domain: "own", opset_import: ["": 17]> most (a, b) => (c) { c = Max (a, b) }""",
+}
+
+
+@pytest.mark.parametrize("name", [*MOVED_WEIGHTS, *NOT_MOVED])
+def test_weights_are_nudged_wherever_arithmetic_reads_them(name: str) -> None:
+    body = {**MOVED_WEIGHTS, **NOT_MOVED}[name]
+    sixteen = ", ".join(["1.0"] * 16)
+    head = '<ir_version: 8, opset_import: ["": 17, "own": 1]> g (float[4,4] x) => (float[] y) '
+    constants = "float[4,4] w = {" + sixteen + "}"
+    body = body.replace("<", f"<{constants}, ", 1) if body.startswith("<") else f"<{constants}> {body}"
+    model = onnx.parser.parse_model(head + body)
+    moved = nudged_weights(model)
+    weight = (
+        None if moved is None else {t.name: numpy_helper.to_array(t) for t in moved.graph.initializer}["w"]
+    )
+    assert (weight is not None and (weight != 1).all()) == (name in MOVED_WEIGHTS)
+
+
+def test_weights_inside_of_subgraphs_and_functions_are_nudged() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17, "own": 1]> g (float16[4] x) => (float16[] y, float16[] z) {
+        c = Constant <value = bool {1}> ()
+        s = If (c) <then_branch = t () => (float16[] a) <float16[1] w = {2}> { a = Mul (x, w) },
+                    else_branch = e () => (float16[] b) { b = Identity (x) }>
+        y = own.shifted (s)
+        z = Identity (x) }
+        <domain: "own", opset_import: ["": 17]> shifted (a) => (b) {
+            k = Constant <value = float16[1] {3}> () b = Add (a, k) }"""
+    )
+    moved = nudged_weights(model)
+    assert moved is not None
+    branch = moved.graph.node[1].attribute[0].g.initializer[0]
+    constant = moved.functions[0].node[0].attribute[0].t
+    assert numpy_helper.to_array(branch)[0] != 2
+    assert numpy_helper.to_array(constant)[0] != 3
+    assert behind_weights(model, {TensorProto.FLOAT16}) == {"s", "y"}
 
 
 def _of(op: str, place: int, *before: str, count: int = 5, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:

@@ -144,7 +144,7 @@ def measure_original(
     if parsed is not None:
         baseline.random = random_tensors(parsed)
         if in_half_precision:
-            _run_twin(baseline, behind_short_weights(parsed.graph))
+            _run_twin(baseline, behind_short_weights(parsed))
     # The other feeds of a group take the noise of its first, scaled, unless one of them fails.
     first_feeds = [FeedKey(group, 0) for group in range(len(baseline.groups))]
     _measure_noise_of_weights(baseline, first_feeds)

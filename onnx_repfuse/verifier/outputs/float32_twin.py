@@ -15,8 +15,9 @@ import numpy as np
 import onnx
 
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
-from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, file_bytes, is_arithmetic, weights_of_arithmetic
-from onnx_repfuse.verifier.session import Model, load, reads
+from onnx_repfuse.verifier.arithmetic_weights import behind_weights
+from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, file_bytes
+from onnx_repfuse.verifier.session import Model, load
 
 __all__ = ["behind_short_weights", "float32_twin", "is_short", "uses_short_floats", "widened"]
 
@@ -41,22 +42,13 @@ def uses_short_floats(model: onnx.ModelProto) -> bool:
     return _is_short_graph(model.graph) or any(_are_short_nodes(f.node) for f in model.functions)
 
 
-def behind_short_weights(graph: onnx.GraphProto) -> set[str]:
+def behind_short_weights(model: onnx.ModelProto) -> set[str]:
     """The tensors of the main graph that depend on a half-precision weight of its arithmetic.
 
     Only these have the noise of such weights. A float32 network whose file stores its weights as float16, behind a
     Cast, has the noise of float32.
     """
-    short = {tensor.name for tensor in weights_of_arithmetic(graph) if tensor.data_type in _SHORT}
-    short |= {
-        node.output[0] for node in graph.node if node.op_type == "Constant" and _are_short_nodes([node])
-    }
-    behind: set[str] = set()
-    for node in graph.node:
-        reads_short = is_arithmetic(node) and not short.isdisjoint(node.input)
-        if reads_short or not behind.isdisjoint(reads(node)):
-            behind.update(node.output)
-    return behind
+    return behind_weights(model, _SHORT)
 
 
 def float32_twin(model: Model) -> onnx.ModelProto | None:
