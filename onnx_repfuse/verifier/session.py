@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ __all__ = [
     "NoImplementation",
     "Session",
     "ValueInfo",
+    "all_nodes",
     "input_names",
     "input_values",
     "load",
@@ -204,6 +205,15 @@ def reads(node: onnx.NodeProto) -> list[str]:
     for graph in subgraphs(node):
         names += _captures(graph)
     return names
+
+
+def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a model, those of its functions and subgraphs included."""
+    pending = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    while pending:
+        node = pending.pop()
+        yield node
+        pending += [inner for graph in subgraphs(node) for inner in graph.node]
 
 
 def _captures(graph: onnx.GraphProto) -> list[str]:

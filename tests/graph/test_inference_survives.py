@@ -12,9 +12,10 @@ import onnx
 import pytest
 from onnx import AttributeProto, TypeProto, helper
 
-from onnx_repfuse import Options, fuse
+from onnx_repfuse import Options, fuse, verify
 from onnx_repfuse.errors import InputError, VerificationError
 from onnx_repfuse.graph.enforced import is_inferable
+from onnx_repfuse.records.verdict import Status
 from tests.parts import batch_norm, norm, random
 
 AttrType = onnx.defs.OpSchema.AttrType
@@ -158,6 +159,27 @@ def test_an_einsum_whose_equation_makes_no_sense_does_not_hang(equation: str) ->
     node = helper.make_node("Einsum", ["a", "b"], ["y"], equation=equation)
     with suppress(InputError, VerificationError):
         _same(_model({"a": square, "b": square}, [node], square))
+
+
+def test_beside_an_equation_on_which_onnxruntime_never_ends_a_block_is_folded_and_proved_alone() -> None:
+    square = helper.make_tensor_type_proto(1, [3, 3, 3])
+    nodes = [
+        helper.make_node("Einsum", ["a", "a"], ["e"], equation="......ii,...jj->...ij"),
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        batch_norm("c", "y"),
+    ]
+    made = _model({"a": square, "x": helper.make_tensor_type_proto(1, [1, 3, 4, 4])}, nodes,
+                  helper.make_tensor_type_proto(1, [1, 4, 4, 4]))  # fmt: skip
+    made.graph.output.append(onnx.ValueInfoProto(name="e", type=square))
+    weights = {"w": random(4, 3, 1, 1), **norm(4)}
+    made.graph.initializer.extend(onnx.numpy_helper.from_array(v, name) for name, v in weights.items())
+    report = fuse(made).report
+    assert len(report.folds) == 1
+    assert report.verification is not None
+    assert report.verification.status is Status.NOT_OBSERVED
+    assert "never ends" in report.verification.verdicts[0].message
+    with pytest.raises(InputError, match="never ends"):
+        verify(made, made)
 
 
 def test_a_sequence_beside_a_block_does_not_keep_it_from_being_folded() -> None:

@@ -11,6 +11,7 @@ import onnx
 
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.verifier.distance import Array, flatten
+from onnx_repfuse.verifier.endless import refuse_endless
 from onnx_repfuse.verifier.input_hints import input_hints
 from onnx_repfuse.verifier.inputs import FeedGroup, FeedKey, FeedSpec, choose_feeds
 from onnx_repfuse.verifier.intermediates import Intermediates, open_with_extra_outputs, read_intermediates
@@ -130,11 +131,14 @@ def measure_original(
         skeleton: the original without its weights, so that they need not be read for its integer inputs.
 
     Raises:
+        NoImplementation: it has an operator that nothing here implements, or that ONNX Runtime never ends on.
         InputError: it does not run; the message is one line.
     """
     spec = spec or FeedSpec()
     bounds_model = original if skeleton is None else skeleton
     parsed = _parsed(original, skeleton)
+    if parsed is not None:
+        refuse_endless(parsed)
     in_half_precision = parsed is not None and uses_short_floats(parsed)
     tails = _tails(original)
     try:

@@ -72,7 +72,7 @@ def verify_outputs(
         a Verification whose truth says whether it passed; a result that does not run has FAILED.
 
     Raises:
-        InputError: the original does not run; the message says why in one line.
+        InputError: the original does not run, or ONNX Runtime would never end; the message says why in one line.
     """
     spec = spec or FeedSpec()
     try:

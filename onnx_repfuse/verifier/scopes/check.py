@@ -23,9 +23,8 @@ from onnx_repfuse.verifier.outputs.baseline import Baseline
 from onnx_repfuse.verifier.outputs.compare import verify_outputs
 from onnx_repfuse.verifier.scopes.extract import ScopeModel, extract
 from onnx_repfuse.verifier.scopes.feeds import MAX_TRIED, element_type, example_of, feeds_to_try
-from onnx_repfuse.verifier.scopes.forced import all_nodes
 from onnx_repfuse.verifier.scopes.instances import Frame, Key, Way, instances, resolve
-from onnx_repfuse.verifier.session import DoesNotRun, load, open_session
+from onnx_repfuse.verifier.session import DoesNotRun, all_nodes, load, open_session
 
 __all__ = ["ScopeVerdict", "check_scopes"]
 

@@ -7,7 +7,6 @@ branch is entered.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,9 @@ from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, file_bytes
 from onnx_repfuse.verifier.outputs.baseline import Baseline, measure_original
 from onnx_repfuse.verifier.outputs.compare import compare_with_baseline
 from onnx_repfuse.verifier.scopes.instances import first_output
-from onnx_repfuse.verifier.session import load, subgraphs
+from onnx_repfuse.verifier.session import all_nodes, load, subgraphs
 
-__all__ = ["ForcedBranches", "all_nodes"]
+__all__ = ["ForcedBranches"]
 
 
 class ForcedBranches:
@@ -59,15 +58,6 @@ def _can_be_forced(model: onnx.ModelProto) -> bool:
     """Whether it has branches, and no Loop: an If that computes the condition of a Loop would never let it end."""
     operators = {node.op_type for node in all_nodes(model)}
     return "If" in operators and "Loop" not in operators
-
-
-def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of a model, those of its functions and subgraphs included."""
-    pending = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    while pending:
-        node = pending.pop()
-        yield node
-        pending += [inner for graph in subgraphs(node) for inner in graph.node]
 
 
 def _forced(model: onnx.ModelProto, value: bool) -> onnx.ModelProto:
