@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import isqrt, prod
 
 import numpy as np
 import onnx
 
-from onnx_repfuse.verifier.session import Model, ValueInfo, load
+from onnx_repfuse.verifier.input_axes import AxisHints, axis_hints
+from onnx_repfuse.verifier.session import Dim, Model, ValueInfo, load
 
 __all__ = ["InputHints", "input_hints"]
 
@@ -36,6 +37,8 @@ class InputHints:
         scales: inputs that are factors of sizes.
         sizes: sizes of free dims at which the graph's constants may fit, to be tried where usual sizes do not.
         extent: the largest extent of a kernel.
+        axes: what the nodes that read an input tell of its rank and sizes.
+        unranked: the inputs whose rank is not declared.
     """
 
     bounds: Mapping[str, int] = field(default_factory=dict)
@@ -43,6 +46,29 @@ class InputHints:
     scales: frozenset[str] = frozenset()
     sizes: tuple[int, ...] = ()
     extent: int = 1
+    axes: Mapping[str, AxisHints] = field(default_factory=dict)
+    unranked: frozenset[str] = frozenset()
+
+    def readings(self, inputs: Sequence[ValueInfo]) -> Iterator[list[ValueInfo]]:
+        """The inputs with what is known of their axes in the place of what is open, one list for each rank to try."""
+        ranks = [self._axes(value).ranks() for value in inputs if value.name in self.unranked]
+        for attempt in range(max(map(len, ranks), default=1)):
+            read = [self._read(value, attempt) for value in inputs]
+            sizes: dict[Dim, Dim] = {}  # of dims that have a name, which means one size in all inputs
+            for value, known in zip(inputs, read, strict=True):
+                pairs = zip(value.shape, known.shape, strict=False)
+                sizes.update((dim, size) for dim, size in pairs if isinstance(dim, str) and dim != size)
+            yield [known._replace(shape=tuple(sizes.get(dim, dim) for dim in known.shape)) for known in read]
+
+    def _axes(self, value: ValueInfo) -> AxisHints:
+        return self.axes.get(value.name, AxisHints())
+
+    def _read(self, value: ValueInfo, attempt: int) -> ValueInfo:
+        axes, shape = self._axes(value), value.shape
+        if value.name in self.unranked:
+            ranks = axes.ranks()
+            shape = (None,) * ranks[min(attempt, len(ranks) - 1)]
+        return value._replace(shape=axes.applied(shape))
 
 
 def input_hints(original: Model, inputs: Iterable[ValueInfo]) -> InputHints:
@@ -53,15 +79,29 @@ def input_hints(original: Model, inputs: Iterable[ValueInfo]) -> InputHints:
     if not names and not has_choice:
         return InputHints()
     graph = load(original, weights=False).graph
+    unranked = _unranked(graph)
+    has_choice = has_choice or any(value.name in unranked for value in inputs)
+    axes = axis_hints(graph, inputs) if has_choice else {}
+    hints = InputHints(axes=axes, unranked=unranked)
     integers = {value.name for value in inputs if "int" in value.type}
     extents = [extent for extent, _ in _windows(graph)]
-    return InputHints(
-        _table_rows(graph, integers),
-        _that_reach(graph, names, _FRACTIONS),
-        _that_reach(graph, names, _SCALES),
-        tuple(dict.fromkeys(_implied_sizes(graph)))[:_MAX_SIZES] if has_choice else (),
-        max(extents, default=1),
+    sizes = _implied_sizes(graph, next(hints.readings(inputs))) if has_choice else ()
+    return replace(
+        hints,
+        bounds=_table_rows(graph, integers),
+        fractions=_that_reach(graph, names, _FRACTIONS),
+        scales=_that_reach(graph, names, _SCALES),
+        sizes=tuple(dict.fromkeys(sizes))[:_MAX_SIZES],
+        extent=max(extents, default=1),
     )
+
+
+def _unranked(graph: onnx.GraphProto) -> frozenset[str]:
+    """The inputs whose rank is not declared. To ONNX Runtime's Python interface they look like scalars."""
+    tensors = [
+        (value.name, value.type.tensor_type) for value in graph.input if value.type.HasField("tensor_type")
+    ]
+    return frozenset(name for name, tensor in tensors if not tensor.HasField("shape"))
 
 
 def _origins(graph: onnx.GraphProto, names: Iterable[str]) -> dict[str, str]:
@@ -118,8 +158,8 @@ def _windows(graph: onnx.GraphProto) -> Iterator[tuple[int, int]]:
             yield max(extents), max(ints.get("strides", (1,)))
 
 
-def _implied_sizes(graph: onnx.GraphProto) -> Iterator[int]:
-    """Sizes to try, likely ones first.
+def _implied_sizes(graph: onnx.GraphProto, inputs: Iterable[ValueInfo]) -> Iterator[int]:
+    """Sizes to try, likely ones first. `inputs`: with what is known of their axes.
 
     A constant of a Reshape, or a dim of a constant that is added, is a size inside the network: the input's, or the
     input's over the strides before it; of an image flattened into one dim, also its root.
@@ -128,11 +168,13 @@ def _implied_sizes(graph: onnx.GraphProto) -> Iterator[int]:
     strides = [stride for _, stride in windows if stride > 1]
     total = min(prod(strides), _MAX_SIZE)
     reductions = dict.fromkeys((1, total, *strides, *(prod(strides[:n]) for n in range(2, len(strides)))))
-    channels = [3, *dict.fromkeys(_channels(graph))]
+    known = (prod(dim for dim in value.shape[1:] if isinstance(dim, int)) for value in inputs)
+    channels = dict.fromkeys((3, *filter(None, known), *_channels(graph)))
     for inner in dict.fromkeys(_inner_sizes(graph)):
         # Flattened: h * w; with a class token: h * w + 1; with channels: c * h * w.
-        roots = [_root(inner), _root(inner - 1), *(_root(inner // c) for c in channels if inner % c == 0)]
-        for size in dict.fromkeys((inner, *filter(None, roots))):
+        parts = [inner // count for count in channels if inner % count == 0]
+        roots = [_root(inner), _root(inner - 1), *map(_root, parts)]
+        for size in dict.fromkeys((inner, *filter(None, roots), *parts)):
             yield from (size * step for step in reductions if 1 < size * step <= _MAX_SIZE)
     for extent, stride in windows:
         yield from (extent, extent + stride, 4 * extent)

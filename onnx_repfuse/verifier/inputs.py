@@ -8,7 +8,7 @@ the user is asked for `--input-shape`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,6 +24,7 @@ from onnx_repfuse.verifier.input_sizes import (
     ORDINARY,
     SMALL,
     Shapes,
+    SizeGuesses,
     broadcast_shapes,
     has_free_dims,
     shapes_to_try,
@@ -121,8 +122,10 @@ def choose_feeds(session: Session, spec: FeedSpec, hints: InputHints = _NO_HINTS
         return _user_feeds(session, spec, hints)
     seeds = spec.seeds or (0,)
     attempt = partial(_first_that_runs, session, spec, hints)
-    ordinary = shapes_to_try(session.inputs, spec.shapes, ORDINARY.with_more(hints.sizes))
-    has_choice = any(has_free_dims(value, spec.shapes) for value in session.inputs)
+    readings = list(hints.readings(session.inputs))
+    tries = partial(_shapes_of_readings, [*readings, session.inputs], spec.shapes)
+    ordinary = tries(ORDINARY.with_more(hints.sizes))
+    has_choice = any(has_free_dims(value, spec.shapes) for value in readings[0])
     if len(seeds) == 1 or not has_choice:  # one shape, (1, 3, 224, 224) in most exported files
         return [attempt(ordinary, seeds)]
     # With three seeds: two feeds of the ordinary shape, two of the small one. Only feeds of one shape can be compared
@@ -130,16 +133,33 @@ def choose_feeds(session: Session, spec: FeedSpec, hints: InputHints = _NO_HINTS
     main = attempt(ordinary, seeds[:-1])
     small_guesses = SMALL.with_more((hints.extent + 1, 2 * hints.extent + 1) if hints.extent > 1 else ())
     try:
-        small = attempt(shapes_to_try(session.inputs, spec.shapes, small_guesses), (seeds[-1], seeds[0]))
+        small = attempt(tries(small_guesses), (seeds[-1], seeds[0]))
     except InputError:  # it runs at the ordinary size only
         feed = make_feed(session.inputs, main.shapes, seeds[-1], hints)
         return [main.with_run(feed, seeds[-1], session)]
     groups = [main, small]
-    narrow = broadcast_shapes(session.inputs, spec.shapes, small.shapes)
+    same_ranks = (read for read in readings if _have_ranks_of(read, small.shapes))
+    narrow = broadcast_shapes(next(same_ranks, session.inputs), spec.shapes, small.shapes)
     if narrow is not None:
         with suppress(InputError):  # a model need not broadcast
             groups.append(attempt([narrow], seeds[:1]))
     return groups
+
+
+def _shapes_of_readings(
+    readings: Iterable[Sequence[ValueInfo]], given: Mapping[str, Sequence[int]], guesses: SizeGuesses
+) -> Iterator[Shapes]:
+    """The shapes to try for one reading of the inputs after the other, each once."""
+    tried = set()
+    for inputs in readings:
+        for shapes in shapes_to_try(inputs, given, guesses):
+            if repr(shapes) not in tried:
+                tried.add(repr(shapes))
+                yield shapes
+
+
+def _have_ranks_of(inputs: Sequence[ValueInfo], shapes: Shapes) -> bool:
+    return all(len(value.shape) == len(shapes[value.name]) for value in inputs)
 
 
 def _fixed(value: ValueInfo, fixed: Mapping[str, Sequence[Dim]]) -> ValueInfo:
@@ -230,20 +250,23 @@ def _first_that_runs(
             reasons.append(str(error))
         else:
             return group
-    raise InputError(_asks_for_sizes(session, spec, reasons[0] if reasons else "no size within bounds"))
+    raise InputError(
+        _asks_for_sizes(session, spec, hints, reasons[0] if reasons else "no size within bounds")
+    )
 
 
-def _asks_for_sizes(session: Session, spec: FeedSpec, reason: str) -> str:
+def _asks_for_sizes(session: Session, spec: FeedSpec, hints: InputHints, reason: str) -> str:
     free = [value for value in session.inputs if has_free_dims(value, spec.shapes)]
+    free += [value for value in session.inputs if value.name in hints.unranked - spec.shapes.keys()]
     if not free:
         return f"the model does not run: {reason}"
-    shape = ",".join("?" if dim is None else str(dim) for dim in free[0].shape)
+    shape = ",".join("?" if dim is None else str(dim) for dim in free[0].shape) or "..."
     return f"the model runs at no size that was tried; give --input-shape {free[0].name}:{shape}: {reason}"
 
 
 def _user_feeds(session: Session, spec: FeedSpec, hints: InputHints) -> list[FeedGroup]:
     """The user's data, grouped by shape. Inputs without data get synthetic values of the first size we would try."""
-    synthetic_shapes = next(shapes_to_try(session.inputs, spec.shapes, ORDINARY))
+    synthetic_shapes = next(shapes_to_try(next(hints.readings(session.inputs)), spec.shapes, ORDINARY))
     groups: dict[str, FeedGroup] = {}
     for seed, data in enumerate(spec.data):  # another seed per run, for the inputs without data
         feed = make_feed(session.inputs, synthetic_shapes, seed, hints)

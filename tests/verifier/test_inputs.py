@@ -427,3 +427,92 @@ def test_the_features_of_a_classifier_imply_the_size_of_an_image() -> None:
         36,
         36,
     )
+
+
+def _flat(channels: int, side: int, *before: str) -> onnx.ModelProto:
+    names = ["x", *(f"b{n}" for n in range(len(before)))]
+    nodes = [helper.make_node(op, [names[n]], [names[n + 1]]) for n, op in enumerate(before)]
+    nodes += [helper.make_node("Flatten", [names[-1]], ["f"]), helper.make_node("Gemm", ["f", "k"], ["y"])]
+    weight = np.ones((channels * side * side, 10), np.float32)
+    return build(nodes, [info("x", ["n", channels, "h", "w"])], [info("y", None)], {"k": weight})
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 6])
+def test_the_channels_of_the_input_count_where_it_is_flattened(channels: int) -> None:
+    assert shapes_of(_flat(channels, 9))[0] == (1, channels, 9, 9)
+    assert shapes_of(_flat(channels, 9, "Relu"))[0] == (1, channels, 9, 9)
+
+
+def test_a_width_beside_a_fixed_height_is_found() -> None:
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("Gemm", ["f", "k"], ["y"])]
+    weight = np.ones((3 * 5 * 71, 10), np.float32)
+    model = build(nodes, [info("x", ["n", 3, 5, "w"])], [info("y", None)], {"k": weight})
+    assert shapes_of(model)[0] == (1, 3, 5, 71)
+
+
+CONV = helper.make_node("Conv", ["t", "w"], ["y"])
+READERS: dict[str, tuple[list[Any], dict[str, Any], int, dict[int, int]]] = {
+    "Conv": ([CONV], {"w": np.ones((4, 7, 3, 3), np.float32)}, 4, {1: 7}),
+    "grouped Conv of a sound": (
+        [helper.make_node("Conv", ["t", "w"], ["y"], group=2)], {"w": np.ones((4, 7, 3), np.float32)}, 3, {1: 14}
+    ),
+    "ConvTranspose": (
+        [helper.make_node("ConvTranspose", ["t", "w"], ["y"])], {"w": np.ones((7, 4, 3, 3), np.float32)}, 4, {1: 7}
+    ),
+    "Gemm": ([helper.make_node("Gemm", ["t", "w"], ["y"])], {"w": np.ones((7, 4), np.float32)}, 2, {1: 7}),
+    "Gemm, turned": (
+        [helper.make_node("Gemm", ["t", "w"], ["y"], transB=1)], {"w": np.ones((4, 7), np.float32)}, 2, {1: 7}
+    ),
+    "MatMul": ([helper.make_node("MatMul", ["t", "w"], ["y"])], {"w": np.ones((7, 4), np.float32)}, 4, {3: 7}),
+    "MatMul on the left": (
+        [helper.make_node("MatMul", ["w", "t"], ["y"])], {"w": np.ones((4, 7), np.float32)}, 4, {2: 7}
+    ),
+    "BatchNormalization": (
+        [helper.make_node("BatchNormalization", ["t", *"abcd"], ["y"])],
+        {name: np.ones(7, np.float32) for name in "abcd"}, 4, {1: 7}
+    ),
+    "Transpose, Conv": (
+        [helper.make_node("Transpose", ["t"], ["n"], perm=[0, 3, 1, 2]), helper.make_node("Conv", ["n", "w"], ["y"])],
+        {"w": np.ones((4, 7, 3, 3), np.float32)}, 4, {3: 7}
+    ),
+    "Add": ([helper.make_node("Add", ["t", "w"], ["y"])], {"w": np.ones((1, 7, 1, 5), np.float32)}, 4, {1: 7, 3: 5}),
+    "MaxPool": ([helper.make_node("MaxPool", ["t"], ["y"], kernel_shape=[3])], {}, 3, {}),
+    "Pad": ([helper.make_node("Pad", ["t", "w"], ["y"])], {"w": np.ones(6, np.int64)}, 3, {}),
+    "LayerNormalization": (
+        [helper.make_node("LayerNormalization", ["t", "w"], ["y"])], {"w": np.ones(7, np.float32)}, 4, {3: 7}
+    ),
+    "Relu": ([helper.make_node("Relu", ["t"], ["y"])], {}, 4, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("is_ranked", [True, False])
+@pytest.mark.parametrize("name", READERS)
+def test_what_reads_an_input_tells_its_rank_and_its_channels(name: str, is_ranked: bool) -> None:
+    nodes, weights, rank, sizes = READERS[name]
+    nodes = [helper.make_node("Abs", ["x"], ["t"]), *nodes]
+    shape = [f"d{axis}" for axis in range(rank)] if is_ranked else None
+    model = build(nodes, [info("x", shape)], [info("y", None)], weights)
+    for found in shapes_of(model):
+        assert len(found) == rank
+        assert {axis: found[axis] for axis in sizes} == sizes
+    assert verify_outputs(model, model)
+
+
+def test_a_name_means_what_another_input_tells() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Concat", ["x", "z"], ["y"], axis=0),
+    ]
+    inputs = [info("x", ["n", "c", 8, 8]), info("z", ["m", "c", 8, 8])]
+    model = build(nodes, inputs, [info("c", None), info("y", None)], {"w": np.ones((4, 7, 3, 3), np.float32)})
+    with open_session(model) as session:
+        shapes = choose_feeds(session, FeedSpec(), input_hints(model, session.inputs))[0].shapes
+    assert shapes["x"][1] == shapes["z"][1] == 7
+
+
+def test_an_input_of_unknown_rank_that_runs_at_none_asks_for_its_shape() -> None:
+    nodes = [helper.make_node("Reshape", ["x", "s"], ["y"])]
+    model = build(nodes, [info("x", None)], [info("y", None)], {"s": np.array([1, 3 * 443 * 444])})
+    with pytest.raises(InputError, match=r"give --input-shape x:\.\.\.:"):
+        shapes_of(model)
+    assert shapes_of(model, FeedSpec({"x": (1, 3, 443, 444)})) == [(1, 3, 443, 444)]
