@@ -34,6 +34,7 @@ FEW_COMBINATIONS = 4  # are tried
 
 _REPORTED_FIRST = (
     Kind.ACTIVATION,
+    Kind.STRIDE,
     Kind.TRANSPOSE,
     Kind.MATMUL,
     Kind.COMMUTE,

@@ -42,6 +42,7 @@ from onnx_repfuse.planner.refusals import opset_refusal, refusals, size_refusal
 from onnx_repfuse.planner.run_time_sizes import may_rise
 from onnx_repfuse.planner.select import Selection, select
 from onnx_repfuse.planner.shared_consumers import absorb_shared_tensors
+from onnx_repfuse.planner.subsampling import apply_subsamplings, subsampling_refusals
 from onnx_repfuse.records.report import Kind, Refusal
 
 __all__ = ["cover_scope", "plan_scope"]
@@ -100,6 +101,7 @@ def plan_scope(
         planning.fold_activations()
         if planning.is_changed or layouts is None:
             layouts = channel_layouts(scope)
+        layouts = planning.move_strides_up(layouts)
         last = planning.fold_in_rounds(layouts)
         if last is None:
             break
@@ -110,6 +112,8 @@ def plan_scope(
                 if all(id(node) in present for node in nodes):
                     plan.refusals.append(size_refusal(scope, nodes))
             plan.refusals += _new_refusals(plan, last)
+            if options.allows(Kind.STRIDE):
+                plan.refusals += subsampling_refusals(scope, layouts, planning.is_free)
             return plan
         # A second run would read the file that the nodes make now. So plan once more by what that says: without what
         # is remembered of nodes that are gone, and with the shapes that inference finds.
@@ -148,6 +152,20 @@ class _Planning:
         """Write decomposed activations as one operator each."""
         if self.options.allows(Kind.ACTIVATION):
             self._changed(written=_fold_activations(self.plan, self.options, self.banned))
+
+    def move_strides_up(self, layouts: dict[str, ChannelLayout]) -> dict[str, ChannelLayout]:
+        """Compute no positions that all consumers of a tensor skip; the layouts of all tensors then."""
+        if not self.options.allows(Kind.STRIDE):
+            return layouts
+        is_written = apply_subsamplings(self.plan, layouts, cost_model(self.options.cost), self.is_free)
+        self._changed(written=is_written)
+        return channel_layouts(self.plan.scope, layouts) if is_written else layouts
+
+    def is_free(self, node: gs.Node) -> bool:
+        """Whether a node may be replaced: it is not kept, and no fold of its outputs is banned."""
+        if _is_kept(self.options)(node):
+            return False
+        return self.banned.isdisjoint([tensor.name for tensor in node.outputs])
 
     def fold_in_rounds(self, layouts: dict[str, ChannelLayout]) -> _Round | None:
         """Lift, cover and write until nothing gets cheaper; the last round, or None if there was no end to it."""

@@ -13,7 +13,7 @@ from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Refusal
 
-__all__ = ["opset_refusal", "refusals", "size_refusal"]
+__all__ = ["opset_refusal", "refusals", "size_refusal", "stride_refusal"]
 
 MAX_NODES_BACK = 8  # looked at between a BatchNormalization and its convolution
 
@@ -53,6 +53,11 @@ def size_refusal(scope: Scope, nodes: Sequence[gs.Node]) -> Refusal:
     verb = "stay" if others else "stays"
     why = "folded they would take more multiply-adds at some of the sizes that are not known"
     return _refusal(scope, Reason.SHAPE, f"{names} {verb} as they are: {why}.", last, *others)
+
+
+def stride_refusal(scope: Scope, node: gs.Node, reason: Reason, why: str) -> Refusal:
+    """A strided 1x1 convolution behind one that has to compute all positions."""
+    return _refusal(scope, reason, f"{_title(scope, node)} keeps its stride: {why}.", node)
 
 
 def _refusal(scope: Scope, reason: Reason, message: str, *nodes: gs.Node) -> Refusal:

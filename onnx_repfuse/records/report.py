@@ -27,6 +27,7 @@ class Kind(str, Enum):
     CONCAT = "concat"
     COMMUTE = "commute"
     ACTIVATION = "activation"
+    STRIDE = "stride"
     # These two are changes, not folds.
     NO_OP = "no-op"
     FROZEN = "frozen"

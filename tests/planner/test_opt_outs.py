@@ -59,6 +59,10 @@ def _activation(net: Net) -> str:
     return str(net.op("Div", net.op("Mul", name, inner), net.const(6.0)))
 
 
+def _stride(net: Net) -> str:
+    return net.conv(net.op("Relu", net.conv("x", 4, 4, 3)), 4, 4, 1, strides=[2, 2])
+
+
 MODELS: dict[Kind, Callable[[Net], str]] = {
     Kind.AFFINE: _affine,
     Kind.BRANCHES: _branches,
@@ -70,6 +74,7 @@ MODELS: dict[Kind, Callable[[Net], str]] = {
     Kind.CONCAT: _concat,
     Kind.COMMUTE: _commute,
     Kind.ACTIVATION: _activation,
+    Kind.STRIDE: _stride,
 }
 
 

@@ -49,7 +49,7 @@ def _where(attrs: Attributes, condition: Values, a: Values, b: Values) -> Values
 
 
 def _arithmetic(name: str, **facts: Any) -> Operator:
-    return Operator(name, channels=BROADCAST, **facts)
+    return Operator(name, channels=BROADCAST, elementwise=True, **facts)
 
 
 ARITHMETIC = (

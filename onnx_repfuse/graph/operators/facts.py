@@ -160,6 +160,8 @@ class Operator:
         stays_for_a_reason: the user is told why one stays that is linear; others cost little or nothing.
         operations: arithmetic operations per output element, besides multiply-adds: for costs.
         has_window: it slides a window of `kernel_shape` over space.
+        elementwise: each element of its output is computed from those at the same place of its operands, which
+            broadcast as in numpy.
         since: the opset that brought it.
         attributes_are_inputs_since: the opset from which axes, starts, pads, min, ... are inputs, attributes before.
         evaluate: for constant inputs; raises what `MALFORMED` lists.
@@ -184,6 +186,7 @@ class Operator:
     stays_for_a_reason: bool = False
     operations: int = 1
     has_window: bool = False
+    elementwise: bool = False
     since: int = 1
     attributes_are_inputs_since: int = 1
     evaluate: Evaluate | None = None

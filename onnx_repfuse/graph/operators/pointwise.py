@@ -47,7 +47,7 @@ def _slope_doubts(case: SizeCase) -> tuple[()] | Doubt:
 
 
 def _pointwise(name: str, **facts: Any) -> Operator:
-    return Operator(name, channels=KEPT, **facts)
+    return Operator(name, channels=KEPT, elementwise=True, **facts)
 
 
 POINTWISE = (
@@ -68,7 +68,7 @@ POINTWISE = (
     _pointwise("Log"),
     _pointwise("Mish"),
     _pointwise("Neg", evaluate=_unary(np.negative)),
-    Operator("PRelu", channels=BROADCAST, doubts=_slope_doubts),
+    Operator("PRelu", channels=BROADCAST, elementwise=True, doubts=_slope_doubts),
     _pointwise("Reciprocal", evaluate=_unary(np.reciprocal)),
     _pointwise("Relu"),
     _pointwise("Round"),
@@ -82,5 +82,5 @@ POINTWISE = (
     _pointwise("Tanh", evaluate=_unary(np.tanh)),
     _pointwise("ThresholdedRelu"),
     # No rule passes channels through a Cast: behind it the data type is another one.
-    Operator("Cast", evaluate=_cast, jumps=_is_cast_to_integers, doubts=_cast_doubts),
+    Operator("Cast", elementwise=True, evaluate=_cast, jumps=_is_cast_to_integers, doubts=_cast_doubts),
 )

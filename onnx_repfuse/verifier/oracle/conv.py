@@ -304,3 +304,26 @@ def average_pool(context: Context, x: Tensor) -> Tensor:
         count = float(math.prod(window.kernel))
     context.count_terms(math.prod(window.kernel), x.value)
     return Tensor(value / count, (magnitude / count**context.power).astype(np.float32))
+
+
+def max_pool(context: Context, x: Tensor) -> Tensor:
+    """MaxPool: (N, C, *space) -> (N, C, *out); padding is never the largest. An error is that of any tap at most.
+
+    Raises Unsupported for indices as a second output, and where runtimes count windows in their own ways: padding
+    with ceil_mode, and automatic padding of dilated windows.
+    """
+    given = context.attributes
+    window = Window.of(context, given["kernel_shape"], x.value.shape[2:])
+    pads_automatically = given.get("auto_pad", "NOTSET").startswith("SAME")
+    is_unclear = window.ceil and any((*window.begin, *window.end))
+    if context.outputs > 1 or is_unclear or (pads_automatically and max(window.dilations) > 1):
+        raise Unsupported("MaxPool of this form")
+    out = [range(size) for size in window.output_sizes(x.value.shape[2:])]
+    reads = [spatial(*window.read_by(tap, out)) for tap in window.taps()]
+    is_padding = window.pad(np.ones_like(x.value)) == 0
+    padded = np.where(is_padding, -np.inf, window.pad(x.value))
+    magnitude = window.pad(x.magnitude)
+    return Tensor(
+        np.maximum.reduce([padded[read] for read in reads]),
+        np.maximum.reduce([magnitude[read] for read in reads]),
+    )

@@ -42,6 +42,42 @@ def hard_swish(context: Context, x: Tensor) -> Tensor:
     return Tensor(x.value * np.clip(x.value / 6 + 0.5, 0, 1), x.magnitude * np.float32(1.5**context.power))
 
 
+def absolute(context: Context, x: Tensor) -> Tensor:
+    """Abs. Slope 1."""
+    return Tensor(np.abs(x.value), x.magnitude)
+
+
+def p_relu(context: Context, x: Tensor, slope: Tensor) -> Tensor:
+    """PRelu: slope * x below 0, else x; the slope broadcasts. Slope at most max(1, |slope|)."""
+    steepest = np.maximum(1.0, np.abs(slope.value)) ** context.power
+    value = np.where(x.value < 0, slope.value * x.value, x.value)
+    return Tensor(value, (x.magnitude * steepest).astype(np.float32))
+
+
+def elu(context: Context, x: Tensor) -> Tensor:
+    """Elu: alpha * (exp(x) - 1) below 0, else x. Slope at most max(1, |alpha|)."""
+    alpha = context.attributes.get("alpha", 1.0)
+    slope = np.float32(max(1.0, abs(alpha)) ** context.power)
+    value = np.where(x.value < 0, alpha * np.expm1(np.minimum(x.value, 0)), x.value)
+    return Tensor(value, x.magnitude * slope)
+
+
+def sigmoid(context: Context, x: Tensor) -> Tensor:
+    """Sigmoid: 1 / (1 + exp(-x)), at most 1/2 + |x| / 4, which is its largest slope."""
+    magnitude = x.magnitude * np.float32(0.25**context.power) + np.float32(0.5**context.power)
+    return Tensor(1 / (1 + np.exp(-x.value)), magnitude)
+
+
+def softplus(context: Context, x: Tensor) -> Tensor:
+    """Softplus: log(1 + exp(x)), at most log 2 + |x|. Slope at most 1."""
+    return Tensor(np.logaddexp(x.value, 0), x.magnitude + np.float32(np.log(2) ** context.power))
+
+
+def tanh(context: Context, x: Tensor) -> Tensor:
+    """Tanh. Slope at most 1."""
+    return Tensor(np.tanh(x.value), x.magnitude)
+
+
 def sqrt(context: Context, x: Tensor) -> Tensor:
     """Sqrt: of constants, as a decomposed BatchNormalization has it, so its result counts as a constant."""
     return Tensor.of(np.sqrt(x.value), context.power)

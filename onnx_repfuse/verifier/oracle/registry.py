@@ -25,13 +25,15 @@ ROUNDING: dict[str, Operator] = {
     "Conv": conv.conv, "ConvTranspose": conv.conv_transpose, "AveragePool": conv.average_pool,
     "GlobalAveragePool": linear.global_average_pool,
     "ReduceMean": linear.reduce_mean, "ReduceSum": linear.reduce_sum,
-    "LeakyRelu": pointwise.leaky_relu, "HardSigmoid": pointwise.hard_sigmoid, "HardSwish": pointwise.hard_swish,
+    "Elu": pointwise.elu, "Sigmoid": pointwise.sigmoid, "Softplus": pointwise.softplus, "Tanh": pointwise.tanh,
+    "LeakyRelu": pointwise.leaky_relu, "PRelu": pointwise.p_relu, "HardSigmoid": pointwise.hard_sigmoid,
+    "HardSwish": pointwise.hard_swish,
     "Pow": pointwise.power, "Reciprocal": pointwise.reciprocal, "Sqrt": pointwise.sqrt,
 }  # fmt: skip
 # Operators that choose or move what is stored already.
 _EXACT: dict[str, Operator] = {
     "Identity": shape.identity, "Dropout": shape.dropout, "Neg": linear.neg,
-    "Relu": pointwise.relu, "Clip": pointwise.clip,
+    "Relu": pointwise.relu, "Clip": pointwise.clip, "Abs": pointwise.absolute, "MaxPool": conv.max_pool,
     "Cast": shape.cast, "CastLike": shape.cast, "Constant": shape.constant, "Shape": shape.shape_of,
     "ConstantOfShape": shape.constant_of_shape, "Expand": shape.expand,
     "Pad": shape.pad, "Slice": shape.slice_, "Split": shape.split, "Concat": shape.concat,

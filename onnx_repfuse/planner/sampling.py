@@ -1,0 +1,120 @@
+"""What a node does with positions: which it reads, and whether it could compute fewer of its own.
+
+A 1x1 convolution of stride s reads every s-th position only. A window (a convolution or a pool) computes every g-th of
+its positions if its stride is multiplied by g, an element-wise operator if its operands have every g-th only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
+from onnx_repfuse.graph.scope import Scope, optional_input, static
+from onnx_repfuse.lift import Context, LinearOp, lift
+from onnx_repfuse.lift.conv_matmul import resolve_pads
+
+__all__ = ["Strides", "is_elementwise", "kernel_of", "movable_pads", "reads_border", "strides_read"]
+
+Strides = tuple[int, ...]  # one per spatial axis
+TO_THE_END = 1 << 30  # an end of a Slice that is behind any size
+
+
+def strides_read(context: Context, node: gs.Node, rank: int) -> Strides | None:
+    """The strides with which a node reads its first input, if it reads each position for one of its own only.
+
+    A 1x1 convolution or pool without padding, or a Slice of space from the first position to the last.
+    """
+    if node.op == "Slice":
+        return _sliced(context.scope, node, rank)
+    if not _has_window(node) or kernel_of(context.scope, node) != (1,) * rank or reads_border(node):
+        return None
+    if node.attrs.get("ceil_mode", 0) or len(node.outputs) != 1:
+        return None
+    strides = tuple(node.attrs.get("strides") or (1,) * rank)
+    return strides if len(strides) == rank else None
+
+
+def reads_border(node: gs.Node) -> bool:
+    """Whether a convolution or pool of one tap has pads of its own: SAME adds none to it, at any size."""
+    return any(node.attrs.get("pads") or ())
+
+
+def movable_pads(context: Context, node: gs.Node) -> tuple[int, ...] | None:
+    """The pads of a convolution or pool whose strides may be multiplied; None if they may not, or are not known.
+
+    Its output has floor((n + slack) / s) + 1 positions; every g-th of them are floor((n + slack) / (s*g)) + 1, as with
+    the stride s*g. With ceil_mode, there may be a window more. Automatic pads would change with the stride.
+    """
+    kernel = kernel_of(context.scope, node)
+    if not _has_window(node) or not kernel or node.attrs.get("ceil_mode", 0) or len(node.outputs) != 1:
+        return None
+    is_automatic = str(node.attrs.get("auto_pad") or "NOTSET").startswith("SAME")
+    if is_automatic and node.op != "Conv" and max(node.attrs.get("dilations") or (1,)) > 1:
+        return None  # runtimes pad for the window without its dilation
+    pads = resolve_pads(context, node, kernel)
+    return pads if isinstance(pads, tuple) and len(pads) == 2 * len(kernel) else None
+
+
+def is_elementwise(context: Context, node: gs.Node, rank: int) -> bool:
+    """Whether each position of its output is computed from the same position of its operands, which have this rank.
+
+    An operand may broadcast: along an axis of one position, every g-th of them is that one.
+    """
+    scope = context.scope
+    if scope.opset < NUMPY_BROADCAST_SINCE or any(tensor.name for tensor in node.outputs[1:]):
+        return False
+    if operator(node).normalizes or node.op == "Dropout":  # in inference only
+        return isinstance(lift(context, node), LinearOp)
+    if not operator(node).elementwise:
+        return False
+    operands = [tensor.name for tensor in node.inputs if tensor.name]
+    return all(_fits(context, name, rank) for name in operands)
+
+
+def _fits(context: Context, name: str, rank: int) -> bool:
+    """Whether an operand is a constant that is the same at all positions, or a tensor of (N, C, *space)."""
+    const = context.scope.const(name)
+    if const is not None:
+        return prod(const.shape[-rank:]) == 1
+    return name not in context.scope.overridable and context.rank(name) == rank + 2
+
+
+def _has_window(node: gs.Node) -> bool:
+    return node.op == "Conv" or operator(node).has_window
+
+
+def kernel_of(scope: Scope, node: gs.Node) -> tuple[int, ...]:
+    """The window of a convolution or pool; () where it is not known."""
+    kernel = node.attrs.get("kernel_shape")
+    if kernel is None and node.op == "Conv":
+        return (static(scope.shape(optional_input(node, 1))) or ())[2:]
+    return tuple(kernel or ())
+
+
+def _sliced(scope: Scope, node: gs.Node, rank: int) -> Strides | None:
+    arguments = [_indices(scope, node, place, name) for place, name in enumerate(("starts", "ends"), 1)]
+    starts, ends = arguments
+    axes, steps = (_indices(scope, node, place, name) for place, name in ((3, "axes"), (4, "steps")))
+    if starts is None or ends is None or axes is None or steps is None or any(starts):
+        return None
+    if not len(axes) == len(steps) == len(ends) or min(ends) < TO_THE_END or min(steps) < 1:
+        return None
+    strides = dict(zip([int(axis) % (rank + 2) for axis in axes], map(int, steps), strict=True))
+    if strides.get(0, 1) != 1 or strides.get(1, 1) != 1:
+        return None
+    return tuple(strides.get(axis, 1) for axis in range(2, rank + 2))
+
+
+def _indices(scope: Scope, node: gs.Node, place: int, attribute: str) -> Sequence[int] | None:
+    """An argument of a Slice that has all of them, constant."""
+    if operator(node).uses_attributes(scope.opset):
+        return None  # no steps
+    const = scope.const(optional_input(node, place))
+    values: Any = None if const is None else const.computed()
+    return None if values is None else np.asarray(values).ravel().tolist()
