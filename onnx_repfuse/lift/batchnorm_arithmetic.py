@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.kernels import Array, Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
+from onnx_repfuse.graph.no_ops import shows_zero
 from onnx_repfuse.graph.operators.channel_rules import broadcast_shape
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, ONNX_DOMAINS, Const, node_name
 from onnx_repfuse.lift.linear_op import (
@@ -31,7 +32,7 @@ from onnx_repfuse.lift.linear_op import (
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason
 
-__all__ = ["lift_arithmetic", "lift_batch_normalization"]
+__all__ = ["lift_arithmetic", "lift_batch_normalization", "per_channel"]
 
 MAX_NODES_BACK = 16  # looked at for what hides the rank of a tensor
 
@@ -145,7 +146,7 @@ def lift_arithmetic(context: Context, node: gs.Node) -> LinearOp | Declined | No
         return Declined(
             Reason.BROADCAST, "it broadcasts along an `axis`, and the rank of its input is not known"
         )
-    channel_layout = _per_channel(context, name, node.outputs[0].name, shape)
+    channel_layout = per_channel(context, name, node.outputs[0].name, shape)
     if not isinstance(channel_layout, ChannelLayout):
         return channel_layout
     if const.size > MAX_FOLDED_ELEMENTS:
@@ -157,6 +158,9 @@ def lift_arithmetic(context: Context, node: gs.Node) -> LinearOp | Declined | No
     value = np.array(np.broadcast_to(flat_float64(const.read()), (channels,)))
     if not np.isfinite(value).all():
         return Declined(Reason.NON_FINITE)
+    is_zero = node.op in ("Add", "Sub") and not value.any()
+    if is_zero and shows_zero(context.scope, node, value, is_left=is_left):
+        return Declined(Reason.PRECISION, "it makes 0 of -0, which what reads it tells apart")
     scale, shift = _scale_and_shift(node.op, value, is_left)
     if not np.isfinite(scale).all():
         return Declined(Reason.NON_FINITE, "it divides by zero")
@@ -189,7 +193,7 @@ def _scale_and_shift(op: str, value: Array, is_left: bool) -> tuple[Array, Array
         return 1.0 / value, zeros
 
 
-def _per_channel(
+def per_channel(
     context: Context, name: str, output: str, shape: tuple[int, ...]
 ) -> ChannelLayout | Declined | None:
     """The layout in which a constant of `shape` acts per channel on tensor `name`; Declined if it does not."""
@@ -224,7 +228,7 @@ def _broadcasts(shape: tuple[int, ...], clause: str) -> Declined:
 def _per_channel_at_any_rank(
     operand: ChannelLayout | None, channel_layout: ChannelLayout, shape: tuple[int, ...]
 ) -> ChannelLayout | Declined:
-    """As `_per_channel`, for a tensor of unknown rank, which may be a scalar.
+    """As `per_channel`, for a tensor of unknown rank, which may be a scalar.
 
     A constant without axes changes no shape; one axis of one element adds an axis to a scalar only; and a vector acts
     on the last axis, if that is known to be as long: a single channel would be broadcast.

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Kernel, Scaled, Stored, Vector
+from onnx_repfuse.graph.operators.conv_matmul import is_one_matrix
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, optional_input
 from onnx_repfuse.lift.linear_op import (
     Context,
@@ -234,9 +235,13 @@ def lift_matmul(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     if not isinstance(weight, Const):
         return weight
     name = node.inputs[0].name
-    if len(weight.shape) != 2 or 0 in weight.shape or context.rank(name) == 1:
+    rank = context.rank(name)
+    if not is_one_matrix(weight.shape) or 0 in weight.shape or rank == 1:
         return None  # a batch of matrices, nothing, or (K,) @ (K, N) -> (N,), which is not a map of channels
-    kernel = _kernel(Geometry.dense(*weight.shape), weight, lambda w: w.T)
+    if len(weight.shape) > 2 and (rank is None or rank < len(weight.shape)):
+        return None  # (M, K) @ (1, K, N) -> (1, M, N)
+    c_in, c_out = weight.shape[-2:]
+    kernel = _kernel(Geometry.dense(c_in, c_out), weight, lambda w: w.reshape(c_in, c_out).T)
     return from_kernel(node, name, kernel, Kind.MATMUL)
 
 

@@ -13,9 +13,11 @@ from onnx_repfuse.algebra.affine_form import Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
-from onnx_repfuse.graph.scope import optional_input
-from onnx_repfuse.lift.batchnorm_arithmetic import lift_arithmetic
-from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, Operand, diagonal
+from onnx_repfuse.graph.no_ops import drops
+from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS
+from onnx_repfuse.lift.batchnorm_arithmetic import lift_arithmetic, per_channel
+from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, Operand, bias_of_const, diagonal
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 
@@ -30,35 +32,65 @@ def lift_add(context: Context, node: gs.Node) -> LinearOp | Declined | None:
 
 
 def lift_sum(context: Context, node: gs.Node) -> LinearOp | Declined | None:
-    """Add, Sub, Sum, Mean of tensors, none of them constant."""
+    """Add, Sub, Sum, Mean of tensors; of Sum and Mean, some operands may be constant."""
     output = node.outputs[0].name
-    names = [tensor.name for tensor in node.inputs]
+    names = [tensor.name for tensor in node.inputs if context.scope.const(tensor.name) is None]
     channel_layout = context.float_layout(output)
-    # With two operands that is `lift_arithmetic`; a constant among three or more is rare, and is left as it is.
-    has_constant = any(context.scope.const(name) is not None for name in names)
-    if channel_layout is None or has_constant or not all(names):
+    if channel_layout is None or not all(names):
         return None
     channels, layout = channel_layout.channels, channel_layout.layout
     # Height, width and batch may broadcast, too: `needs_equal_shapes` leaves that to the planner.
     if any(_broadcasts_channels(context, name, channel_layout) for name in names):
         return Declined(Reason.BROADCAST)
+    bias = _constant_summands(context, node, names, channel_layout)
+    if not isinstance(bias, Bias):
+        return bias
     return LinearOp(
         node,
         output,
-        _role(names, layout),
+        _role(node, layout),
         channels,
         layout,
         tuple(Operand(name, channels, layout) for name in names),
-        tuple(Term(number, kernel) for number, kernel in enumerate(_summands(node, channels, layout))),
-        Bias.zeros(channels),
+        tuple(
+            Term(number, kernel)
+            for number, kernel in enumerate(_summands(node, len(names), channels, layout))
+        ),
+        bias,
         needs_equal_shapes=len(names) > 1 and not _equal_shapes(context, names),
         size=context.size(names[0], channel_layout.rank) if channel_layout.channel_axis == 1 else None,
     )
 
 
-def _role(names: list[str], layout: tuple[int, int]) -> Kind | None:
+def _constant_summands(
+    context: Context, node: gs.Node, names: list[str], channel_layout: ChannelLayout
+) -> Bias | Declined | None:
+    """What the constants among the operands add to each channel; None where there is no tensor to add them to."""
+    channels, layout = channel_layout.channels, channel_layout.layout
+    total = Bias.zeros(channels)
+    if len(names) == len(node.inputs):
+        return total
+    for tensor in node.inputs:
+        const = context.scope.const(tensor.name)
+        if const is None:
+            continue
+        if not names or const.data_type not in FLOAT_FORMATS or const.size > MAX_FOLDED_ELEMENTS:
+            return None
+        acts_in = per_channel(context, names[0], node.outputs[0].name, const.shape)
+        if not isinstance(acts_in, ChannelLayout):
+            return acts_in
+        if acts_in.layout != layout:
+            return None
+        total = total + bias_of_const(const, channels, channel_layout.data_type)
+    if not np.isfinite(total.known).all():
+        return Declined(Reason.NON_FINITE)
+    mean = Vector(Vector.unit(channels, layout).geometry, np.full(channels, 1 / len(node.inputs)))
+    return total.through(mean) if node.op == "Mean" else total
+
+
+def _role(node: gs.Node, layout: tuple[int, int]) -> Kind | None:
     """The kind of a sum; none for an Identity, which a fold of any kind may hold."""
-    if len(names) == 1:
+    if len(node.inputs) == 1:
         return None
     return Kind.MATMUL if layout == (-1, 0) else Kind.BRANCHES
 
@@ -70,15 +102,15 @@ def _broadcasts_channels(context: Context, name: str, output: ChannelLayout) -> 
     return operand.channels != output.channels
 
 
-def _summands(node: gs.Node, channels: int, layout: tuple[int, int]) -> list[Vector]:
-    """What each operand is multiplied with: 1; 1 and -1; or 1/n."""
+def _summands(node: gs.Node, tensors: int, channels: int, layout: tuple[int, int]) -> list[Vector]:
+    """What each tensor is multiplied with: 1; 1 and -1; or 1/n."""
     unit = Vector.unit(channels, layout)
     count = len(node.inputs)
     if node.op == "Sub":
         return [unit, Vector(unit.geometry, -unit.scale)]
     if node.op == "Mean" and count > 1:
-        return [Vector(unit.geometry, unit.scale / count)] * count
-    return [unit] * count
+        return [Vector(unit.geometry, unit.scale / count)] * tensors
+    return [unit] * tensors
 
 
 def _equal_shapes(context: Context, names: list[str]) -> bool:
@@ -103,16 +135,4 @@ def lift_dropout(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     """Dropout in inference mode, without a consumer of its mask."""
     if len(node.outputs) > 1 and node.outputs[1].name:
         return None
-    return Declined(Reason.TRAINING) if _drops(context, node) else lift_identity(context, node)
-
-
-def _drops(context: Context, node: gs.Node) -> bool:
-    """Whether it may run in training mode, where it sets values to zero at random."""
-    # From opset 7 to 11 a Dropout is the identity; training mode is an input from 12 on.
-    if context.scope.opset < 7:
-        return not node.attrs.get("is_test", 0)
-    name = optional_input(node, 2)
-    if not name:
-        return False
-    const = context.scope.const(name)
-    return const is None or bool(np.any(const.read()))
+    return Declined(Reason.TRAINING) if drops(context.scope, node) else lift_identity(context, node)

@@ -5,7 +5,8 @@
 
 HardSigmoid(x) is max(0, min(1, alpha*x + beta)) (ONNX spec). With p = 1, q = 3, m = 6, c = 1/6 and z = x the second is
 HardSwish, an operator of its own from opset 14 on. Before that its parts stay: OpenVINO fuses them, and is slower with
-HardSigmoid and Mul (docs/benchmarks.md). float32 only: that is what runtimes have it for.
+HardSigmoid and Mul (docs/benchmarks.md). A product of x with a HardSigmoid of x that the file itself has is the same.
+float32 only: that is what runtimes have it for.
 """
 
 from __future__ import annotations
@@ -75,19 +76,35 @@ def activations(
     if scope.opset < HARD_SIGMOID_OPSET:
         return
     for node in scope.nodes:
-        activation = _activation(scope, node) if node.op == "Clip" else None
+        rule = _RULES.get(node.op)
+        activation = None if rule is None else rule(scope, node)
         if activation is None or activation.output in banned:
             continue
         if not any(is_kept(absorbed) for absorbed in activation.absorbed):
             yield activation
 
 
-def _is_float32(scope: Scope, clip: gs.Node) -> bool:
-    names = (clip.inputs[0].name, clip.outputs[0].name)
+def _is_float32(scope: Scope, node: gs.Node) -> bool:
+    names = (node.inputs[0].name, node.outputs[0].name)
     return any(scope.data_type(name) == onnx.TensorProto.FLOAT for name in names)
 
 
+def _product_with_gate(scope: Scope, gate: gs.Node) -> Activation | None:
+    """`x * HardSigmoid(x)` as HardSwish."""
+    alpha, beta = (float(np.float32(gate.attrs.get(*default))) for default in (("alpha", 0.2), ("beta", 0.5)))
+    if not _is_float32(scope, gate) or not _is_hard_swish(alpha, beta) or not _has_channels(scope, gate):
+        return None
+    source = gate.inputs[0].name
+    product = _product_with_source(scope, gate, source, None)
+    if product is None:
+        return None
+    if scope.opset < OPERATORS["HardSwish"].since:
+        return Activation(gate.outputs[0].name, gate, [gate, product], [])
+    return _hard_swish(scope, source, [gate], product)
+
+
 def _activation(scope: Scope, clip: gs.Node) -> Activation | None:
+    """A Clip and what scales it, as HardSigmoid or HardSwish."""
     largest = _upper_limit(scope, clip) if _is_float32(scope, clip) else None
     scaling = None if largest is None else _scaling_after(scope, clip, largest)
     if scaling is None or not _has_channels(scope, clip):
@@ -142,9 +159,9 @@ def _node(scope: Scope, op: str, inputs: list[str], output: str, attributes: dic
     return new_node(op, scope.fresh(f"{output}_{op.lower()}"), attributes, inputs, [output])
 
 
-def _has_channels(scope: Scope, clip: gs.Node) -> bool:
+def _has_channels(scope: Scope, node: gs.Node) -> bool:
     """Verification compares per channel, so a scalar or a vector stays."""
-    shape = scope.shape(clip.inputs[0].name)
+    shape = scope.shape(node.inputs[0].name)
     return shape is None or len(shape) >= 2
 
 
@@ -262,3 +279,9 @@ def _factor_and_offset(op: str, value: float, *, constant_first: bool) -> tuple[
     if op == "Div" and not constant_first and value != 0:
         return 1.0 / value, 0.0
     return None
+
+
+_RULES: dict[str, Callable[[Scope, gs.Node], Activation | None]] = {
+    "Clip": _activation,
+    "HardSigmoid": _product_with_gate,
+}

@@ -6,25 +6,28 @@ joined: `PlannedFold` keeps the original nodes behind every new one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.edit_points import replace_aliases, replace_nodes
+from onnx_repfuse.graph.no_ops import given_out
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import Context, LinearOp
 from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.planner.emit import emit
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
+from onnx_repfuse.planner.protected_patterns import protected_nodes
 from onnx_repfuse.planner.select import Selection
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["add_fold", "apply_folds", "apply_identities", "join_identities", "reads_too_many"]
+__all__ = ["add_fold", "apply_folds", "join_no_ops", "reads_too_many", "remove_no_ops"]
 
 Dim = TypeVar("Dim")
+_TRANSPARENT = ("Cast", "Identity")  # runtimes look through them when they look for patterns
 MAX_JOINED_SOURCES = 4  # tensors a fold may read if it grew over several rounds
 
 
@@ -66,20 +69,34 @@ def _copies_last(scope: Scope, selections: Iterable[Selection]) -> list[Selectio
     return sorted(selections, key=lambda one: place[one.output] if one.lowered.copied else -1)
 
 
-def apply_identities(plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banned: frozenset[str]) -> bool:
-    """Remove every Identity whose output nobody outside of the scope reads; whether there were any.
+def remove_no_ops(
+    plan: ScopePlan,
+    is_kept: Callable[[gs.Node], bool],
+    banned: frozenset[str],
+    layouts: Container[str],
+) -> bool:
+    """Let consumers read through every node that gives out what it reads (`graph.no_ops`); whether there were any.
 
-    Kept nodes and banned outputs stay.
+    Kept nodes and banned outputs stay, and so do the parts of patterns that runtimes fuse, and what somebody outside of
+    the scope reads. Where channels are known, rounds of covering see that arithmetic and views do nothing, and take
+    them into folds.
+
+    Args:
+        layouts: the tensors whose channels are known.
     """
     scope = plan.scope
     replaced: dict[int, list[gs.Node]] = {}
     aliases: dict[str, str] = {}
+    protected = protected_nodes(scope)
     for node in scope.nodes:
-        if node.op != "Identity" or is_kept(node) or not _may_be_read_through(scope, node, banned):
+        source = given_out(scope, node)
+        if not source or is_kept(node) or not _may_be_read_through(scope, node, banned):
+            continue
+        if node.op not in _TRANSPARENT and (id(node) in protected or node.outputs[0].name in layouts):
             continue
         name = node.outputs[0].name
-        aliases[name] = node.inputs[0].name
-        fold = PlannedFold((name,), [], [], frozenset((Kind.NO_OP,)), 0, 0, aliases={name: aliases[name]})
+        aliases[name] = source
+        fold = PlannedFold((name,), [], [], frozenset((Kind.NO_OP,)), 0, 0, aliases={name: source})
         add_fold(plan, fold, [node])
         plan.aliases[name] = fold
         replaced[id(node)] = []
@@ -88,8 +105,8 @@ def apply_identities(plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banned
     return bool(aliases)
 
 
-def join_identities(plan: ScopePlan) -> None:
-    """Count an Identity among folded nodes to the folds that absorbed what reads it; to none if that was dead then.
+def join_no_ops(plan: ScopePlan) -> None:
+    """Count a no-op among folded nodes to the folds that absorbed what reads it; to none if that was dead then.
 
     It stays in `plan.aliases`, where what proves those folds asks for the node.
     """
@@ -99,8 +116,8 @@ def join_identities(plan: ScopePlan) -> None:
         for node in fold.absorbed:
             _add_reader(scope, readers, node, fold)
     gone: set[int] = set()
-    # From the last Identity of a chain to the first: who absorbs the one absorbs the other.
-    for fold in [fold for fold in plan.folds if _is_identity_of_nothing(scope, fold)][::-1]:
+    # From the last no-op of a chain to the first: who absorbs the one absorbs the other.
+    for fold in [fold for fold in plan.folds if _is_no_op_of_nothing(scope, fold)][::-1]:
         (node,) = fold.absorbed
         gone.add(id(fold))
         for other in [other for other in readers.get(fold.name, ()) if id(other) not in gone]:
@@ -109,10 +126,10 @@ def join_identities(plan: ScopePlan) -> None:
     plan.folds = [fold for fold in plan.folds if id(fold) not in gone]
 
 
-def _is_identity_of_nothing(scope: Scope, fold: PlannedFold) -> bool:
-    """Whether it removed an Identity of a tensor that nobody reads any more."""
-    is_identity = len(fold.absorbed) == 1 and fold.absorbed[0].op == "Identity"
-    return is_identity and not any(scope.is_used(source) for source in fold.aliases.values())
+def _is_no_op_of_nothing(scope: Scope, fold: PlannedFold) -> bool:
+    """Whether it removed a no-op that gave out a tensor which nobody reads any more."""
+    is_single = fold.is_no_op and len(fold.absorbed) == 1 and bool(fold.aliases)
+    return is_single and not any(scope.is_used(source) for source in fold.aliases.values())
 
 
 def _add_reader(
@@ -123,9 +140,7 @@ def _add_reader(
 
 
 def _may_be_read_through(scope: Scope, node: gs.Node, banned: frozenset[str]) -> bool:
-    """Whether the consumers of an Identity may read what it reads."""
-    if len(node.inputs) != 1 or len(node.outputs) != 1 or not node.inputs[0].name:
-        return False  # not a valid Identity
+    """Whether the consumers of a no-op may read what it reads."""
     name = node.outputs[0].name
     if scope.const(name) is not None:
         return False  # whoever reads it takes it for the constant that it is

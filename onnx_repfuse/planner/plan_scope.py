@@ -29,9 +29,9 @@ from onnx_repfuse.planner.activation_patterns import activations
 from onnx_repfuse.planner.apply_folds import (
     add_fold,
     apply_folds,
-    apply_identities,
-    join_identities,
+    join_no_ops,
     reads_too_many,
+    remove_no_ops,
 )
 from onnx_repfuse.planner.candidates import Way, way_of
 from onnx_repfuse.planner.cost import cost_model
@@ -97,16 +97,17 @@ def plan_scope(
     planning = _Planning(ScopePlan(scope), options, banned, alive)
     plan = planning.plan
     for _ in range(MAX_READINGS):
-        planning.remove_identities()
+        layouts = channel_layouts(scope) if layouts is None else layouts
+        planning.remove_no_ops(layouts)
         planning.fold_activations()
-        if planning.is_changed or layouts is None:
+        if planning.is_changed:
             layouts = channel_layouts(scope)
         layouts = planning.move_strides_up(layouts)
         last = planning.fold_in_rounds(layouts)
         if last is None:
             break
         if not planning.is_changed:
-            join_identities(plan)
+            join_no_ops(plan)
             present = {id(node) for node in scope.nodes}
             for nodes in planning.not_cheaper.values():
                 if all(id(node) in present for node in nodes):
@@ -143,10 +144,10 @@ class _Planning:
     not_cheaper: dict[str, tuple[gs.Node, ...]] = field(default_factory=dict)
     is_changed: bool = False
 
-    def remove_identities(self) -> None:
-        """Let the consumers of each Identity read what it reads: then nothing depends on whether there is one."""
+    def remove_no_ops(self, layouts: dict[str, ChannelLayout]) -> None:
+        """Let the consumers of each no-op read what it reads: then nothing depends on whether there is one."""
         if self.options.allows(Kind.NO_OP):
-            self._changed(written=apply_identities(self.plan, _is_kept(self.options), self.banned))
+            self._changed(written=remove_no_ops(self.plan, _is_kept(self.options), self.banned, layouts))
 
     def fold_activations(self) -> None:
         """Write decomposed activations as one operator each."""

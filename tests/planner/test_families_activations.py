@@ -103,3 +103,31 @@ def test_activations_that_are_skipped(more: dict[str, Any]) -> None:
     net = Net(4, dtype=more.get("dtype", np.float32))
     out = hard_swish(net, net.op("Relu", "x"))
     check(net.model(out), None, options=more.get("options"), tolerance=1e-2)
+
+
+@pytest.mark.parametrize("opset", [9, 13, 14, 18])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_hard_sigmoid_times_its_argument(opset: int, first: bool) -> None:
+    net = Net(4, opset=opset, ir=8)
+    x = net.op("Relu", "x")
+    gate = net.op("HardSigmoid", x, alpha=1 / 6, beta=0.5)
+    model = net.model(net.op("Mul", *((gate, x) if first else (x, gate))))
+    if opset < 14:
+        check(model, None, Reason.OPSET)
+    else:
+        result = check(model, {"Relu": 1, "HardSwish": 1}, largest=5)
+        assert [fold.kind for fold in result.report.folds] == [Kind.ACTIVATION]
+
+
+def test_what_is_no_hard_swish() -> None:
+    for alpha, beta in ((0.2, 0.5), (1 / 6, 0.4)):
+        net = Net(4)
+        x = net.op("Relu", "x")
+        check(net.model(net.op("Mul", x, net.op("HardSigmoid", x, alpha=alpha, beta=beta))), None)
+    net = Net(4)
+    x = net.op("Relu", "x")
+    gate = net.op("HardSigmoid", x, alpha=1 / 6, beta=0.5)
+    check(net.model(net.op("Mul", x, gate), net.op("Sigmoid", gate)), None)  # the gate has another consumer
+    net = Net(4)
+    gate = net.op("HardSigmoid", net.op("Relu", "x"), alpha=1 / 6, beta=0.5)
+    check(net.model(net.op("Mul", "x", gate)), None)  # of another tensor

@@ -270,3 +270,28 @@ def test_a_convolution_of_one_value_per_channel() -> None:
     out = net.op("Conv", net.op("Relu", "x"), net.channel(4, 3), group=4)
     result = fuse(net.model(net.op("Relu", out)), options=Options(cost="macs"))
     assert counts(result.model) == {"Relu": 2, "Mul": 1}
+
+
+@pytest.mark.parametrize("op", ["Sum", "Mean"])
+@pytest.mark.parametrize("constants", [1, 2])
+@pytest.mark.parametrize("scalar", [False, True])
+def test_sums_with_constants(op: str, constants: int, scalar: bool) -> None:
+    """A constant among the operands of Sum or Mean is a shift, wherever it stands."""
+    net = Net(4)
+    values = [net.const(1.7) if scalar else net.channel(4) for _ in range(constants)]
+    check(net.model(net.op(op, values[0], net.conv("x", 4, 4, 3), *values[1:])), {"Conv": 1})
+    net = Net(shape=("N", 4))
+    values = [net.const(1.7) if scalar else net.random(4) for _ in range(constants)]
+    check(net.model(net.op(op, net.op("Gemm", "x", net.random(4, 4)), *values)), {"Gemm": 1})
+    net = Net(4)
+    branches = [net.conv("x", 4, 4, 3), net.conv("x", 4, 4, 1)]
+    check(net.model(net.op(op, *branches, net.channel(4))), {"Conv": 1})
+
+
+def test_a_sum_with_a_constant_per_position_stays() -> None:
+    net = Net(4, shape=("N", 4, 6, 6))
+    out = net.op("Sum", net.conv("x", 4, 4, 3), net.const(np.ones((6, 6))))
+    check(net.model(out), None, Reason.BROADCAST)
+    net = Net(4)
+    out = net.op("Sum", net.conv("x", 4, 4, 3), net.const(np.full((4, 1, 1), np.inf)))
+    assert fuse(net.model(out)).report.refusals[0].reason is Reason.NON_FINITE

@@ -361,3 +361,24 @@ def test_names_do_not_collide() -> None:
     result = check(net.model(out), {"Conv": 2, "Relu": 1, "Sigmoid": 1, "Mul": 1})
     names = [t.name for t in result.model.graph.initializer]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_a_matrix_with_axes_of_one_before_it(axes: int) -> None:
+    """A MatMul weight of shape (1, K, N) is the matrix (K, N), where the data has as many axes."""
+    net = Net(shape=("N", 5, 4) if axes == 1 else ("N", 5, 2, 4))
+    weight = net.random(*(1,) * axes, 4, 6)
+    scaled = net.op("Mul", net.op("MatMul", "x", weight), net.random(6))
+    check(net.model(net.op("Add", scaled, net.random(6))), {"MatMul": 1, "Add": 1})
+
+
+def test_a_matrix_that_adds_an_axis_to_the_data() -> None:
+    net = Net(shape=("N", 4))
+    product = net.op("MatMul", "x", net.random(1, 4, 6))
+    check(net.model(net.op("Mul", product, net.random(6))), None)
+
+
+def test_a_matrix_for_each_batch_stays() -> None:
+    net = Net(shape=(3, 5, 4))
+    product = net.op("MatMul", "x", net.random(3, 4, 6))
+    check(net.model(net.op("Mul", product, net.random(6))), None)

@@ -20,7 +20,7 @@ from onnx_repfuse.graph.operators.facts import (
 )
 from onnx_repfuse.graph.scope import Scope, optional_input, static
 
-__all__ = ["CONV_MATMUL"]
+__all__ = ["CONV_MATMUL", "is_one_matrix"]
 
 
 # What a weight says: (channels read, channels written).
@@ -47,20 +47,20 @@ def _gemm_channels(node: gs.Node, shape: Sequence[int]) -> tuple[int, int]:
 
 
 def _matmul_channels(node: gs.Node, shape: Sequence[int]) -> tuple[int, int]:
-    # (in, out)
-    return shape[0], shape[1]
+    # (in, out), maybe with axes of 1 before them
+    return shape[-2], shape[-1]
 
 
 # The shape of the weight, constant or not, tells the layouts of input and output.
 
 
-def _weight_rule(weight: WeightChannels, layout_of: Callable[[int], Layout | None]) -> ChannelRule:
-    """`layout_of` takes the number of dims of a weight, and is None for what cannot be one."""
+def _weight_rule(weight: WeightChannels, layout_of: Callable[[Sequence[int]], Layout | None]) -> ChannelRule:
+    """`layout_of` takes the shape of a weight, and is None for what cannot be one."""
 
     def around(layouts: Layouts, node: gs.Node) -> tuple[ChannelLayout, ChannelLayout] | None:
         name = optional_input(node, 1)
         shape, data_type = static(layouts.scope.shape(name)) or (), layouts.scope.data_type(name)
-        layout = layout_of(len(shape))
+        layout = layout_of(shape)
         if layout is None or not data_type:
             return None
         read, written = weight(node, shape)
@@ -87,14 +87,36 @@ def _gemm_rule() -> ChannelRule:
     return ChannelRule(rule.forwards, backwards)
 
 
-def _conv_layout(dims: int) -> Layout | None:
+def _matmul_rule() -> ChannelRule:
+    """As `_weight_rule`; a tensor with axes of 1 before it may be a batch of one, not a matrix."""
+    rule = _weight_rule(_matmul_channels, _matrix_layout)
+
+    def is_batch(layouts: Layouts, node: gs.Node) -> bool:
+        name = optional_input(node, 1)
+        return layouts.scope.const(name) is None and len(layouts.scope.shape(name) or ()) > 2
+
+    def forwards(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
+        return None if is_batch(layouts, node) else rule.forwards(layouts, node)
+
+    def backwards(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
+        return () if is_batch(layouts, node) else rule.backwards(layouts, node)
+
+    return ChannelRule(forwards, backwards)
+
+
+def _conv_layout(shape: Sequence[int]) -> Layout | None:
     # Conv, even of one axis, has a weight of 3 dims or more: (out, in / groups, *kernel)
-    return (1, dims - 2) if dims >= 3 else None
+    return (1, len(shape) - 2) if len(shape) >= 3 else None
 
 
-def _matrix_layout(dims: int) -> Layout | None:
+def _matrix_layout(shape: Sequence[int]) -> Layout | None:
     # a product of batches of matrices has no channels: each batch has a weight of its own
-    return (-1, 0) if dims == 2 else None
+    return (-1, 0) if is_one_matrix(shape) else None
+
+
+def is_one_matrix(shape: Sequence[int]) -> bool:
+    """Whether a weight of this shape is a matrix: (in, out), maybe with axes of 1 before them."""
+    return len(shape) >= 2 and all(size == 1 for size in shape[:-2])
 
 
 # Multiply-adds, at assumed sizes.
@@ -186,7 +208,7 @@ CONV_MATMUL = (
     Operator(
         "MatMul",
         stays_for_a_reason=True,
-        channels=_weight_rule(_matmul_channels, _matrix_layout),
+        channels=_matmul_rule(),
         weight=_matmul_channels,
         multiply_adds=_matmul_macs,
         shaped_by_shapes=True,

@@ -54,6 +54,11 @@ class Source:
         return Source(value.name, dtype, dims, channel)
 
     @property
+    def has_channels(self) -> bool:
+        """Whether one of its axes may hold channels: a scalar and a vector are treated alike at all elements."""
+        return len(self.dims) > 1
+
+    @property
     def space(self) -> tuple[int, ...]:
         """The free axes other than the first."""
         return tuple(axis for axis in range(1, len(self.dims)) if self.dims[axis] is None)

@@ -189,7 +189,7 @@ def _tiles(case: FoldCase, feed: Mapping[str, Array]) -> Iterator[dict[str, Arra
     if len(case.sources) == 1:
         (source,) = case.sources
         level = levels[source.name]
-        if level.ndim == len(source.dims):
+        if source.has_channels and level.ndim == len(source.dims):
             extents, strides = reach(case)
             # A window that meets no padding, and one beside it.
             size = tuple(extent + stride + 1 for extent, stride in zip(extents, strides, strict=True)) or (2,)

@@ -129,8 +129,8 @@ def _noise(
     kind: str, size: tuple[int, ...], rows: int, zeros_first: bool, rng: np.random.Generator
 ) -> _Probe:
     def fill(source: Source, shape: tuple[int, ...]) -> Array:
-        data = rng.standard_normal(shape)
-        if zeros_first:
+        data = np.asarray(rng.standard_normal(shape))
+        if zeros_first and len(shape) > 1:
             data[0] = 0
         return data.astype(source.dtype)
 
@@ -143,7 +143,8 @@ def _sampled_strides(case: FoldCase, size: tuple[int, ...], strides: tuple[int, 
     The probes of noise have values at every remainder.
     """
     tried = [min(stride, extent) for stride, extent in zip(strides, size, strict=True)]
-    channels = max((source.dims[source.channel] or 1 for source in case.sources), default=1)
+    with_channels = [source for source in case.sources if source.has_channels]
+    channels = max((source.dims[source.channel] or 1 for source in with_channels), default=1)
     while math.prod(tried) * math.prod(size) * channels > _MAX_IMPULSE_ELEMENTS and max(tried) > 1:
         axis = tried.index(max(tried))
         tried[axis] //= 2
@@ -171,6 +172,8 @@ def _impulses(
 
     def values(source: Source, shape: tuple[int, ...]) -> Array:
         data = np.zeros(shape)
+        if not source.has_channels:
+            return np.asarray(amplitude * rng.uniform(-2.0, 2.0, shape), source.dtype)
         channels = np.moveaxis(data, source.channel, 1)  # a view, (rows, C, *space)
         # Of each group of a grouped convolution, the same block: groups do not meet in any output.
         block_of = np.arange(shape[source.channel]) % case.depth * blocks // case.depth
@@ -216,7 +219,8 @@ def _in_batches(
         size, *others = shapes[source.name]
         data[source.name] = probe.fill(source, (max(probe.rows, size), *others))
     rows = probe.rows
-    if probe.kind == "impulse" and case.is_per_position:
+    has_channels = all(source.has_channels for source in case.sources)
+    if probe.kind == "impulse" and has_channels and case.is_per_position:
         data, rows = _packed(case, data)
     for first in range(0, rows, batch):
         feed = {}

@@ -1,0 +1,207 @@
+"""Nodes that give out what they read, at any rank: their consumers may read that instead.
+
+Identity, a Cast to the type that is there, a Dropout that drops nothing, a Reshape to the shape that is there, a Slice
+of everything, and arithmetic with ones or zeros. An Add of zero changes one value: -0 becomes 0, of which `1 / x` makes
+infinities of other signs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
+from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, Scope, optional_input, static
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+
+__all__ = ["drops", "given_out", "shows_zero"]
+
+MAX_TENSORS_BEHIND = 64  # looked at for one that tells 0 from -0
+# Operators that make something else of -0 than of 0, with the inputs for which they do.
+_TELL_ZEROS_APART = {"Reciprocal": (0,), "Div": (1,), "Pow": (0,), "BitCast": (0,)}
+# Operators behind which the sign of a zero is lost: they add many terms, or have one value for both zeros.
+_LOSE_SIGN = frozenset(
+    (
+        "Abs",
+        "Conv",
+        "ConvTranspose",
+        "Exp",
+        "Gemm",
+        "LogSoftmax",
+        "MatMul",
+        "Shape",
+        "Sigmoid",
+        "Softmax",
+        "Softplus",
+    )
+)
+_HAVE_SUBGRAPHS = frozenset(("If", "Loop", "Scan"))
+
+
+def given_out(scope: Scope, node: gs.Node) -> str:
+    """The input that a node gives out as it is, at every element and in its shape; "" where it is no such node."""
+    rule = _RULES.get(node.op)
+    return "" if rule is None or not optional_input(node, 0) else rule(scope, node)
+
+
+def drops(scope: Scope, node: gs.Node) -> bool:
+    """Whether a Dropout may run in training mode, where it sets values to zero at random."""
+    # From opset 7 to 11 a Dropout is the identity; training mode is an input from 12 on.
+    if scope.opset < 7:
+        return not node.attrs.get("is_test", 0)
+    name = optional_input(node, 2)
+    if not name:
+        return False
+    const = scope.const(name)
+    return const is None or bool(np.any(const.read()))
+
+
+def shows_zero(scope: Scope, node: gs.Node, zeros: NDArray[np.float64], *, is_left: bool) -> bool:
+    """Whether something behind an Add or Sub of zeros sees that it makes 0 of -0.
+
+    x + -0 and x - 0 are x for every x, and -0 - x is -x.
+
+    Args:
+        zeros: the constant operand.
+        is_left: it is the first one.
+    """
+    changes_sign = np.signbit(zeros) == (node.op == "Sub" and not is_left)
+    return bool(changes_sign.any()) and _tells_zeros_apart(scope, node.outputs[0].name)
+
+
+def _tells_zeros_apart(scope: Scope, name: str) -> bool:
+    """Whether something behind a tensor may compute another value from -0 than from 0.
+
+    What is not known to do the same with both is taken to tell them apart, as are subgraphs. A graph output does not:
+    -0 equals 0.
+    """
+    seen: set[str] = set()
+    pending = [name]
+    while pending:
+        tensor = pending.pop()
+        if tensor in seen:
+            continue
+        seen.add(tensor)
+        if tensor in scope.captured or len(seen) > MAX_TENSORS_BEHIND:
+            return True
+        for consumer in scope.consumers.get(tensor, ()):
+            places = _TELL_ZEROS_APART.get(consumer.op, ())
+            if any(optional_input(consumer, place) == tensor for place in places):
+                return True
+            is_unknown = "." in consumer.op or consumer.op in _HAVE_SUBGRAPHS  # of another domain
+            if is_unknown:
+                return True
+            if consumer.op not in _LOSE_SIGN:
+                pending += [output.name for output in consumer.outputs if output.name]
+    return False
+
+
+def _identity(scope: Scope, node: gs.Node) -> str:
+    return str(node.inputs[0].name) if len(node.inputs) == len(node.outputs) == 1 else ""
+
+
+def _cast(scope: Scope, node: gs.Node) -> str:
+    """A Cast to the type that its input is proved to have."""
+    name = _identity(scope, node)
+    return name if name and scope.data_type(name) == node.attrs.get("to") else ""
+
+
+def _dropout(scope: Scope, node: gs.Node) -> str:
+    has_mask = len(node.outputs) > 1 and bool(node.outputs[1].name)
+    return "" if has_mask or drops(scope, node) else str(node.inputs[0].name)
+
+
+def _reshape(scope: Scope, node: gs.Node) -> str:
+    """What keeps the order of elements, to the same shape; of one size that is not known, the others tell."""
+    name = str(node.inputs[0].name)
+    shape = scope.shape(name)
+    is_same = shape is not None and scope.shape(node.outputs[0].name) == shape
+    return name if is_same and shape is not None and shape.count(None) <= 1 and 0 not in shape else ""
+
+
+def _expand(scope: Scope, node: gs.Node) -> str:
+    name = str(node.inputs[0].name)
+    shape = static(scope.shape(name))
+    return name if shape is not None and scope.shape(node.outputs[0].name) == shape else ""
+
+
+def _slice(scope: Scope, node: gs.Node) -> str:
+    """As many positions as there are, and none of them backwards."""
+    steps = optional_input(node, 4)
+    const = scope.const(steps)
+    goes_forwards = not steps or (const is not None and bool(np.all(const.read() > 0)))
+    return _expand(scope, node) if goes_forwards else ""
+
+
+def _transpose(scope: Scope, node: gs.Node) -> str:
+    order = list(node.attrs.get("perm") or (1, 0))  # by default the axes are reversed
+    return str(node.inputs[0].name) if order == sorted(order) else ""
+
+
+def _product(scope: Scope, node: gs.Node) -> str:
+    name, const = _beside_constant(scope, node, commutes=node.op == "Mul")
+    return name if const is not None and np.all(const.read() == 1) else ""
+
+
+def _sum(scope: Scope, node: gs.Node) -> str:
+    name, const = _beside_constant(scope, node, commutes=node.op == "Add")
+    if const is None:
+        return ""
+    value = const.read().astype(np.float64)
+    if np.any(value):
+        return ""
+    return "" if shows_zero(scope, node, value, is_left=False) else name
+
+
+def _beside_constant(scope: Scope, node: gs.Node, *, commutes: bool) -> tuple[str, Const | None]:
+    """A tensor and the small float constant behind it, or before it, that does not widen it; else no constant."""
+    if len(node.inputs) != 2:
+        return "", None
+    name, other = (tensor.name for tensor in node.inputs)
+    if commutes and scope.opset >= NUMPY_BROADCAST_SINCE and scope.const(name) is not None:
+        name, other = other, name
+    const = scope.const(other)
+    if scope.const(name) is not None or const is None:
+        return "", None
+    if const.data_type not in FLOAT_FORMATS or const.size > MAX_FOLDED_ELEMENTS:
+        return "", None
+    # what this run made is no constant that an exporter left behind, and may not be computed while planning
+    if const.bias is not None or const.kernel is not None or const.computed() is None:
+        return "", None
+    # below opset 7 the output has the shape of the first operand
+    keeps_shape = scope.opset < NUMPY_BROADCAST_SINCE or _keeps_shape(scope, name, const.shape)
+    return name, const if keeps_shape else None
+
+
+def _keeps_shape(scope: Scope, name: str, constant: tuple[int, ...]) -> bool:
+    """Whether a constant broadcasts neither the rank nor a size of a tensor."""
+    shape = scope.shape(name)
+    if shape is None:
+        return constant == ()
+    if len(constant) > len(shape):
+        return False
+    sizes = shape[len(shape) - len(constant) :]
+    return all(wide in (1, size) for wide, size in zip(constant, sizes, strict=True))
+
+
+_RULES: dict[str, Callable[[Scope, gs.Node], str]] = {
+    "Add": _sum,
+    "Cast": _cast,
+    "Concat": _identity,
+    "Div": _product,
+    "Dropout": _dropout,
+    "Expand": _expand,
+    "Flatten": _reshape,
+    "Identity": _identity,
+    "Mul": _product,
+    "Reshape": _reshape,
+    "Slice": _slice,
+    "Squeeze": _reshape,
+    "Sub": _sum,
+    "Sum": _identity,
+    "Transpose": _transpose,
+    "Unsqueeze": _reshape,
+}

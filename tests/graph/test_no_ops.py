@@ -1,0 +1,164 @@
+"""Nodes that give out what they read vanish at any rank; what only looks like one stays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from onnx_repfuse import fuse
+from onnx_repfuse.records.report import Kind
+from tests.build import Net, counts, equal
+
+
+def _net(*shape: int | str) -> Net:
+    net = Net()
+    net.shape = shape
+    return net
+
+
+def _gone(net: Net, out: str) -> None:
+    """Between two Relus, a no-op vanishes and nothing else changes."""
+    model = net.model(net.op("Relu", out))
+    result = fuse(model)
+    assert counts(result.model) == {"Relu": 2}, counts(result.model)
+    assert [change.kind for change in result.report.changes] == [Kind.NO_OP]
+    assert not result.report.folds
+    assert equal(model, result.model) > 0
+
+
+def _stays(net: Net, out: str, *more: str) -> None:
+    model = net.model(net.op("Relu", out), *more)
+    result = fuse(model)
+    assert result.model.SerializeToString() == model.SerializeToString()
+
+
+SHAPES: list[tuple[int | str, ...]] = [
+    (),
+    (4,),
+    ("N", 4),
+    ("N", 4, 5),
+    ("N", 4, "H", "W"),
+    ("N", 4, "D", "H", 3),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("op", "value"), [("Mul", 1.0), ("Div", 1.0), ("Add", 0.0), ("Sub", 0.0), ("Add", -0.0)]
+)
+@pytest.mark.parametrize("first", [False, True])
+def test_arithmetic_with_one_and_zero(
+    shape: tuple[int | str, ...], op: str, value: float, first: bool
+) -> None:
+    net = _net(*shape)
+    first = first and op in ("Add", "Mul")
+    inner, constant = net.op("Relu", "x"), net.const(value)
+    _gone(net, net.op(op, *((constant, inner) if first else (inner, constant))))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("op", ["Identity", "Cast", "Dropout", "Sum", "Transpose"])
+def test_copies(shape: tuple[int | str, ...], op: str) -> None:
+    attributes: dict[str, dict[str, Any]] = {
+        "Cast": {"to": TensorProto.FLOAT},
+        "Transpose": {"perm": list(range(len(shape)))},
+    }
+    if op == "Transpose" and not shape:
+        return  # an empty list is no attribute
+    net = _net(*shape)
+    _gone(net, net.op(op, net.op("Relu", "x"), **attributes.get(op, {})))
+
+
+def test_views_of_everything() -> None:
+    net = Net(shape=("N", 4, 5))
+    _gone(net, net.op("Reshape", net.op("Relu", "x"), net.const(np.array([-1, 4, 5]))))
+    net = Net(shape=(2, 4, 5))
+    _gone(net, net.op("Expand", net.op("Relu", "x"), net.const(np.array([1, 4, 1]))))
+    net = Net(shape=(2, 4, 5))
+    whole = [net.const(np.array([k])) for k in (0, 4, 1)]
+    _gone(net, net.op("Slice", net.op("Relu", "x"), *whole))
+    net = Net(shape=(2, 4, 5))
+    _gone(net, net.op("Concat", net.op("Relu", "x"), axis=1))
+
+
+def test_what_broadcasts_stays() -> None:
+    for shape, constant in (
+        (("N", 4, 1), np.ones(3)),  # widens the last axis
+        (("N", 4, "L"), np.ones(3)),  # may widen it
+        ((4,), np.ones((1, 1))),  # adds an axis
+        ((), np.ones(1)),
+    ):
+        net = _net(*shape)
+        _stays(net, net.op("Mul", net.op("Relu", "x"), net.const(constant)))
+
+
+def test_what_is_no_identity_stays() -> None:
+    net = Net(shape=("N", 4))
+    _stays(net, net.op("Div", net.const(1.0), net.op("Relu", "x")))
+    net = Net(shape=(3, 4))
+    _stays(net, net.op("Slice", net.op("Relu", "x"), *(net.const(np.array([k])) for k in (-1, -9, 0, -1))))
+    net = Net(shape=(4, 4))
+    _stays(net, net.op("Transpose", net.op("Relu", "x")))
+    net = Net(shape=("N", 4))
+    half = net.op("Cast", net.op("Relu", "x"), to=TensorProto.FLOAT16)
+    _stays(net, net.op("Cast", half, to=TensorProto.FLOAT))
+    net = Net(shape=("N", 4))
+    dropped, mask = net.op("Dropout", net.op("Relu", "x"), outputs=2)
+    _stays(net, dropped, net.op("Cast", mask, to=TensorProto.FLOAT))
+
+
+@pytest.mark.parametrize(
+    ("behind", "is_visible"),
+    [
+        (("Reciprocal",), True),
+        (("Neg", "Reciprocal"), True),
+        (("Abs", "Reciprocal"), False),
+        (("Softmax", "Reciprocal"), False),
+        (("Neg",), False),
+    ],
+)
+def test_the_sign_of_a_zero(behind: tuple[str, ...], is_visible: bool) -> None:
+    """-0 + 0 is 0, and 1 / -0 is not 1 / 0. An Add of -0, and a Sub of 0, change nothing."""
+    for op, zero, stays in (
+        ("Add", 0.0, is_visible),
+        ("Add", -0.0, False),
+        ("Sub", 0.0, False),
+        ("Sub", -0.0, is_visible),
+    ):
+        net = Net(shape=("N", 4))
+        y = net.op(op, net.op("Neg", net.op("Relu", "x")), net.const(zero))
+        for name in behind:
+            y = net.op(name, y)
+        model = net.model(y)
+        result = fuse(model)
+        assert (op in counts(result.model)) == stays, (op, zero)
+        feeds = {"x": -np.ones((1, 4), np.float32)}
+        before, after = (_run(one, feeds) for one in (model, result.model))
+        np.testing.assert_array_equal(before, after)
+
+
+def _run(model: onnx.ModelProto, feeds: dict[str, Any]) -> Any:
+    return onnx.reference.ReferenceEvaluator(model).run(None, feeds)[0]
+
+
+def test_a_division_by_the_sum() -> None:
+    net = Net(shape=("N", 4))
+    y = net.op("Add", net.op("Relu", "x"), net.const(0.0))
+    model = net.model(net.op("Div", net.const(1.0), y), net.op("Exp", y))
+    assert "Add" in counts(fuse(model).model)
+
+
+def test_a_part_of_a_fused_pattern_stays() -> None:
+    """A LayerNorm whose gamma is 1 and beta 0 is one kernel to runtimes, as long as all its nodes are there."""
+    net = Net(shape=("N", 5, 8))
+    x = net.op("Relu", "x")
+    centred = net.op("Sub", x, net.op("ReduceMean", x, axes=[-1]))
+    variance = net.op("ReduceMean", net.op("Pow", centred, net.const(2.0)), axes=[-1])
+    y = net.op("Div", centred, net.op("Sqrt", net.op("Add", variance, net.const(1e-5))))
+    y = net.op("Add", net.op("Mul", y, net.const(np.ones(8))), net.const(np.zeros(8)))
+    model = net.model(net.op("Relu", y))
+    assert fuse(model).model.SerializeToString() == model.SerializeToString()
