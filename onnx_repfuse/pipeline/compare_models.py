@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from onnx_repfuse.errors import Inexact, InputError
+from onnx_repfuse.errors import Inexact
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.save import save
 from onnx_repfuse.modelfile.snapshot import snapshot
@@ -59,9 +59,6 @@ def measure(document: Document, options: Options, folder: Path) -> Baseline | st
         )
     except NoImplementation as error:
         return str(error)
-    except InputError as error:  # it may name the copy, which is gone by the time somebody reads this
-        name = str(document.path or "the model")
-        raise type(error)(str(error).replace(str(original), name)) from error
 
 
 def compare(baseline: Baseline, result: Path, options: Options) -> Verification:

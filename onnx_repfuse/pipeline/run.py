@@ -25,6 +25,7 @@ from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error
 from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import ModelPlan, make_plan
 from onnx_repfuse.pipeline.prove_folds import prove_folds
+from onnx_repfuse.pipeline.spoken_paths import SpokenPaths
 from onnx_repfuse.pipeline.unrun_models import unobserved
 from onnx_repfuse.records.report import Report
 from onnx_repfuse.records.runtime import with_custom_ops
@@ -62,7 +63,8 @@ def run(
         document: the model.
         output: the file to write.
         options: the user's choices.
-        name, output_name: what the report calls the two; the output's path unless it is given.
+        name, output_name: what the report calls the two; the output's path unless it is given. "" for an output that
+            is a temporary file.
         progress: called with (stage, done, total).
 
     Raises:
@@ -73,9 +75,11 @@ def run(
 
     Whatever it raises, nothing was written.
     """
-    with invalid_model_is_input_error(document), work_folder(output) as folder:
+    spoken = SpokenPaths(name, output, in_memory=output_name == "")
+    with spoken.in_errors(), invalid_model_is_input_error(document), work_folder(output) as folder:
+        spoken.add(folder)
         names = (name, str(output) if output_name is None else output_name)
-        job = _Run(document, output, options, names, progress or (lambda stage, done, total: None), folder)
+        job = _Run(document, output, options, names, progress or _silent, folder, spoken)
         try:
             # Folds whose weights cannot be written cost no attempt: each bans more, and nothing was proved in vain.
             while job.bans.attempts < MAX_ATTEMPTS:
@@ -91,6 +95,10 @@ def run(
             raise
 
 
+def _silent(_stage: str, _done: int, _total: int) -> None:
+    """Nobody is looking."""
+
+
 @dataclass
 class _Run:
     """What a run was given, and what it has planned, measured and found so far."""
@@ -101,6 +109,7 @@ class _Run:
     names: tuple[str, str]  # of the input and the output, in the report
     progress: Progress
     folder: Path  # for trial results and the result, until it is proved
+    spoken: SpokenPaths
     bans: Bans = field(default_factory=Bans)
     seconds: dict[str, float] = field(default_factory=dict)
     baseline: Baseline | str | None = None  # a str says why the original cannot be run
@@ -222,7 +231,7 @@ class _Run:
                 if self.verification.status is Status.FAILED:
                     raise self.failed(reason_of(self.verification, Status.FAILED))
                 return True
-            comparison = compare(baseline, staged, self.options)
+            comparison = self.spoken.verification(compare(baseline, staged, self.options))
             self.verification = self._joined(comparison, verdicts, notes)
             # Nothing compared is a failure, too, whatever the folds say.
             if comparison.status is Status.FAILED:
@@ -257,6 +266,7 @@ class _Run:
 
     def _blame(self, baseline: Baseline, agrees: Callable[[Path], bool], why: str) -> None:
         """Ban the folds without which the rest agrees. Raises VerificationError if there are none."""
+        why = self.spoken.text(why)
         failed = folds_to_blame(self.plan, agrees, baseline, self.options, self.bans.banned, self.folder, why)
         if not failed:
             raise self.failed(why)
