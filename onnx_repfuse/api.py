@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.modelfile.document import Document
+from onnx_repfuse.modelfile.snapshot import safe_to_run
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import make_plan
@@ -159,14 +160,13 @@ def verify(
     """
     from onnx_repfuse.verifier.outputs.compare import verify_outputs
 
-    first, second = _plain(original), _plain(fused)
-    for model in (first, second):
-        if isinstance(model, Path):
-            Document.open(
-                model
-            ).close()  # InputError for a file that cannot be read: it is not a different model
+    given = _plain(original), _plain(fused)
     runtime = with_custom_ops(tuple(map(Path, custom_ops)))
-    return verify_outputs(first, second, spec=feeds, rtol=rtol, atol=atol, runtime=runtime)
+    # InputError for a file that cannot be read: it is not a different model.
+    with safe_to_run(*(model for model in given if isinstance(model, Path))) as files:
+        paths = iter(files)
+        first, second = (next(paths) if isinstance(model, Path) else model for model in given)
+        return verify_outputs(first, second, spec=feeds, rtol=rtol, atol=atol, runtime=runtime)
 
 
 def _plain(model: Model) -> onnx.ModelProto | Path:

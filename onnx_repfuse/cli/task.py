@@ -111,6 +111,7 @@ def _gated(outcome: Outcome, report: Report, task: Task, but: str) -> Outcome:
 
 
 def _compare(task: Task, progress: Progress) -> Outcome:
+    from onnx_repfuse.modelfile.snapshot import safe_to_run
     from onnx_repfuse.verifier.outputs.compare import verify_outputs
 
     rtol, atol = task.options.rtol, task.options.atol
@@ -118,16 +119,17 @@ def _compare(task: Task, progress: Progress) -> Outcome:
     for model in (first, second):
         _check_readable(model)
     progress("comparing", 0, 0)
-    verification = verify_outputs(
-        first,
-        second,
-        spec=_feeds(task),
-        rtol=rtol,
-        atol=atol,
-        runtime=with_custom_ops(task.options.custom_ops),
-        optimized=True,
-        by_position=True,
-    )
+    with safe_to_run(first, second) as (one, other):
+        verification = verify_outputs(
+            one,
+            other,
+            spec=_feeds(task),
+            rtol=rtol,
+            atol=atol,
+            runtime=with_custom_ops(task.options.custom_ops),
+            optimized=True,
+            by_position=True,
+        )
     bench = _bench(task, progress) if task.bench else None
     error = _DIFFERENCES.get(verification.status, "")
     if not verification.runs[1]:  # the second was never run: nothing is known of a difference
@@ -161,17 +163,22 @@ def _feeds(task: Task) -> FeedSpec:
 
 def _bench(task: Task, progress: Progress) -> Bench:
     from onnx_repfuse.cli.benchmark import measure
+    from onnx_repfuse.modelfile.snapshot import safe_to_run
 
     progress("timing", 0, 0)
-    return measure(task.model, task.output, _feeds(task), runtime=with_custom_ops(task.options.custom_ops))
+    runtime = with_custom_ops(task.options.custom_ops)
+    with safe_to_run(Path(task.model), Path(task.output)) as (first, second):
+        return measure(first, second, _feeds(task), runtime=runtime)
 
 
 def _precision(task: Task, progress: Progress) -> tuple[Precision, ...]:
+    from onnx_repfuse.modelfile.snapshot import safe_to_run
     from onnx_repfuse.verifier.outputs.float64_study import study
 
     progress("comparing with float64", 0, 0)
     runtime = with_custom_ops(task.options.custom_ops)
-    return study(Path(task.model), Path(task.output), spec=_feeds(task), runtime=runtime)
+    with safe_to_run(Path(task.model), Path(task.output)) as (first, second):
+        return study(first, second, spec=_feeds(task), runtime=runtime)
 
 
 def _line(text: str) -> str:

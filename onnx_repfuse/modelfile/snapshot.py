@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from onnx_repfuse.errors import OutputError, quoted
+from onnx_repfuse.errors import OutputError, RepfuseError, quoted
 from onnx_repfuse.modelfile.document import Document
 
-__all__ = ["snapshot"]
+__all__ = ["safe_to_run", "snapshot"]
+
+
+@contextmanager
+def safe_to_run(*models: Path) -> Iterator[list[Path]]:
+    """The files, or temporary copies of those that ONNX Runtime would map: if one got shorter, the process would end.
+
+    It maps external data; the model itself it reads.
+
+    Raises:
+        InputError: one cannot be read, or changed before the context ended.
+        OutputError: there is no room for a copy.
+    """
+    copies: dict[Path, Path] = {}
+    with ExitStack() as stack:
+        documents = [stack.enter_context(Document.open(model)) for model in models]
+        for model, document in zip(models, documents, strict=True):
+            if document.has_external_data and model not in copies:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="repfuse-"))
+                copies[model] = snapshot(document, Path(folder) / "original")
+            document.release()  # ONNX Runtime needs the memory now
+        try:
+            yield [copies.get(model, model) for model in models]
+        except RepfuseError as error:
+            text = str(error)
+            for model, copy in copies.items():
+                text = text.replace(str(copy), str(model))
+            if text == str(error):
+                raise
+            raise type(error)(text) from error
+        for document in documents:
+            document.check_unchanged()
 
 
 def snapshot(document: Document, folder: Path) -> Path:

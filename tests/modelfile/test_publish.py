@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_repfuse import Options, fuse
+from onnx_repfuse import Options, fuse, verify
 from onnx_repfuse.errors import InputError, OutputError
 from onnx_repfuse.modelfile import atomic_write, byte_source
 from onnx_repfuse.modelfile.atomic_write import Staging
@@ -406,6 +406,39 @@ def test_a_data_file_may_be_shortened_while_onnxruntime_runs_the_model(tmp_path,
     with pytest.raises(InputError, match="changed while it was read"):
         fuse(path, out / "o.onnx")
     assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["compare", "bench", "precision", "verify"])
+def test_data_may_be_shortened_while_two_models_are_compared(tmp_path, monkeypatch, capsys, how):
+    """In a child process the test would see SIGBUS; here the whole suite would end."""
+    from onnx_repfuse.cli.main import main
+    from onnx_repfuse.verifier import session
+
+    path, data = tmp_path / "m.onnx", tmp_path / "m.data"
+    model = model_with(1.0, foldable=True, rows=1 << 15)
+    onnx.save(model, path, save_as_external_data=True, location="m.data", size_threshold=100)
+    fuse(path, tmp_path / "o.onnx", Options(check=False))
+    real = session.Session.run
+
+    def run(self, *given, **named):
+        for file in (data, tmp_path / "o.onnx.data"):
+            os.truncate(file, 0)
+        return real(self, *given, **named)
+
+    monkeypatch.setattr(session.Session, "run", run)
+    if how == "verify":
+        with pytest.raises(InputError, match="changed while it was read"):
+            verify(path, tmp_path / "o.onnx")
+        return
+    if how == "compare":
+        assert main(["--compare", str(path), str(tmp_path / "o.onnx")]) == 1
+        assert "changed while it was read" in capsys.readouterr().err
+        return
+    from onnx_repfuse.cli import task
+
+    given = task.Task("fuse", str(path), str(tmp_path / "o.onnx"), Options())
+    with pytest.raises(InputError, match="changed while it was read"):
+        {"bench": task._bench, "precision": task._precision}[how](given, lambda *_: None)
 
 
 def test_of_two_runs_in_place_the_second_to_finish_is_refused(tmp_path):
