@@ -61,13 +61,13 @@ class Term:
 
 @dataclass(frozen=True, eq=False)
 class Shifted:
-    """The source `name` plus a constant per channel, shape (channels,)."""
+    """A tensor, or a view of one, plus a constant per channel, shape (channels,)."""
 
-    name: str
+    source: Hashable
     shift: Array
 
     def __str__(self) -> str:
-        return self.name
+        return str(self.source)
 
 
 @dataclass(eq=False)
@@ -112,7 +112,7 @@ def scale_out(form: Form) -> Form | None:
     if np.abs(shift).max() > MAX_FACTOR:
         return None
     term = form.terms[0]
-    shifted = replace(term, source=Shifted(str(term.source), shift))
+    shifted = replace(term, source=Shifted(term.source, shift))
     return replace(form, terms=(shifted,), bias=Bias.zeros(form.channels))
 
 
@@ -121,7 +121,7 @@ def _whole_scale(form: Form) -> Array | None:
     if len(form.terms) != 1:
         return None
     term = form.terms[0]
-    if not isinstance(term.kernel, Vector) or not isinstance(term.source, str):
+    if not isinstance(term.kernel, Vector) or isinstance(term.source, Shifted):
         return None
     scale = term.kernel.scale
     return scale if term.lo_in == term.lo_out == 0 and len(scale) == form.channels else None

@@ -7,12 +7,12 @@ in its record, `graph.operators`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.operators import operator
-from onnx_repfuse.graph.operators.channel_rules import ChannelLayout, Layouts
+from onnx_repfuse.graph.operators.channel_rules import ChannelLayout, Demand, Layouts
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.graph.views import behind_view
 
@@ -59,6 +59,27 @@ def _behind_view(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
     return ChannelLayout(axis, rank, first.channels, first.data_type)
 
 
+def _before_view(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
+    """The layout of what a view reads: the one behind which the view has the layout of its output."""
+    wanted = layouts.output(node) if operator(node).space_map is not None else None
+    name = node.inputs[0].name
+    shape = layouts.scope.shape(name) or ()
+    if wanted is None or len(shape) < 2:
+        return ()
+    # (N, C) has its channels on the last axis, as every matrix
+    possible = ((-1, 0),) if len(shape) == 2 else ((-1, 0), (1, len(shape) - 2))
+    found = [
+        before
+        for before in possible
+        if shape[before[0]] == wanted.channels
+        and (behind := behind_view(layouts.scope, node, before, wanted.channels)) is not None
+        and behind[0] == wanted.layout
+    ]
+    if len(found) != 1:  # nothing, or both axes
+        return ()
+    return [(name, ChannelLayout(*found[0], wanted.channels, wanted.data_type))]
+
+
 def _further_outputs(layouts: Layouts, node: gs.Node, first: ChannelLayout) -> None:
     """The outputs of a Split but the first: the same layout, each with its own channels."""
     for tensor in node.outputs[1:]:
@@ -77,7 +98,7 @@ def _backwards(layouts: Layouts) -> dict[str, ChannelLayout]:
     for node in reversed(scope.nodes) if wanted else ():
         if not node.inputs or wanted.isdisjoint([t.name for t in (*node.inputs, *node.outputs)]):
             continue
-        for name, layout in operator(node).channels.backwards(both, node):
+        for name, layout in (*operator(node).channels.backwards(both, node), *_before_view(both, node)):
             if name in wanted:
                 learned[name] = both.known[name] = layout
                 wanted.remove(name)

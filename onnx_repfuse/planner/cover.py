@@ -305,7 +305,7 @@ class Cover:
         if id(form) not in self._shifted:
             shifted = scale_out(form)
             if shifted is not None:
-                total = self.sizes.channels(str(shifted.sources[0]), form.layout)
+                total = self.sizes.channels(shifted.sources[0], form.layout)
                 shifted = shifted if total == form.channels else None
             self._shifted[id(form)] = (form, shifted)
         return self._shifted[id(form)][1]

@@ -259,12 +259,14 @@ class _Writer:
         if wanted == total:
             return source, elements
         part = elements * wanted // total
-        like = term.source.view.output if isinstance(term.source, Viewed) else str(term.source)
+        like = _like(term.source)
         step = Step("Slice", (source,), wanted, lo=term.lo_in, like=like)
         return self.add(step, self.model.elementwise(2 * part, 0)), part
 
     def can_read(self, source: Hashable) -> bool:
         """Whether its views can be written for its channels."""
+        if isinstance(source, Shifted):
+            return self.can_read(source.source)
         if not isinstance(source, Viewed):
             return True
         return source.view.fits(self.sizes.channels(source, self.layout)) and self.can_read(source.inner)
@@ -276,7 +278,8 @@ class _Writer:
         if source not in self.sources:
             size, channels = self.sizes.elements(source), self.sizes.channels(source, self.layout)
             if isinstance(source, Shifted):
-                step = Step("Shift", (source.name,), channels, bias=Bias(source.shift), like=source.name)
+                inner = self.source(source.source)
+                step = Step("Shift", (inner,), channels, bias=Bias(source.shift), like=_like(source.source))
                 cost = self.model.elementwise(2 * size)
             else:
                 view, inner = source.view, self.source(source.inner)
@@ -284,6 +287,13 @@ class _Writer:
                 cost = view_cost(self.model, view, self.sizes.elements(source.inner), size)
             self.sources[source] = self.add(step, cost)
         return self.sources[source]
+
+
+def _like(source: Hashable) -> str:
+    """The tensor whose shape a source has."""
+    if isinstance(source, Shifted):
+        return _like(source.source)
+    return source.view.output if isinstance(source, Viewed) else str(source)
 
 
 def writes_itself(lifted: LinearOp) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
+from onnx_repfuse.algebra.affine_form import Shifted
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.views import Layout
 from onnx_repfuse.lift import Context, LinearOp
@@ -43,6 +44,8 @@ class Sizes:
 
     def elements(self, source: Hashable) -> int:
         """Assumed elements of a source, at least 1."""
+        if isinstance(source, Shifted):
+            return self.elements(source.source)
         if isinstance(source, Viewed):
             view = source.view
             inner = self.elements(source.inner)
@@ -68,10 +71,13 @@ class Sizes:
 
     def positions(self, source: Hashable, rank: int) -> tuple[int, ...] | None:
         """Positions per spatial axis of a source, where they are proved."""
+        source = source.source if isinstance(source, Shifted) else source
         return self.context.size(source.view.output if isinstance(source, Viewed) else str(source), rank)
 
     def channels(self, source: Hashable, layout: Layout) -> int:
         """Channels of a source in a layout: one tensor may be read along two axes."""
+        if isinstance(source, Shifted):
+            return self.channels(source.source, layout)
         if isinstance(source, Viewed):
             return self.channels(source.inner, source.view.before)
         return self.operand_channels[str(source), layout]
@@ -80,6 +86,7 @@ class Sizes:
         """Whether it is known to have two dims, so that a Gemm can read it; no runtime has Gemm below opset 7."""
         if self.context.scope.opset < NUMPY_BROADCAST_SINCE:
             return False
+        source = source.source if isinstance(source, Shifted) else source
         return (source.view.dims if isinstance(source, Viewed) else self.context.rank(str(source))) == 2
 
 

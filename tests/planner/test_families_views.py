@@ -213,3 +213,39 @@ def test_affine_that_cannot_be_divided_stays(bad: float) -> None:
     scale = np.array([1.5, bad, -0.7, 1.0]).reshape(4, 1, 1)
     y = net.op("Add", net.op("Mul", "x", net.const(scale)), net.channel(4))
     check(net.model(net.conv(y, 4, 4, 3)), None, Reason.BORDER)
+
+
+@pytest.mark.parametrize("space", [1, 2, 3])
+@pytest.mark.parametrize("pad", [0, 1])
+@pytest.mark.parametrize("scalar", [False, True])
+@pytest.mark.parametrize("ops", [("Mul", "Sub"), ("Div", "Add"), ("Sub", "Mul"), ("Mul",)])
+def test_scaled_images_with_the_channels_last(
+    space: int, pad: int, scalar: bool, ops: tuple[str, ...]
+) -> None:
+    """A scalar does not say where the channels are; the Conv behind the Transpose does."""
+    net = Net(shape=("N", *(9, 8, 7)[:space], 3))
+    y = "x"
+    for op in ops:
+        y = net.op(op, y, net.const(1.7) if scalar else net.channel(3, 0))
+    y = net.op("Transpose", y, perm=[0, space + 1, *range(1, space + 1)])
+    y = net.conv(y, 3, 4, (3,) * space, pad=pad)
+    # padding is zero where the shift would have been added to it: one Add stays
+    left = {("Sub" if ops[0] == "Sub" else "Add"): 1} if pad and len(ops) > 1 else {}
+    check(net.model(y), {"Transpose": 1, "Conv": 1, **left})
+
+
+@pytest.mark.parametrize("op", ["Squeeze", "Unsqueeze", "Reshape"])
+def test_a_scalar_before_a_view_that_keeps_the_channels(op: str) -> None:
+    net = Net(
+        shape=("N", 6, 1, 4) if op == "Squeeze" else ("N", 6, 4) if op == "Unsqueeze" else ("N", 3, 2, 4)
+    )
+    argument = {"Squeeze": [2], "Unsqueeze": [2], "Reshape": [-1, 6, 4]}[op]
+    y = net.op(op, net.op("Mul", "x", net.const(1.7)), net.const(np.array(argument)))
+    check(net.model(net.op("MatMul", y, net.random(4, 5))), {op: 1, "MatMul": 1})
+
+
+def test_a_shift_of_an_average_before_a_padded_conv() -> None:
+    net = Net(4, shape=("N", 4, 6, 6))
+    y = net.op("ReduceMean", net.op("Relu", "x"), axes=[3], keepdims=0)
+    y = net.op("Add", net.op("Mul", y, net.channel(4, 1)), net.channel(4, 1))
+    check(net.model(net.conv(y, 4, 4, (3,))), {"Relu": 1, "ReduceMean": 1, "Add": 1, "Conv": 1})

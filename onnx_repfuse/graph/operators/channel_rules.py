@@ -26,6 +26,7 @@ __all__ = [
     "STACKED",
     "ChannelLayout",
     "ChannelRule",
+    "Demand",
     "Layouts",
     "broadcast_shape",
 ]
