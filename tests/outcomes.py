@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from onnx_repfuse.records.outcome import Bench, Gate, Outcome
 from onnx_repfuse.records.reasons import Reason
-from onnx_repfuse.records.report import Change, Counts, Fold, Kind, NodeRef, Refusal, Report, Vanished
+from onnx_repfuse.records.report import (
+    Change,
+    Counts,
+    Flushed,
+    Fold,
+    Kind,
+    NodeRef,
+    Refusal,
+    Report,
+    Vanished,
+)
 from onnx_repfuse.records.verdict import (
     FoldVerdict,
     OutputVerdict,
@@ -91,7 +101,11 @@ def outcome(folds: int = 3, evil: str = "", status: Status = Status.PASSED, erro
         Counts({"Conv": 3, f"Op{evil}": 1}, 1_000_000, 4_000_000, 1_000_000),
         tuple(fold(i, name=f"out{evil}") for i in range(folds)), refusals, verification,
         {"plan": 0.01, "verify": 1.5}, notes=(f"a note {evil}",),
-        changes=(Change(Kind.NO_OP, (f"same{evil}",), f"Identity 'same{evil}' gives out what it reads"),),
+        changes=(
+            Change(Kind.NO_OP, (f"same{evil}",), f"Identity 'same{evil}' gives out what it reads"),
+            Change(Kind.FLUSH, (f"conv{evil}",), f"3 elements of 'w{evil}' are zero",
+                   flushed=Flushed(f"w{evil}", 3, 9, 2e-39, 5e-39, is_times_input=True)),
+        ),
         vanished=(Vanished("", (f"same{evil}",)),),
     )  # fmt: skip
     bench = Bench((10.0, 9.0, 11.0), (5.0, 4.5, 5.5), (2.0, 1.9, 2.1), 20, 1, {"x": (1, 3, 32, 32)})

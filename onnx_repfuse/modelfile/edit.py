@@ -72,6 +72,7 @@ class Edit:
         rewired: position -> {old input name: new input name}; consumers in the node's subgraphs follow.
         removed_initializers: names; the graph inputs of these names go, too.
         new_tensors: initializers; in a function, which has none, Constant nodes at its front.
+        rewritten: initializers, and outputs of Constant nodes, whose elements change and nothing else of them.
         removed_values: names that no longer exist: their value_info and quantization_annotation go.
     """
 
@@ -80,6 +81,7 @@ class Edit:
     rewired: dict[int, dict[str, str]] = field(default_factory=dict)
     removed_initializers: set[str] = field(default_factory=set)
     new_tensors: list[NewTensor] = field(default_factory=list)
+    rewritten: dict[str, NewTensor] = field(default_factory=dict)
     removed_values: set[str] = field(default_factory=set)
 
     def __bool__(self) -> bool:
@@ -91,6 +93,7 @@ class Edit:
                 any(self.rewired.values()),
                 self.removed_initializers,
                 self.new_tensors,
+                self.rewritten,
                 self.removed_values,
             )
         )
@@ -148,6 +151,7 @@ class _Editor:
         for position, node in enumerate(graph.node):
             if position not in edit.removed_nodes:
                 self._node(node, (*scope, position), {**names, **edit.rewired.get(position, {})})
+        self._rewrite(graph, edit.rewritten)
         _edit_nodes(graph, edit, self._constants(graph, scope, edit))
         if isinstance(graph, onnx.GraphProto):  # a function has neither initializers nor annotations
             self._edit_graph(graph, scope, edit)
@@ -165,6 +169,26 @@ class _Editor:
                 self.edit_scope(attribute.g, (*key, attribute.name), names)
             for index, graph in enumerate(attribute.graphs):
                 self.edit_scope(graph, (*key, attribute.name, index), names)
+
+    def _rewrite(self, graph: GraphOrFunction, rewritten: Mapping[str, NewTensor]) -> None:
+        """Give initializers and Constant nodes other elements; their places, names and texts stay."""
+        if not rewritten:
+            return
+        for tensor in graph.initializer if isinstance(graph, onnx.GraphProto) else ():
+            if tensor.name in rewritten:
+                self._refill(tensor, rewritten[tensor.name], is_initializer=True)
+        for node in graph.node:
+            if node.op_type == "Constant" and node.output[0] in rewritten:
+                for attribute in node.attribute:
+                    if attribute.HasField("t"):
+                        self._refill(attribute.t, rewritten[node.output[0]], is_initializer=False)
+
+    def _refill(self, tensor: onnx.TensorProto, new: NewTensor, *, is_initializer: bool) -> None:
+        name, text = tensor.name, tensor.doc_string
+        tensor.CopyFrom(self._placeholder(new, is_initializer))
+        tensor.name = name
+        if text:
+            tensor.doc_string = text
 
     def _constants(self, graph: GraphOrFunction, scope: ScopeKey, edit: Edit) -> list[onnx.NodeProto]:
         """The new tensors as Constant nodes, where they cannot be initializers."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from onnx_repfuse.errors import Inexact, OutputError
 from onnx_repfuse.graph.scope import node_name
 from onnx_repfuse.modelfile.edit import ScopeKey
-from onnx_repfuse.pipeline.plan_model import FoldKey, ModelPlan
+from onnx_repfuse.pipeline.plan_model import FLUSH, FoldKey, ModelPlan
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Refusal
@@ -55,6 +55,17 @@ class Bans:
                 self._ban_shorter(scope, fold)
             names = tuple(node_name(node) for node in fold.absorbed)
             self.refusals.append(Refusal(reason, f"the fold of '{fold.name}' was undone: {message}", names))
+
+    def add_flush(self, plan: ModelPlan, why: str) -> bool:
+        """Give up the flushing of weights, if the plan has any; whether it had."""
+        if plan.flushing is None or not plan.flushing.flushed:
+            return False
+        self.attempts += 1
+        self.banned.add(FLUSH)
+        names = tuple(dict.fromkeys(name for change in plan.flushing.changes() for name in change.nodes))
+        message = f"small weights were left as they are: with zeros in their place, {why}"
+        self.refusals.append(Refusal(Reason.VERIFICATION, message, names))
+        return True
 
     def _ban_shorter(self, scope: ScopeKey, fold: PlannedFold) -> None:
         """Ban what the next plan would find inside a fold whose weights cannot be written, if that goes on and on.

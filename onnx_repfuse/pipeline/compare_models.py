@@ -13,6 +13,7 @@ from onnx_repfuse.modelfile.snapshot import snapshot
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.bans import FailedFold
 from onnx_repfuse.pipeline.plan_model import FoldKey, ModelPlan, make_plan
+from onnx_repfuse.planner.flush import Flushing
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.runtime import with_custom_ops
 from onnx_repfuse.records.verdict import Status, Verification
@@ -61,11 +62,14 @@ def measure(document: Document, options: Options, folder: Path) -> Baseline | st
         return str(error)
 
 
-def compare(baseline: Baseline, result: Path, options: Options) -> Verification:
-    """A result on the feeds of the original."""
+def compare(
+    baseline: Baseline, result: Path, options: Options, flushing: Flushing | None = None
+) -> Verification:
+    """A result on the feeds of the original; `flushing` tells which of its weights became zero."""
     from onnx_repfuse.verifier.outputs.compare import compare_with_baseline
 
-    return compare_with_baseline(baseline, result, rtol=options.rtol, atol=options.atol)
+    flushed = 0.0 if flushing is None else flushing.bound
+    return compare_with_baseline(baseline, result, rtol=options.rtol, atol=options.atol, flushed=flushed)
 
 
 def reason_of(verification: Verification, status: Status) -> str:
@@ -133,7 +137,8 @@ def _plan_with_only(
     trial = plan
     # Without a fold, the planner may find another one for the same nodes, with another output.
     for _ in range(MAX_REPLANS):
-        trial = make_plan(plan.document, options, bans)
+        scanned = {} if plan.flushing is None else plan.flushing.scanned
+        trial = make_plan(plan.document, options, bans, scanned)
         more = set(trial.keys) - wanted
         if not more:
             break

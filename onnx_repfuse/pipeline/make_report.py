@@ -53,7 +53,7 @@ def make_report(
         verification=verification,
         seconds=seconds or {},
         notes=tuple(notes),
-        changes=(*changes, *_frozen(plan)),
+        changes=(*changes, *_frozen(plan), *_flushed(plan)),
         vanished=tuple(_vanished(plan)),
     )
 
@@ -108,6 +108,10 @@ def _frozen(plan: ModelPlan) -> Iterator[Change]:
             if gone:
                 claim = f"the initializer of the graph input '{name}' is its value, whatever the caller sets"
                 yield Change(Kind.FROZEN, tuple(gone), claim, scope.label)
+
+
+def _flushed(plan: ModelPlan) -> list[Change]:
+    return [] if plan.flushing is None else plan.flushing.changes()
 
 
 def _vanished(plan: ModelPlan) -> Iterator[Vanished]:

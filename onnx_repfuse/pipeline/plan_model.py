@@ -12,17 +12,20 @@ from onnx_repfuse.graph.cycles import check_acyclic
 from onnx_repfuse.graph.edit_points import forget_unread_captures, scope_edit, used_names
 from onnx_repfuse.graph.load import read_scopes
 from onnx_repfuse.graph.model_size import count
+from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.modelfile.document import Document
-from onnx_repfuse.modelfile.edit import Edit, ScopeKey
+from onnx_repfuse.modelfile.edit import Edit, NewTensor, ScopeKey
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error
+from onnx_repfuse.planner.flush import Flushing
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
-from onnx_repfuse.planner.plan_scope import plan_scope
+from onnx_repfuse.planner.plan_scope import is_kept, plan_scope
 from onnx_repfuse.records.report import Counts, Kind
 
-__all__ = ["FoldKey", "ModelPlan", "make_plan"]
+__all__ = ["FLUSH", "FoldKey", "ModelPlan", "make_plan"]
 
 FoldKey = tuple[ScopeKey, str]  # the scope, and the output that names the fold
+FLUSH: FoldKey = ((), "")  # bans all flushing of weights; no output has this name
 
 
 @dataclass(eq=False)
@@ -33,6 +36,7 @@ class ModelPlan:
         before: nodes, multiply-adds and bytes of the original.
         frozen: graph inputs that are taken for the constants they are initialized with.
         channel_layouts: scope -> tensor -> its channel axis, in the original.
+        flushing: the weights in which small elements become zero; None where that is not wanted.
     """
 
     document: Document
@@ -40,6 +44,7 @@ class ModelPlan:
     before: Counts
     frozen: tuple[str, ...] = ()
     channel_layouts: dict[ScopeKey, dict[str, ChannelLayout]] = field(default_factory=dict)
+    flushing: Flushing | None = None
 
     @property
     def folds(self) -> list[tuple[ScopePlan, PlannedFold]]:
@@ -53,12 +58,24 @@ class ModelPlan:
 
     def edits(self) -> dict[ScopeKey, Edit]:
         """What to change in the document."""
-        if not self.folds:
+        if not self.is_change:
             return {}
         used = used_names(planned.scope for planned in self.scopes)
         interface = _interface(self.document.model)
         edits = {planned.scope.key: scope_edit(planned.scope, used, interface) for planned in self.scopes}
+        edits[()].rewritten = {
+            name: NewTensor(name, const.data_type, const.shape, const.read)
+            for name, const in self._rewritten().items()
+        }
         return {key: edit for key, edit in edits.items() if edit}
+
+    @property
+    def is_change(self) -> bool:
+        """Whether the result differs from the original."""
+        return bool(self.folds or self._rewritten())
+
+    def _rewritten(self) -> dict[str, Const]:
+        return {} if self.flushing is None else self.flushing.rewritten()
 
 
 def _interface(model: onnx.ModelProto) -> set[str]:
@@ -80,13 +97,20 @@ def _overridable(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(value.name for value in model.graph.input if value.name in initialized)
 
 
-def make_plan(document: Document, options: Options, banned: Set[FoldKey] = frozenset()) -> ModelPlan:
+def make_plan(
+    document: Document,
+    options: Options,
+    banned: Set[FoldKey] = frozenset(),
+    scanned: dict[str, bool] | None = None,
+) -> ModelPlan:
     """Plan every scope of a document.
 
     Args:
         document: the model.
         options: what may be folded.
-        banned: folds not to make: the outputs that name them stay computed as they are.
+        banned: folds not to make: the outputs that name them stay computed as they are; with `FLUSH`, no weight is
+            flushed.
+        scanned: what earlier plans of this document found out about its weights, to be continued.
 
     Raises:
         InputError: the model is not valid.
@@ -97,9 +121,21 @@ def make_plan(document: Document, options: Options, banned: Set[FoldKey] = froze
         scopes = read_scopes(document, freeze_initializers=freeze)
         before = count(scopes, None, document.nbytes)
         plan = ModelPlan(document, [], before, _overridable(document.model) if freeze else ())
+        if options.allows(Kind.FLUSH) and FLUSH not in banned:
+            plan.flushing = _flushing(scopes[0], options, {} if scanned is None else scanned)
+            document.release()
         for scope in scopes:
             layouts = plan.channel_layouts[scope.key] = channel_layouts(scope)
             banned_here = frozenset(output for key, output in banned if key == scope.key)
             plan.scopes.append(plan_scope(scope, options, banned_here, layouts))
         forget_unread_captures(scopes)
+        if plan.flushing is not None:
+            plan.flushing.flush_created()
         return plan
+
+
+def _flushing(scope: Scope, options: Options, scanned: dict[str, bool]) -> Flushing:
+    """The flushing of the main graph's weights, those of the file looked at."""
+    flushing = Flushing(scope, options.check, is_kept(options), scanned)
+    flushing.flush_file()
+    return flushing

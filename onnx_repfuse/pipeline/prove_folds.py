@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import onnx
+
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.pipeline.bans import FailedFold
@@ -111,7 +113,15 @@ def _case(plan: ModelPlan, planned: ScopePlan, fold: PlannedFold, *, sized: bool
     from onnx_repfuse.verifier.folds.fold_case import FoldCase
 
     layouts = plan.channel_layouts[planned.scope.key]
-    return FoldCase(*fold_models(planned, fold, layouts, plan.document.model.ir_version, sized=sized))
+    models = fold_models(planned, fold, layouts, plan.document.model.ir_version, sized=sized)
+    return FoldCase(*models, flushed=_flushed_below(plan, planned.scope, models))
+
+
+def _flushed_below(plan: ModelPlan, scope: Scope, models: Iterable[onnx.ModelProto]) -> float:
+    """The largest weight of a fold that became zero because it was too small to show."""
+    if plan.flushing is None or scope.key:
+        return 0.0
+    return plan.flushing.limit_of({tensor.name for model in models for tensor in model.graph.initializer})
 
 
 def _give_back(plan: ModelPlan, scope: Scope, fold: PlannedFold) -> None:

@@ -112,6 +112,7 @@ class _Run:
     spoken: SpokenPaths
     bans: Bans = field(default_factory=Bans)
     seconds: dict[str, float] = field(default_factory=dict)
+    scanned: dict[str, bool] = field(default_factory=dict)  # what plans found out about the weights
     baseline: Baseline | str | None = None  # a str says why the original cannot be run
     branches: ForcedBranches | None = None
     verification: Verification | None = None
@@ -147,9 +148,9 @@ class _Run:
         """
         with self._timed("plan"):
             self.progress("planning", 0, 1)
-            self.plan = make_plan(self.document, self.options, self.bans.banned)
-        # Without folds the output is a copy of the input: there is nothing to prove.
-        if not self.options.check or not self.plan.folds:
+            self.plan = make_plan(self.document, self.options, self.bans.banned, self.scanned)
+        # Without changes the output is a copy of the input: there is nothing to prove.
+        if not self.options.check or not self.plan.is_change:
             is_written = self._write(self.output)
             unchanged = IDENTICAL if self.saved.is_copy else UNFOLDED
             self.verification = unchanged if self.options.check else None
@@ -231,7 +232,7 @@ class _Run:
                 if self.verification.status is Status.FAILED:
                     raise self.failed(reason_of(self.verification, Status.FAILED))
                 return True
-            comparison = self.spoken.verification(compare(baseline, staged, self.options))
+            comparison = self.spoken.verification(compare(baseline, staged, self.options, self.plan.flushing))
             self.verification = self._joined(comparison, verdicts, notes)
             # Nothing compared is a failure, too, whatever the folds say.
             if comparison.status is Status.FAILED:
@@ -265,8 +266,13 @@ class _Run:
         return not self.branches.difference(candidate)
 
     def _blame(self, baseline: Baseline, agrees: Callable[[Path], bool], why: str) -> None:
-        """Ban the folds without which the rest agrees. Raises VerificationError if there are none."""
+        """Ban the folds without which the rest agrees. Raises VerificationError if there are none.
+
+        Before any fold, flushed weights are suspected: they are given up together.
+        """
         why = self.spoken.text(why)
+        if self.bans.add_flush(self.plan, why):
+            return
         failed = folds_to_blame(self.plan, agrees, baseline, self.options, self.bans.banned, self.folder, why)
         if not failed:
             raise self.failed(why)

@@ -45,7 +45,7 @@ from onnx_repfuse.planner.shared_consumers import absorb_shared_tensors
 from onnx_repfuse.planner.subsampling import apply_subsamplings, subsampling_refusals
 from onnx_repfuse.records.report import Kind, Refusal
 
-__all__ = ["cover_scope", "plan_scope"]
+__all__ = ["cover_scope", "is_kept", "plan_scope"]
 
 T = TypeVar("T")
 # Alarms, not limits: integer costs fall in every round, and what a reading of the file adds is little.
@@ -91,9 +91,9 @@ def plan_scope(
         banned: outputs that must stay computed as they are.
         layouts: `channel_layouts` of the scope, where the caller has them already.
     """
-    is_kept = _is_kept(options)
+    stays = is_kept(options)
     # A kept node stays also where a fold leaves nobody who reads it.
-    alive = needed_nodes(scope) - {id(node) for node in scope.nodes if is_kept(node)}
+    alive = needed_nodes(scope) - {id(node) for node in scope.nodes if stays(node)}
     planning = _Planning(ScopePlan(scope), options, banned, alive)
     plan = planning.plan
     for _ in range(MAX_READINGS):
@@ -147,7 +147,7 @@ class _Planning:
     def remove_no_ops(self, layouts: dict[str, ChannelLayout]) -> None:
         """Let the consumers of each no-op read what it reads: then nothing depends on whether there is one."""
         if self.options.allows(Kind.NO_OP):
-            self._changed(written=remove_no_ops(self.plan, _is_kept(self.options), self.banned, layouts))
+            self._changed(written=remove_no_ops(self.plan, is_kept(self.options), self.banned, layouts))
 
     def fold_activations(self) -> None:
         """Write decomposed activations as one operator each."""
@@ -164,7 +164,7 @@ class _Planning:
 
     def is_free(self, node: gs.Node) -> bool:
         """Whether a node may be replaced: it is not kept, and no fold of its outputs is banned."""
-        if _is_kept(self.options)(node):
+        if is_kept(self.options)(node):
             return False
         return self.banned.isdisjoint([tensor.name for tensor in node.outputs])
 
@@ -216,7 +216,7 @@ def cover_scope(scope: Scope, options: Options) -> Cover:
 def _fold_activations(plan: ScopePlan, options: Options, banned: frozenset[str]) -> bool:
     """Write decomposed activations as one operator each; whether there were any."""
     replaced: dict[int, list[gs.Node]] = {}
-    for activation in activations(plan.scope, _is_kept(options), banned):
+    for activation in activations(plan.scope, is_kept(options), banned):
         if not activation.created:
             refusal = opset_refusal(plan.scope, activation.place, activation.absorbed)
             if refusal not in plan.refusals:  # of an earlier reading
@@ -254,7 +254,7 @@ def _cover(
     """
     context = Context(scope, layouts, protected_nodes(scope))
     changed = set() if previous is None else _changed(scope, previous) | stale
-    lifted = _lift_all(context, _is_kept(options), previous, changed)
+    lifted = _lift_all(context, is_kept(options), previous, changed)
     lifts = {one.output: one.outcome for one in lifted if isinstance(one.outcome, LinearOp)}
     model = cost_model(options.cost)
     cover = Cover(context, lifts, model, options.allows_all, banned, refused)
@@ -288,7 +288,7 @@ def _are_same(some: list[gs.Node], others: list[gs.Node]) -> bool:
     return len(some) == len(others) and all(map(is_, some, others))
 
 
-def _is_kept(options: Options) -> Callable[[gs.Node], bool]:
+def is_kept(options: Options) -> Callable[[gs.Node], bool]:
     """Whether the user wants a node to stay, by the pattern of its name."""
     patterns = options.keep
     if not patterns:

@@ -11,7 +11,7 @@ from onnx_repfuse.records.reasons import Reason
 if TYPE_CHECKING:
     from onnx_repfuse.records.verdict import Verification
 
-__all__ = ["Change", "Counts", "Fold", "Kind", "NodeRef", "Refusal", "Report", "Vanished"]
+__all__ = ["Change", "Counts", "Flushed", "Fold", "Kind", "NodeRef", "Refusal", "Report", "Vanished"]
 
 
 class Kind(str, Enum):
@@ -28,7 +28,8 @@ class Kind(str, Enum):
     COMMUTE = "commute"
     ACTIVATION = "activation"
     STRIDE = "stride"
-    # These two are changes, not folds.
+    # These are changes, not folds.
+    FLUSH = "flush"
     NO_OP = "no-op"
     FROZEN = "frozen"
 
@@ -85,21 +86,44 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class Flushed:
+    """Elements of one tensor, too small to show, that became zero.
+
+    Attributes:
+        tensor: its name.
+        count: how many became zero.
+        size: of how many elements.
+        largest: the largest magnitude among them.
+        bound: the most that any output of a node that reads it changes by, times the largest magnitude of its input if
+            `is_times_input`, which is false for a bias.
+    """
+
+    tensor: str
+    count: int
+    size: int
+    largest: float
+    bound: float
+    is_times_input: bool
+
+
+@dataclass(frozen=True)
 class Change:
     """A change that is not a fold: no operator was computed into another.
 
     Attributes:
         kind: NO_OP, nodes that gave out what they read, and were removed; FROZEN, an input that callers could set, and
-            whose initializer is now taken for a constant.
+            whose initializer is now taken for a constant; FLUSH, a weight in which what is too small to show is zero.
         nodes: names of the nodes it is about.
         claim: the sentence that must hold for the result to be right.
         scope: as of `Fold`.
+        flushed: the figures of a FLUSH.
     """
 
     kind: Kind
     nodes: tuple[str, ...]
     claim: str
     scope: str = ""
+    flushed: Flushed | None = None
 
 
 @dataclass(frozen=True)

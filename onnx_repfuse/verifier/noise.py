@@ -20,6 +20,7 @@ from onnx_repfuse.verifier.session import Model, load
 __all__ = [
     "WEIGHTS_LIMIT",
     "file_bytes",
+    "flush_tolerance",
     "noise_tolerance",
     "nudge_feed",
     "nudged_weights",
@@ -28,6 +29,10 @@ __all__ = [
 WEIGHTS_LIMIT = 256 << 20  # bytes; above it the noise of the weights is not measured, to bound memory
 _BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}  # by bytes of an element
 _NOISE_FACTOR = 4.0  # correct folds measure 0.5 to 2 times the noise; this leaves room for the tail
+# By how much nodes may scale, and channels add up, what became zero because it is too small to show; and the most that
+# this may be, whatever the planner claims: a weight that should not be zero is seen.
+_FLUSH_GAIN = 1e6
+_MOST_FLUSHED = 1e-15
 _ULPS = 8.0  # for what is exact by luck, and so shows no noise
 
 FloatOrArray = TypeVar("FloatOrArray", float, np.ndarray[Any, Any])
@@ -36,6 +41,14 @@ FloatOrArray = TypeVar("FloatOrArray", float, np.ndarray[Any, Any])
 def noise_tolerance(noise: FloatOrArray, ulp_of_largest: FloatOrArray) -> FloatOrArray:
     """4 * noise + 8 ulp(max|y|): what two correct computations of y may differ by."""
     return _NOISE_FACTOR * noise + _ULPS * ulp_of_largest
+
+
+def flush_tolerance(flushed: float) -> float:
+    """What outputs may differ by, for inputs of magnitude 1, because weights became zero that are too small to show.
+
+    `flushed` is the most that this changes where they are read; 0 if there are none.
+    """
+    return min(flushed * _FLUSH_GAIN, _MOST_FLUSHED)
 
 
 def nudge_feed(feed: Mapping[str, Any], seed: int = 77) -> dict[str, Any]:

@@ -153,8 +153,8 @@ def test_when_no_fold_is_to_blame_nothing_is_written(path, tmp_path, monkeypatch
     (tmp_path / "o.onnx").write_bytes(b"old")
     real = compare_models.compare
 
-    def compare(baseline, result, options):
-        found = real(baseline, result, options)
+    def compare(baseline, result, options, flushing=None):
+        found = real(baseline, result, options, flushing)
         if result == baseline.original:
             return found
         bad = replace(found.outputs[0], status=Status.FAILED, message="'y' is off")

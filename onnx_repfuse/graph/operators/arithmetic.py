@@ -55,13 +55,13 @@ def _arithmetic(name: str, **facts: Any) -> Operator:
 ARITHMETIC = (
     _arithmetic("Add", stays_for_a_reason=True, evaluate=_binary(np.add)),
     _arithmetic("Div", stays_for_a_reason=True, evaluate=_binary(_divide)),
-    _arithmetic("Max"),
-    _arithmetic("Mean"),
-    _arithmetic("Min"),
+    _arithmetic("Max", gain=1.0),
+    _arithmetic("Mean", gain=1.0),
+    _arithmetic("Min", gain=1.0),
     _arithmetic("Mul", stays_for_a_reason=True, evaluate=_binary(np.multiply)),
     _arithmetic("Pow", evaluate=_binary(_power), undefined_for="iu"),  # 2 ** -1 in integers
     _arithmetic("Sub", stays_for_a_reason=True, evaluate=_binary(np.subtract)),
-    _arithmetic("Sum"),
+    _arithmetic("Sum", gain=64.0),
     Operator("Equal", evaluate=_equal, jumps=lambda attrs: True),
-    Operator("Where", evaluate=_where),
+    Operator("Where", gain=1.0, evaluate=_where),
 )

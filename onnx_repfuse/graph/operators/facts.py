@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum
+from math import inf
 from typing import Any
 
 import onnx_graphsurgeon as gs
@@ -169,6 +170,9 @@ class Operator:
         reads_shape_only: `evaluate` gets the dims of the input in place of its value.
         jumps: whether, with these attributes, a change in an input's last place may change the output by more.
         undefined_for: numpy kinds of inputs for some of whose values there is no output.
+        gain: by what factor a change of its inputs may grow that is far smaller than ordinary values: 0 where they hide
+            it, inf where it may show however small it is. `planner.gains` knows those that depend on constants.
+        is_bounded: no output is large, whatever it reads.
         shaped_by_shapes: the values of its inputs decide no shape, nor do those of its outputs further on.
         doubts: which of its inferred sizes are not certain: axes of its outputs, or a `Doubt`.
     """
@@ -194,6 +198,8 @@ class Operator:
     reads_shape_only: bool = False
     jumps: Callable[[Attributes], bool] = lambda attrs: False
     undefined_for: str = ""
+    gain: float = inf
+    is_bounded: bool = False
     shaped_by_shapes: bool = False
     doubts: Callable[[SizeCase], Sequence[int] | Doubt] | None = None
 

@@ -92,22 +92,24 @@ def _every_axis(case: SizeCase) -> Sequence[int]:
 
 
 INDEX_MAPS = (
-    Operator("Concat", channels=STACKED, evaluate=_concat, operations=0),
+    Operator("Concat", gain=1.0, channels=STACKED, evaluate=_concat, operations=0),
     Operator("ConstantOfShape", evaluate=_constant_of_shape),
     Operator("Einsum", doubts=_every_axis),
-    Operator("Expand", evaluate=_expand),
-    Operator("Gather", evaluate=_gather),
+    Operator("Expand", gain=1.0, evaluate=_expand),
+    Operator("Gather", gain=1.0, evaluate=_gather),
     Operator(
         "Pad",
+        gain=1.0,
         stays_for_a_reason=True,
         channels=KEPT_WHERE_PROVED,
         attributes_are_inputs_since=11,
         operations=0,
     ),
     Operator("Range", evaluate=_range, jumps=lambda attrs: True, undefined_for="biuf"),
-    Operator("Shape", evaluate=_shape, reads_shape_only=True),
+    Operator("Shape", gain=0.0, evaluate=_shape, reads_shape_only=True),
     Operator(
         "Slice",
+        gain=1.0,
         channels=SELECTED,
         attributes_are_inputs_since=10,
         evaluate=_slice,
@@ -115,5 +117,5 @@ INDEX_MAPS = (
         doubts=_slice_doubts,
     ),
     Operator("STFT", doubts=_every_axis),
-    Operator("Split", channels=SELECTED, outputs_are_alike=True, attributes_are_inputs_since=13),
+    Operator("Split", gain=1.0, channels=SELECTED, outputs_are_alike=True, attributes_are_inputs_since=13),
 )

@@ -73,7 +73,12 @@ def _global_average(case: ViewCase) -> Layout | None:
 
 POOLING = (
     Operator(
-        "AveragePool", stays_for_a_reason=True, channels=KEPT_ON_AXIS_1, has_window=True, doubts=_pool_doubts
+        "AveragePool",
+        stays_for_a_reason=True,
+        channels=KEPT_ON_AXIS_1,
+        has_window=True,
+        gain=1.0,
+        doubts=_pool_doubts,
     ),
     Operator(
         "BatchNormalization",
@@ -86,13 +91,17 @@ POOLING = (
     Operator(
         "GlobalAveragePool",
         channels=KEPT_ON_AXIS_1,
+        gain=1.0,
         space_map=SpaceMap(SpaceMapSort.AVERAGES, _global_average),
     ),
     Operator("GlobalLpPool", channels=KEPT_ON_AXIS_1),
-    Operator("GlobalMaxPool", channels=KEPT_ON_AXIS_1),
-    Operator("InstanceNormalization", channels=KEPT_ON_AXIS_1, shaped_by_shapes=True),
-    Operator("LayerNormalization", shaped_by_shapes=True),
+    Operator("GlobalMaxPool", gain=1.0, channels=KEPT_ON_AXIS_1),
+    Operator("InstanceNormalization", channels=KEPT_ON_AXIS_1, shaped_by_shapes=True, is_bounded=True),
+    Operator("GroupNormalization", is_bounded=True),
+    Operator("LayerNormalization", shaped_by_shapes=True, is_bounded=True),
     Operator("LpPool", channels=KEPT_ON_AXIS_1, has_window=True, doubts=_pool_doubts),
+    Operator("LogSoftmax", gain=0.0),
     Operator("LRN", channels=KEPT_ON_AXIS_1),
-    Operator("MaxPool", channels=KEPT_ON_AXIS_1, has_window=True, doubts=_pool_doubts),
+    Operator("MaxPool", gain=1.0, channels=KEPT_ON_AXIS_1, has_window=True, doubts=_pool_doubts),
+    Operator("Softmax", gain=0.0, is_bounded=True),
 )

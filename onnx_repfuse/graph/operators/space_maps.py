@@ -277,30 +277,44 @@ def _rounds_twice(size: int | None, scale: float) -> bool:
 _RESIZE = SpaceMap(SpaceMapSort.REPEATS, _resize_layout)
 
 SPACE_MAPS = (
-    Operator("Flatten", space_map=SpaceMap(SpaceMapSort.RESHAPES, _flatten_layout), evaluate=_flatten),
+    Operator(
+        "Flatten", gain=1.0, space_map=SpaceMap(SpaceMapSort.RESHAPES, _flatten_layout), evaluate=_flatten
+    ),
     Operator(
         "ReduceMean",
+        gain=1.0,
         channels=SELECTED,
         space_map=SpaceMap(SpaceMapSort.AVERAGES, _reduce_layout),
         attributes_are_inputs_since=18,
     ),
+    Operator("ReduceMax", gain=1.0),
+    Operator("ReduceMin", gain=1.0),
+    Operator("ReduceSum", gain=4096.0),
     Operator(
         "Reshape",
+        gain=1.0,
         space_map=SpaceMap(SpaceMapSort.RESHAPES, _reshape_layout),
         attributes_are_inputs_since=5,
         evaluate=_reshape,
     ),
-    Operator("Resize", channels=KEPT_WHERE_PROVED, space_map=_RESIZE, doubts=_resize_doubts),
+    Operator("Resize", gain=2.0, channels=KEPT_WHERE_PROVED, space_map=_RESIZE, doubts=_resize_doubts),
     Operator(
         "Squeeze",
+        gain=1.0,
         space_map=SpaceMap(SpaceMapSort.RESHAPES, _squeeze_layout),
         attributes_are_inputs_since=13,
         evaluate=_squeeze,
         doubts=_squeeze_doubts,
     ),
-    Operator("Transpose", space_map=SpaceMap(SpaceMapSort.PERMUTES, _transpose_layout), evaluate=_transpose),
+    Operator(
+        "Transpose",
+        gain=1.0,
+        space_map=SpaceMap(SpaceMapSort.PERMUTES, _transpose_layout),
+        evaluate=_transpose,
+    ),
     Operator(
         "Unsqueeze",
+        gain=1.0,
         space_map=SpaceMap(SpaceMapSort.RESHAPES, _unsqueeze_layout),
         attributes_are_inputs_since=13,
         evaluate=_unsqueeze,
@@ -308,6 +322,7 @@ SPACE_MAPS = (
     ),
     Operator(
         "Upsample",
+        gain=2.0,
         channels=KEPT_WHERE_PROVED,
         space_map=_RESIZE,
         attributes_are_inputs_since=9,

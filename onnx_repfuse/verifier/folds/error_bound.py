@@ -28,7 +28,7 @@ import onnx
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, FloatFormat
 from onnx_repfuse.verifier.distance import Array, difference, largest, ulp
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
-from onnx_repfuse.verifier.noise import noise_tolerance
+from onnx_repfuse.verifier.noise import flush_tolerance, noise_tolerance
 from onnx_repfuse.verifier.oracle.evaluator import Oracle
 from onnx_repfuse.verifier.session import DoesNotRun, open_session
 
@@ -59,6 +59,7 @@ class Evaluation:
         float_format: of the fold.
         squares: sqrt(sum w^2 x^2); None unless the format is shorter than float32.
         stored: the root of the sum of the squares of all results that are stored on the way; None likewise.
+        flushed: what may be lost because weights that are too small to show became zero.
     """
 
     value: Array
@@ -68,11 +69,13 @@ class Evaluation:
     float_format: FloatFormat
     squares: Array | None
     stored: Array | None
+    flushed: float = 0.0
 
     @property
     def underflow(self) -> Array:
-        """What may be lost where terms are smaller than the format's normal values."""
-        return np.asarray(self.float_format.smallest * _UNDERFLOWS * (self.terms + 1.0))
+        """What may be lost where terms are smaller than the format's normal values, or weights became zero."""
+        lost = self.float_format.smallest * _UNDERFLOWS * (self.terms + 1.0)
+        return np.asarray(lost + self.flushed)
 
 
 class Side:
@@ -84,6 +87,7 @@ class Side:
 
     def __init__(self, case: FoldCase, model: onnx.ModelProto) -> None:
         self.float_format = case.float_format
+        self.flushed = flush_tolerance(case.flushed)
         self.nodes = len(model.graph.node)
         self.oracle = Oracle(model)
         # There u m is not small beside a fault. Errors of independent roundings add up in squares.
@@ -99,7 +103,12 @@ class Side:
             for oracle in (self.squares, self.stored)
         )
         magnitude = truth.magnitude.astype(np.float64)
-        return Evaluation(truth.value, magnitude, truth.terms, self.nodes, self.float_format, squares, stored)
+        flushed = (
+            self.flushed * (1.0 + max(map(largest, feed.values()), default=0.0)) if self.flushed else 0.0
+        )
+        return Evaluation(
+            truth.value, magnitude, truth.terms, self.nodes, self.float_format, squares, stored, flushed
+        )
 
 
 def folding_bound(before: Evaluation, after: Evaluation) -> Array:

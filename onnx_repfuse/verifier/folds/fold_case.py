@@ -86,10 +86,12 @@ class FoldCase:
         before: the original nodes. Graph inputs are the sources, with element type, rank and channels
             declared, batch and space symbolic; constants are initializers.
         after: the nodes that replace them.
+        flushed: no weight above this became zero because it was too small to show; 0 if none did.
     """
 
     before: onnx.ModelProto
     after: onnx.ModelProto
+    flushed: float = 0.0
 
     @property
     def outputs(self) -> tuple[str, ...]:

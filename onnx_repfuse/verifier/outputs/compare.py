@@ -18,6 +18,7 @@ from onnx_repfuse.records.verdict import OutputVerdict, Status, Verification
 from onnx_repfuse.verifier.distance import flatten
 from onnx_repfuse.verifier.inputs import FeedKey, FeedSpec
 from onnx_repfuse.verifier.intermediates import open_with_extra_outputs, tensor_names
+from onnx_repfuse.verifier.noise import flush_tolerance
 from onnx_repfuse.verifier.outputs.baseline import (
     Baseline,
     Row,
@@ -101,8 +102,13 @@ def compare_with_baseline(
     rtol: float | None = None,
     atol: float | None = None,
     by_position: bool = False,
+    flushed: float = 0.0,
 ) -> Verification:
-    """Compare a candidate with the original's measured values; see `verify_outputs`."""
+    """Compare a candidate with the original's measured values; see `verify_outputs`.
+
+    `flushed` is what the outputs of its nodes may differ by, for inputs of magnitude 1, because weights that are too
+    small to show became zero.
+    """
     try:
         complete_noise(baseline)
     except DoesNotRun as error:
@@ -113,16 +119,16 @@ def compare_with_baseline(
         return _incomparable(baseline, f"{_DOES_NOT_RUN}: {error}")
     except DifferentInterface as error:
         return _incomparable(baseline, str(error))
-    user = user_tolerance(rtol, atol)
-    verdicts = _judge(baseline, values, user)
+    user, floor = user_tolerance(rtol, atol), flush_tolerance(flushed)
+    verdicts = _judge(baseline, values, user, floor)
     # Each round measures noise that was missing on the feeds that fail, so it ends.
     while user is None and any(verdict.status is Status.FAILED for verdict in verdicts):
-        if not _measure_noise_where_failing(baseline, values):
+        if not _measure_noise_where_failing(baseline, values, floor):
             break
-        verdicts = _judge(baseline, values, user)
+        verdicts = _judge(baseline, values, user, floor)
     has_failed = user is None and any(verdict.status is Status.FAILED for verdict in verdicts)
-    if has_failed and measure_own_errors(baseline, _failing_feeds(baseline, values)):
-        verdicts = _judge(baseline, values, user)
+    if has_failed and measure_own_errors(baseline, _failing_feeds(baseline, values, floor)):
+        verdicts = _judge(baseline, values, user, floor)
     verdicts = tuple(_without_random(baseline, verdict) for verdict in verdicts)
     notes = list(baseline.notes)
     # Two backends round in different ways, which the noise of one of them does not cover.
@@ -174,17 +180,17 @@ def _incomparable_interfaces(original: Model, reason: str) -> Verification:
     return Verification(verdicts, notes=(reason,))
 
 
-def _measure_noise_where_failing(baseline: Baseline, values: Values) -> bool:
+def _measure_noise_where_failing(baseline: Baseline, values: Values, floor: float) -> bool:
     """Measure the noise on the feeds where something is beyond the tolerance; whether there was more to measure."""
     try:
-        return measure_noise_on(baseline, _failing_feeds(baseline, values))
+        return measure_noise_on(baseline, _failing_feeds(baseline, values, floor))
     except DoesNotRun:
         return False
 
 
-def _failing_feeds(baseline: Baseline, values: Values) -> list[FeedKey]:
+def _failing_feeds(baseline: Baseline, values: Values, floor: float) -> list[FeedKey]:
     failing: set[FeedKey] = set()
-    for samples in _samples(baseline, values).values():
+    for samples in _samples(baseline, values, floor).values():
         failing |= failing_feeds(samples)
     return sorted(failing)
 
@@ -223,8 +229,10 @@ def _deciding_tensors(baseline: Baseline, fused: Model) -> list[str]:
     return [name for name in baseline.deciding if name in shared & produced]
 
 
-def _judge(baseline: Baseline, values: Values, user: UserTolerance | None) -> tuple[OutputVerdict, ...]:
-    samples = _samples(baseline, values)
+def _judge(
+    baseline: Baseline, values: Values, user: UserTolerance | None, floor: float
+) -> tuple[OutputVerdict, ...]:
+    samples = _samples(baseline, values, floor)
     # Inputs are among the samples where a tail reads them; a model may also return an input as it is.
     no_outputs = {*baseline.deciding, *baseline.inputs} - set(baseline.outputs)
     verdicts = [
@@ -235,7 +243,7 @@ def _judge(baseline: Baseline, values: Values, user: UserTolerance | None) -> tu
     return tuple(verdicts)
 
 
-def _samples(baseline: Baseline, values: Values) -> Samples:
+def _samples(baseline: Baseline, values: Values, floor: float) -> Samples:
     samples: Samples = {}
     for key in baseline.keys:
         original, fused = baseline.values[key], values[key]
@@ -247,7 +255,9 @@ def _samples(baseline: Baseline, values: Values) -> Samples:
         ]  # fmt: skip
         # Parts of a sequence have names of their own, so either model may have more of them.
         for name in dict.fromkeys([*original, *fused]):
-            sample = Sample(key, original.get(name), fused.get(name), *(row.get(name) for row in variants))
+            sample = Sample(
+                key, original.get(name), fused.get(name), *(row.get(name) for row in variants), floor=floor
+            )
             samples.setdefault(name, []).append(sample)
     return samples
 

@@ -19,13 +19,15 @@ float32 twin, from which it may be as far as the noise, or twice as far as the o
 
 The ulp is for b and c, which are differences of rounded values.
 
+Where weights too small to show became zero, what that may change is allowed in any case (`Sample.floor`).
+
 Folds are judged by tolerances of their own, see `folds.error_bound`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -65,6 +67,7 @@ class Sample:
         optimized: the original's value under ORT_ENABLE_ALL, or None.
         twin: the value of the original's float32 twin, if half precision leads to this output, or None.
         own_error: how far `original` is from float64, or None where not measured.
+        floor: a difference that is always allowed.
     """
 
     key: FeedKey
@@ -75,6 +78,8 @@ class Sample:
     optimized: Array | None = None
     twin: Array | None = None
     own_error: Array | None = None
+    _: KW_ONLY
+    floor: float = 0.0
 
     @property
     def has_noise(self) -> bool:
@@ -123,8 +128,9 @@ def calibrated_tolerance(sample: Sample, samples: Sequence[Sample], value: Array
     noise = np.zeros_like(step)
     for change in _changes(sample, samples, value):
         noise = np.maximum(noise, _peak(change, axis))
-    allowed = noise_tolerance(noise, step)
-    return Tolerance(np.maximum(noise, step), _raised_by_own_error(samples, axis, allowed))
+    allowed = np.maximum(noise_tolerance(noise, step), sample.floor)
+    noise = np.maximum(np.maximum(noise, step), sample.floor)
+    return Tolerance(noise, _raised_by_own_error(samples, axis, allowed))
 
 
 def _raised_by_own_error(samples: Sequence[Sample], axis: int | None, allowed: Array) -> Array:
