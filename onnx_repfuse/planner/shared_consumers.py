@@ -48,7 +48,7 @@ def absorb_shared_tensors(cover: Cover, changed: set[str] | None = None) -> None
             continue
         touched = _roots_of_consumers(cover, name)
         if changed is None or roots[name] in changed or not changed.isdisjoint(touched):
-            _try(cover, name, touched, [member for root in touched for member in members[root]])
+            _try(cover, name, {root: members[root] for root in touched})
 
 
 def _may_be_absorbed(cover: Cover, name: str) -> bool:
@@ -79,23 +79,36 @@ def _roots_of_consumers(cover: Cover, name: str) -> list[str]:
     return list(dict.fromkeys(cover.regions.roots[output] for output in outputs if output in cover.lifts))
 
 
-def _try(cover: Cover, name: str, roots: Sequence[str], names: Sequence[str]) -> None:
-    """Let the regions of these roots, which hold the tensors `names`, absorb a tensor, if that pays."""
+def _try(cover: Cover, name: str, regions: dict[str, list[str]]) -> None:
+    """Let regions, given as their roots with their tensors, absorb a tensor that they read, if that pays."""
+    names = [member for members in regions.values() for member in members]
     if len(names) > MAX_REGION_NODES or name in names:
         return
+    roots = list(regions)
     cost, limit = _cost_and_limit(cover, name, roots)
-    before = {member: cover.entries[member] for member in names}
+    behind = _computed_from(cover, name, regions)
+    before = {member: cover.entries[member] for members in behind.values() for member in members}
     for candidate in cover.entries[name].candidates[:MAX_CANDIDATES_TRIED]:
         if sum(term.kernel.size for term in candidate.form.terms) > MAX_NESTED_KERNELS:
             continue
         cover.absorb(name, candidate)
         for solve in (_inline, _cover_again):
-            is_solved = solve(cover, name, roots, names)
+            is_solved = solve(cover, name, behind)
             price = _sum_of_prices(candidate.setup, cover, roots)
             if is_solved and price.improves(cost, limit) and not _is_still_read(cover, name, roots):
                 return
             cover.entries.update(before)
         cover.absorb(name, None)
+
+
+def _computed_from(cover: Cover, name: str, regions: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Of each region the tensors that depend on a tensor: the other ones stay what they are, whatever becomes of it."""
+    found = {name}
+    for members in regions.values():
+        for member in members:
+            if any(operand.name in found for operand in cover.lifts[member].operands):
+                found.add(member)
+    return {root: [member for member in members if member in found] for root, members in regions.items()}
 
 
 def _cost_and_limit(cover: Cover, name: str, roots: Sequence[str]) -> tuple[int, Price]:
@@ -112,10 +125,10 @@ def _sum_of_prices(first: Price, cover: Cover, roots: Sequence[str]) -> Price:
     return reduce(Price.plus, (cover.entries[root].best for root in roots), first)
 
 
-def _inline(cover: Cover, name: str, roots: Sequence[str], names: Sequence[str]) -> bool:
+def _inline(cover: Cover, name: str, behind: dict[str, list[str]]) -> bool:
     """Put the tensor's form into what was chosen for each region, if that reads only tensors which exist anyway."""
     inner = cover.absorbed[name]
-    for root in roots:
+    for root in behind:
         entry = cover.entries[root]
         outer = entry.choice
         if outer is None or entry.candidates[:1] != [outer] or not outer.reads_existing:
@@ -147,9 +160,10 @@ def _convolves(candidate: Candidate, name: str) -> bool:
     return candidate.convolves and not all(isinstance(kernel, Vector) for kernel in kernels)
 
 
-def _cover_again(cover: Cover, name: str, roots: Sequence[str], names: Sequence[str]) -> bool:
+def _cover_again(cover: Cover, name: str, behind: dict[str, list[str]]) -> bool:
     """Cover the regions anew: in every other case."""
-    cover.solve(names)
+    for members in behind.values():
+        cover.solve(members)
     return True
 
 
