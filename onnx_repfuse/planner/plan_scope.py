@@ -5,7 +5,8 @@ it (`apply_folds`). The next round sees the new nodes as any others, and may fol
 between two rounds is neither lifted nor covered again.
 
 When a round finds nothing, the scope is read anew, as a second run would read it from the file, and planned once more.
-The plan is finished when that finds nothing: a second run changes no byte.
+The plan is finished when that finds nothing: a second run changes no byte. Mostly the first round finds all there is,
+so the scope is read anew right behind it.
 """
 
 from __future__ import annotations
@@ -96,17 +97,15 @@ def plan_scope(
     alive = needed_nodes(scope) - {id(node) for node in scope.nodes if stays(node)}
     planning = _Planning(ScopePlan(scope), options, banned, alive)
     plan = planning.plan
-    for _ in range(MAX_READINGS):
+    for reading in range(MAX_READINGS):
         layouts = channel_layouts(scope) if layouts is None else layouts
         planning.remove_no_ops(layouts)
         planning.fold_activations()
         if planning.is_changed:
             layouts = channel_layouts(scope)
         layouts = planning.move_strides_up(layouts)
-        last = planning.fold_in_rounds(layouts)
-        if last is None:
-            break
-        if not planning.is_changed:
+        last = planning.fold_in_rounds(layouts, once=reading == 0)
+        if last is not None and not planning.is_changed:
             join_no_ops(plan)
             present = {id(node) for node in scope.nodes}
             for nodes in planning.not_cheaper.values():
@@ -168,8 +167,16 @@ class _Planning:
             return False
         return self.banned.isdisjoint([tensor.name for tensor in node.outputs])
 
-    def fold_in_rounds(self, layouts: dict[str, ChannelLayout]) -> _Round | None:
-        """Lift, cover and write until nothing gets cheaper; the last round, or None if there was no end to it."""
+    def fold_in_rounds(self, layouts: dict[str, ChannelLayout], *, once: bool) -> _Round | None:
+        """Lift, cover and write until nothing gets cheaper.
+
+        Args:
+            layouts: of the scope.
+            once: write one round at most.
+
+        Returns:
+            the round that found nothing; None if there was none.
+        """
         scope = self.plan.scope
         previous: _Round | None = None
         stale: set[str] = set()
@@ -184,6 +191,8 @@ class _Planning:
                 return current
             apply_folds(self.plan, current.cover, selections)
             self._changed(written=True)
+            if once:
+                break
             previous, layouts, stale = current, channel_layouts(scope, layouts), set()
         return None
 
