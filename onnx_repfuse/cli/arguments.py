@@ -194,8 +194,9 @@ class CliArguments:
         table="check", metavar="OP,..", report="gates", useless=_FUSING_ONLY,
     )
     freeze_initializers: bool = _option(
-        "--freeze-initializers", False, "Fold weights that are graph inputs too (callers may set them).",
-        more="They are left alone otherwise.",
+        "--freeze-initializers", False, "Make constants of weights that are graph inputs too (callers may set them).",
+        more="They leave the graph inputs, and fold; a model of IR version 3 becomes one of version 4. Otherwise they "
+        "are left alone.",
         table="folds", library="freeze_initializers", useless=("compare",),
     )
     cost: str = _option(

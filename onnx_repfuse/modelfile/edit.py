@@ -19,9 +19,10 @@ import onnx
 from onnx_repfuse.errors import OutputError, quoted
 from onnx_repfuse.modelfile.dtypes import numpy_dtype, pack, stored_size, type_name
 
-__all__ = ["Edit", "NewTensor", "ScopeKey", "apply_edits"]
+__all__ = ["INPUTS_ARE_OPTIONAL", "Edit", "NewTensor", "ScopeKey", "apply_edits"]
 
 ScopeKey = tuple[str | int, ...]
+INPUTS_ARE_OPTIONAL = 4  # the IR version from which an initializer need not be a graph input, too
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Edit:
         removed_initializers: names; the graph inputs of these names go, too.
         new_tensors: initializers; in a function, which has none, Constant nodes at its front.
         rewritten: initializers, and outputs of Constant nodes, whose elements change and nothing else of them.
+        removed_inputs: names of inputs of the main graph that go though their initializers stay. This takes IR version
+            4, which a model of an older one gets.
         removed_values: names that no longer exist: their value_info and quantization_annotation go.
     """
 
@@ -82,6 +85,7 @@ class Edit:
     removed_initializers: set[str] = field(default_factory=set)
     new_tensors: list[NewTensor] = field(default_factory=list)
     rewritten: dict[str, NewTensor] = field(default_factory=dict)
+    removed_inputs: set[str] = field(default_factory=set)
     removed_values: set[str] = field(default_factory=set)
 
     def __bool__(self) -> bool:
@@ -94,6 +98,7 @@ class Edit:
                 self.removed_initializers,
                 self.new_tensors,
                 self.rewritten,
+                self.removed_inputs,
                 self.removed_values,
             )
         )
@@ -117,6 +122,8 @@ def apply_edits(model: onnx.ModelProto, edits: Mapping[ScopeKey, Edit], placehol
     Raises:
         OutputError: an edit names a graph or a node that is not there.
     """
+    if any(edit.removed_inputs for edit in edits.values()):
+        model.ir_version = max(model.ir_version, INPUTS_ARE_OPTIONAL)
     editor = _Editor(edits, model.ir_version, placeholder)
     editor.edit_scope(model.graph, (), {})
     for index, function in enumerate(model.functions):
@@ -209,12 +216,12 @@ class _Editor:
         _drop(graph.quantization_annotation, edit.removed_values, lambda note: note.tensor_name)
         if scope == ():
             # An initializer may be listed as an input, whose default value it is then (before IR 4, it must be).
-            _drop(graph.input, edit.removed_initializers)
+            _drop(graph.input, edit.removed_initializers | edit.removed_inputs)
         if not self._has_initializers(graph, scope):
             return
         for new in edit.new_tensors:
             graph.initializer.append(self._placeholder(new, True))
-            if self._ir_version < 4:
+            if self._ir_version < INPUTS_ARE_OPTIONAL:
                 graph.input.append(onnx.helper.make_tensor_value_info(new.name, new.data_type, new.shape))
 
     def _has_initializers(self, graph: GraphOrFunction, scope: ScopeKey) -> bool:
@@ -223,7 +230,7 @@ class _Editor:
         A function has none. Before IR version 4 every initializer is a graph input, too, which the graphs of an If
         cannot have.
         """
-        return isinstance(graph, onnx.GraphProto) and (scope == () or self._ir_version >= 4)
+        return isinstance(graph, onnx.GraphProto) and (scope == () or self._ir_version >= INPUTS_ARE_OPTIONAL)
 
 
 def _check_positions(edit: Edit, count: int, scope: ScopeKey) -> None:

@@ -11,7 +11,8 @@ from onnx_repfuse.graph.edit_points import used_names
 from onnx_repfuse.graph.model_size import count
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope, node_name
-from onnx_repfuse.pipeline.plan_model import ModelPlan
+from onnx_repfuse.modelfile.edit import INPUTS_ARE_OPTIONAL
+from onnx_repfuse.pipeline.plan_model import ModelPlan, initialized_inputs
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.records.report import Change, Fold, Kind, NodeRef, Refusal, Report, Vanished
 from onnx_repfuse.records.verdict import Verification
@@ -47,6 +48,10 @@ def make_report(
     for scope_plan in plan.scopes:
         refusals += scope_plan.refusals
         notes += scope_plan.notes
+    if plan.raised_ir_version:
+        notes.append(
+            f"the IR version is {plan.raised_ir_version} now: before, every initializer had to be a graph input"
+        )
     planned = (name, output, plan.before, after, folds, tuple(refusals))
     return Report(
         *planned,
@@ -55,6 +60,7 @@ def make_report(
         notes=tuple(notes),
         changes=(*changes, *_frozen(plan), *_flushed(plan)),
         vanished=tuple(_vanished(plan)),
+        overridable=_overridable(plan),
     )
 
 
@@ -93,21 +99,23 @@ def _removed(planned: ScopePlan, fold: PlannedFold) -> Change:
 
 
 def _frozen(plan: ModelPlan) -> Iterator[Change]:
-    """The inputs that callers could set, and that nodes of the result no longer read."""
-    if not plan.folds or not plan.frozen:
-        return
-    for planned in plan.scopes:
-        scope = planned.scope
-        present = {id(node) for node in scope.nodes}
-        for name in plan.frozen:
-            gone = [
-                (proto.name or proto.output[0])
-                for key, node in scope.original.items()
-                if key not in present and name in (proto := scope.proto.node[scope.anchor[id(node)]]).input
-            ]
-            if gone:
-                claim = f"the initializer of the graph input '{name}' is its value, whatever the caller sets"
-                yield Change(Kind.FROZEN, tuple(gone), claim, scope.label)
+    """The inputs that callers could set, with the nodes that read them, subgraphs included."""
+    consumers: dict[str, list[str]] = {name: [] for name in plan.frozen}
+    for planned in plan.scopes if plan.frozen else ():
+        for proto in planned.scope.proto.node:
+            for name in consumers.keys() & set(proto.input):
+                consumers[name].append(proto.name or proto.output[0])
+    for name, nodes in consumers.items():
+        claim = f"'{name}' is no graph input any more: its initializer is its value, and no caller sets it"
+        yield Change(Kind.FROZEN, tuple(nodes), claim)
+
+
+def _overridable(plan: ModelPlan) -> tuple[str, ...]:
+    """The inputs of the result that have an initializer, which callers may set."""
+    model = plan.document.model
+    if plan.frozen or model.ir_version < INPUTS_ARE_OPTIONAL:
+        return ()
+    return initialized_inputs(model)
 
 
 def _flushed(plan: ModelPlan) -> list[Change]:

@@ -14,7 +14,7 @@ from onnx_repfuse.graph.load import read_scopes
 from onnx_repfuse.graph.model_size import count
 from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.modelfile.document import Document
-from onnx_repfuse.modelfile.edit import Edit, NewTensor, ScopeKey
+from onnx_repfuse.modelfile.edit import INPUTS_ARE_OPTIONAL, Edit, NewTensor, ScopeKey
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error
 from onnx_repfuse.planner.flush import Flushing
@@ -22,7 +22,7 @@ from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.planner.plan_scope import is_kept, plan_scope
 from onnx_repfuse.records.report import Counts, Kind
 
-__all__ = ["FLUSH", "FoldKey", "ModelPlan", "make_plan"]
+__all__ = ["FLUSH", "FoldKey", "ModelPlan", "initialized_inputs", "make_plan"]
 
 FoldKey = tuple[ScopeKey, str]  # the scope, and the output that names the fold
 FLUSH: FoldKey = ((), "")  # bans all flushing of weights; no output has this name
@@ -34,7 +34,7 @@ class ModelPlan:
 
     Attributes:
         before: nodes, multiply-adds and bytes of the original.
-        frozen: graph inputs that are taken for the constants they are initialized with.
+        frozen: graph inputs that are taken for the constants they are initialized with, and are inputs no more.
         channel_layouts: scope -> tensor -> its channel axis, in the original.
         flushing: the weights in which small elements become zero; None where that is not wanted.
     """
@@ -61,8 +61,9 @@ class ModelPlan:
         if not self.is_change:
             return {}
         used = used_names(planned.scope for planned in self.scopes)
-        interface = _interface(self.document.model)
+        interface = _interface(self.document.model) - set(self.frozen)
         edits = {planned.scope.key: scope_edit(planned.scope, used, interface) for planned in self.scopes}
+        edits[()].removed_inputs = set(self.frozen)
         edits[()].rewritten = {
             name: NewTensor(name, const.data_type, const.shape, const.read)
             for name, const in self._rewritten().items()
@@ -72,7 +73,13 @@ class ModelPlan:
     @property
     def is_change(self) -> bool:
         """Whether the result differs from the original."""
-        return bool(self.folds or self._rewritten())
+        return bool(self.folds or self.frozen or self._rewritten())
+
+    @property
+    def raised_ir_version(self) -> int:
+        """The IR version that the result gets because older ones have no initializers that are no inputs; 0 if none."""
+        is_old = self.document.model.ir_version < INPUTS_ARE_OPTIONAL
+        return INPUTS_ARE_OPTIONAL if self.frozen and is_old else 0
 
     def _rewritten(self) -> dict[str, Const]:
         return {} if self.flushing is None else self.flushing.rewritten()
@@ -81,7 +88,9 @@ class ModelPlan:
 def _interface(model: onnx.ModelProto) -> set[str]:
     """The names that someone outside of the nodes may use: such an initializer stays, even if no node reads it."""
     names = {value.name for value in model.graph.output}
-    if model.ir_version >= 4:  # before, every initializer is an input, by rule and not to be set by a user
+    if (
+        model.ir_version >= INPUTS_ARE_OPTIONAL
+    ):  # before, every initializer is an input, by rule and not to be set by a user
         names |= {value.name for value in model.graph.input}
     for info in model.training_info:  # its algorithm reads the main graph's initializers
         names.update(name for node in info.algorithm.node for name in node.input)
@@ -89,10 +98,8 @@ def _interface(model: onnx.ModelProto) -> set[str]:
     return names
 
 
-def _overridable(model: onnx.ModelProto) -> tuple[str, ...]:
-    """The graph inputs with an initializer, which a caller may set or leave out (from IR version 4 on)."""
-    if model.ir_version < 4:
-        return ()
+def initialized_inputs(model: onnx.ModelProto) -> tuple[str, ...]:
+    """The graph inputs with an initializer: from IR version 4 on, a caller may set them or leave them out."""
     initialized = {tensor.name for tensor in model.graph.initializer}
     return tuple(value.name for value in model.graph.input if value.name in initialized)
 
@@ -120,7 +127,7 @@ def make_plan(
         freeze = options.freeze_initializers and Kind.FROZEN not in options.skip
         scopes = read_scopes(document, freeze_initializers=freeze)
         before = count(scopes, None, document.nbytes)
-        plan = ModelPlan(document, [], before, _overridable(document.model) if freeze else ())
+        plan = ModelPlan(document, [], before, initialized_inputs(document.model) if freeze else ())
         if options.allows(Kind.FLUSH) and FLUSH not in banned:
             plan.flushing = _flushing(scopes[0], options, {} if scanned is None else scanned)
             document.release()

@@ -112,7 +112,7 @@ class Change:
 
     Attributes:
         kind: NO_OP, nodes that gave out what they read, and were removed; FROZEN, an input that callers could set, and
-            whose initializer is now taken for a constant; FLUSH, a weight in which what is too small to show is zero.
+            whose initializer is now a constant; FLUSH, a weight in which what is too small to show is zero.
         nodes: names of the nodes it is about.
         claim: the sentence that must hold for the result to be right.
         scope: as of `Fold`.
@@ -182,6 +182,7 @@ class Report:
         folds, refusals: what was folded, and what was not and why.
         changes: what else was changed.
         vanished: the tensors that the result no longer has.
+        overridable: inputs that have an initializer, so that callers may set them or not.
         verification: None when it was not asked for.
         seconds: stage -> wall time in seconds.
         bench: (median ratio original/fused, low, high) of --bench.
@@ -204,3 +205,4 @@ class Report:
     notes: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
     vanished: tuple[Vanished, ...] = ()
+    overridable: tuple[str, ...] = ()

@@ -14,8 +14,6 @@ _ADVICE = {
     "Dropout is random; call model.eval() before the export, leave out training=TrainingMode.TRAINING, and fuse again",
     Reason.QUANTIZED: "a quantized model cannot be fused, since its scales belong to the weights as they are; fuse "
     "the float model it was made from, then quantize the result",
-    Reason.OVERRIDABLE: "initializers that are also graph inputs may be set by the caller; if nobody sets them, "
-    "--freeze-initializers folds them",
     Reason.SHAPE: "the file does not say enough about shapes to prove more; export with fixed input sizes, or write "
     "them into the file with onnx.tools.update_model_dims (--input-shape is for verification only)",
     Reason.CUSTOM_OPERATOR: "operators of other domains hide the shapes of what they compute; if a tool put them in, "
@@ -26,13 +24,22 @@ _ADVICE = {
     "its parts; convert the original, not this result, to opset 14 (onnx.version_converter.convert_version) and fuse "
     "that: HardSwish becomes one operator, which is faster in ONNX Runtime, too",
 }
+_OVERRIDABLE = (
+    "callers may set {} of the weights, which are graph inputs, too; runtimes cannot prepare such weights, and ONNX "
+    "Runtime takes up to six times as long with them; if nobody sets them, --freeze-initializers makes them constants "
+    "and folds them"
+)
+_ACTIONABLE = {*_ADVICE, Reason.OVERRIDABLE}
 _LAST = (Reason.FUSED_PATTERN,)  # such nodes are as they should be
 
 
 def advice(report: Report) -> tuple[str, ...]:
     """Sentences without a full stop, one for each reason that the user can do something about."""
     reasons = {refusal.reason for refusal in report.refusals}
-    return tuple(text for reason, text in _ADVICE.items() if reason in reasons)
+    sentences = [text for reason, text in _ADVICE.items() if reason in reasons]
+    if report.overridable:
+        sentences.append(_OVERRIDABLE.format(len(report.overridable)))
+    return tuple(sentences)
 
 
 def by_reason(refusals: Iterable[Refusal]) -> list[tuple[Reason, list[Refusal]]]:
@@ -43,7 +50,7 @@ def by_reason(refusals: Iterable[Refusal]) -> list[tuple[Reason, list[Refusal]]]
 
     def rank(group: tuple[Reason, list[Refusal]]) -> tuple[bool, bool, int, str]:
         reason, members = group
-        return reason in _LAST, reason not in _ADVICE, -len(members), str(reason)
+        return reason in _LAST, reason not in _ACTIONABLE, -len(members), str(reason)
 
     return sorted(grouped.items(), key=rank)
 

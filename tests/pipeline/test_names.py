@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 
 from onnx_repfuse import Kind, Options, fuse
-from tests.build import Net
+from tests.build import Net, equal
 
 MODELS = Path(__file__).parents[2] / "models"
 NAMES = [
@@ -109,7 +109,58 @@ def test_a_frozen_input_is_a_change() -> None:
     named = {name for change in report.changes for name in change.nodes}
     assert named == {ref.name for fold in report.folds for ref in fold.absorbed}
     assert len(report.changes) == len(model.graph.initializer)
+    assert all("is no graph input any more" in change.claim for change in report.changes)
     options = Options(freeze_initializers=True, skip=frozenset((Kind.FROZEN,)))
     assert fuse(model, options=options).report.verification.unchanged
     options = Options(freeze_initializers=True, only=frozenset((Kind.AFFINE,)))
     assert fuse(model, options=options).report.folds
+
+
+def _with_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with each initializer as a graph input, too."""
+    for tensor in model.graph.initializer:
+        model.graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        )
+    return model
+
+
+@pytest.mark.parametrize("ir", [3, 4, 10])
+@pytest.mark.parametrize("folds", [False, True])
+def test_frozen_weights_leave_the_inputs(ir: int, folds: bool) -> None:
+    net = Net(4, opset=8, ir=10)
+    y = net.conv_bn("x", 4, 4, 3) if folds else net.conv("x", 4, 4, 3)
+    model = _with_inputs(net.model(net.op("Relu", y)))
+    model.ir_version = ir
+    original = model.SerializeToString()
+    result = fuse(model, options=Options(freeze_initializers=True))
+    assert model.SerializeToString() == original
+    assert [value.name for value in result.model.graph.input] == ["x"]
+    assert result.model.ir_version == max(ir, 4)
+    assert any("the IR version is 4 now" in note for note in result.report.notes) is (ir == 3)
+    assert result.report.verification
+    assert bool(result.report.folds) is folds
+    onnx.checker.check_model(result.model, full_check=True)
+    assert equal(model, result.model) > 0
+    again = fuse(result.model, options=Options(freeze_initializers=True))
+    assert again.report.verification.unchanged
+    kept = fuse(model)
+    assert len(kept.model.graph.input) > 1
+
+
+def test_weights_of_subgraphs_are_frozen_too() -> None:
+    net = Net(4, opset=11)
+    weight = net.random(4, 4, 1, 1)
+    body = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["x", weight], ["inner"])],
+        "body",
+        [],
+        [onnx.helper.make_tensor_value_info("inner", onnx.TensorProto.FLOAT, None)],
+    )
+    model = net.model(net.op("If", net.const(np.array(True)), then_branch=body, else_branch=body))
+    model = _with_inputs(model)
+    result = fuse(model, options=Options(freeze_initializers=True))
+    assert [value.name for value in result.model.graph.input] == ["x"]
+    (change,) = (change for change in result.report.changes if f"'{weight}'" in change.claim)
+    assert len(change.nodes) == 2
+    assert equal(model, result.model) > 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
-from onnx_repfuse import Kind, Reason, Refusal, fuse, plan
+from onnx_repfuse import Kind, Options, Reason, Refusal, fuse, plan
 from onnx_repfuse.records.verdict import StageVerdict, Status
 from onnx_repfuse.report.advice import advice, brief, by_reason
 
@@ -36,7 +37,6 @@ OVERRIDABLE = (
     [
         (TRAINING, Reason.TRAINING, "call model.eval()"),
         (QUANTIZED, Reason.QUANTIZED, "then quantize the result"),
-        (OVERRIDABLE, Reason.OVERRIDABLE, "--freeze-initializers"),
     ],
 )
 def test_advice_for_reasons_the_user_can_act_on(text, reason, words):
@@ -44,6 +44,32 @@ def test_advice_for_reasons_the_user_can_act_on(text, reason, words):
     assert report.folds == ()
     assert reason in {refusal.reason for refusal in report.refusals}
     assert [words in sentence for sentence in advice(report)] == [True]
+
+
+@pytest.mark.parametrize("has_default", [False, True])
+def test_weights_that_callers_may_set_come_with_advice(has_default):
+    """Nothing can be frozen of an input that has no initializer."""
+    model = onnx.parser.parse_model(OVERRIDABLE)
+    if not has_default:
+        del model.graph.initializer[[tensor.name for tensor in model.graph.initializer].index("w")]
+    report = plan(model)
+    assert {refusal.reason for refusal in report.refusals} == ({Reason.OVERRIDABLE} if has_default else set())
+    assert ["callers may set 1 of the weights" in sentence for sentence in advice(report)] == [
+        True
+    ] * has_default
+    frozen = plan(model, Options(freeze_initializers=True))
+    assert not advice(frozen)
+    assert bool(frozen.folds) is has_default
+
+
+def test_advice_to_freeze_needs_no_fold():
+    """A Conv whose weights callers may set is slow though nothing is linear behind it."""
+    text = f"{HEAD} ({IMAGE}, float[2,2,1,1] w) => ({RESULT}) {{ c = Conv(x, w)  y = Relu(c) }}"
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((2, 2, 1, 1), np.float32), name="w"))
+    assert ["--freeze-initializers" in sentence for sentence in advice(plan(model))] == [True]
+    model.ir_version = 3
+    assert advice(plan(model)) == ()
 
 
 @pytest.mark.parametrize("opset", [13, 14])
