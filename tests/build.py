@@ -240,9 +240,10 @@ def check(
     onnx.checker.check_model(fused, full_check=True)
     assert equal(model, fused, largest, tolerance) > 0
     report = result.report
-    assert len(fused.graph.node) <= len(model.graph.node) + more_nodes
     if report.before.macs is not None and report.after.macs is not None:
         assert report.after.macs <= report.before.macs
+    if report.before.macs == report.after.macs:  # else fewer multiply-adds may take more nodes
+        assert len(fused.graph.node) <= len(model.graph.node) + more_nodes
     types = {t.name: t.data_type for t in model.graph.initializer}
     assert not types or {t.data_type for t in fused.graph.initializer} <= {*types.values(), TensorProto.INT64}
     if again and ops is not None:

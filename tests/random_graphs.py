@@ -162,7 +162,8 @@ def examine_model(
     assert [r.message for r in report.refusals if r.reason.value == "verification"] == []
     no_more_multiply_adds(model, fused, feeds)
     assert report.before.macs is None or report.after.macs is None or report.after.macs <= report.before.macs
-    assert len(_inner(fused)) <= len(_inner(model)), "more nodes"
+    if report.before.macs == report.after.macs:  # else fewer multiply-adds may take more nodes
+        assert len(_inner(fused)) <= len(_inner(model)), "more nodes"
     assert plain(fuse(model, options=options).model) == plain(fused), "two runs differ"
     a_second_run_changes_nothing(fused, options)
     return report

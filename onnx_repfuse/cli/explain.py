@@ -21,8 +21,8 @@ from onnx_repfuse.pipeline.plan_model import make_plan
 from onnx_repfuse.planner.candidates import Candidate, Entry
 from onnx_repfuse.planner.cost import Price
 from onnx_repfuse.planner.cover import Cover
-from onnx_repfuse.planner.lowering import Lowered, Step
 from onnx_repfuse.planner.plan_scope import cover_scope
+from onnx_repfuse.planner.steps import Lowered, Step
 from onnx_repfuse.records.report import Fold, Kind, NodeRef, Report
 from onnx_repfuse.report.formatting import clean, percent, plural, quantity
 

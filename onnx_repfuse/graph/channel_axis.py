@@ -55,7 +55,7 @@ def _behind_view(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
     view = None if first is None else behind_view(layouts.scope, node, first.layout, first.channels)
     if first is None or view is None:
         return None
-    (axis, rank), _ = view
+    axis, rank = view.layout
     return ChannelLayout(axis, rank, first.channels, first.data_type)
 
 

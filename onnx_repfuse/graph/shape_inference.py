@@ -28,7 +28,7 @@ from onnx_repfuse.modelfile.node_order import outer_names
 
 __all__ = ["infer"]
 
-MAX_SCALES = 5  # of a Resize: a factor for each of N, C, D, H, W
+MAX_SCALES = 10  # of a Resize: begin and end of a region for each of N, C, D, H, W
 MAX_VECTOR = 1 << 18  # elements; of what is longer, no values are propagated
 ASSUMED_SPACE = 224  # an unknown height, width or length, for costs only
 logger = logging.getLogger("onnx_repfuse")

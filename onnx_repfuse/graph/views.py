@@ -13,19 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.operators import operator
-from onnx_repfuse.graph.operators.facts import Layout, SpaceMapSort, ViewCase
+from onnx_repfuse.graph.operators.facts import Layout, SpaceMap, SpaceMapSort, ViewCase
 from onnx_repfuse.graph.operators.space_maps import permutation
 from onnx_repfuse.graph.scope import Const, Scope, Shape
 
-__all__ = ["Layout", "View", "behind_view", "is_identity", "restored_from"]
+__all__ = ["Behind", "Layout", "View", "behind_view", "is_identity", "restored_from"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class View:
     """A view of one tensor.
 
@@ -40,6 +42,7 @@ class View:
         target: that list, if it is constant.
         start, end: proved shapes of operand and output.
         like: the tensor whose Shape a Reshape restores.
+        is_copy: the output is the operand.
     """
 
     node: gs.Node
@@ -54,13 +57,17 @@ class View:
     start: Shape
     end: Shape
     like: str
+    is_copy: bool
 
-    @property
+    @cached_property
     def sort(self) -> SpaceMapSort:
         """What it does with positions."""
-        space_map = operator(self.node).space_map
-        assert space_map is not None
-        return space_map.sort
+        return _space_map(self.node).sort(self.node)
+
+    @cached_property
+    def work(self) -> int:
+        """What computing an element costs, as a multiple of moving one."""
+        return _space_map(self.node).work(self.node)
 
     def fits(self, channels: int) -> bool:
         """Whether it can be written for that many channels."""
@@ -69,8 +76,22 @@ class View:
         return channels == self.channels or self.target is not None
 
 
-def behind_view(scope: Scope, node: gs.Node, before: Layout, channels: int) -> tuple[Layout, Shape] | None:
-    """Layout and shape behind a view of a tensor with channels at `before`; None if it is not one."""
+def _space_map(node: gs.Node) -> SpaceMap:
+    space_map = operator(node).space_map
+    assert space_map is not None
+    return space_map
+
+
+class Behind(NamedTuple):
+    """Layout and shape behind a view, and whether its output is its operand."""
+
+    layout: Layout
+    shape: Shape
+    is_copy: bool
+
+
+def behind_view(scope: Scope, node: gs.Node, before: Layout, channels: int) -> Behind | None:
+    """What is behind a view of a tensor with channels at `before`; None if it is not a view."""
     space_map = operator(node).space_map
     if space_map is None or not node.inputs or len(node.outputs) != 1:
         return None
@@ -81,13 +102,15 @@ def behind_view(scope: Scope, node: gs.Node, before: Layout, channels: int) -> t
     if axis == 1 and len(shape) != rank + 2:
         return None  # the layout was learned elsewhere, and the shape disproves it
     try:
-        layout = space_map.layout(ViewCase(scope, node, before, channels, shape, result))
+        case = ViewCase(scope, node, before, channels, shape, result)
+        layout = space_map.layout(case)
+        is_copy = layout is not None and space_map.copies(case)
     except Inexact:  # of a constant that cannot be computed
         return None
     if layout is None:
         return None
     keeps_channels = result[layout[0] % len(result)] == channels
-    return (layout, result) if keeps_channels else None
+    return Behind(layout, result, is_copy) if keeps_channels else None
 
 
 def _result_shape(scope: Scope, node: gs.Node) -> Shape:
@@ -112,6 +135,8 @@ def restored_from(scope: Scope, node: gs.Node) -> str:
 def is_identity(chain: Sequence[View]) -> bool:
     """Whether views applied one after the other give back what the first one read."""
     first, last = chain[0], chain[-1]
+    if first is last and first.is_copy:
+        return True
     if first.before != last.after:
         return False
     # chains of several sorts, and averages, are never taken for nothing

@@ -25,7 +25,7 @@ def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
     if before is None or behind is None:
         return None
     # The term is in the layout before the view, the operator's output in the one behind it.
-    layout, shape = behind
+    layout, shape, is_copy = behind
     entry, target = _entry_of_channels(scope, node, before, layout[0] % len(shape), shape)
     view = View(
         node,
@@ -40,6 +40,7 @@ def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
         start=scope.shape(name) or (),
         end=shape,
         like=restored_from(scope, node),
+        is_copy=is_copy,
     )
     channels = before.channels
     operand = Operand(name, channels, before.layout)
@@ -57,7 +58,7 @@ def _entry_of_channels(
         channel: the axis of the channels in the output.
     """
     if node.op == "Resize" and optional_input(node, 3):
-        return channel, scope.const(node.inputs[3].name)
+        return _entry_of_resize(node, channel, len(shape)), scope.const(node.inputs[3].name)
     if node.op != "Reshape":
         return None, None
     target = scope.const(optional_input(node, 1))
@@ -71,3 +72,9 @@ def _entry_of_channels(
     if channel != channel_before and copied_axes & {channel, channel_before}:
         return channel, None
     return (None if sizes[channel] <= 0 else channel), target
+
+
+def _entry_of_resize(node: gs.Node, channel: int, rank: int) -> int | None:
+    """Where a Resize lists the size of an axis; None if its `axes` (opset 18) leave it out."""
+    listed = [axis % rank for axis in node.attrs.get("axes") or range(rank)]
+    return listed.index(channel) if channel in listed else None

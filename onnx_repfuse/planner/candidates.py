@@ -11,8 +11,8 @@ from math import prod
 from typing import NamedTuple
 
 from onnx_repfuse.algebra.affine_form import Form
-from onnx_repfuse.graph.views import View
 from onnx_repfuse.planner.cost import Price
+from onnx_repfuse.planner.view_sources import is_viewed_form, tensors_read
 from onnx_repfuse.records.report import Kind
 
 __all__ = [
@@ -64,7 +64,6 @@ class Candidate:
         roles, nodes: kinds and number of the nodes it absorbs.
         reads_existing: all its sources exist anyway, whatever is chosen elsewhere.
         convolves: it absorbs a convolution or a matrix product.
-        view: taken of the form at the end.
         swallowed: a tensor that is not private, but that nobody needs any more.
     """
 
@@ -74,7 +73,6 @@ class Candidate:
     nodes: int
     reads_existing: bool
     convolves: bool
-    view: View | None = None
     swallowed: str = ""
 
 
@@ -82,8 +80,9 @@ Way = tuple[frozenset[str], bool]
 
 
 def way_of(candidate: Candidate) -> Way:
-    """What tells candidates of one tensor apart, in later rounds, too: their sources, and whether a view is last."""
-    return frozenset(map(str, candidate.form.sources)), candidate.view is not None
+    """What tells candidates of one tensor apart, in later rounds, too: what they read, and whether a view is last."""
+    form = candidate.form
+    return frozenset(tensors_read(form)), any(map(is_viewed_form, form.sources))
 
 
 class Option(NamedTuple):

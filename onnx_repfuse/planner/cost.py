@@ -118,12 +118,12 @@ class Price(NamedTuple):
         return Price(a - f, b - g, c - h, d - i, e - j)
 
     def improves(self, cost: int, limit: Price) -> bool:
-        """Cheaper than `cost`, and nothing else above `limit`."""
+        """Cheaper than `cost`, and nothing else above `limit`; nodes may be where multiply-adds fall."""
         if self.cost >= cost:
             return False
         _, a, b, c, d = self
         _, e, f, g, h = limit
-        return a <= e and b <= f and c <= g and d <= h
+        return a < e or (a == e and b <= f and c <= g and d <= h)
 
 
 def node_price(
@@ -170,7 +170,7 @@ def view_cost(model: CostModel, view: View, read: int, written: int) -> int:
     """The price of a view that reads and writes so many elements."""
     if view.sort is SpaceMapSort.RESHAPES:
         return model.node
-    return model.elementwise(read + written, 0)
+    return model.elementwise(read + written + view.work * written, 0)
 
 
 # Measured 2026-11-24 with onnxruntime 1.32.0 on AMD EPYC (family 25 model 1, AVX2), 2 cores.

@@ -37,16 +37,18 @@ from onnx_repfuse.algebra.affine_form import Form, identity, scale_out
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
+from onnx_repfuse.graph.views import View
 from onnx_repfuse.lift import Context, LinearOp, Operand
 from onnx_repfuse.planner.candidates import Candidate, Entry, Option, Way, combinations, prune, way_of
 from onnx_repfuse.planner.commute_views import restoring, under_view, why_not_before_average
 from onnx_repfuse.planner.compose import Parts, composed, form_of_node
-from onnx_repfuse.planner.cost import CostModel, Price, node_price, view_cost
-from onnx_repfuse.planner.lowering import Lowered, Lowering, Step, writes_itself
+from onnx_repfuse.planner.cost import CostModel, Price, node_price
+from onnx_repfuse.planner.lowering import Lowering, writes_itself
 from onnx_repfuse.planner.regions import Regions
 from onnx_repfuse.planner.sizes import Sizes
+from onnx_repfuse.planner.steps import Lowered, Step
 from onnx_repfuse.planner.value_range import check_range, data_type_of
-from onnx_repfuse.planner.view_sources import seen_through
+from onnx_repfuse.planner.view_sources import seen_through, tensors_read
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["Cover"]
@@ -124,48 +126,37 @@ class Cover:
         """Let every consumer of a tensor see this form in its place; None: no longer."""
         before = self.absorbed.pop(name, None)
         if before is not None:
-            self._sources_of_absorbed.subtract(map(str, before.form.sources))
+            self._sources_of_absorbed.subtract(tensors_read(before.form))
         if candidate is not None:
             self.absorbed[name] = candidate
-            self._sources_of_absorbed.update(map(str, candidate.form.sources))
+            self._sources_of_absorbed.update(tensors_read(candidate.form))
 
     def reads(self, name: str) -> set[str]:
         """The tensors that the chosen way to compute a tensor reads."""
         choice = self.entries[name].choice
         if choice is None:
             return {operand.name for operand in self.lifts[name].operands}
-        return {str(source) for source in choice.form.sources}
+        return set(tensors_read(choice.form))
 
     def lower(self, lifted: LinearOp, candidate: Candidate) -> Lowered | None:
         """The steps by which a candidate computes an operator's output."""
-        form, view, elements = candidate.form, candidate.view, self.sizes.elements(lifted.output)
+        elements = self.sizes.elements(lifted.output)
         may_normalize = self._may_normalize(lifted, candidate)
-        if view is None:
-            lowered = self.lowering.lower(form, out_elements=elements, may_normalize=may_normalize)
-        else:
-            size = max(1, elements * self.sizes.elements(view.operand) // self.sizes.elements(view.output))
-            lowered = self.lowering.lower(
-                form, out_elements=size, may_normalize=may_normalize, like=view.operand
-            )
-            if lowered is not None:
-                lowered = lowered.viewed(view, form.channels, view_cost(self.model, view, size, elements), "")
+        lowered = self.lowering.lower(candidate.form, out_elements=elements, may_normalize=may_normalize)
         if lowered is None or lowered.steps or not self.context.scope.is_seen(lifted.output):
             return lowered
         # the output is its source, but a graph output must keep its name
+        form = candidate.form
         copy = Step("Identity", (lowered.result,), form.channels, layout=form.layout)
         return Lowered((copy,), 0, self._copy(elements).cost, 0)
 
     def price(self, lifted: LinearOp, candidate: Candidate) -> Price | None:
         """What `lower` would ask for, and the price of what it reads; None if it cannot be written."""
-        if candidate.view is not None:
-            lowered = self.lower(lifted, candidate)
-            price = None if lowered is None else lowered.price
-        else:
-            elements = self.sizes.elements(lifted.output)
-            may_normalize = self._may_normalize(lifted, candidate)
-            price = self.lowering.price(candidate.form, out_elements=elements, may_normalize=may_normalize)
-            if price is not None and not price.nodes and self.context.scope.is_seen(lifted.output):
-                price = self._copy(elements)
+        elements = self.sizes.elements(lifted.output)
+        may_normalize = self._may_normalize(lifted, candidate)
+        price = self.lowering.price(candidate.form, out_elements=elements, may_normalize=may_normalize)
+        if price is not None and not price.nodes and self.context.scope.is_seen(lifted.output):
+            price = self._copy(elements)
         return None if price is None else candidate.setup.plus(price)
 
     def _copy(self, elements: int) -> Price:
@@ -314,12 +305,18 @@ class Cover:
         """Further ways to compute a tensor that reads views, for itself alone."""
         if lifted.view is None and Kind.COMMUTE not in candidate.roles and candidate.form.reads_tensors:
             return ()
-        moved = under_view(candidate, self.entries, self._may_go)
+        moved: Iterable[Candidate] = under_view(candidate, self.entries, self._may_go, self._cost_below)
         refused = why_not_before_average(candidate, self.entries, data_type_of(lifted, self.context))
         if refused is not None:
             self.inexact.setdefault(lifted.output, []).append((refused, lifted.operands[0].name))
             moved = ()
         return (*moved, *restoring(lifted, candidate, self.entries, self.context.scope))
+
+    def _cost_below(self, form: Form, view: View) -> int | None:
+        """What it costs to compute a form before a view; None if it cannot be written."""
+        elements = max(1, self.sizes.elements(view.operand) * form.channels // view.channels)
+        price = self.lowering.price(form, out_elements=elements, may_normalize=False)
+        return None if price is None else price.cost
 
     def _may_go(self, name: str) -> bool:
         """Whether nothing else reads a tensor, and no form that several consumers see does."""
@@ -379,8 +376,7 @@ class Cover:
         """Whether the sources of a form exist, whatever is chosen for other tensors."""
         if all(option.candidate is not None and option.candidate.reads_existing for option in combination):
             return True
-        names = map(str, form.sources)
-        return not any(name in self.entries and self.regions.is_private(name) for name in names)
+        return not any(name in self.entries and self.regions.is_private(name) for name in tensors_read(form))
 
 
 def _fits(form: Form, operand: Operand) -> bool:

@@ -20,7 +20,7 @@ from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.operators import OPERATORS
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import Const, Scope
-from onnx_repfuse.planner.lowering import Lowered, Step
+from onnx_repfuse.planner.steps import Lowered, Step
 from onnx_repfuse.planner.weights import factors, grown, materialized, rounded, transposed, transposed_shape
 
 __all__ = ["Emission", "emit"]

@@ -8,79 +8,22 @@ The output channels fall into consecutive segments (`algebra.segments`). A segme
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnx_repfuse.algebra.affine_form import Form, Shifted, Term
 from onnx_repfuse.algebra.bias import Bias
-from onnx_repfuse.algebra.kernels import Kernel, Vector
+from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.algebra.segments import segmented
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.views import Layout, View
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.planner.cost import CostModel, Price, multiply_adds, view_cost
 from onnx_repfuse.planner.sizes import Sizes
-from onnx_repfuse.planner.view_sources import Viewed, common_view
+from onnx_repfuse.planner.steps import Lowered, Step
+from onnx_repfuse.planner.view_sources import Viewed, common_view, taken_last
 
-__all__ = ["Lowered", "Lowering", "Step", "writes_itself"]
-
-
-@dataclass(eq=False)
-class Step:
-    """One operator to write.
-
-    Attributes:
-        op: "Slice", "Mul", "Shift" (add a constant), "Norm" (both), "Conv", "Add", "Concat", "View" or "Identity".
-        inputs: sources (anything hashable but int), or numbers of earlier steps.
-        channels: of its output.
-        kernel, bias: what it computes, where it has one.
-        lo: first channel of a Slice.
-        layout: channel axis and rank of its output.
-        like: a tensor whose shape its output has, but for the channels; '' for the result's.
-        matrix: its input is known to be two-dimensional.
-        view: what to copy, for a View.
-    """
-
-    op: str
-    inputs: tuple[Hashable, ...]
-    channels: int
-    kernel: Kernel | None = None
-    bias: Bias | None = None
-    lo: int = 0
-    layout: Layout = (1, 2)
-    like: str = ""
-    matrix: bool = False
-    view: View | None = None
-
-
-@dataclass(eq=False)  # not frozen, see `algebra.affine_form`
-class Lowered:
-    """Steps in order, the last one being the result (an alias of `result` if there are none), and their cost."""
-
-    steps: tuple[Step, ...]
-    result: Hashable
-    cost: int
-    macs: int
-
-    @property
-    def price(self) -> Price:
-        """That of all steps."""
-        axes = [step.layout[0] for step in self.steps if step.op == "Conv"]
-        return Price(self.cost, self.macs, len(self.steps), axes.count(1), axes.count(-1))
-
-    @property
-    def copied(self) -> str:
-        """The tensor that the result is a mere copy of; "" if it is none."""
-        if not self.steps:
-            return str(self.result)
-        only = self.steps[0] if len(self.steps) == 1 else None
-        return str(only.inputs[0]) if only is not None and only.op == "Identity" else ""
-
-    def viewed(self, view: View, channels: int, cost: int, like: str) -> Lowered:
-        """With a view, of that cost, as its last step."""
-        result = len(self.steps) - 1 if self.steps else self.result
-        step = Step("View", (result,), channels, layout=view.after, like=like, view=view)
-        return Lowered((*self.steps, step), len(self.steps), self.cost + cost, self.macs)
+__all__ = ["Lowering", "writes_itself"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,32 +39,35 @@ class Lowering:
     segment_prices: dict[tuple[Hashable, ...], Price] = field(default_factory=dict)
 
     def lower(self, form: Form, *, out_elements: int, may_normalize: bool, like: str = "") -> Lowered | None:
-        """Write a form, views first or last, whichever is cheaper.
+        """Write a form: each view before or after the terms that read it, whichever is cheaper.
 
         Args:
             out_elements: of the result.
             may_normalize: whether a BatchNormalization may be written.
             like: see `Step`.
         """
-        first = self._views_first(form, out_elements, may_normalize, like)
-        viewed = common_view(form)
-        if viewed is None:
-            return first
-        inner, view = viewed
-        elements = self.sizes.elements
-        size = max(1, out_elements * elements(view.operand) // elements(view.output))
-        below = self.lower(inner, out_elements=size, may_normalize=may_normalize, like=view.operand)
-        if below is None:
-            return first
-        last = below.viewed(view, form.channels, view_cost(self.model, view, size, out_elements), like)
-        return last if first is None or last.cost < first.cost else first
-
-    def _views_first(self, form: Form, out_elements: int, may_normalize: bool, like: str) -> Lowered | None:
-        segments = segmented(form)
+        apart = self._by_segments(form, out_elements, may_normalize, like)
+        common = None if form.reads_tensors else common_view(form)
+        if common is None or (apart is not None and len(form.terms) == 1):
+            return apart
+        # one view of all segments, in place of one view of each
         writer = _Writer(self, out_elements, form.channels, form.layout, like, may_normalize)
-        if segments is None or not all(map(writer.can_read, form.sources)):
+        result = writer.view_last(*common, out_elements)
+        if result is None or (apart is not None and writer.cost >= apart.cost):
+            return apart
+        return writer.lowered(result)
+
+    def _by_segments(self, form: Form, out_elements: int, may_normalize: bool, like: str) -> Lowered | None:
+        segments = segmented(form)
+        if segments is None:
             return None
-        parts = [writer.segment(terms, form.bias.channels(lo, hi), hi - lo) for (lo, hi), terms in segments]
+        writer = _Writer(self, out_elements, form.channels, form.layout, like, may_normalize)
+        parts = []
+        for (lo, hi), terms in segments:
+            part = writer.segment(terms, form.bias.channels(lo, hi), hi - lo)
+            if part is None:
+                return None
+            parts.append(part)
         if len(parts) > 1:
             step = Step("Concat", tuple(parts), form.channels)
             parts = [writer.add(step, self.model.elementwise(2 * out_elements, 0))]
@@ -156,7 +102,7 @@ class Lowering:
             channels = terms[0].kernel.geometry.c_out
             writer = _Writer(self, elements, channels, layout, "", may_normalize)
             bias = form.bias if has_bias else Bias.zeros(form.channels)
-            price = writer.lowered(writer.segment(terms, bias, channels)).price
+            price = writer.lowered(writer.sum(terms, bias, channels)).price
             self.segment_prices[key] = price
         return price
 
@@ -181,7 +127,7 @@ class _Writer:
 
     def __post_init__(self) -> None:
         self.model, self.sizes = self.lowering.model, self.lowering.sizes
-        self.sources: dict[Hashable, Hashable] = {}  # shifted or viewed tensor -> its step
+        self.sources: dict[Hashable, int] = {}  # shifted or viewed tensor -> its step
         self.steps: list[Step] = []
         self.cost = 0
         self.macs = 0
@@ -197,9 +143,96 @@ class _Writer:
     def lowered(self, result: Hashable) -> Lowered:
         return Lowered(tuple(self.steps), result, self.cost, self.macs)
 
-    def segment(self, terms: Sequence[Term], bias: Bias, channels: int) -> Hashable:
-        """A sum of terms plus a bias; its step, or the source that it is."""
-        size = self.out_elements * channels // self.out_channels
+    def segment(self, terms: Sequence[Term], bias: Bias, channels: int) -> Hashable | None:
+        """A sum of terms plus a bias; its step, or the source that it is; None if a view of it cannot be written."""
+        groups = _by_view(terms)
+        if groups.keys() == {None}:
+            return self.sum(terms, bias, channels)
+        owner = None if bias.is_zero else self.takes_bias_of_sum(groups)
+        parts: list[Hashable] = []
+        for view, members in groups.items():
+            part = self.group(view, members, bias if view is owner else Bias.zeros(channels), channels)
+            if part is None:
+                return None
+            parts.append(part)
+        return self.added(parts, channels)
+
+    def takes_bias_of_sum(self, groups: Mapping[View | None, Sequence[Term]]) -> View | None:
+        """The view of the group that the bias of a sum goes into, where possible with a convolution, which takes it."""
+        for view, terms in groups.items():
+            if any(not isinstance(term.kernel, Vector) and self.takes_bias(term) for term in terms):
+                return view
+        return next(iter(groups))
+
+    def group(self, view: View | None, terms: Sequence[Term], bias: Bias, channels: int) -> Hashable | None:
+        """The terms that share a view, with the view before or after them; None if neither can be written."""
+        if view is None:
+            return self.sum(terms, bias, channels)
+        state = len(self.steps), self.cost, self.macs
+        first, cost_of_first = None, 0
+        if all(self.can_read(term.source) for term in terms):
+            first, cost_of_first = self.sum(terms, bias, channels), self.cost
+        inner = taken_last(terms, bias, view)
+        if inner is None:
+            return first
+        self.undo(*state)
+        last = self.view_last(inner, view, self.size(channels))
+        if first is None or (last is not None and self.cost < cost_of_first):
+            return last
+        self.undo(*state)
+        return self.sum(terms, bias, channels)
+
+    def undo(self, steps: int, cost: int, macs: int) -> None:
+        """Forget all but the first steps."""
+        del self.steps[steps:]
+        self.cost, self.macs = cost, macs
+        # in the order in which they were written
+        while self.sources and next(reversed(self.sources.values())) >= steps:
+            self.sources.popitem()
+
+    def view_last(self, inner: Form, view: View, size: int) -> int | None:
+        """The view of a form, of `size` elements; None if the form cannot be written."""
+        elements = self.sizes.elements
+        below = max(1, size * elements(view.operand) // elements(view.output))
+        lowered = self.lowering.lower(
+            inner, out_elements=below, may_normalize=self.may_normalize, like=view.operand
+        )
+        if lowered is None:
+            return None
+        result = self.splice(lowered)
+        step = Step("View", (result,), inner.channels, layout=view.after, like=view.output, view=view)
+        return self.add(step, view_cost(self.model, view, below, size))
+
+    def splice(self, lowered: Lowered) -> Hashable:
+        """The result of steps that were written apart."""
+        offset = len(self.steps)
+
+        def moved(source: Hashable) -> Hashable:
+            return source + offset if isinstance(source, int) else source
+
+        for step in lowered.steps:
+            step.inputs = tuple(map(moved, step.inputs))
+            self.steps.append(step)
+        self.cost += lowered.cost
+        self.macs += lowered.macs
+        return moved(lowered.result)
+
+    def size(self, channels: int) -> int:
+        """Elements of so many channels of the result."""
+        return self.out_elements * channels // self.out_channels
+
+    def added(self, parts: Sequence[Hashable], channels: int) -> Hashable:
+        """The sum of what steps computed."""
+        result = parts[0]
+        for part in parts[1:]:
+            result = self.add(
+                Step("Add", (result, part), channels), self.model.elementwise(3 * self.size(channels))
+            )
+        return result
+
+    def sum(self, terms: Sequence[Term], bias: Bias, channels: int) -> Hashable:
+        """A sum of terms plus a bias, views first; its step, or the source that it is."""
+        size = self.size(channels)
         if len(terms) > 1:
             terms = sorted(terms, key=lambda term: isinstance(term.kernel, Vector))  # convolutions first
         pending: Bias | None = None if bias.is_zero else bias
@@ -213,9 +246,7 @@ class _Writer:
                 pending = None
             else:
                 parts.append(self.factor(term, term.kernel, size, None))
-        result = parts[0]
-        for part in parts[1:]:
-            result = self.add(Step("Add", (result, part), channels), self.model.elementwise(3 * size))
+        result = self.added(parts, channels)
         if pending is not None:
             step = Step("Shift", (result,), channels, bias=pending)
             result = self.add(step, self.model.elementwise(2 * size))
@@ -269,24 +300,43 @@ class _Writer:
             return self.can_read(source.source)
         if not isinstance(source, Viewed):
             return True
-        return source.view.fits(self.sizes.channels(source, self.layout)) and self.can_read(source.inner)
+        fits = source.view.fits(self.sizes.channels(source, self.layout))
+        return fits and (isinstance(source.inner, Form) or self.can_read(source.inner))
 
     def source(self, source: Hashable) -> Hashable:
         """A tensor, or the step that shifts or views one; every such step is written once."""
         if not isinstance(source, Shifted | Viewed):
             return source
         if source not in self.sources:
-            size, channels = self.sizes.elements(source), self.sizes.channels(source, self.layout)
-            if isinstance(source, Shifted):
-                inner = self.source(source.source)
-                step = Step("Shift", (inner,), channels, bias=Bias(source.shift), like=_like(source.source))
-                cost = self.model.elementwise(2 * size)
-            else:
-                view, inner = source.view, self.source(source.inner)
-                step = Step("View", (inner,), channels, layout=view.after, like=view.output, view=view)
-                cost = view_cost(self.model, view, self.sizes.elements(source.inner), size)
-            self.sources[source] = self.add(step, cost)
+            self.sources[source] = self.derived(source)
         return self.sources[source]
+
+    def derived(self, source: Shifted | Viewed) -> int:
+        """The step that shifts or views a tensor, or views a form."""
+        size, channels = self.sizes.elements(source), self.sizes.channels(source, self.layout)
+        if isinstance(source, Shifted):
+            shifted, like = self.source(source.source), _like(source.source)
+            step = Step("Shift", (shifted,), channels, bias=Bias(source.shift), like=like)
+            return self.add(step, self.model.elementwise(2 * size))
+        view, inner = source.view, source.inner
+        if isinstance(inner, Form):
+            result = self.view_last(inner, view, size)
+            assert result is not None, "priced before, in `commute_views`"
+            return result
+        step = Step("View", (self.source(inner),), channels, layout=view.after, like=view.output, view=view)
+        return self.add(step, view_cost(self.model, view, self.sizes.elements(inner), size))
+
+
+def _by_view(terms: Sequence[Term]) -> dict[View | None, list[Term]]:
+    """Terms by their outermost view; first those that have none."""
+    groups: dict[View | None, list[Term]] = {}
+    for term in terms:
+        if not isinstance(term.source, Viewed):
+            groups.setdefault(None, []).append(term)
+    for term in terms:
+        if isinstance(term.source, Viewed):
+            groups.setdefault(term.source.view, []).append(term)
+    return groups
 
 
 def _like(source: Hashable) -> str:

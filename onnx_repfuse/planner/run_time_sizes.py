@@ -26,12 +26,13 @@ from onnx_repfuse.graph.scope import Scope, optional_input
 from onnx_repfuse.graph.views import View
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.planner.cover import Cover
-from onnx_repfuse.planner.lowering import Step
 from onnx_repfuse.planner.select import Selection
+from onnx_repfuse.planner.steps import Step
 
 __all__ = ["may_rise"]
 
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 31, 64, 1024)  # along every axis that is not proved
+_RESIZES = (SpaceMapSort.REPEATS, SpaceMapSort.INTERPOLATES)
 SCALES = (0.5, 2.0)  # of a Resize of which nothing is known
 
 
@@ -159,7 +160,7 @@ class _Trial:
         if operand.space is None or (None in proved and len(proved) != len(operand.space)):
             raise _UntoldError
         space: list[int] = []
-        factors = self.factors(view) if view.sort is SpaceMapSort.REPEATS else (1.0,) * len(proved)
+        factors = self.factors(view) if view.sort in _RESIZES else (1.0,) * len(proved)
         for place, dim in enumerate(proved):
             space.append(dim if dim is not None else max(1, int(operand.space[place] * factors[place])))
         return _Places(() if axis == -1 else tuple(space), prod(space))

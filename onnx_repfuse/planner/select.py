@@ -10,7 +10,8 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.planner.candidates import Candidate
 from onnx_repfuse.planner.cover import Cover
-from onnx_repfuse.planner.lowering import Lowered
+from onnx_repfuse.planner.steps import Lowered
+from onnx_repfuse.planner.view_sources import tensors_read
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["Selection", "select"]
@@ -109,7 +110,7 @@ def _absorbed(cover: Cover, root: str, candidate: Candidate) -> list[str]:
 
     A form may need less than its nodes read, where channels are sliced away again: what others read stays.
     """
-    sources = {str(source) for source in candidate.form.sources}
+    sources = set(tensors_read(candidate.form))
     result: dict[str, None] = {}
     pending = [root]
     while pending:

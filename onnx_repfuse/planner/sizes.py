@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
-from onnx_repfuse.algebra.affine_form import Shifted
+from onnx_repfuse.algebra.affine_form import Form, Shifted
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.views import Layout
 from onnx_repfuse.lift import Context, LinearOp
@@ -47,7 +47,9 @@ class Sizes:
         if isinstance(source, Shifted):
             return self.elements(source.source)
         if isinstance(source, Viewed):
-            view = source.view
+            view, form = source.view, source.inner
+            if isinstance(form, Form):
+                return max(1, self.elements(view.output) * form.channels // view.channels)
             inner = self.elements(source.inner)
             return max(1, inner * self.elements(view.output) // self.elements(view.operand))
         name = source if type(source) is str else str(source)
@@ -79,7 +81,8 @@ class Sizes:
         if isinstance(source, Shifted):
             return self.channels(source.source, layout)
         if isinstance(source, Viewed):
-            return self.channels(source.inner, source.view.before)
+            inner = source.inner
+            return inner.channels if isinstance(inner, Form) else self.channels(inner, source.view.before)
         return self.operand_channels[str(source), layout]
 
     def is_matrix(self, source: Hashable) -> bool:

@@ -67,7 +67,8 @@ def test_conv_behind_resize_to_sizes() -> None:
     assert result.report.after.macs == result.report.before.macs // 4  # type: ignore[operator]
 
 
-def test_linear_resize_stays() -> None:
+def test_resize_of_fewer_channels_first() -> None:
+    """What a linear Resize costs is more than the multiply-adds."""
     net = Net(4)
     scales = net.const(np.array([1, 1, 2, 2], np.float32))
     y = net.op("Resize", net.op("Relu", "x"), "", scales, mode="linear")

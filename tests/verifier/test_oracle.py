@@ -165,12 +165,13 @@ def test_terms_are_counted_per_row_and_only_where_they_are_not_zero() -> None:
     "nodes",
     [
         [node("Erf", "x")],
-        [node("Resize", "x - s", mode="linear")],
+        [node("Resize", "x r s", coordinate_transformation_mode="tf_crop_and_resize")],
         [helper.make_node("Relu", ["x"], ["y"], domain="com.example")],
     ],
 )
 def test_unknown_operators_and_modes_are_unsupported(nodes: list[onnx.NodeProto]) -> None:
-    model = build(nodes, {"s": np.array([1, 1, 2, 2], np.float32)}, 4, 17)
+    outside = np.array([0, 0, 0, 0, 1, 1, 1, 1.5], np.float32)
+    model = build(nodes, {"s": np.array([1, 1, 2, 2], np.float32), "r": outside}, 4, 17)
     with pytest.raises(Unsupported):
         Oracle(model)({"x": rand(1, 1, 2, 2)})
 

@@ -11,6 +11,7 @@ from onnx_repfuse.graph.operators.facts import Operator
 from onnx_repfuse.graph.operators.index_maps import INDEX_MAPS
 from onnx_repfuse.graph.operators.pointwise import POINTWISE
 from onnx_repfuse.graph.operators.pooling import POOLING
+from onnx_repfuse.graph.operators.resize import RESIZE
 from onnx_repfuse.graph.operators.space_maps import SPACE_MAPS
 from onnx_repfuse.graph.scope import ONNX_DOMAINS
 
@@ -18,7 +19,7 @@ __all__ = ["OPERATORS", "Operator", "operator", "operator_of_proto"]
 
 OPERATORS = {
     record.name: record
-    for record in (*ARITHMETIC, *CONV_MATMUL, *INDEX_MAPS, *POINTWISE, *POOLING, *SPACE_MAPS)
+    for record in (*ARITHMETIC, *CONV_MATMUL, *INDEX_MAPS, *POINTWISE, *POOLING, *RESIZE, *SPACE_MAPS)
 }
 UNKNOWN = Operator("")
 

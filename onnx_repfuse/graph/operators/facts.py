@@ -54,6 +54,7 @@ class SpaceMapSort(Enum):
     RESHAPES = "keeps the elements and their order, changes the dims"
     PERMUTES = "keeps the elements, changes their order"
     REPEATS = "writes a position of the input to several of the output"
+    INTERPOLATES = "writes weighted means of neighbouring positions"
     AVERAGES = "writes means of positions"
 
 
@@ -91,12 +92,21 @@ class SpaceMap:
     """A view: it moves, repeats or averages positions, treats all channels alike and keeps a constant a constant.
 
     Attributes:
-        sort: what it does with positions.
+        sort: what a node does with positions.
         layout: the layout of the output; None where the node is not a view of these channels.
+        copies: whether the output is the operand, for a node that is a view.
+        work: what computing an element of the output costs, as a multiple of moving one.
     """
 
-    sort: SpaceMapSort
+    sort: Callable[[gs.Node], SpaceMapSort]
     layout: Callable[[ViewCase], Layout | None]
+    copies: Callable[[ViewCase], bool] = lambda case: False
+    work: Callable[[gs.Node], int] = lambda node: 0
+
+    @classmethod
+    def of_sort(cls, sort: SpaceMapSort, layout: Callable[[ViewCase], Layout | None]) -> SpaceMap:
+        """Of an operator whose nodes are all of one sort, and only move elements."""
+        return cls(lambda node: sort, layout)
 
 
 class Doubt(Enum):

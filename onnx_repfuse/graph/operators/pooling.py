@@ -92,7 +92,7 @@ POOLING = (
         "GlobalAveragePool",
         channels=KEPT_ON_AXIS_1,
         gain=1.0,
-        space_map=SpaceMap(SpaceMapSort.AVERAGES, _global_average),
+        space_map=SpaceMap.of_sort(SpaceMapSort.AVERAGES, _global_average),
     ),
     Operator("GlobalLpPool", channels=KEPT_ON_AXIS_1),
     Operator("GlobalMaxPool", gain=1.0, channels=KEPT_ON_AXIS_1),

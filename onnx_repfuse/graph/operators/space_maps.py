@@ -1,4 +1,4 @@
-"""Operators that may be views: Flatten, Reshape, Squeeze, Unsqueeze, Transpose, ReduceMean, Resize, Upsample.
+"""Operators that may be views: Flatten, Reshape, Squeeze, Unsqueeze, Transpose, ReduceMean.
 
 A layout rule says where the channels stand behind the node, given proved shapes of input and output: `(N, C, H, W)` is
 `(1, 2)`, `(N, ..., C)` is `(-1, 0)`.
@@ -6,14 +6,12 @@ A layout rule says where the channels stand behind the node, given proved shapes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import floor, prod
-from typing import Any
+from math import prod
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.operators.channel_rules import KEPT_WHERE_PROVED, SELECTED
+from onnx_repfuse.graph.operators.channel_rules import SELECTED
 from onnx_repfuse.graph.operators.facts import (
     Attributes,
     Doubt,
@@ -25,7 +23,7 @@ from onnx_repfuse.graph.operators.facts import (
     Values,
     ViewCase,
 )
-from onnx_repfuse.graph.scope import Scope, Shape, optional_input, static
+from onnx_repfuse.graph.scope import Scope, optional_input, static
 
 __all__ = ["SPACE_MAPS", "permutation"]
 
@@ -187,104 +185,18 @@ def _transpose(attrs: Attributes, x: Values) -> Values:
     return np.transpose(x, attrs.get("perm"))
 
 
-# Resize and Upsample
-
-
-def _resize_layout(case: ViewCase) -> Layout | None:
-    return case.before if case.is_spatial and _repeats_positions(case) else None
-
-
-def _repeats_positions(case: ViewCase) -> bool:
-    """Whether each output position is one of the input's, and channels are not resized."""
-    attrs = case.node.attrs
-    if attrs.get("mode", "nearest") != "nearest":
-        return False  # linear and cubic write means of positions, and read beyond the sides
-    if attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
-        return False  # writes `extrapolation_value` outside the input
-    if attrs.get("axes"):
-        return False  # opset 18: scales of some axes only, which a change of channels cannot be written in
-    if len(case.result) != len(case.shape) or case.result[1] != case.shape[1]:
-        return False
-    if case.node.op == "Resize" and len(case.node.inputs) > 4:
-        return False  # more inputs than the standard knows
-    factors = _factors(case.scope, case.node)
-    # a factor of 1.2 makes four channels of four, and not the same ones
-    return factors[1:2] in ([], [1.0]) and _leaves_positions(factors, case.result)
-
-
-def _factors(scope: Scope, node: gs.Node) -> list[float]:
-    """The factor of each axis; none where the node lists sizes."""
-    scales: Any = node.attrs.get("scales")
-    if scales is None:
-        const = scope.const(optional_input(node, _scales_input(len(node.inputs))))
-        scales = [] if const is None else const.read().ravel()
-    return [float(scale) for scale in scales]
-
-
-def _scales_input(inputs: int) -> int:
-    # (x, scales) until opset 10, (x, roi, scales, sizes) from 11 on
-    return 1 if inputs == 2 else 2
-
-
-def _leaves_positions(factors: list[float], result: Shape) -> bool:
-    """Whether the result is not empty where the operand is not: runtimes refuse to convolve empty tensors."""
-    if len(factors) != len(result):
-        return 0 not in result
-    shrunk = [size for size, factor in zip(result[2:], factors[2:], strict=True) if factor < 1]
-    return all(shrunk)  # an unknown size may be 0, too
-
-
-def _resize_doubts(case: SizeCase) -> Sequence[int]:
-    """The axes whose size `floor(size * scale)` may be another one in float32: 10 * 0.7f is 6 or 7."""
-    attrs, every = case.attrs, list(range(len(case.shape)))
-    if _follows_more_than_scales(attrs):
-        return every
-    if any(case.names[3:4]):
-        return ()  # lists sizes
-    scales = _known_scales(case)
-    axes = attrs.get("axes") or every
-    if scales is None or len(axes) != len(scales):
-        return every
-    if min(axes, default=0) < -len(case.shape) or max(axes, default=-1) >= len(case.shape):
-        return every
-    by_axis = [(axis % len(case.shape), scale) for axis, scale in zip(axes, scales, strict=True)]
-    return sorted({axis for axis, scale in by_axis if _rounds_twice(case.shape[axis], scale)})
-
-
-def _follows_more_than_scales(attrs: Attributes) -> bool:
-    """Sizes follow from an aspect ratio or a region of interest, too."""
-    if attrs.get("keep_aspect_ratio_policy", b"stretch") != b"stretch":
-        return True
-    return bool(attrs.get("coordinate_transformation_mode") == b"tf_crop_and_resize")
-
-
-def _known_scales(case: SizeCase) -> Sequence[float] | None:
-    scales: Sequence[float] | None = case.attrs.get("scales")
-    place = _scales_input(len(case.names))
-    if scales is None and place < len(case.inputs):
-        return case.inputs[place]
-    return scales
-
-
-def _rounds_twice(size: int | None, scale: float) -> bool:
-    """Whether `floor(size * scale)` depends on the precision of the product."""
-    if size is None:
-        return False
-    narrow = np.float32(scale)
-    return bool(floor(np.float32(size) * narrow) != floor(size * float(narrow)))
-
-
-_RESIZE = SpaceMap(SpaceMapSort.REPEATS, _resize_layout)
-
 SPACE_MAPS = (
     Operator(
-        "Flatten", gain=1.0, space_map=SpaceMap(SpaceMapSort.RESHAPES, _flatten_layout), evaluate=_flatten
+        "Flatten",
+        gain=1.0,
+        space_map=SpaceMap.of_sort(SpaceMapSort.RESHAPES, _flatten_layout),
+        evaluate=_flatten,
     ),
     Operator(
         "ReduceMean",
         gain=1.0,
         channels=SELECTED,
-        space_map=SpaceMap(SpaceMapSort.AVERAGES, _reduce_layout),
+        space_map=SpaceMap.of_sort(SpaceMapSort.AVERAGES, _reduce_layout),
         attributes_are_inputs_since=18,
     ),
     Operator("ReduceMax", gain=1.0),
@@ -293,15 +205,14 @@ SPACE_MAPS = (
     Operator(
         "Reshape",
         gain=1.0,
-        space_map=SpaceMap(SpaceMapSort.RESHAPES, _reshape_layout),
+        space_map=SpaceMap.of_sort(SpaceMapSort.RESHAPES, _reshape_layout),
         attributes_are_inputs_since=5,
         evaluate=_reshape,
     ),
-    Operator("Resize", gain=2.0, channels=KEPT_WHERE_PROVED, space_map=_RESIZE, doubts=_resize_doubts),
     Operator(
         "Squeeze",
         gain=1.0,
-        space_map=SpaceMap(SpaceMapSort.RESHAPES, _squeeze_layout),
+        space_map=SpaceMap.of_sort(SpaceMapSort.RESHAPES, _squeeze_layout),
         attributes_are_inputs_since=13,
         evaluate=_squeeze,
         doubts=_squeeze_doubts,
@@ -309,23 +220,15 @@ SPACE_MAPS = (
     Operator(
         "Transpose",
         gain=1.0,
-        space_map=SpaceMap(SpaceMapSort.PERMUTES, _transpose_layout),
+        space_map=SpaceMap.of_sort(SpaceMapSort.PERMUTES, _transpose_layout),
         evaluate=_transpose,
     ),
     Operator(
         "Unsqueeze",
         gain=1.0,
-        space_map=SpaceMap(SpaceMapSort.RESHAPES, _unsqueeze_layout),
+        space_map=SpaceMap.of_sort(SpaceMapSort.RESHAPES, _unsqueeze_layout),
         attributes_are_inputs_since=13,
         evaluate=_unsqueeze,
         doubts=_negative_axes_doubts,
-    ),
-    Operator(
-        "Upsample",
-        gain=2.0,
-        channels=KEPT_WHERE_PROVED,
-        space_map=_RESIZE,
-        attributes_are_inputs_since=9,
-        doubts=_resize_doubts,
     ),
 )

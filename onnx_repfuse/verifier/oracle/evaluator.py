@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
-from onnx_repfuse.verifier.oracle.registry import DEFAULT_DOMAIN, ROUNDING, evaluate_node, is_known
+from onnx_repfuse.verifier.oracle.registry import DEFAULT_DOMAIN, evaluate_node, is_known, rounds
 from onnx_repfuse.verifier.oracle.tensor import Array, Context, StoredKernel, Tensor, Unsupported
 
 __all__ = ["Oracle", "Truth"]
@@ -94,9 +94,9 @@ class Oracle:
         for node, context in self.nodes:
             operands = [tensors[name] if name else None for name in node.input]
             results = evaluate_node(node, replace(context, terms=terms), operands)
-            if self.storage and node.op_type in ROUNDING:
+            if self.storage and rounds(node, context):
                 results = [_with_storage(result, operands[0]) for result in results]
-            if self.stored_as is not None and node.op_type in ROUNDING:
+            if self.stored_as is not None and rounds(node, context):
                 results = [_rounded(result, self.stored_as) for result in results]
             tensors.update(zip(node.output, results, strict=False))
         result = tensors[self.output]

@@ -9,16 +9,16 @@ import numpy as np
 import onnx
 
 from onnx_repfuse.verifier.legacy_broadcast import NUMPY_BROADCAST_SINCE, aligned_shape
-from onnx_repfuse.verifier.oracle import conv, linear, pointwise, shape
+from onnx_repfuse.verifier.oracle import conv, linear, pointwise, resize, shape
 from onnx_repfuse.verifier.oracle.tensor import Context, Tensor
 
-__all__ = ["DEFAULT_DOMAIN", "OPERATORS", "ROUNDING", "evaluate_node", "is_known"]
+__all__ = ["DEFAULT_DOMAIN", "OPERATORS", "evaluate_node", "is_known", "rounds"]
 
 Operator = Callable[..., Any]  # (context, *operands) -> a Tensor, or a list of one per output
 DEFAULT_DOMAIN = ("", "ai.onnx")
 
 # Operators that compute: their results are rounded when they are stored.
-ROUNDING: dict[str, Operator] = {
+_ROUNDING: dict[str, Operator] = {
     "Add": linear.add, "Sum": linear.add, "Sub": linear.sub, "Mean": linear.mean,
     "Mul": linear.mul, "Div": linear.div, "MatMul": linear.matmul, "Gemm": linear.gemm,
     "BatchNormalization": linear.batch_norm,
@@ -40,14 +40,20 @@ _EXACT: dict[str, Operator] = {
     "Gather": shape.gather, "ScatterND": shape.scatter_nd,
     "Reshape": shape.reshape, "Flatten": shape.flatten, "Transpose": shape.transpose,
     "Squeeze": shape.squeeze, "Unsqueeze": shape.unsqueeze,
-    "Resize": shape.resize, "Upsample": shape.resize,
+    "Resize": resize.resize, "Upsample": resize.resize,
 }  # fmt: skip
-OPERATORS = {**ROUNDING, **_EXACT}
+_RESIZES = ("Resize", "Upsample")
+OPERATORS = {**_ROUNDING, **_EXACT}
 
 
 def is_known(node: onnx.NodeProto) -> bool:
     """Whether the operator is in the table. Some of its forms may still be Unsupported."""
     return node.domain in DEFAULT_DOMAIN and node.op_type in OPERATORS
+
+
+def rounds(node: onnx.NodeProto, context: Context) -> bool:
+    """Whether what it stores is rounded: it computes, and does not only move what is stored already."""
+    return node.op_type in _ROUNDING or (node.op_type in _RESIZES and resize.is_interpolating(context))
 
 
 def evaluate_node(node: onnx.NodeProto, context: Context, operands: Sequence[Tensor | None]) -> list[Tensor]:

@@ -6,13 +6,12 @@ What only moves elements moves their magnitudes alike. ONNX operators: https://o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import onnx
 
 from onnx_repfuse.records.float_formats import is_float
-from onnx_repfuse.verifier.oracle.tensor import Array, Context, Tensor, Unsupported
+from onnx_repfuse.verifier.oracle.tensor import Context, Tensor, Unsupported
 
 
 def _ints(context: Context, name: str, operand: Tensor | None) -> list[int] | None:
@@ -191,61 +190,3 @@ def constant_of_shape(context: Context, shape: Tensor) -> Tensor:
     given = context.attributes.get("value")
     fill = np.float64(0) if given is None else onnx.numpy_helper.to_array(given).ravel()[0]
     return Tensor.of(np.full(tuple(int(i) for i in shape.value), fill))
-
-
-def resize(
-    context: Context,
-    x: Tensor,
-    roi: Tensor | None = None,
-    scales: Tensor | None = None,
-    sizes: Tensor | None = None,
-) -> Tensor:
-    """Resize, and Upsample (opset 7 to 9), to the nearest neighbour. Raises Unsupported for other modes and axes."""
-    given = context.attributes
-    if given.get("mode", "nearest") != "nearest" or "axes" in given:
-        raise Unsupported("Resize other than nearest")
-    if scales is None and sizes is None:
-        scales = roi  # the second input of Upsample and of Resize in opset 10; roi came in 11
-    shape = x.value.shape
-    if sizes is not None and sizes.value.size:  # empty counts as absent
-        counts = [int(size) for size in sizes.value]
-        factors = [count / size for count, size in zip(counts, shape, strict=True)]
-    else:
-        factors = [float(scale) for scale in (given["scales"] if scales is None else scales.value)]
-        counts = [math.floor(size * factor) for size, factor in zip(shape, factors, strict=True)]
-    # One list of indices per axis: nearest neighbours are taken, never computed with.
-    picks = [_nearest(context, *axis) for axis in zip(shape, counts, factors, strict=True)]
-    return x.map(lambda a: a[np.ix_(*picks)])
-
-
-def _half_pixel(at: Array, size: int, count: int, scale: float) -> Array:
-    return np.asarray((at + 0.5) / scale - 0.5)
-
-
-# Where an output position lies in the input, by coordinate_transformation_mode.
-_COORDINATES: dict[str, Callable[[Array, int, int, float], Array]] = {
-    "asymmetric": lambda at, size, count, scale: at / scale,
-    "half_pixel": _half_pixel,
-    "pytorch_half_pixel": lambda at, *sizes: _half_pixel(at, *sizes) if len(at) > 1 else at * 0,
-    "align_corners": lambda at, size, count, scale: at * (size - 1) / (count - 1) if count > 1 else at * 0,
-}
-# How a position between two elements is rounded, by nearest_mode.
-_ROUNDINGS: dict[str, Callable[[Array], Array]] = {
-    "floor": np.floor,
-    "ceil": np.ceil,
-    "round_prefer_ceil": lambda at: np.floor(at + 0.5),
-    "round_prefer_floor": lambda at: np.ceil(at - 0.5),
-}
-
-
-def _nearest(context: Context, size: int, count: int, scale: float) -> Array:
-    """Which of `size` elements each of `count` output positions takes: (count,) int64."""
-    if scale == 1.0:  # an axis that is not resized, whatever the mode
-        return np.arange(size)
-    given, is_legacy = context.attributes, context.opset < 11  # which had neither attribute
-    mode = "asymmetric" if is_legacy else given.get("coordinate_transformation_mode", "half_pixel")
-    rounding = "floor" if is_legacy else given.get("nearest_mode", "round_prefer_floor")
-    if mode not in _COORDINATES:
-        raise Unsupported(f"Resize with {mode}")
-    at = _COORDINATES[mode](np.arange(count, dtype=np.float64), size, count, scale)
-    return np.asarray(np.clip(_ROUNDINGS[rounding](at), 0, size - 1).astype(np.int64))
