@@ -125,7 +125,7 @@ def _name_of(scopes: list[Scope], wanted: str) -> str:
 
 def _removed(report: Report, planned: list[Scope], node: str, name: str) -> list[str]:
     """Why a node that no fold absorbed is not there any more; nothing if it is."""
-    claims = [change for change in report.changes if name in change.nodes and change.kind is Kind.NO_OP]
+    claims = [change for change in report.changes if name in change.nodes and change.kind is not Kind.FROZEN]
     if claims:
         return [f"Removed ({change.kind}), which is no fold: {clean(change.claim)}." for change in claims]
     if any(_tensors(scope, node) for scope in planned):

@@ -25,6 +25,7 @@ KIND_HELP = {
     Kind.ACTIVATION: "a decomposed activation, as one operator: Clip(x + 3, 0, 6) / 6 as HardSigmoid",
     Kind.STRIDE: "the stride of a 1x1 Conv or Slice, moved up to the Conv that computes what it skips",
     Kind.FLUSH: "not a fold: weights so small that processors are slow with them, and too small to show, become zero",
+    Kind.CONSTANT: "not a fold: nodes that compute a constant, as the initializer that they compute",
     Kind.NO_OP: "not a fold: a node that gives out what it reads (Identity, Add of 0), removed by itself",
     Kind.FROZEN: "not a fold: a graph input taken for its initializer, which --freeze-initializers alone asks for",
 }

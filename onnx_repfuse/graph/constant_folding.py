@@ -1,122 +1,273 @@
-"""Constants that nodes compute: Constant nodes, and the little arithmetic that may stand between one and its consumer.
+"""Constants that nodes compute: Constant nodes, and whatever nodes compute from constants alone.
 
-A constant is an initializer, a Constant node, or the output of a node whose inputs are all constants and whose operator
-has an `evaluate`. Its payload is read only when somebody asks: shape and data type come from shape inference.
+Which nodes these are is found without a value: shape and data type come from shape inference. A value is computed by a
+runtime (`evaluate`) when somebody asks for it. Those that are cheap are computed together, in one session, and kept.
+
+What constants may grow to is bounded here, for planning and saving alike: see `MAX_GROWN_BYTES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from onnx_repfuse.errors import Inexact
-from onnx_repfuse.graph.operators.facts import MALFORMED, Attributes, Operator, Values
-from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const
-from onnx_repfuse.modelfile.dtypes import numpy_dtype
+from onnx_repfuse.graph.enforced import is_inferable, refers_to_call
+from onnx_repfuse.graph.evaluate import COMPUTED_TYPES, evaluate
+from onnx_repfuse.graph.old_opsets import OLDEST, in_oldest
+from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, ONNX_DOMAINS, Const, Shape, static
+from onnx_repfuse.modelfile.dtypes import numpy_dtype, stored_size
 from onnx_repfuse.records.reasons import Reason
 
-MAX_GROWN_ELEMENTS = 1 << 24  # 64 MB in float32
+__all__ = ["ConstantNodes", "from_attributes", "why_not_constant"]
 
-__all__ = ["fold_constant", "from_attributes"]
-
-MAX_OUTER_ELEMENTS = 1 << 22  # of what two constants may become while planning
-# runtimes compute these in single precision
-_HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+Values = NDArray[Any]
+Types = Mapping[str, tuple[int, Shape | None]]
+# What one node may make of its constants beyond their size, and all nodes of a scope together: an Expand of a scalar to
+# a billion elements decides nothing. What is no larger than what it is made of is a weight that is transposed or cast.
+MAX_GROWN_BYTES = 64 << 20
+MAX_CHEAP_ELEMENTS = (
+    1 << 10
+)  # of the largest tensor on the way to a value that is computed together with others
 _SIMPLE_VALUES = {  # attribute of a Constant node -> field of the AttributeProto, dtype
     "value_float": ("f", np.float32),
     "value_floats": ("floats", np.float32),
     "value_int": ("i", np.int64),
     "value_ints": ("ints", np.int64),
 }
+_RANDOM = {
+    "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
+}  # fmt: skip
+# A quantized weight stays one: its file is small, and runtimes compute in integers with it.
+_QUANTIZES = {"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"}
+_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+# Runtimes divide by these, and by integers, and a zero ends the process.
+_DIVISORS = {
+    "block_size",
+    "blocksize",
+    "dilations",
+    "group",
+    "kernel_shape",
+    "num_groups",
+    "num_outputs",
+    "strides",
+}
+_DIVISIONS = {"Div", "Mod"}
 
 
-def fold_constant(
-    facts: Operator,
-    attrs: Attributes,
-    inputs: Sequence[Const | None],
-    shape: tuple[int, ...] | None,
-    data_type: int | None,
-) -> Const | None:
-    """The output of a node over constants, or None when nothing certain can be said.
+def why_not_constant(node: onnx.NodeProto) -> str:
+    """Why a node is not taken for a constant, though all that it reads is constant: a clause, or ''."""
+    if node.domain not in ONNX_DOMAINS:
+        return "ONNX does not define it"
+    if refers_to_call(node):
+        return "an attribute of it is known only when the function is called"
+    if node.op_type in _RANDOM or (node.op_type == "Dropout" and _may_drop(node)):
+        return "it is random"
+    if any(attribute.type in _GRAPHS for attribute in node.attribute) or node.op_type in (
+        "If",
+        "Loop",
+        "Scan",
+    ):
+        return "it has subgraphs"
+    if node.op_type in _QUANTIZES:
+        return "it is quantized"
+    return ""
 
-    Args:
-        facts: its operator.
-        attrs: its attributes.
-        inputs: None where left out.
-        shape, data_type: inferred; with both, the value stays unread, else small inputs are evaluated now.
+
+def _may_drop(node: onnx.NodeProto) -> bool:
+    # from opset 12 on, `training_mode` is an input; before opset 7, `is_test` is an attribute, 0 by default
+    return len(node.input) > 2 or any(
+        attribute.name == "is_test" and not attribute.i for attribute in node.attribute
+    )
+
+
+def _divides_by_attribute(node: onnx.NodeProto) -> bool:
+    """Whether an attribute that runtimes divide by is zero, or less."""
+    return any(
+        min([attribute.i] if attribute.type == onnx.AttributeProto.INT else attribute.ints, default=1) < 1
+        for attribute in node.attribute
+        if attribute.name in _DIVISORS
+    )
+
+
+@dataclass(eq=False)
+class ConstantNodes:
+    """The nodes of one scope that read constants alone, and those of their values that were computed.
+
+    Attributes:
+        opset: version of the ONNX operator set in force.
+        constants: what is constant, by tensor name; `add` puts more into it.
+        nodes: in the order they were added, which is topological.
+        place: tensor -> place in `nodes` of the one that computes it.
+        values: values that were computed and are kept.
+        cheap: tensors to be computed with the first of them that somebody asks for.
+        grown: bytes that all nodes made beyond what they read.
     """
-    if facts.evaluate is None:
-        return None
-    given = [const for const in inputs if const is not None]
-    if _is_of_text(attrs, given, data_type) or _depends_on_runtime(facts, attrs, given):
-        return None
-    if shape is not None and _grows_too_large(shape, given):
-        return None
-    evaluate = partial(_evaluate, facts.evaluate, dict(attrs), inputs, shape)
-    if shape is not None and data_type is not None and not _may_fail(facts, given):
-        return Const(shape, data_type, evaluate)
-    if any(const.size > MAX_FOLDED_ELEMENTS for const in given):
-        return None  # a weight: to compute it now would take its memory while planning
-    if prod(sorted(const.size for const in given)[-2:]) > MAX_OUTER_ELEMENTS:
-        return None  # they may broadcast against each other, or the one pick from the other
-    return _evaluated_now(evaluate)
+
+    opset: int
+    constants: dict[str, Const]
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    place: dict[str, int] = field(default_factory=dict)
+    values: dict[str, Values] = field(default_factory=dict)
+    cheap: list[str] = field(default_factory=list)
+    grown: int = 0
+
+    def add(self, node: onnx.NodeProto, types: Types) -> list[str]:
+        """Note a node all of whose inputs are constants.
+
+        Args:
+            node: without documentation.
+            types: inferred, of its outputs.
+
+        Returns:
+            The outputs that are constants from now on; none where nothing certain can be said.
+        """
+        names = [name for name in node.output if name]
+        if why_not_constant(node) or _divides_by_attribute(node) or not names:
+            return []
+        given = [self.constants[name] for name in node.input if name]
+        if any(not _can_be_given(const) for const in given) or self._divides_by_zero(node):
+            return []
+        known: Types = {name: types.get(name, (0, None)) for name in names}
+        now = any(not kind or static(shape) is None for kind, shape in known.values())
+        if now:
+            known = self._inferred_alone(node, given)
+        sized = {
+            name: (kind, size) for name, (kind, shape) in known.items() if (size := static(shape)) is not None
+        }
+        if len(sized) < len(names) or not all(kind in COMPUTED_TYPES for kind, _ in sized.values()):
+            return []
+        inner = max(const.effort for const in given) if given else 0
+        effort = max(inner, *(prod(shape) for _, shape in sized.values()))
+        if now and effort > MAX_FOLDED_ELEMENTS:
+            return []  # a weight: to compute it now would take its memory while planning
+        if not self._has_room(given, sized):
+            return []
+        nodes = [node] if self.opset >= OLDEST else in_oldest(node, [len(const.shape) for const in given])
+        if not nodes:
+            return []
+        for one in nodes:
+            self.place.update((name, len(self.nodes)) for name in one.output if name)
+            self.nodes.append(one)
+        for name, (kind, shape) in sized.items():
+            self.constants[name] = Const(shape, kind, partial(self.read, name), inner=inner)
+        if effort <= MAX_CHEAP_ELEMENTS:
+            self.cheap += names
+        if now and any(self.constants[name].computed() is None for name in names):
+            # inferred from its values, without the doubts that shape inference is held against
+            for name in names:
+                del self.constants[name], self.place[name]
+            return []
+        return names
+
+    def _has_room(self, given: Iterable[Const], made: Mapping[str, tuple[int, Sequence[int]]]) -> bool:
+        grown = sum(stored_size(kind, shape) or 0 for kind, shape in made.values())
+        read = {
+            id(const): stored_size(const.data_type, const.shape) or 0 for const in given
+        }  # of Concat(c, c), once
+        grown = max(0, grown - sum(read.values()))
+        if self.grown + grown > MAX_GROWN_BYTES:
+            return False
+        self.grown += grown
+        return True
+
+    def _inferred_alone(self, node: onnx.NodeProto, given: Sequence[Const]) -> Types:
+        """What shape inference says of a node when it sees the values that the node reads."""
+        if not is_inferable(node) or any(const.effort > MAX_FOLDED_ELEMENTS for const in given):
+            return {}
+        graph = onnx.GraphProto(name="one", node=[node])
+        for name in dict.fromkeys(node.input):
+            if not name:
+                continue
+            value = self.constants[name].computed()
+            if value is None:
+                return {}
+            graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in node.output if name)
+        model = onnx.ModelProto(graph=graph, ir_version=8)
+        model.opset_import.add(domain="", version=self.opset)
+        try:
+            inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output
+        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError):
+            return {}
+        result = {}
+        for value in inferred:
+            tensor = value.type.tensor_type
+            dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
+            result[value.name] = (tensor.elem_type, tuple(dims) if tensor.HasField("shape") else None)
+        return result
+
+    def _divides_by_zero(self, node: onnx.NodeProto) -> bool:
+        """Whether integers are divided by zero, or by -1, which the smallest of them does not survive either."""
+        if node.op_type not in _DIVISIONS or len(node.input) < 2:
+            return False
+        divisor = self.constants[node.input[1]]
+        if numpy_dtype(divisor.data_type).kind not in "iu":
+            return False
+        if divisor.effort > MAX_FOLDED_ELEMENTS:
+            return True  # nobody divides integers by so many; to look at all would take their memory
+        value = divisor.computed()
+        return value is None or not value.all() or bool((value.astype(np.int64) == -1).any())
+
+    def read(self, name: str) -> Values:
+        """The value of a tensor, read-only.
+
+        Raises:
+            Inexact: it cannot be computed, or has another type or shape than was inferred.
+        """
+        if name in self.cheap:
+            together, self.cheap = self.cheap, []
+            with suppress(Inexact):  # if one of them has no value, each is computed by itself from now on
+                self.values.update(self._compute(together))
+        if name in self.values:
+            return self.values[name]
+        value = self._compute([name])
+        if self.constants[name].effort <= MAX_CHEAP_ELEMENTS:
+            self.values.update(value)
+        return value[name]
+
+    def _compute(self, names: Sequence[str]) -> dict[str, Values]:
+        nodes = self._needed(names)
+        computed = {name for node in nodes for name in node.output}
+        read = {name for node in nodes for name in node.input} - computed - {""}
+        given = {
+            name: self.values[name] if name in self.values else self.constants[name].read()
+            for name in sorted(read)
+        }
+        types = {name: self.constants[name].data_type for name in (*read, *names)}
+        values = evaluate(nodes, given, {name: types[name] for name in names}, types, max(self.opset, OLDEST))
+        for name, value in values.items():
+            if value.shape != self.constants[name].shape:
+                # what was proved with the inferred shape would not hold
+                raise Inexact(Reason.SHAPE, f"the constant '{name}' has another shape than was inferred")
+            value.setflags(write=False)
+        return values
+
+    def _needed(self, names: Iterable[str]) -> list[onnx.NodeProto]:
+        """The nodes that compute these tensors from what is stored or known, in topological order."""
+        pending, found = list(names), set[int]()
+        while pending:
+            name = pending.pop()
+            place = self.place.get(name)
+            if place is None or name in self.values or place in found:
+                continue
+            found.add(place)
+            pending += self.nodes[place].input
+        return [self.nodes[place] for place in sorted(found)]
 
 
-def _evaluated_now(evaluate: Callable[[], Values]) -> Const | None:
-    try:
-        value = evaluate()
-    except Inexact:
-        return None
-    if value.size > MAX_FOLDED_ELEMENTS:
-        return None  # an Expand of a scalar, say
-    return Const(value.shape, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), lambda: value)
-
-
-def _grows_too_large(shape: tuple[int, ...], given: Sequence[Const]) -> bool:
-    """Whether a constant is large although its inputs are not: an Expand of a scalar to a billion elements.
-
-    What is as large as its inputs is a weight that is transposed or cast.
-    """
-    inputs = {id(const): const.size for const in given}  # of Concat(c, c), once
-    return prod(shape) > max(MAX_GROWN_ELEMENTS, sum(inputs.values()))
-
-
-def _is_of_text(attrs: Attributes, given: Sequence[Const], data_type: int | None) -> bool:
-    """Strings decide nothing that is folded, and their payload cannot be read as an array."""
-    return onnx.TensorProto.STRING in (data_type, attrs.get("to"), *(const.data_type for const in given))
-
-
-def _depends_on_runtime(facts: Operator, attrs: Attributes, given: Sequence[Const]) -> bool:
-    """Single precision may end on the other side of a jump than half precision, which numpy computes in."""
-    return facts.jumps(attrs) and any(const.data_type in _HALVES for const in given)
-
-
-def _may_fail(facts: Operator, given: Sequence[Const]) -> bool:
-    """Whether some values have no result, so that only the value itself tells."""
-    return any(numpy_dtype(const.data_type).kind in facts.undefined_for for const in given)
-
-
-def _evaluate(
-    function: Callable[..., Any],
-    attrs: Attributes,
-    inputs: Sequence[Const | None],
-    shape: tuple[int, ...] | None,
-) -> Values:
-    values = [None if const is None else const.read() for const in inputs]
-    try:
-        with np.errstate(all="ignore"):  # runtimes compute infinities and NaN without a word, too
-            value = np.asarray(function(attrs, *values))
-    except MALFORMED as error:
-        raise Inexact(Reason.SHAPE, f"a constant cannot be computed: {error}") from error
-    # what was proved with the inferred shape would not hold
-    if shape is not None and value.shape != shape:
-        raise Inexact(Reason.SHAPE)
-    return value
+def _can_be_given(const: Const) -> bool:
+    """Whether a runtime may be given it: strings decide nothing, and of nothing at all some kernels take a mean."""
+    is_number = const.data_type in COMPUTED_TYPES
+    return is_number and (const.size > 0 or numpy_dtype(const.data_type).kind in "biu")
 
 
 def from_attributes(node: onnx.NodeProto, read: Callable[[onnx.TensorProto], Values]) -> Const | None:
@@ -126,8 +277,8 @@ def from_attributes(node: onnx.NodeProto, read: Callable[[onnx.TensorProto], Val
             tensor = attribute.t
             return Const(tuple(tensor.dims), tensor.data_type, partial(read, tensor))
         if attribute.name in _SIMPLE_VALUES:
-            field, dtype = _SIMPLE_VALUES[attribute.name]
-            value = np.array(getattr(attribute, field), dtype)
+            field_name, dtype = _SIMPLE_VALUES[attribute.name]
+            value = np.array(getattr(attribute, field_name), dtype)
             data_type = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
             return Const(value.shape, data_type, partial(np.copy, value))
     return None

@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.constant_folding import fold_constant, from_attributes
+from onnx_repfuse.graph.constant_folding import ConstantNodes, from_attributes
 from onnx_repfuse.graph.decode import bare, decode
-from onnx_repfuse.graph.operators import Operator, operator
+from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.planning_order import canonical_order, captures_in_order
 from onnx_repfuse.graph.scope import (
     ONNX_DOMAINS,
@@ -26,7 +26,6 @@ from onnx_repfuse.graph.scope import (
     Shape,
     Sizes,
     Types,
-    optional_input,
     static,
 )
 from onnx_repfuse.graph.shape_inference import infer
@@ -241,6 +240,7 @@ def _read(
     graph = source.graph
     protos = bare(graph.node)
     nodes = decode(protos)
+    computed = ConstantNodes(source.opset, constants)
     for node, proto in zip(nodes, graph.node, strict=True):
         if node.op == "Constant" and node.outputs:
             const = from_attributes(proto, document.array)
@@ -249,7 +249,7 @@ def _read(
     infer_types = _inference(document, source, constants, overridable, input_shapes)
     types, assumed = infer_types(protos)
     for _ in range(MAX_INFERENCES):
-        if not _fold(nodes, constants, types, overridable):
+        if not _fold(nodes, protos, computed, types, overridable):
             break
         unknown = _unknown(types)
         types, assumed = infer_types(protos)
@@ -276,49 +276,50 @@ def _unknown(types: Types) -> int:
     return sum(static(shape) is None for _, shape in types.values())
 
 
-def _fold(nodes: list[gs.Node], constants: dict[str, Const], types: Types, overridable: set[str]) -> bool:
-    """Find the nodes that compute constants, the Shape of a tensor of proved shape among them."""
-    before = len(constants)
-    fixed = {name: const for name, const in constants.items() if name not in overridable}
-    for node in nodes:
-        facts = operator(node)
-        if not _may_be_constant(facts, node, fixed) or node.outputs[0].name in constants:
+def _fold(
+    nodes: list[gs.Node],
+    protos: list[onnx.NodeProto],
+    computed: ConstantNodes,
+    types: Types,
+    overridable: set[str],
+) -> bool:
+    """Find the nodes that compute constants, the Shape of a tensor of proved shape among them; whether there were any.
+
+    Args:
+        protos: of the nodes.
+        computed: those found so far.
+    """
+    before = len(computed.constants)
+    fixed = computed.constants.keys() - overridable
+    for node, proto in zip(nodes, protos, strict=True):
+        names = [tensor.name for tensor in node.outputs]
+        if not names or not fixed.isdisjoint(names):
             continue
-        fold = _of_shape if facts.reads_shape_only else _of_constants
-        const = fold(facts, node, fixed, types)
-        if const is not None:
-            constants[node.outputs[0].name] = fixed[node.outputs[0].name] = const
-    return len(constants) > before
+        found = _of_shape(node, computed.constants, fixed, types)
+        if found is not None:
+            computed.constants[names[0]] = found
+            fixed.add(names[0])
+        elif _reads_constants_alone(node, fixed):
+            fixed.update(computed.add(proto, types))
+    return len(computed.constants) > before
 
 
-def _may_be_constant(facts: Operator, node: gs.Node, fixed: dict[str, Const]) -> bool:
-    """Nearly all nodes end here: a node whose first input is no constant is none, unless it reads the shape only."""
-    if facts.evaluate is None or len(node.outputs) != 1:
-        return False
-    return bool(node.inputs) if facts.reads_shape_only else optional_input(node, 0) in fixed
+def _reads_constants_alone(node: gs.Node, fixed: set[str]) -> bool:
+    """Nearly all nodes end here: a node whose first input is no constant computes none."""
+    names = [tensor.name for tensor in node.inputs if tensor.name]
+    return bool(names) and names[0] in fixed and fixed.issuperset(names)
 
 
-def _of_shape(facts: Operator, node: gs.Node, fixed: dict[str, Const], types: Types) -> Const | None:
-    """What a Shape computes."""
+def _of_shape(node: gs.Node, constants: dict[str, Const], fixed: set[str], types: Types) -> Const | None:
+    """What a Shape computes, where the shape that it reads is known."""
+    of_shape = operator(node).of_shape
+    if of_shape is None or len(node.inputs) != 1:
+        return None
     name = node.inputs[0].name
     shape = static(types.get(name, (0, None))[1])
     if shape is None and name in fixed:
-        shape = fixed[name].shape
-    if shape is None or facts.evaluate is None:
+        shape = constants[name].shape
+    if shape is None:
         return None
-    value = facts.evaluate(node.attrs, shape)
+    value = of_shape(node.attrs, shape)
     return Const(value.shape, onnx.TensorProto.INT64, partial(np.copy, value))
-
-
-def _of_constants(facts: Operator, node: gs.Node, fixed: dict[str, Const], types: Types) -> Const | None:
-    """What a node computes from constants alone."""
-    names = [t.name for t in node.inputs]
-    while not names[-1]:  # trailing inputs may be left out by an empty name
-        names.pop()
-    if not facts.takes_omitted_inputs and "" in names:
-        return None
-    if not fixed.keys() >= set(names) - {""}:
-        return None  # an input may vary
-    data_type, shape = types.get(node.outputs[0].name, (0, None))
-    inputs = [fixed.get(name) for name in names]
-    return fold_constant(facts, node.attrs, inputs, static(shape), data_type or None)

@@ -56,6 +56,7 @@ class Const:
         shape: its dims.
         data_type: `onnx.TensorProto.DataType`.
         read: returns the payload, in the numpy dtype of `data_type`.
+        inner: for what nodes compute: elements of the largest tensor on the way to it.
         kernel, bias: for weights and biases that a fold of this run made: their float64 values, not computed yet, so
             that a second fold does not round twice.
     """
@@ -65,11 +66,17 @@ class Const:
     read: Callable[[], Values]
     kernel: Kernel | None = None
     bias: Bias | None = None
+    inner: int = 0
 
     @property
     def size(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    @property
+    def effort(self) -> int:
+        """Number of elements of the largest tensor that `read` holds."""
+        return max(self.size, self.inner)
 
     def computed(self) -> Values | None:
         """What `read` returns; None if it cannot be computed: no runtime can run the node that needs it."""

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Kernel, Scaled, Stored, Vector
+from onnx_repfuse.graph.constant_folding import why_not_constant
 from onnx_repfuse.graph.operators.conv_matmul import is_one_matrix
-from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, optional_input
+from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, node_name, optional_input
 from onnx_repfuse.lift.linear_op import (
     Context,
     Declined,
@@ -45,7 +46,19 @@ def _parameter(context: Context, name: str) -> Const | Declined | None:
     producer = context.scope.producer.get(name)
     if producer is not None and producer.op == "DequantizeLinear":
         return Declined(Reason.QUANTIZED)
-    return None
+    why = _why_not_evaluated(context, producer)
+    return Declined(Reason.UNSUPPORTED, why) if why else None
+
+
+def _why_not_evaluated(context: Context, producer: gs.Node | None) -> str:
+    """Why a weight counts as a tensor, though the node that computes it reads constants alone; '' if it does not."""
+    scope = context.scope
+    if producer is None or id(producer) not in scope.original:
+        return ""
+    if any(tensor.name and scope.const(tensor.name) is None for tensor in producer.inputs):
+        return ""
+    why = why_not_constant(scope.proto.node[scope.anchor[id(producer)]])
+    return f"its weight is computed by {producer.op} '{node_name(producer)}', and {why}" if why else ""
 
 
 def _weight(context: Context, node: gs.Node) -> Const | Declined | None:

@@ -96,7 +96,7 @@ def folds_out_of_range(plan: ModelPlan, error: Inexact) -> list[FailedFold]:
 
 def _why_out_of_range(planned: ScopePlan, fold: PlannedFold) -> Inexact | None:
     """Why one of a fold's new weights cannot be computed; None if all can."""
-    for name in {tensor.name for node in fold.created for tensor in node.inputs}:
+    for name in {*fold.outputs, *(tensor.name for node in fold.created for tensor in node.inputs)}:
         if name in planned.scope.created:
             try:
                 # Computes it again, to see which it was: while saving, only the first to fail is known.

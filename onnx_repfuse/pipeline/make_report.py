@@ -42,8 +42,10 @@ def make_report(
     """
     scopes = [planned.scope for planned in plan.scopes]
     after = count(scopes, used_names(scopes), nbytes)
-    folds = tuple(_fold(planned, fold) for planned, fold in plan.folds if not fold.is_no_op)
-    changes = [_removed(planned, fold) for planned, fold in plan.folds if fold.is_no_op]
+    folds = tuple(_fold(planned, fold) for planned, fold in plan.folds if not fold.is_change)
+    changes = [
+        _changed(planned, fold) for planned, fold in plan.folds if fold.is_change and planned.is_left(fold)
+    ]
     refusals, notes = list(undone), []
     for scope_plan in plan.scopes:
         refusals += scope_plan.refusals
@@ -85,17 +87,28 @@ def _fold(planned: ScopePlan, fold: PlannedFold) -> Fold:
     )
 
 
-def _removed(planned: ScopePlan, fold: PlannedFold) -> Change:
-    """A removed no-op, or one whose output is read outside of the scope: then an Identity is in its place."""
+def _changed(planned: ScopePlan, fold: PlannedFold) -> Change:
+    """What is no fold, with the sentence that proves it."""
     nodes = [_original_ref(planned.scope, node) for node in fold.absorbed]
     titles = ", ".join(f"{node.op} '{node.name}'" for node in nodes)
+    claim = _of_initializer if fold.is_initializer else _of_no_op
+    names = tuple(node.name for node in nodes)
+    return Change(fold.kind, names, claim(planned, fold, titles), planned.scope.label)
+
+
+def _of_initializer(planned: ScopePlan, fold: PlannedFold, titles: str) -> str:
+    verb = "computes" if len(fold.absorbed) == 1 else "compute"
+    return f"{titles} {verb} '{fold.name}' from constants alone: it is an initializer now"
+
+
+def _of_no_op(planned: ScopePlan, fold: PlannedFold, titles: str) -> str:
+    """Of a removed no-op, or one whose output is read outside of the scope: then an Identity is in its place."""
     source = planned.stand_in(fold.name)
     instead = "which is read instead"
     if source == fold.name and fold.created:
         source, instead = fold.created[0].inputs[0].name, "of which it is now an Identity"
-    verb = "gives out what it reads" if len(nodes) == 1 else "give out what they read"
-    claim = f"{titles} {verb}: '{fold.name}' equals '{source}', {instead}"
-    return Change(Kind.NO_OP, tuple(node.name for node in nodes), claim, planned.scope.label)
+    verb = "gives out what it reads" if len(fold.absorbed) == 1 else "give out what they read"
+    return f"{titles} {verb}: '{fold.name}' equals '{source}', {instead}"
 
 
 def _frozen(plan: ModelPlan) -> Iterator[Change]:
@@ -126,7 +139,9 @@ def _vanished(plan: ModelPlan) -> Iterator[Vanished]:
     """The tensors that nodes of the original compute and that the result does not have, by scope."""
     for planned in plan.scopes if plan.folds else ():
         scope = planned.scope
-        present = {tensor.name for node in scope.nodes for tensor in node.outputs}
+        present = {tensor.name for node in scope.nodes for tensor in node.outputs} | {
+            *filter(scope.is_used, scope.created)
+        }
         gone = [name for node in scope.proto.node for name in node.output if name and name not in present]
         if gone:
             yield Vanished(scope.label, tuple(gone))

@@ -49,7 +49,7 @@ def prove_folds(
 
     # Later folds may have left neither a node of a fold nor an alias for its output: then there is nothing to judge.
     verdicts = [FoldVerdict(fold.name, planned.scope.label) for planned, fold in plan.folds]
-    places = [place for place, (planned, fold) in enumerate(plan.folds) if planned.nodes_after(fold)]
+    places = [place for place, (planned, fold) in enumerate(plan.folds) if planned.can_be_judged(fold)]
     planned_folds = plan.folds
     folds = [planned_folds[place] for place in places]
     wanted = [
@@ -98,7 +98,9 @@ def _judge(
         # It may be exact at the sizes the file proves alone.
         case = _case(plan, planned, fold, sized=True)
         verdict = probe(case, runtime=runtime)
-    if verdict.status is Status.FAILED:
+    if (
+        verdict.status is Status.FAILED or not case.sources
+    ):  # of constants alone, there is nothing else to try
         return (verdict,)
     _give_back(plan, planned.scope, fold)  # what the sessions and the oracles held
     in_place = check_in_place(case, seen, runtime)

@@ -248,11 +248,11 @@ class _Run:
     def _joined(
         self, comparison: Verification, verdicts: list[FoldVerdict], notes: list[str]
     ) -> Verification:
-        """The comparison of the outputs, the verdicts on folds and on removed no-ops, and notes on scopes."""
-        removed = {(planned.scope.label, fold.name) for planned, fold in self.plan.folds if fold.is_no_op}
+        """The comparison of the outputs, the verdicts on folds and on other changes, and notes on scopes."""
         parts: tuple[list[FoldVerdict], list[FoldVerdict]] = ([], [])
-        for verdict in verdicts:
-            parts[(verdict.scope, verdict.output) in removed].append(verdict)
+        for (planned, fold), verdict in zip(self.plan.folds, verdicts, strict=True):
+            if planned.is_left(fold):
+                parts[fold.is_change].append(verdict)
         folds, changes = map(tuple, parts)
         return replace(comparison, folds=folds, changes=changes, notes=(*comparison.notes, *notes))
 

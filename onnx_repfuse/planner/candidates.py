@@ -44,6 +44,7 @@ _REPORTED_FIRST = (
     Kind.SEQUENCE,
     Kind.BRANCHES,
     Kind.AFFINE,
+    Kind.CONSTANT,
     Kind.NO_OP,
 )
 

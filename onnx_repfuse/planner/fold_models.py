@@ -169,7 +169,8 @@ def _model(
     graph = onnx.GraphProto(name="fold", node=nodes, input=inputs)
     graph.output.extend(_output(scope, name) for name in outputs)
     computed = _outputs(nodes)
-    for name in dict.fromkeys(name for node in nodes for name in node.input):
+    # An output that no node computes is an initializer now.
+    for name in dict.fromkeys((*(name for node in nodes for name in node.input), *outputs)):
         const = scope.const(name)
         if const is not None and name not in computed:
             graph.initializer.append(_initializer(name, const))

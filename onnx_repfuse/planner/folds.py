@@ -17,6 +17,8 @@ from onnx_repfuse.records.report import Kind, Refusal
 
 __all__ = ["PlannedFold", "ScopePlan"]
 
+CHANGES = frozenset((Kind.CONSTANT, Kind.NO_OP))
+
 
 @dataclass(eq=False)
 class PlannedFold:
@@ -52,9 +54,19 @@ class PlannedFold:
         return reported_kind(self.roles)
 
     @property
+    def is_initializer(self) -> bool:
+        """Whether its output is an initializer now, which no node computes."""
+        return self.roles == {Kind.CONSTANT}
+
+    @property
     def is_no_op(self) -> bool:
-        """Whether it only removes nodes that gave out what they read: a change of the model, but no fold."""
+        """Whether it only removes nodes that gave out what they read."""
         return self.kind is Kind.NO_OP
+
+    @property
+    def is_change(self) -> bool:
+        """Whether it is a change of the model, but no fold: it combines no operators."""
+        return self.kind in CHANGES
 
 
 @dataclass(eq=False)
@@ -142,6 +154,14 @@ class ScopePlan:
     @cached_property
     def _original_outputs(self) -> set[str]:
         return {name for node in self.scope.proto.node for name in node.output}
+
+    def is_left(self, fold: PlannedFold) -> bool:
+        """Whether the result shows it: an initializer may have been folded into others, and nobody reads it."""
+        return not fold.is_initializer or self.scope.is_used(fold.name)
+
+    def can_be_judged(self, fold: PlannedFold) -> bool:
+        """Whether anything of it is left that could be compared."""
+        return fold.is_initializer or bool(self.nodes_after(fold))
 
     def nodes_after(self, fold: PlannedFold) -> list[gs.Node]:
         """The new nodes that are still there, in topological order; an Identity for each alias if there are none.

@@ -35,6 +35,7 @@ from onnx_repfuse.planner.apply_folds import (
     remove_no_ops,
 )
 from onnx_repfuse.planner.candidates import Way, way_of
+from onnx_repfuse.planner.constant_nodes import write_constants
 from onnx_repfuse.planner.cost import cost_model
 from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
@@ -98,7 +99,8 @@ def plan_scope(
     planning = _Planning(ScopePlan(scope), options, banned, alive)
     plan = planning.plan
     for reading in range(MAX_READINGS):
-        layouts = channel_layouts(scope) if layouts is None else layouts
+        planning.write_constants()
+        layouts = channel_layouts(scope) if layouts is None or planning.is_changed else layouts
         planning.remove_no_ops(layouts)
         planning.fold_activations()
         if planning.is_changed:
@@ -142,6 +144,11 @@ class _Planning:
     refused: frozenset[tuple[str, Way]] = frozenset()
     not_cheaper: dict[str, tuple[gs.Node, ...]] = field(default_factory=dict)
     is_changed: bool = False
+
+    def write_constants(self) -> None:
+        """Write what nodes compute from constants alone as initializers."""
+        if self.options.allows(Kind.CONSTANT):
+            self._changed(written=write_constants(self.plan, is_kept(self.options), self.banned))
 
     def remove_no_ops(self, layouts: dict[str, ChannelLayout]) -> None:
         """Let the consumers of each no-op read what it reads: then nothing depends on whether there is one."""

@@ -29,6 +29,7 @@ class Kind(str, Enum):
     ACTIVATION = "activation"
     STRIDE = "stride"
     # These are changes, not folds.
+    CONSTANT = "constant"
     FLUSH = "flush"
     NO_OP = "no-op"
     FROZEN = "frozen"
@@ -111,8 +112,9 @@ class Change:
     """A change that is not a fold: no operator was computed into another.
 
     Attributes:
-        kind: NO_OP, nodes that gave out what they read, and were removed; FROZEN, an input that callers could set, and
-            whose initializer is now a constant; FLUSH, a weight in which what is too small to show is zero.
+        kind: CONSTANT, nodes that computed a constant, which is an initializer now; NO_OP, nodes that gave out what
+            they read, and were removed; FROZEN, an input that callers could set, and whose initializer is now a
+            constant; FLUSH, a weight in which what is too small to show is zero.
         nodes: names of the nodes it is about.
         claim: the sentence that must hold for the result to be right.
         scope: as of `Fold`.

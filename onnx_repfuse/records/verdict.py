@@ -152,7 +152,7 @@ class Verification:
     """The verdicts of a run. True if all passed, or if nothing was changed.
 
     Attributes:
-        outputs, folds, changes: the verdicts; of `changes`, those on removed no-ops, which are proved as folds are.
+        outputs, folds, changes: the verdicts; of `changes`, those that are proved as folds are.
         judge: what ran the whole models: "onnxruntime", or "reference" for onnx's reference evaluator.
         seeds: the seeds of the generated inputs; empty for user data.
         shapes: the input shapes that were run: one dict (input name -> shape) each.

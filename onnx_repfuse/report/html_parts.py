@@ -109,7 +109,7 @@ def outputs_table(verification: Verification, status: str) -> str:
              *_heads("max |diff|", "noise", "&times; noise", "allowed", "relative", "cosine", "top-1"))  # fmt: skip
     messages = [verdict.message for verdict in verification.outputs if str(verdict.status) != "passed"]
     words = "".join(f"<p>{escape(message)}</p>" for message in messages if message)
-    checked = _fold_counts("fold", verification.folds) + _fold_counts("removed no-op", verification.changes)
+    checked = _fold_counts("fold", verification.folds) + _fold_counts("other change", verification.changes)
     return (
         f"{_table(heads, map(_output, verification.outputs))}"
         "<p><small>The bar is the error, the tick the noise of the original itself, the dashed line what was allowed "

@@ -250,7 +250,7 @@ def _verification(verification: Verification, verbose: int) -> list[Text]:
     if len(verification.outputs) > len(shown):
         lines.append(Text(f"  and {len(verification.outputs) - len(shown)} more outputs (-v shows all)"))
     lines += _fold_verdicts("fold", verification.folds, verbose)
-    lines += _fold_verdicts("removed no-op", verification.changes, verbose)
+    lines += _fold_verdicts("other change", verification.changes, verbose)
     for shape in verification.shapes if verbose else ():
         dims = ", ".join(f"{clean(name)}:{','.join(map(str, dims))}" for name, dims in shape.items())
         lines.append(Text(f"  shape {dims}"))

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import onnx
 
 from onnx_repfuse.errors import InputError
+from onnx_repfuse.quiet_runtime import SILENT, ort
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.verifier.legacy_broadcast import NUMPY_BROADCAST_SINCE, legacy_operators
-from onnx_repfuse.verifier.quiet_runtime import SILENT, ort
 
 __all__ = [
     "Dim",

@@ -145,5 +145,5 @@ def test_the_text_says_how_many_folds_were_proved(capsys: pytest.CaptureFixture[
     assert main(["m.onnx", "-o", "o.onnx"]) == 0
     text = capsys.readouterr().out
     assert "2 folds, each compared by itself: 2 proved" in text
-    assert "1 removed no-op, compared by itself: 1 proved" in text
+    assert "1 other change, compared by itself: 1 proved" in text
     assert "Other changes: no-op 1" in text

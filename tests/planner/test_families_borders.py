@@ -277,7 +277,8 @@ def test_an_inner_tensor_with_another_consumer_stays(border: Border) -> None:
     out = net.add(net.conv(y, C, 5, 3, pad=0), net.conv("x", 3, 5, 3))
     model = net.model(out, net.op("Abs", inner))
     result = fuse(model)
-    assert counts(result.model)["Conv"] == 3
+    is_constant = border is chosen  # a mask, which is written as an initializer
+    assert counts(result.model)["Conv"] == (1 if is_constant else 3)
     assert equal(model, result.model) > 0
 
 

@@ -59,6 +59,8 @@ CASES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], tuple[int, ...], in
     "deconv groups": ([node("ConvTranspose", "x w", group=2, strides=[2, 2])], {"w": rand(4, 3, 2, 2)},
         (1, 4, 4, 3), 17),
     "batch norm": ([node("BatchNormalization", "x s b m v", epsilon=1e-3)], NORM, (2, 4, 3, 3), 15),
+    "batch norm by its own statistics": ([node("BatchNormalization", "x s b m v", "y p q", training_mode=1)], NORM,
+        (2, 4, 3, 3), 15),
     "batch norm 2d": ([node("BatchNormalization", "x s b m v")], NORM, (5, 4), 15),
     "arithmetic": ([node("Add", "x c", "a"), node("Sub", "c a", "d"), node("Mul", "d c", "e"),
         node("Div", "e f", "g"), node("Neg", "g")], {"c": rand(4, 1, 1), "f": np.float32(3)}, (2, 4, 3, 3), 17),
@@ -122,6 +124,16 @@ CASES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], tuple[int, ...], in
         (1, 4, 7, 8), 17),
     "scalars": ([node("Sqrt", "v", "s"), node("Reciprocal", "s", "r"), node("Pow", "r t", "p"),
         node("Mul", "x p")], {"v": np.float32(3), "t": np.float32(2)}, (2, 4), 17),
+    "curves": ([node("Tanh", "x", "t"), node("Sigmoid", "t", "s"), node("Abs", "t", "a"), node("Add", "s a")], {},
+        (2, 4), 17),
+    "softmax": ([node("Softmax", "x", axis=1)], {}, (2, 4, 3), 13),
+    "softmax 12": ([node("Softmax", "x")], {}, (2, 4, 3), 12),
+    "normalized constants": ([node("ReduceL2", "v", "n", axes=[1]), node("Exp", "v", "e"), node("Mul", "e n", "p"),
+        node("Mul", "x p")], {"v": rand(4, 3)}, (2, 4, 3), 17),
+    "chosen": ([node("Range", "zero n d", "r"), node("Equal", "r one", "q"), node("Tile", "x t", "u"),
+        node("Where", "q x u")], {"zero": ints(0)[0], "n": ints(4)[0], "d": ints(1)[0], "one": ints(1),
+        "t": ints(2, 1)},
+        (1, 4), 17),
     "resize": ([node("Resize", "x - s", coordinate_transformation_mode="asymmetric", nearest_mode="floor")],
         {"s": np.array([1, 1, 2, 3], np.float32)}, (1, 4, 3, 5), 17),
     "resize half pixel": ([node("Resize", "x - - s")], {"s": ints(1, 4, 7, 4)}, (1, 4, 3, 5), 17),
@@ -176,8 +188,8 @@ def test_unknown_operators_and_modes_are_unsupported(nodes: list[onnx.NodeProto]
         Oracle(model)({"x": rand(1, 1, 2, 2)})
 
 
-def test_batch_normalization_in_training_mode_is_unsupported() -> None:
-    model = build([node("BatchNormalization", "x s b m v", "y p q", training_mode=1)], NORM, 4, 15)
+def test_batch_normalization_in_the_training_mode_of_old_opsets_is_unsupported() -> None:
+    model = build([node("BatchNormalization", "x s b m v", "y p q r t")], NORM, 4, 13)
     with pytest.raises(Unsupported, match="training"):
         Oracle(model)({"x": rand(2, 4, 3, 3)})
 

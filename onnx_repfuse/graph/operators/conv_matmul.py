@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import prod
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.operators.channel_rules import ChannelLayout, ChannelRule, Demand, Layouts
 from onnx_repfuse.graph.operators.facts import (
-    Attributes,
     Doubt,
     Layout,
     Operator,
     SizeCase,
-    Values,
     WeightChannels,
 )
 from onnx_repfuse.graph.scope import Scope, optional_input, static
@@ -156,11 +153,6 @@ def _matmul_macs(scope: Scope, node: gs.Node) -> int | None:
     return None if data is None or out is None else out * data[-1]
 
 
-def _matmul(attrs: Attributes, a: Values, b: Values) -> Values:
-    # in float64, so that a folded weight is rounded once
-    return np.asarray(np.matmul(a.astype(np.float64), b.astype(np.float64)), a.dtype)
-
-
 def _conv_transpose_doubts(case: SizeCase) -> Sequence[int] | Doubt:
     """`auto_pad` with `pads` or `output_padding`; and an `output_shape` that ONNX Runtime rejects, as too small."""
     wanted = case.attrs.get("output_shape", ())
@@ -212,7 +204,6 @@ CONV_MATMUL = (
         weight=_matmul_channels,
         multiply_adds=_matmul_macs,
         shaped_by_shapes=True,
-        evaluate=_matmul,
     ),
     # In integers: counted, never folded.
     Operator("ConvInteger", multiply_adds=_conv_macs, is_quantized=True),

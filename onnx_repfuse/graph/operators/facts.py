@@ -22,7 +22,6 @@ __all__ = [
     "MALFORMED",
     "Attributes",
     "Doubt",
-    "Evaluate",
     "Layout",
     "Operator",
     "SizeCase",
@@ -43,7 +42,6 @@ MALFORMED = (  # what computing with attributes and values that make no sense ra
 )
 Attributes = Mapping[str, Any]
 Values = NDArray[Any]
-Evaluate = Callable[..., Any]  # (attributes, *values of the inputs) -> value of the output
 Layout = tuple[int, int]  # channel axis (1 or -1) and spatial rank
 WeightChannels = Callable[[gs.Node, Sequence[int]], tuple[int, int]]
 
@@ -175,11 +173,7 @@ class Operator:
             broadcast as in numpy.
         since: the opset that brought it.
         attributes_are_inputs_since: the opset from which axes, starts, pads, min, ... are inputs, attributes before.
-        evaluate: for constant inputs; raises what `MALFORMED` lists.
-        takes_omitted_inputs: `evaluate` takes None for an input that is left out.
-        reads_shape_only: `evaluate` gets the dims of the input in place of its value.
-        jumps: whether, with these attributes, a change in an input's last place may change the output by more.
-        undefined_for: numpy kinds of inputs for some of whose values there is no output.
+        of_shape: its output, from the dims of its input alone.
         gain: by what factor a change of its inputs may grow that is far smaller than ordinary values: 0 where they hide
             it, inf where it may show however small it is. `planner.gains` knows those that depend on constants.
         is_bounded: no output is large, whatever it reads.
@@ -203,11 +197,7 @@ class Operator:
     elementwise: bool = False
     since: int = 1
     attributes_are_inputs_since: int = 1
-    evaluate: Evaluate | None = None
-    takes_omitted_inputs: bool = False
-    reads_shape_only: bool = False
-    jumps: Callable[[Attributes], bool] = lambda attrs: False
-    undefined_for: str = ""
+    of_shape: Callable[[Attributes, tuple[int, ...]], Values] | None = None
     gain: float = inf
     is_bounded: bool = False
     shaped_by_shapes: bool = False

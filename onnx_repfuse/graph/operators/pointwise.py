@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from onnx_repfuse.graph.operators.channel_rules import BROADCAST, KEPT
-from onnx_repfuse.graph.operators.facts import Attributes, Doubt, Evaluate, Operator, SizeCase, Values
-from onnx_repfuse.modelfile.dtypes import HOLDING_SIZES, numpy_dtype
-from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from onnx_repfuse.graph.operators.facts import Doubt, Operator, SizeCase
+from onnx_repfuse.modelfile.dtypes import HOLDING_SIZES
 
 __all__ = ["POINTWISE"]
-
-
-def _unary(function: Callable[[Values], Any]) -> Evaluate:
-    return lambda attrs, x: function(x)
-
-
-def _sigmoid(attrs: Attributes, x: Values) -> Values:
-    return np.asarray((1 / (1 + np.exp(-x))).astype(x.dtype))
-
-
-def _cast(attrs: Attributes, x: Values) -> Values:
-    to = attrs["to"]
-    return x.astype(numpy_dtype(to) if isinstance(to, int) else to)
-
-
-def _is_cast_to_integers(attrs: Attributes) -> bool:
-    return attrs.get("to") not in FLOAT_FORMATS
 
 
 def _cast_doubts(case: SizeCase) -> tuple[()] | Doubt:
@@ -51,36 +30,36 @@ def _pointwise(name: str, **facts: Any) -> Operator:
 
 
 POINTWISE = (
-    _pointwise("Abs", gain=1.0, evaluate=_unary(np.abs)),
-    _pointwise("Ceil", evaluate=_unary(np.ceil), jumps=lambda attrs: True),
+    _pointwise("Abs", gain=1.0),
+    _pointwise("Ceil"),
     _pointwise("Celu", gain=2.0),
     _pointwise("Clip", gain=1.0, attributes_are_inputs_since=11),
     _pointwise("Dropout", gain=1.0),
     _pointwise("Elu", gain=2.0),
     _pointwise("Erf", gain=2.0, is_bounded=True),
-    _pointwise("Exp", gain=0.0, evaluate=_unary(np.exp)),
-    _pointwise("Floor", evaluate=_unary(np.floor), jumps=lambda attrs: True),
+    _pointwise("Exp", gain=0.0),
+    _pointwise("Floor"),
     _pointwise("Gelu", gain=2.0),
     _pointwise("HardSigmoid", gain=1.0, is_bounded=True),
     _pointwise("HardSwish", gain=2.0, since=14),
-    _pointwise("Identity", gain=1.0, evaluate=_unary(lambda x: x), operations=0),
+    _pointwise("Identity", gain=1.0, operations=0),
     _pointwise("LeakyRelu", gain=1.0),
     _pointwise("Log"),
     _pointwise("Mish", gain=2.0),
-    _pointwise("Neg", gain=1.0, evaluate=_unary(np.negative)),
+    _pointwise("Neg", gain=1.0),
     Operator("PRelu", channels=BROADCAST, elementwise=True, doubts=_slope_doubts),
-    _pointwise("Reciprocal", evaluate=_unary(np.reciprocal)),
+    _pointwise("Reciprocal"),
     _pointwise("Relu", gain=1.0),
     _pointwise("Round"),
     _pointwise("Selu", gain=2.0),
-    _pointwise("Sigmoid", gain=0.0, is_bounded=True, evaluate=_sigmoid),
+    _pointwise("Sigmoid", gain=0.0, is_bounded=True),
     _pointwise("Sign"),
     _pointwise("Softplus", gain=0.0),
     _pointwise("Softsign", gain=1.0, is_bounded=True),
-    _pointwise("Sqrt", evaluate=_unary(np.sqrt)),
+    _pointwise("Sqrt"),
     _pointwise("Swish", gain=2.0),
-    _pointwise("Tanh", gain=1.0, is_bounded=True, evaluate=_unary(np.tanh)),
+    _pointwise("Tanh", gain=1.0, is_bounded=True),
     _pointwise("ThresholdedRelu"),
     # No rule passes channels through a Cast: behind it the data type is another one.
-    Operator("Cast", elementwise=True, evaluate=_cast, jumps=_is_cast_to_integers, doubts=_cast_doubts),
+    Operator("Cast", elementwise=True, doubts=_cast_doubts),
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from math import prod
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.operators.channel_rules import SELECTED
@@ -88,19 +87,6 @@ def _keeps_batch(case: ViewCase) -> bool:
     return target is not None and int(target.read().ravel()[0]) == 0
 
 
-def _flatten(attrs: Attributes, x: Values) -> Values:
-    axis = attrs.get("axis", 1)
-    axis = axis + x.ndim if axis < 0 else axis
-    return x.reshape(prod(x.shape[:axis]), prod(x.shape[axis:]))
-
-
-def _reshape(attrs: Attributes, x: Values, shape: Values | None = None) -> Values:
-    sizes = [int(size) for size in np.ravel(attrs["shape"] if shape is None else shape)]
-    if not attrs.get("allowzero"):
-        sizes = [x.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
-    return x.reshape(sizes)
-
-
 # Squeeze, Unsqueeze and ReduceMean, which work on `axes`
 
 
@@ -148,14 +134,6 @@ def _axes(attrs: Attributes, axes: Values | None) -> tuple[int, ...]:
     return () if given is None else tuple(int(axis) for axis in given)
 
 
-def _squeeze(attrs: Attributes, x: Values, axes: Values | None = None) -> Values:
-    return np.squeeze(x, _axes(attrs, axes) or None)  # no axes: all of size 1
-
-
-def _unsqueeze(attrs: Attributes, x: Values, axes: Values | None = None) -> Values:
-    return np.expand_dims(x, _axes(attrs, axes))
-
-
 def _negative_axes_doubts(case: SizeCase) -> tuple[()] | Doubt:
     """Negative axes before opset 11, which allowed none: inference takes them for others."""
     return Doubt.SHAPE if case.opset < 11 and min(case.attrs.get("axes", ()), default=0) < 0 else ()
@@ -181,16 +159,11 @@ def _transpose_layout(case: ViewCase) -> Layout | None:
     return _layout_of(permutation(case.node, rank).index(case.channel), rank)
 
 
-def _transpose(attrs: Attributes, x: Values) -> Values:
-    return np.transpose(x, attrs.get("perm"))
-
-
 SPACE_MAPS = (
     Operator(
         "Flatten",
         gain=1.0,
         space_map=SpaceMap.of_sort(SpaceMapSort.RESHAPES, _flatten_layout),
-        evaluate=_flatten,
     ),
     Operator(
         "ReduceMean",
@@ -207,28 +180,24 @@ SPACE_MAPS = (
         gain=1.0,
         space_map=SpaceMap.of_sort(SpaceMapSort.RESHAPES, _reshape_layout),
         attributes_are_inputs_since=5,
-        evaluate=_reshape,
     ),
     Operator(
         "Squeeze",
         gain=1.0,
         space_map=SpaceMap.of_sort(SpaceMapSort.RESHAPES, _squeeze_layout),
         attributes_are_inputs_since=13,
-        evaluate=_squeeze,
         doubts=_squeeze_doubts,
     ),
     Operator(
         "Transpose",
         gain=1.0,
         space_map=SpaceMap.of_sort(SpaceMapSort.PERMUTES, _transpose_layout),
-        evaluate=_transpose,
     ),
     Operator(
         "Unsqueeze",
         gain=1.0,
         space_map=SpaceMap.of_sort(SpaceMapSort.RESHAPES, _unsqueeze_layout),
         attributes_are_inputs_since=13,
-        evaluate=_unsqueeze,
         doubts=_negative_axes_doubts,
     ),
 )

@@ -119,6 +119,11 @@ class FoldCase:
         formats = [FLOAT_FORMATS[kind] for kind in types if kind in FLOAT_FORMATS]
         return max(formats, key=lambda limits: limits.epsilon, default=FLOAT_FORMATS[onnx.TensorProto.FLOAT])
 
+    @property
+    def is_initializer(self) -> bool:
+        """Whether no node is left: its output is an initializer, with the value that a runtime computed."""
+        return not self.after.graph.node
+
     @cached_property
     def is_per_position(self) -> bool:
         """Whether no operator of either model mixes positions."""

@@ -60,7 +60,7 @@ def shared_rules(case: FoldCase) -> Iterator[Rules]:
     """Rules to try for the sizes of several sources: one rule for all but the first."""
     sources = len(case.sources)
     for rule in (*_USUAL, *_of_windows(case)) if sources > 1 else (EQUAL,):
-        yield (EQUAL, *(rule,) * (sources - 1))
+        yield (EQUAL, *(rule,) * (sources - 1))[:sources]  # constants alone have no source
 
 
 def candidate_rules(case: FoldCase) -> Iterator[Rules]:

@@ -21,13 +21,19 @@ def batch_norm(
 ) -> Tensor:
     """BatchNormalization in inference: scale * (x - mean) / sqrt(variance + epsilon) + bias.
 
-    x: (N, C) or (N, C, *space); the others (C,). Raises Unsupported for training mode, which up to opset 13 shows in
-    further outputs, and for the `spatial` = 0 of opset 1 to 8.
+    x: (N, C) or (N, C, *space); the others (C,). Only the first output is computed. Raises Unsupported for training
+    mode up to opset 13, where it shows in further outputs, and for the `spatial` = 0 of opset 1 to 8.
     """
     given = context.attributes
-    is_training = given.get("training_mode", 0) or context.outputs > 1
-    if is_training or not given.get("spatial", 1):
-        raise Unsupported("BatchNormalization in training mode or per position")
+    if not given.get("spatial", 1):
+        raise Unsupported("BatchNormalization per position")
+    if given.get("training_mode", 0):
+        # as weight standardization has it, by the statistics of the weight itself
+        axes = (0, *range(2, x.value.ndim))
+        mean = Tensor.of(x.value.mean(axes), context.power)
+        variance = Tensor.of(x.value.var(axes), context.power)
+    elif context.outputs > 1:
+        raise Unsupported("BatchNormalization in training mode before opset 14")
     # Attributes are float32, so the default of epsilon is not 1e-5 but the float32 next to it.
     # y = slope * x + (bias - mean * slope); all (C,)
     slope = scale.value / np.sqrt(variance.value + given.get("epsilon", float(np.float32(1e-5))))
@@ -112,6 +118,12 @@ def reduce_sum(context: Context, x: Tensor, axes: Tensor | None = None) -> Tenso
 def reduce_mean(context: Context, x: Tensor, axes: Tensor | None = None) -> Tensor:
     """ReduceMean: axes are an attribute up to opset 17, an input since 18."""
     return _reduce_axes(context, x, axes, average=True)
+
+
+def reduce_l2(context: Context, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    """ReduceL2: of constants, as Sqrt; axes are an attribute up to opset 17, an input since 18."""
+    squares = _reduce_axes(context, x.map(np.square), axes, average=False)
+    return Tensor.of(np.sqrt(squares.value), context.power)
 
 
 def _reduce_axes(context: Context, x: Tensor, axes: Tensor | None, average: bool) -> Tensor:

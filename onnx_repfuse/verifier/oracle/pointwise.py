@@ -83,6 +83,24 @@ def sqrt(context: Context, x: Tensor) -> Tensor:
     return Tensor.of(np.sqrt(x.value), context.power)
 
 
+def exp(context: Context, x: Tensor) -> Tensor:
+    """Exp: of constants, as Sqrt."""
+    return Tensor.of(np.exp(x.value), context.power)
+
+
+def softmax(context: Context, x: Tensor) -> Tensor:
+    """Softmax over one axis, by default the last; up to opset 12 over all axes from `axis` (1) on.
+
+    A share of 1 moves by at most half of what its inputs move by; the magnitude counts 1 as one more summand.
+    """
+    rank = x.value.ndim
+    first = context.attributes.get("axis", -1 if context.opset >= 13 else 1) % rank
+    axes = (first,) if context.opset >= 13 else tuple(range(first, rank))
+    powers = np.exp(x.value - x.value.max(axes, keepdims=True))
+    magnitude = x.magnitude.max(axes, keepdims=True) + np.zeros_like(x.magnitude)
+    return Tensor(powers / powers.sum(axes, keepdims=True), magnitude + np.float32(1))
+
+
 def reciprocal(context: Context, x: Tensor) -> Tensor:
     """Reciprocal: 1 / x; the derivative is -1 / x^2."""
     squared = np.abs(x.value) ** (2 * context.power)

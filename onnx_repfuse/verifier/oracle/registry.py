@@ -24,10 +24,10 @@ _ROUNDING: dict[str, Operator] = {
     "BatchNormalization": linear.batch_norm,
     "Conv": conv.conv, "ConvTranspose": conv.conv_transpose, "AveragePool": conv.average_pool,
     "GlobalAveragePool": linear.global_average_pool,
-    "ReduceMean": linear.reduce_mean, "ReduceSum": linear.reduce_sum,
+    "ReduceMean": linear.reduce_mean, "ReduceSum": linear.reduce_sum, "ReduceL2": linear.reduce_l2,
     "Elu": pointwise.elu, "Sigmoid": pointwise.sigmoid, "Softplus": pointwise.softplus, "Tanh": pointwise.tanh,
     "LeakyRelu": pointwise.leaky_relu, "PRelu": pointwise.p_relu, "HardSigmoid": pointwise.hard_sigmoid,
-    "HardSwish": pointwise.hard_swish,
+    "HardSwish": pointwise.hard_swish, "Exp": pointwise.exp, "Softmax": pointwise.softmax,
     "Pow": pointwise.power, "Reciprocal": pointwise.reciprocal, "Sqrt": pointwise.sqrt,
 }  # fmt: skip
 # Operators that choose or move what is stored already.
@@ -37,6 +37,7 @@ _EXACT: dict[str, Operator] = {
     "Cast": shape.cast, "CastLike": shape.cast, "Constant": shape.constant, "Shape": shape.shape_of,
     "ConstantOfShape": shape.constant_of_shape, "Expand": shape.expand,
     "Pad": shape.pad, "Slice": shape.slice_, "Split": shape.split, "Concat": shape.concat,
+    "Equal": shape.equal, "Range": shape.range_, "Tile": shape.tile, "Where": shape.where,
     "Gather": shape.gather, "ScatterND": shape.scatter_nd,
     "Reshape": shape.reshape, "Flatten": shape.flatten, "Transpose": shape.transpose,
     "Squeeze": shape.squeeze, "Unsqueeze": shape.unsqueeze,

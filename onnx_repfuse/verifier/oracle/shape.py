@@ -153,6 +153,31 @@ def gather(context: Context, x: Tensor, indices: Tensor) -> Tensor:
     return x.map(lambda a: np.take(a, indices.value, axis=context.attributes.get("axis", 0)))
 
 
+def where(context: Context, condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Where: x where the condition holds, else y; all broadcast."""
+    chosen = condition.value
+    return Tensor(np.where(chosen, x.value, y.value), np.where(chosen, x.magnitude, y.magnitude))
+
+
+def equal(context: Context, a: Tensor, b: Tensor) -> Tensor:
+    """Equal, of sizes. Raises Unsupported for floats, which a rounding decides."""
+    if is_float(a.value.dtype):
+        raise Unsupported("Equal of floats")
+    return Tensor.of(a.value == b.value)
+
+
+def range_(context: Context, start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
+    """Range: start, start + delta, ... before limit."""
+    first, last, step = (operand.value.ravel()[0] for operand in (start, limit, delta))
+    count = max(0, math.ceil((last - first) / step))
+    return Tensor.of(first + np.arange(count) * step, context.power)
+
+
+def tile(context: Context, x: Tensor, repeats: Tensor) -> Tensor:
+    """Tile, since opset 6."""
+    return x.map(lambda a: np.tile(a, [int(count) for count in repeats.value]))
+
+
 def scatter_nd(context: Context, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     """ScatterND: x with x[indices[..., :]] replaced by updates[...]. Raises Unsupported for reductions (opset 16)."""
     if context.attributes.get("reduction", "none") != "none":
