@@ -30,10 +30,12 @@ from onnx_repfuse.records.reasons import Reason
 __all__ = [
     "MAX_TERMS",
     "TOO_LONG",
+    "Apart",
     "Form",
     "Part",
     "Shifted",
     "Term",
+    "apart",
     "fits",
     "gather",
     "identity",
@@ -70,6 +72,17 @@ class Shifted:
         return str(self.source)
 
 
+@dataclass(frozen=True)
+class Apart:
+    """The source `name`, read by a term that does not add up with those of another `number`."""
+
+    name: str
+    number: int
+
+    def __str__(self) -> str:
+        return self.name
+
+
 @dataclass(eq=False)
 class Form:
     """See the module's docstring. `channels` and `layout`, (channel axis, rank), are those of the tensor."""
@@ -86,7 +99,7 @@ class Form:
 
     @property
     def reads_tensors(self) -> bool:
-        """Whether all sources are tensors as they are: names, not views or shifted ones."""
+        """Whether all sources are tensors as they are: names, not views, shifted ones or such that are kept apart."""
         return set(map(type, self.sources)) == {str}  # asked of every form
 
 
@@ -94,6 +107,15 @@ class Form:
 def identity(source: Hashable, channels: int, layout: tuple[int, int]) -> Form:
     """`t = source`."""
     return Form(channels, layout, (Term(source, Vector.unit(channels, layout)),), Bias.zeros(channels))
+
+
+def apart(form: Form, number: int) -> Form:
+    """The same form, whose terms do not add up with those of other forms."""
+    terms = [
+        replace(term, source=Apart(term.source, number)) if isinstance(term.source, str) else term
+        for term in form.terms
+    ]
+    return replace(form, terms=tuple(terms))
 
 
 def scale_out(form: Form) -> Form | None:

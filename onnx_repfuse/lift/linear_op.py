@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -104,11 +104,13 @@ class Context:
         scope: the graph around the node.
         channel_layouts: tensor name -> its `ChannelLayout`, where known.
         protected: id(node) of the nodes that stay because a runtime fuses them as one pattern.
+        extents: what `extents` finds of the sizes of all tensors, once it was asked.
     """
 
     scope: Scope
     channel_layouts: dict[str, ChannelLayout]
     protected: frozenset[int] = field(default_factory=frozenset)
+    extents: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @cached_property
     def max_channels(self) -> int | None:

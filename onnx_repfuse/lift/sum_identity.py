@@ -1,6 +1,6 @@
 """Sums of tensors, and operators that do nothing: Add, Sub, Sum, Mean, Neg, Identity, Dropout.
 
-`Add(a, b)` is linear only when it does not broadcast. That is proved by equal static shapes or, later, by the
+`Add(a, b)` is linear only when it does not broadcast. That is proved by equal sizes (`extents`) or, later, by the
 geometry of its operands; annotations in the file are not trusted.
 """
 
@@ -16,6 +16,7 @@ from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.no_ops import drops
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS
 from onnx_repfuse.lift.batchnorm_arithmetic import lift_arithmetic, per_channel
+from onnx_repfuse.lift.extents import equal_shapes
 from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, Operand, bias_of_const, diagonal
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason
@@ -57,7 +58,7 @@ def lift_sum(context: Context, node: gs.Node) -> LinearOp | Declined | None:
             for number, kernel in enumerate(_summands(node, len(names), channels, layout))
         ),
         bias,
-        needs_equal_shapes=len(names) > 1 and not _equal_shapes(context, names),
+        needs_equal_shapes=len(names) > 1 and not equal_shapes(context, names),
         size=context.size(names[0], channel_layout.rank) if channel_layout.channel_axis == 1 else None,
     )
 
@@ -111,13 +112,6 @@ def _summands(node: gs.Node, tensors: int, channels: int, layout: tuple[int, int
     if node.op == "Mean" and count > 1:
         return [Vector(unit.geometry, unit.scale / count)] * tensors
     return [unit] * tensors
-
-
-def _equal_shapes(context: Context, names: list[str]) -> bool:
-    first = context.scope.shape(names[0])
-    if first is None or None in first:
-        return False
-    return all(context.scope.shape(name) == first for name in names[1:])
 
 
 def lift_identity(context: Context, node: gs.Node) -> LinearOp | None:

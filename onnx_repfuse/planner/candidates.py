@@ -22,6 +22,7 @@ __all__ = [
     "Way",
     "absorbing",
     "combinations",
+    "few_enough",
     "prune",
     "reported_kind",
     "way_of",
@@ -107,6 +108,8 @@ class Entry:
         node: the price of the node alone.
         choice: None where the node stays.
         candidates: what the consumer may put in the tensor's place.
+        separate: of a sum that would take more multiply-adds as one convolution, one more of these: its operands'
+            convolutions, kept apart.
     """
 
     best: Price
@@ -114,6 +117,7 @@ class Entry:
     node: Price
     choice: Candidate | None = None
     candidates: list[Candidate] = field(default_factory=list)
+    separate: Candidate | None = None
 
 
 def absorbing(outer: Candidate, inner: Candidate, form: Form, setup: Price) -> Candidate:
@@ -128,6 +132,11 @@ def absorbing(outer: Candidate, inner: Candidate, form: Form, setup: Price) -> C
     )
 
 
+def few_enough(options: list[list[Option]]) -> bool:
+    """Whether all combinations are tried."""
+    return prod(map(len, options)) <= MAX_COMBINATIONS
+
+
 def combinations(options: list[list[Option]]) -> Iterable[tuple[Option, ...]]:
     """Choices of one option per operand, the options of each being ordered by price.
 
@@ -137,7 +146,7 @@ def combinations(options: list[list[Option]]) -> Iterable[tuple[Option, ...]]:
     if len(options) == 1:
         return [(option,) for option in options[0]]
     count = prod(map(len, options))
-    if count > MAX_COMBINATIONS:
+    if not few_enough(options):
         first = tuple(choice[0] for choice in options)
         second = tuple(choice[:2][-1] for choice in options)
         return dict.fromkeys((first, _farthest(options), second, *_gathering(options)))

@@ -33,17 +33,26 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from onnx_repfuse.algebra.affine_form import Form, identity, scale_out
+from onnx_repfuse.algebra.affine_form import Form, apart, identity, scale_out
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.operators import operator
-from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.views import View
 from onnx_repfuse.lift import Context, LinearOp, Operand
-from onnx_repfuse.planner.candidates import Candidate, Entry, Option, Way, combinations, prune, way_of
+from onnx_repfuse.planner.candidates import (
+    Candidate,
+    Entry,
+    Option,
+    Way,
+    combinations,
+    few_enough,
+    prune,
+    way_of,
+)
 from onnx_repfuse.planner.commute_views import restoring, under_view, why_not_before_average
 from onnx_repfuse.planner.compose import Parts, composed, form_of_node
 from onnx_repfuse.planner.cost import CostModel, Price, node_price
 from onnx_repfuse.planner.lowering import Lowering, writes_itself
+from onnx_repfuse.planner.normalizing import may_normalize
 from onnx_repfuse.planner.regions import Regions
 from onnx_repfuse.planner.sizes import Sizes
 from onnx_repfuse.planner.steps import Lowered, Step
@@ -55,7 +64,6 @@ __all__ = ["Cover"]
 
 _NO_OP = frozenset((Kind.NO_OP,))
 PROHIBITIVE = 1 << 80  # the cost of reading a shared tensor that should have been absorbed
-MAX_NODES_TO_NORM = 8  # per-channel operators between a node and the BatchNormalization before it
 
 
 @dataclass(eq=False)
@@ -164,29 +172,7 @@ class Cover:
         return Price(self.model.elementwise(2 * elements, 0), 0, 1)
 
     def _may_normalize(self, lifted: LinearOp, candidate: Candidate) -> bool:
-        """Whether a factor and a shift may be written as BatchNormalization: only where there was one before.
-
-        Below opset 7, not even there: with `is_test`, it is another operator.
-        """
-        if self.context.scope.opset < NUMPY_BROADCAST_SINCE:
-            return False
-        if operator(lifted.node).normalizes:
-            return True
-        return Kind.AFFINE in candidate.roles and self._follows_norm(lifted)
-
-    def _follows_norm(self, lifted: LinearOp) -> bool:
-        """Whether a BatchNormalization is right before, through operators of one operand."""
-        for _ in range(MAX_NODES_TO_NORM):
-            name = lifted.operands[0].name
-            producer = self.context.scope.producer.get(name)
-            if producer is None or any(operand.name != name for operand in lifted.operands):
-                return False
-            if operator(producer).normalizes:
-                return True
-            if name not in self.lifts:
-                return False
-            lifted = self.lifts[name]
-        return False
+        return may_normalize(self.context.scope, self.lifts, lifted, candidate.roles)
 
     def _entry(self, lifted: LinearOp) -> Entry:
         options = self._options(lifted)
@@ -207,6 +193,8 @@ class Cover:
             ranked.append((cost, candidate))
             for other in self._across_views(lifted, candidate):
                 self._consider(lifted, other, entry)
+            if entry.separate is None:
+                entry.separate = self._kept_apart(lifted, combination, candidate, entry)
         entry.candidates = prune(ranked)
         return entry
 
@@ -264,6 +252,10 @@ class Cover:
         An operator that reads padding takes no bias from below; it may read the source shifted instead.
         """
         options = [self._options_of(operand) for operand in lifted.operands]
+        separate = list(map(self._separate_options, lifted.operands))
+        if any(separate):
+            more = [choice + apart for choice, apart in zip(options, separate, strict=True)]
+            options = more if len(more) == 1 or few_enough(more) else options
         if lifted.padding_value is None and any(term.kernel.geometry.reads_padding for term in lifted.terms):
             for choice in options:
                 for form, candidate, price in list(choice):
@@ -278,18 +270,23 @@ class Cover:
         self.sizes.operand_channels[name, operand.layout] = operand.channels
         absorbed = self.absorbed.get(name) if self.absorbed else None
         if absorbed is not None and _fits(absorbed.form, operand):
-            return [
-                Option(absorbed.form, absorbed, Price())
-            ]  # whoever still reads the tensor ends the joint step
+            # whoever still reads the tensor ends the joint step
+            return [Option(absorbed.form, absorbed, Price())]
         itself = identity(name, operand.channels, operand.layout)
         entry = self.entries.get(name)
         if entry is None or not self.regions.is_private(name):
             return [Option(itself, None, Price())]
         fitting = [candidate for candidate in entry.candidates if _fits(candidate.form, operand)]
-        return [
-            Option(itself, None, entry.best),
-            *[Option(candidate.form, candidate, candidate.setup) for candidate in fitting],
-        ]
+        others = [Option(candidate.form, candidate, candidate.setup) for candidate in fitting]
+        return [Option(itself, None, entry.best), *others]
+
+    def _separate_options(self, operand: Operand) -> list[Option]:
+        """The one in which the terms of a sum are kept apart."""
+        entry = self.entries.get(operand.name)
+        if entry is None or entry.separate is None or not self.regions.is_private(operand.name):
+            return []
+        separate = entry.separate
+        return [Option(separate.form, separate, separate.setup)] if _fits(separate.form, operand) else []
 
     def _scaled_out(self, form: Form) -> Form | None:
         """`scale_out`, the same object for the same form: a shift that two branches share is written once."""
@@ -317,6 +314,21 @@ class Cover:
         elements = max(1, self.sizes.elements(view.operand) * form.channels // view.channels)
         price = self.lowering.price(form, out_elements=elements, may_normalize=False)
         return None if price is None else price.cost
+
+    def _kept_apart(
+        self, lifted: LinearOp, combination: tuple[Option, ...], candidate: Candidate, entry: Entry
+    ) -> Candidate | None:
+        """The same sum, with a convolution for each operand, where it takes fewer multiply-adds than the one of all.
+
+        It saves nothing itself. But what follows the sum can go into each of them.
+        """
+        if len(candidate.form.terms) == sum(len(option.form.terms) for option in combination):
+            return None  # no terms were added up
+        price = self.price(lifted, candidate)
+        if price is None or price.macs <= entry.original.macs:
+            return None
+        separate = tuple(option._replace(form=apart(option.form, n)) for n, option in enumerate(combination))
+        return self._candidate(lifted, separate, {})
 
     def _may_go(self, name: str) -> bool:
         """Whether nothing else reads a tensor, and no form that several consumers see does."""

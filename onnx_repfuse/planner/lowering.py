@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from onnx_repfuse.algebra.affine_form import Form, Shifted, Term
+from onnx_repfuse.algebra.affine_form import Apart, Form, Shifted, Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.algebra.segments import segmented
@@ -305,6 +305,8 @@ class _Writer:
 
     def source(self, source: Hashable) -> Hashable:
         """A tensor, or the step that shifts or views one; every such step is written once."""
+        if isinstance(source, Apart):
+            return source.name
         if not isinstance(source, Shifted | Viewed):
             return source
         if source not in self.sources:

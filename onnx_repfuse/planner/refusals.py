@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope, node_name
-from onnx_repfuse.lift import Declined
+from onnx_repfuse.lift import Declined, LinearOp
 from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Refusal
@@ -32,6 +32,7 @@ def refusals(scope: Scope, cover: Cover, declined: Iterable[tuple[gs.Node, Decli
             continue
         refusal = (
             _not_exact(scope, cover, name)
+            or _may_broadcast(scope, cover, name)
             or _shared_source(scope, cover, name)
             or _more_multiply_adds(scope, cover, name)
             or _behind_an_obstacle(scope, cover, name)
@@ -85,10 +86,29 @@ def _not_exact(scope: Scope, cover: Cover, name: str) -> Refusal | None:
     return _refusal(scope, reason.reason, message, node, below.node)
 
 
+def _may_broadcast(scope: Scope, cover: Cover, name: str) -> Refusal | None:
+    """A per-channel operator cannot go into the operands of a sum before it, as one may be larger than the other."""
+    lifted = cover.lifts[name]
+    below = cover.lifts.get(lifted.operands[0].name)
+    if below is None or not below.needs_equal_shapes or not _is_per_channel(lifted):
+        return None
+    if not cover.regions.is_private(below.output) or cover.entries[name].choice is not None:
+        return None
+    message = (
+        f"{_title(scope, lifted.node)} and {_title(scope, below.node)} stay apart: it is not proved that the operands "
+        "of the latter have equal shapes, and one that broadcasts would get its shift at fewer positions."
+    )
+    return _refusal(scope, Reason.BROADCAST, message, lifted.node, below.node)
+
+
+def _is_per_channel(lifted: LinearOp) -> bool:
+    return len(lifted.operands) == 1 and lifted.terms[0].kernel.geometry.is_diagonal
+
+
 def _shared_source(scope: Scope, cover: Cover, name: str) -> Refusal | None:
     """A per-channel operator cannot go into the convolution before it, whose output has other consumers, too."""
     lifted = cover.lifts[name]
-    if len(lifted.operands) != 1 or not lifted.terms[0].kernel.geometry.is_diagonal:
+    if not _is_per_channel(lifted):
         return None
     source = lifted.operands[0].name
     below = cover.lifts.get(source)
@@ -124,7 +144,9 @@ def _more_multiply_adds(scope: Scope, cover: Cover, name: str) -> Refusal | None
     folded = [candidate for candidate in entry.candidates if candidate.nodes > 1 and candidate.convolves]
     if not folded:
         return None
-    price = cover.price(lifted, min(folded, key=lambda candidate: candidate.nodes))
+    # a sum may look through one of its operands alone: what is told is what all of them would be as one
+    as_one = min(folded, key=lambda candidate: (len(candidate.form.sources), candidate.nodes))
+    price = cover.price(lifted, as_one)
     if price is None or price.macs <= entry.original.macs:
         return None
     message = (

@@ -15,11 +15,11 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
-from onnx_repfuse.graph.scope import Scope, optional_input, static
+from onnx_repfuse.graph.scope import Scope, optional_input
 from onnx_repfuse.lift import Context, LinearOp, lift
-from onnx_repfuse.lift.conv_matmul import resolve_pads
+from onnx_repfuse.lift.windows import has_window, kernel_of, window_of
 
-__all__ = ["Strides", "is_elementwise", "kernel_of", "movable_pads", "reads_border", "strides_read"]
+__all__ = ["Strides", "is_elementwise", "movable_pads", "reads_border", "strides_read"]
 
 Strides = tuple[int, ...]  # one per spatial axis
 TO_THE_END = 1 << 30  # an end of a Slice that is behind any size
@@ -32,7 +32,7 @@ def strides_read(context: Context, node: gs.Node, rank: int) -> Strides | None:
     """
     if node.op == "Slice":
         return _sliced(context.scope, node, rank)
-    if not _has_window(node) or kernel_of(context.scope, node) != (1,) * rank or reads_border(node):
+    if not has_window(node) or kernel_of(context.scope, node) != (1,) * rank or reads_border(node):
         return None
     if node.attrs.get("ceil_mode", 0) or len(node.outputs) != 1:
         return None
@@ -49,16 +49,10 @@ def movable_pads(context: Context, node: gs.Node) -> tuple[int, ...] | None:
     """The pads of a convolution or pool whose strides may be multiplied; None if they may not, or are not known.
 
     Its output has floor((n + slack) / s) + 1 positions; every g-th of them are floor((n + slack) / (s*g)) + 1, as with
-    the stride s*g. With ceil_mode, there may be a window more. Automatic pads would change with the stride.
+    the stride s*g. Automatic pads would change with the stride.
     """
-    kernel = kernel_of(context.scope, node)
-    if not _has_window(node) or not kernel or node.attrs.get("ceil_mode", 0) or len(node.outputs) != 1:
-        return None
-    is_automatic = str(node.attrs.get("auto_pad") or "NOTSET").startswith("SAME")
-    if is_automatic and node.op != "Conv" and max(node.attrs.get("dilations") or (1,)) > 1:
-        return None  # runtimes pad for the window without its dilation
-    pads = resolve_pads(context, node, kernel)
-    return pads if isinstance(pads, tuple) and len(pads) == 2 * len(kernel) else None
+    window = window_of(context, node)
+    return None if window is None else window.pads
 
 
 def is_elementwise(context: Context, node: gs.Node, rank: int) -> bool:
@@ -83,18 +77,6 @@ def _fits(context: Context, name: str, rank: int) -> bool:
     if const is not None:
         return prod(const.shape[-rank:]) == 1
     return name not in context.scope.overridable and context.rank(name) == rank + 2
-
-
-def _has_window(node: gs.Node) -> bool:
-    return node.op == "Conv" or operator(node).has_window
-
-
-def kernel_of(scope: Scope, node: gs.Node) -> tuple[int, ...]:
-    """The window of a convolution or pool; () where it is not known."""
-    kernel = node.attrs.get("kernel_shape")
-    if kernel is None and node.op == "Conv":
-        return (static(scope.shape(optional_input(node, 1))) or ())[2:]
-    return tuple(kernel or ())
 
 
 def _sliced(scope: Scope, node: gs.Node, rank: int) -> Strides | None:

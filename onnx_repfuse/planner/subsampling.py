@@ -23,12 +23,13 @@ from onnx_repfuse.graph.edit_points import replace_nodes
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import Context
+from onnx_repfuse.lift.windows import kernel_of
 from onnx_repfuse.planner.apply_folds import add_fold
 from onnx_repfuse.planner.cost import CostModel
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.planner.protected_patterns import protected_nodes
 from onnx_repfuse.planner.refusals import stride_refusal
-from onnx_repfuse.planner.sampling import Strides, kernel_of, movable_pads, reads_border
+from onnx_repfuse.planner.sampling import Strides, movable_pads, reads_border
 from onnx_repfuse.planner.sizes import UNKNOWN_POSITIONS
 from onnx_repfuse.planner.thin_tensors import ThinTensors
 from onnx_repfuse.records.reasons import Reason
