@@ -34,6 +34,11 @@ class Runtime:
     )
     custom_ops: tuple[Path, ...] = ()
 
+    @property
+    def is_optimized(self) -> bool:
+        """Whether models run as they are deployed."""
+        return self.optimization == "ORT_ENABLE_ALL"
+
     def optimized(self) -> Runtime:
         """The same with all graph optimizations, as models are deployed."""
         return replace(self, optimization="ORT_ENABLE_ALL")

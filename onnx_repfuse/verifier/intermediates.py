@@ -28,6 +28,7 @@ from onnx_repfuse.verifier.session import (
     load,
     one_line,
     open_session,
+    release_heap,
 )
 
 __all__ = [
@@ -40,6 +41,9 @@ __all__ = [
 
 Intermediates = Mapping[str, Any] | str  # tensors by name, or why they cannot be read
 MAX_INTERMEDIATE_BYTES = 1 << 30
+_FEW_BYTES = 256 << 20  # held at once where that takes few runs
+_FEW_RUNS = 8
+_WORTH_GIVING_BACK = 16 << 20  # bytes
 _ELEMENT_BYTES = 4  # float32, as a rule
 _UNKNOWN_SIZE_FACTOR = 8  # a tensor of unknown size is taken for this many times the largest input
 _MAX_FILE_IN_MEMORY = 128 << 20  # bytes; a larger file is copied to disk to get its extra outputs
@@ -71,7 +75,7 @@ def read_intermediates(
         on_run: is called after each run of the original.
 
     Yields:
-        (indices into `wanted`, the values), every index once.
+        (indices into `wanted`, the values), every index once. The values are gone when the next ones are asked for.
     """
     produced, outputs = tensor_names(skeleton or original)
     readable = {index: names for index, names in enumerate(wanted) if produced.issuperset(names)}
@@ -215,6 +219,9 @@ def _read_batches(
             if batch is batches[-1]:
                 stack.close()
             yield batch, values
+            values.clear()  # else they, and whoever got them, would hold two batches during the next run
+            if sum(sizes.get(name, 0) for name in names) > _WORTH_GIVING_BACK:
+                release_heap()
 
 
 def _sizes_in_bytes(session: Session, feed: Feed) -> tuple[dict[str, int], list[str]]:
@@ -254,6 +261,8 @@ def _batches(
     """Indices of folds whose tensors fit into memory together; a fold too large for it is alone."""
     # A name without a size is taken for the largest, to be safe.
     largest = max(sizes.values(), default=_ELEMENT_BYTES)
+    total = sum(sizes.get(name, largest) for name in set().union(*wanted.values()))
+    max_bytes = min(max_bytes, max(_FEW_BYTES, total // _FEW_RUNS))
     batches: list[list[int]] = []
     held: set[str] = set()
     for index, names in wanted.items():

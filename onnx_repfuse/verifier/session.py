@@ -231,6 +231,9 @@ def _open_onnxruntime(model: Path | str | bytes, runtime: Runtime, folder: Path 
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, runtime.optimization)
     options.intra_op_num_threads = runtime.threads
     options.inter_op_num_threads = 1
+    # The arena never gives back what one run took, and its pattern of the last run is kept for the next. Models that
+    # are timed have both, as they are deployed.
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = runtime.is_optimized
     options.log_severity_level = SILENT  # its reasons reach the user through DoesNotRun
     # Two sessions are timed by turns. Threads that wait by spinning would take time from the other session.
     options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_repfuse.pipeline.compare_models import bisect
 from onnx_repfuse.records.verdict import Status
+from onnx_repfuse.verifier import intermediates
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.folds.in_place import check_in_place
 from onnx_repfuse.verifier.folds.isolated import probe
@@ -348,3 +349,42 @@ def test_sizes_that_the_runtime_does_not_infer_take_one_more_run() -> None:
     assert len(runs) == 4
     assert read(1000 * size) == [list(range(12))]
     assert len(runs) == 1
+
+
+def _chain_of_twelve() -> tuple[onnx.ModelProto, list[str], dict[str, Any]]:
+    names = [f"t{index}" for index in range(12)]
+    nodes = [helper.make_node("Sin", [a], [b]) for a, b in zip(["x", *names], names, strict=False)]
+    shape = [1, 3, 32, 32]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(names[-1], TensorProto.FLOAT, shape)],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return model, names, {"x": np.ones(shape, np.float32)}
+
+
+def test_few_tensors_are_held_at_once_where_that_takes_few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, names, feed = _chain_of_twelve()
+    size = feed["x"].nbytes
+    for few, runs in ((4 * size, 3), (12 * size, 1), (0, 12)):
+        monkeypatch.setattr(intermediates, "_FEW_BYTES", few)
+        monkeypatch.setattr(intermediates, "_FEW_RUNS", 12)
+        assert len(list(read_intermediates(model, [[name] for name in names], feed))) == runs
+    monkeypatch.setattr(intermediates, "_FEW_RUNS", 4)
+    assert len(list(read_intermediates(model, [[name] for name in names], feed))) == 4
+
+
+def test_what_was_read_is_given_back_before_the_next_run() -> None:
+    model, names, feed = _chain_of_twelve()
+    held: list[int] = []
+    seen: list[Any] = [{}]
+    for _, values in read_intermediates(
+        model,
+        [[name] for name in names],
+        feed,
+        max_bytes=feed["x"].nbytes,
+        on_run=lambda: held.append(len(seen[-1])),
+    ):
+        seen.append(values)
+        assert len(values) == 2, "the feed, and one tensor"
+    assert held[1:] == [0] * 11

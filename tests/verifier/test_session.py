@@ -27,6 +27,7 @@ def test_a_runtime_sets_providers_threads_and_the_optimization_level() -> None:
     ):
         with open_session(relu([2]), runtime) as session:
             assert session.engine.get_session_options().graph_optimization_level == expected
+            assert session.engine.get_session_options().enable_cpu_mem_arena == runtime.is_optimized
             assert session.engine.get_providers() == ["CPUExecutionProvider"]
     with open_session(relu([2]), Runtime(threads=2)) as session:
         assert session.engine.get_session_options().intra_op_num_threads == 2
