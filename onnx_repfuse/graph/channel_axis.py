@@ -72,7 +72,7 @@ def _before_view(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
         before
         for before in possible
         if shape[before[0]] == wanted.channels
-        and (behind := behind_view(layouts.scope, node, before, wanted.channels)) is not None
+        and (behind := behind_view(layouts.scope, node, before, wanted.channels, wanted)) is not None
         and behind[0] == wanted.layout
     ]
     if len(found) != 1:  # nothing, or both axes

@@ -17,7 +17,7 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from onnx_repfuse.graph.enforced import refers_to_call
 from onnx_repfuse.graph.scope import ONNX_DOMAINS, OPAQUE
 
-__all__ = ["bare", "decode", "new_node"]
+__all__ = ["bare", "decode", "new_node", "read_instead"]
 
 _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
@@ -87,6 +87,11 @@ def new_node(
 ) -> gs.Node:
     """A node of ONNX's own domain, with tensors that no other node shares."""
     return _node(op, name, attrs, list(map(_Tensor, inputs)), list(map(_Tensor, outputs)), None)
+
+
+def read_instead(node: gs.Node, place: int, name: str) -> None:
+    """Let one input of a node be another tensor, and leave the tensor's other consumers alone."""
+    node.inputs[place] = _Tensor(name)
 
 
 def _node(

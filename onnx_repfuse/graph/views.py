@@ -20,11 +20,15 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.graph.operators.channel_rules import ChannelLayout
 from onnx_repfuse.graph.operators.facts import Layout, SpaceMap, SpaceMapSort, ViewCase
 from onnx_repfuse.graph.operators.space_maps import permutation
 from onnx_repfuse.graph.scope import Const, Scope, Shape
 
-__all__ = ["Behind", "Layout", "View", "behind_view", "is_identity", "restored_from"]
+__all__ = ["Behind", "Layout", "View", "behind_view", "computed_from_shapes", "is_identity", "restored_from"]
+
+MAX_SHAPE_NODES = 32  # between the shapes of tensors and the size that is computed from them
+_HAVE_SUBGRAPHS = frozenset(("If", "Loop", "Scan"))
 
 
 @dataclass(eq=False)
@@ -90,12 +94,20 @@ class Behind(NamedTuple):
     is_copy: bool
 
 
-def behind_view(scope: Scope, node: gs.Node, before: Layout, channels: int) -> Behind | None:
-    """What is behind a view of a tensor with channels at `before`; None if it is not a view."""
+def behind_view(
+    scope: Scope, node: gs.Node, before: Layout, channels: int, demanded: ChannelLayout | None = None
+) -> Behind | None:
+    """What is behind a view of a tensor with channels at `before`; None if it is not a view.
+
+    Args:
+        demanded: what the consumers of the output demand of it, which tells sizes that inference did not find.
+    """
     space_map = operator(node).space_map
     if space_map is None or not node.inputs or len(node.outputs) != 1:
         return None
     shape, result = scope.shape(node.inputs[0].name) or (), _result_shape(scope, node)
+    if demanded is not None and demanded.allows_dims(len(result)):
+        result = _with_channels(result, demanded)
     if min(len(shape), len(result)) < 2:
         return None
     axis, rank = before
@@ -114,10 +126,37 @@ def behind_view(scope: Scope, node: gs.Node, before: Layout, channels: int) -> B
 
 
 def _result_shape(scope: Scope, node: gs.Node) -> Shape:
-    """The proved shape of the output, that of another tensor if the node restores it; () if an input may vary."""
-    is_fixed = all(scope.const(t.name) is not None for t in node.inputs[1:] if t.name)
-    name = node.outputs[0].name if is_fixed else restored_from(scope, node)
+    """The proved shape of the output, that of another tensor if the node restores it; () if an input may vary.
+
+    The target of a Reshape may also follow from shapes: then inference has proved what it could.
+    """
+    varying = [t.name for t in node.inputs[1:] if t.name and scope.const(t.name) is None]
+    follows = node.op == "Reshape" and all(computed_from_shapes(scope, name) for name in varying)
+    name = (restored_from(scope, node) if varying else "") or (
+        node.outputs[0].name if follows or not varying else ""
+    )
     return scope.shape(name) or ()
+
+
+def _with_channels(shape: Shape, layout: ChannelLayout) -> Shape:
+    """A shape with the channels of a layout, where it does not say how many there are."""
+    place = layout.channel_axis % len(shape)
+    return (*shape[:place], layout.channels if shape[place] is None else shape[place], *shape[place + 1 :])
+
+
+def computed_from_shapes(scope: Scope, name: str) -> list[gs.Node]:
+    """The nodes that compute a tensor from nothing but constants and shapes, in topological order; [] if others do."""
+    nodes: dict[int, gs.Node] = {}
+    pending = [name]
+    while pending:
+        producer = scope.producer.get(pending.pop())
+        if producer is None or producer.op in _HAVE_SUBGRAPHS or len(nodes) > MAX_SHAPE_NODES:
+            return []
+        nodes.pop(id(producer), None)  # what reads it too comes behind it
+        nodes[id(producer)] = producer
+        if operator(producer).of_shape is None:
+            pending += [t.name for t in producer.inputs if t.name and scope.const(t.name) is None]
+    return list(nodes.values())[::-1]
 
 
 def restored_from(scope: Scope, node: gs.Node) -> str:

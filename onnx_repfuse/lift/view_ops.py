@@ -20,8 +20,8 @@ def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
     """GlobalAveragePool, ReduceMean, Resize, Flatten, Reshape, Squeeze, Unsqueeze, Transpose: see `graph.views`."""
     scope = context.scope
     name, output = node.inputs[0].name, node.outputs[0].name
-    before = context.float_layout(name)
-    behind = None if before is None else behind_view(scope, node, before.layout, before.channels)
+    before, after = context.float_layout(name), context.channel_layout(output)
+    behind = None if before is None else behind_view(scope, node, before.layout, before.channels, after)
     if before is None or behind is None:
         return None
     # The term is in the layout before the view, the operator's output in the one behind it.

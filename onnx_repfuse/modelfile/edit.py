@@ -18,6 +18,7 @@ import onnx
 
 from onnx_repfuse.errors import OutputError, quoted
 from onnx_repfuse.modelfile.dtypes import numpy_dtype, pack, stored_size, type_name
+from onnx_repfuse.modelfile.node_order import sort_nodes
 
 __all__ = ["INPUTS_ARE_OPTIONAL", "Edit", "NewTensor", "ScopeKey", "apply_edits"]
 
@@ -128,6 +129,8 @@ def apply_edits(model: onnx.ModelProto, edits: Mapping[ScopeKey, Edit], placehol
     editor.edit_scope(model.graph, (), {})
     for index, function in enumerate(model.functions):
         editor.edit_scope(function, ("function", index), {})
+    if any(edit.rewired for edit in edits.values()):
+        sort_nodes(model)  # what a node reads now may be computed behind it
     missed = editor.edits.keys() - editor.visited
     if missed:
         raise OutputError(f"there is no graph {min(missed, key=repr)!r} to edit")

@@ -12,6 +12,7 @@ from typing import TypeVar
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_repfuse.graph.decode import read_instead
 from onnx_repfuse.graph.edit_points import replace_aliases, replace_nodes
 from onnx_repfuse.graph.no_ops import given_out
 from onnx_repfuse.graph.scope import Scope
@@ -21,6 +22,7 @@ from onnx_repfuse.planner.emit import emit
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.planner.protected_patterns import protected_nodes
 from onnx_repfuse.planner.select import Selection
+from onnx_repfuse.planner.shape_readers import shape_sources
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.report import Kind
 
@@ -37,6 +39,8 @@ def apply_folds(plan: ScopePlan, cover: Cover, selections: Iterable[Selection]) 
     replaced: dict[int, list[gs.Node]] = {}
     aliases: dict[str, str] = {}
     fresh: dict[str, gs.Node] = {}
+    selections = list(selections)
+    shapes = [pair for selection in selections for pair in shape_sources(cover, selection)]
     for selection in _copies_last(scope, selections):
         output, lowered = selection.output, selection.lowered
         nodes: list[gs.Node] = []
@@ -60,7 +64,11 @@ def apply_folds(plan: ScopePlan, cover: Cover, selections: Iterable[Selection]) 
             plan.aliases[output] = fold
         plan.add(fold, earlier)
     replace_nodes(scope, replaced)
+    for reader, source in shapes:
+        read_instead(reader, 0, plan.stand_in(source or reader.inputs[0].name))
     replace_aliases(scope, aliases)
+    if shapes:  # a shape may be read behind where it was
+        scope.nodes = scope.order(scope.nodes)
 
 
 def _copies_last(scope: Scope, selections: Iterable[Selection]) -> list[Selection]:

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.edit_points import to_proto
 from onnx_repfuse.graph.scope import Const, Scope
+from onnx_repfuse.graph.views import computed_from_shapes
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.modelfile.dtypes import numpy_dtype
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
@@ -106,27 +108,38 @@ def _outputs(nodes: Nodes) -> set[str]:
 
 
 def _with_shapes(scope: Scope, nodes: Nodes) -> Nodes:
-    """Nodes, and the Shape nodes whose result a Reshape among them takes, each behind the node it reads from.
+    """Nodes, and those that compute the targets of the Reshapes among them from shapes, as early as may be.
 
-    Planning treats such a Reshape as a view of one tensor, so a fold does not absorb the Shape node.
+    Planning treats such a Reshape as a view of one tensor, so a fold does not absorb what computes its target.
     """
-    if not any(node.op_type == "Reshape" for node in nodes):
+    reshapes = [node for node in nodes if node.op_type == "Reshape"]
+    if not reshapes:
         return nodes
-    computed = _outputs(nodes)
-    missing = {name for node in nodes for name in node.input} - computed
-    first: list[onnx.NodeProto] = []
-    behind: dict[str, list[onnx.NodeProto]] = {}  # by the tensor whose shape is read
-    for shape in scope.original.values():
-        if shape.op == "Shape" and shape.outputs[0].name in missing:
-            source = shape.inputs[0].name
-            place = behind.setdefault(source, []) if source in computed else first
-            place.append(to_proto(shape))
-    result = first
-    for node in nodes:
-        result.append(node)
-        for name in node.output:
-            result += behind.get(name, [])
+    missing = {node.input[1] for node in reshapes if len(node.input) > 1} - _outputs(nodes)
+    added: dict[int, onnx.NodeProto] = {}
+    for name in sorted(missing):
+        if scope.const(name) is None:
+            added.update((id(node), to_proto(node)) for node in _sizes_before(scope, name))
+    waiting = list(added.values())
+    unknown = _outputs((*nodes, *waiting))
+    result: list[onnx.NodeProto] = []
+    for node in (None, *nodes):
+        if node is not None:
+            result.append(node)
+            unknown.difference_update(node.output)
+        for early in tuple(waiting):  # in topological order
+            if unknown.isdisjoint(early.input):
+                result.append(early)
+                waiting.remove(early)
+                unknown.difference_update(early.output)
     return result
+
+
+def _sizes_before(scope: Scope, name: str) -> list[gs.Node]:
+    """The nodes that compute a tensor from shapes; of those that are gone, a Shape."""
+    if name in scope.producer:
+        return computed_from_shapes(scope, name)
+    return [node for node in scope.original.values() if node.op == "Shape" and node.outputs[0].name == name]
 
 
 def _declare(

@@ -43,6 +43,7 @@ from onnx_repfuse.planner.protected_patterns import protected_nodes
 from onnx_repfuse.planner.refusals import opset_refusal, refusals, size_refusal
 from onnx_repfuse.planner.run_time_sizes import may_rise
 from onnx_repfuse.planner.select import Selection, select
+from onnx_repfuse.planner.shape_readers import reads_lost_shape
 from onnx_repfuse.planner.shared_consumers import absorb_shared_tensors
 from onnx_repfuse.planner.subsampling import apply_subsamplings, subsampling_refusals
 from onnx_repfuse.records.report import Kind, Refusal
@@ -206,16 +207,19 @@ class _Planning:
     def refuse(self, cover: Cover, selections: Iterable[Selection]) -> set[str]:
         """Ban outputs of which too much would have to be proved, and refuse ways that may be dearer at run time.
 
+        Likewise ways that would take away the last tensor whose shape tells a size.
+
         Returns:
             the outputs to be covered again.
         """
         too_wide = {one.output for one in selections if reads_too_many(self.plan, one)}
         self.banned |= too_wide
         rising = [one for one in selections if one.output not in too_wide and may_rise(cover, one)]
-        self.refused |= {(one.output, way_of(one.candidate)) for one in rising}
         for one in rising:
             self.not_cheaper.setdefault(one.output, one.nodes)
-        return too_wide | {one.output for one in rising}
+        lost = [one for one in selections if reads_lost_shape(cover, one)]
+        self.refused |= {(one.output, way_of(one.candidate)) for one in (*rising, *lost)}
+        return too_wide | {one.output for one in (*rising, *lost)}
 
     def _changed(self, *, written: bool) -> None:
         """After nodes may have been written, remove what nobody needs any more."""

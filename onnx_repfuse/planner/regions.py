@@ -1,6 +1,7 @@
 """Who may look through whom: private tensors, and the regions they make of a scope.
 
-A tensor is private if one node reads it, that node has one output which is used, and nobody outside sees the tensor.
+A tensor is private if one node reads its values, that node has one output which is used, and nobody outside sees the
+tensor. Nodes that ask for its shape only may read another tensor (`shape_readers`).
 Then only the consumer needs it, and may compute its own output from the tensor's sources instead. Private tensors join
 their nodes to regions, each with one root: a tensor that must exist. Regions do not influence one another.
 """
@@ -13,6 +14,7 @@ from functools import cached_property
 
 import onnx_graphsurgeon as gs
 
+from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import LinearOp
 
@@ -48,11 +50,15 @@ class Regions:
         """Whether the tensor's consumer may look through it."""
         answer = self._private.get(name)
         if answer is None:
-            answer = name in self.read_by_group or (
-                self.scope.is_private(name) and self.has_one_used_output(self.consumer(name))
-            )
+            answer = name in self.read_by_group or self._has_one_consumer(name)
             self._private[name] = answer
         return answer
+
+    def _has_one_consumer(self, name: str) -> bool:
+        if self.scope.is_seen(name):
+            return False
+        consumers = _value_consumers(self.scope, name)
+        return len(consumers) == 1 and self.has_one_used_output(consumers[0])
 
     def has_one_used_output(self, node: gs.Node) -> bool:
         """Whether only one of its outputs is used."""
@@ -60,9 +66,9 @@ class Regions:
         return len(outputs) == 1 or sum(1 for tensor in outputs if self.scope.is_used(tensor.name)) == 1
 
     def consumer(self, name: str) -> gs.Node:
-        """The node that alone reads a tensor."""
+        """The node that alone reads a tensor's values."""
         group = self.read_by_group.get(name)
-        return self.scope.consumers[name][0] if group is None else group.node
+        return _value_consumers(self.scope, name)[0] if group is None else group.node
 
     @cached_property
     def roots(self) -> dict[str, str]:
@@ -75,6 +81,14 @@ class Regions:
                     if tensor.name in roots and self.scope.is_used(tensor.name):
                         roots[name] = roots[tensor.name]
         return roots
+
+
+def _value_consumers(scope: Scope, name: str) -> list[gs.Node]:
+    """The nodes that read the values of a tensor, and not only its shape."""
+    consumers = scope.consumers.get(name, [])
+    if len(consumers) == 1:
+        return consumers  # if it is a Shape, the tensor is no operand of anything that is lifted
+    return [consumer for consumer in consumers if operator(consumer).of_shape is None]
 
 
 def _read_alone(scope: Scope, group: LinearOp) -> Iterator[str]:
