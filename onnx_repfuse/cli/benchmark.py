@@ -2,14 +2,24 @@
 
 A round times a block of runs of each model, in alternating order. The ratio is taken within a round, so that a busy
 machine slows both models alike. The spread is the quartiles over the rounds.
+
+Processors are slow with subnormal numbers, which weights may be, and activations may become. ONNX Runtime's setting
+`session.set_denormal_as_zero` takes them for zeros. `measure_as_zero` says what it would gain, in a process of its own:
+the first session of a process decides for the thread that opens it, and for threads that this one starts later.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from onnx_repfuse.errors import InputError
 from onnx_repfuse.records.outcome import Bench
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 
@@ -19,7 +29,7 @@ if TYPE_CHECKING:
 
     _Timed: TypeAlias = tuple[Session, Mapping[str, Any]]
 
-__all__ = ["measure"]
+__all__ = ["measure", "measure_as_zero"]
 
 _MIN_BLOCK = 0.01  # seconds; a fast model is run several times, so that reading the clock does not count
 _WARM_UP = 2  # runs; the first ones allocate memory
@@ -45,21 +55,16 @@ def measure(
     Raises:
         InputError: a model does not run.
     """
-    from onnx_repfuse.verifier.input_hints import input_hints
-    from onnx_repfuse.verifier.inputs import FeedSpec, choose_feeds
     from onnx_repfuse.verifier.session import open_session
 
-    spec = spec or FeedSpec()
-    single = FeedSpec(shapes=spec.shapes, data=spec.data[:1], seeds=(0,))
     with (
         open_session(original, runtime.optimized()) as first,
         open_session(fused, runtime.optimized()) as second,
     ):
-        group = choose_feeds(first, single, input_hints(original, first.inputs))[0]
-        feed = group.feeds[0]
+        feed, shapes = _feed(original, first, spec)
         values = [feed[port.name] for port in first.inputs]  # the inputs of the two may have different names
         other = {port.name: value for port, value in zip(second.inputs, values, strict=True)}
-        before, after = _rounds((first, feed), (second, other), seconds)
+        before, after = _rounds(partial(_time, (first, feed)), partial(_time, (second, other)), seconds)
     ratios = [a / b for a, b in zip(before, after, strict=True)]
     return Bench(
         _quartiles([1000 * value for value in before]),
@@ -67,24 +72,74 @@ def measure(
         _quartiles(ratios),
         len(before),
         runtime.threads,
-        dict(group.shapes),
+        shapes,
     )
 
 
-def _rounds(original: _Timed, fused: _Timed, seconds: float) -> tuple[list[float], list[float]]:
-    """Seconds per run of each model, one for each round."""
-    _time(original, _WARM_UP)
-    _time(fused, _WARM_UP)
-    repeats = max(1, round(_MIN_BLOCK / max(_time(original, 1), 1e-6)))
+def measure_as_zero(
+    model: Model, spec: FeedSpec | None = None, *, runtime: Runtime = DEFAULT_RUNTIME, seconds: float = 3.0
+) -> tuple[float, float, float]:
+    """How many times as fast a model is where subnormal numbers are zeros: (median, low quartile, high quartile).
+
+    The arguments are those of `measure`.
+
+    Raises:
+        InputError: the model does not run.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        try:
+            return process.submit(_gain_as_zero, model, spec, runtime, seconds).result()
+        except BrokenProcessPool as error:
+            raise InputError("the process that takes subnormal numbers for zeros has ended") from error
+
+
+def _gain_as_zero(
+    model: Model, spec: FeedSpec | None, runtime: Runtime, seconds: float
+) -> tuple[float, float, float]:
+    """`measure_as_zero`, in a process that has opened no session yet."""
+    from onnx_repfuse.verifier.session import open_session
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(int).result()  # started before the session: it does not get the setting
+        with open_session(model, replace(runtime.optimized(), denormal_as_zero=True)) as session:
+            timed = (session, _feed(model, session, spec)[0])
+
+            def in_thread(repeats: int) -> float:
+                return thread.submit(_time, timed, repeats).result()
+
+            without, with_setting = _rounds(in_thread, partial(_time, timed), seconds)
+    return _quartiles([a / b for a, b in zip(without, with_setting, strict=True)])
+
+
+def _feed(
+    model: Model, session: Session, spec: FeedSpec | None
+) -> tuple[Mapping[str, Any], dict[str, tuple[int, ...]]]:
+    """The inputs that are timed, and their shapes."""
+    from onnx_repfuse.verifier.input_hints import input_hints
+    from onnx_repfuse.verifier.inputs import FeedSpec, choose_feeds
+
+    spec = spec or FeedSpec()
+    single = FeedSpec(shapes=spec.shapes, data=spec.data[:1], seeds=(0,))
+    group = choose_feeds(session, single, input_hints(model, session.inputs))[0]
+    return group.feeds[0], dict(group.shapes)
+
+
+def _rounds(
+    first: Callable[[int], float], second: Callable[[int], float], seconds: float
+) -> tuple[list[float], list[float]]:
+    """Seconds per run of each, one for each round; both take how often to run."""
+    first(_WARM_UP)
+    second(_WARM_UP)
+    repeats = max(1, round(_MIN_BLOCK / max(first(1), 1e-6)))
     times: tuple[list[float], list[float]] = ([], [])
-    models = (original, fused)
+    measured = (first, second)
     end = time.perf_counter() + seconds
     for count in range(_MAX_ROUNDS):
         if count >= _MIN_ROUNDS and time.perf_counter() >= end:
             break
         # The order alternates, since the second of a round finds a warmer cache and a hotter processor.
         for index in (0, 1) if count % 2 == 0 else (1, 0):
-            times[index].append(_time(models[index], repeats))
+            times[index].append(measured[index](repeats))
     return times
 
 

@@ -162,13 +162,16 @@ def _feeds(task: Task) -> FeedSpec:
 
 
 def _bench(task: Task, progress: Progress) -> Bench:
-    from onnx_repfuse.cli.benchmark import measure
+    from onnx_repfuse.cli.benchmark import measure, measure_as_zero
     from onnx_repfuse.modelfile.snapshot import safe_to_run
 
     progress("timing", 0, 0)
     runtime = with_custom_ops(task.options.custom_ops)
     with safe_to_run(Path(task.model), Path(task.output)) as (first, second):
-        return measure(first, second, _feeds(task), runtime=runtime)
+        bench = measure(first, second, _feeds(task), runtime=runtime)
+        if task.command == "compare":  # of two models, whose inputs may have other names
+            return bench
+        return replace(bench, as_zero=measure_as_zero(second, _feeds(task), runtime=runtime))
 
 
 def _precision(task: Task, progress: Progress) -> tuple[Precision, ...]:

@@ -26,6 +26,8 @@ class Bench:
         rounds: number of interleaved rounds.
         threads: threads within an operator.
         shapes: input name -> shape that was timed.
+        as_zero: how many times as fast the result would be if the session took subnormal numbers for zeros; None where
+            that was not measured.
     """
 
     original: tuple[float, float, float]
@@ -34,6 +36,7 @@ class Bench:
     rounds: int
     threads: int
     shapes: dict[str, tuple[int, ...]]
+    as_zero: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ class Runtime:
         optimization: a level of `onnxruntime.GraphOptimizationLevel`. Models are compared unoptimized, where each
             node computes what it says; latency is measured with ORT_ENABLE_ALL.
         custom_ops: shared libraries with custom operators.
+        denormal_as_zero: the session takes subnormal numbers for zeros. Only the first session of a process decides
+            that for the thread that opens it.
     """
 
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
@@ -33,6 +35,7 @@ class Runtime:
         "ORT_DISABLE_ALL"
     )
     custom_ops: tuple[Path, ...] = ()
+    denormal_as_zero: bool = False
 
     @property
     def is_optimized(self) -> bool:

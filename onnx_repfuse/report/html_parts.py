@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from onnx_repfuse.report.formatting import (
+    as_zero_sentence,
     clean,
     compared_alone,
     duration,
@@ -91,11 +92,12 @@ def bench_bars(bench: Bench) -> str:
         f"<span>{values[0]:.3g} ms <small>({values[1]:.3g}&ndash;{values[2]:.3g})</small></span>"
         for name, values in (("original", bench.original), ("fused", bench.fused))
     )
+    as_zero = f"<p>{escape(as_zero_sentence(bench))}</p>" if bench.as_zero else ""
     shapes = "; ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in bench.shapes.items())
     return (
         f'<div class="bars">{rows}</div><p><strong>{bench.ratio[0]:.2f}x</strong> as fast '
         f"({bench.ratio[1]:.2f}&ndash;{bench.ratio[2]:.2f} between the quartiles of {bench.rounds} interleaved rounds, "
-        f"{plural(bench.threads, 'thread')}, {escape(shapes)})</p>"
+        f"{plural(bench.threads, 'thread')}, {escape(shapes)})</p>{as_zero}"
     )
 
 

@@ -27,7 +27,7 @@ SCHEMA = 2
 
 # The keys of records whose fields are not the keys, in order.
 _KEYS: dict[type, str] = {
-    Bench: "ratio original_ms fused_ms rounds threads shapes",
+    Bench: "ratio original_ms fused_ms rounds threads shapes as_zero",
     Counts: "ops nodes parameters bytes macs",
     FoldVerdict: "output scope status stages",
     Fold: "output kind kinds scope absorbed created sources macs_before macs_after",
@@ -41,6 +41,7 @@ _MEMBERS: dict[tuple[type, str], tuple[str, ...]] = {
     (Bench, "ratio"): _SPREAD,
     (Bench, "original_ms"): _SPREAD,
     (Bench, "fused_ms"): _SPREAD,
+    (Bench, "as_zero"): _SPREAD,
     (OutputVerdict, "noise"): ("inputs", "weights"),
     (Verification, "runs"): ("original", "result"),
 }
@@ -118,7 +119,7 @@ def _object(record: Any) -> dict[str, Any]:
     result = {}
     for key in keys:
         value = getattr(record, _ATTRIBUTES.get((kind, key), key))
-        if (kind, key) in _MEMBERS:
+        if (kind, key) in _MEMBERS and value is not None:
             value = dict(zip(_MEMBERS[kind, key], value, strict=True))
         if key == "ops":  # sorted, so that two reports of equal models are equal texts
             value = dict(sorted(value.items()))

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from onnx_repfuse.report.advice import advice, brief, by_reason
 from onnx_repfuse.report.formatting import (
+    as_zero_sentence,
     clean,
     compared_alone,
     duration,
@@ -320,7 +321,7 @@ def _latency(bench: Bench) -> str:
     return (
         f"\nLatency: {original} -> {fused}, {median:.2f}x as fast ({low:.2f}..{high:.2f}; "
         f"{bench.rounds} interleaved rounds, {plural(bench.threads, 'thread')})"
-    )
+    ) + (f"\n{as_zero}" if (as_zero := as_zero_sentence(bench)) else "")
 
 
 def _precision(study: Precision) -> str:

@@ -237,6 +237,8 @@ def _open_onnxruntime(model: Path | str | bytes, runtime: Runtime, folder: Path 
     options.log_severity_level = SILENT  # its reasons reach the user through DoesNotRun
     # Two sessions are timed by turns. Threads that wait by spinning would take time from the other session.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if runtime.denormal_as_zero:
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
     if folder is not None:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(Path(folder).resolve())

@@ -15,6 +15,7 @@ import pytest
 from onnx_repfuse.cli.main import main
 from onnx_repfuse.errors import InputError, UsageError, VerificationError
 from onnx_repfuse.records.report import Kind
+from tests.build import Net
 
 MODELS = Path(__file__).parents[2] / "models"
 TRAIN = MODELS / "acnet.train.onnx"
@@ -499,6 +500,21 @@ def test_progress_on_a_terminal_only(model):
     assert process.returncode == 0
     assert any(stage in shown for stage in ("planning", "proving", "reading"))
     assert b"\x1b" not in out
+
+
+def test_bench_says_what_denormals_as_zeros_would_gain(tmp_path, capsys, monkeypatch):
+    """Subnormal activations: no weight is one, so nothing can be flushed."""
+    net = Net(16, shape=(1, 16, 24, 24))
+    weight = np.random.default_rng(0).uniform(0.5, 1.5, (16, 16, 3, 3))
+    y = net.op(
+        "Conv", net.op("Mul", "x", net.const(1e-39 * 2**20)), net.const(weight * 2.0**-20), pads=[1] * 4
+    )
+    onnx.save(net.model(net.op("Relu", y)), tmp_path / "m.onnx")
+    monkeypatch.chdir(tmp_path)
+    assert main(["m.onnx", "--bench", "--no-check", "--keep", "*", "--json", "r.json"]) == 0
+    gain = json.loads(Path("r.json").read_text())["bench"]["as_zero"]
+    assert gain["median"] > 2
+    assert "it computes with subnormal numbers" in capsys.readouterr().out
 
 
 def test_bench(model, capsys, monkeypatch):
