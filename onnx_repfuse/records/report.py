@@ -29,8 +29,8 @@ class Kind(str, Enum):
     ACTIVATION = "activation"
     STRIDE = "stride"
     # These are changes, not folds.
-    CONSTANT = "constant"
     FLUSH = "flush"
+    CONSTANT = "constant"
     NO_OP = "no-op"
     FROZEN = "frozen"
 
