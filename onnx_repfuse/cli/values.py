@@ -26,6 +26,7 @@ KIND_HELP = {
     Kind.STRIDE: "the stride of a 1x1 Conv or Slice, moved up to the Conv that computes what it skips",
     Kind.FLUSH: "not a fold: weights so small that processors are slow with them, and too small to show, become zero",
     Kind.CONSTANT: "not a fold: nodes that compute a constant, as the initializer that they compute",
+    Kind.EQUAL: "not a fold: a node that computes what an equal one computes, which is read instead",
     Kind.NO_OP: "not a fold: a node that gives out what it reads (Identity, Add of 0), removed by itself",
     Kind.FROZEN: "not a fold: a graph input taken for its initializer, which --freeze-initializers alone asks for",
 }

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.edit_points import used_names
 from onnx_repfuse.graph.model_size import count
 from onnx_repfuse.graph.operators import operator
-from onnx_repfuse.graph.scope import Scope, node_name
+from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.modelfile.edit import INPUTS_ARE_OPTIONAL
 from onnx_repfuse.pipeline.plan_model import ModelPlan, initialized_inputs
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
@@ -91,7 +91,7 @@ def _changed(planned: ScopePlan, fold: PlannedFold) -> Change:
     """What is no fold, with the sentence that proves it."""
     nodes = [_original_ref(planned.scope, node) for node in fold.absorbed]
     titles = ", ".join(f"{node.op} '{node.name}'" for node in nodes)
-    claim = _of_initializer if fold.is_initializer else _of_no_op
+    claim = _of_initializer if fold.is_initializer else _of_no_op if fold.equal_to is None else _of_equal
     names = tuple(node.name for node in nodes)
     return Change(fold.kind, names, claim(planned, fold, titles), planned.scope.label)
 
@@ -99,6 +99,14 @@ def _changed(planned: ScopePlan, fold: PlannedFold) -> Change:
 def _of_initializer(planned: ScopePlan, fold: PlannedFold, titles: str) -> str:
     verb = "computes" if len(fold.absorbed) == 1 else "compute"
     return f"{titles} {verb} '{fold.name}' from constants alone: it is an initializer now"
+
+
+def _of_equal(planned: ScopePlan, fold: PlannedFold, titles: str) -> str:
+    assert fold.equal_to is not None
+    first = _original_ref(planned.scope, fold.equal_to)
+    source = planned.stand_in(fold.name)
+    what = f"computes the same as {first.op} '{first.name}'"
+    return f"{titles} {what}: '{fold.name}' equals '{source}', which is read instead"
 
 
 def _of_no_op(planned: ScopePlan, fold: PlannedFold, titles: str) -> str:
@@ -160,7 +168,10 @@ def _original_ref(scope: Scope, node: gs.Node) -> NodeRef:
 
 def _named(scope: Scope, node: gs.Node, inputs: Sequence[str], outputs: Sequence[str]) -> NodeRef:
     read = tuple(name for name in inputs if name and name not in scope.constants)
-    return NodeRef(node_name(node), node.op, read, tuple(filter(None, outputs)), _label(scope, node))
+    written = tuple(filter(None, outputs))
+    # As `node_name`, but of these outputs: consumers of a node that went read another tensor, which its own share.
+    title = str(node.name) or next(iter(written), str(node.op))
+    return NodeRef(title, node.op, read, written, _label(scope, node))
 
 
 def _label(scope: Scope, node: gs.Node) -> str:

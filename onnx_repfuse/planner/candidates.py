@@ -46,6 +46,7 @@ _REPORTED_FIRST = (
     Kind.BRANCHES,
     Kind.AFFINE,
     Kind.CONSTANT,
+    Kind.EQUAL,
     Kind.NO_OP,
 )
 

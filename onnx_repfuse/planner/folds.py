@@ -17,7 +17,7 @@ from onnx_repfuse.records.report import Kind, Refusal
 
 __all__ = ["PlannedFold", "ScopePlan"]
 
-CHANGES = frozenset((Kind.CONSTANT, Kind.NO_OP))
+CHANGES = frozenset((Kind.CONSTANT, Kind.EQUAL, Kind.NO_OP))
 
 
 @dataclass(eq=False)
@@ -32,6 +32,7 @@ class PlannedFold:
         macs_before, macs_after: multiply-adds.
         groups: operators of several absorbed nodes each.
         aliases: output -> the tensor its consumers read now, where no node computes the output any more.
+        equal_to: the node that computes the same as the absorbed one, whose output is read instead.
     """
 
     outputs: tuple[str, ...]
@@ -42,6 +43,7 @@ class PlannedFold:
     macs_after: int
     groups: tuple[LinearOp, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
+    equal_to: gs.Node | None = None
 
     @property
     def name(self) -> str:
@@ -75,6 +77,7 @@ class ScopePlan:
 
     Attributes:
         aliases: a tensor that no node computes any more -> the fold that let its consumers read another one.
+        merged: output of a node that went -> the same output of a node equal to it.
         renamed: a tensor that a fold computed -> the name it got later.
         creator: id() of a node that came -> its fold.
     """
@@ -82,6 +85,7 @@ class ScopePlan:
     scope: Scope
     folds: list[PlannedFold] = field(default_factory=list)
     aliases: dict[str, PlannedFold] = field(default_factory=dict)
+    merged: dict[str, str] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
     creator: dict[int, PlannedFold] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
@@ -97,9 +101,10 @@ class ScopePlan:
 
     def stand_in(self, name: str) -> str:
         """The tensor that consumers read in place of one that no node computes any more, through chains of those."""
-        while name in self.aliases or name in self.renamed:
+        while name in self.aliases or name in self.renamed or name in self.merged:
             fold = self.aliases.get(name)
-            name = self.renamed[name] if fold is None else fold.aliases[name]
+            other = self.renamed.get(name) or self.merged.get(name, "")
+            name = other if fold is None else fold.aliases[name]
         return name
 
     @cached_property
@@ -112,21 +117,35 @@ class ScopePlan:
 
         An absorbed node may read a tensor that another fold has turned into an alias. In the file that tensor is
         computed, so the nodes which computed it belong to this side, too. So do those of a fold that shares new nodes
-        with this one.
+        with this one. What two equal nodes computed is one tensor on both sides.
         """
-        anchor, proto = self.scope.anchor, self.scope.proto
+        anchor, nodes = self.scope.anchor, self.scope.proto.node
         shared = [self.creator[id(node)] for node in self._borrowed(fold)]
         positions = {anchor[id(node)] for other in (fold, *shared) for node in other.absorbed}
-        pending = [proto.node[position] for position in positions]
+        pending = [nodes[position] for position in positions]
         while pending:
-            for name in pending.pop().input:
+            for name in self._reading_merged(pending.pop()).input:
                 below = self.aliases.get(name)
                 if below is None:
                     continue
                 fresh = {anchor[id(node)] for node in below.absorbed} - positions
                 positions |= fresh
-                pending.extend(proto.node[position] for position in fresh)
-        return [proto.node[position] for position in sorted(positions)]
+                pending.extend(nodes[position] for position in fresh)
+        return [self._reading_merged(nodes[position]) for position in sorted(positions)]
+
+    def _reading_merged(self, proto: onnx.NodeProto) -> onnx.NodeProto:
+        """A node as it is in the file, but reading one of several equal tensors."""
+        if self.merged.keys().isdisjoint(proto.input):
+            return proto
+        result = onnx.NodeProto()
+        result.CopyFrom(proto)
+        result.input[:] = [self._one_of_equals(name) for name in proto.input]
+        return result
+
+    def _one_of_equals(self, name: str) -> str:
+        while name in self.merged:
+            name = self.merged[name]
+        return name
 
     def _present(self, fold: PlannedFold) -> list[gs.Node]:
         """The nodes it created that are still there."""
@@ -172,6 +191,10 @@ class ScopePlan:
         if present:
             present += self._borrowed(fold)
             return sorted(present, key=lambda node: self._position[id(node)])
+        if fold.equal_to is not None:
+            outputs = [self._one_of_equals(name) for name in fold.outputs]
+            pairs = zip(outputs, fold.outputs, strict=True)
+            return [fold.equal_to, *(new_node("Identity", "", {}, [kept], [name]) for kept, name in pairs)]
         before = self.nodes_before(fold)
         read = {name for node in before for name in node.input} - {
             name for node in before for name in node.output

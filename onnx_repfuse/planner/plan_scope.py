@@ -38,6 +38,7 @@ from onnx_repfuse.planner.candidates import Way, way_of
 from onnx_repfuse.planner.constant_nodes import write_constants
 from onnx_repfuse.planner.cost import cost_model
 from onnx_repfuse.planner.cover import Cover
+from onnx_repfuse.planner.equal_nodes import merge_equal_nodes
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.planner.protected_patterns import protected_nodes
 from onnx_repfuse.planner.refusals import opset_refusal, refusals, size_refusal
@@ -101,6 +102,7 @@ def plan_scope(
     plan = planning.plan
     for reading in range(MAX_READINGS):
         planning.write_constants()
+        planning.merge_equal_nodes()
         layouts = channel_layouts(scope) if layouts is None or planning.is_changed else layouts
         planning.remove_no_ops(layouts)
         planning.fold_activations()
@@ -150,6 +152,11 @@ class _Planning:
         """Write what nodes compute from constants alone as initializers."""
         if self.options.allows(Kind.CONSTANT):
             self._changed(written=write_constants(self.plan, is_kept(self.options), self.banned))
+
+    def merge_equal_nodes(self) -> None:
+        """Compute once what several nodes compute."""
+        if self.options.allows(Kind.EQUAL):
+            self._changed(written=merge_equal_nodes(self.plan, is_kept(self.options), self.banned))
 
     def remove_no_ops(self, layouts: dict[str, ChannelLayout]) -> None:
         """Let the consumers of each no-op read what it reads: then nothing depends on whether there is one."""

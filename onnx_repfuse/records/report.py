@@ -31,6 +31,7 @@ class Kind(str, Enum):
     # These are changes, not folds.
     FLUSH = "flush"
     CONSTANT = "constant"
+    EQUAL = "equal"
     NO_OP = "no-op"
     FROZEN = "frozen"
 
@@ -112,7 +113,8 @@ class Change:
     """A change that is not a fold: no operator was computed into another.
 
     Attributes:
-        kind: CONSTANT, nodes that computed a constant, which is an initializer now; NO_OP, nodes that gave out what
+        kind: CONSTANT, nodes that computed a constant, which is an initializer now; EQUAL, a node
+            that computed what another one does; NO_OP, nodes that gave out what
             they read, and were removed; FROZEN, an input that callers could set, and whose initializer is now a
             constant; FLUSH, a weight in which what is too small to show is zero.
         nodes: names of the nodes it is about.

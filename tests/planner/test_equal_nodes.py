@@ -1,0 +1,174 @@
+"""Equal nodes are merged before anything is planned: the same operator of the same tensors, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import NodeProto, helper
+
+from onnx_repfuse import Options, fuse
+from onnx_repfuse.records.report import Kind
+from onnx_repfuse.records.verdict import Status
+from tests.build import counts, run
+from tests.parts import Weights, agree, batch_norm, graph, info, model, node, norm, random, rarely
+
+X = {"x": random(2, 4, 6, 7)}
+
+
+def _model(
+    nodes: list[NodeProto], weights: Weights | None = None, *outputs: str, **options: Any
+) -> onnx.ModelProto:
+    body = graph(nodes, [info(name, None) for name in outputs or ("y",)], weights, [info("x", [2, 4, 6, 7])])
+    return model(body, **options)
+
+
+def _left(made: onnx.ModelProto, **options: Any) -> dict[str, int]:
+    """The operators of the result, which computes the same, bit for bit, and which a second run leaves alone."""
+    result = fuse(made, options=Options(**options))
+    assert result.model is not None
+    for want, got in zip(run(made, X), run(result.model, X), strict=True):
+        np.testing.assert_array_equal(got, want)
+    again = fuse(result.model, options=Options(**options)).model
+    assert again is not None
+    assert again.SerializeToString() == result.model.SerializeToString()
+    return counts(result.model)
+
+
+def test_branches_behind_equal_casts_merge() -> None:
+    """As a converter to half precision writes them, one for each consumer."""
+    half = {"w": random(4, 4, 3, 3).astype(np.float16), "u": random(4, 4, 1, 1).astype(np.float16)}
+    nodes = [
+        node("Cast", "x", "a", to=10),
+        node("Cast", "x", "b", to=10),
+        node("Conv", "a w", "c", pads=[1] * 4),
+    ]
+    nodes += [
+        node("Conv", "b u", "d"),
+        node("Add", "c d", "s"),
+        node("Relu", "s", "r"),
+        node("Cast", "r", "y", to=1),
+    ]
+    result = fuse(_model(nodes, half))
+    assert result.model is not None
+    assert counts(result.model) == {"Cast": 2, "Conv": 1, "Relu": 1}
+    (change,) = result.report.changes
+    assert (change.kind, change.nodes) == (Kind.EQUAL, ("b",))
+    assert change.claim == "Cast 'b' computes the same as Cast 'a': 'b' equals 'a', which is read instead"
+    (verdict,) = result.report.verification.changes
+    assert verdict.status is Status.PASSED
+    (fold,) = result.report.verification.folds
+    assert fold.status is Status.PASSED
+
+
+@pytest.mark.parametrize("constants", [("k", "k"), ("k", "k2")])
+def test_chains_of_equal_nodes_become_one(constants: tuple[str, str]) -> None:
+    """Also where each has constants of its own."""
+    first, second = constants
+    nodes = [node("Sin", "x", "a"), node("Mul", f"a {first}", "b"), node("Cos", "b", "c")]
+    nodes += [
+        node("Sin", "x", "a2"),
+        node("Mul", f"a2 {second}", "b2"),
+        node("Cos", "b2", "c2"),
+        node("Add", "c c2", "y"),
+    ]
+    weights = {"k": np.float32(3), "k2": np.float32(3)}
+    assert _left(_model(nodes, weights)) == {"Sin": 1, "Mul": 1, "Cos": 1, "Add": 1}
+
+
+def test_a_node_with_several_outputs_merges_as_a_whole() -> None:
+    nodes = [node("Split", "x", "a b", axis=1), node("Split", "x", "c d", axis=1)]
+    nodes += [node("Mul", "a d", "p"), node("Mul", "b c", "q"), node("Sub", "p q", "y")]
+    made = _model(nodes)
+    assert _left(made)["Split"] == 1
+    assert [change.nodes for change in fuse(made).report.changes if change.kind is Kind.EQUAL] == [("c",)] * 2
+
+
+def test_nodes_that_are_equal_only_behind_an_identity_merge() -> None:
+    nodes = [
+        node("Identity", "x", "i"),
+        node("Sin", "i", "a"),
+        node("Sin", "x", "b"),
+        node("Sub", "a b", "y"),
+    ]
+    assert _left(_model(nodes)) == {"Sin": 1, "Sub": 1}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights"),
+    [
+        # other attributes, constants, tensors, or places of inputs
+        ([node("Elu", "x", "a", alpha=1.0), node("Elu", "x", "b", alpha=2.0)], {}),
+        ([node("Pow", "x p", "a"), node("Pow", "x q", "b")], {"p": np.float32(2), "q": np.float32(3)}),
+        ([node("Mod", "x p", "a", fmod=1), node("Mod", "p x", "b", fmod=1)], {"p": np.float32(2)}),
+        ([node("Sin", "x", "t"), node("Cos", "t", "a"), node("Cos", "x", "b")], {}),
+        # as many bytes, but another type
+        ([node("Slice", "x s t", "a"), node("Slice", "x s u", "b")],
+         {"s": [0], "t": [2], "u": [1]}),
+        # random, whatever the seed
+        ([node("RandomUniformLike", "x", "a", seed=1.0), node("RandomUniformLike", "x", "b", seed=1.0)], {}),
+        # with subgraphs, which decide what it computes
+        ([node("If", "t", "a", then_branch=graph([node("Sin", "x", "u")], [info("u", None)]),
+               else_branch=graph([node("Cos", "x", "v")], [info("v", None)])),
+          node("If", "t", "b", then_branch=graph([node("Cos", "x", "w")], [info("w", None)]),
+               else_branch=graph([node("Sin", "x", "z")], [info("z", None)]))],
+         {"t": np.array(True)}),
+    ],
+)  # fmt: skip
+def test_what_differs_stays(nodes: list[NodeProto], weights: Weights) -> None:
+    made = _model([*nodes, node("Concat", "a b", "y", axis=1)], weights)
+    result = fuse(made, options=Options(check=False, skip=frozenset((Kind.CONSTANT,))))
+    assert not [change for change in result.report.changes if change.kind is Kind.EQUAL]
+
+
+def test_large_constants_are_equal_only_if_they_are_one() -> None:
+    """To compare their values would read every weight while planning."""
+    w = random(4, 4, 9, 9)
+    nodes = [
+        node("Conv", "x w", "a", pads=[4] * 4),
+        node("Conv", "x u", "b", pads=[4] * 4),
+        node("Mul", "a b", "y"),
+    ]
+    assert _left(_model(nodes, {"w": w, "u": w}))["Conv"] == 2
+    nodes[1] = node("Conv", "x w", "b", pads=[4] * 4)
+    assert _left(_model(nodes, {"w": w})) == {"Conv": 1, "Mul": 1}
+
+
+@pytest.mark.parametrize(
+    "options", [{"skip": frozenset((Kind.EQUAL,))}, {"keep": ("b",)}, {"only": frozenset((Kind.AFFINE,))}]
+)
+def test_it_may_be_left_out(options: dict[str, Any]) -> None:
+    nodes = [node("Sin", "x", "a"), node("Sin", "x", "b"), node("Sub", "a b", "y")]
+    assert _left(_model(nodes), **options) == {"Sin": 2, "Sub": 1}
+
+
+def test_an_output_of_the_graph_keeps_its_node() -> None:
+    nodes = [node("Sin", "x", "a"), node("Sin", "x", "y"), node("Cos", "a", "z")]
+    assert _left(_model(nodes, {}, "y", "z")) == {"Sin": 1, "Cos": 1}
+    nodes = [node("Sin", "x", "a"), node("Sin", "x", "y"), node("Sin", "x", "z")]
+    assert _left(_model(nodes, {}, "y", "z")) == {"Sin": 2}
+
+
+def test_in_a_branch() -> None:
+    nodes = [node("Sin", "x", "a"), node("Sin", "x", "b"), node("Conv", "a w", "d"), node("Conv", "b w", "e")]
+    then = graph([*nodes, node("Add", "d e", "s"), batch_norm("s", "o")], [info("o", None)])
+    other = graph([node("Conv", "x w", "o2")], [info("o2", None)])
+    made = rarely(then, other, {"w": random(4, 3, 1, 1), **norm(4)})
+    x = random(2, 3, 5, 5)
+    report = agree(made, {"x": x}, {"x": x + 60}, folds=1)
+    assert [change.kind for change in report.changes] == [Kind.EQUAL, Kind.EQUAL]
+
+
+def test_long_chains_are_merged_in_linear_time() -> None:
+    """Two thousand equal pairs, each behind the one before."""
+    nodes, last = [], ["x", "x"]
+    for number in range(2000):
+        last = [f"a{number}", f"b{number}"]
+        below = ["x", "x"] if number == 0 else [f"a{number - 1}", f"b{number - 1}"]
+        nodes += [helper.make_node("Sin", [name], [out]) for name, out in zip(below, last, strict=True)]
+    made = _model([*nodes, node("Sub", " ".join(last), "y")])
+    result = fuse(made, options=Options(check=False))
+    assert result.model is not None
+    assert counts(result.model) == {"Sin": 2000, "Sub": 1}
