@@ -251,6 +251,13 @@ def _read(
     for _ in range(MAX_INFERENCES):
         if not _fold(nodes, protos, computed, types, overridable):
             break
+        fixed = {name: const for name, const in constants.items() if name not in overridable}
+        if _leaves_nothing_open(nodes, types, fixed):
+            types |= {
+                name: (fixed[name].data_type, fixed[name].shape) for name in types.keys() & fixed.keys()
+            }
+            assumed |= {name: fixed[name].shape for name in types.keys() & fixed.keys()}
+            break
         unknown = _unknown(types)
         types, assumed = infer_types(protos)
         if _unknown(types) >= unknown:
@@ -274,6 +281,12 @@ def _inference(
 
 def _unknown(types: Types) -> int:
     return sum(static(shape) is None for _, shape in types.values())
+
+
+def _leaves_nothing_open(nodes: list[gs.Node], types: Types, constants: Mapping[str, Const]) -> bool:
+    """Whether all sizes of all tensors but constants are known, so that the constants can tell no more."""
+    names = {tensor.name for node in nodes for tensor in node.outputs} | types.keys()
+    return all(static(types.get(name, (0, None))[1]) is not None for name in names - constants.keys() - {""})
 
 
 def _fold(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from math import prod
 from typing import Any, cast
 
@@ -67,6 +68,12 @@ class Const:
     kernel: Kernel | None = None
     bias: Bias | None = None
     inner: int = 0
+
+    def __post_init__(self) -> None:
+        if (
+            self.size <= MAX_SHAPE_ELEMENTS
+        ):  # sizes, axes, scalars: one that others compute is read again and again
+            self.read = cache(self.read)
 
     @property
     def size(self) -> int:

@@ -220,9 +220,23 @@ def _run(model: onnx.ModelProto, varying: int) -> Types:
     length it knows, of a waveform as of a list of sizes. So first come the lengths, without values.
     """
     result = _inferred(model, data_prop=False)
-    if _has_sizes(model.graph) and _longest_vector(result) <= MAX_VECTOR:
-        result = _inferred(model, data_prop=True)
-    return dict(_types((*result.value_info, *result.input[:varying], *result.output)))
+    types = _types_but_of_weights(result, varying)
+    if _leaves_nothing_open(model.graph, types) or not _has_sizes(model.graph):
+        return types
+    if _longest_vector(result) > MAX_VECTOR:
+        return types
+    return _types_but_of_weights(_inferred(model, data_prop=True), varying)
+
+
+def _types_but_of_weights(graph: onnx.GraphProto, varying: int) -> Types:
+    return dict(_types((*graph.value_info, *graph.input[:varying], *graph.output)))
+
+
+def _leaves_nothing_open(graph: onnx.GraphProto, types: Types) -> bool:
+    """Whether all sizes of all tensors are known, so that values of vectors can tell no more."""
+    if any(static(shape) is None for _, shape in types.values()):
+        return False
+    return all(types.keys() >= set(node.output[:]) - {""} for node in graph.node)
 
 
 def _inferred(model: onnx.ModelProto, *, data_prop: bool) -> onnx.GraphProto:
