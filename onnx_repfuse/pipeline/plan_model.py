@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+import gc
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import onnx
@@ -122,7 +124,7 @@ def make_plan(
     Raises:
         InputError: the model is not valid.
     """
-    with invalid_model_is_input_error(document):
+    with invalid_model_is_input_error(document), _garbage_left():
         check_acyclic(document.model)
         freeze = options.freeze_initializers and Kind.FROZEN not in options.skip
         scopes = read_scopes(document, freeze_initializers=freeze)
@@ -139,6 +141,19 @@ def make_plan(
         if plan.flushing is not None:
             plan.flushing.flush_created()
         return plan
+
+
+@contextmanager
+def _garbage_left() -> Iterator[None]:
+    """Without a search for garbage cycles: planning makes many small objects that stay, and hardly a cycle."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _flushing(scope: Scope, options: Options, scanned: dict[str, bool]) -> Flushing:
