@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onnx_repfuse.algebra.geometry import Geometry
     from onnx_repfuse.api import Result, fuse, plan, verify
     from onnx_repfuse.errors import (
+        ConversionError,
         Inexact,
         InputError,
         OutputError,
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AffineConv",
     "Change",
+    "ConversionError",
     "FeedSpec",
     "Fold",
     "Geometry",
@@ -65,6 +67,7 @@ _MODULES = {
     "algebra.geometry": ("Geometry",),
     "api": ("Result", "fuse", "plan", "verify"),
     "errors": (
+        "ConversionError",
         "Inexact",
         "InputError",
         "OutputError",

@@ -2,7 +2,8 @@
 
 RepfuseError
 ├── InputError            the model cannot be read or handled               exit 1
-│   └── UnsafePathError   external data that leaves the model's folder      exit 1
+│   ├── UnsafePathError   external data that leaves the model's folder      exit 1
+│   └── ConversionError   it cannot be converted to another opset          exit 1
 ├── UsageError            options that contradict each other                exit 2
 ├── VerificationError     the result was not proved equal; nothing written  exit 3
 └── OutputError           the result cannot be written                      exit 1
@@ -16,6 +17,7 @@ from __future__ import annotations
 from onnx_repfuse.records.reasons import Reason
 
 __all__ = [
+    "ConversionError",
     "Inexact",
     "InputError",
     "OutputError",
@@ -43,6 +45,10 @@ class InputError(RepfuseError):
 
 class UnsafePathError(InputError):
     """External data is stored outside the model's folder."""
+
+
+class ConversionError(InputError):
+    """The model cannot be converted to another opset."""
 
 
 class UsageError(RepfuseError):

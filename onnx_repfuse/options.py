@@ -23,6 +23,7 @@ class Options:
         skip, only: the kinds of folds to leave out, or the only ones to make; a fold of several kinds needs them all.
         keep: globs on node names; matching nodes stay as they are.
         freeze_initializers: treat initializers that are also graph inputs as constants (IR >= 4).
+        opset: convert the model to this version of the ONNX operator set first, if it has an older one.
         check: compare the result with the original in ONNX Runtime before it is written.
         strict: what could not be observed is a failure, too: nothing is written then.
         rtol, atol: the tolerance of the outputs, `atol + rtol * abs(y)`, instead of the one measured from noise.
@@ -46,6 +47,7 @@ class Options:
     only: frozenset[Kind] | None = None
     keep: tuple[str, ...] = ()
     freeze_initializers: bool = False
+    opset: int | None = None
     check: bool = True
     strict: bool = False
     rtol: float | None = None
@@ -66,6 +68,8 @@ class Options:
             raise UsageError("Options.strict is about the check, which check=False leaves out")
         if self.cost not in ("ort-cpu", "macs"):
             raise UsageError(f"Options.cost is 'ort-cpu' or 'macs', not '{self.cost}'")
+        if self.opset is not None and self.opset < 1:
+            raise UsageError(f"opset must be a number > 0, not {self.opset}")
         for name in ("rtol", "atol"):
             value = getattr(self, name)
             if value is not None and not (isfinite(value) and value >= 0):

@@ -84,7 +84,7 @@ def test_writes_to_the_path_given(tmp_path):
 
 def test_every_error_is_a_repfuse_error(tmp_path):
     names = [name for name in onnx_repfuse.__all__ if name.endswith("Error")]
-    assert len(names) == 6
+    assert len(names) == 7
     assert all(issubclass(getattr(onnx_repfuse, name), RepfuseError) for name in names)
     with pytest.raises(InputError):
         fuse(tmp_path / "nothing.onnx")

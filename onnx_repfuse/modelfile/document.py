@@ -45,6 +45,8 @@ class Document:
         nbytes: size of the file and of its external data.
         source: the bytes of the model.
         data_files: the files of external data.
+        unconverted: itself; of one that `opset.at_opset` has converted, the document that the files hold.
+        converted: opset -> what `at_opset` made.
     """
 
     def __init__(self, source: Source, path: Path | None) -> None:
@@ -52,6 +54,8 @@ class Document:
         self.source = source
         self.path = path
         self.data_files = ExternalFiles(path)
+        self.unconverted: Document = self
+        self.converted: dict[int, Document] = {}
         self._remembered: dict[int, bytes | memoryview] = {}
         try:
             rope, self.payloads = strip(source)
@@ -136,6 +140,11 @@ class Document:
         while held > REMEMBERED_BYTES and len(self._remembered) > 2:
             held -= len(self._remembered.pop(next(iter(self._remembered))))
         return octets
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether `model` is of another opset than the file."""
+        return self.unconverted is not self
 
     @property
     def has_external_data(self) -> bool:

@@ -71,7 +71,7 @@ def save(
     target, edits = Path(path), _without_empty(edits)
     _check_target(document, target)
     with Staging(target) as staging:
-        if not edits and _has_asked_layout(document, external):
+        if not edits and not document.is_converted and _has_asked_layout(document, external):
             saved = _copy(document, target, staging)
             if saved is not None:
                 return saved

@@ -29,7 +29,7 @@ def check_scopes(plan: ModelPlan, baseline: Baseline, result: Path) -> tuple[lis
     keys = list(dict.fromkeys(planned.scope.key for planned, _ in plan.folds if planned.scope.key))
     failed: list[FailedFold] = []
     notes: list[str] = []
-    for verdict in check(baseline, result, keys, plan.document.model):
+    for verdict in check(baseline, result, keys, plan.document.unconverted.model):
         if verdict.status is Status.FAILED:
             message = f"{labels[verdict.key]}, run alone: {verdict.message}"
             failed += [

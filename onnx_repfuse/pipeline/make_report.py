@@ -11,7 +11,9 @@ from onnx_repfuse.graph.edit_points import used_names
 from onnx_repfuse.graph.model_size import count
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import INPUTS_ARE_OPTIONAL
+from onnx_repfuse.modelfile.opset import opset_of
 from onnx_repfuse.pipeline.plan_model import ModelPlan, initialized_inputs
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.records.report import Change, Fold, Kind, NodeRef, Refusal, Report, Vanished
@@ -50,6 +52,8 @@ def make_report(
     for scope_plan in plan.scopes:
         refusals += scope_plan.refusals
         notes += scope_plan.notes
+    if plan.document.is_converted:
+        notes.append(_conversion(plan.document))
     if plan.raised_ir_version:
         notes.append(
             f"the IR version is {plan.raised_ir_version} now: before, every initializer had to be a graph input"
@@ -64,6 +68,11 @@ def make_report(
         vanished=tuple(_vanished(plan)),
         overridable=_overridable(plan),
     )
+
+
+def _conversion(document: Document) -> str:
+    before, after = opset_of(document.unconverted.model), opset_of(document.model)
+    return f"converted from opset {before} to {after} by the version converter of onnx {onnx.__version__}"
 
 
 def _fold(planned: ScopePlan, fold: PlannedFold) -> Fold:

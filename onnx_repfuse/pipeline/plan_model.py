@@ -17,6 +17,7 @@ from onnx_repfuse.graph.model_size import count
 from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import INPUTS_ARE_OPTIONAL, Edit, NewTensor, ScopeKey
+from onnx_repfuse.modelfile.opset import at_opset
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error
 from onnx_repfuse.planner.flush import Flushing
@@ -75,7 +76,7 @@ class ModelPlan:
     @property
     def is_change(self) -> bool:
         """Whether the result differs from the original."""
-        return bool(self.folds or self.frozen or self._rewritten())
+        return bool(self.document.is_converted or self.folds or self.frozen or self._rewritten())
 
     @property
     def raised_ir_version(self) -> int:
@@ -122,13 +123,14 @@ def make_plan(
         scanned: what earlier plans of this document found out about its weights, to be continued.
 
     Raises:
-        InputError: the model is not valid.
+        InputError: the model is not valid, or cannot be converted to `Options.opset`.
     """
     with invalid_model_is_input_error(document), _garbage_left():
         check_acyclic(document.model)
+        document = at_opset(document, options.opset)
         freeze = options.freeze_initializers and Kind.FROZEN not in options.skip
         scopes = read_scopes(document, freeze_initializers=freeze)
-        before = count(scopes, None, document.nbytes)
+        before = count(_as_in_the_file(document, scopes), None, document.nbytes)
         plan = ModelPlan(document, [], before, initialized_inputs(document.model) if freeze else ())
         if options.allows(Kind.FLUSH) and FLUSH not in banned:
             plan.flushing = _flushing(scopes[0], options, {} if scanned is None else scanned)
@@ -154,6 +156,11 @@ def _garbage_left() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def _as_in_the_file(document: Document, scopes: list[Scope]) -> list[Scope]:
+    """The scopes of the original, before it was converted."""
+    return read_scopes(document.unconverted) if document.is_converted else scopes
 
 
 def _flushing(scope: Scope, options: Options, scanned: dict[str, bool]) -> Flushing:

@@ -61,7 +61,7 @@ def prove_folds(
     if isinstance(baseline, str):
         batches = [(list(range(len(folds))), baseline)]
     else:
-        batches = read_nudged_intermediates(baseline, wanted, plan.document.model)
+        batches = read_nudged_intermediates(baseline, wanted, plan.document.unconverted.model)
     for done, (index, seen) in enumerate((index, seen) for batch, seen in batches for index in batch):
         planned, fold = folds[index]
         progress(done, len(folds))

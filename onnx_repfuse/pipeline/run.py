@@ -168,7 +168,7 @@ class _Run:
             self._check_observed()
         with self._timed("write"):
             self.saved = publish(
-                self.document, self.plan.edits(), self.saved, self.output, external=self.options.external
+                self.plan.document, self.plan.edits(), self.saved, self.output, external=self.options.external
             )
         return True
 
@@ -203,7 +203,9 @@ class _Run:
         with self._timed("write"):
             self.progress("writing", 0, 1)
             try:
-                self.saved = save(self.document, self.plan.edits(), place, external=self.options.external)
+                self.saved = save(
+                    self.plan.document, self.plan.edits(), place, external=self.options.external
+                )
             except Inexact as error:
                 self.bans.add(folds_out_of_range(self.plan, error))
                 return False

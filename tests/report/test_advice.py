@@ -86,7 +86,7 @@ def test_hard_swish_below_opset_14_comes_with_advice(opset):
     else:
         assert report.folds == ()
         assert [refusal.reason for refusal in report.refusals] == [Reason.OPSET]
-        assert ["to opset 14" in sentence for sentence in advice(report)] == [True]
+        assert ["--opset 14" in sentence for sentence in advice(report)] == [True]
 
 
 def test_no_advice_without_a_cause():
