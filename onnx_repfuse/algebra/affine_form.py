@@ -19,11 +19,19 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from onnx_repfuse.algebra import laws
 from onnx_repfuse.algebra.bias import Bias
+from onnx_repfuse.algebra.choice import Picked, picked, taps_of
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.algebra.kernel_slices import Columns, InLayout, Rows
-from onnx_repfuse.algebra.kernels import Array, Composed, Kernel, Scaled, Total, Vector
+from onnx_repfuse.algebra.kernel_products import (
+    columns,
+    composed,
+    in_layout_of,
+    is_one,
+    narrowed,
+    rows,
+    sums_of,
+)
+from onnx_repfuse.algebra.kernels import Array, Kernel, Vector
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.records.reasons import Reason
 
@@ -40,7 +48,9 @@ __all__ = [
     "gather",
     "identity",
     "in_layout",
+    "key_of",
     "scale_out",
+    "side_by_side",
     "substitute",
 ]
 
@@ -123,7 +133,8 @@ def scale_out(form: Form) -> Form | None:
 
         conv(s*x + t) = conv_s(x + t/s)     also at the edges, as both see zero at the same positions
 
-    None unless the form is that, no s is zero, and s and t/s are far from overflow and underflow.
+    None unless the form is that, no s is zero, and s and t/s are far from overflow and underflow. The channels of x
+    may be permuted, too.
     """
     scale = _whole_scale(form)
     if scale is None or form.bias.deferred or form.bias.is_zero:
@@ -134,31 +145,32 @@ def scale_out(form: Form) -> Form | None:
     if np.abs(shift).max() > MAX_FACTOR:
         return None
     term = form.terms[0]
+    if isinstance(term.kernel, Picked):
+        shift = shift[np.argsort(term.kernel.index)]  # of each channel of x
     shifted = replace(term, source=Shifted(term.source, shift))
     return replace(form, terms=(shifted,), bias=Bias.zeros(form.channels))
 
 
 def _whole_scale(form: Form) -> Array | None:
-    """The factors of a form that is `s*x + t` of all channels of one tensor."""
+    """The factors of a form that is `s*x + t` of all channels of one tensor, in any order."""
     if len(form.terms) != 1:
         return None
     term = form.terms[0]
-    if not isinstance(term.kernel, Vector) or isinstance(term.source, Shifted):
+    kernel = term.kernel
+    if isinstance(kernel, Picked) and kernel.is_permutation:
+        kernel = kernel.taps
+    if not isinstance(kernel, Vector) or isinstance(term.source, Shifted):
         return None
-    scale = term.kernel.scale
-    return scale if term.lo_in == term.lo_out == 0 and len(scale) == form.channels else None
+    return kernel.scale if term.lo_in == term.lo_out == 0 and len(kernel.scale) == form.channels else None
 
 
 def in_layout(form: Form, layout: tuple[int, int], rename: Callable[[Hashable], Hashable]) -> Form | None:
     """A pointwise form in another (channel axis, rank), of renamed sources; None if it is not pointwise."""
     terms = []
     for term in form.terms:
-        geometry = term.kernel.geometry.in_layout(layout)
-        if geometry is None:
+        kernel = in_layout_of(term.kernel, layout)
+        if kernel is None:
             return None
-        kernel: Kernel = InLayout(geometry, term.kernel)
-        if isinstance(term.kernel, Vector):
-            kernel = Vector(geometry, term.kernel.scale)
         terms.append(replace(term, source=rename(term.source), kernel=kernel))
     return replace(form, layout=layout, terms=tuple(terms))
 
@@ -195,8 +207,8 @@ def substitute(outer: Term, operand: Form, channels: int, padding_value: Bias | 
         added = added + inner_bias.through(kernel).placed(outer.lo_out, channels)
     if _is_identity_of(outer, operand):
         return operand.terms, added
-    composed = [_compose_term(outer, inner, vanishes) for inner in operand.terms]
-    return [term for term in composed if term is not None], added
+    terms = [_compose_term(outer, inner, vanishes) for inner in operand.terms]
+    return [term for term in terms if term is not None], added
 
 
 def _is_identity_of(outer: Term, operand: Form) -> bool:
@@ -222,24 +234,30 @@ def gather(
     Raises:
         Inexact: terms that do not add, or too many of them.
     """
-    if (
-        len(parts) > 4 and sum(len(terms) for terms, _ in parts) > 4 * MAX_TERMS
-    ):  # before the work, not after it
-        raise Inexact(Reason.COST, TOO_LONG)
-    collected: dict[Hashable, Term] = {}
+    collected: dict[Key, list[Kernel]] = {}
     for terms, added in parts:
         for term in terms:
-            g = term.kernel.geometry
-            key = term.source, term.lo_in, g.c_in, term.lo_out, g.c_out  # terms of one key add up
-            other = collected.get(key)
-            if other is not None:
-                kernel = _add_kernels(other.kernel, term.kernel, size_of(term.source))
-                term = Term(term.source, kernel, term.lo_in, term.lo_out)
-            collected[key] = term
+            collected.setdefault(key_of(term), []).append(term.kernel)
         bias = bias + added
-    if not fits(collected.values()):
+    if len(collected) > MAX_TERMS:  # before the work, not after it
         raise Inexact(Reason.COST, TOO_LONG)
-    return Form(channels, layout, tuple(collected.values()), bias)
+    result = [
+        Term(key[0], kernel, key[1], key[3])
+        for key, kernels in collected.items()
+        for kernel in sums_of(kernels, size_of(key[0]))
+    ]
+    if not fits(result):
+        raise Inexact(Reason.COST, TOO_LONG)
+    return Form(channels, layout, tuple(result), bias)
+
+
+Key = tuple[Hashable, int, int, int, int]
+
+
+def key_of(term: Term) -> Key:
+    """Source, first channel read, channels read, first channel written, channels written: terms of one key add up."""
+    g = term.kernel.geometry
+    return term.source, term.lo_in, g.c_in, term.lo_out, g.c_out
 
 
 def fits(terms: Collection[Term]) -> bool:
@@ -262,71 +280,66 @@ def _compose_term(outer: Term, inner: Term, zero_bias: bool) -> Term | None:
     f_is_whole, g_is_whole = (lo, hi) == (begin_f, end_f), (lo, hi) == (begin_g, end_g)
     if g.geometry.layout == f.geometry.layout:
         # An identity on more channels than the other one touches only moves it.
-        if g_is_whole and _is_one(f):
+        if g_is_whole and is_one(f):
             return Term(inner.source, g, lo_in + lo - begin_f, lo_out)
-        if f_is_whole and _is_one(g):
+        if f_is_whole and is_one(g):
             moved = lo_out + lo - begin_g
             return inner if moved == inner.lo_out else Term(inner.source, f, lo_in, moved)
     # Both are cut to the channels lo..hi that they share.
     if not f_is_whole:
-        f, first = _rows(f, lo - begin_f, hi - begin_f)
+        f, first = rows(f, lo - begin_f, hi - begin_f)
         lo_in += first
     if not g_is_whole:
-        g, first = _columns(g, lo - begin_g, hi - begin_g)
+        g, first = columns(g, lo - begin_g, hi - begin_g)
         lo_out += first
-    return Term(inner.source, _compose_kernels(g, f, zero_bias=zero_bias), lo_in, lo_out)
+    kernel, first = narrowed(composed(g, f, zero_bias=zero_bias))
+    return Term(inner.source, kernel, lo_in + first, lo_out)
 
 
-def _is_one(kernel: Kernel) -> bool:
-    return isinstance(kernel, Vector) and kernel.is_one
+def side_by_side(terms: Sequence[Term]) -> list[Term]:
+    """Terms that write channels one after the other, where neighbours that choose channels of one source are one.
+
+    Split and Concat of the parts in another order -> one choice
+    """
+    result: list[Term] = []
+    run: list[Term] = []
+    for term in terms:
+        if run and not (_chooses(term) and _follows(run[-1], term)):
+            result += _one_choice(run)
+            run = []
+        run.append(term)
+        if not _chooses(term):
+            result += run
+            run = []
+    return result + _one_choice(run)
 
 
-def _rows(kernel: Kernel, lo: int, hi: int) -> tuple[Kernel, int]:
-    """Output channels lo..hi, and the first input channel they read."""
-    geometry, first, _ = laws.select_outputs(kernel.geometry, lo, hi)
-    if isinstance(kernel, Vector):
-        return Vector(geometry, kernel.scale[lo:hi]), first
-    return Rows(geometry, kernel, lo, first), first
+def _chooses(term: Term) -> bool:
+    """Whether it copies channels, under one factor each."""
+    return isinstance(taps_of(term.kernel), Vector)
 
 
-def _columns(kernel: Kernel, lo: int, hi: int) -> tuple[Kernel, int]:
-    """Input channels lo..hi, and the first output channel they reach."""
-    geometry, first, _ = laws.select_inputs(kernel.geometry, lo, hi)
-    if isinstance(kernel, Vector):
-        return Vector(geometry, kernel.scale[lo:hi]), first
-    return Columns(geometry, kernel, lo, first), first
+def _follows(before: Term, term: Term) -> bool:
+    is_next = term.lo_out == before.lo_out + before.kernel.geometry.c_out
+    return is_next and term.source == before.source
 
 
-def _compose_kernels(g: Kernel, f: Kernel, *, zero_bias: bool) -> Kernel:
-    """`g @ f`; values per channel are multiplied at once, so chains of them do not nest."""
-    geometry = laws.compose(g.geometry, f.geometry, zero_bias=zero_bias)
-    if isinstance(g, Vector) and isinstance(f, Vector):
-        return Vector(geometry, g.scale * f.scale)
-    if isinstance(g, Vector):
-        return f if g.is_one else _scaled_outputs(geometry, g.scale, f)
-    if isinstance(f, Vector):
-        return g if f.is_one else _scaled_inputs(geometry, g, f.scale)
-    return Composed(geometry, g, f)
-
-
-def _scaled_outputs(geometry: Geometry, scale: Array, f: Kernel) -> Kernel:
-    """`diag(scale) @ f`."""
-    if not isinstance(f, Scaled):
-        return Scaled(geometry, f, scale)
-    return Scaled(geometry, f.inner, scale if f.outer is None else scale * f.outer, f.inputs)
-
-
-def _scaled_inputs(geometry: Geometry, g: Kernel, scale: Array) -> Kernel:
-    """`g @ diag(scale)`."""
-    if not isinstance(g, Scaled):
-        return Scaled(geometry, g, None, scale)
-    return Scaled(geometry, g.inner, g.outer, scale if g.inputs is None else scale * g.inputs)
-
-
-def _add_kernels(f: Kernel, g: Kernel, size: tuple[int, ...] | None = None) -> Kernel:
-    """`f + g`; sums of sums stay flat."""
-    geometry = laws.total(f.geometry, g.geometry, size)
-    if isinstance(f, Vector) and isinstance(g, Vector):
-        return Vector(geometry, f.scale + g.scale)
-    parts = (*(f.parts if isinstance(f, Total) else (f,)), *(g.parts if isinstance(g, Total) else (g,)))
-    return Total(geometry, parts)
+def _one_choice(run: list[Term]) -> list[Term]:
+    """Choices of one source, each behind the other, as one."""
+    if len(run) < 2:
+        return run
+    first = run[0]
+    index, scale = [], []
+    for term in run:
+        kernel = term.kernel
+        taps = taps_of(kernel)
+        assert isinstance(taps, Vector)
+        chosen = kernel.index if isinstance(kernel, Picked) else np.arange(len(taps.scale))
+        index.append(chosen + term.lo_in)
+        scale.append(taps.scale)
+    channels = np.concatenate(index)
+    lo, hi = int(channels.min()), int(channels.max()) + 1
+    g = first.kernel.geometry
+    taps = Vector(Geometry.diagonal(len(channels), g.rank, g.channel_axis), np.concatenate(scale))
+    kernel, start = narrowed(picked(channels - lo, taps, hi - lo))
+    return [Term(first.source, kernel, lo + start, first.lo_out)]

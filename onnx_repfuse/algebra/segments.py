@@ -12,6 +12,7 @@ from functools import lru_cache
 from operator import attrgetter
 
 from onnx_repfuse.algebra.affine_form import Form, Term
+from onnx_repfuse.algebra.choice import Picked
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernel_slices import Stacked
 from onnx_repfuse.algebra.kernels import Vector
@@ -72,12 +73,17 @@ def _widened(geometry: Geometry, c_out: int) -> Geometry:
 def _may_head(term: Term) -> bool:
     """Whether others may be stacked on it: stacked groups would not read the same channels."""
     geometry = term.kernel.geometry
-    return geometry.groups == 1 and not geometry.transposed and not isinstance(term.kernel, Vector)
+    return geometry.groups == 1 and not geometry.transposed and _is_dense(term)
 
 
 def _stacks_on(first: Term, second: Term) -> bool:
     """Whether the second reads the same channels in the same way."""
-    if first.source != second.source or first.lo_in != second.lo_in or isinstance(second.kernel, Vector):
+    if first.source != second.source or first.lo_in != second.lo_in or not _is_dense(second):
         return False
     f, g = first.kernel.geometry, second.kernel.geometry
     return f is g or _widened(f, g.c_out) == g
+
+
+def _is_dense(term: Term) -> bool:
+    """Whether it is neither a value nor a choice for each channel."""
+    return not isinstance(term.kernel, Vector | Picked)

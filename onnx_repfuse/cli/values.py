@@ -21,6 +21,7 @@ KIND_HELP = {
     Kind.MATMUL: "Gemm and MatMul, also low-rank pairs",
     Kind.TRANSPOSE: "the operators around a ConvTranspose, into it",
     Kind.CONCAT: "a Concat, Split or Slice over channels of convolutions",
+    Kind.INDEX: "channels that Gather, Slice or a shuffle chooses, and positions that a Slice with steps takes",
     Kind.COMMUTE: "an affine or pointwise operator moved past a pool, reshape or resize, to where it folds",
     Kind.ACTIVATION: "a decomposed activation, as one operator: Clip(x + 3, 0, 6) / 6 as HardSigmoid",
     Kind.STRIDE: "the stride of a 1x1 Conv or Slice, moved up to the Conv that computes what it skips",

@@ -35,6 +35,7 @@ _LIFTS: dict[str, Callable[[Context, gs.Node], LinearOp | Declined | None]] = {
     "ConvTranspose": conv_matmul.lift_conv_transpose,
     "Div": batchnorm_arithmetic.lift_arithmetic,
     "Dropout": sum_identity.lift_dropout,
+    "Gather": slice_concat.lift_gather,
     "Gemm": conv_matmul.lift_gemm,
     "Identity": sum_identity.lift_identity,
     "MatMul": conv_matmul.lift_matmul,

@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.algebra.affine_form import Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.algebra.kernels import Array, Kernel, Vector
+from onnx_repfuse.algebra.kernels import Array, Kernel, Stored, Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.graph.views import View
@@ -36,6 +36,7 @@ __all__ = [
     "affine_role",
     "bias_of_const",
     "diagonal",
+    "equal_taps",
     "flat_float64",
     "from_kernel",
 ]
@@ -73,6 +74,7 @@ class LinearOp:
         needs_equal_shapes: it is exact only if its operands have equal shapes, which is not proved yet.
         size: positions per spatial axis of its operands, where known.
         inner_nodes: nodes between its operands and `node` that are absorbed with it, in topological order.
+        may_be_empty: it leaves nothing of a small tensor, which a convolution in its place would not accept.
         view: it is this view of its only operand; `layout` is that of the output, its term's that of the operand.
     """
 
@@ -89,6 +91,7 @@ class LinearOp:
     size: tuple[int, ...] | None = None
     inner_nodes: tuple[gs.Node, ...] = ()
     view: View | None = None
+    may_be_empty: bool = False
 
     @property
     def roles(self) -> frozenset[Kind]:
@@ -199,6 +202,12 @@ def diagonal(
     geometry = Geometry.diagonal(channel_layout.channels, channel_layout.rank, channel_layout.channel_axis)
     bias = Bias.rounded(shift, epsilon(channel_layout.data_type), terms)
     return from_kernel(node, name, Vector(geometry, scale), affine_role(geometry.layout), bias)
+
+
+def equal_taps(geometry: Geometry, value: float) -> Stored:
+    """A kernel with the same number everywhere."""
+    weight = np.broadcast_to(value, geometry.weight_shape)
+    return Stored(geometry, lambda: weight)
 
 
 def affine_role(layout: tuple[int, int]) -> Kind:

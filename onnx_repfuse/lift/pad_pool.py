@@ -19,12 +19,12 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.algebra.kernels import Array, Stored
+from onnx_repfuse.algebra.kernels import Array
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import optional_input
 from onnx_repfuse.lift.conv_matmul import conv_geometry, resolve_pads
-from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, flat_float64, from_kernel
+from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, equal_taps, flat_float64, from_kernel
 from onnx_repfuse.records.float_formats import epsilon
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
@@ -51,7 +51,7 @@ def lift_average_pool(context: Context, node: gs.Node) -> LinearOp | Declined | 
     size = context.size(name, len(kernel))
     if node.attrs.get("ceil_mode", 0) and not _divides_evenly(geometry, size):
         return Declined(Reason.POOLING, "ceil_mode may add a window that hangs over the end")
-    return from_kernel(node, name, _equal_taps(geometry, 1.0 / prod(kernel)), Kind.POOL, size=size)
+    return from_kernel(node, name, equal_taps(geometry, 1.0 / prod(kernel)), Kind.POOL, size=size)
 
 
 def _divides_evenly(geometry: Geometry, size: tuple[int, ...] | None) -> bool:
@@ -62,11 +62,6 @@ def _divides_evenly(geometry: Geometry, size: tuple[int, ...] | None) -> bool:
         return False
     axes = zip(size, geometry.slack, geometry.strides, strict=True)
     return all((positions + slack) % stride == 0 for positions, slack, stride in axes)
-
-
-def _equal_taps(geometry: Geometry, value: float) -> Stored:
-    weight = np.broadcast_to(value, geometry.weight_shape)
-    return Stored(geometry, lambda: weight)
 
 
 def lift_pad(context: Context, node: gs.Node) -> LinearOp | Declined | None:
@@ -107,7 +102,7 @@ def padding_op(
     has_value = value.any() and any((*begin, *end))
     padding_value = Bias.rounded(value, epsilon(channel_layout.data_type)) if has_value else None
     size = context.size(name, channel_layout.rank)
-    kernel = _equal_taps(geometry, 1.0)
+    kernel = equal_taps(geometry, 1.0)
     return from_kernel(node, name, kernel, Kind.PAD, size=size, padding_value=padding_value)
 
 

@@ -1,19 +1,43 @@
-"""Operators that pick or stack channels: Concat, Slice, Split. Their kernels are identities on a range."""
+"""Operators that pick or stack channels or positions: Concat, Gather, Slice, Split.
+
+Their kernels are identities on a range, choices of channels and, for a Slice of space, one tap with a stride and an
+origin.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.affine_form import Term
 from onnx_repfuse.algebra.bias import Bias
+from onnx_repfuse.algebra.choice import Index, picked
+from onnx_repfuse.algebra.geometry import Geometry
+from onnx_repfuse.algebra.kernel_products import composed, narrowed
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS
 from onnx_repfuse.graph.scope import optional_input
-from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
+from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand, equal_taps
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["lift_concat", "lift_slice", "lift_split"]
+__all__ = ["choice_of", "lift_concat", "lift_gather", "lift_slice", "lift_split"]
+
+
+class Cut(NamedTuple):
+    """What a Slice keeps along one axis."""
+
+    start: int
+    end: int
+    step: int
+
+
+WHOLE = Cut(0, END_OF_AXIS, 1)
+CHANNELS = -1  # in place of an axis
 
 
 def _is_channel_axis(context: Context, layout: tuple[int, int], name: str, axis: int) -> bool:
@@ -59,39 +83,139 @@ def _part(context: Context, node: gs.Node, name: str, layout: tuple[int, int]) -
 
 def _selection(node: gs.Node, output: str, channel_layout: ChannelLayout, lo: int, hi: int) -> LinearOp:
     """Channels lo..hi of the node's first input."""
-    layout = channel_layout.layout
+    term = Term(0, Vector.unit(hi - lo, channel_layout.layout), lo, 0)
+    return _of_first_input(node, output, channel_layout, term, Kind.CONCAT)
+
+
+def _of_first_input(
+    node: gs.Node, output: str, channel_layout: ChannelLayout, term: Term, role: Kind
+) -> LinearOp:
+    """A term of the node's first input, of that layout."""
+    layout, channels = channel_layout.layout, term.kernel.geometry.c_out
     operand = Operand(node.inputs[0].name, channel_layout.channels, layout)
-    term = Term(0, Vector.unit(hi - lo, layout), lo, 0)
-    return LinearOp(node, output, Kind.CONCAT, hi - lo, layout, (operand,), (term,), Bias.zeros(hi - lo))
+    return LinearOp(node, output, role, channels, layout, (operand,), (term,), Bias.zeros(channels))
+
+
+def lift_gather(context: Context, node: gs.Node) -> LinearOp | None:
+    """Gather of channels by a constant list."""
+    name = node.inputs[0].name
+    channel_layout = context.float_layout(name)
+    const = context.scope.const(optional_input(node, 1))
+    if channel_layout is None or const is None or len(const.shape) != 1:
+        return None  # an index of another rank changes the rank of the tensor
+    if not _is_channel_axis(context, channel_layout.layout, name, node.attrs.get("axis", 0)):
+        return None
+    channels = channel_layout.channels
+    index = np.array(const.read()).astype(np.intp)
+    if not len(index) or index.min() < -channels or index.max() >= channels:
+        return None
+    return choice_of(node, channel_layout, index % channels)
+
+
+def choice_of(node: gs.Node, channel_layout: ChannelLayout, index: Index) -> LinearOp:
+    """The channels `index` of the node's first input."""
+    term = _choice(channel_layout, index)
+    role = Kind.CONCAT if isinstance(term.kernel, Vector) else Kind.INDEX
+    return _of_first_input(node, node.outputs[0].name, channel_layout, term, role)
+
+
+def _choice(channel_layout: ChannelLayout, index: Index) -> Term:
+    taps = Vector.unit(len(index), channel_layout.layout)
+    kernel, first = narrowed(picked(index, taps, channel_layout.channels))
+    return Term(0, kernel, first, 0)
 
 
 def lift_slice(context: Context, node: gs.Node) -> LinearOp | None:
-    """Slice of consecutive channels by constants."""
+    """Slice of channels and of space by constants, with any steps; backwards over channels only."""
     name = node.inputs[0].name
     channel_layout = context.float_layout(name)
-    selected = None if channel_layout is None else _selected_range(context, node)
-    if channel_layout is None or selected is None:
+    cuts = None if channel_layout is None else _cuts(context, node, channel_layout)
+    if channel_layout is None or cuts is None:
         return None
-    axis, start, end = selected
-    if not _is_channel_axis(context, channel_layout.layout, name, axis):
+    index = _chosen(cuts.pop(CHANNELS, WHOLE), channel_layout.channels)
+    if not len(index):
         return None
-    lo, hi, _ = slice(start, end).indices(
-        channel_layout.channels
-    )  # negative and out-of-range ends as in Python
-    return _selection(node, node.outputs[0].name, channel_layout, lo, hi) if lo < hi else None
+    if not cuts:
+        return choice_of(node, channel_layout, index)
+    window = _window(context, name, channel_layout, cuts, len(index))
+    if window is None:
+        return None
+    choice = _choice(channel_layout, index)
+    kernel = composed(equal_taps(window, 1.0), choice.kernel, zero_bias=True)
+    term = replace(choice, kernel=kernel)
+    lifted = _of_first_input(node, node.outputs[0].name, channel_layout, term, Kind.INDEX)
+    return replace(
+        lifted, may_be_empty=context.size(name, channel_layout.rank) is None and any(window.origin)
+    )
 
 
-def _selected_range(context: Context, node: gs.Node) -> tuple[int, int, int] | None:
-    """(axis, start, end) of a Slice by constants along one axis with step 1."""
+def _cuts(context: Context, node: gs.Node, channel_layout: ChannelLayout) -> dict[int, Cut] | None:
+    """What a Slice keeps along each axis it names: `CHANNELS`, or another axis counted from the front."""
     arguments = _slice_arguments(context, node)
     if arguments is None:
         return None
     starts, ends, axes, steps = arguments
-    axes = axes or [0]  # left out, they are the first axes
-    # A step picks every n-th channel, or reverses them: a kernel, but not one that terms can write as a range.
-    if not len(starts) == len(ends) == len(axes) == 1 or steps not in ([], [1]):
+    axes = axes or list(range(len(starts)))  # left out, they are the first axes
+    steps = steps or [1] * len(starts)
+    if not len(starts) == len(ends) == len(axes) == len(steps) or 0 in steps:
         return None
-    return axes[0], starts[0], ends[0]
+    name = node.inputs[0].name
+    rank, cuts = context.rank(name), dict[int, Cut]()
+    for axis, *cut in zip(axes, starts, ends, steps, strict=True):
+        is_channel = _is_channel_axis(context, channel_layout.layout, name, axis)
+        if not is_channel and rank is None:
+            return None
+        place = CHANNELS if is_channel or rank is None else axis % rank
+        if place in cuts:
+            return None
+        cuts[place] = Cut(*cut)
+    return cuts
+
+
+def _chosen(cut: Cut, channels: int) -> Index:
+    """The channels that a Slice keeps; none where runtimes do not agree."""
+    start, end, step = cut
+    if step > 0:
+        return np.arange(channels)[start:end:step]
+    if end >= END_OF_AXIS:  # backwards, which ONNX Runtime takes to the front
+        return np.arange(0)
+    return np.arange(channels)[
+        start : None if end < -channels else end : step
+    ]  # past the front: to the first
+
+
+def _window(
+    context: Context, name: str, channel_layout: ChannelLayout, cuts: dict[int, Cut], channels: int
+) -> Geometry | None:
+    """A Slice of space as a convolution with one tap: `x[.., start::step]` is `x` at `step*i + start`.
+
+    Its slack says where it ends: `-1 - start` at the last position, and less before it.
+    """
+    if channel_layout.channel_axis != 1:
+        return None
+    rank = channel_layout.rank
+    shape = context.scope.shape(name) or (None,) * (rank + 2)
+    strides, origin, slack = [1] * rank, [0] * rank, [-1] * rank
+    for axis, cut in cuts.items():
+        bounds = _bounds(cut, shape[axis])
+        if bounds is None or (axis < 2 and bounds != (0, 0)):
+            return None
+        if axis >= 2:
+            first, left_out = bounds
+            strides[axis - 2], origin[axis - 2], slack[axis - 2] = cut.step, first, -1 - first - left_out
+    point = Geometry.diagonal(channels, rank)
+    return replace(point, strides=tuple(strides), origin=tuple(origin), slack=tuple(slack))
+
+
+def _bounds(cut: Cut, size: int | None) -> tuple[int, int] | None:
+    """The first position that a cut forwards keeps, and how many it leaves out at the end; None if not known."""
+    if cut.step < 1:
+        return None
+    if size is None:
+        # From the step on, a small tensor has nothing left, where a kernel would count fewer positions than none.
+        return (cut.start, 0) if 0 <= cut.start < cut.step and cut.end >= END_OF_AXIS else None
+    first, last, _ = slice(cut.start, cut.end).indices(size)
+    return (first, size - last) if first < last else None
 
 
 def _slice_arguments(context: Context, node: gs.Node) -> list[list[int]] | None:

@@ -39,6 +39,7 @@ _REPORTED_FIRST = (
     Kind.TRANSPOSE,
     Kind.MATMUL,
     Kind.COMMUTE,
+    Kind.INDEX,
     Kind.CONCAT,
     Kind.POOL,
     Kind.PAD,

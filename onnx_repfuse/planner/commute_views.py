@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.affine_form import Form, Term
 from onnx_repfuse.algebra.bias import Bias
+from onnx_repfuse.algebra.choice import taps_of
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.operators.facts import SpaceMapSort
@@ -172,7 +173,7 @@ def why_not_before_average(
     for group in _groups(candidate):
         if group.view is None or group.view.sort not in _MEANS or group.source not in entries:
             continue
-        kernels = [term.kernel for term in group.terms]
+        kernels = [taps_of(term.kernel) for term in group.terms]
         if any(isinstance(kernel, Vector) and np.abs(kernel.scale).max() > 1.0 for kernel in kernels):
             return Inexact(Reason.PRECISION, ENLARGED)
     return None

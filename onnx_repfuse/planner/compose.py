@@ -11,7 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from onnx_repfuse.algebra.affine_form import MAX_TERMS, TOO_LONG, Form, Part, Term, fits, gather, substitute
+from onnx_repfuse.algebra.affine_form import (
+    MAX_TERMS,
+    TOO_LONG,
+    Form,
+    Part,
+    Term,
+    fits,
+    gather,
+    key_of,
+    side_by_side,
+    substitute,
+)
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.lift import LinearOp
@@ -82,6 +93,7 @@ def _side_by_side(lifted: LinearOp, forms: list[Form]) -> Form:
         terms += [Term(t.source, t.kernel, t.lo_in, lo + t.lo_out) for t in form.terms] if lo else form.terms
         if not form.bias.is_zero:
             bias = bias + form.bias.placed(lo, lifted.channels)
+    terms = side_by_side(terms)
     if len(terms) > MAX_TERMS:
         raise Inexact(Reason.COST, TOO_LONG)
     return Form(lifted.channels, lifted.layout, tuple(terms), bias)
@@ -146,4 +158,5 @@ def _share_no_source(lifted: LinearOp, operands: list[Form]) -> bool:
 
 def _proves_equal_shapes(form: Form, operands: list[Form]) -> bool:
     """Whether each term of an operand was added to one of every other: of one source and stride, so of one shape."""
-    return all(len(operand.terms) == len(form.terms) for operand in operands)
+    keys = set(map(key_of, form.terms))
+    return all(len(set(map(key_of, operand.terms))) == len(keys) for operand in operands)

@@ -150,7 +150,7 @@ def node_price(
     if lifted.node.op == "Split":
         count = sum(1 for tensor in lifted.node.outputs if is_used(tensor.name))
         return Price(0, 0, 1 / max(1, count))  # a node is saved once all of its outputs are absorbed
-    if lifted.node.op == "Slice":
+    if lifted.node.op in ("Gather", "Slice"):
         return Price(model.elementwise(2 * out, 0), 0, 1)
     if lifted.node.op == "AveragePool":
         taps = geometry.macs(max(1, out // geometry.c_out))

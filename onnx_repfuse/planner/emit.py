@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from onnx_repfuse.algebra.kernels import Kernel, Vector
 from onnx_repfuse.graph.decode import new_node
@@ -74,6 +74,9 @@ class _Emitter:
             self.convolution(step, inputs[0], output)
         elif step.op == "Slice":
             self.slice(step, inputs[0], output)
+        elif step.index is not None:
+            index = self.index("indices", step.index)
+            self.node("Gather", [inputs[0], index], output, axis=step.layout[0])
         elif step.op == "Concat":
             self.node("Concat", inputs, output, axis=step.layout[0])
         elif step.view is not None:
@@ -163,12 +166,12 @@ class _Emitter:
         if OPERATORS["Slice"].uses_attributes(self.scope.opset):
             self.node("Slice", [source], output, axes=[axis], starts=[lo], ends=[hi])
             return
-        indices = [self.index(*pair) for pair in (("starts", lo), ("ends", hi), ("axes", axis))]
+        indices = [self.index(*pair) for pair in (("starts", [lo]), ("ends", [hi]), ("axes", [axis]))]
         self.node("Slice", [source, *indices], output)
 
-    def index(self, label: str, value: int) -> str:
-        array = np.array([value], np.int64)
-        return self.constant(label, Const((1,), onnx.TensorProto.INT64, lambda: array))
+    def index(self, label: str, values: ArrayLike) -> str:
+        array = np.array(values, np.int64)
+        return self.constant(label, Const(array.shape, onnx.TensorProto.INT64, lambda: array))
 
     def view_inputs(self, step: Step) -> list[str]:
         """Further inputs of a view; a list of sizes that names the channels is written anew for other channels."""

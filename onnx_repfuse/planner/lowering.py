@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from onnx_repfuse.algebra.affine_form import Apart, Form, Shifted, Term
 from onnx_repfuse.algebra.bias import Bias
-from onnx_repfuse.algebra.kernels import Vector
+from onnx_repfuse.algebra.choice import Picked, taps_of
+from onnx_repfuse.algebra.kernels import Kernel, Vector
 from onnx_repfuse.algebra.segments import segmented
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.views import Layout, View
@@ -22,6 +23,8 @@ from onnx_repfuse.planner.cost import CostModel, Price, multiply_adds, view_cost
 from onnx_repfuse.planner.sizes import Sizes
 from onnx_repfuse.planner.steps import Lowered, Step
 from onnx_repfuse.planner.view_sources import Viewed, common_view, taken_last
+
+NEGATIVE_AXES_SINCE = 11  # the opset from which every operator counts a negative axis from the end
 
 __all__ = ["Lowering", "writes_itself"]
 
@@ -59,7 +62,7 @@ class Lowering:
 
     def _by_segments(self, form: Form, out_elements: int, may_normalize: bool, like: str) -> Lowered | None:
         segments = segmented(form)
-        if segments is None:
+        if segments is None or not self._can_choose(form):
             return None
         writer = _Writer(self, out_elements, form.channels, form.layout, like, may_normalize)
         parts = []
@@ -79,7 +82,7 @@ class Lowering:
             lowered = self.lower(form, out_elements=out_elements, may_normalize=may_normalize)
             return None if lowered is None else lowered.price
         segments = segmented(form)
-        if segments is None:
+        if segments is None or not self._can_choose(form):
             return None
         if len(segments) == 1:
             terms = segments[0][1]
@@ -90,6 +93,12 @@ class Lowering:
             size = out_elements * (hi - lo) // form.channels
             prices.append(self._segment_price(terms, has_bias, size, form, may_normalize))
         return Price(*map(sum, zip(*prices, strict=True)))
+
+    def _can_choose(self, form: Form) -> bool:
+        """Whether its choices of channels can be written: an axis of a Gather counts from the end since opset 11."""
+        if form.layout[0] == 1 or self.sizes.context.scope.opset >= NEGATIVE_AXES_SINCE:
+            return True
+        return not any(isinstance(term.kernel, Picked) for term in form.terms)
 
     def _segment_price(
         self, terms: Sequence[Term], has_bias: bool, elements: int, form: Form, may_normalize: bool
@@ -108,10 +117,13 @@ class Lowering:
 
     def _demand(self, term: Term, layout: Layout) -> tuple[Hashable, ...]:
         """All that the price of a term depends on."""
-        source, kernel, sizes = term.source, term.kernel, self.sizes
+        source, sizes = term.source, self.sizes
+        kernel = taps_of(term.kernel)
         is_one = kernel.is_one if isinstance(kernel, Vector) else None
         takes_gemm = layout[0] == -1 and sizes.is_matrix(source)
-        return kernel.geometry, is_one, sizes.elements(source), sizes.channels(source, layout), takes_gemm
+        choice = kernel is not term.kernel
+        read = sizes.elements(source), sizes.channels(source, layout)
+        return kernel.geometry, is_one, choice, *read, takes_gemm
 
 
 @dataclass(eq=False)
@@ -160,7 +172,7 @@ class _Writer:
     def takes_bias_of_sum(self, groups: Mapping[View | None, Sequence[Term]]) -> View | None:
         """The view of the group that the bias of a sum goes into, where possible with a convolution, which takes it."""
         for view, terms in groups.items():
-            if any(not isinstance(term.kernel, Vector) and self.takes_bias(term) for term in terms):
+            if any(not isinstance(taps_of(term.kernel), Vector) and self.takes_bias(term) for term in terms):
                 return view
         return next(iter(groups))
 
@@ -234,18 +246,21 @@ class _Writer:
         """A sum of terms plus a bias, views first; its step, or the source that it is."""
         size = self.size(channels)
         if len(terms) > 1:
-            terms = sorted(terms, key=lambda term: isinstance(term.kernel, Vector))  # convolutions first
+            terms = sorted(
+                terms, key=lambda term: isinstance(taps_of(term.kernel), Vector)
+            )  # convolutions first
         pending: Bias | None = None if bias.is_zero else bias
         parts: list[Hashable] = []
         for term in terms:
-            if not isinstance(term.kernel, Vector):
-                parts.append(self.convolution(term, size, pending))
+            kernel = taps_of(term.kernel)
+            if not isinstance(kernel, Vector):
+                parts.append(self.convolution(term, kernel, size, pending))
                 pending = None if self.takes_bias(term) else pending
-            elif not term.kernel.is_one and pending is not None and self.normalizes(terms):
-                parts.append(self.factor(term, term.kernel, size, pending))
+            elif not kernel.is_one and pending is not None and self.normalizes(terms):
+                parts.append(self.factor(term, kernel, size, pending))
                 pending = None
             else:
-                parts.append(self.factor(term, term.kernel, size, None))
+                parts.append(self.factor(term, kernel, size, None))
         result = self.added(parts, channels)
         if pending is not None:
             step = Step("Shift", (result,), channels, bias=pending)
@@ -272,9 +287,8 @@ class _Writer:
         step = Step("Norm", (source,), channels, kernel, bias)
         return self.add(step, self.model.elementwise(elements + size, 2))
 
-    def convolution(self, term: Term, size: int, pending: Bias | None) -> int:
+    def convolution(self, term: Term, kernel: Kernel, size: int, pending: Bias | None) -> int:
         source, elements = self.read(term)
-        kernel = term.kernel
         geometry = kernel.geometry.grown()
         macs = multiply_adds(geometry, elements, size)
         self.macs += macs
@@ -283,15 +297,19 @@ class _Writer:
         return self.add(step, self.model.convolution(geometry, macs, elements + size))
 
     def read(self, term: Term) -> tuple[Hashable, int]:
-        """The channels a term reads, sliced if they are not all there are; and their elements."""
-        total, wanted = self.sizes.channels(term.source, self.layout), term.kernel.geometry.c_in
+        """The channels a term reads, sliced or gathered if they are not all there are; and their elements."""
+        kernel = term.kernel
+        total, wanted = self.sizes.channels(term.source, self.layout), taps_of(kernel).geometry.c_in
         elements = self.sizes.elements(term.source)
         source = self.source(term.source)
-        if wanted == total:
-            return source, elements
         part = elements * wanted // total
         like = _like(term.source)
-        step = Step("Slice", (source,), wanted, lo=term.lo_in, like=like)
+        if isinstance(kernel, Picked):
+            step = Step("Gather", (source,), wanted, index=kernel.index + term.lo_in, like=like)
+        elif wanted == total:
+            return source, elements
+        else:
+            step = Step("Slice", (source,), wanted, lo=term.lo_in, like=like)
         return self.add(step, self.model.elementwise(2 * part, 0)), part
 
     def can_read(self, source: Hashable) -> bool:

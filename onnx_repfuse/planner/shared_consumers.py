@@ -18,6 +18,7 @@ from functools import reduce
 
 import onnx_graphsurgeon as gs
 
+from onnx_repfuse.algebra.choice import taps_of
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.planner.candidates import Candidate, Entry, absorbing
 from onnx_repfuse.planner.compose import inline
@@ -156,7 +157,7 @@ def _inlined(cover: Cover, outer: Candidate, name: str, inner: Candidate) -> Can
 
 def _convolves(candidate: Candidate, name: str) -> bool:
     """Whether it reads a tensor by a convolution, not only channel by channel."""
-    kernels = [term.kernel for term in candidate.form.terms if term.source == name]
+    kernels = [taps_of(term.kernel) for term in candidate.form.terms if term.source == name]
     return candidate.convolves and not all(isinstance(kernel, Vector) for kernel in kernels)
 
 

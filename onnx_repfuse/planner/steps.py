@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from onnx_repfuse.algebra.bias import Bias
+from onnx_repfuse.algebra.choice import Index
 from onnx_repfuse.algebra.kernels import Kernel
 from onnx_repfuse.graph.views import Layout, View
 from onnx_repfuse.planner.cost import Price
@@ -18,11 +19,13 @@ class Step:
     """One operator to write.
 
     Attributes:
-        op: "Slice", "Mul", "Shift" (add a constant), "Norm" (both), "Conv", "Add", "Concat", "View" or "Identity".
+        op: "Slice", "Gather", "Mul", "Shift" (add a constant), "Norm" (both), "Conv", "Add", "Concat", "View" or
+            "Identity".
         inputs: sources (anything hashable but int), or numbers of earlier steps.
         channels: of its output.
         kernel, bias: what it computes, where it has one.
         lo: first channel of a Slice.
+        index: channels of a Gather.
         layout: channel axis and rank of its output.
         like: a tensor whose shape its output has, but for the channels; '' for the result's.
         matrix: its input is known to be two-dimensional.
@@ -39,6 +42,7 @@ class Step:
     like: str = ""
     matrix: bool = False
     view: View | None = None
+    index: Index | None = None
 
 
 @dataclass(eq=False)  # not frozen, see `algebra.affine_form`

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from onnx_repfuse.algebra.affine_form import Form, Term
+from onnx_repfuse.algebra.choice import taps_of
 from onnx_repfuse.algebra.kernels import Array, Scaled, Vector
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.lift import Context, LinearOp
@@ -36,8 +37,9 @@ def check_range(form: Form, lifted: LinearOp, data_type: int) -> None:
         raise Inexact(Reason.OVERFLOW)
     if limits.is_half:
         for term in form.terms:
-            if isinstance(term.kernel, Vector) and not term.kernel.is_one:
-                check_underflow(term.kernel.scale, data_type)
+            taps = taps_of(term.kernel)
+            if isinstance(taps, Vector) and not taps.is_one:
+                check_underflow(taps.scale, data_type)
 
 
 def data_type_of(lifted: LinearOp, context: Context) -> int:
@@ -57,7 +59,7 @@ def _exceeds(terms: Iterable[Term], bias: Array, limits: FloatFormat) -> bool:
 
 def _factors(term: Term) -> Iterator[Array]:
     """Factors per channel that are known without reading a kernel."""
-    kernel = term.kernel
+    kernel = taps_of(term.kernel)
     if isinstance(kernel, Vector) and not kernel.is_one:
         yield kernel.scale
     elif isinstance(kernel, Scaled):

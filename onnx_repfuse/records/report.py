@@ -26,6 +26,7 @@ class Kind(str, Enum):
     TRANSPOSE = "transpose"
     CONCAT = "concat"
     COMMUTE = "commute"
+    INDEX = "index"
     ACTIVATION = "activation"
     STRIDE = "stride"
     # These are changes, not folds.

@@ -53,6 +53,10 @@ def _commute(net: Net) -> str:
     return net.bn(net.op("Transpose", net.conv("x", 4, 4, 3), perm=[0, 1, 3, 2]), 4)
 
 
+def _index(net: Net) -> str:
+    return net.conv(net.op("Gather", "x", net.const(np.array([3, 1, 0, 2])), axis=1), 4, 4, 3)
+
+
 def _activation(net: Net) -> str:
     name = net.op("Relu", "x")
     inner = net.op("Clip", net.op("Add", name, net.const(3.0)), net.const(0.0), net.const(6.0))
@@ -75,6 +79,7 @@ MODELS: dict[Kind, Callable[[Net], str]] = {
     Kind.COMMUTE: _commute,
     Kind.ACTIVATION: _activation,
     Kind.STRIDE: _stride,
+    Kind.INDEX: _index,
 }
 
 

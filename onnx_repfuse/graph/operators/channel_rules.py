@@ -193,8 +193,18 @@ NORMALIZED = ChannelRule(KEPT_ON_AXIS_1.forwards, _normalized)
 # Some of the input's channels, or of its positions: the proved shape says how many channels are left.
 
 
+def _selected_from(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
+    layout, name = layouts.output(node), node.inputs[0].name
+    shape, result = layouts.scope.shape(name), layouts.output_shape(node)
+    if layout is None or shape is None or result is None or len(shape) != len(result):
+        return ()
+    whole = layout.with_channels_of(shape)
+    return () if whole is None else [(name, whole)]
+
+
 SELECTED = ChannelRule(
-    _given_first(lambda layouts, node, first: first.with_channels_of(layouts.output_shape(node)))
+    _given_first(lambda layouts, node, first: first.with_channels_of(layouts.output_shape(node))),
+    _selected_from,
 )
 
 
@@ -212,7 +222,15 @@ def _stacked(layouts: Layouts, node: gs.Node, first: ChannelLayout) -> ChannelLa
     return replace(first, channels=sum(part.channels for part in parts if part)) if along_channels else first
 
 
-STACKED = ChannelRule(_given_first(_stacked))
+def _parts(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
+    layout = layouts.output(node)
+    if layout is None:
+        return ()
+    parts = [(name, layout.with_channels_of(layouts.scope.shape(name))) for name in input_names(node)]
+    return [(name, part) for name, part in parts if part is not None]
+
+
+STACKED = ChannelRule(_given_first(_stacked), _parts)
 
 
 # Operands that broadcast: that of the widest, if no other one can widen its channels.

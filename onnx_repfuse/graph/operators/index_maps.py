@@ -9,7 +9,7 @@ import numpy as np
 from onnx_repfuse.graph.operators.channel_rules import KEPT_WHERE_PROVED, SELECTED, STACKED
 from onnx_repfuse.graph.operators.facts import Attributes, Operator, SizeCase, Values
 
-__all__ = ["INDEX_MAPS"]
+__all__ = ["END_OF_AXIS", "INDEX_MAPS"]
 
 END_OF_AXIS = (1 << 31) - 1  # the `ends` of a Slice that means: to the end
 
@@ -42,7 +42,7 @@ INDEX_MAPS = (
     Operator("ConstantOfShape"),
     Operator("Einsum", doubts=_every_axis),
     Operator("Expand", gain=1.0),
-    Operator("Gather", gain=1.0),
+    Operator("Gather", gain=1.0, channels=SELECTED, operations=0),
     Operator(
         "Pad",
         gain=1.0,

@@ -1,0 +1,236 @@
+"""Index maps: operators that choose channels or positions are kernels, and go into the convolution behind them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnx_repfuse.records.reasons import Reason
+from tests.build import Net, check
+
+END = np.iinfo(np.int64).max
+
+
+def ints(net: Net, *values: int) -> str:
+    return net.const(np.array(values, np.int64))
+
+
+def gather(net: Net, x: str, *channels: int, axis: int = 1) -> str:
+    return str(net.op("Gather", x, ints(net, *channels), axis=axis))
+
+
+def cut(net: Net, x: str, axes: list[int], starts: list[int], ends: list[int], steps: list[int]) -> str:
+    return str(net.op("Slice", x, *(ints(net, *values) for values in (starts, ends, axes, steps))))
+
+
+def focus(net: Net, x: str = "x") -> str:
+    """YOLO's: the four positions of each 2x2 block as channels."""
+    parts = [
+        cut(net, cut(net, x, [2], [row], [END], [2]), [3], [column], [END], [2])
+        for column in (0, 1)
+        for row in (0, 1)
+    ]
+    return str(net.op("Concat", *parts, axis=1))
+
+
+# Choices of channels
+
+
+@pytest.mark.parametrize("axis", [1, -3])
+@pytest.mark.parametrize("channels", [(2, 1, 0), (0, 0, 2), (-1, 0, 1, 1), (0, 1, 2)])
+def test_chosen_channels_are_columns(channels: tuple[int, ...], axis: int) -> None:
+    net = Net(3)
+    check(net.model(net.conv(gather(net, "x", *channels, axis=axis), len(channels), 8, 3)), {"Conv": 1})
+
+
+@pytest.mark.parametrize("channels", [(3, 1, 0, 2), (5, 0), (2, 3)])
+def test_chosen_channels_are_rows(channels: tuple[int, ...]) -> None:
+    net = Net(4)
+    result = check(net.model(gather(net, net.conv("x", 4, 8, 3), *channels)), {"Conv": 1})
+    weight = next(t for t in result.model.graph.initializer if len(t.dims) == 4)
+    assert weight.dims[0] == len(channels)  # the others are not computed
+
+
+@pytest.mark.parametrize("channels", [(2, 0), (1,)])
+def test_a_convolution_of_fewer_channels_stays(channels: tuple[int, ...]) -> None:
+    net = Net(3)  # over all three, it would take more multiply-adds
+    check(net.model(net.conv(gather(net, "x", *channels), len(channels), 8, 3)), None)
+
+
+def test_rows_of_groups_stay_in_groups() -> None:
+    net = Net(8)
+    result = check(
+        net.model(gather(net, net.conv("x", 8, 8, 3, group=2), 3, 1, 0, 2, 7, 4, 5, 6)), {"Conv": 1}
+    )
+    weight = next(t for t in result.model.graph.initializer if len(t.dims) == 4)
+    assert weight.dims[1] == 4
+
+
+def test_columns_of_groups_stay_in_groups() -> None:
+    net = Net(8)
+    result = check(
+        net.model(net.conv(gather(net, "x", 3, 1, 0, 2, 7, 4, 5, 6), 8, 8, 3, group=2)), {"Conv": 1}
+    )
+    weight = next(t for t in result.model.graph.initializer if len(t.dims) == 4)
+    assert weight.dims[1] == 4
+
+
+def test_a_permutation_across_groups_stays() -> None:
+    net = Net(8)
+    check(net.model(net.conv(gather(net, "x", 0, 4, 1, 5, 2, 6, 3, 7), 8, 8, 3, group=2)), None, Reason.COST)
+
+
+def test_permutations_around_a_depthwise_permute_its_weights() -> None:
+    net = Net(6)
+    there, back = (3, 0, 5, 1, 4, 2), (1, 3, 5, 0, 4, 2)
+    middle = net.bn(net.conv(gather(net, "x", *there), 6, 6, 3, group=6), 6)
+    check(net.model(net.op("Relu", gather(net, middle, *back))), {"Conv": 1, "Relu": 1})
+
+
+def test_a_permutation_and_its_inverse_vanish() -> None:
+    net = Net(4)
+    there_and_back = gather(net, gather(net, net.op("Relu", net.conv("x", 4, 4, 3)), 2, 0, 3, 1), 1, 3, 0, 2)
+    check(net.model(net.op("Relu", there_and_back)), {"Conv": 1, "Relu": 2})
+
+
+def test_a_choice_alone_stays() -> None:
+    net = Net(4)
+    check(net.model(net.op("Relu", gather(net, net.op("Relu", net.conv("x", 4, 4, 3)), 2, 0, 3, 1))), None)
+
+
+def test_slices_backwards_and_with_steps_choose_channels() -> None:
+    net = Net(6)
+    backwards = cut(net, "x", [1], [-1], [-END], [-1])
+    check(net.model(net.conv(backwards, 6, 8, 3)), {"Conv": 1})
+    net = Net(6)
+    every_second = cut(net, net.conv("x", 6, 8, 3), [1], [1], [END], [2])
+    result = check(net.model(every_second), {"Conv": 1})
+    assert next(t for t in result.model.graph.initializer if len(t.dims) == 4).dims[0] == 4
+
+
+@pytest.mark.parametrize("order", [(2, 1, 0), (1, 2, 0), (0, 1, 2)])
+def test_split_and_concat_choose_channels(order: tuple[int, ...]) -> None:
+    net = Net(3)
+    parts = net.op("Split", "x", ints(net, 1, 1, 1), outputs=3, axis=1)
+    check(net.model(net.conv(net.op("Concat", *(parts[i] for i in order), axis=1), 3, 8, 3)), {"Conv": 1})
+
+
+def test_bgr_with_mean_and_deviation_and_scale() -> None:
+    net = Net(3)
+    scaled = net.op("Div", "x", net.const(255.0))
+    centred = net.op("Sub", gather(net, scaled, 2, 1, 0), net.channel(3))
+    normal = net.op("Div", centred, net.channel(3))
+    # The padding is zero behind the shift: it stays in front, everything else goes into the weight.
+    check(net.model(net.conv(normal, 3, 8, 3)), {"Add": 1, "Conv": 1})
+    net = Net(3)
+    normal = net.op("Mul", net.op("Add", gather(net, "x", 2, 1, 0), net.channel(3)), net.channel(3))
+    check(net.model(net.conv(normal, 3, 8, 3, pad=0)), {"Conv": 1})
+
+
+def test_shift_in_front_of_the_choice() -> None:
+    net = Net(3)
+    normal = net.op("Mul", net.op("Add", "x", net.channel(3)), net.channel(3))
+    check(net.model(net.conv(gather(net, normal, 2, 0, 1), 3, 8, 3)), {"Add": 1, "Conv": 1})
+
+
+def test_channels_on_the_last_axis() -> None:
+    net = Net(shape=("N", "T", 4))
+    chosen = gather(net, "x", 3, 2, 1, 0, axis=2)
+    check(net.model(net.op("MatMul", chosen, net.random(4, 5))), {"MatMul": 1})
+    net = Net(shape=("N", "T", 4))
+    product = net.op("MatMul", "x", net.random(4, 6))
+    check(net.model(gather(net, product, 5, 0, 3, axis=-1)), {"MatMul": 1})
+
+
+def test_indices_that_are_no_list_stay() -> None:
+    net = Net(3, shape=(2, 3, 5, 5))
+    check(net.model(net.op("Gather", "x", net.const(np.array(1, np.int64)), axis=1)), None)
+    net = Net(3, shape=(2, 3, 5, 5))
+    check(net.model(net.conv(gather(net, "x", 4, 3, 0, 1, axis=2), 3, 4, 3)), None)
+
+
+# Positions
+
+
+@pytest.mark.parametrize(
+    ("axes", "starts", "steps", "pad"),
+    [([2], [0], [2], 0), ([2], [0], [2], 1), ([2, 3], [1, 0], [2, 3], 1), ([3], [2], [3], 1)],
+)
+def test_a_slice_with_steps_is_a_stride(
+    axes: list[int], starts: list[int], steps: list[int], pad: int
+) -> None:
+    net = Net(4)
+    sliced = cut(net, "x", axes, starts, [END] * len(axes), steps)
+    check(net.model(net.conv(sliced, 4, 4, 3, pad=pad)), {"Conv": 1}, largest=9)
+
+
+def test_a_slice_behind_a_convolution_is_a_stride() -> None:
+    net = Net(4)
+    check(
+        net.model(cut(net, net.conv("x", 4, 4, 3), [2, 3], [0, 0], [END] * 2, [2, 2])), {"Conv": 1}, largest=7
+    )
+
+
+def test_a_slice_of_channels_and_space() -> None:
+    net = Net(4)
+    sliced = cut(net, "x", [3, 1], [0, -1], [END, -END], [2, -1])
+    check(net.model(net.conv(sliced, 4, 4, 3)), {"Conv": 1}, largest=7)
+
+
+def test_where_the_padding_would_read_on_is_refused() -> None:
+    net = Net(4, shape=("N", 4, 8, 8))  # x[2::2], padded: at -1 the Conv reads zero, x[0] would be there
+    sliced = cut(net, "x", [2], [2], [END], [2])
+    check(net.model(net.conv(sliced, 4, 4, 3, pad=1)), None, Reason.BORDER, largest=7)
+    net = Net(4, shape=("N", 4, 8, 8))  # x[:-1]: behind its end the Conv reads zero, not the last row
+    sliced = cut(net, "x", [2], [0], [-1], [1])
+    check(net.model(net.conv(sliced, 4, 4, 3, pad=1)), None, Reason.BORDER, largest=7)
+
+
+def test_a_crop_before_an_unpadded_convolution_stays_where_it_would_cost() -> None:
+    net = Net(4, shape=("N", 4, 8, 8))
+    check(
+        net.model(net.conv(cut(net, "x", [2], [2], [END], [1]), 4, 4, 3, pad=0)), None, Reason.COST, largest=9
+    )
+
+
+def test_a_crop_behind_a_padded_convolution_takes_its_padding() -> None:
+    net = Net(4, shape=("N", 4, 5, 6))
+    model = net.model(cut(net, net.conv("x", 4, 4, 3), [2, 3], [1, 1], [-1, -1], [1, 1]))
+    result = check(model, {"Conv": 1}, largest=7)
+    (conv,) = result.model.graph.node
+    assert next(list(a.ints) for a in conv.attribute if a.name == "pads") == [0, 0, 0, 0]
+
+
+def test_slices_that_depend_on_the_size_stay() -> None:
+    for start, end in ((-4, END), (0, 4), (2, END), (0, -1)):
+        net = Net(4)
+        check(net.model(net.conv(cut(net, "x", [2], [start], [end], [2]), 4, 4, 3)), None, largest=8)
+
+
+def test_slices_of_the_batch_stay() -> None:
+    net = Net(4, shape=(4, 4, 6, 6))
+    check(net.model(net.conv(cut(net, "x", [0], [0], [END], [2]), 4, 4, 3)), None)
+
+
+def test_slices_of_a_known_size() -> None:
+    net = Net(4, shape=("N", 4, 9, 9))
+    sliced = cut(net, "x", [2, 3], [-9, 1], [9, 100], [2, 2])
+    check(net.model(net.conv(sliced, 4, 4, 3, pad=1)), {"Conv": 1})
+
+
+def test_focus() -> None:
+    net = Net(3, shape=("N", 3, 8, 10))
+    result = check(net.model(net.conv(focus(net), 12, 8, 3)), {"Conv": 1})
+    assert result.report.after.macs == result.report.before.macs
+    weight = next(t for t in result.model.graph.initializer if len(t.dims) == 4)
+    assert list(weight.dims) == [8, 3, 6, 6]
+
+
+def test_focus_alone_stays() -> None:
+    net = Net(3, shape=("N", 3, 8, 10))
+    check(net.model(net.op("Relu", focus(net))), None)
+
+
+def test_what_leaves_nothing_of_a_small_tensor_is_not_moved_into_a_convolution() -> None:
+    net = Net(4)  # of one row, x[1::2] is empty, and a Conv of none does not run
+    check(net.model(cut(net, net.conv("x", 4, 4, 1), [2], [1], [END], [2])), None, largest=5)
