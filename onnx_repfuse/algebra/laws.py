@@ -16,8 +16,8 @@ Sum. Equal strides and slacks give equal numbers of positions; kernels are laid 
 gcd of the dilations and of the distance of the origins (an axis with one tap has no dilation), groups become
 their gcd. Where the sizes are known, slacks may differ as long as the numbers of positions agree.
 
-Transposed convolutions compose with one value per channel and add when their geometries are equal; nothing
-else. The proofs are in docs/algebra.md.
+Transposed convolutions compose with pointwise operators, behind them always, before them without a bias. They add
+as convolutions do, with equal strides and slacks. The proofs are in docs/algebra.md.
 """
 
 from __future__ import annotations
@@ -98,14 +98,14 @@ def _nearest(g: Geometry, axis: int) -> int:
 
 
 def _compose_transposed(g: Geometry, f: Geometry, zero_bias: bool) -> Geometry:
-    """Only values per channel commute with a ConvTranspose: its output is linear in each weight."""
-    if g.is_diagonal:
-        return f  # scales its output channels
-    if f.is_diagonal and zero_bias:
-        return g  # scales its input channels
-    if f.is_diagonal:
+    """Only pointwise operators commute with a ConvTranspose: its output is linear in each weight."""
+    if f.transposed and g.is_pointwise:
+        return replace(f, c_out=g.c_out, groups=gcd(f.groups, g.groups))  # mixes its output channels
+    if not (g.transposed and f.is_pointwise):
+        raise Inexact(Reason.UNSUPPORTED, "a ConvTranspose composes only with pointwise operators")
+    if not zero_bias:
         raise Inexact(Reason.BORDER, "a ConvTranspose adds a different number of taps at each position")
-    raise Inexact(Reason.UNSUPPORTED, "a ConvTranspose composes only with one value per channel")
+    return replace(g, c_in=f.c_in, groups=gcd(f.groups, g.groups))  # mixes its input channels
 
 
 @lru_cache(maxsize=1 << 14)
@@ -133,8 +133,8 @@ def _check_total(f: Geometry, g: Geometry, size: tuple[int, ...] | None) -> None
     """Raise Inexact unless both, which are not equal, read the same channels and give the same positions."""
     if (f.layout, f.c_in, f.c_out) != (g.layout, g.c_in, g.c_out):
         raise Inexact(Reason.SHAPE)
-    if f.transposed or g.transposed:
-        raise Inexact(Reason.GRID, "transposed convolutions add only when their geometries are equal")
+    if f.transposed != g.transposed:
+        raise Inexact(Reason.GRID, "one of them is a transposed convolution")
     if f.strides != g.strides:
         raise Inexact(Reason.GRID, "the strides differ")
     if f.slack != g.slack and (size is None or f.output(size) != g.output(size)):

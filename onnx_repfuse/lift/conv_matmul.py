@@ -8,6 +8,7 @@ Gemm is `alpha * A @ B + beta * C` (ONNX spec); transA does not act on the last 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -224,12 +225,29 @@ def lift_conv_transpose(context: Context, node: gs.Node) -> LinearOp | Declined 
     except ValueError as error:
         return Declined(Reason.UNSUPPORTED, str(error))
 
+    mirrored = _mirrored(geometry)
+
     def view(values: NDArray[Any]) -> NDArray[Any]:
         """(c_in, c_out / groups, *kernel) -> (c_out, c_in / groups, *kernel)."""
         split = values.reshape(groups, geometry.c_in // groups, geometry.c_out // groups, *kernel)
-        return np.swapaxes(split, 1, 2).reshape(geometry.weight_shape)
+        result = np.swapaxes(split, 1, 2).reshape(geometry.weight_shape)
+        return result if mirrored is None else np.flip(result, tuple(range(2, result.ndim)))
 
-    return _with_bias(context, node, _kernel(geometry, weight, view), Kind.TRANSPOSE)
+    return _with_bias(context, node, _kernel(mirrored or geometry, weight, view), Kind.TRANSPOSE)
+
+
+def _mirrored(geometry: Geometry) -> Geometry | None:
+    """The Conv that a ConvTranspose of stride 1 is, whose taps run backwards.
+
+    None for another stride, and where it writes more positions than it reads: there the Conv would take more
+    multiply-adds.
+    """
+    if max(geometry.strides) > 1 or max(geometry.slack) > 1:
+        return None
+    # It writes at i + origin + d*k: output j reads x at j - origin - d*k, first of all at the last tap.
+    axes = zip(geometry.dilations, geometry.kernel, geometry.origin, strict=True)
+    origin = tuple(-o - d * (k - 1) for d, k, o in axes)
+    return replace(geometry, origin=origin, slack=tuple(s - 2 for s in geometry.slack), transposed=False)
 
 
 def _with_bias(

@@ -155,16 +155,14 @@ def test_matrix_products_on_the_last_axis_compose_and_add(seed: int, channels) -
     assert_equal((g @ scale @ f)(x), g(scale(f(x))))
 
 
-@settings(max_examples=60)
-@given(data=st.data(), seed=seeds)
-def test_transposed_convolutions_compose_with_diagonals_and_add_to_their_like(data, seed: int) -> None:
-    rank = data.draw(st.integers(1, 2))
-    groups = data.draw(st.sampled_from((1, 2, 4)))
+@st.composite
+def transposed(draw, rank: int, groups: int) -> Geometry:
+    """Transposed convolutions of 4 to 8 channels."""
 
     def axes(low: int, high: int, count: int = rank) -> tuple[int, ...]:
-        return data.draw(st.tuples(*[st.integers(low, high)] * count))
+        return draw(st.tuples(*[st.integers(low, high)] * count))
 
-    geometry = Geometry.conv_transpose(
+    return Geometry.conv_transpose(
         4,
         8,
         axes(1, 3),
@@ -174,20 +172,38 @@ def test_transposed_convolutions_compose_with_diagonals_and_add_to_their_like(da
         pads=axes(0, 2, 2 * rank),
         output_padding=axes(0, 1),
     )
-    size = data.draw(sizes(rank, 4))
+
+
+@settings(max_examples=80)
+@given(data=st.data(), seed=seeds)
+def test_transposed_convolutions_compose_with_pointwise_ones_and_add(data, seed: int) -> None:
+    rank, groups = data.draw(st.integers(1, 2)), st.sampled_from((1, 2, 4))
+    geometry = data.draw(transposed(rank, data.draw(groups)))
+    other = data.draw(transposed(rank, data.draw(groups)))
+    other = replace(other, strides=geometry.strides, slack=geometry.slack)
+    size, points = data.draw(sizes(rank, 4)), (1,) * rank
     assume(exists(geometry, size))
-    f, g = random_affine(geometry, seed), random_affine(geometry, seed + 1)
-    after = random_affine(Geometry.diagonal(8, rank), seed + 2)
-    before = random_affine(Geometry.diagonal(4, rank), seed + 3, bias=False)
+    f, g = random_affine(geometry, seed), random_affine(other, seed + 1)
     x = random_input(geometry, size, seed)
-    assert_equal((after @ f)(x), after(f(x)))
-    assert_equal((f @ before)(x), f(before(x)))
     assert_equal((f + g)(x), f(x) + g(x))
-    shifted = random_affine(Geometry.diagonal(4, rank), seed + 4)
-    assert reason(lambda: f @ shifted) is Reason.BORDER
-    assert reason(lambda: f @ random_affine(Geometry.conv(4, 4, (1,) * rank), seed, bias=False)) is (
-        Reason.UNSUPPORTED
-    )
+    behind = [Geometry.diagonal(8, rank), Geometry.conv(8, 6, points), Geometry.conv(8, 4, points, groups=4)]
+    for point in behind:
+        after = random_affine(point, seed + 2)
+        assert_equal((after @ f)(x), after(f(x)))
+    before = [Geometry.diagonal(4, rank), Geometry.conv(4, 4, points), Geometry.conv(4, 4, points, groups=2)]
+    for point in before:
+        inner = random_affine(point, seed + 3, bias=False)
+        assert_equal((f @ inner)(x), f(inner(x)))
+        shifted = random_affine(point, seed + 4)
+        assert reason(lambda f=f, shifted=shifted: f @ shifted) is Reason.BORDER
+    wide = random_affine(Geometry.conv(8, 4, (3,) * rank), seed)
+    assert reason(lambda: wide @ f) is Reason.UNSUPPORTED
+
+
+def test_a_convolution_and_a_transposed_one_do_not_add() -> None:
+    one = random_affine(Geometry.conv(4, 8, (1,), strides=(2,)), 0)
+    other = random_affine(Geometry.conv_transpose(4, 8, (1,), strides=(2,)), 1)
+    assert reason(lambda: one + other) is Reason.GRID
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -268,7 +284,7 @@ def test_unlike_strides_slacks_and_kinds_do_not_add() -> None:
     assert reason(lambda: laws.total(base, Geometry.conv(2, 2, (3,)))) is Reason.GRID
     assert reason(lambda: laws.total(base, Geometry.conv(2, 2, (3,)), (5,))) is Reason.GRID
     up = Geometry.conv_transpose(2, 2, (3,), pads=(1, 1))
-    assert reason(lambda: laws.total(up, Geometry.conv_transpose(2, 2, (1,)))) is Reason.GRID
+    assert reason(lambda: laws.total(up, Geometry.conv_transpose(2, 2, (3,)))) is Reason.GRID
     assert reason(lambda: laws.total(up, base)) is Reason.GRID
 
 

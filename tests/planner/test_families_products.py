@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from onnx_repfuse import Options
+from onnx_repfuse import Options, fuse
 from onnx_repfuse.records.reasons import Reason
-from tests.build import Net, check, counts
+from tests.build import Net, check, counts, weight
 
 
 def transpose(net: Net, x: str, c_in: int, c_out: int, k: int = 3, *, bias: bool = True, **attrs: Any) -> str:
@@ -34,8 +34,77 @@ def test_parallel_conv_transposes() -> None:
         {"ConvTranspose": 1},
     )
     net = Net(4)
-    out = net.add(transpose(net, "x", 4, 6, pads=[1] * 4), transpose(net, "x", 4, 6, 1))
-    check(net.model(out), None, Reason.GRID)
+    stays = net.add(
+        transpose(net, "x", 4, 6, strides=[2, 2]),
+        transpose(net, "x", 4, 6, 2, strides=[2, 2], output_padding=[1, 1]),
+    )
+    check(net.model(stays), {"ConvTranspose": 1})
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_conv_transposes_of_unlike_kernels_are_aligned(group: int) -> None:
+    net = Net(4)
+    one = transpose(net, "x", 4, 6, 4, strides=[2, 2], pads=[1] * 4, group=group)
+    other = transpose(net, "x", 4, 6, 2, strides=[2, 2], group=group)
+    result = check(net.model(net.bn(net.add(one, other), 6)), {"ConvTranspose": 1})
+    assert weight(result).dims[2:] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {"strides": [2, 2]},  # one row and column less
+        {"strides": [2, 2], "output_padding": [1, 1], "pads": [0, 0, 0, 1]},
+        {"strides": [3, 3]},
+    ],
+)
+def test_conv_transposes_of_other_sizes_or_strides_stay(attrs: dict[str, Any]) -> None:
+    net = Net(4)
+    one, other = transpose(net, "x", 4, 6, 4, strides=[2, 2]), transpose(net, "x", 4, 6, **attrs)
+    result = fuse(net.model(net.add(one, other)))  # which does not run
+    assert not result.report.folds
+    assert Reason.GRID in {refusal.reason for refusal in result.report.refusals}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("group", [1, 2])
+def test_pointwise_behind_a_conv_transpose(bias: bool, group: int) -> None:
+    net = Net(4)
+    up = transpose(
+        net, "x", 4, 8, bias=bias, group=group, strides=[2, 2], output_padding=[1, 1], pads=[1] * 4
+    )
+    check(net.model(net.conv(up, 8, 4, 1)), {"ConvTranspose": 1})
+
+
+def test_pointwise_before_a_conv_transpose() -> None:
+    net = Net(4)
+    up = transpose(net, net.conv("x", 4, 8, 1, bias=False), 8, 4, strides=[2, 2], pads=[1] * 4)
+    check(net.model(up), {"ConvTranspose": 1})
+    net = Net(4)  # how often the bias is added depends on the phase, and on the border
+    up = transpose(net, net.conv("x", 4, 8, 1), 8, 4, strides=[2, 2], pads=[1] * 4)
+    check(net.model(up), None, Reason.BORDER)
+    net = Net(4)  # also where kernel and stride are equal: the taps differ
+    up = transpose(net, net.conv("x", 4, 8, 1), 8, 4, 2, strides=[2, 2])
+    check(net.model(up), None, Reason.BORDER)
+
+
+def test_a_convolution_behind_a_conv_transpose_stays() -> None:
+    net = Net(4)
+    up = transpose(net, "x", 4, 4, bias=False, strides=[2, 2])
+    check(net.model(net.conv(up, 4, 4, 3)), None, Reason.UNSUPPORTED)
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_a_conv_transpose_of_stride_1_is_a_convolution(dilation: int) -> None:
+    net = Net(4)
+    options = {"dilations": [dilation] * 2, "pads": [dilation] * 4}
+    same = transpose(net, "x", 4, 4, bias=False, group=2, **options)
+    check(net.model(net.add(same, net.conv("x", 4, 4, 1, group=2))), {"Conv": 1})
+    net = Net(4)
+    point = transpose(net, net.conv("x", 4, 8, 1), 8, 4, 1)
+    check(net.model(point), {"Conv": 1})
+    net = Net(4)  # without pads it writes more positions than it reads
+    check(net.model(transpose(net, net.conv("x", 4, 8, 1), 8, 4, 3)), None, Reason.BORDER)
 
 
 def test_scale_before_conv_transpose() -> None:

@@ -118,15 +118,6 @@ def test_conv_transpose_of_every_rank(rank: int, group: int) -> None:
     check(net.model(y), {"ConvTranspose": 1}, largest=4 if rank < 3 else 3)
 
 
-def test_conv_transposes_of_unlike_geometry_stay() -> None:
-    net = net_of(2)
-    one = net.op("ConvTranspose", "x", net.random(4, 4, 2, 2), strides=[2, 2])
-    two = net.op("ConvTranspose", "x", net.random(4, 4, 4, 4), strides=[2, 2], pads=[1] * 4)
-    result = fuse(net.model(net.add(one, two)))
-    assert not result.report.folds
-    assert Reason.GRID in {r.reason for r in result.report.refusals}
-
-
 @pytest.mark.parametrize("rank", [1, 3])
 def test_border_of_every_rank(rank: int) -> None:
     net = net_of(rank)

@@ -55,7 +55,7 @@ def test_a_tensor_that_is_assumed_to_be_empty_is_not_rewritten_as_itself() -> No
     part = net.op("Slice", "x", *(net.const(np.array([value])) for value in (1, 4, 0)))
     first = net.op("Slice", part, *(net.const(np.array([value])) for value in (0, 1, 1)))
     rest = net.op("Slice", part, *(net.const(np.array([value])) for value in (1, 4, 1)))
-    joined = net.op("Concat", net.conv(first, 1, 1, 1), rest, axis=1)
+    joined = net.op("Concat", net.conv(first, 1, 1, 3), rest, axis=1)
     check(net.model(net.op("Relu", joined), net.op("Mul", part, "x")), None)
 
 
