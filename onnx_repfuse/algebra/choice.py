@@ -1,4 +1,4 @@
-"""Kernels that choose channels: permutations, choices and repetitions of channels, and kernels around them.
+"""Kernels that choose channels or positions: permutations, choices and repetitions, and kernels around them.
 
 A choice is a matrix of zeros with a single 1 in each row. It is kept as the list of the channels it chooses. So a
 choice of c channels takes c numbers where the matrix has c*c, and is never multiplied out:
@@ -6,11 +6,13 @@ choice of c channels takes c numbers where the matrix has c*c, and is never mult
     (W P)[:, index[m]] += W[:, m]        in front of a kernel it moves columns  (`ColumnsAt`)
     (P W)[o]            = W[index[o]]    behind a kernel it moves rows          (`RowsAt`)
     P D                 = D' P           it passes what keeps channels apart    (`Picked`)
+
+`Sampled` chooses positions, the same of every channel.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import gcd
 
 import numpy as np
@@ -19,7 +21,18 @@ from numpy.typing import NDArray
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Array, Derived, Kernel, Vector, input_channels
 
-__all__ = ["ColumnsAt", "Index", "Picked", "RowsAt", "columns_at", "picked", "rows_at", "taps_at", "taps_of"]
+__all__ = [
+    "ColumnsAt",
+    "Index",
+    "Picked",
+    "RowsAt",
+    "Sampled",
+    "columns_at",
+    "picked",
+    "rows_at",
+    "taps_at",
+    "taps_of",
+]
 
 Index = NDArray[np.intp]
 
@@ -58,6 +71,18 @@ class Picked(Derived):
         result = np.zeros((hi - lo, self.geometry.c_in, *taps.shape[2:]))
         result[np.arange(hi - lo), self.index[lo:hi]] = taps[:, 0]
         return result
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """Every channel at the positions `stride*i + origin`: a single tap, of 1, which does not read padding."""
+
+    geometry: Geometry
+    depth: int = field(default=0, init=False)
+    size: int = field(default=1, init=False)
+
+    def rows(self, lo: int, hi: int) -> Array:
+        return np.ones((hi - lo, *self.geometry.weight_shape[1:]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +148,8 @@ def taps_at(taps: Kernel, index: Index) -> Kernel:
     if isinstance(taps, Vector):
         return Vector(Geometry.diagonal(len(index), *_rank_axis(taps.geometry)), taps.scale[index])
     count = len(index)
-    return RowsAt(replace(taps.geometry, c_in=count, c_out=count, groups=count), index, taps)
+    geometry = replace(taps.geometry, c_in=count, c_out=count, groups=count)
+    return Sampled(geometry) if isinstance(taps, Sampled) else RowsAt(geometry, index, taps)
 
 
 def _rank_axis(geometry: Geometry) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from functools import reduce
 import numpy as np
 
 from onnx_repfuse.algebra import laws
-from onnx_repfuse.algebra.choice import Picked, columns_at, picked, rows_at, taps_at
+from onnx_repfuse.algebra.choice import Picked, Sampled, columns_at, picked, rows_at, taps_at
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernel_slices import Columns, InLayout, Rows
 from onnx_repfuse.algebra.kernels import Array, Composed, Kernel, Scaled, Total, Vector
@@ -35,6 +35,8 @@ def rows(kernel: Kernel, lo: int, hi: int) -> tuple[Kernel, int]:
     geometry, first, _ = laws.select_outputs(kernel.geometry, lo, hi)
     if isinstance(kernel, Vector):
         return Vector(geometry, kernel.scale[lo:hi]), first
+    if isinstance(kernel, Sampled):
+        return Sampled(geometry), first
     return Rows(geometry, kernel, lo, first), first
 
 
@@ -45,6 +47,8 @@ def columns(kernel: Kernel, lo: int, hi: int) -> tuple[Kernel, int]:
     geometry, first, _ = laws.select_inputs(kernel.geometry, lo, hi)
     if isinstance(kernel, Vector):
         return Vector(geometry, kernel.scale[lo:hi]), first
+    if isinstance(kernel, Sampled):
+        return Sampled(geometry), first
     return Columns(geometry, kernel, lo, first), first
 
 
@@ -85,6 +89,8 @@ def composed(g: Kernel, f: Kernel, *, zero_bias: bool) -> Kernel:
         return _after_picked(g, f, zero_bias=zero_bias)
     if isinstance(g, Vector) and isinstance(f, Vector):
         return Vector(geometry, g.scale * f.scale)
+    if isinstance(g, Sampled) and isinstance(f, Sampled):
+        return Sampled(geometry)
     if isinstance(g, Vector):
         return f if g.is_one else _scaled_outputs(geometry, g.scale, f)
     if isinstance(f, Vector):

@@ -12,7 +12,7 @@ from functools import lru_cache
 from operator import attrgetter
 
 from onnx_repfuse.algebra.affine_form import Form, Term
-from onnx_repfuse.algebra.choice import Picked
+from onnx_repfuse.algebra.choice import Picked, Sampled
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernel_slices import Stacked
 from onnx_repfuse.algebra.kernels import Vector
@@ -86,4 +86,4 @@ def _stacks_on(first: Term, second: Term) -> bool:
 
 def _is_dense(term: Term) -> bool:
     """Whether it is neither a value nor a choice for each channel."""
-    return not isinstance(term.kernel, Vector | Picked)
+    return not isinstance(term.kernel, Vector | Picked | Sampled)

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.affine_form import Term
 from onnx_repfuse.algebra.bias import Bias
-from onnx_repfuse.algebra.choice import Index, picked
+from onnx_repfuse.algebra.choice import Index, Sampled, picked
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernel_products import composed, narrowed
 from onnx_repfuse.algebra.kernels import Vector
@@ -22,7 +22,7 @@ from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS
 from onnx_repfuse.graph.scope import optional_input
-from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand, equal_taps
+from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["choice_of", "lift_concat", "lift_gather", "lift_slice", "lift_split"]
@@ -141,7 +141,7 @@ def lift_slice(context: Context, node: gs.Node) -> LinearOp | None:
     if window is None:
         return None
     choice = _choice(channel_layout, index)
-    kernel = composed(equal_taps(window, 1.0), choice.kernel, zero_bias=True)
+    kernel = composed(Sampled(window), choice.kernel, zero_bias=True)
     term = replace(choice, kernel=kernel)
     lifted = _of_first_input(node, node.outputs[0].name, channel_layout, term, Kind.INDEX)
     return replace(

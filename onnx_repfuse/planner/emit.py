@@ -15,6 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import ArrayLike, NDArray
 
+from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Kernel, Vector
 from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.operators import OPERATORS
@@ -22,6 +23,8 @@ from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.planner.steps import Lowered, Step
 from onnx_repfuse.planner.weights import factors, grown, materialized, rounded, transposed, transposed_shape
+
+LAST = (1 << 63) - 1  # the end of an axis of any size
 
 __all__ = ["Emission", "emit"]
 
@@ -161,13 +164,30 @@ class _Emitter:
         return self.constant("weight", Const(shape, self.data_type, value, kernel))
 
     def slice(self, step: Step, source: str, output: str) -> None:
-        """Channels `lo ..` of a tensor."""
+        """Channels `lo ..` of a tensor, or the positions that a kernel takes."""
+        if step.kernel is not None:
+            self.slice_of_space(step.kernel.geometry, source, output)
+            return
         lo, hi, axis = step.lo, step.lo + step.channels, step.layout[0]
         if OPERATORS["Slice"].uses_attributes(self.scope.opset):
             self.node("Slice", [source], output, axes=[axis], starts=[lo], ends=[hi])
             return
         indices = [self.index(*pair) for pair in (("starts", [lo]), ("ends", [hi]), ("axes", [axis]))]
         self.node("Slice", [source, *indices], output)
+
+    def slice_of_space(self, g: Geometry, source: str, output: str) -> None:
+        """Positions `origin, origin + stride, ...` along each axis, up to those left out at the end."""
+        cut = [
+            axis for axis in range(g.rank) if (g.origin[axis], g.slack[axis], g.strides[axis]) != (0, -1, 1)
+        ]
+        axes, starts = [axis + 2 for axis in cut], [g.origin[axis] for axis in cut]
+        left_out = [-1 - g.origin[axis] - g.slack[axis] for axis in cut]
+        ends, steps = [-count or LAST for count in left_out], [g.strides[axis] for axis in cut]
+        if OPERATORS["Slice"].uses_attributes(self.scope.opset):
+            self.node("Slice", [source], output, axes=axes, starts=starts, ends=ends)
+            return
+        named = [("starts", starts), ("ends", ends), ("axes", axes), ("steps", steps)]
+        self.node("Slice", [source, *(self.index(*pair) for pair in named)], output)
 
     def index(self, label: str, values: ArrayLike) -> str:
         array = np.array(values, np.int64)

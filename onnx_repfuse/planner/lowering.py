@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from onnx_repfuse.algebra.affine_form import Apart, Form, Shifted, Term
 from onnx_repfuse.algebra.bias import Bias
-from onnx_repfuse.algebra.choice import Picked, taps_of
+from onnx_repfuse.algebra.choice import Picked, Sampled, taps_of
 from onnx_repfuse.algebra.kernels import Kernel, Vector
 from onnx_repfuse.algebra.segments import segmented
 from onnx_repfuse.graph.operators import operator
@@ -24,6 +24,7 @@ from onnx_repfuse.planner.sizes import Sizes
 from onnx_repfuse.planner.steps import Lowered, Step
 from onnx_repfuse.planner.view_sources import Viewed, common_view, taken_last
 
+STEPS_SINCE = 10  # the opset that brought steps to Slice
 NEGATIVE_AXES_SINCE = 11  # the opset from which every operator counts a negative axis from the end
 
 __all__ = ["Lowering", "writes_itself"]
@@ -94,6 +95,10 @@ class Lowering:
             prices.append(self._segment_price(terms, has_bias, size, form, may_normalize))
         return Price(*map(sum, zip(*prices, strict=True)))
 
+    def can_slice(self, kernel: Sampled) -> bool:
+        """Whether a Slice can take these positions: it has steps since opset 10."""
+        return self.sizes.context.scope.opset >= STEPS_SINCE or max(kernel.geometry.strides) == 1
+
     def _can_choose(self, form: Form) -> bool:
         """Whether its choices of channels can be written: an axis of a Gather counts from the end since opset 11."""
         if form.layout[0] == 1 or self.sizes.context.scope.opset >= NEGATIVE_AXES_SINCE:
@@ -119,7 +124,7 @@ class Lowering:
         """All that the price of a term depends on."""
         source, sizes = term.source, self.sizes
         kernel = taps_of(term.kernel)
-        is_one = kernel.is_one if isinstance(kernel, Vector) else None
+        is_one = kernel.is_one if isinstance(kernel, Vector) else None if _is_copy(term) else False
         takes_gemm = layout[0] == -1 and sizes.is_matrix(source)
         choice = kernel is not term.kernel
         read = sizes.elements(source), sizes.channels(source, layout)
@@ -172,7 +177,7 @@ class _Writer:
     def takes_bias_of_sum(self, groups: Mapping[View | None, Sequence[Term]]) -> View | None:
         """The view of the group that the bias of a sum goes into, where possible with a convolution, which takes it."""
         for view, terms in groups.items():
-            if any(not isinstance(taps_of(term.kernel), Vector) and self.takes_bias(term) for term in terms):
+            if any(not _is_copy(term) and self.takes_bias(term) for term in terms):
                 return view
         return next(iter(groups))
 
@@ -246,14 +251,14 @@ class _Writer:
         """A sum of terms plus a bias, views first; its step, or the source that it is."""
         size = self.size(channels)
         if len(terms) > 1:
-            terms = sorted(
-                terms, key=lambda term: isinstance(taps_of(term.kernel), Vector)
-            )  # convolutions first
+            terms = sorted(terms, key=_is_copy)  # convolutions first
         pending: Bias | None = None if bias.is_zero else bias
         parts: list[Hashable] = []
         for term in terms:
             kernel = taps_of(term.kernel)
-            if not isinstance(kernel, Vector):
+            if isinstance(kernel, Sampled) and self.lowering.can_slice(kernel):
+                parts.append(self.sample(term, kernel, size))
+            elif not isinstance(kernel, Vector):
                 parts.append(self.convolution(term, kernel, size, pending))
                 pending = None if self.takes_bias(term) else pending
             elif not kernel.is_one and pending is not None and self.normalizes(terms):
@@ -286,6 +291,12 @@ class _Writer:
             return self.add(step, self.model.elementwise(elements + size))
         step = Step("Norm", (source,), channels, kernel, bias)
         return self.add(step, self.model.elementwise(elements + size, 2))
+
+    def sample(self, term: Term, kernel: Sampled, size: int) -> Hashable:
+        """A Slice of space."""
+        source, _ = self.read(term)
+        step = Step("Slice", (source,), kernel.geometry.c_out, kernel)
+        return self.add(step, self.model.elementwise(2 * size, 0))
 
     def convolution(self, term: Term, kernel: Kernel, size: int, pending: Bias | None) -> int:
         source, elements = self.read(term)
@@ -364,6 +375,11 @@ def _like(source: Hashable) -> str:
     if isinstance(source, Shifted):
         return _like(source.source)
     return source.view.output if isinstance(source, Viewed) else str(source)
+
+
+def _is_copy(term: Term) -> bool:
+    """Whether it takes no multiply-adds."""
+    return isinstance(taps_of(term.kernel), Vector | Sampled)
 
 
 def writes_itself(lifted: LinearOp) -> bool:

@@ -122,10 +122,10 @@ class _Trial:
             result = read
             if step.view is not None:
                 result = self.behind_view(step.view, read)
-            elif step.op == "Conv" and step.kernel is not None:
-                geometry = step.kernel.geometry.grown()
+            elif step.op in ("Conv", "Slice") and step.kernel is not None:
+                geometry = step.kernel.geometry.grown() if step.op == "Conv" else step.kernel.geometry
                 result = _behind(geometry, read)
-                total += _macs(geometry, read, result)
+                total += _macs(geometry, read, result) if step.op == "Conv" else 0
             results.append(result)
         return total
 

@@ -12,13 +12,13 @@ link of such a chain would double what is evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.algebra.choice import taps_of
+from onnx_repfuse.algebra.choice import Sampled, taps_of
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.planner.candidates import Candidate, Entry, absorbing
 from onnx_repfuse.planner.compose import inline
@@ -31,6 +31,7 @@ __all__ = ["absorb_shared_tensors"]
 MAX_CONSUMERS = 16
 MAX_REGION_NODES = 64  # of all regions that read the tensor
 MAX_CANDIDATES_TRIED = 2
+MAX_TOGETHER = 16  # tensors that are absorbed in one step
 MAX_NESTED_KERNELS = 32
 
 
@@ -44,12 +45,17 @@ def absorb_shared_tensors(cover: Cover, changed: set[str] | None = None) -> None
     members: dict[str, list[str]] = {}
     for name in cover.lifts:
         members.setdefault(roots[name], []).append(name)
+    left: dict[str, list[str]] = {}  # a tensor that no step absorbed -> the regions that read it
     for name in list(cover.lifts):
         if not _may_be_absorbed(cover, name):
             continue
         touched = _roots_of_consumers(cover, name)
         if changed is None or roots[name] in changed or not changed.isdisjoint(touched):
             _try(cover, name, {root: members[root] for root in touched})
+            if name not in cover.absorbed:
+                left[name] = touched
+    for names, ends in _groups(left):
+        _try_together(cover, names, ends, members)
 
 
 def _may_be_absorbed(cover: Cover, name: str) -> bool:
@@ -86,7 +92,7 @@ def _try(cover: Cover, name: str, regions: dict[str, list[str]]) -> None:
     if len(names) > MAX_REGION_NODES or name in names:
         return
     roots = list(regions)
-    cost, limit = _cost_and_limit(cover, name, roots)
+    limit = _limit(cover, [name, *roots])
     behind = _computed_from(cover, name, regions)
     before = {member: cover.entries[member] for members in behind.values() for member in members}
     for candidate in cover.entries[name].candidates[:MAX_CANDIDATES_TRIED]:
@@ -96,9 +102,69 @@ def _try(cover: Cover, name: str, regions: dict[str, list[str]]) -> None:
         for solve in (_inline, _cover_again):
             is_solved = solve(cover, name, behind)
             price = _sum_of_prices(candidate.setup, cover, roots)
-            if is_solved and price.improves(cost, limit) and not _is_still_read(cover, name, roots):
+            if is_solved and price.improves(limit.cost, limit) and not _is_still_read(cover, name, roots):
                 return
             cover.entries.update(before)
+        cover.absorb(name, None)
+
+
+def _groups(left: dict[str, list[str]]) -> Iterator[tuple[list[str], tuple[str, ...]]]:
+    """Tensors that are needed for the same regions alone, in topological order, and the roots of these regions."""
+    readers: dict[str, list[str]] = {}  # a root -> the tensors its region reads
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, touched in left.items():
+        for root in touched:
+            readers.setdefault(root, []).append(name)
+        if left.keys().isdisjoint(touched):
+            groups.setdefault(tuple(touched), []).append(name)
+    place = {name: number for number, name in enumerate(left)}
+    for ends, names in groups.items():
+        found, pending = {*names, *ends}, list(names)
+        while pending and len(found) <= MAX_TOGETHER + len(ends):
+            for name in readers.get(pending.pop(), ()):
+                if name not in found and found.issuperset(left[name]):
+                    found.add(name)
+                    pending.append(name)
+        group = sorted(found.difference(ends), key=place.__getitem__)
+        if 1 < len(group) <= MAX_TOGETHER:
+            yield group, ends
+
+
+def _try_together(
+    cover: Cover, names: Sequence[str], ends: Sequence[str], members: dict[str, list[str]]
+) -> None:
+    """Let regions absorb several tensors that they share, if that pays though none of them pays alone.
+
+    The Slices of a Haar transform are read by several sums, and these by several others: only without all of them is
+    there one Conv.
+
+    Args:
+        names: in topological order; read by one another and by the regions of `ends` alone.
+        ends: roots.
+        members: of each root the tensors of its region.
+    """
+    touched = [member for root in (*names, *ends) for member in members[root]]
+    if len(touched) > MAX_REGION_NODES or not set(ends).isdisjoint(names):
+        return
+    limit = _limit(cover, [*names, *ends])
+    before = {member: cover.entries[member] for member in touched}
+    setup = Price()
+    for name in names:
+        cover.solve(members[name])
+        candidate = next(iter(cover.entries[name].candidates), None)
+        kernels = [] if candidate is None else [term.kernel.size for term in candidate.form.terms]
+        if candidate is None or sum(kernels) > MAX_NESTED_KERNELS:
+            break
+        setup = setup.plus(candidate.setup)
+        cover.absorb(name, candidate)
+    else:
+        for root in ends:
+            cover.solve(members[root])
+        is_read = any(_is_still_read(cover, name, ends) for name in names)
+        if not is_read and _sum_of_prices(setup, cover, ends).improves(limit.cost, limit):
+            return
+    cover.entries.update(before)
+    for name in names:
         cover.absorb(name, None)
 
 
@@ -112,14 +178,13 @@ def _computed_from(cover: Cover, name: str, regions: dict[str, list[str]]) -> di
     return {root: [member for member in members if member in found] for root, members in regions.items()}
 
 
-def _cost_and_limit(cover: Cover, name: str, roots: Sequence[str]) -> tuple[int, Price]:
-    """What the tensor and the regions cost without the step, and what must not rise: macs, nodes, convolutions.
+def _limit(cover: Cover, names: Sequence[str]) -> Price:
+    """What tensors cost without a step, and what must not rise: macs, nodes, convolutions.
 
     Nodes are counted as they are in the file, so that a step may write a node again that a region has saved.
     """
-    price = _sum_of_prices(cover.entries[name].best, cover, roots)
-    nodes = cover.entries[name].original.nodes + sum(cover.entries[root].original.nodes for root in roots)
-    return price.cost, price._replace(nodes=nodes)
+    price = _sum_of_prices(Price(), cover, names)
+    return price._replace(nodes=sum(cover.entries[name].original.nodes for name in names))
 
 
 def _sum_of_prices(first: Price, cover: Cover, roots: Sequence[str]) -> Price:
@@ -158,7 +223,7 @@ def _inlined(cover: Cover, outer: Candidate, name: str, inner: Candidate) -> Can
 def _convolves(candidate: Candidate, name: str) -> bool:
     """Whether it reads a tensor by a convolution, not only channel by channel."""
     kernels = [taps_of(term.kernel) for term in candidate.form.terms if term.source == name]
-    return candidate.convolves and not all(isinstance(kernel, Vector) for kernel in kernels)
+    return candidate.convolves and not all(isinstance(kernel, Vector | Sampled) for kernel in kernels)
 
 
 def _cover_again(cover: Cover, name: str, behind: dict[str, list[str]]) -> bool:

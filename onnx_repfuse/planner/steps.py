@@ -24,7 +24,7 @@ class Step:
         inputs: sources (anything hashable but int), or numbers of earlier steps.
         channels: of its output.
         kernel, bias: what it computes, where it has one.
-        lo: first channel of a Slice.
+        lo: first channel of a Slice, unless it has a kernel: the positions it takes.
         index: channels of a Gather.
         layout: channel axis and rank of its output.
         like: a tensor whose shape its output has, but for the channels; '' for the result's.

@@ -228,9 +228,40 @@ def test_focus() -> None:
 
 def test_focus_alone_stays() -> None:
     net = Net(3, shape=("N", 3, 8, 10))
-    check(net.model(net.op("Relu", focus(net))), None)
+    ops = {"Slice": 4, "Concat": 1, "Relu": 1, "Conv": 1}  # a Slice may take two axes at once
+    check(net.model(net.conv(net.op("Relu", focus(net)), 12, 8, 3)), ops)
 
 
 def test_what_leaves_nothing_of_a_small_tensor_is_not_moved_into_a_convolution() -> None:
     net = Net(4)  # of one row, x[1::2] is empty, and a Conv of none does not run
     check(net.model(cut(net, net.conv("x", 4, 4, 1), [2], [1], [END], [2])), None, largest=5)
+
+
+def test_haar() -> None:
+    net = Net(2, shape=("N", 2, 8, 6))
+    a, b, c, d = (cut(net, "x", [2, 3], [i, j], [END] * 2, [2, 2]) for i in (0, 1) for j in (0, 1))
+    half = net.const(0.5)
+    bands = []
+    for rows, columns in (("Add", "Add"), ("Add", "Sub"), ("Sub", "Add"), ("Sub", "Sub")):
+        band = net.op(rows, net.op(columns, a, b), net.op(columns, c, d))
+        bands.append(net.op("Mul", band, half))
+    result = check(net.model(net.conv(net.op("Concat", *bands, axis=1), 8, 16, 3)), {"Conv": 1})
+    assert result.report.after.macs == result.report.before.macs
+
+
+@pytest.mark.parametrize("shape", [None, (1, 4, 9, 9)])
+def test_slices_of_slices_are_one(shape: tuple[int, ...] | None) -> None:
+    net = Net(4, shape=shape)
+    y = net.conv("x", 4, 4, 3)
+    half = cut(net, cut(net, net.op("Relu", y), [2], [0], [END], [2]), [3], [0], [END], [3])
+    outputs = net.op("Sigmoid", half), net.op("Sigmoid", y)
+    ops = {"Conv": 1, "Relu": 1, "Sigmoid": 2, "Slice": 1}
+    check(net.model(*outputs), ops, largest=7)
+
+
+def test_slices_of_slices_of_one_axis_are_one() -> None:
+    net = Net(4, shape=(1, 4, 9, 9))
+    y = net.conv("x", 4, 4, 3)
+    part = cut(net, cut(net, net.op("Relu", y), [2], [1], [-1], [2]), [2], [1], [3], [1])
+    outputs = net.op("Sigmoid", part), net.op("Sigmoid", y)
+    check(net.model(*outputs), {"Conv": 1, "Relu": 1, "Sigmoid": 2, "Slice": 1})
