@@ -24,12 +24,14 @@ from onnx_repfuse.algebra.affine_form import (
     substitute,
 )
 from onnx_repfuse.algebra.bias import Bias
+from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.errors import Inexact
+from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["Parts", "composed", "form_of_node", "inline"]
+__all__ = ["Parts", "composed", "form_of_node", "inline", "writes_itself"]
 
 Positions = tuple[int, ...] | None  # per spatial axis, where proved
 Parts = dict[tuple[int, int], Part | Inexact]  # by the number of a term and the id of the form it reads
@@ -160,3 +162,22 @@ def _proves_equal_shapes(form: Form, operands: list[Form]) -> bool:
     """Whether each term of an operand was added to one of every other: of one source and stride, so of one shape."""
     keys = set(map(key_of, form.terms))
     return all(len(set(map(key_of, operand.terms))) == len(keys) for operand in operands)
+
+
+def writes_itself(lifted: LinearOp) -> bool:
+    """Whether the form of the node alone would be lowered to the node itself, at the same price.
+
+    Then it need not be lowered to know its price, which spares most of the work in networks that are folded already.
+    """
+    if lifted.view is not None or lifted.inner_nodes or lifted.padding_value is not None:
+        return False
+    facts, kernel = operator(lifted.node), lifted.terms[0].kernel
+    if facts.weight is not None:
+        return not isinstance(kernel, Vector)  # a 1x1 depthwise Conv would become a Mul
+    if facts.normalizes:
+        # without a bias it would become a Mul, with factors of 1 an Add
+        return not lifted.bias.is_zero and not (isinstance(kernel, Vector) and kernel.is_one)
+    if lifted.node.op not in ("Add", "Sum", "Concat") or not lifted.bias.is_zero:
+        return False
+    # the same tensor twice would become a Mul by 2
+    return len(lifted.terms) == len(lifted.operands) == len({o.name for o in lifted.operands}) > 1

@@ -49,9 +49,9 @@ from onnx_repfuse.planner.candidates import (
     way_of,
 )
 from onnx_repfuse.planner.commute_views import restoring, under_view, why_not_before_average
-from onnx_repfuse.planner.compose import Parts, composed, form_of_node
+from onnx_repfuse.planner.compose import Parts, composed, form_of_node, writes_itself
 from onnx_repfuse.planner.cost import CostModel, Price, node_price
-from onnx_repfuse.planner.lowering import Lowering, writes_itself
+from onnx_repfuse.planner.lowering import Lowering
 from onnx_repfuse.planner.normalizing import may_normalize
 from onnx_repfuse.planner.regions import Regions
 from onnx_repfuse.planner.sizes import Sizes

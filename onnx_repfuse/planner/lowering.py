@@ -16,9 +16,7 @@ from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.choice import Picked, Sampled, taps_of
 from onnx_repfuse.algebra.kernels import Kernel, Vector
 from onnx_repfuse.algebra.segments import segmented
-from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.views import Layout, View
-from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.planner.cost import CostModel, Price, multiply_adds, view_cost
 from onnx_repfuse.planner.sizes import Sizes
 from onnx_repfuse.planner.steps import Lowered, Step
@@ -27,7 +25,7 @@ from onnx_repfuse.planner.view_sources import Viewed, common_view, taken_last
 STEPS_SINCE = 10  # the opset that brought steps to Slice
 NEGATIVE_AXES_SINCE = 11  # the opset from which every operator counts a negative axis from the end
 
-__all__ = ["Lowering", "writes_itself"]
+__all__ = ["Lowering"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -380,22 +378,3 @@ def _like(source: Hashable) -> str:
 def _is_copy(term: Term) -> bool:
     """Whether it takes no multiply-adds."""
     return isinstance(taps_of(term.kernel), Vector | Sampled)
-
-
-def writes_itself(lifted: LinearOp) -> bool:
-    """Whether the form of the node alone would be lowered to the node itself, at the same price.
-
-    Then it need not be lowered to know its price, which spares most of the work in networks that are folded already.
-    """
-    if lifted.view is not None or lifted.inner_nodes or lifted.padding_value is not None:
-        return False
-    facts, kernel = operator(lifted.node), lifted.terms[0].kernel
-    if facts.weight is not None:
-        return not isinstance(kernel, Vector)  # a 1x1 depthwise Conv would become a Mul
-    if facts.normalizes:
-        # without a bias it would become a Mul, with factors of 1 an Add
-        return not lifted.bias.is_zero and not (isinstance(kernel, Vector) and kernel.is_one)
-    if lifted.node.op not in ("Add", "Sum", "Concat") or not lifted.bias.is_zero:
-        return False
-    # the same tensor twice would become a Mul by 2
-    return len(lifted.terms) == len(lifted.operands) == len({o.name for o in lifted.operands}) > 1
