@@ -12,7 +12,7 @@ from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.folds.isolated import probe
 from onnx_repfuse.verifier.folds.size_rules import candidate_rules
 from onnx_repfuse.verifier.folds.stimuli import stimuli
-from onnx_repfuse.verifier.oracle import conv
+from onnx_repfuse.verifier.oracle import conv, large_windows
 
 RNG = np.random.default_rng(0)
 SCALE = np.float32(1.3)
@@ -79,3 +79,50 @@ def test_taps_taken_in_blocks_give_the_same_sums(
     expected = conv.correlate(x, w, groups, window)
     monkeypatch.setattr(conv, "PATCH_ELEMENTS", limit)
     assert np.allclose(conv.correlate(x, w, groups, window), expected, rtol=1e-12, atol=1e-12)
+
+
+WINDOWS = [
+    conv.Window((3, 9), (1, 1), (1, 1), (1, 4), (1, 4)),
+    conv.Window((3, 9), (2, 3), (1, 2), (0, 5), (3, 1)),
+    conv.Window((1, 12), (1, 2), (1, 1), (0, 11), (0, 11)),
+    conv.Window((2, 8), (1, 1), (3, 2), (2, 0), (0, 9), ceil=True),
+    conv.Window((9,), (2,), (3,), (7,), (8,)),
+    conv.Window((2, 2, 8), (1, 2, 1), (1, 1, 2), (1, 0, 3), (0, 1, 4)),
+]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("window", WINDOWS, ids=lambda window: "x".join(map(str, window.kernel)))
+def test_the_short_ways_of_large_kernels_give_the_same_sums(
+    window: conv.Window, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against tap by tap, at sizes where padding is most of what is read; also with zeros around what is not."""
+    w = RNG.standard_normal((8, 4 // groups, *window.kernel))
+    for space in (*window.kernel,), (*(size + 7 for size in window.kernel),), (*(20 for _ in window.kernel),):
+        noise = RNG.standard_normal((2, 4, *space))
+        impulse = np.zeros_like(noise)
+        impulse[(0, 1, *(size // 2 for size in space))] = 3.0
+        flat = np.broadcast_to(RNG.standard_normal((2, 4, *(1 for _ in space))), noise.shape)
+        for x in (noise, impulse, flat, np.zeros_like(noise)):
+            monkeypatch.setattr(large_windows, "_LARGE", 1 << 40)
+            try:
+                expected = conv.correlate(x, w, groups, window)
+            except ValueError:  # the window does not fit
+                monkeypatch.setattr(large_windows, "_LARGE", 1)
+                with pytest.raises(ValueError, match="does not fit"):
+                    conv.correlate(x, w, groups, window)
+                continue
+            monkeypatch.setattr(large_windows, "_LARGE", 1)
+            np.testing.assert_allclose(conv.correlate(x, w, groups, window), expected, rtol=1e-10, atol=1e-12)
+            convert = conv.correlate(
+                x, w.astype(np.float32), groups, window, lambda block: block.astype(np.float64)
+            )
+            np.testing.assert_allclose(convert, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_not_finite_stays_where_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_windows, "_LARGE", 1)
+    window = conv.Window((1, 8), (1, 1), (1, 1), (0, 0), (0, 0))
+    x = np.ones((1, 1, 1, 20))
+    x[..., 0] = np.inf
+    assert np.isfinite(conv.correlate(x, np.ones((1, 1, 1, 8)), 1, window)).sum() == 12
