@@ -120,12 +120,13 @@ class ConstantNodes:
     cheap: list[str] = field(default_factory=list)
     grown: int = 0
 
-    def add(self, node: onnx.NodeProto, types: Types) -> list[str]:
+    def add(self, node: onnx.NodeProto, types: Types, *, waits: bool) -> list[str]:
         """Note a node all of whose inputs are constants.
 
         Args:
             node: without documentation.
             types: inferred, of its outputs.
+            waits: leave a node whose shape is not known, which it takes a run of the node to know.
 
         Returns:
             The outputs that are constants from now on; none where nothing certain can be said.
@@ -138,6 +139,8 @@ class ConstantNodes:
             return []
         known: Types = {name: types.get(name, (0, None)) for name in names}
         now = any(not kind or static(shape) is None for kind, shape in known.values())
+        if now and waits:
+            return []
         if now:
             known = self._inferred_alone(node, given)
         sized = {

@@ -37,7 +37,7 @@ from onnx_repfuse.modelfile.node_order import inner_graphs, outer_names
 __all__ = ["read_scopes"]
 
 # A Shape of what was inferred is a constant, with which inference gets further. Each round starts from scratch.
-MAX_INFERENCES = 8
+MAX_INFERENCES = 16
 # Each widens a shape that a Loop carries; what is not settled then is not proved.
 MAX_INDUCTIONS = 8
 _Read = tuple[list[gs.Node], Types, Sizes]
@@ -248,20 +248,23 @@ def _read(
                 constants[node.outputs[0].name] = const
     infer_types = _inference(document, source, constants, overridable, input_shapes)
     types, assumed = infer_types(protos)
+    waits = True  # inference of all nodes tells more, in less time, than a run of each node whose shape is not known
     for _ in range(MAX_INFERENCES):
-        if not _fold(nodes, protos, computed, types, overridable):
+        found = _fold(nodes, protos, computed, types, overridable, waits=waits)
+        if not found and waits:
+            waits = False
+            found = _fold(nodes, protos, computed, types, overridable, waits=waits)
+        if not found:
             break
         fixed = {name: const for name, const in constants.items() if name not in overridable}
         if _leaves_nothing_open(nodes, types, fixed):
-            types |= {
-                name: (fixed[name].data_type, fixed[name].shape) for name in types.keys() & fixed.keys()
-            }
-            assumed |= {name: fixed[name].shape for name in types.keys() & fixed.keys()}
-            break
+            return nodes, *_with_constants(types, assumed, fixed)
         unknown = _unknown(types)
         types, assumed = infer_types(protos)
-        if _unknown(types) >= unknown:
-            break  # the new constants told nothing
+        is_told = _unknown(types) < unknown
+        if not is_told and not waits:
+            break
+        waits = is_told
     return nodes, types, assumed
 
 
@@ -289,18 +292,28 @@ def _leaves_nothing_open(nodes: list[gs.Node], types: Types, constants: Mapping[
     return all(static(types.get(name, (0, None))[1]) is not None for name in names - constants.keys() - {""})
 
 
+def _with_constants(types: Types, assumed: Sizes, constants: Mapping[str, Const]) -> tuple[Types, Sizes]:
+    """What inference would say: constants have the types and shapes that were found for them."""
+    found = {name: constants[name] for name in types.keys() & constants.keys()}
+    declared = {name: (const.data_type, const.shape) for name, const in found.items()}
+    return types | declared, assumed | {name: const.shape for name, const in found.items()}
+
+
 def _fold(
     nodes: list[gs.Node],
     protos: list[onnx.NodeProto],
     computed: ConstantNodes,
     types: Types,
     overridable: set[str],
+    *,
+    waits: bool,
 ) -> bool:
     """Find the nodes that compute constants, the Shape of a tensor of proved shape among them; whether there were any.
 
     Args:
         protos: of the nodes.
         computed: those found so far.
+        waits: see `ConstantNodes.add`.
     """
     before = len(computed.constants)
     fixed = computed.constants.keys() - overridable
@@ -313,7 +326,7 @@ def _fold(
             computed.constants[names[0]] = found
             fixed.add(names[0])
         elif _reads_constants_alone(node, fixed):
-            fixed.update(computed.add(proto, types))
+            fixed.update(computed.add(proto, types, waits=waits))
     return len(computed.constants) > before
 
 
