@@ -20,6 +20,7 @@ from onnx_repfuse.errors import InputError
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.snapshot import safe_to_run
 from onnx_repfuse.options import Options
+from onnx_repfuse.pipeline.level import at_level
 from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import make_plan
 from onnx_repfuse.pipeline.run import run
@@ -122,7 +123,9 @@ def plan(model: Model, options: Options | None = None) -> Report:
     """
     chosen = options or Options()
     with document_of(model) as document:
-        return make_report(make_plan(document, chosen), name=_name(model))
+        return at_level(
+            document, chosen, lambda final: make_report(make_plan(document, final), name=_name(model))
+        )
 
 
 def verify(

@@ -24,6 +24,7 @@ class Options:
         keep: globs on node names; matching nodes stay as they are.
         freeze_initializers: treat initializers that are also graph inputs as constants (IR >= 4).
         opset: convert the model to this version of the ONNX operator set first, if it has an older one.
+        level: 2 also converts to the lowest opset that pays, unless `opset` names one; what fails of that is left out.
         check: compare the result with the original in ONNX Runtime before it is written.
         strict: what could not be observed is a failure, too: nothing is written then.
         rtol, atol: the tolerance of the outputs, `atol + rtol * abs(y)`, instead of the one measured from noise.
@@ -48,6 +49,7 @@ class Options:
     keep: tuple[str, ...] = ()
     freeze_initializers: bool = False
     opset: int | None = None
+    level: Literal[1, 2] = 1
     check: bool = True
     strict: bool = False
     rtol: float | None = None
@@ -68,6 +70,8 @@ class Options:
             raise UsageError("Options.strict is about the check, which check=False leaves out")
         if self.cost not in ("ort-cpu", "macs"):
             raise UsageError(f"Options.cost is 'ort-cpu' or 'macs', not '{self.cost}'")
+        if self.level not in (1, 2):
+            raise UsageError(f"Options.level is 1 or 2, not {self.level}")
         if self.opset is not None and self.opset < 1:
             raise UsageError(f"opset must be a number > 0, not {self.opset}")
         for name in ("rtol", "atol"):

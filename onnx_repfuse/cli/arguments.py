@@ -200,6 +200,12 @@ class CliArguments:
         "are left alone.",
         table="folds", library="freeze_initializers", useless=("compare",),
     )
+    level: str = _option(
+        "-O level", "1", "-O2 also converts to the lowest opset that pays.",
+        more="For the fastest result: what `--opset` does where the model gains by it. What cannot be converted, or is "
+        "not proved equal then, is left out and noted. The default is `-O1`.",
+        table="folds", type=["1", "2"], library="level", parse=int, useless=("compare", "explain"),
+    )
     opset: int | None = _option(
         "--opset", None, "Convert the model to this ONNX opset first, if it has an older one.",
         more="By onnx's version converter, in memory. The result is proved against the original. Without this option "

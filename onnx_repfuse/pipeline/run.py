@@ -22,6 +22,7 @@ from onnx_repfuse.pipeline.bans import Bans, folds_out_of_range
 from onnx_repfuse.pipeline.check_scopes import check_scopes, force_branches
 from onnx_repfuse.pipeline.compare_models import compare, folds_to_blame, measure, reason_of
 from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error
+from onnx_repfuse.pipeline.level import at_level
 from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import ModelPlan, make_plan
 from onnx_repfuse.pipeline.prove_folds import prove_folds
@@ -75,11 +76,30 @@ def run(
 
     Whatever it raises, nothing was written.
     """
+
+    def go(chosen: Options) -> Report:
+        return _run(
+            document, output, chosen, name=name, output_name=output_name, progress=progress or _silent
+        )
+
+    return at_level(document, options, go)
+
+
+def _run(
+    document: Document,
+    output: Path,
+    options: Options,
+    *,
+    name: str,
+    output_name: str | None,
+    progress: Progress,
+) -> Report:
+    """`run`, with options that are final."""
     spoken = SpokenPaths(name, output, in_memory=output_name == "")
     with spoken.in_errors(), invalid_model_is_input_error(document), work_folder(output) as folder:
         spoken.add(folder)
         names = (name, str(output) if output_name is None else output_name)
-        job = _Run(document, output, options, names, progress or _silent, folder, spoken)
+        job = _Run(document, output, options, names, progress, folder, spoken)
         try:
             # Folds whose weights cannot be written cost no attempt: each bans more, and nothing was proved in vain.
             while job.bans.attempts < MAX_ATTEMPTS:

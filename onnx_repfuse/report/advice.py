@@ -21,8 +21,8 @@ _ADVICE = {
     Reason.NON_FINITE: "training or conversion left NaN or infinity in the parameters; look at the nodes named above "
     "before anything else",
     Reason.OPSET: "HardSwish is decomposed, since the model's opset has no operator for it, and only OpenVINO fuses "
-    "its parts; fuse the original, not this result, with --opset 14: HardSwish becomes one operator then, which is "
-    "faster in ONNX Runtime, too",
+    "its parts; fuse the original, not this result, with -O2 or --opset 14: HardSwish becomes one operator then, "
+    "which is faster in ONNX Runtime, too",
 }
 _OVERRIDABLE = (
     "callers may set {} of the weights, which are graph inputs, too; runtimes cannot prepare such weights, and ONNX "
