@@ -31,6 +31,7 @@ _MAX_HALF_PRODUCTS = 250_000_000
 # Positions of all stimuli together: enough for every kind even where weights are many, and no more than help where few.
 _MIN_POSITIONS, _MAX_POSITIONS = 110, 2000
 _MAX_IMPULSE_ELEMENTS = 1 << 24  # where each remainder of a stride gets a row
+_SPACING = 6  # positions between impulses in one row
 _LARGE_KERNEL = 8  # extent from which on a kernel gets fewer and smaller sizes (RepLKNet has 31x31)
 
 
@@ -68,8 +69,9 @@ def _probes(case: FoldCase, rng: np.random.Generator) -> Iterator[_Probe]:
     budget = int(np.clip(_MAX_PRODUCTS // max(case.weights, 1), _MIN_POSITIONS, _MAX_POSITIONS))
     axes = max((len(source.space) for source in case.sources), default=0)
     if not axes:  # (N, C), or all sizes fixed: there is one size only
-        yield _noise("noise", (), 4, True, rng)
-        yield from _impulses(case, (), (), max(4, budget // 4), rng)
+        is_large = case.weights * max(map(_fixed_positions, case.sources), default=1) > _MAX_PRODUCTS
+        yield _noise("noise", (), 2 if is_large else 4, True, rng)
+        yield from _impulses(case, (), (), max(4, budget // 4), rng, together=is_large)
         return
     # (1, 1) without a kernel
     extents, strides = ((sizes + (sizes[-1:] or (1,)) * axes)[:axes] for sizes in reach(case))
@@ -152,11 +154,18 @@ def _sampled_strides(case: FoldCase, size: tuple[int, ...], strides: tuple[int, 
 
 
 def _impulses(
-    case: FoldCase, size: tuple[int, ...], strides: tuple[int, ...], rows: int, rng: np.random.Generator
+    case: FoldCase,
+    size: tuple[int, ...],
+    strides: tuple[int, ...],
+    rows: int,
+    rng: np.random.Generator,
+    *,
+    together: bool = False,
 ) -> Iterator[_Probe]:
-    """Rows in which a block of channels is set at one position near the middle, for one source at a time.
+    """Rows in which a block of channels is set at one position near the middle.
 
-    A row each for all blocks of channels and all phases of the stride, or as many as `rows` allows.
+    A row each for all blocks of channels and all phases of the stride, or as many as `rows` allows; for one source at a
+    time, or for all of them `together`.
     """
     # Which taps of a strided kernel read a position depends on its remainder.
     phases = list(itertools.product(*map(range, _sampled_strides(case, size, strides))))
@@ -186,6 +195,9 @@ def _impulses(
             channels[where] = amplitude * sign * rng.uniform(0.5, 2.0, len(live))
         return data.astype(source.dtype)
 
+    if together:
+        yield _Probe("impulse", size, rows, values)
+        return
     for chosen in case.sources:
 
         def fill(source: Source, shape: tuple[int, ...], chosen: Source = chosen) -> Array:
@@ -219,9 +231,8 @@ def _in_batches(
         size, *others = shapes[source.name]
         data[source.name] = probe.fill(source, (max(probe.rows, size), *others))
     rows = probe.rows
-    has_channels = all(source.has_channels for source in case.sources)
-    if probe.kind == "impulse" and has_channels and case.is_per_position:
-        data, rows = _packed(case, data)
+    if probe.kind == "impulse" and all(source.has_channels for source in case.sources):
+        data, rows = _packed(case, data) if case.is_per_position else _spread(case, data)
     for first in range(0, rows, batch):
         feed = {}
         for source in case.sources:
@@ -250,3 +261,36 @@ def _packed(case: FoldCase, data: Mapping[str, Array]) -> tuple[dict[str, Array]
         whole = result.reshape(count, *array.shape[1:])
         packed[source.name] = np.ascontiguousarray(np.moveaxis(whole, -1, source.channel))
     return packed, count
+
+
+def _spread(case: FoldCase, data: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
+    """(rows of impulses as fewer rows with several impulses each, their number), the impulses far from each other.
+
+    What a Resize or a small window makes of them does not meet, or meets in few outputs, whose sums get longer.
+    """
+    rows = len(next(iter(data.values())))
+    moved = {source.name: np.moveaxis(data[source.name], source.channel, 1) for source in case.sources}
+    used = [array for array in moved.values() if array.any()]
+    ranks = {array.ndim for array in used}
+    if len(ranks) != 1:
+        return dict(data), rows
+    grid = [
+        max(1, min(sizes) // _SPACING) for sizes in zip(*(array.shape[2:] for array in used), strict=True)
+    ]
+    places = list(itertools.product(*map(range, grid)))
+    if len(places) < 2:
+        return dict(data), rows
+    spread = {}
+    for source in case.sources:
+        array = moved[source.name]
+        result = np.zeros((-(-rows // len(places)), *array.shape[1:]), array.dtype)
+        for number, row in enumerate(array):
+            shift = [_SPACING * step for step in places[number % len(places)]]
+            result[number // len(places)] += np.roll(row, shift, tuple(range(1, row.ndim)))
+        spread[source.name] = np.ascontiguousarray(np.moveaxis(result, 1, source.channel))
+    return spread, len(next(iter(spread.values())))
+
+
+def _fixed_positions(source: Source) -> int:
+    """Positions of one image of a source whose sizes are all fixed."""
+    return math.prod(dim or 1 for axis, dim in enumerate(source.dims) if axis not in (0, source.channel))
