@@ -194,6 +194,8 @@ def equal(first: onnx.ModelProto, second: onnx.ModelProto, largest: int = 4, tol
             before = run(first, feeds)
         except Exception:
             continue
+        if not any(output.size for output in before):
+            continue  # nothing is left of the image, which a Conv does not take
         after = run(second, feeds)
         ran += 1
         for a, b in zip(before, after, strict=True):

@@ -1,9 +1,10 @@
 """Views: operators that move, repeat or average positions and leave channels alone.
 
-GlobalAveragePool, ReduceMean over space, nearest Resize, Flatten, Reshape, Squeeze, Unsqueeze, Transpose. A view maps
-a constant per channel to the same constant and treats every channel alike, so for any pointwise A and bias b
+AveragePool, GlobalAveragePool, ReduceMean over space, Resize, Flatten, Reshape, Squeeze, Unsqueeze, Transpose. A view
+treats every channel alike, and most views map a constant per channel to the same constant. So for any pointwise A and
+bias b
 
-    view(A x + b) = A view(x) + b
+    view(A x + b) = A view(x) + b         for b = 0, if the view does not keep constants
 
 `behind_view` says where the channels are behind a view, `is_identity` when a chain of views does nothing. Both trust
 proved shapes only: a node whose shapes are not proved is no view.
@@ -47,6 +48,7 @@ class View:
         start, end: proved shapes of operand and output.
         like: the tensor whose Shape a Reshape restores.
         is_copy: the output is the operand.
+        keeps_constants: it maps a constant to the same constant, so that a bias moves through it.
     """
 
     node: gs.Node
@@ -62,6 +64,7 @@ class View:
     end: Shape
     like: str
     is_copy: bool
+    keeps_constants: bool
 
     @cached_property
     def sort(self) -> SpaceMapSort:
@@ -72,6 +75,21 @@ class View:
     def work(self) -> int:
         """What computing an element costs, as a multiple of moving one."""
         return _space_map(self.node).work(self.node)
+
+    def positions(self, operand: Sequence[int]) -> Sequence[int] | None:
+        """Per spatial axis those of the output, where the node's own rule tells; None where it has none."""
+        rule = _space_map(self.node).positions
+        return None if rule is None else rule(self.node, operand)
+
+    @cached_property
+    def multiply_adds(self) -> int:
+        """For an element of the output."""
+        return _space_map(self.node).multiply_adds(self.node)
+
+    @property
+    def convolves(self) -> bool:
+        """Whether it is a convolution of several taps."""
+        return self.multiply_adds > 1
 
     def fits(self, channels: int) -> bool:
         """Whether it can be written for that many channels."""
@@ -87,11 +105,12 @@ def _space_map(node: gs.Node) -> SpaceMap:
 
 
 class Behind(NamedTuple):
-    """Layout and shape behind a view, and whether its output is its operand."""
+    """Layout and shape behind a view; see `View` for the others."""
 
     layout: Layout
     shape: Shape
     is_copy: bool
+    keeps_constants: bool
 
 
 def behind_view(
@@ -117,12 +136,13 @@ def behind_view(
         case = ViewCase(scope, node, before, channels, shape, result)
         layout = space_map.layout(case)
         is_copy = layout is not None and space_map.copies(case)
+        keeps_constants = layout is not None and space_map.keeps_constants(case)
     except Inexact:  # of a constant that cannot be computed
         return None
     if layout is None:
         return None
     keeps_channels = result[layout[0] % len(result)] == channels
-    return Behind(layout, result, is_copy) if keeps_channels else None
+    return Behind(layout, result, is_copy, keeps_constants) if keeps_channels else None
 
 
 def _result_shape(scope: Scope, node: gs.Node) -> Shape:

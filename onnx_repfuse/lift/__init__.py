@@ -101,7 +101,7 @@ def _lift(context: Context, node: gs.Node, output: int) -> LinearOp | Declined |
     border = match.lift_border(context, node)
     if border is not None:
         return border
-    if operator(node).space_map is not None:
-        return view_ops.lift_view(context, node)
     function = _LIFTS.get(node.op)
-    return None if function is None else function(context, node)
+    if function is not None:
+        return function(context, node)
+    return None if operator(node).space_map is None else view_ops.lift_view(context, node)

@@ -25,6 +25,7 @@ from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import optional_input
 from onnx_repfuse.lift.conv_matmul import conv_geometry, resolve_pads
 from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, equal_taps, flat_float64, from_kernel
+from onnx_repfuse.lift.view_ops import lift_view
 from onnx_repfuse.records.float_formats import epsilon
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
@@ -33,7 +34,16 @@ __all__ = ["PadAmounts", "lift_average_pool", "lift_pad", "padding_op", "read_pa
 
 
 def lift_average_pool(context: Context, node: gs.Node) -> LinearOp | Declined | None:
-    """AveragePool as a depthwise convolution."""
+    """AveragePool as a depthwise convolution, and as a view."""
+    convolution, view = _average_as_convolution(context, node), lift_view(context, node)
+    if view is None or convolution is None:
+        return convolution
+    if isinstance(convolution, Declined):
+        return replace(view, declined=convolution)
+    return replace(convolution, also=view)
+
+
+def _average_as_convolution(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     name = node.inputs[0].name
     channel_layout = context.channel_layout(name) or context.channel_layout(node.outputs[0].name)
     kernel = tuple(node.attrs.get("kernel_shape") or ())

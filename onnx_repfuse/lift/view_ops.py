@@ -25,7 +25,7 @@ def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
     if before is None or behind is None:
         return None
     # The term is in the layout before the view, the operator's output in the one behind it.
-    layout, shape, is_copy = behind
+    layout, shape = behind.layout, behind.shape
     entry, target = _entry_of_channels(scope, node, before, layout[0] % len(shape), shape)
     view = View(
         node,
@@ -40,7 +40,8 @@ def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
         start=scope.shape(name) or (),
         end=shape,
         like=restored_from(scope, node),
-        is_copy=is_copy,
+        is_copy=behind.is_copy,
+        keeps_constants=behind.keeps_constants,
     )
     channels = before.channels
     operand = Operand(name, channels, before.layout)

@@ -45,12 +45,14 @@ class _Group:
         view: None where views have cancelled.
         inner: the form below the view, of one tensor.
         lo: the first channel they write.
+        is_whole: they are all there is, and the bias of the form is in `inner`.
     """
 
     terms: tuple[Term, ...]
     view: View | None
     inner: Form
     lo: int
+    is_whole: bool = False
 
     @property
     def source(self) -> str:
@@ -101,7 +103,7 @@ def _groups(candidate: Candidate) -> Iterator[_Group]:
     inner, view = common_view(form) or (form, None)
     if view is not None or (form.reads_tensors and Kind.COMMUTE in candidate.roles):
         if len(inner.sources) == 1 and isinstance(inner.sources[0], str):
-            yield _Group(form.terms, view, inner, 0)
+            yield _Group(form.terms, view, inner, 0, is_whole=True)
         return
     groups: dict[tuple[View, int, int], list[Term]] = {}
     for term in form.terms:
@@ -148,9 +150,9 @@ def _with_view_last(form: Form, group: _Group, inner: Form, view: View) -> Form:
     """
     others = tuple(term for term in form.terms if term not in group.terms)
     bias = form.bias
-    if not others and group.lo == 0 and inner.channels == form.channels:
-        bias = Bias.zeros(form.channels)  # what is below the only view has it already
-    elif inner.channels == form.channels and all(_is_factor(term) for term in others):
+    if group.is_whole:
+        bias = Bias.zeros(form.channels)
+    elif view.keeps_constants and inner.channels == form.channels and all(map(_is_factor, others)):
         inner, bias = replace(inner, bias=inner.bias + bias), Bias.zeros(form.channels)
     return replace(form, terms=(*others, viewed_form(inner, view, group.lo)), bias=bias)
 

@@ -171,6 +171,8 @@ def writes_itself(lifted: LinearOp) -> bool:
     """
     if lifted.view is not None or lifted.inner_nodes or lifted.padding_value is not None:
         return False
+    if lifted.also is not None:
+        return True  # nobody writes an AveragePool as a convolution that takes nothing else in
     facts, kernel = operator(lifted.node), lifted.terms[0].kernel
     if facts.weight is not None:
         return not isinstance(kernel, Vector)  # a 1x1 depthwise Conv would become a Mul

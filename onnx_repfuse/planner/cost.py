@@ -138,7 +138,11 @@ def node_price(
     out = elements(lifted.output)
     moved = _moved_elements(lifted, elements, out)
     if lifted.view is not None:
-        return Price(view_cost(model, lifted.view, moved - out, out), 0, 1)
+        macs = lifted.view.multiply_adds * out
+        return Price(view_cost(model, lifted.view, moved - out, out), macs, 1, lifted.view.convolves)
+    if lifted.also is not None and lifted.also.view is not None:
+        view = lifted.also.view
+        return Price(view_cost(model, view, moved - out, out), view.multiply_adds * out, 1, view.convolves)
     geometry = lifted.terms[0].kernel.geometry
     if lifted.inner_nodes:
         count = 1 + len(lifted.inner_nodes)
@@ -152,9 +156,6 @@ def node_price(
         return Price(0, 0, 1 / max(1, count))  # a node is saved once all of its outputs are absorbed
     if lifted.node.op in ("Gather", "Slice"):
         return Price(model.elementwise(2 * out, 0), 0, 1)
-    if lifted.node.op == "AveragePool":
-        taps = geometry.macs(max(1, out // geometry.c_out))
-        return Price(model.elementwise(moved) + taps * model.arithmetic, 0, 1)
     return Price(model.elementwise(moved, operator(lifted.node).operations), 0, 1)
 
 

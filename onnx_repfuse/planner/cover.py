@@ -32,6 +32,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import product
 
 from onnx_repfuse.algebra.affine_form import Form, apart, identity, scale_out
 from onnx_repfuse.errors import Inexact
@@ -180,8 +181,9 @@ class Cover:
         ranked: list[tuple[int, Candidate]] = []
         parts: Parts = {}
         is_itself = writes_itself(lifted) and not self._reads_absorbed(lifted)
-        for combination in combinations(options):
-            candidate = self._candidate(lifted, combination, parts)
+        readings = [one for one in (lifted, lifted.also) if one is not None]
+        for combination, reading in product(combinations(options), readings):
+            candidate = self._candidate(reading, combination, parts)
             if candidate is None:
                 continue
             if is_itself and candidate.nodes == 1:
@@ -191,9 +193,9 @@ class Cover:
             if cost is None:
                 continue
             ranked.append((cost, candidate))
-            for other in self._across_views(lifted, candidate):
+            for other in self._across_views(reading, candidate):
                 self._consider(lifted, other, entry)
-            if entry.separate is None:
+            if entry.separate is None and reading is lifted:
                 entry.separate = self._kept_apart(lifted, combination, candidate, entry)
         entry.candidates = prune(ranked)
         return entry

@@ -147,9 +147,11 @@ class _Writer:
         self.cost = 0
         self.macs = 0
 
-    def add(self, step: Step, cost: int) -> int:
-        """The number of the step."""
-        if step.view is None:
+    def add(self, step: Step, cost: int, written: int = 0) -> int:
+        """The number of the step, which writes so many elements."""
+        if step.view is not None:
+            self.macs += step.view.multiply_adds * written
+        else:
             step.layout, step.like = self.layout, step.like or self.like
         self.steps.append(step)
         self.cost += cost
@@ -175,6 +177,8 @@ class _Writer:
     def takes_bias_of_sum(self, groups: Mapping[View | None, Sequence[Term]]) -> View | None:
         """The view of the group that the bias of a sum goes into, where possible with a convolution, which takes it."""
         for view, terms in groups.items():
+            if view is not None and not view.keeps_constants:
+                continue
             if any(not _is_copy(term) and self.takes_bias(term) for term in terms):
                 return view
         return next(iter(groups))
@@ -187,11 +191,15 @@ class _Writer:
         first, cost_of_first = None, 0
         if all(self.can_read(term.source) for term in terms):
             first, cost_of_first = self.sum(terms, bias, channels), self.cost
-        inner = taken_last(terms, bias, view)
+        # a bias stays behind a view that does not keep constants
+        inside = bias if view.keeps_constants else Bias.zeros(channels)
+        inner = taken_last(terms, inside, view)
         if inner is None:
             return first
         self.undo(*state)
-        last = self.view_last(inner, view, self.size(channels))
+        last: Hashable | None = self.view_last(inner, view, self.size(channels))
+        if last is not None and inside is not bias:
+            last = self.shifted(last, bias, channels)
         if first is None or (last is not None and self.cost < cost_of_first):
             return last
         self.undo(*state)
@@ -216,7 +224,7 @@ class _Writer:
             return None
         result = self.splice(lowered)
         step = Step("View", (result,), inner.channels, layout=view.after, like=view.output, view=view)
-        return self.add(step, view_cost(self.model, view, below, size))
+        return self.add(step, view_cost(self.model, view, below, size), size)
 
     def splice(self, lowered: Lowered) -> Hashable:
         """The result of steps that were written apart."""
@@ -265,10 +273,14 @@ class _Writer:
             else:
                 parts.append(self.factor(term, kernel, size, None))
         result = self.added(parts, channels)
-        if pending is not None:
-            step = Step("Shift", (result,), channels, bias=pending)
-            result = self.add(step, self.model.elementwise(2 * size))
-        return result
+        return result if pending is None else self.shifted(result, pending, channels)
+
+    def shifted(self, source: Hashable, bias: Bias, channels: int) -> Hashable:
+        """A step plus a bias."""
+        if bias.is_zero:
+            return source
+        step = Step("Shift", (source,), channels, bias=bias)
+        return self.add(step, self.model.elementwise(2 * self.size(channels)))
 
     def normalizes(self, terms: Sequence[Term]) -> bool:
         """Whether one BatchNormalization may compute the sum. ONNX's has the channels on axis 1."""
@@ -353,7 +365,7 @@ class _Writer:
             assert result is not None, "priced before, in `commute_views`"
             return result
         step = Step("View", (self.source(inner),), channels, layout=view.after, like=view.output, view=view)
-        return self.add(step, view_cost(self.model, view, self.sizes.elements(inner), size))
+        return self.add(step, view_cost(self.model, view, self.sizes.elements(inner), size), size)
 
 
 def _by_view(terms: Sequence[Term]) -> dict[View | None, list[Term]]:

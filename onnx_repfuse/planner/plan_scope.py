@@ -260,9 +260,13 @@ def _fold_activations(plan: ScopePlan, options: Options, banned: frozenset[str])
 def _new_refusals(plan: ScopePlan, last: _Round) -> list[Refusal]:
     """The refusals of the last round, but those about nodes that have one."""
     reported = {name for refusal in plan.refusals for name in refusal.nodes}
-    declined = [(one.node, one.outcome) for one in last.lifted if isinstance(one.outcome, Declined)]
+    declined = [(one.node, why) for one in last.lifted if (why := _why_declined(one.outcome)) is not None]
     candidates = refusals(plan.scope, last.cover, declined)
     return [refusal for refusal in candidates if reported.isdisjoint(refusal.nodes[:1])]
+
+
+def _why_declined(outcome: LinearOp | Declined | None) -> Declined | None:
+    return outcome.declined if isinstance(outcome, LinearOp) else outcome
 
 
 def _cover(

@@ -67,9 +67,10 @@ def _multiply_adds(
     cover: Cover, selection: Selection, operators: list[LinearOp]
 ) -> Iterator[tuple[int, int]]:
     """Multiply-adds before and after, at all sizes at which both are told."""
+    kept = frozenset(id(step.view.node) for step in selection.lowered.steps if step.view is not None)
     for size in SIZES:
         for scale in SCALES:
-            trial = _Trial(cover.context.scope, size, scale)
+            trial = _Trial(cover.context.scope, size, scale, kept=kept)
             try:
                 yield sum(map(trial.before, operators)), trial.after(selection.lowered.steps)
             except _UntoldError:
@@ -87,6 +88,7 @@ class _Trial:
         scale: of every Resize of which nothing is known.
         places: tensor -> its positions.
         was_scaled: there was such a Resize.
+        kept: ids of the nodes that are written again: the additions of an AveragePool count where it becomes a kernel.
     """
 
     scope: Scope
@@ -94,6 +96,7 @@ class _Trial:
     scale: float
     places: dict[str, _Places] = field(default_factory=dict)
     was_scaled: bool = False
+    kept: frozenset[int] = frozenset()
 
     def before(self, lifted: LinearOp) -> int:
         """Multiply-adds of an operator, whose operands come before it. Raises _UntoldError."""
@@ -109,7 +112,8 @@ class _Trial:
             raise _UntoldError  # the sources have other sizes than these
         (result,) = behind
         self.places[lifted.output] = result
-        if operator(lifted.node).weight is None:
+        is_average = lifted.also is not None and id(lifted.node) not in self.kept
+        if operator(lifted.node).weight is None and not is_average:
             return 0
         return _macs(lifted.terms[0].kernel.geometry, operands[0], result)
 
@@ -156,6 +160,11 @@ class _Trial:
             return _Places(tuple(operand.space[place - 2] for place in order[2:]), operand.total)
         if view.sort in (SpaceMapSort.RESHAPES, SpaceMapSort.PERMUTES):
             return _Places(() if axis == -1 else _unless_none(view.end[2:]), operand.total)
+        told = None if operand.space is None else view.positions(operand.space)
+        if told is not None:
+            if min(told, default=1) < 1:
+                raise _UntoldError  # the operator does not run at this size
+            return _Places(tuple(told), prod(told))
         proved = view.end[1:-1] if axis == -1 else view.end[2:]
         if operand.space is None or (None in proved and len(proved) != len(operand.space)):
             raise _UntoldError

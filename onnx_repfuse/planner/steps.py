@@ -57,7 +57,9 @@ class Lowered:
     @property
     def price(self) -> Price:
         """That of all steps."""
-        axes = [step.layout[0] for step in self.steps if step.op == "Conv"]
+        axes = [
+            step.layout[0] for step in self.steps if step.op == "Conv" or (step.view and step.view.convolves)
+        ]
         return Price(self.cost, self.macs, len(self.steps), axes.count(1), axes.count(-1))
 
     @property

@@ -67,6 +67,8 @@ def seen_through(form: Form, view: View) -> Form | None:
     """The form of a view's output, given a form of its operand; None if that is not pointwise."""
     if any(isinstance(source, Shifted) for source in form.sources):
         return None
+    if not (view.keeps_constants or form.bias.is_zero):
+        return None
     return in_layout(form, view.after, lambda source: _viewed(source, view))
 
 
@@ -96,6 +98,8 @@ def common_view(form: Form) -> tuple[Form, View] | None:
 def under(form: Form, view: View) -> Form | None:
     """The form below a view that all sources of `form` share; None if it cannot be written."""
     if any(map(is_viewed_form, form.sources)) or not view.fits(form.channels):
+        return None
+    if not (view.keeps_constants or form.bias.is_zero):
         return None
     return in_layout(form, view.before, lambda source: source.inner if isinstance(source, Viewed) else source)
 

@@ -87,19 +87,25 @@ class ViewCase:
 
 @dataclass(frozen=True)
 class SpaceMap:
-    """A view: it moves, repeats or averages positions, treats all channels alike and keeps a constant a constant.
+    """A view: it moves, repeats or averages positions, and treats all channels alike.
 
     Attributes:
         sort: what a node does with positions.
         layout: the layout of the output; None where the node is not a view of these channels.
         copies: whether the output is the operand, for a node that is a view.
+        keeps_constants: whether it is certain that it maps a constant to the same constant: each row sums to one.
         work: what computing an element of the output costs, as a multiple of moving one.
+        multiply_adds: for an element of the output.
+        positions: per spatial axis those of the output, of those of the operand; below 1 where it does not run.
     """
 
     sort: Callable[[gs.Node], SpaceMapSort]
     layout: Callable[[ViewCase], Layout | None]
     copies: Callable[[ViewCase], bool] = lambda case: False
+    keeps_constants: Callable[[ViewCase], bool] = lambda case: True
     work: Callable[[gs.Node], int] = lambda node: 0
+    multiply_adds: Callable[[gs.Node], int] = lambda node: 0
+    positions: Callable[[gs.Node, Sequence[int]], Sequence[int]] | None = None
 
     @classmethod
     def of_sort(cls, sort: SpaceMapSort, layout: Callable[[ViewCase], Layout | None]) -> SpaceMap:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
+
+import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.operators.channel_rules import KEPT_ON_AXIS_1, NORMALIZED
 from onnx_repfuse.graph.operators.facts import Layout, Operator, SizeCase, SpaceMap, SpaceMapSort, ViewCase
+from onnx_repfuse.graph.scope import Scope
 
 __all__ = ["POOLING"]
 
@@ -71,10 +75,80 @@ def _global_average(case: ViewCase) -> Layout | None:
     return case.before if case.is_spatial else None
 
 
+def _average(case: ViewCase) -> Layout | None:
+    """(N, C, H, W) -> (N, C, h, w)"""
+    return case.before if case.is_spatial and len(case.result) == len(case.shape) else None
+
+
+def _averages_constants(case: ViewCase) -> bool:
+    """Whether every window has a real tap, and is divided by the number of its real taps.
+
+    With `count_include_pad` only where there is no padding. A window that `ceil_mode` adds may hang over the end: then
+    runtimes divide by more or less. One that is larger than its input may be clipped, where the stride is not 1.
+    """
+    attrs, space = case.node.attrs, case.shape[2:]
+    kernel = list(attrs.get("kernel_shape") or ())
+    ones = [1] * len(space)
+    strides, dilations = attrs.get("strides") or ones, attrs.get("dilations") or ones
+    is_padded = any(attrs.get("pads") or ()) or attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    if len(kernel) != len(space) or (is_padded and max(dilations) > 1):
+        return False  # a dilated window may have all its taps in the padding
+    pads = list(attrs.get("pads") or ())
+    if any(pad >= taps for pad, taps in zip(pads, kernel * 2, strict=False)):
+        return False
+    if not attrs.get("count_include_pad", 0):
+        return True
+    if is_padded or attrs.get("ceil_mode", 0):
+        return False
+    extents = [(taps - 1) * step + 1 for taps, step in zip(kernel, dilations, strict=True)]
+    fits = all(size is not None and size >= extent for size, extent in zip(space, extents, strict=True))
+    return fits or max(strides) == 1
+
+
+def _positions(node: gs.Node, operand: Sequence[int]) -> Sequence[int]:
+    rank, attrs = len(operand), node.attrs
+    ones = [1] * rank
+    strides, dilations = attrs.get("strides") or ones, attrs.get("dilations") or ones
+    if attrs.get("auto_pad", "NOTSET").startswith("SAME"):
+        return [-(-size // stride) for size, stride in zip(operand, strides, strict=True)]
+    pads = attrs.get("pads") or [0] * 2 * rank
+    result = []
+    for axis, size in enumerate(operand):
+        extent = (attrs["kernel_shape"][axis] - 1) * dilations[axis] + 1
+        rest = size + pads[axis] + pads[axis + rank] - extent
+        steps = -(-rest // strides[axis]) if attrs.get("ceil_mode", 0) else rest // strides[axis]
+        result.append(steps + 1)
+    return result
+
+
+def _taps(node: gs.Node) -> int:
+    return prod(node.attrs.get("kernel_shape") or (1,))
+
+
+def _average_macs(scope: Scope, node: gs.Node) -> int | None:
+    """One for each tap, as of the depthwise convolution that it is."""
+    elements = scope.elements(node.outputs[0].name)
+    return None if elements is None else elements * _taps(node)
+
+
+# What an average over a window takes for an element in ONNX Runtime, in times of moving one, measured with windows of
+# 2x2 to 5x5: larger ones slide.
+_AVERAGE_WORK = 5
+_AVERAGE = SpaceMap(
+    lambda node: SpaceMapSort.AVERAGES,
+    _average,
+    keeps_constants=_averages_constants,
+    work=lambda node: _AVERAGE_WORK,
+    multiply_adds=_taps,
+    positions=_positions,
+)
+
 POOLING = (
     Operator(
         "AveragePool",
         stays_for_a_reason=True,
+        space_map=_AVERAGE,
+        multiply_adds=_average_macs,
         channels=KEPT_ON_AXIS_1,
         has_window=True,
         gain=1.0,

@@ -174,7 +174,7 @@ def _rounds_twice(size: int | None, scale: float) -> bool:
     return bool(floor(np.float32(size) * narrow) != floor(size * float(narrow)))
 
 
-_MAP = SpaceMap(_sort, _layout, _copies, _work)
+_MAP = SpaceMap(_sort, _layout, _copies, work=_work)
 
 RESIZE = (
     Operator("Resize", gain=2.0, channels=KEPT_WHERE_PROVED, space_map=_MAP, doubts=_resize_doubts),

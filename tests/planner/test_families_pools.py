@@ -1,0 +1,136 @@
+"""Averages over windows: a pointwise Conv moves to the side of the pool where it is cheaper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from onnx_repfuse import Options
+from onnx_repfuse.api import Result
+from onnx_repfuse.records.reasons import Reason
+from tests.build import Net, check
+
+BY_MACS = Options(cost="macs")  # of so few channels, the pool is most of the cost in ONNX Runtime
+HALVES: dict[str, Any] = {"kernel_shape": [2, 2], "strides": [2, 2]}
+# Every row of these sums to one.
+MEANS: list[dict[str, Any]] = [
+    HALVES,
+    {**HALVES, "count_include_pad": 0, "pads": [1, 0, 1, 1]},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"},
+    {"kernel_shape": [3, 2], "strides": [2, 3], "auto_pad": "SAME_LOWER"},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "VALID"},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "pads": [1] * 4},
+    {"kernel_shape": [2, 2], "strides": [2, 2], "dilations": [2, 2]},
+]
+# The border of these is another mean than the middle.
+OTHERS: list[dict[str, Any]] = [
+    {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4, "count_include_pad": 1},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER", "count_include_pad": 1},
+    {"kernel_shape": [2, 2], "strides": [2, 2], "dilations": [2, 2], "pads": [1] * 4},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "count_include_pad": 1},
+]
+
+
+def order(result: Result) -> list[str]:
+    return [node.op_type for node in result.model.graph.node]
+
+
+def transition(attrs: dict[str, Any], *, bias: bool, opset: int = 19) -> Net:
+    """DenseNet's: Relu, 1x1 Conv, average."""
+    net = Net(8, opset=opset)
+    net.op("AveragePool", net.conv(net.op("Relu", "x"), 8, 4, 1, bias=bias), **attrs)
+    return net
+
+
+@pytest.mark.parametrize("attrs", MEANS, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_pointwise_then_average(attrs: dict[str, Any], bias: bool) -> None:
+    net = transition(attrs, bias=bias)
+    result = check(
+        net.model(f"averagepool_{net.count}"),
+        {"Relu": 1, "AveragePool": 1, "Conv": 1},
+        largest=7,
+        options=BY_MACS,
+    )
+    assert order(result) == ["Relu", "AveragePool", "Conv"]
+
+
+@pytest.mark.parametrize("attrs", OTHERS, ids=str)
+def test_an_average_that_counts_padding_lets_no_bias_through(attrs: dict[str, Any]) -> None:
+    net = transition(attrs, bias=True)
+    check(net.model(f"averagepool_{net.count}"), None, largest=7)
+    net = transition(attrs, bias=False)
+    result = check(
+        net.model(f"averagepool_{net.count}"),
+        {"Relu": 1, "AveragePool": 1, "Conv": 1},
+        largest=7,
+        options=BY_MACS,
+    )
+    assert order(result) == ["Relu", "AveragePool", "Conv"]
+
+
+def test_a_window_that_may_be_larger_than_its_input_lets_no_bias_through() -> None:
+    """ONNX Runtime may run it, and divides by taps that are not there."""
+    attrs = {"kernel_shape": [3, 3], "strides": [2, 2], "count_include_pad": 1}
+    net = transition(attrs, bias=True)
+    check(net.model(f"averagepool_{net.count}"), None, largest=7, options=BY_MACS)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_other_ranks(rank: int) -> None:
+    net = Net(shape=("N", 8, *("D", "H", "W")[:rank]))
+    y = net.conv(net.op("Relu", "x"), 8, 4, (1,) * rank)
+    out = net.op("AveragePool", y, kernel_shape=[2] * rank, strides=[2] * rank)
+    assert order(check(net.model(out), {"Relu": 1, "AveragePool": 1, "Conv": 1}, options=BY_MACS)) == [
+        "Relu",
+        "AveragePool",
+        "Conv",
+    ]
+
+
+@pytest.mark.parametrize("attrs", [one for one in MEANS if one.get("pads")] + OTHERS, ids=str)
+def test_norm_behind_an_average_goes_into_the_conv_before_it(attrs: dict[str, Any]) -> None:
+    """Its factor; its shift, too, where that is the same at the border."""
+    net = Net(4, opset=19)
+    y = net.op("AveragePool", net.conv("x", 4, 4, 3), **attrs)
+    ops = {"Conv": 1, "AveragePool": 1} if attrs in MEANS else {"Conv": 1, "AveragePool": 1, "Add": 1}
+    if attrs == OTHERS[0]:
+        ops = {"Conv": 2}  # a depthwise one is the average, with the shift as its bias
+    check(net.model(net.bn(y, 4)), ops, largest=7)
+
+
+def test_average_of_fewer_channels() -> None:
+    """Inception's branch: the pool takes longer than what it saves."""
+    net = Net(16)
+    pooled = net.op("AveragePool", net.op("Relu", "x"), kernel_shape=[3, 3], pads=[1] * 4)
+    result = check(net.model(net.conv(pooled, 16, 4, 1)), {"Relu": 1, "Conv": 1, "AveragePool": 1})
+    assert order(result) == ["Relu", "Conv", "AveragePool"]
+
+
+@pytest.mark.parametrize("counted", [0, 1])
+def test_pool_mixer(counted: int) -> None:
+    """PoolFormer's x + s*(pool(x) - x): one depthwise Conv where the border is divided by all taps."""
+    net = Net(8)
+    pooled = net.op("AveragePool", "x", kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=counted)
+    mixed = net.op("Add", "x", net.op("Mul", net.op("Sub", pooled, "x"), net.channel(8)))
+    model = net.model(net.op("Relu", mixed))
+    result = check(
+        model, {"Conv": 1, "Relu": 1} if counted else {"AveragePool": 1, "Mul": 2, "Add": 1, "Relu": 1}
+    )
+    assert result.report.before.macs == result.report.after.macs
+    if not counted:
+        assert Reason.POOLING in {refusal.reason for refusal in result.report.refusals}
+
+
+def test_a_pool_alone_stays_a_pool() -> None:
+    net = Net(8)
+    check(net.model(net.op("AveragePool", net.op("Relu", "x"), kernel_shape=[3, 3])), None)
+
+
+def test_a_conv_that_is_not_pointwise_becomes_one_with_the_average() -> None:
+    net = Net(2)
+    y = net.op("AveragePool", net.conv("x", 2, 8, (1, 2), bias=False, pad=0), kernel_shape=[1, 2])
+    check(net.model(net.conv(y, 8, 2, (1, 1))), {"Conv": 1})
