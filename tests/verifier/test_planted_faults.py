@@ -22,6 +22,7 @@ from onnx_repfuse.pipeline import run
 from onnx_repfuse.planner import emit
 from onnx_repfuse.records.reasons import Reason
 from tests.build import Net, counts
+from tests.planted_faults import missed
 from tests.random_properties import compare
 
 Array = NDArray[Any]
@@ -182,3 +183,11 @@ def test_an_add_wrongly_taken_not_to_broadcast_is_not_folded(monkeypatch: pytest
     except VerificationError:
         folds = ()
     assert not folds
+
+
+def test_probes_see_the_faults_of_float32_folds() -> None:
+    """The long form, `python -m tests.planted_faults`, sees 220 of 220."""
+    planted, unseen, alarms = missed(2)
+    assert planted == 20
+    assert not unseen
+    assert not alarms
