@@ -254,6 +254,8 @@ def view(b: Builder, x: int, how: int) -> None:
         scales = b.const(np.array([1, 1, *(2,) * (len(shape) - 2)], np.float32))
         if b.net.dtype != np.float32 or b.net.opset == 11:
             raise InvalidError("scales are float32; opset 11 asks for a region of interest, too")
+        if b.net.opset < 9:
+            raise InvalidError("below opset 9, Upsample takes its scales from attributes")
         if b.net.opset < 11:
             b.op("Upsample", name, scales, mode="nearest")
         else:
