@@ -16,6 +16,7 @@ from onnx_repfuse.lift import (
     batchnorm_arithmetic,
     conv_matmul,
     pad_pool,
+    shuffles,
     slice_concat,
     sum_identity,
     view_ops,
@@ -43,6 +44,7 @@ _LIFTS: dict[str, Callable[[Context, gs.Node], LinearOp | Declined | None]] = {
     "Mul": batchnorm_arithmetic.lift_arithmetic,
     "Neg": sum_identity.lift_identity,
     "Pad": pad_pool.lift_pad,
+    "SpaceToDepth": shuffles.lift_space_to_depth,
     "Slice": slice_concat.lift_slice,
     "Sub": sum_identity.lift_add,
     "Sum": sum_identity.lift_sum,
@@ -101,6 +103,9 @@ def _lift(context: Context, node: gs.Node, output: int) -> LinearOp | Declined |
     border = match.lift_border(context, node)
     if border is not None:
         return border
+    shuffle = shuffles.lift_shuffle(context, node)
+    if shuffle is not None:
+        return shuffle
     function = _LIFTS.get(node.op)
     if function is not None:
         return function(context, node)

@@ -18,6 +18,7 @@ from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.facts import SpaceMapSort
 from onnx_repfuse.graph.views import View
 from onnx_repfuse.lift import LinearOp
+from onnx_repfuse.records.report import Kind
 
 __all__ = [
     "MACS",
@@ -146,7 +147,9 @@ def node_price(
     geometry = lifted.terms[0].kernel.geometry
     if lifted.inner_nodes:
         count = 1 + len(lifted.inner_nodes)
-        return Price(count * model.elementwise(moved, 0), 0, count)
+        # A shuffle copies once, as the Gather that it would be: Reshape moves nothing.
+        copies = 1 if lifted.role is Kind.INDEX else count
+        return Price(copies * model.elementwise(moved, 0), 0, count)
     if operator(lifted.node).weight is not None:
         macs = multiply_adds(geometry, elements(lifted.operands[0].name), out)
         product = geometry.channel_axis == -1

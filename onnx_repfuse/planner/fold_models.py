@@ -25,6 +25,7 @@ from onnx_repfuse.graph.views import computed_from_shapes
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.modelfile.dtypes import numpy_dtype
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
+from onnx_repfuse.records.report import Kind
 
 __all__ = ["fold_models", "sources"]
 
@@ -63,8 +64,9 @@ def sources(plan: ScopePlan, fold: PlannedFold) -> list[str]:
 
 def _sides(plan: ScopePlan, fold: PlannedFold) -> tuple[Nodes, Nodes]:
     before: Nodes = [_without_idle_inputs(node) for node in plan.nodes_before(fold)]
-    for border in fold.groups:
-        before = _with_border_alone(plan.scope, before, border)
+    for group in fold.groups:
+        if group.role is Kind.PAD:  # the nodes of a shuffle run as they are
+            before = _with_border_alone(plan.scope, before, group)
     after = [to_proto(node) for node in plan.nodes_after(fold)]
     sides = (_with_shapes(plan.scope, nodes) for nodes in (before, after))
     first, second = (_needed(nodes, fold.outputs) for nodes in sides)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnx_repfuse import fuse
 from onnx_repfuse.records.reasons import Reason
-from tests.build import Net, check
+from tests.build import Net, check, run
 
 END = np.iinfo(np.int64).max
 
@@ -265,3 +266,99 @@ def test_slices_of_slices_of_one_axis_are_one() -> None:
     part = cut(net, cut(net, net.op("Relu", y), [2], [1], [-1], [2]), [2], [1], [3], [1])
     outputs = net.op("Sigmoid", part), net.op("Sigmoid", y)
     check(net.model(*outputs), {"Conv": 1, "Relu": 1, "Sigmoid": 2, "Slice": 1})
+
+
+# Positions and channels
+
+
+def shaped(net: Net, x: str, *sizes: int) -> str:
+    return str(net.op("Reshape", x, ints(net, *sizes)))
+
+
+def shuffled(net: Net, x: str, channels: int, groups: int, *space: int) -> str:
+    """ShuffleNet's channel_shuffle."""
+    split = shaped(net, x, -1, groups, channels // groups, *space)
+    return shaped(net, net.op("Transpose", split, perm=[0, 2, 1, 3, 4]), -1, channels, *space)
+
+
+def unshuffled(net: Net, x: str, channels: int, r: int, height: int, width: int) -> str:
+    """torch's pixel_unshuffle."""
+    split = shaped(net, x, -1, channels, height // r, r, width // r, r)
+    moved = net.op("Transpose", split, perm=[0, 1, 3, 5, 2, 4])
+    return shaped(net, moved, -1, channels * r * r, height // r, width // r)
+
+
+@pytest.mark.parametrize("pad", [0, 1])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_space_to_depth(pad: int, normalized: bool) -> None:
+    def block(net: Net) -> str:
+        blocks = net.op("SpaceToDepth", "x", blocksize=2)
+        blocks = net.op("Mul", blocks, net.channel(12)) if normalized else blocks
+        return net.conv(blocks, 12, 8, 3, pad=pad)
+
+    net = Net(3, shape=("N", 3, 8, 6))
+    check(net.model(block(net)), {"Conv": 1})
+    net = Net(3)  # at sizes that are not even, neither runs or the original does not
+    model = net.model(block(net))
+    fused = fuse(model).model
+    assert [node.op_type for node in fused.graph.node] == ["Conv"]
+    for height, width in ((6, 6), (8, 6), (10, 16)):
+        x = np.random.default_rng(0).standard_normal((2, 3, height, width)).astype(np.float32)
+        np.testing.assert_allclose(run(fused, {"x": x})[0], run(model, {"x": x})[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("r", "height", "width"), [(2, 8, 6), (3, 9, 9), (2, 2, 4)])
+def test_pixel_unshuffle(r: int, height: int, width: int) -> None:
+    net = Net(3, shape=("N", 3, height, width))
+    blocks = unshuffled(net, "x", 3, r, height, width)
+    check(net.model(net.conv(blocks, 3 * r * r, 8, 3)), {"Conv": 1})
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 5, 4), ("N", 6, 5, 4)])
+def test_channel_shuffle_goes_into_the_weights(shape: tuple[int | str, ...]) -> None:
+    net = Net(shape=shape)
+    check(net.model(net.conv(shuffled(net, "x", 6, 2, 5, 4), 6, 8, 3)), {"Conv": 1})
+    net = Net(shape=shape)
+    check(net.model(shuffled(net, net.conv("x", 6, 6, 3), 6, 3, 5, 4)), {"Conv": 1})
+
+
+def test_channel_shuffles_around_a_depthwise() -> None:
+    net = Net(shape=("N", 6, 5, 4))
+    middle = net.bn(net.conv(shuffled(net, "x", 6, 2, 5, 4), 6, 6, 3, group=6), 6)
+    check(net.model(net.op("Relu", shuffled(net, middle, 6, 3, 5, 4))), {"Conv": 1, "Relu": 1})
+
+
+def test_a_shuffle_whose_groups_do_not_fit_stays() -> None:
+    net = Net(shape=("N", 6, 5, 4))
+    check(net.model(net.conv(shuffled(net, "x", 6, 2, 5, 4), 6, 6, 3, group=3)), None, Reason.COST)
+
+
+@pytest.mark.parametrize(
+    "middle", [(-1, 2, 3, 4, 5), (-1, 3, 2, 5, 4), (-1, 6, 5, 2, 2)]
+)  # height and width change places; another split, of another axis
+def test_what_is_no_shuffle_of_channels_stays(middle: tuple[int, ...]) -> None:
+    net = Net(shape=("N", 6, 5, 4))
+    perm = [0, 2, 1, 3, 4] if middle[1] != 6 else [0, 1, 3, 2, 4]
+    moved = shaped(net, net.op("Transpose", shaped(net, "x", *middle), perm=perm), -1, 6, 5, 4)
+    expected = {"Conv": 1} if middle == (-1, 3, 2, 5, 4) else None
+    check(net.model(net.conv(moved, 6, 8, 3)), expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), ("N", 3, "H", "W")])
+@pytest.mark.parametrize("nd", [True, False])
+def test_channels_gathered_between_transposes(shape: tuple[int | str, ...], nd: bool) -> None:
+    """The torch exporter's x[:, [2, 1, 0]]."""
+    net = Net(shape=shape)
+    first = net.op("Transpose", "x", perm=[1, 0, 2, 3])
+    if nd:
+        chosen = net.op("GatherND", first, net.const(np.array([[2], [1], [0]], np.int64)))
+    else:
+        chosen = gather(net, first, 2, 1, 0, axis=0)
+    check(net.model(net.conv(net.op("Transpose", chosen, perm=[1, 0, 2, 3]), 3, 8, 3)), {"Conv": 1})
+
+
+def test_positions_gathered_between_transposes_stay() -> None:
+    net = Net(shape=(2, 3, 5, 4))
+    first = net.op("Transpose", "x", perm=[2, 1, 0, 3])
+    chosen = net.op("GatherND", first, net.const(np.array([[4], [1], [0], [2], [3]], np.int64)))
+    check(net.model(net.conv(net.op("Transpose", chosen, perm=[2, 1, 0, 3]), 3, 8, 3)), None)

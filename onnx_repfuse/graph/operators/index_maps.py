@@ -51,6 +51,7 @@ INDEX_MAPS = (
         attributes_are_inputs_since=11,
         operations=0,
     ),
+    Operator("GatherND", gain=1.0, operations=0),
     Operator("Range"),
     Operator("Shape", gain=0.0, of_shape=_shape),
     Operator(
@@ -60,6 +61,7 @@ INDEX_MAPS = (
         attributes_are_inputs_since=10,
         doubts=_slice_doubts,
     ),
+    Operator("SpaceToDepth", gain=1.0, channels=SELECTED, operations=0),
     Operator("STFT", doubts=_every_axis),
     Operator("Split", gain=1.0, channels=SELECTED, outputs_are_alike=True, attributes_are_inputs_since=13),
 )

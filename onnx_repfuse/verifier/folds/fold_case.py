@@ -19,7 +19,8 @@ __all__ = ["FoldCase", "Source", "reach"]
 
 # Operators of which an output position depends on other positions of the input.
 _MIXES_POSITIONS = {
-    "AveragePool", "Conv", "ConvTranspose", "GlobalAveragePool", "Pad", "ReduceMean", "ReduceSum", "Resize",
+    "AveragePool", "Conv", "ConvTranspose", "DepthToSpace", "GlobalAveragePool", "Pad", "ReduceMean",
+    "ReduceSum", "Resize", "Slice", "SpaceToDepth",
 }  # fmt: skip
 
 
@@ -129,6 +130,18 @@ class FoldCase:
         """Whether no operator of either model mixes positions."""
         nodes = (*self.before.graph.node, *self.after.graph.node)
         return not any(node.op_type in _MIXES_POSITIONS for node in nodes)
+
+    @cached_property
+    def block(self) -> int:
+        """What every size must be a multiple of: runtimes run SpaceToDepth on whole blocks alone."""
+        return math.lcm(
+            *(
+                attribute.i
+                for node in self.before.graph.node
+                for attribute in node.attribute
+                if node.op_type == "SpaceToDepth" and attribute.name == "blocksize" and attribute.i > 0
+            )
+        )
 
     @cached_property
     def weights(self) -> int:

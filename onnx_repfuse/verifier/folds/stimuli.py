@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,7 +62,8 @@ def stimuli(case: FoldCase, rules: Rules, seed: int = 0) -> Iterator[Stimulus]:
     """
     rng = np.random.default_rng(seed)
     for probe in _probes(case, rng):
-        yield from _feeds(case, rules, probe)
+        size = tuple(-(-count // case.block) * case.block for count in probe.size)
+        yield from _feeds(case, rules, replace(probe, size=size))
 
 
 def _probes(case: FoldCase, rng: np.random.Generator) -> Iterator[_Probe]:

@@ -178,6 +178,34 @@ def tile(context: Context, x: Tensor, repeats: Tensor) -> Tensor:
     return x.map(lambda a: np.tile(a, [int(count) for count in repeats.value]))
 
 
+def gather_nd(context: Context, x: Tensor, indices: Tensor) -> Tensor:
+    """GatherND: (a, b, c) by indices (k, 2) -> (k, c). Raises Unsupported for batch_dims (opset 12)."""
+    if context.attributes.get("batch_dims", 0):
+        raise Unsupported("GatherND with batch_dims")
+    where = tuple(np.moveaxis(indices.value, -1, 0))  # one array of indices per axis
+    return x.map(lambda a: a[where])
+
+
+def space_to_depth(context: Context, x: Tensor) -> Tensor:
+    """SpaceToDepth: (N, C, h*b, w*b) -> (N, b*b*C, h, w), the position in the block before the channel."""
+    b = context.attributes["blocksize"]
+    n, c, height, width = x.value.shape
+    split = x.map(lambda a: a.reshape(n, c, height // b, b, width // b, b))
+    return split.map(lambda a: a.transpose(0, 3, 5, 1, 2, 4).reshape(n, b * b * c, height // b, width // b))
+
+
+def depth_to_space(context: Context, x: Tensor) -> Tensor:
+    """DepthToSpace: (N, b*b*C, h, w) -> (N, C, h*b, w*b); mode (opset 11) DCR has the position before the channel."""
+    b = context.attributes["blocksize"]
+    n, channels, height, width = x.value.shape
+    c = channels // (b * b)
+    if context.attributes.get("mode", "DCR") == "CRD":
+        split = x.map(lambda a: a.reshape(n, c, b, b, height, width).transpose(0, 1, 4, 2, 5, 3))
+    else:
+        split = x.map(lambda a: a.reshape(n, b, b, c, height, width).transpose(0, 3, 4, 1, 5, 2))
+    return split.map(lambda a: a.reshape(n, c, height * b, width * b))
+
+
 def scatter_nd(context: Context, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     """ScatterND: x with x[indices[..., :]] replaced by updates[...]. Raises Unsupported for reductions (opset 16)."""
     if context.attributes.get("reduction", "none") != "none":

@@ -1,0 +1,158 @@
+"""SpaceToDepth, and nodes that together move channels, or positions into channels: shuffles, pixel_unshuffle.
+
+Each channel of the result is one channel of the tensor before, at one position of each block: a `Picked` kernel whose
+taps are zero but for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.algebra.affine_form import Term
+from onnx_repfuse.algebra.bias import Bias
+from onnx_repfuse.algebra.choice import Index, picked
+from onnx_repfuse.algebra.geometry import Geometry
+from onnx_repfuse.algebra.kernels import Kernel, Stored, Vector
+from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
+from onnx_repfuse.lift.rearranged import Part, Rearranged, rearranged
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from onnx_repfuse.records.report import Kind
+
+__all__ = ["lift_shuffle", "lift_space_to_depth"]
+
+LAST = frozenset(("Reshape", "Transpose"))
+INNER = frozenset(("Gather", "GatherND", "Reshape", "Transpose"))
+MAX_STEPS_BACK = 5  # from the last node of a shuffle to its first
+MAX_BLOCK = 64  # positions that become channels: of each channel, that many taps are kept
+
+
+def lift_space_to_depth(context: Context, node: gs.Node) -> LinearOp | None:
+    """SpaceToDepth: (N, C, h*b, w*b) -> (N, b*b*C, h, w), channel c of position (i, j) at (i*b + j)*C + c."""
+    source = context.float_layout(node.inputs[0].name)
+    block = int(node.attrs.get("blocksize", 0))
+    if source is None or source.layout != (1, 2) or not 1 <= block * block <= MAX_BLOCK:
+        return None
+    channels = source.channels
+    place, index = np.divmod(np.arange(block * block * channels), channels)
+    kernel = _kernel(index, place, (block, block), channels)
+    return _operator(node, node.inputs[0].name, kernel, ())
+
+
+def lift_shuffle(context: Context, node: gs.Node) -> LinearOp | None:
+    """The shuffle that ends with a Reshape or a Transpose."""
+    if node.op not in LAST:
+        return None
+    for nodes in _chains(context, node):
+        source = nodes[0].inputs[0].name
+        shape = context.scope.shape(source)
+        if shape is None or len(shape) < 3 or shape[1] is None or 0 in shape:
+            continue
+        if context.scope.data_type(source) not in FLOAT_FORMATS:
+            return None
+        tensor: Rearranged | None = Rearranged.of(shape)
+        for one in nodes:
+            tensor = None if tensor is None else rearranged(context.scope, tensor, one)
+        kernel = None if tensor is None else _moved(tensor, shape[1], len(shape))
+        if kernel is not None:
+            return _operator(node, source, kernel, tuple(nodes[:-1]))
+    return None
+
+
+def _chains(context: Context, last: gs.Node) -> Iterator[list[gs.Node]]:
+    """The node with one or more nodes before it, each of which it alone reads."""
+    nodes = [last]
+    while len(nodes) < MAX_STEPS_BACK:
+        name = nodes[0].inputs[0].name
+        before = context.scope.producer.get(name)
+        if before is None or before.op not in INNER or id(before) in context.protected:
+            return
+        if not context.scope.is_private(name) or len(before.outputs) != 1:
+            return
+        nodes.insert(0, before)
+        yield list(nodes)
+
+
+def _moved(tensor: Rearranged, channels: int, dims: int) -> Kernel | None:
+    """The kernel of (N, C, *space) -> (N, C', *space'); None if it is no choice of channels and of positions in blocks.
+
+    Each axis of space must keep its slowest part, and the channels take all others.
+    """
+    if len(tensor.axes) != dims or tensor.chosen.keys() - {1}:
+        return None
+    if any(part != Part(0, part.size) for part in tensor.axes[0]) or len(tensor.axes[0]) > 1:
+        return None
+    block = [_block(tensor, axis) for axis in range(2, dims)]
+    if None in block or any(part.axis == 0 for part in tensor.axes[1]):
+        return None
+    sizes = tuple(size for size in block if size is not None)
+    parts = tensor.axes[1]
+    if any(part.size is None for part in parts) or not 1 <= prod(sizes) <= MAX_BLOCK:
+        return None
+    index, place = _places(tensor, parts, sizes)
+    read = tensor.chosen.get(1)
+    index = index if read is None else read[index]
+    if len(index) == channels and np.array_equal(index, np.arange(channels)) and prod(sizes) == 1:
+        return None  # nothing moves
+    return _kernel(index, place, sizes, channels)
+
+
+def _block(tensor: Rearranged, axis: int) -> int | None:
+    """How many neighbours along an axis of space become channels; None if what is left is not that axis."""
+    parts = tensor.axes[axis]
+    if not parts:  # of one position, or all of it became channels
+        inner = [part.size for part in tensor.axes[1] if part.axis == axis]
+        return prod(size for size in inner if size is not None)
+    (first, *others) = parts
+    return first.step if first.axis == axis and not others else None
+
+
+def _places(tensor: Rearranged, parts: tuple[Part, ...], block: tuple[int, ...]) -> tuple[Index, Index]:
+    """Of each channel of the result the channel it reads, and the position in the block."""
+    counts = [part.size or 1 for part in parts]
+    numbers = np.indices(counts).reshape(len(counts), -1) if counts else np.zeros((0, 1), np.intp)
+    place = np.zeros((1 + len(block), numbers.shape[1]), np.intp)
+    for part, number in zip(parts, numbers, strict=True):
+        place[part.axis - 1] += number * part.step
+    position = np.zeros(numbers.shape[1], np.intp)
+    for size, offset in zip(block, place[1:], strict=True):
+        position = position * size + offset
+    return place[0], position
+
+
+def _kernel(index: Index, place: Index, block: tuple[int, ...], channels: int) -> Kernel:
+    """Channel `index[o]` at position `place[o]` of each block.
+
+    The last block is whole: runtimes demand it of SpaceToDepth, and of the others the sizes are proved. So the slack is
+    that of a tensor that would have zeros behind its end.
+    """
+    rank, count = len(block), len(index)
+    if prod(block) == 1:
+        return picked(index, Vector.unit(count, (1, rank)), channels)
+    zeros, ones = (0,) * rank, (1,) * rank
+    geometry = Geometry(count, count, count, block, block, ones, zeros, (-1,) * rank)
+
+    def one_hot() -> Index:
+        taps = np.zeros((count, prod(block)), np.intp)
+        taps[np.arange(count), place] = 1
+        return taps.reshape(count, 1, *block)
+
+    return picked(index, Stored(geometry, one_hot), channels)
+
+
+def _operator(node: gs.Node, source: str, kernel: Kernel, inner_nodes: tuple[gs.Node, ...]) -> LinearOp:
+    g = kernel.geometry
+    return LinearOp(
+        node,
+        node.outputs[0].name,
+        Kind.INDEX,
+        g.c_out,
+        g.layout,
+        (Operand(source, g.c_in, g.layout),),
+        (Term(0, kernel),),
+        Bias.zeros(g.c_out),
+        inner_nodes=inner_nodes,
+    )
