@@ -73,10 +73,15 @@ class Term:
 
 @dataclass(frozen=True, eq=False)
 class Shifted:
-    """A tensor, or a view of one, plus a constant per channel, shape (channels,)."""
+    """A tensor, or a view of one, plus a constant per channel, shape (channels,).
+
+    `normalizes`: a BatchNormalization computed it, or one like it. Runtimes keep their blocked layouts over that, but
+    not over an Add.
+    """
 
     source: Hashable
     shift: Array
+    normalizes: bool = False
 
     def __str__(self) -> str:
         return str(self.source)
@@ -128,7 +133,7 @@ def apart(form: Form, number: int) -> Form:
     return replace(form, terms=tuple(terms))
 
 
-def scale_out(form: Form) -> Form | None:
+def scale_out(form: Form, *, normalizes: bool = False) -> Form | None:
     """`s*x + t` as `s*(x + t/s)`, which has no bias: a convolution that reads it may pad with zeros,
 
         conv(s*x + t) = conv_s(x + t/s)     also at the edges, as both see zero at the same positions
@@ -147,7 +152,7 @@ def scale_out(form: Form) -> Form | None:
     term = form.terms[0]
     if isinstance(term.kernel, Picked):
         shift = shift[np.argsort(term.kernel.index)]  # of each channel of x
-    shifted = replace(term, source=Shifted(term.source, shift))
+    shifted = replace(term, source=Shifted(term.source, shift, normalizes))
     return replace(form, terms=(shifted,), bias=Bias.zeros(form.channels))
 
 

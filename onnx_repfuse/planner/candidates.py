@@ -210,7 +210,8 @@ def prune(ranked: list[tuple[int, Candidate]]) -> list[Candidate]:
         ranked: costs with candidates; sorted in place.
     """
     # Of equally dear ones first those of few sources: whoever puts them together finds terms of one source to add up.
-    ranked.sort(key=lambda pair: (pair[0], len(pair[1].form.sources)))
+    # Then those that reach farther: what follows can go into all that they absorb.
+    ranked.sort(key=lambda pair: (pair[0], len(pair[1].form.sources), -pair[1].nodes))
     distinct: dict[frozenset[Hashable], Candidate] = {}
     for _, candidate in ranked:
         distinct.setdefault(frozenset(candidate.form.sources), candidate)

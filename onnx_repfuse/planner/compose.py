@@ -177,8 +177,7 @@ def writes_itself(lifted: LinearOp) -> bool:
     if facts.weight is not None:
         return not isinstance(kernel, Vector)  # a 1x1 depthwise Conv would become a Mul
     if facts.normalizes:
-        # without a bias it would become a Mul, with factors of 1 an Add
-        return not lifted.bias.is_zero and not (isinstance(kernel, Vector) and kernel.is_one)
+        return not lifted.bias.is_zero  # without a bias it would become a Mul
     if lifted.node.op not in ("Add", "Sum", "Concat") or not lifted.bias.is_zero:
         return False
     # the same tensor twice would become a Mul by 2

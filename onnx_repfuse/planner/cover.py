@@ -261,9 +261,9 @@ class Cover:
             more = [choice + apart for choice, apart in zip(options, separate, strict=True)]
             options = more if len(more) == 1 or few_enough(more) else options
         if lifted.padding_value is None and any(term.kernel.geometry.reads_padding for term in lifted.terms):
-            for choice in options:
+            for operand, choice in zip(lifted.operands, options, strict=True):
                 for form, candidate, price in list(choice):
-                    shifted = self._scaled_out(form)
+                    shifted = None if candidate is None else self._scaled_out(form, operand, candidate)
                     if shifted is not None:
                         choice.append(Option(shifted, candidate, price))
         return options
@@ -287,15 +287,14 @@ class Cover:
     def _separate_options(self, operand: Operand) -> list[Option]:
         """The one in which the terms of a sum are kept apart."""
         entry = self.entries.get(operand.name)
-        if entry is None or entry.separate is None or not self.regions.is_private(operand.name):
-            return []
-        separate = entry.separate
-        return [Option(separate.form, separate, separate.setup)] if _fits(separate.form, operand) else []
+        separate = entry.separate if entry is not None and self.regions.is_private(operand.name) else None
+        fits = separate is not None and _fits(separate.form, operand)
+        return [Option(separate.form, separate, separate.setup)] if separate is not None and fits else []
 
-    def _scaled_out(self, form: Form) -> Form | None:
+    def _scaled_out(self, form: Form, operand: Operand, candidate: Candidate) -> Form | None:
         """`scale_out`, the same object for the same form: a shift that two branches share is written once."""
         if id(form) not in self._shifted:
-            shifted = scale_out(form)
+            shifted = scale_out(form, normalizes=self._may_normalize(self.lifts[operand.name], candidate))
             if shifted is not None:
                 total = self.sizes.channels(shifted.sources[0], form.layout)
                 shifted = shifted if total == form.channels else None

@@ -267,7 +267,7 @@ class _Writer:
             elif not isinstance(kernel, Vector):
                 parts.append(self.convolution(term, kernel, size, pending))
                 pending = None if self.takes_bias(term) else pending
-            elif not kernel.is_one and pending is not None and self.normalizes(terms):
+            elif pending is not None and self.normalizes(terms):
                 parts.append(self.factor(term, kernel, size, pending))
                 pending = None
             else:
@@ -280,7 +280,7 @@ class _Writer:
         if bias.is_zero:
             return source
         step = Step("Shift", (source,), channels, bias=bias)
-        return self.add(step, self.model.elementwise(2 * self.size(channels)))
+        return self.add(step, self.model.per_channel(2 * self.size(channels)))
 
     def normalizes(self, terms: Sequence[Term]) -> bool:
         """Whether one BatchNormalization may compute the sum. ONNX's has the channels on axis 1."""
@@ -293,14 +293,14 @@ class _Writer:
     def factor(self, term: Term, kernel: Vector, size: int, bias: Bias | None) -> Hashable:
         """A Mul; with a bias, a BatchNormalization; nothing where all factors are 1."""
         source, elements = self.read(term)
-        if kernel.is_one:
+        if kernel.is_one and bias is None:
             return source
         channels = kernel.geometry.c_out
         if bias is None:
             step = Step("Mul", (source,), channels, kernel)
-            return self.add(step, self.model.elementwise(elements + size))
+            return self.add(step, self.model.per_channel(elements + size))
         step = Step("Norm", (source,), channels, kernel, bias)
-        return self.add(step, self.model.elementwise(elements + size, 2))
+        return self.add(step, self.model.per_channel(elements + size))
 
     def sample(self, term: Term, kernel: Sampled, size: int) -> Hashable:
         """A Slice of space."""
@@ -356,9 +356,10 @@ class _Writer:
         """The step that shifts or views a tensor, or views a form."""
         size, channels = self.sizes.elements(source), self.sizes.channels(source, self.layout)
         if isinstance(source, Shifted):
-            shifted, like = self.source(source.source), _like(source.source)
-            step = Step("Shift", (shifted,), channels, bias=Bias(source.shift), like=like)
-            return self.add(step, self.model.elementwise(2 * size))
+            shifted, like, bias = self.source(source.source), _like(source.source), Bias(source.shift)
+            unit = Vector.unit(channels, self.layout) if source.normalizes else None
+            step = Step("Shift" if unit is None else "Norm", (shifted,), channels, unit, bias, like=like)
+            return self.add(step, self.model.per_channel(2 * size))
         view, inner = source.view, source.inner
         if isinstance(inner, Form):
             result = self.view_last(inner, view, size)

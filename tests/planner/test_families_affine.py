@@ -28,9 +28,30 @@ def test_arithmetic_after_conv(op: str, first: bool, scalar: bool) -> None:
 
 @pytest.mark.parametrize("pad", [0, 1])
 def test_norm_before_conv(pad: int) -> None:
+    """With pads, its shift stays, and so it stays whole: over an Add, runtimes give up their blocked layouts."""
     net = Net(4)
     out = net.conv(net.bn("x", 4), 4, 4, 3, pad=pad)
-    check(net.model(out), {"Add": 1, "Conv": 1} if pad else {"Conv": 1})
+    if pad:
+        check(net.model(out), None, Reason.BORDER)
+    else:
+        check(net.model(out), {"Conv": 1})
+
+
+def test_norms_between_padded_convolutions() -> None:
+    """As in ArcFace's iresnet: BatchNormalization before a padded Conv stays one, and those behind it go."""
+    net = Net(4)
+    y = net.op("Relu", net.conv_bn("x", 4, 4, 3))
+    for _ in range(2):
+        inner = net.op("PRelu", net.conv_bn(net.bn(y, 4), 4, 4, 3), net.channel(4))
+        y = net.add(net.conv_bn(inner, 4, 4, 3), y)
+    check(net.model(y), {"Conv": 5, "Relu": 1, "BatchNormalization": 2, "PRelu": 2, "Add": 2}, Reason.BORDER)
+
+
+def test_factors_beside_a_norm_before_a_padded_convolution() -> None:
+    """What is left of both is one BatchNormalization."""
+    net = Net(4)
+    y = net.op("Mul", net.bn(net.op("Relu", "x"), 4), net.channel(4))
+    check(net.model(net.conv(y, 4, 4, 3)), {"Relu": 1, "BatchNormalization": 1, "Conv": 1})
 
 
 def test_scale_before_padded_conv() -> None:
