@@ -78,10 +78,11 @@ class Derived:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A weight that exists; `read` returns it in `geometry.weight_shape`, in any dtype."""
+    """A weight that exists: `read` returns it in `geometry.weight_shape`, in any dtype, from `origin`."""
 
     geometry: Geometry
     read: Callable[[], NDArray[Any]]
+    origin: object = None
     depth: int = field(default=0, init=False)
     size: int = field(default=1, init=False)
 

@@ -46,6 +46,7 @@ _REPORTED_FIRST = (
     Kind.SEQUENCE,
     Kind.BRANCHES,
     Kind.AFFINE,
+    Kind.DEAD,
     Kind.CONSTANT,
     Kind.EQUAL,
     Kind.NO_OP,

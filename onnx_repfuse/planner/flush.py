@@ -25,6 +25,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnx_repfuse.graph.scope import Const, Scope, node_name, optional_input
+from onnx_repfuse.options import Options
 from onnx_repfuse.planner.gains import MAX_GAIN, Gains
 from onnx_repfuse.planner.weight_channels import (
     LINEAR_OPERATORS,
@@ -35,7 +36,7 @@ from onnx_repfuse.planner.weight_channels import (
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.report import Change, Flushed, Kind
 
-__all__ = ["Flushing"]
+__all__ = ["Flushing", "invisible_constants"]
 
 Values = NDArray[Any]
 # Below these, products of two numbers may be subnormal, and no sum of ordinary terms sees one.
@@ -224,6 +225,29 @@ class Flushing:
             return None
         largest = largest_by_channel(node, weight).ravel()
         return largest if size.shape[-1:] == largest.shape else None
+
+
+def invisible_constants(scope: Scope, options: Options) -> Callable[[str, float], bool]:
+    """Whether adding a constant of some magnitude to a tensor shows nowhere, by the rules of flushing."""
+    if scope.key or not options.check or not options.allows(Kind.FLUSH):
+        return lambda name, size: False
+
+    def read(name: str) -> Values | None:
+        const = scope.const(name)
+        value = None if const is None else const.computed()
+        return None if value is None else np.asarray(value).astype(np.float64)
+
+    gains: list[Gains] = []
+
+    def is_invisible(name: str, size: float) -> bool:
+        limit = TINY.get(scope.data_type(name) or 0, 0.0)
+        if size >= limit:
+            return False
+        if not gains:
+            gains.append(Gains(scope, read))
+        return size * gains[0].of(name) <= limit * MAX_GAIN
+
+    return is_invisible
 
 
 def _claim(flushed: Flushed) -> str:

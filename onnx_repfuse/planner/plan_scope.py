@@ -15,16 +15,15 @@ from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from operator import is_
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout, channel_layouts
 from onnx_repfuse.graph.edit_points import needed_nodes, remove_dead_nodes, replace_nodes
-from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.read_again import read_again
 from onnx_repfuse.graph.scope import Scope, node_name
-from onnx_repfuse.lift import Context, Declined, LinearOp, lift
+from onnx_repfuse.lift import Context, Declined, LinearOp
 from onnx_repfuse.options import Options
 from onnx_repfuse.planner.activation_patterns import activations
 from onnx_repfuse.planner.apply_folds import (
@@ -38,8 +37,11 @@ from onnx_repfuse.planner.candidates import Way, way_of
 from onnx_repfuse.planner.constant_nodes import write_constants
 from onnx_repfuse.planner.cost import cost_model
 from onnx_repfuse.planner.cover import Cover
+from onnx_repfuse.planner.dead_channels import ZeroChannels, drop_dead_channels
 from onnx_repfuse.planner.equal_nodes import merge_equal_nodes
+from onnx_repfuse.planner.flush import invisible_constants
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
+from onnx_repfuse.planner.lift_scope import Lifted, lift_all
 from onnx_repfuse.planner.protected_patterns import protected_nodes
 from onnx_repfuse.planner.refusals import opset_refusal, refusals, size_refusal
 from onnx_repfuse.planner.run_time_sizes import may_rise
@@ -57,14 +59,6 @@ MAX_ROUNDS = 64
 MAX_READINGS = 16
 
 
-class _Lifted(NamedTuple):
-    """An output of a node, and what it is in the algebra."""
-
-    node: gs.Node
-    output: str
-    outcome: LinearOp | Declined | None
-
-
 @dataclass(frozen=True, eq=False)
 class _Round:
     """What one round found, for the next one to build upon.
@@ -76,7 +70,7 @@ class _Round:
     """
 
     cover: Cover
-    lifted: list[_Lifted]
+    lifted: list[Lifted]
     producer: dict[str, gs.Node]
     consumers: dict[str, list[gs.Node]]
 
@@ -111,6 +105,8 @@ def plan_scope(
         layouts = planning.move_strides_up(layouts)
         last = planning.fold_in_rounds(layouts, once=reading == 0)
         if last is not None and not planning.is_changed:
+            planning.drop_dead_channels(layouts)
+        if last is not None and not planning.is_changed:
             join_no_ops(plan)
             present = {id(node) for node in scope.nodes}
             for nodes in planning.not_cheaper.values():
@@ -138,6 +134,7 @@ class _Planning:
         refused: outputs, and ways to compute them that take more multiply-adds at some size.
         not_cheaper: these outputs, and the nodes that would have been absorbed.
         is_changed: something was written since the scope was read.
+        zeros: which channels of the weights are zero.
     """
 
     plan: ScopePlan
@@ -147,6 +144,7 @@ class _Planning:
     refused: frozenset[tuple[str, Way]] = frozenset()
     not_cheaper: dict[str, tuple[gs.Node, ...]] = field(default_factory=dict)
     is_changed: bool = False
+    zeros: ZeroChannels = field(default_factory=ZeroChannels)
 
     def write_constants(self) -> None:
         """Write what nodes compute from constants alone as initializers."""
@@ -175,6 +173,13 @@ class _Planning:
         is_written = apply_subsamplings(self.plan, layouts, cost_model(self.options.cost), self.is_free)
         self._changed(written=is_written)
         return channel_layouts(self.plan.scope, layouts) if is_written else layouts
+
+    def drop_dead_channels(self, layouts: dict[str, ChannelLayout]) -> None:
+        """Neither compute nor read channels that are zero, or that nobody reads."""
+        if self.options.allows(Kind.DEAD):
+            invisible = invisible_constants(self.plan.scope, self.options)
+            written = drop_dead_channels(self.plan, layouts, self.is_free, self.zeros, invisible)
+            self._changed(written=written)
 
     def is_free(self, node: gs.Node) -> bool:
         """Whether a node may be replaced: it is not kept, and no fold of its outputs is banned."""
@@ -285,7 +290,13 @@ def _cover(
     """
     context = Context(scope, layouts, protected_nodes(scope))
     changed = set() if previous is None else _changed(scope, previous) | stale
-    lifted = _lift_all(context, is_kept(options), previous, changed)
+    before = None if previous is None else (previous.lifted, previous.cover.context)
+    lifted = lift_all(
+        context,
+        is_kept(options),
+        before,
+        changed,
+    )
     lifts = {one.output: one.outcome for one in lifted if isinstance(one.outcome, LinearOp)}
     model = cost_model(options.cost)
     cover = Cover(context, lifts, model, options.allows_all, banned, refused)
@@ -325,70 +336,3 @@ def is_kept(options: Options) -> Callable[[gs.Node], bool]:
     if not patterns:
         return lambda node: False
     return lambda node: any(fnmatchcase(node_name(node), pattern) for pattern in patterns)
-
-
-def _lift_all(
-    context: Context, is_kept: Callable[[gs.Node], bool], previous: _Round | None, changed: set[str]
-) -> list[_Lifted]:
-    """Every used output of every node that may change, and what it is.
-
-    Args:
-        context: of the scope as it is.
-        is_kept: whether a node stays.
-        previous: the round before.
-        changed: tensors that other nodes make or read since then.
-    """
-    if previous is None:
-        known: dict[str, LinearOp | Declined | None] = {}
-        before = context
-    else:
-        known = {one.output: one.outcome for one in previous.lifted}
-        before = previous.cover.context
-    new_layouts = context.channel_layouts.keys() - before.channel_layouts.keys()
-    reclassified = context.protected ^ before.protected
-    result: list[_Lifted] = []
-    for node in context.scope.nodes:
-        if is_kept(node):
-            continue
-        names = [tensor.name for tensor in (*node.inputs, *node.outputs)] if known else []
-        is_new = id(node) in reclassified or not new_layouts.isdisjoint(names)
-        moved = not changed.isdisjoint(names)
-        for number, tensor in enumerate(node.outputs):
-            output = tensor.name
-            if not context.scope.is_used(output):
-                continue
-            if is_new or output not in known or _may_differ(node, known[output], moved=moved):
-                outcome = lift(context, node, number)
-            else:
-                outcome = known[output]
-            if not _holds_kept_node(outcome, is_kept):
-                result.append(_Lifted(node, output, outcome))
-    return result
-
-
-def _holds_kept_node(outcome: LinearOp | Declined | None, is_kept: Callable[[gs.Node], bool]) -> bool:
-    return isinstance(outcome, LinearOp) and any(map(is_kept, outcome.inner_nodes))
-
-
-def _may_differ(node: gs.Node, outcome: LinearOp | Declined | None, *, moved: bool) -> bool:
-    """Whether a node, of whose tensors no more is known than before, may be something else than it was.
-
-    Args:
-        moved: other nodes make or read its tensors.
-    """
-    if isinstance(outcome, LinearOp) and outcome.inner_nodes:
-        return True
-    if not moved:
-        return False
-    if not _has_parameters(node) or not isinstance(outcome, LinearOp) or outcome.node is not node:
-        return True  # another node may have come to make this tensor
-    return bool(outcome.operands[0].name != node.inputs[0].name)
-
-
-def _has_parameters(node: gs.Node) -> bool:
-    """Whether its own constants say what it computes from its first input: a Conv, a MatMul, a BatchNormalization.
-
-    Then it stays the same operator as long as it reads the same tensor, whatever node computes that.
-    """
-    facts = operator(node)
-    return facts.weight is not None or facts.normalizes

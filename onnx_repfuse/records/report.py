@@ -29,6 +29,7 @@ class Kind(str, Enum):
     INDEX = "index"
     ACTIVATION = "activation"
     STRIDE = "stride"
+    DEAD = "dead"
     # These are changes, not folds.
     FLUSH = "flush"
     CONSTANT = "constant"

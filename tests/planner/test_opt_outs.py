@@ -67,6 +67,13 @@ def _stride(net: Net) -> str:
     return net.conv(net.op("Relu", net.conv("x", 4, 4, 3)), 4, 4, 1, strides=[2, 2])
 
 
+def _dead(net: Net) -> str:
+    kernel = net.rng.normal(size=(4, 4, 3, 3))
+    kernel[:2] = 0
+    first = net.op("Conv", "x", net.const(kernel), pads=[1] * 4)
+    return str(net.op("Conv", net.op("Relu", first), net.random(4, 4, 1, 1)))
+
+
 MODELS: dict[Kind, Callable[[Net], str]] = {
     Kind.AFFINE: _affine,
     Kind.BRANCHES: _branches,
@@ -80,6 +87,7 @@ MODELS: dict[Kind, Callable[[Net], str]] = {
     Kind.ACTIVATION: _activation,
     Kind.STRIDE: _stride,
     Kind.INDEX: _index,
+    Kind.DEAD: _dead,
 }
 
 

@@ -1,0 +1,260 @@
+"""Tensors whose channels correspond one by one, from the convolutions that compute them to those that sum over them.
+
+Between a Conv that writes channels and one that reads them stand operators that keep channels apart: activations,
+pools, depthwise convolutions, arithmetic. A channel may leave all of them at once, if nobody else reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.channel_axis import ChannelLayout
+from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.graph.scope import Const, Scope, optional_input
+
+__all__ = ["Region", "axis_of_parameter", "regions"]
+
+WEIGHT, BIAS = 1, 2  # the inputs of a convolution
+MAX_NODES = 64  # of a region: a fold of more is nothing that a person can follow, or a proof can bound
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+# Operators with one parameter per channel, and those that treat all channels alike, beside the elementwise ones.
+_NORMALIZES = "BatchNormalization"
+_ALIKE = {
+    "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "Pad", "ReduceMax", "ReduceMean", "ReduceSum",
+    "Resize", "Upsample",
+}  # fmt: skip
+
+
+@dataclass(eq=False)
+class Region:
+    """Tensors with the same channels.
+
+    Attributes:
+        channels: how many.
+        tensors: their names.
+        producers: convolutions that write them, as rows of a weight.
+        keepers: nodes in between, which read and write such tensors.
+        sinks: convolutions that sum over them, as columns of a weight.
+    """
+
+    channels: int
+    tensors: dict[str, None] = field(default_factory=dict)
+    producers: list[gs.Node] = field(default_factory=list)
+    keepers: list[gs.Node] = field(default_factory=list)
+    sinks: list[gs.Node] = field(default_factory=list)
+
+    @property
+    def nodes(self) -> list[gs.Node]:
+        """All of them."""
+        return [*self.producers, *self.keepers, *self.sinks]
+
+
+def regions(
+    scope: Scope, layouts: Mapping[str, ChannelLayout], is_free: Callable[[gs.Node], bool]
+) -> Iterator[Region]:
+    """The regions of which every reader and writer is known and may be replaced.
+
+    Args:
+        layouts: of the tensors whose channels are known.
+        is_free: whether a node may be replaced.
+    """
+    seen: set[str] = set()
+    for node in scope.nodes:
+        if not _writes_channels(scope, node) or node.outputs[0].name in seen:
+            continue
+        region = _Grower(scope, layouts, is_free).grown(node.outputs[0].name)
+        seen.update(region.tensors)
+        if region.is_closed and region.region.sinks and region.region.producers:
+            yield region.region
+
+
+class _Grower:
+    """A region while it grows from one tensor; `is_closed` until something unknown reads or writes one."""
+
+    def __init__(
+        self, scope: Scope, layouts: Mapping[str, ChannelLayout], is_free: Callable[[gs.Node], bool]
+    ) -> None:
+        self.scope, self.layouts, self.is_free = scope, layouts, is_free
+        self.is_closed = True
+
+    @property
+    def tensors(self) -> dict[str, None]:
+        return self.region.tensors
+
+    def grown(self, first: str) -> _Grower:
+        layout = self.layouts.get(first)
+        self.region = Region(0 if layout is None else layout.channels)
+        pending, nodes = [first], set[int]()
+        while pending and self.is_closed:
+            name = pending.pop()
+            if name in self.tensors:
+                continue
+            self.tensors[name] = None
+            if not self._has_channels(name) or self.scope.is_seen(name) or len(nodes) > MAX_NODES:
+                self.is_closed = False
+                break
+            producer = self.scope.producer.get(name)
+            around = [*([] if producer is None else [producer]), *self.scope.consumers.get(name, ())]
+            self.is_closed = producer is not None
+            for node in around:
+                if id(node) not in nodes:
+                    pending += self._joined(node, name, nodes)
+        return self
+
+    def _has_channels(self, name: str) -> bool:
+        layout = self.layouts.get(name)
+        return layout is not None and layout.channel_axis == 1 and layout.channels == self.region.channels
+
+    def _joined(self, node: gs.Node, name: str, nodes: set[int]) -> list[str]:
+        """The further tensors of the region that a node reads or writes."""
+        if not self.is_free(node):
+            self.is_closed = False
+        elif is_convolution(self.scope, node) and not is_depthwise(self.scope, node):
+            # It may be both, of two regions: once for each tensor that it touches.
+            side = self.region.producers if node.outputs[0].name == name else self.region.sinks
+            is_known = has_one_group(node) and optional_input(node, WEIGHT) != name
+            if not any(node is other for other in side):
+                side.append(node)
+            self.is_closed = self.is_closed and is_known and optional_input(node, BIAS) != name
+        elif keeps_channels(self.scope, self.layouts, node):
+            nodes.add(id(node))
+            self.region.keepers.append(node)
+            return [*self._kept_inputs(node), node.outputs[0].name]
+        else:
+            self.is_closed = False
+        return []
+
+    def _kept_inputs(self, node: gs.Node) -> list[str]:
+        """The inputs with the region's channels; one channel for all of them is no member."""
+        names = [
+            tensor.name for tensor in node.inputs if self.scope.const(tensor.name) is None and tensor.name
+        ]
+        return [name for name in names if not self._is_alike_for_all(name)]
+
+    def _is_alike_for_all(self, name: str) -> bool:
+        shape = self.scope.shape(name)
+        return shape is not None and len(shape) >= 2 and shape[1] == 1
+
+
+def _writes_channels(scope: Scope, node: gs.Node) -> bool:
+    return is_convolution(scope, node) and has_one_group(node) and not is_depthwise(scope, node)
+
+
+def is_convolution(scope: Scope, node: gs.Node) -> bool:
+    """Whether it is a Conv or ConvTranspose of constant weights."""
+    if node.op not in _CONVOLUTIONS or len(node.outputs) != 1:
+        return False
+    parameters = [name for place in (WEIGHT, BIAS) if (name := optional_input(node, place))]
+    return all(scope.const(name) is not None for name in parameters)
+
+
+def has_one_group(node: gs.Node) -> bool:
+    """Whether each output channel sums over all input channels."""
+    return bool(node.attrs.get("group", 1) == 1)
+
+
+def is_depthwise(scope: Scope, node: gs.Node) -> bool:
+    """Whether each output channel reads the input channel of its number."""
+    const = scope.const(optional_input(node, WEIGHT))
+    groups = node.attrs.get("group", 1)
+    return const is not None and groups > 1 and const.shape[:2] == (groups, 1)
+
+
+def keeps_channels(scope: Scope, layouts: Mapping[str, ChannelLayout], node: gs.Node) -> bool:
+    """Whether output channel c depends on channel c of its inputs alone, and all its parameters are constants."""
+    if len([tensor for tensor in node.outputs if tensor.name]) != 1:
+        return False
+    if node.op in _CONVOLUTIONS:
+        return is_depthwise(scope, node)
+    if node.op == _NORMALIZES:
+        return not node.attrs.get("training_mode", 0) and all(map(_is_const(scope), node.inputs[1:]))
+    layout = layouts.get(node.outputs[0].name)
+    if layout is None:
+        return False
+    rank = layout.rank + 2
+    if node.op in _ALIKE:
+        return _treats_channels_alike(scope, node, rank)
+    if not operator(node).elementwise or node.op == "Cast" or "axis" in node.attrs:
+        return False
+    return all(_fits(scope, layouts, tensor.name, rank, layout.channels) for tensor in node.inputs)
+
+
+def _is_const(scope: Scope) -> Callable[[gs.Variable], bool]:
+    return lambda tensor: scope.const(tensor.name) is not None
+
+
+def _fits(scope: Scope, layouts: Mapping[str, ChannelLayout], name: str, rank: int, channels: int) -> bool:
+    """Whether an operand has as many channels as the output, or one for all, on the same axis."""
+    const = scope.const(name)
+    if not name:
+        return True
+    if const is not None:
+        return len(const.shape) <= rank and axis_of_parameter(const, rank, channels) is not None
+    shape = scope.shape(name)
+    if shape is not None and len(shape) == rank and shape[1] == 1:
+        return True
+    layout = layouts.get(name)
+    return layout is not None and (layout.channel_axis, layout.rank + 2, layout.channels) == (
+        1,
+        rank,
+        channels,
+    )
+
+
+def axis_of_parameter(const: Const, rank: int, channels: int) -> int | None:
+    """The axis along which a constant operand has a value for each channel; -1 if it is alike for all, None if neither.
+
+    Args:
+        rank: of the tensors it broadcasts against, the channels on axis 1.
+    """
+    axis = len(const.shape) - rank + 1
+    if axis < 0 or const.shape[axis] == 1:
+        return -1
+    return axis if const.shape[axis] == channels else None
+
+
+def _treats_channels_alike(scope: Scope, node: gs.Node, rank: int) -> bool:
+    """Whether a pool, a reduction, a Pad or a Resize leaves batch and channels alone."""
+    if any(tensor.name and scope.const(tensor.name) is None for tensor in node.inputs[1:]):
+        return False
+    if node.op.startswith("Reduce"):
+        axes = _ints(scope, node, "axes", 1)
+        return (
+            bool(axes)
+            and min(axis % rank for axis in axes or (0,)) >= 2
+            and node.attrs.get("keepdims", 1) == 1
+        )
+    if node.op == "Pad":
+        pads, has_axes = _ints(scope, node, "pads", 1), bool(optional_input(node, 3))
+        return (
+            not has_axes
+            and pads is not None
+            and len(pads) == 2 * rank
+            and not any((*pads[:2], *pads[rank : rank + 2]))
+        )
+    if node.op in ("Resize", "Upsample"):
+        return _resizes_space(scope, node, rank)
+    return True
+
+
+def _resizes_space(scope: Scope, node: gs.Node, rank: int) -> bool:
+    place = (
+        1 if len(node.inputs) == 2 else 2
+    )  # (x, scales) until opset 10, (x, roi, scales, sizes) from 11 on
+    const = scope.const(optional_input(node, place))
+    if optional_input(node, 3) or "axes" in node.attrs or "scales" in node.attrs or const is None:
+        return False  # sizes name the channels
+    scales = const.computed()
+    return scales is not None and len(scales) == rank and bool((scales[:2] == 1).all())
+
+
+def _ints(scope: Scope, node: gs.Node, attribute: str, place: int) -> list[int] | None:
+    if attribute in node.attrs:
+        return list(node.attrs[attribute])
+    const = scope.const(optional_input(node, place))
+    value = None if const is None or const.data_type != onnx.TensorProto.INT64 else const.computed()
+    return None if value is None else [int(number) for number in value.ravel()]
