@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from tests import random_linear_maps
 from tests.random_builder import Builder
 from tests.random_scopes import branches, call, capture, hidden, loop, rank_behind_if
 from tests.reference import InvalidError
@@ -431,7 +432,9 @@ STEPS: dict[str, tuple[Callable[..., None], dict[str, st.SearchStrategy[Any]]]] 
         activation,
         {
             "x": BACK,
-            "op": st.sampled_from(["Relu", "hardswish", "hardsigmoid", "silu", "Clip", "Sigmoid", "Tanh"]),
+            "op": st.sampled_from(
+                ["Relu", "hardswish", "hardsigmoid", "silu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "Abs"]
+            ),
         },
     ),
     "tail": (tail, {"x": BACK, "how": st.integers(0, 3), "out": FEW, "beta": FLAG, "norm": FLAG}),
@@ -474,6 +477,7 @@ STEPS: dict[str, tuple[Callable[..., None], dict[str, st.SearchStrategy[Any]]]] 
     ),
     "loop": (loop, {"x": BACK, "form": FORM, "rounds": st.integers(1, 2)}),
     "call": (call, {"x": BACK, "form": st.integers(0, 5), "number": st.integers(1, 3)}),
+    **random_linear_maps.STEPS,
 }
 OFTEN = ("conv", "affine", "combine", "block", "conv", "affine", "combine", "block", "padded_after_affine")
 

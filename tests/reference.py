@@ -267,6 +267,32 @@ def _each(f: Callable[[Array], Array], slope: float = 1.0, step: float = 0.0) ->
     return run
 
 
+def _hard_sigmoid(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+    alpha, beta = attrs.get("alpha", 0.2), attrs.get("beta", 0.5)
+    y = alpha * ins[0].x + beta
+    return [Value(np.clip(y, 0, 1), abs(alpha) * ins[0].e + tally.u * (np.abs(y) + abs(beta)))]
+
+
+def _leaky_relu(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+    y = np.where(ins[0].x < 0, attrs.get("alpha", 0.01) * ins[0].x, ins[0].x)
+    return [Value(y, ins[0].e + tally.u * np.abs(y))]
+
+
+def _softmax(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+    """Of constants, along one axis (opset 13)."""
+    _need(not ins[0].e.any() and tally.opset >= 13)
+    axis = attrs.get("axis", -1)
+    y = np.exp(ins[0].x - ins[0].x.max(axis, keepdims=True))
+    y = y / y.sum(axis, keepdims=True)
+    return [Value(y, 4 * tally.u * y)]
+
+
+def _sqrt(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+    _need(bool((ins[0].x > 0).all()))
+    y = np.sqrt(ins[0].x)
+    return [Value(y, ins[0].e / (2 * y) + tally.u * y)]
+
+
 def _clip(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
     lo = attrs.get("min", ins[1].x if len(ins) > 1 else -np.inf)
     hi = attrs.get("max", ins[2].x if len(ins) > 2 else np.inf)
@@ -395,7 +421,57 @@ def _nearest(x: Array, ins: list[Value], attrs: dict[str, Any]) -> Array:
     return x
 
 
+def _resize(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
+    """By whole numbers, nearest or linear."""
+    if attrs["mode"] == b"nearest":
+        return _moves(_nearest)(tally, ins, attrs)
+    x, e = ins[0]
+    for axis, scale in enumerate(ins[-1].x):
+        if scale != 1:
+            w = _between(x.shape[axis], int(scale), attrs["coordinate_transformation_mode"])
+            x, e = (
+                _along(x, w, axis),
+                np.sqrt(_along(e**2, w**2, axis)) + 2 * tally.u * _along(np.abs(x), w, axis),
+            )
+    return [Value(x, e)]
+
+
+def _between(n: int, scale: int, mode: bytes) -> Array:
+    """Weights of a linear Resize, shape (n * scale, n)."""
+    at = np.arange(n * scale, dtype=np.float64)
+    if mode == b"half_pixel":
+        at = (at + 0.5) / scale - 0.5
+    elif mode == b"align_corners":
+        at = at * (n - 1) / (n * scale - 1)
+    else:
+        at = at / scale
+    at = np.clip(at, 0, n - 1)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(n)))
+
+
+def _along(x: Array, w: Array, axis: int) -> Array:
+    return np.moveaxis(np.tensordot(w, x, (1, axis)), 0, axis)
+
+
+def _depth_to_space(x: Array, ins: list[Value], attrs: dict[str, Any]) -> Array:
+    n, c, h, w = x.shape
+    r = attrs["blocksize"]
+    if attrs.get("mode", b"DCR") == b"DCR":
+        x = x.reshape(n, r, r, c // r**2, h, w).transpose(0, 3, 4, 1, 5, 2)
+    else:
+        x = x.reshape(n, c // r**2, r, r, h, w).transpose(0, 1, 4, 2, 5, 3)
+    return x.reshape(n, c // r**2, h * r, w * r)
+
+
+def _space_to_depth(x: Array, ins: list[Value], attrs: dict[str, Any]) -> Array:
+    n, c, h, w = x.shape
+    r = attrs["blocksize"]
+    x = x.reshape(n, c, h // r, r, w // r, r).transpose(0, 3, 5, 1, 2, 4)
+    return x.reshape(n, c * r**2, h // r, w // r)
+
+
 _RUN: dict[str, Run] = {
+    "Abs": _each(np.abs),
     "Add": _arithmetic("Add"),
     "AveragePool": _pool("Average"),
     "BatchNormalization": _batch_norm,
@@ -403,14 +479,17 @@ _RUN: dict[str, Run] = {
     "Concat": _concat,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "DepthToSpace": _moves(_depth_to_space),
     "Div": _arithmetic("Div"),
     "Dropout": _each(lambda x: x),
     "Flatten": _moves(_flatten),
     "Gemm": _gemm,
     "GlobalAveragePool": _global_average,
-    "HardSigmoid": _each(lambda x: np.clip(x * 0.2 + 0.5, 0, 1), 0.2, 1),
+    "Gather": _moves(lambda x, ins, attrs: np.take(x, ins[1].x, attrs.get("axis", 0))),
+    "HardSigmoid": _hard_sigmoid,
     "HardSwish": _each(lambda x: x * np.clip(x / 6 + 0.5, 0, 1), 1.5, 4),
     "Identity": _each(lambda x: x),
+    "LeakyRelu": _leaky_relu,
     "MatMul": _matmul,
     "MaxPool": _pool("Max"),
     "Mean": _mean,
@@ -420,10 +499,13 @@ _RUN: dict[str, Run] = {
     "ReduceMean": _reduce,
     "Relu": _each(lambda x: np.maximum(x, 0)),
     "Reshape": _moves(_reshape),
-    "Resize": _moves(_nearest),
+    "Resize": _resize,
     "Sigmoid": _each(lambda x: 1 / (1 + np.exp(-x)), 0.25, 2),
     "Slice": _moves(_slice),
+    "Softmax": _softmax,
+    "SpaceToDepth": _moves(_space_to_depth),
     "Split": _moves(_split),
+    "Sqrt": _sqrt,
     "Squeeze": _moves(lambda x, ins, attrs: np.squeeze(x, tuple(attrs.get("axes") or ins[1].x))),
     "Sub": _arithmetic("Sub"),
     "Sum": _sum,
