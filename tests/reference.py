@@ -331,6 +331,7 @@ def _pool(kind: str) -> Run:
         size_of = count.sum(0)
         taps, _ = _windows(_padded(x.x, wide), kernel, strides, dilations)
         errors, _ = _windows(_padded(x.e, wide), kernel, strides, dilations)
+        tally.macs += taps.size  # one for each tap, as of the depthwise convolution that it is
         e = np.sqrt((errors**2).sum(0)) / size_of + 2 * tally.u * np.abs(taps).sum(0) / size_of
         return [Value(taps.sum(0) / size_of, e)]
 
