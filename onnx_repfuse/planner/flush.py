@@ -25,6 +25,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnx_repfuse.graph.scope import Const, Scope, node_name, optional_input
+from onnx_repfuse.modelfile.dtypes import numpy_dtype
 from onnx_repfuse.options import Options
 from onnx_repfuse.planner.gains import MAX_GAIN, Gains
 from onnx_repfuse.planner.weight_channels import (
@@ -71,7 +72,9 @@ class Flushing:
     scanned: dict[str, bool] = field(default_factory=dict)
     flushed: dict[str, Flushed] = field(default_factory=dict)
     _nodes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    _original: dict[str, Const] = field(default_factory=dict)  # constants as they were
+    _computed: dict[str, Const] = field(
+        default_factory=dict
+    )  # what folds made, as it was before it was flushed
     _gains: Gains | None = None
 
     def flush_file(self) -> None:
@@ -96,6 +99,7 @@ class Flushing:
         self.flush_file()
         for name, const in list(self.scope.created.items()):
             if const.data_type in TINY and self._uses(name):
+                self._computed[name] = const
                 self._replace(name, partial(self._read_created, name, const))
                 self.scope.created[name] = self.scope.constants[name]
 
@@ -126,7 +130,7 @@ class Flushing:
         return max(found, default=0.0)
 
     def _replace(self, name: str, read: Callable[[], Values]) -> None:
-        const = self._original[name] = self.scope.constants[name]
+        const = self.scope.constants[name]
         self.scope.constants[name] = Const(const.shape, const.data_type, read, const.kernel, const.bias)
         if name in self.scope.initializers:
             self.scope.initializers[name] = self.scope.constants[name]
@@ -183,17 +187,27 @@ class Flushing:
         return small
 
     def _is_hidden(self, node: gs.Node) -> bool:
-        """Whether a small change of a node's output shows nowhere, and its input makes none large."""
+        """Whether a small change of a node's output shows nowhere."""
         if self._gains is None:
-            self._gains = Gains(self.scope, self._read)
-        gains = self._gains
-        return gains.of(node.outputs[0].name) <= MAX_GAIN and not gains.may_be_large(node.inputs[0].name)
+            self._gains = Gains(self.scope, self._read, self._read_weight)
+        return self._gains.hides(node)
 
     def _read(self, name: str) -> Values | None:
-        """A constant as it was, in float64."""
-        const = self._original.get(name) or self.scope.const(name)
+        """A constant in float64; of one that a fold made, as it is computed."""
+        const = self._computed.get(name) or self.scope.const(name)
         value = None if const is None else const.computed()
         return None if value is None else np.asarray(value).astype(np.float64)
+
+    def _read_weight(self, node: gs.Node, is_hidden: bool) -> Values | None:
+        """As it will be in the file: what becomes zero passes nothing on."""
+        name = optional_input(node, WEIGHT)
+        values = self._read(name) if self.scope.const(name) is not None else None
+        uses = self._uses(name)
+        data_type = self.scope.data_type(name)
+        if values is None or not is_hidden or data_type not in TINY or len(uses) != 1:  # others may show it
+            return values
+        size = _magnitude(values.astype(numpy_dtype(data_type)))
+        return np.where(self._below_limit(uses, size, data_type), 0, values)
 
     def _below_limit(
         self, uses: list[tuple[gs.Node, int]], size: Values, data_type: int

@@ -11,6 +11,7 @@ with 0 for an operator that hides it; what depends on constants is here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from math import inf, sqrt
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ class _Gain(NamedTuple):
 
 HIDDEN, PASSED, SHOWN = _Gain(hidden=1.0), _Gain(passed=1.0), _Gain(passed=inf)
 Read = Callable[[str], Values | None]
+ReadWeight = Callable[[gs.Node, bool], Values | None]
 
 
 class Gains:
@@ -53,19 +55,26 @@ class Gains:
     Args:
         scope: the main graph; it must not change any more.
         read: the float values of a constant, in float64; None for what is no constant.
+        read_weight: the same of the weight of a linear operator, given whether what its outputs change by is hidden:
+            then its own small elements become zero, too, and pass nothing on. Without it they are not flushed.
     """
 
-    def __init__(self, scope: Scope, read: Read) -> None:
+    def __init__(self, scope: Scope, read: Read, read_weight: ReadWeight | None = None) -> None:
         self._scope = scope
         self._read = read
+        self._read_weight = read_weight
 
     def of(self, name: str) -> float:
         """By what factor a small change of a tensor may grow until it is hidden or leaves the model."""
         return self._gains.get(name, inf)
 
-    def may_be_large(self, name: str) -> bool:
-        """Whether a tensor may hold a mask's values, which a constant of the model brought in."""
-        return name in self._large
+    def hides(self, node: gs.Node, behind: float | None = None) -> bool:
+        """Whether a small change of a node's output shows nowhere, and its input makes none large.
+
+        `behind` is the gain of the output, where it is known already.
+        """
+        gain = self.of(node.outputs[0].name) if behind is None else behind
+        return gain <= MAX_GAIN and node.inputs[0].name not in self._large
 
     @cached_property
     def _gains(self) -> dict[str, float]:
@@ -78,17 +87,16 @@ class Gains:
             behind = max((gains.get(tensor.name, inf) for tensor in node.outputs if tensor.name), default=0.0)
             for place, tensor in enumerate(node.inputs):
                 if behind and tensor.name in gains:
-                    own = self._node_gain(node, place)
+                    own = self._node_gain(_Case(self, node, place, behind))
                     passed = own.passed * behind if own.passed else 0.0
                     gains[tensor.name] = max(gains[tensor.name], own.hidden, passed)
         return gains
 
-    def _node_gain(self, node: gs.Node, place: int) -> _Gain:
-        """From one input to the outputs."""
-        by_constants = _BY_CONSTANTS.get(node.op)
+    def _node_gain(self, case: _Case) -> _Gain:
+        by_constants = _BY_CONSTANTS.get(case.node.op)
         if by_constants is not None:
-            return by_constants(self, node, place)
-        gain = operator(node).gain
+            return by_constants(case)
+        gain = operator(case.node).gain
         return _Gain(passed=gain) if gain else HIDDEN
 
     def constant(self, node: gs.Node, place: int) -> Values | None:
@@ -96,13 +104,11 @@ class Gains:
         name = optional_input(node, place)
         return self._read(name) if name and self._scope.const(name) is not None else None
 
-    def weight_sums(self, node: gs.Node) -> Values | None:
-        """At least the sum of a channel's absolute weights, (channels,); None where the weight is no constant."""
-        weight = self.constant(node, 1)
-        if weight is None or weight.ndim < 2:
-            return None
-        largest = largest_by_channel(node, weight).ravel()
-        return largest * (weight.size / max(largest.size, 1))
+    def weight(self, node: gs.Node, behind: float) -> Values | None:
+        """The weight of a linear operator, with zeros where its elements are too small to show, in float64."""
+        if self._read_weight is None:
+            return self.constant(node, 1)
+        return self._read_weight(node, self.hides(node, behind))
 
     def smallest(self, name: str) -> float:
         """A bound below a divisor: a constant's smallest magnitude, or the epsilon that was added; 0 if unknown."""
@@ -148,6 +154,38 @@ class Gains:
         return value is None or not _greatest(value) < LARGE  # nor is NaN
 
 
+@dataclass(frozen=True)
+class _Case:
+    """One input of a node.
+
+    Attributes:
+        gains: of the scope.
+        node, place: the node, and the number of the input.
+        behind: the largest gain of the node's outputs.
+    """
+
+    gains: Gains
+    node: gs.Node
+    place: int
+    behind: float
+
+    def constant(self, place: int) -> Values | None:
+        """The value of a constant input, in float64."""
+        return self.gains.constant(self.node, place)
+
+    def attribute(self, name: str, default: float) -> float:
+        """A number among the attributes."""
+        return float(self.node.attrs.get(name, default))
+
+    def weight_sums(self) -> Values | None:
+        """At least the sum of a channel's absolute weights, (channels,); None where the weight is no constant."""
+        weight = self.gains.weight(self.node, self.behind)
+        if weight is None or weight.ndim < 2:
+            return None
+        largest = largest_by_channel(self.node, weight).ravel()
+        return largest * (weight.size / max(largest.size, 1))
+
+
 def _least(value: Values | None) -> float:
     return 0.0 if value is None else float(np.abs(value).min(initial=inf))
 
@@ -156,20 +194,20 @@ def _greatest(value: Values) -> float:
     return float(np.abs(value).max(initial=0.0))
 
 
-def _linear(gains: Gains, node: gs.Node, place: int) -> _Gain:
+def _linear(case: _Case) -> _Gain:
     """Conv, ConvTranspose, Gemm, MatMul: a channel's weights add up changes, and its bias hides them."""
-    beta = abs(float(node.attrs.get("beta", 1.0)))
-    if place == 2:
+    beta = abs(case.attribute("beta", 1.0))
+    if case.place == 2:
         return _Gain(passed=beta)
-    if place == 1:
-        return _matrix_on_the_left(gains, node)
-    sums = gains.weight_sums(node)
+    if case.place == 1:
+        return _matrix_on_the_left(case)
+    sums = case.weight_sums()
     if sums is None:
         return _Gain(passed=SUMMED_ACTIVATIONS)
-    bias = gains.constant(node, 2)
+    bias = case.constant(2)
     if bias is None or bias.size != sums.size:
         bias = np.zeros(sums.size)
-    return _scaled_and_shifted(sums * abs(float(node.attrs.get("alpha", 1.0))), bias.ravel() * beta)
+    return _scaled_and_shifted(sums * abs(case.attribute("alpha", 1.0)), bias.ravel() * beta)
 
 
 def _scaled_and_shifted(factors: Values, shifts: Values) -> _Gain:
@@ -180,76 +218,76 @@ def _scaled_and_shifted(factors: Values, shifts: Values) -> _Gain:
     return _Gain(_greatest(factors[hidden]), _greatest(factors[~hidden]))
 
 
-def _matrix_on_the_left(gains: Gains, node: gs.Node) -> _Gain:
-    left = gains.constant(node, 0)
+def _matrix_on_the_left(case: _Case) -> _Gain:
+    left = case.constant(0)
     if left is None or not left.ndim:
         return _Gain(passed=SUMMED_ACTIVATIONS)
     return _Gain(passed=_greatest(left) * left.shape[-1])
 
 
-def _add(gains: Gains, node: gs.Node, place: int) -> _Gain:
-    return HIDDEN if _least(gains.constant(node, 1 - place)) >= ORDINARY else PASSED
+def _add(case: _Case) -> _Gain:
+    return HIDDEN if _least(case.constant(1 - case.place)) >= ORDINARY else PASSED
 
 
-def _mul(gains: Gains, node: gs.Node, place: int) -> _Gain:
-    factor = gains.constant(node, 1 - place)
+def _mul(case: _Case) -> _Gain:
+    factor = case.constant(1 - case.place)
     return _Gain(passed=ORDINARY_ACTIVATION if factor is None else _greatest(factor))
 
 
-def _div(gains: Gains, node: gs.Node, place: int) -> _Gain:
+def _div(case: _Case) -> _Gain:
     # A divisor that is kept away from zero by an epsilon does not change: what added the epsilon has hidden it.
-    least = gains.smallest(node.inputs[1].name) if place == 0 else 0.0
+    least = case.gains.smallest(case.node.inputs[1].name) if case.place == 0 else 0.0
     return _Gain(passed=1 / least) if least else SHOWN
 
 
-def _pow(gains: Gains, node: gs.Node, place: int) -> _Gain:
-    exponent = gains.constant(node, 1)
-    is_steady = place == 0 and exponent is not None and float(exponent.min(initial=inf)) >= 1.0
+def _pow(case: _Case) -> _Gain:
+    exponent = case.constant(1)
+    is_steady = case.place == 0 and exponent is not None and float(exponent.min(initial=inf)) >= 1.0
     return _Gain(passed=ORDINARY_ACTIVATION) if is_steady else SHOWN
 
 
-def _lower_end(gains: Gains, node: gs.Node, place: int) -> _Gain:
+def _lower_end(case: _Case) -> _Gain:
     """Max, and Clip from opset 11 on: an end above zero hides what is smaller, as before a division."""
-    end = gains.constant(node, 1 - place) if place < 2 and len(node.inputs) >= 2 else None
+    end = case.constant(1 - case.place) if case.place < 2 and len(case.node.inputs) >= 2 else None
     is_positive = end is not None and float(end.min(initial=inf)) >= ORDINARY
     return HIDDEN if is_positive else PASSED
 
 
-def _slope(gains: Gains, node: gs.Node, place: int) -> _Gain:
-    slope = gains.constant(node, 1) if place == 0 else None
+def _slope(case: _Case) -> _Gain:
+    slope = case.constant(1) if case.place == 0 else None
     return SHOWN if slope is None else _Gain(passed=max(1.0, _greatest(slope)))
 
 
-def _alpha(gains: Gains, node: gs.Node, place: int) -> _Gain:
-    return _Gain(passed=max(2.0, abs(float(node.attrs.get("alpha", 1.0)))))
+def _alpha(case: _Case) -> _Gain:
+    return _Gain(passed=max(2.0, abs(case.attribute("alpha", 1.0))))
 
 
-def _batch_normalization(gains: Gains, node: gs.Node, place: int) -> _Gain:
-    values = [gains.constant(node, number) for number in range(1, 5)]
+def _batch_normalization(case: _Case) -> _Gain:
+    values = [case.constant(number) for number in range(1, 5)]
     known = [value for value in values if value is not None]
-    if place or len(node.outputs) > 1 or len(known) < 4:
+    if case.place or len(case.node.outputs) > 1 or len(known) < 4:
         return SHOWN
     scale, shift, mean, variance = known
     with np.errstate(all="ignore"):
-        factors = np.abs(scale) / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
+        factors = np.abs(scale) / np.sqrt(variance + case.attribute("epsilon", 1e-5))
         return _scaled_and_shifted(factors, shift - mean * np.sign(scale) * factors)
 
 
-def _normalization(gains: Gains, node: gs.Node, place: int) -> _Gain:
+def _normalization(case: _Case) -> _Gain:
     """By the mean and the variance of what is read: divided by the root of the epsilon at least."""
-    epsilon = float(node.attrs.get("epsilon", 1e-5))
-    if place or len(node.outputs) > 1 or epsilon < ORDINARY:
+    epsilon = case.attribute("epsilon", 1e-5)
+    if case.place or len(case.node.outputs) > 1 or epsilon < ORDINARY:
         return SHOWN
-    scale, shift = gains.constant(node, 1), gains.constant(node, 2)
+    scale, shift = case.constant(1), case.constant(2)
     factor = (1.0 if scale is None else _greatest(scale)) / sqrt(epsilon)
     return _Gain(hidden=factor) if _least(shift) >= ORDINARY else _Gain(passed=factor)
 
 
-def _cast(gains: Gains, node: gs.Node, place: int) -> _Gain:
-    return PASSED if node.attrs.get("to") in FLOAT_FORMATS else SHOWN
+def _cast(case: _Case) -> _Gain:
+    return PASSED if case.node.attrs.get("to") in FLOAT_FORMATS else SHOWN
 
 
-_BY_CONSTANTS: Mapping[str, Callable[[Gains, gs.Node, int], _Gain]] = {
+_BY_CONSTANTS: Mapping[str, Callable[[_Case], _Gain]] = {
     "Add": _add, "BatchNormalization": _batch_normalization, "Cast": _cast, "Celu": _alpha, "Clip": _lower_end,
     "Conv": _linear, "ConvTranspose": _linear, "Div": _div, "Elu": _alpha, "Gemm": _linear,
     "GroupNormalization": _normalization, "HardSigmoid": _alpha, "InstanceNormalization": _normalization,
