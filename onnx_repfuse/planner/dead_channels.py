@@ -92,11 +92,17 @@ def _zeros_in(weight: NDArray[Any]) -> tuple[Mask, Mask]:
     return np.asarray(~np.any(is_nonzero, axis=1)), np.asarray(~np.any(is_nonzero, axis=0))
 
 
+def _is_computed(kernel: Stored) -> bool:
+    """Whether nodes of the graph compute it."""
+    const = kernel.origin[0] if isinstance(kernel.origin, tuple) else None
+    return isinstance(const, Const) and const.inner > 0
+
+
 def _zeros_of(kernel: Kernel) -> tuple[Mask, Mask]:
     """Rows and columns of a kernel that are zero whatever it is computed from; reads stored weights alone."""
     g = kernel.geometry
     rows, columns = np.zeros(g.c_out, np.bool_), np.zeros(g.weight_shape[1], np.bool_)
-    if isinstance(kernel, Stored) and not getattr(kernel.origin, "inner", 0):
+    if isinstance(kernel, Stored) and not _is_computed(kernel):
         return _zeros_in(kernel.rows(0, g.c_out).reshape(*g.weight_shape[:2], -1))
     if isinstance(kernel, Vector):
         return np.asarray(kernel.scale == 0), columns

@@ -48,6 +48,7 @@ from onnx_repfuse.planner.run_time_sizes import may_rise
 from onnx_repfuse.planner.select import Selection, select
 from onnx_repfuse.planner.shape_readers import reads_lost_shape
 from onnx_repfuse.planner.shared_consumers import absorb_shared_tensors
+from onnx_repfuse.planner.shared_weights import share_equal_weights
 from onnx_repfuse.planner.subsampling import apply_subsamplings, subsampling_refusals
 from onnx_repfuse.records.report import Kind, Refusal
 
@@ -108,6 +109,7 @@ def plan_scope(
             planning.drop_dead_channels(layouts)
         if last is not None and not planning.is_changed:
             join_no_ops(plan)
+            share_equal_weights(scope)
             present = {id(node) for node in scope.nodes}
             for nodes in planning.not_cheaper.values():
                 if all(id(node) in present for node in nodes):
