@@ -26,6 +26,7 @@ KIND_HELP = {
     Kind.ACTIVATION: "a decomposed activation, as one operator: Clip(x + 3, 0, 6) / 6 as HardSigmoid",
     Kind.STRIDE: "the stride of a 1x1 Conv or Slice, moved up to the Conv that computes what it skips",
     Kind.DEAD: "channels that are zero, or that nobody reads, neither computed nor read",
+    Kind.PRODUCT: "a factor of a product of two tensors, moved to the operator that computes one of them",
     Kind.FLUSH: "not a fold: weights so small that processors are slow with them, and too small to show, become zero",
     Kind.CONSTANT: "not a fold: nodes that compute a constant, as the initializer that they compute",
     Kind.EQUAL: "not a fold: a node that computes what an equal one computes, which is read instead",

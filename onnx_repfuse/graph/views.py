@@ -26,7 +26,16 @@ from onnx_repfuse.graph.operators.facts import Layout, SpaceMap, SpaceMapSort, V
 from onnx_repfuse.graph.operators.space_maps import permutation
 from onnx_repfuse.graph.scope import Const, Scope, Shape
 
-__all__ = ["Behind", "Layout", "View", "behind_view", "computed_from_shapes", "is_identity", "restored_from"]
+__all__ = [
+    "Behind",
+    "Layout",
+    "View",
+    "behind_view",
+    "computed_from_shapes",
+    "is_identity",
+    "proved_rank",
+    "restored_from",
+]
 
 MAX_SHAPE_NODES = 32  # between the shapes of tensors and the size that is computed from them
 _HAVE_SUBGRAPHS = frozenset(("If", "Loop", "Scan"))
@@ -162,6 +171,19 @@ def _with_channels(shape: Shape, layout: ChannelLayout) -> Shape:
     """A shape with the channels of a layout, where it does not say how many there are."""
     place = layout.channel_axis % len(shape)
     return (*shape[:place], layout.channels if shape[place] is None else shape[place], *shape[place + 1 :])
+
+
+def proved_rank(scope: Scope, name: str) -> int | None:
+    """The number of dims of a tensor: by its shape, or by the permutation or list of sizes of what computes it."""
+    shape, producer = scope.shape(name), scope.producer.get(name)
+    if shape is not None or producer is None:
+        return None if shape is None else len(shape)
+    if producer.op == "Transpose" and producer.attrs.get("perm"):
+        return len(producer.attrs["perm"])
+    if producer.op == "Reshape" and len(producer.inputs) == 2:
+        (length,) = scope.shape(producer.inputs[1].name) or (None,)
+        return length
+    return None
 
 
 def computed_from_shapes(scope: Scope, name: str) -> list[gs.Node]:

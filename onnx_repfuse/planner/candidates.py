@@ -36,6 +36,7 @@ FEW_COMBINATIONS = 4  # are tried
 _REPORTED_FIRST = (
     Kind.ACTIVATION,
     Kind.STRIDE,
+    Kind.PRODUCT,
     Kind.TRANSPOSE,
     Kind.MATMUL,
     Kind.COMMUTE,

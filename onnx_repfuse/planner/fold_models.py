@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.edit_points import to_proto
 from onnx_repfuse.graph.scope import Const, Scope
-from onnx_repfuse.graph.views import computed_from_shapes
+from onnx_repfuse.graph.views import computed_from_shapes, proved_rank
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.modelfile.dtypes import numpy_dtype
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
@@ -117,11 +117,12 @@ def _with_shapes(scope: Scope, nodes: Nodes) -> Nodes:
     reshapes = [node for node in nodes if node.op_type == "Reshape"]
     if not reshapes:
         return nodes
-    missing = {node.input[1] for node in reshapes if len(node.input) > 1} - _outputs(nodes)
+    computed = _outputs(nodes)
+    missing = {node.input[1] for node in reshapes if len(node.input) > 1} - computed
     added: dict[int, onnx.NodeProto] = {}
     for name in sorted(missing):
         if scope.const(name) is None:
-            added.update((id(node), to_proto(node)) for node in _sizes_before(scope, name))
+            added.update((id(node), _as_read(scope, node, computed)) for node in _sizes_before(scope, name))
     waiting = list(added.values())
     unknown = _outputs((*nodes, *waiting))
     result: list[onnx.NodeProto] = []
@@ -135,6 +136,12 @@ def _with_shapes(scope: Scope, nodes: Nodes) -> Nodes:
                 waiting.remove(early)
                 unknown.difference_update(early.output)
     return result
+
+
+def _as_read(scope: Scope, node: gs.Node, computed: set[str]) -> onnx.NodeProto:
+    """A node as it is in the file where that reads a tensor of these, as before a fold; else as it is now."""
+    proto = scope.proto.node[scope.anchor[id(node)]] if id(node) in scope.original else None
+    return to_proto(node) if proto is None or computed.isdisjoint(proto.input) else proto
 
 
 def _sizes_before(scope: Scope, name: str) -> list[gs.Node]:
@@ -159,9 +166,9 @@ def _declare(
 
 
 def _rank(scope: Scope, name: str, layout: ChannelLayout | None) -> int:
-    shape = scope.shape(name)
-    if shape is not None:
-        return len(shape)
+    rank = proved_rank(scope, name)
+    if rank is not None:
+        return rank
     if layout is not None and layout.channel_axis == 1:
         return layout.rank + 2
     return 2  # a matrix product on the last axis takes any rank

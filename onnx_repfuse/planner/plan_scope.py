@@ -42,6 +42,7 @@ from onnx_repfuse.planner.equal_nodes import merge_equal_nodes
 from onnx_repfuse.planner.flush import invisible_constants
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.planner.lift_scope import Lifted, lift_all
+from onnx_repfuse.planner.move_factors import factor_refusals, move_factors
 from onnx_repfuse.planner.protected_patterns import protected_nodes
 from onnx_repfuse.planner.refusals import opset_refusal, refusals, size_refusal
 from onnx_repfuse.planner.run_time_sizes import may_rise
@@ -104,6 +105,7 @@ def plan_scope(
         if planning.is_changed:
             layouts = channel_layouts(scope)
         layouts = planning.move_strides_up(layouts)
+        layouts = planning.move_factors(layouts)
         last = planning.fold_in_rounds(layouts, once=reading == 0)
         if last is not None and not planning.is_changed:
             planning.drop_dead_channels(layouts)
@@ -117,6 +119,8 @@ def plan_scope(
             plan.refusals += _new_refusals(plan, last)
             if options.allows(Kind.STRIDE):
                 plan.refusals += subsampling_refusals(scope, layouts, planning.is_free)
+            if options.allows(Kind.PRODUCT):
+                plan.refusals += factor_refusals(scope, layouts, planning.is_free)
             return plan
         # A second run would read the file that the nodes make now. So plan once more by what that says: without what
         # is remembered of nodes that are gone, and with the shapes that inference finds.
@@ -182,6 +186,12 @@ class _Planning:
             invisible = invisible_constants(self.plan.scope, self.options)
             written = drop_dead_channels(self.plan, layouts, self.is_free, self.zeros, invisible)
             self._changed(written=written)
+
+    def move_factors(self, layouts: dict[str, ChannelLayout]) -> dict[str, ChannelLayout]:
+        """Move scalar factors to where they fold; the layouts of all tensors then."""
+        is_written = move_factors(self.plan, layouts, self.is_free, self.options.allows_all)
+        self._changed(written=is_written)
+        return channel_layouts(self.plan.scope, layouts) if is_written else layouts
 
     def is_free(self, node: gs.Node) -> bool:
         """Whether a node may be replaced: it is not kept, and no fold of its outputs is banned."""

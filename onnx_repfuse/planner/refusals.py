@@ -13,7 +13,7 @@ from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Refusal
 
-__all__ = ["opset_refusal", "refusals", "size_refusal", "stride_refusal"]
+__all__ = ["opset_refusal", "refusals", "size_refusal", "stride_refusal", "sum_refusal"]
 
 MAX_NODES_BACK = 8  # looked at between a BatchNormalization and its convolution
 
@@ -59,6 +59,12 @@ def size_refusal(scope: Scope, nodes: Sequence[gs.Node]) -> Refusal:
 def stride_refusal(scope: Scope, node: gs.Node, reason: Reason, why: str) -> Refusal:
     """A strided 1x1 convolution behind one that has to compute all positions."""
     return _refusal(scope, reason, f"{_title(scope, node)} keeps its stride: {why}.", node)
+
+
+def sum_refusal(scope: Scope, factor: gs.Node, total: gs.Node) -> Refusal:
+    """A factor of a product of two tensors to which something was added: attention's, where the mask is scaled, too."""
+    why = f"it scales all that {_title(scope, total)} adds, and the summands would need a factor each"
+    return _refusal(scope, Reason.COST, f"{_title(scope, factor)} stays: {why}.", factor, total)
 
 
 def _refusal(scope: Scope, reason: Reason, message: str, *nodes: gs.Node) -> Refusal:

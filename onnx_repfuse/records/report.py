@@ -30,6 +30,7 @@ class Kind(str, Enum):
     ACTIVATION = "activation"
     STRIDE = "stride"
     DEAD = "dead"
+    PRODUCT = "product"
     # These are changes, not folds.
     FLUSH = "flush"
     CONSTANT = "constant"

@@ -74,6 +74,12 @@ def _dead(net: Net) -> str:
     return str(net.op("Conv", net.op("Relu", first), net.random(4, 4, 1, 1)))
 
 
+def _product(net: Net) -> str:
+    net.shape = ("N", 4, 4)
+    scores = net.op("MatMul", net.op("MatMul", "x", net.random(4, 4)), net.op("Relu", "x"))
+    return str(net.op("Mul", scores, net.const(0.6)))
+
+
 MODELS: dict[Kind, Callable[[Net], str]] = {
     Kind.AFFINE: _affine,
     Kind.BRANCHES: _branches,
@@ -88,6 +94,7 @@ MODELS: dict[Kind, Callable[[Net], str]] = {
     Kind.STRIDE: _stride,
     Kind.INDEX: _index,
     Kind.DEAD: _dead,
+    Kind.PRODUCT: _product,
 }
 
 

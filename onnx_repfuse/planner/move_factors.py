@@ -1,0 +1,179 @@
+"""Scalar factors move to where they fold: attention's `(q @ k) / sqrt(d)` goes into the projection that computes q.
+
+The factor is written beside what absorbs it (`scalar_paths`), and the next round of covering folds it. Nothing is moved
+that would not fold, and what a moved factor passes is written again under new names, as its values are others now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.channel_axis import ChannelLayout
+from onnx_repfuse.graph.decode import new_node, read_instead
+from onnx_repfuse.graph.edit_points import replace_nodes
+from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
+from onnx_repfuse.graph.scope import Const, Scope
+from onnx_repfuse.lift import Context
+from onnx_repfuse.lift.linear_op import affine_role
+from onnx_repfuse.planner.apply_folds import add_fold
+from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
+from onnx_repfuse.planner.protected_patterns import protected_nodes
+from onnx_repfuse.planner.refusals import sum_refusal
+from onnx_repfuse.planner.scalar_paths import Path, Paths
+from onnx_repfuse.records.report import Kind, Refusal
+
+__all__ = ["factor_refusals", "move_factors"]
+
+
+def move_factors(
+    plan: ScopePlan,
+    layouts: dict[str, ChannelLayout],
+    is_free: Callable[[gs.Node], bool],
+    is_allowed: Callable[[frozenset[Kind]], bool],
+) -> bool:
+    """Move scalar factors to where the next round folds them; whether there were any.
+
+    Args:
+        plan: of the scope, which is changed.
+        layouts: of its tensors.
+        is_free: whether a node may be replaced.
+        is_allowed: whether the user allows a fold of these kinds.
+    """
+    scope = plan.scope
+    if scope.opset < NUMPY_BROADCAST_SINCE:
+        return False
+    paths = Paths(Context(scope, layouts, protected_nodes(scope)), is_free)
+    taken: set[int] = set()
+    replaced: dict[int, list[gs.Node]] = {}
+    for factor in paths.factors():
+        path = paths.of(factor)
+        if path is None or not is_allowed(_kinds(path)):
+            continue
+        ids = {id(node) for node in (*path.nodes, path.sink.node)}
+        if ids & taken:
+            continue  # another one goes there; this one in the next reading
+        taken |= ids
+        replaced[id(path.place)] = _Rewriting(plan, paths, path).made()
+    replace_nodes(scope, replaced)
+    if replaced:
+        scope.nodes = scope.order(scope.nodes)
+    return bool(replaced)
+
+
+def factor_refusals(
+    scope: Scope, layouts: dict[str, ChannelLayout], is_free: Callable[[gs.Node], bool]
+) -> Iterator[Refusal]:
+    """The factors of products of two tensors that stay, as something was added to the product before."""
+    paths = Paths(Context(scope, layouts, protected_nodes(scope)), is_free)
+    for factor in paths.factors():
+        total = paths.sum_of_product(factor)
+        if total is not None:
+            yield sum_refusal(scope, factor, total)
+
+
+def _role(path: Path) -> Kind:
+    return Kind.PRODUCT if path.passes_product else Kind.COMMUTE
+
+
+def _kinds(path: Path) -> frozenset[Kind]:
+    """The kinds of a fold that absorbs a factor at the end of its way."""
+    return frozenset((_role(path), affine_role(path.sink.layout), *path.sink.roles))
+
+
+@dataclass(eq=False)
+class _Rewriting:
+    """The nodes along the way of a factor, written again."""
+
+    plan: ScopePlan
+    paths: Paths
+    path: Path
+    created: list[gs.Node] = field(default_factory=list)
+
+    @property
+    def scope(self) -> Scope:
+        return self.plan.scope
+
+    def made(self) -> list[gs.Node]:
+        """The new nodes, noted as a fold."""
+        path = self.path
+        tensor = str(path.factor.inputs[self.factor_place].name)
+        if path.down or path.turn is not None:
+            self._let_shapes_read(path.factor.outputs[0].name, tensor)
+        for step in path.down:
+            tensor = self._copy(step.node, {step.place: tensor}, "")
+        if path.turn is not None:
+            product, place = path.turn.node, path.turn.place
+            other = self._scaled_above(str(product.inputs[1 - place].name), "")
+            self._copy(product, {place: tensor, 1 - place: other}, path.output)
+        else:
+            self._scaled_above(tensor, path.output)
+        fold = PlannedFold((path.output,), [], self.created, frozenset((_role(path),)), 0, 0)
+        add_fold(self.plan, fold, path.nodes)
+        return self.created
+
+    @property
+    def factor_place(self) -> int:
+        """The input of the factor's node that it scales."""
+        place = self.paths.scaled_input(self.path.factor)
+        assert place is not None
+        return place
+
+    def _scaled_above(self, tensor: str, output: str) -> str:
+        """A tensor times the factor, which multiplies at the upper end of `path.up`.
+
+        Args:
+            tensor: what is scaled.
+            output: the name it gets; "" for a new one.
+        """
+        steps = self.path.up
+        if not steps:
+            return self._scale(tensor, output)
+        scaled = self._scale(str(steps[-1].node.inputs[steps[-1].place].name), "")
+        for step in steps[:0:-1]:
+            scaled = self._copy(step.node, {step.place: scaled}, "")
+        return self._copy(steps[0].node, {steps[0].place: scaled}, output)
+
+    def _scale(self, tensor: str, output: str) -> str:
+        """The factor's node, of another tensor."""
+        factor, place = self.path.factor, self.factor_place
+        inputs = {place: tensor}
+        const = None if len(factor.inputs) == 1 else self.scope.const(factor.inputs[1 - place].name)
+        if const is not None and const.shape != ():  # it might add an axis to that tensor
+            inputs[1 - place] = self._without_axes(const)
+        return self._node(factor, inputs, output, like=tensor)
+
+    def _without_axes(self, const: Const) -> str:
+        name = self.scope.fresh(f"{self.path.output}_factor")
+        scalar = Const((), const.data_type, lambda: const.read().reshape(()))
+        self.scope.constants[name] = self.scope.created[name] = scalar
+        return name
+
+    def _copy(self, node: gs.Node, inputs: dict[int, str], output: str) -> str:
+        """A node of the way, which reads other tensors."""
+        before = str(node.outputs[0].name)
+        name = self._node(node, inputs, output, like=before)
+        if before != self.path.output:
+            self._let_shapes_read(before, name)
+        return name
+
+    def _node(self, node: gs.Node, inputs: dict[int, str], output: str, like: str) -> str:
+        """A node with some other inputs, and the output that it makes, of the shape of another tensor."""
+        scope, stem = self.scope, f"{node.outputs[0].name}_moved"
+        name = output or scope.fresh(stem)
+        names = [inputs.get(place, tensor.name) for place, tensor in enumerate(node.inputs)]
+        self.created.append(new_node(node.op, scope.fresh(stem), dict(node.attrs), names, [name]))
+        if not output and like in scope.types:
+            scope.types[name] = scope.types[like]
+        if not output and like in scope.assumed:
+            scope.assumed[name] = scope.assumed[like]
+        return name
+
+    def _let_shapes_read(self, tensor: str, instead: str) -> None:
+        """Let what asks for the shape of a tensor that goes read another one of that shape."""
+        for node in self.scope.consumers.get(tensor, ()):
+            if operator(node).of_shape is not None:
+                read_instead(node, 0, instead)

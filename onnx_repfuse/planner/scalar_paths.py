@@ -1,0 +1,279 @@
+"""Where a scalar factor may go: to what absorbs it, past operators that a factor passes through.
+
+    s * view(x) = view(s * x)        s * (a @ b) = (s * a) @ b = a @ (s * b)
+
+A view here is any operator whose every output is one of its inputs: it needs to know of no channels. A factor moves up
+to the product, convolution or other factor that computes what is scaled; or down to the one that reads it; or down to a
+product of two tensors and from there up the other operand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.channel_axis import ChannelLayout
+from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.graph.scope import Scope, optional_input
+from onnx_repfuse.graph.views import proved_rank
+from onnx_repfuse.lift import Context, LinearOp, lift
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+
+__all__ = ["Path", "Paths", "Step"]
+
+MAX_STEPS = 16
+_MOVES = (
+    "DepthToSpace",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Reshape",
+    "Slice",
+    "SpaceToDepth",
+    "Squeeze",
+    "Tile",
+)
+VIEWS = frozenset((*_MOVES, "Transpose", "Unsqueeze"))
+_FACTORS = frozenset(("Div", "Mul", "Neg"))
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A node that is passed, and the input through which."""
+
+    node: gs.Node
+    place: int
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """A way of a factor.
+
+    Attributes:
+        factor: the node that multiplies.
+        down: the nodes it passes downwards, in their order.
+        turn: a product behind them, in front of whose other operand it goes on.
+        up: those it passes upwards, from `factor` or from that operand.
+        sink: the operator that absorbs it.
+    """
+
+    factor: gs.Node
+    down: tuple[Step, ...]
+    turn: Step | None
+    up: tuple[Step, ...]
+    sink: LinearOp
+
+    @property
+    def place(self) -> gs.Node:
+        """The node in whose place the new ones stand: its output keeps its name."""
+        if self.turn is not None:
+            return self.turn.node
+        return self.down[-1].node if self.down else self.factor
+
+    @property
+    def output(self) -> str:
+        """The tensor that is computed otherwise."""
+        return str(self.place.outputs[0].name)
+
+    @property
+    def nodes(self) -> list[gs.Node]:
+        """The factor, and the nodes that are written again."""
+        turn = () if self.turn is None else (self.turn,)
+        return [self.factor, *(step.node for step in (*self.down, *turn, *self.up))]
+
+    @property
+    def passes_product(self) -> bool:
+        """Whether it passes a product of two tensors."""
+        return any(node.op == "MatMul" for node in self.nodes)
+
+
+@dataclass(eq=False)
+class Paths:
+    """The ways of factors in one scope, as it is.
+
+    Attributes:
+        is_free: whether a node may be replaced.
+    """
+
+    context: Context
+    is_free: Callable[[gs.Node], bool]
+    _lifted: dict[str, LinearOp | None] = field(default_factory=dict)
+
+    @property
+    def scope(self) -> Scope:
+        return self.context.scope
+
+    @property
+    def layouts(self) -> Mapping[str, ChannelLayout]:
+        return self.context.channel_layouts
+
+    def of(self, factor: gs.Node) -> Path | None:
+        """The way of a factor to what absorbs it; None if nothing does, or if it stands beside that."""
+        place = self.scaled_input(factor)
+        if place is None or not self._may_go(factor):
+            return None
+        output = factor.outputs[0].name
+        if self._absorbs_from_below(factor.inputs[place].name, factor) or self._consumer_that_absorbs(output):
+            return None
+        enlarges = self._enlarges_half(factor, place)
+        found = None if enlarges else self._up(factor.inputs[place].name, factor, MAX_STEPS)
+        if found is not None:
+            steps, sink = found
+            return Path(factor, (), None, steps, sink)
+        return self._down(factor)
+
+    def sum_of_product(self, factor: gs.Node) -> gs.Node | None:
+        """The Add behind a product of two tensors that keeps a factor from the product."""
+        place = self.scaled_input(factor)
+        name = "" if place is None else factor.inputs[place].name
+        total = self.scope.producer.get(name)
+        if total is None or total.op != "Add" or not self._may_go(factor) or not self._is_alone(name, factor):
+            return None
+        below = [self.scope.producer.get(tensor.name) for tensor in total.inputs]
+        return total if any(node is not None and self._passable(node) == (0, 1) for node in below) else None
+
+    def scaled_input(self, node: gs.Node) -> int | None:
+        """The input that a node multiplies with one finite number, not zero, without widening it; None for others."""
+        if node.op == "Neg":
+            return 0
+        if node.op not in _FACTORS or len(node.inputs) != 2:
+            return None
+        place = 1 if node.op == "Mul" and self.scope.const(node.inputs[0].name) is not None else 0
+        constant = node.inputs[1 - place].name
+        value, const = self.scope.scalar(constant), self.scope.const(constant)
+        if value is None or const is None or not 0 < abs(value) < float("inf"):
+            return None
+        shape = self.scope.shape(node.inputs[place].name)
+        is_float = const.data_type in FLOAT_FORMATS and self.scope.const(node.inputs[place].name) is None
+        return place if is_float and len(const.shape) <= len(shape or ()) else None
+
+    def reads(self, name: str) -> list[gs.Node]:
+        """The nodes that read the values of a tensor, and not only its shape."""
+        return [node for node in self.scope.consumers.get(name, ()) if operator(node).of_shape is None]
+
+    def _may_go(self, node: gs.Node) -> bool:
+        return id(node) not in self.context.protected and self.is_free(node)
+
+    def _is_alone(self, name: str, reader: gs.Node) -> bool:
+        """Whether only one node, and nobody outside, reads the values of a tensor, and reads it once."""
+        return not self.scope.is_seen(name) and [id(node) for node in self.reads(name)] == [id(reader)]
+
+    def _enlarges_half(self, factor: gs.Node, place: int) -> bool:
+        """Whether it is above 1 in half precision: moved in front of a product, it could overflow what was small."""
+        data_type = self.scope.data_type(factor.outputs[0].name) or 0
+        limits = FLOAT_FORMATS.get(data_type)
+        if limits is None or not limits.is_half or factor.op == "Neg":
+            return False
+        value = abs(self.scope.scalar(factor.inputs[1 - place].name) or 1.0)
+        return (1 / value if factor.op == "Div" else value) > 1
+
+    def _up(self, name: str, reader: gs.Node, left: int) -> tuple[tuple[Step, ...], LinearOp] | None:
+        """The steps upwards from a tensor, which `reader` reads, to what absorbs a factor of it; at least one."""
+        producer = self.scope.producer.get(name)
+        if not left or producer is None or not self._may_go(producer) or not self._is_alone(name, reader):
+            return None
+        for place in self._passable(producer):
+            below = producer.inputs[place].name
+            if not self._can_be_tried(producer):
+                continue
+            step = Step(producer, place)
+            sink = self._absorbs_from_below(below, producer)
+            if sink is not None:
+                return (step,), sink
+            further = self._up(below, producer, left - 1)
+            if further is not None:
+                return (step, *further[0]), further[1]
+        return None
+
+    def _down(self, factor: gs.Node) -> Path | None:
+        """The way downwards to what absorbs a factor of what it reads, or up the other operand of a product."""
+        node, down = factor, tuple[Step, ...]()
+        while len(down) < MAX_STEPS:
+            name = node.outputs[0].name
+            sink = self._consumer_that_absorbs(name)
+            if sink is not None:
+                return Path(factor, down, None, (), sink)
+            readers = self.reads(name)
+            if len(readers) != 1 or not self._is_alone(name, readers[0]) or not self._may_go(readers[0]):
+                return None
+            node = readers[0]
+            place = next((place for place in self._passable(node) if node.inputs[place].name == name), None)
+            if place is None:
+                return None
+            if not self._can_be_tried(node):
+                return None
+            step = Step(node, place)
+            if node.op == "MatMul":
+                other = node.inputs[1 - place].name
+                sink = self._absorbs_from_below(other, node)
+                up = ((), sink) if sink is not None else self._up(other, node, MAX_STEPS)
+                if up is not None:
+                    return Path(factor, down, step, *up)
+            down = (*down, step)
+        return None
+
+    def _can_be_tried(self, node: gs.Node) -> bool:
+        """Whether enough is known of the sizes of what a node reads to try the fold by itself.
+
+        Operands of a product that are split into heads fit each other at few sizes.
+        """
+        varying = [t.name for t in node.inputs if t.name and self.scope.const(t.name) is None]
+        if node.op != "MatMul":
+            return all(proved_rank(self.scope, name) is not None for name in varying)
+        shapes = [self.scope.shape(name) for name in varying]
+        return all(shape is not None and shape[1:].count(None) <= 2 for shape in shapes)
+
+    def _passable(self, node: gs.Node) -> tuple[int, ...]:
+        """The inputs of a node whose factor is a factor of its output."""
+        if len(node.outputs) != 1:
+            return ()
+        if node.op in VIEWS:
+            return (0,)
+        names = [optional_input(node, place) for place in (0, 1)]
+        is_product = node.op == "MatMul" and names[0] != names[1]
+        return (0, 1) if is_product and all(self.scope.const(name) is None for name in names) else ()
+
+    def _absorbs_from_below(self, name: str, reader: gs.Node) -> LinearOp | None:
+        """The operator that computes a tensor and absorbs a factor of it, maybe through shifts."""
+        for _ in range(MAX_STEPS):
+            lifted = self._lift(name)
+            if lifted is None or not self._is_alone(name, reader) or not self._may_go(lifted.node):
+                return None
+            if self._is_absorbing(lifted):
+                return lifted
+            is_shift = len(lifted.operands) == len(lifted.node.outputs) == 1 and lifted.view is None
+            if not is_shift or not lifted.terms[0].kernel.geometry.is_diagonal:
+                return None
+            name, reader = lifted.operands[0].name, lifted.node
+        return None
+
+    def _consumer_that_absorbs(self, name: str) -> LinearOp | None:
+        """The operator that alone reads a tensor and absorbs a factor of it."""
+        readers = self.reads(name)
+        if len(readers) != 1 or not self._is_alone(name, readers[0]) or name not in self.layouts:
+            return None
+        lifted = self._lift(readers[0].outputs[0].name)
+        if lifted is None or [operand.name for operand in lifted.operands] != [name]:
+            return None
+        return lifted if self._may_go(lifted.node) and self._is_absorbing(lifted) else None
+
+    def _is_absorbing(self, lifted: LinearOp) -> bool:
+        """Whether a factor beside an operator goes into its constants: a weight, or a factor."""
+        if lifted.view is not None or lifted.inner_nodes:
+            return False
+        facts = operator(lifted.node)
+        return facts.weight is not None or facts.normalizes or lifted.node.op in _FACTORS
+
+    def _lift(self, name: str) -> LinearOp | None:
+        if name not in self._lifted:
+            node = self.scope.producer.get(name)
+            is_first = node is not None and node.outputs[0].name == name
+            lifted = lift(self.context, node) if node is not None and is_first else None
+            self._lifted[name] = lifted if isinstance(lifted, LinearOp) else None
+        return self._lifted[name]
+
+    def factors(self) -> Iterator[gs.Node]:
+        """The nodes that may be scalar factors."""
+        return (node for node in self.scope.nodes if node.op in _FACTORS)

@@ -1,0 +1,214 @@
+"""Scalar factors of products of two tensors, and scalar factors beside views that know of no channels."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_repfuse import Options, fuse
+from onnx_repfuse.records.reasons import Reason
+from onnx_repfuse.records.report import Kind
+from tests.build import Net, check, counts, equal
+
+HEADS, WIDTH = 2, 3
+CHANNELS = HEADS * WIDTH
+
+
+def projected(
+    net: Net, x: str, *, bias: bool = True, dynamic: bool = False, perm: tuple[int, ...] = (0, 2, 1, 3)
+) -> str:
+    """A projection, split into heads: (N, L, C) -> (N, heads, L, width)."""
+    y = net.op("MatMul", x, net.random(CHANNELS, CHANNELS))
+    y = net.op("Add", y, net.random(CHANNELS)) if bias else y
+    sizes = net.const(np.array([0, 5, HEADS, WIDTH]))
+    if dynamic:
+        shape = net.op("Shape", y)
+        zero = net.const(np.array([0]))
+        rows = [
+            net.op("Unsqueeze", net.op("Gather", shape, net.const(np.array(axis))), zero) for axis in (0, 1)
+        ]
+        sizes = net.op("Concat", *rows, net.const(np.array([HEADS, WIDTH])), axis=0)
+    return str(net.op("Transpose", net.op("Reshape", y, sizes), perm=list(perm)))
+
+
+def attention(net: Net, x: str, where: str, op: str = "Mul", *, dynamic: bool = False, mask: str = "") -> str:
+    """Attention whose factor stands at `where`: "q", "k", "scores", or "" for none."""
+
+    def scaled(y: str, place: str) -> str:
+        return str(net.op(op, y, net.const(0.6))) if place in where else y
+
+    q = scaled(projected(net, x, dynamic=dynamic), "q")
+    k = scaled(projected(net, x, dynamic=dynamic, perm=(0, 2, 3, 1)), "k")
+    scores = scaled(net.op("MatMul", q, k), "scores")
+    if mask:
+        scores = net.op("Add", scores, mask)
+    v = projected(net, x, dynamic=dynamic)
+    return str(net.op("MatMul", net.op("Softmax", scores, axis=-1), v))
+
+
+def _sequences(**fields: object) -> Net:
+    return Net(shape=("N", 5, CHANNELS))
+
+
+@pytest.mark.parametrize("where", ["q", "k", "scores"])
+@pytest.mark.parametrize("op", ["Mul", "Div"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_factor_of_attention_goes_into_a_projection(where: str, op: str, dynamic: bool) -> None:
+    net = _sequences()
+    model = net.model(attention(net, net.op("Relu", "x"), where, op, dynamic=dynamic))
+    result = fuse(model)
+    assert op not in counts(result.model)
+    assert len(result.model.graph.node) == len(model.graph.node) - 1
+    (fold,) = result.report.folds
+    assert (Kind.PRODUCT in fold.kinds) == (where == "scores")
+    onnx.checker.check_model(result.model, full_check=True)
+    assert equal(model, result.model) > 0
+    again = fuse(result.model)
+    assert again.model.SerializeToString(deterministic=True) == result.model.SerializeToString(
+        deterministic=True
+    )
+
+
+def test_factors_of_both_operands() -> None:
+    """torch scales q and k by the root of the factor each."""
+    net = _sequences()
+    model = net.model(attention(net, net.op("Relu", "x"), "q k"))
+    result = fuse(model)
+    assert "Mul" not in counts(result.model)
+    assert len(result.report.folds) == 2
+    assert equal(model, result.model) > 0
+
+
+def test_a_factor_of_an_operand_that_nothing_computes_goes_to_the_other_one() -> None:
+    net = _sequences()
+    x = net.op("Relu", "x")
+    scores = net.op(
+        "MatMul",
+        net.op("Mul", x, net.const(0.6)),
+        net.op("Transpose", net.op("Sigmoid", "x"), perm=[0, 2, 1]),
+    )
+    check(net.model(scores), None)  # nothing absorbs it
+    net = _sequences()
+    x = net.op("Relu", "x")
+    other = net.op("Transpose", net.op("MatMul", x, net.random(CHANNELS, CHANNELS)), perm=[0, 2, 1])
+    scores = net.op("MatMul", net.op("Mul", x, net.const(0.6)), other)
+    check(net.model(net.op("Softmax", scores)), {"Relu": 1, "MatMul": 2, "Transpose": 1, "Softmax": 1})
+    net = Net(shape=("N", CHANNELS, CHANNELS))
+    x = net.op("Relu", "x")
+    scores = net.op(
+        "MatMul", net.op("Mul", x, net.const(0.6)), net.op("MatMul", "x", net.random(CHANNELS, 5))
+    )
+    check(net.model(net.op("Softmax", scores)), {"Relu": 1, "MatMul": 2, "Softmax": 1})
+
+
+def test_a_factor_behind_the_mask_scales_the_mask() -> None:
+    net = _sequences()
+    x = net.op("Relu", "x")
+    mask = net.op("Sub", net.op("Sigmoid", "x"), net.const(1.0))
+    scores = net.op("MatMul", projected(net, x), projected(net, x, perm=(0, 2, 3, 1)))
+    mask = net.op("Unsqueeze", net.op("ReduceMean", mask, axes=[2]), net.const(np.array([1])))
+    scaled = net.op("Mul", net.op("Add", scores, mask), net.const(0.6))
+    check(net.model(net.op("Softmax", scaled)), None, Reason.COST)
+
+
+def test_a_factor_before_the_mask_moves() -> None:
+    net = _sequences()
+    x = net.op("Relu", "x")
+    mask = net.op(
+        "Unsqueeze", net.op("ReduceMean", net.op("Sigmoid", "x"), axes=[2]), net.const(np.array([1]))
+    )
+    model = net.model(attention(net, x, "scores", "Div", mask=mask))
+    assert "Div" not in counts(fuse(model).model)
+
+
+def test_scores_with_another_consumer() -> None:
+    net = _sequences()
+    x = net.op("Relu", "x")
+    scores = net.op("MatMul", projected(net, x), projected(net, x, perm=(0, 2, 3, 1)))
+    scaled = net.op("Mul", scores, net.const(0.6))
+    check(net.model(net.op("Softmax", scaled), net.op("Sigmoid", scores)), None)
+    net = _sequences()
+    x = net.op("Relu", "x")
+    q = projected(net, x)
+    scores = net.op("MatMul", net.op("Mul", q, net.const(0.6)), projected(net, x, perm=(0, 2, 3, 1)))
+    check(
+        net.model(scores, net.op("Sigmoid", q)),
+        {"Relu": 1, "MatMul": 3, "Add": 2, "Reshape": 2, "Transpose": 2, "Sigmoid": 1},
+    )
+
+
+def test_a_square_of_one_tensor() -> None:
+    """x @ x has the factor twice if x has it once: nothing is moved up."""
+    net = Net(shape=("N", CHANNELS, CHANNELS))
+    y = net.op("MatMul", "x", net.random(CHANNELS, CHANNELS))
+    check(net.model(net.op("Mul", net.op("MatMul", y, y), net.const(0.6))), None)
+
+
+def test_a_factor_that_widens_or_is_no_number_stays() -> None:
+    for constant in (np.ones((1, 1, 1, 1, 1)) * 0.6, np.zeros(()), np.full((), np.inf)):
+        net = _sequences()
+        x = net.op("Relu", "x")
+        scores = net.op("MatMul", projected(net, x), projected(net, x, perm=(0, 2, 3, 1)))
+        model = net.model(net.op("Mul", scores, net.const(constant)))
+        assert fuse(model).model.SerializeToString() == model.SerializeToString()
+
+
+@pytest.mark.parametrize("opset", [9, 13, 18])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_scalars_beside_views_without_channels(opset: int, shape: tuple[int, ...]) -> None:
+    """A Reshape that splits the channels, and one that makes the only channel."""
+    net = Net(shape=(14, 8), opset=opset, ir=8)
+    y = net.op(
+        "Reshape", net.op("Gemm", "x", net.random(8, 6), net.random(6)), net.const(np.array([2, 7, 3, 2]))
+    )
+    check(net.model(net.op("Mul", y, net.const(np.full(shape, 0.5)))), {"Gemm": 1, "Reshape": 1})
+    net = Net(shape=("N", 6, 5), opset=opset, ir=8)
+    y = net.op("Div", "x", net.const(np.full(shape, 2.3)))
+    axes = net.const(np.array([3]))
+    y = net.op("Unsqueeze", y, axes) if opset >= 13 else net.op("Unsqueeze", y, axes=[3])
+    y = net.conv(net.op("Transpose", y, perm=[0, 3, 1, 2]), 1, 4, 3)
+    check(net.model(y), {"Unsqueeze": 1, "Transpose": 1, "Conv": 1})
+
+
+def test_half_precision_moves_no_factor_above_one_in_front_of_a_product() -> None:
+    """What is small after the product may be large before it."""
+    for value, moves in ((0.5, True), (3.0, False)):
+        net = Net(shape=("N", 5, CHANNELS), dtype=np.float16)
+        x = net.op("Relu", "x")
+        scores = net.op("MatMul", projected(net, x), projected(net, x, perm=(0, 2, 3, 1)))
+        result = fuse(net.model(net.op("Mul", scores, net.const(value))))
+        assert ("Mul" in counts(result.model)) != moves
+
+
+def test_options() -> None:
+    for options in (
+        Options(skip=frozenset((Kind.PRODUCT,))),
+        Options(skip=frozenset((Kind.MATMUL,))),
+        Options(keep=("mul_*",)),
+    ):
+        net = _sequences()
+        model = net.model(attention(net, net.op("Relu", "x"), "scores"))
+        assert fuse(model, options=options).model.SerializeToString() == model.SerializeToString()
+
+
+def test_every_number_of_views_at_border_sizes() -> None:
+    """Up and down through chains of views, against the runtime."""
+    for below, behind in itertools.product(range(3), repeat=2):
+        net = Net(shape=("N", 4, 6))
+        y = net.op("MatMul", net.op("Relu", "x"), net.random(6, 4))
+        for number in range(below):
+            y = (
+                net.op("Transpose", y, perm=[0, 2, 1])
+                if number % 2 == 0
+                else net.op("Unsqueeze", y, net.const(np.array([1])))
+            )
+        y = net.op("Neg", y)
+        for _ in range(behind):
+            y = net.op("Unsqueeze", y, net.const(np.array([0])))
+        model = net.model(net.op("Relu", y))
+        result = fuse(model)
+        assert "Neg" not in counts(result.model)
+        assert equal(model, result.model) > 0
