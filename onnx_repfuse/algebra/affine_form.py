@@ -14,8 +14,8 @@ frozen, because creating a frozen object takes several times as long.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -106,11 +106,11 @@ class Form:
     layout: tuple[int, int]
     terms: tuple[Term, ...]
     bias: Bias
+    sources: tuple[Hashable, ...] = field(init=False)  # the distinct ones, in order
 
-    @cached_property
-    def sources(self) -> tuple[Hashable, ...]:
-        """The distinct sources, in order."""
-        return tuple(dict.fromkeys([term.source for term in self.terms]))
+    def __post_init__(self) -> None:
+        # asked of every form: a cached property, which takes a lock, would take longer
+        self.sources = tuple(dict.fromkeys([term.source for term in self.terms]))
 
     @property
     def reads_tensors(self) -> bool:

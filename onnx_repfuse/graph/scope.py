@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from math import prod
 from typing import Any, cast
 
@@ -73,7 +72,7 @@ class Const:
         if (
             self.size <= MAX_SHAPE_ELEMENTS
         ):  # sizes, axes, scalars: one that others compute is read again and again
-            self.read = cache(self.read)
+            self.read = _once(self.read)
 
     @property
     def size(self) -> int:
@@ -91,6 +90,18 @@ class Const:
             return self.read()
         except Inexact:
             return None
+
+
+def _once(read: Callable[[], Values]) -> Callable[[], Values]:
+    """The same function, which is called once: `functools.cache` takes ten times as long to make."""
+    known: list[Values] = []
+
+    def remembered() -> Values:
+        if not known:
+            known.append(read())
+        return known[0]
+
+    return remembered
 
 
 @dataclass(eq=False)

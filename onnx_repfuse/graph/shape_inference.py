@@ -57,7 +57,9 @@ def infer(
     """
     alone = _empty_model(model, opset)
     scope = alone.graph
-    fixed = {name: const for name, const in constants.items() if name not in overridable}
+    fixed = constants
+    if overridable:
+        fixed = {name: const for name, const in constants.items() if name not in overridable}
     _add_inputs(scope, graph, overridable, None if outer is None else input_shapes)
     if outer is not None:
         _add_captures(scope, graph, outer, fixed)

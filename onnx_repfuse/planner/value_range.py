@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from onnx_repfuse.algebra.affine_form import Form, Term
+from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.choice import taps_of
 from onnx_repfuse.algebra.kernels import Array, Scaled, Vector
 from onnx_repfuse.errors import Inexact
@@ -31,9 +32,7 @@ def check_range(form: Form, lifted: LinearOp, data_type: int) -> None:
     limits = FLOAT_FORMATS.get(data_type)
     if limits is None:
         return
-    if _exceeds(form.terms, form.bias.known, limits) and not _exceeds(
-        lifted.terms, lifted.bias.known, limits
-    ):
+    if _exceeds(form.terms, form.bias, limits) and not _exceeds(lifted.terms, lifted.bias, limits):
         raise Inexact(Reason.OVERFLOW)
     if limits.is_half:
         for term in form.terms:
@@ -52,8 +51,10 @@ def data_type_of(lifted: LinearOp, context: Context) -> int:
     return 0
 
 
-def _exceeds(terms: Iterable[Term], bias: Array, limits: FloatFormat) -> bool:
-    values = (bias, *(factors for term in terms for factors in _factors(term)))
+def _exceeds(terms: Iterable[Term], bias: Bias, limits: FloatFormat) -> bool:
+    values = [factors for term in terms for factors in _factors(term)]
+    if not bias.is_zero:
+        values.append(bias.known)
     return any(not np.abs(value).max(initial=0.0) <= limits.largest for value in values)
 
 
