@@ -176,8 +176,8 @@ def in_layout(form: Form, layout: tuple[int, int], rename: Callable[[Hashable], 
         kernel = in_layout_of(term.kernel, layout)
         if kernel is None:
             return None
-        terms.append(replace(term, source=rename(term.source), kernel=kernel))
-    return replace(form, layout=layout, terms=tuple(terms))
+        terms.append(Term(rename(term.source), kernel, term.lo_in, term.lo_out))
+    return Form(form.channels, layout, tuple(terms), form.bias)
 
 
 Part = tuple[Sequence[Term], Bias]  # what one term of an operator becomes: `substitute`

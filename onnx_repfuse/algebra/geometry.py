@@ -172,6 +172,7 @@ class Geometry:
         sampling = self.transposed, self.kernel, self.strides, self.origin, self.slack
         return sampling == (False, ones, ones, zeros, (-1,) * self.rank)
 
+    @lru_cache(maxsize=1 << 12)  # noqa: B019 - asked of every term below a view
     def in_layout(self, layout: tuple[int, int]) -> Geometry | None:
         """The same pointwise operator with another channel axis and rank; None if there is none.
 

@@ -8,7 +8,7 @@ last. What is viewed may be a form, too: then the view is taken last, of what th
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from onnx_repfuse.algebra.affine_form import Form, Shifted, Term, in_layout
 from onnx_repfuse.algebra.bias import Bias
@@ -111,6 +111,6 @@ def taken_last(terms: Sequence[Term], bias: Bias, view: View) -> Form | None:
         terms: all of them write the same channels.
         bias: of these channels.
     """
-    alone = tuple(replace(term, lo_out=0) for term in terms)
+    alone = tuple(Term(term.source, term.kernel, term.lo_in) for term in terms)
     geometry = terms[0].kernel.geometry
     return under(Form(geometry.c_out, geometry.layout, alone, bias), view)
