@@ -1,13 +1,14 @@
 """Nodes that give out what they read, at any rank: their consumers may read that instead.
 
 Identity, a Cast to the type that is there, a Dropout that drops nothing, a Reshape to the shape that is there, a Slice
-of everything, and arithmetic with ones or zeros. An Add of zero changes one value: -0 becomes 0, of which `1 / x` makes
-infinities of other signs.
+of everything, a Pad by nothing, and arithmetic with ones or zeros. An Add of zero changes one value: -0 becomes 0, of
+which `1 / x` makes infinities of other signs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -141,6 +142,17 @@ def _transpose(scope: Scope, node: gs.Node) -> str:
     return str(node.inputs[0].name) if order == sorted(order) else ""
 
 
+def _pad(scope: Scope, node: gs.Node) -> str:
+    """A Pad by no positions, as torch's legacy exporter writes one before every AveragePool."""
+    const = scope.const(optional_input(node, 1))
+    listed = node.attrs.get(
+        "pads", node.attrs.get("paddings")
+    )  # attributes before opset 11, and of that name in 1
+    amounts: Any = listed if const is None else const.computed()
+    is_known = amounts is not None and (const is not None or len(node.inputs) == 1)
+    return str(node.inputs[0].name) if is_known and not np.any(amounts) else ""
+
+
 def _product(scope: Scope, node: gs.Node) -> str:
     name, const = _beside_constant(scope, node, commutes=node.op == "Mul")
     return name if const is not None and np.all(const.read() == 1) else ""
@@ -197,6 +209,7 @@ _RULES: dict[str, Callable[[Scope, gs.Node], str]] = {
     "Flatten": _reshape,
     "Identity": _identity,
     "Mul": _product,
+    "Pad": _pad,
     "Reshape": _reshape,
     "Slice": _slice,
     "Squeeze": _reshape,

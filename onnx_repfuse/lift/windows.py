@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import onnx_graphsurgeon as gs
@@ -11,7 +12,7 @@ from onnx_repfuse.graph.scope import Scope, optional_input, static
 from onnx_repfuse.lift.conv_matmul import resolve_pads
 from onnx_repfuse.lift.linear_op import Context
 
-__all__ = ["Window", "has_window", "kernel_of", "window_of"]
+__all__ = ["Window", "any_window", "fits", "has_window", "kernel_of", "window_of"]
 
 
 class Window(NamedTuple):
@@ -39,8 +40,24 @@ def kernel_of(scope: Scope, node: gs.Node) -> tuple[int, ...]:
 def window_of(context: Context, node: gs.Node) -> Window | None:
     """The window of a node; None where it has none, or its positions are not certain at every size.
 
-    With ceil_mode, there may be a window more. Automatic pads are resolved, where they are known.
+    With ceil_mode, there may be a window more; and runtimes count a pool's window that is larger than its input, which
+    they cut, where the stride is larger than what is missing. Automatic pads are resolved, where they are known.
     """
+    window = any_window(context, node)
+    is_certain = window is not None and (
+        node.op == "Conv" or fits(context, node.inputs[0].name, window.slack)
+    )
+    return window if is_certain else None
+
+
+def fits(context: Context, name: str, slack: Sequence[int]) -> bool:
+    """Whether a window of that slack lies within a tensor and its pads, at every size that is possible."""
+    size = context.size(name, len(slack)) or (1,) * len(slack)
+    return all(positions + more >= 0 for positions, more in zip(size, slack, strict=True))
+
+
+def any_window(context: Context, node: gs.Node) -> Window | None:
+    """As `window_of`, also where it may be larger than its input."""
     if not has_window(node) or node.attrs.get("ceil_mode", 0) or len(node.outputs) != 1:
         return None
     kernel = kernel_of(context.scope, node)

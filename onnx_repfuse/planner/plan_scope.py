@@ -43,6 +43,7 @@ from onnx_repfuse.planner.flush import invisible_constants
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.planner.lift_scope import Lifted, lift_all
 from onnx_repfuse.planner.move_factors import factor_refusals, move_factors
+from onnx_repfuse.planner.padded_windows import apply_padded_windows
 from onnx_repfuse.planner.protected_patterns import protected_nodes
 from onnx_repfuse.planner.refusals import opset_refusal, refusals, size_refusal
 from onnx_repfuse.planner.run_time_sizes import may_rise
@@ -104,7 +105,7 @@ def plan_scope(
         planning.fold_activations()
         if planning.is_changed:
             layouts = channel_layouts(scope)
-        layouts = planning.move_strides_up(layouts)
+        layouts = planning.rewrite_windows(layouts)
         layouts = planning.move_factors(layouts)
         last = planning.fold_in_rounds(layouts, once=reading == 0)
         if last is not None and not planning.is_changed:
@@ -172,13 +173,14 @@ class _Planning:
         if self.options.allows(Kind.ACTIVATION):
             self._changed(written=_fold_activations(self.plan, self.options, self.banned))
 
-    def move_strides_up(self, layouts: dict[str, ChannelLayout]) -> dict[str, ChannelLayout]:
-        """Compute no positions that all consumers of a tensor skip; the layouts of all tensors then."""
-        if not self.options.allows(Kind.STRIDE):
-            return layouts
-        is_written = apply_subsamplings(self.plan, layouts, cost_model(self.options.cost), self.is_free)
+    def rewrite_windows(self, layouts: dict[str, ChannelLayout]) -> dict[str, ChannelLayout]:
+        """Write Pads into windows where the algebra cannot, or else skip what all consumers skip; the layouts then."""
+        plan, model, allows = self.plan, cost_model(self.options.cost), self.options.allows
+        is_written = allows(Kind.PAD) and apply_padded_windows(plan, layouts, self.is_free)
+        if not is_written:  # else with the next reading
+            is_written = allows(Kind.STRIDE) and apply_subsamplings(plan, layouts, model, self.is_free)
         self._changed(written=is_written)
-        return channel_layouts(self.plan.scope, layouts) if is_written else layouts
+        return channel_layouts(plan.scope, layouts) if is_written else layouts
 
     def drop_dead_channels(self, layouts: dict[str, ChannelLayout]) -> None:
         """Neither compute nor read channels that are zero, or that nobody reads."""

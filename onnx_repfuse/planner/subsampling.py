@@ -63,7 +63,8 @@ def apply_subsamplings(
         for reader in others:
             own = PlannedFold((reader.outputs[0].name,), [], group.replaced[id(reader)], _STRIDE, 0, 0)
             add_fold(plan, own, [reader])
-        rest = [node for node in group.absorbed if node not in others]
+        shared = set(map(id, others))  # `==` would compare what nodes hold
+        rest = [node for node in group.absorbed if id(node) not in shared]
         created = [new for node in rest for new in group.replaced[id(node)]]
         macs = group.macs_before, group.macs_after
         add_fold(plan, PlannedFold((first.outputs[0].name,), [], created, _STRIDE, *macs), rest)
