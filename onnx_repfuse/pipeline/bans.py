@@ -11,6 +11,7 @@ from onnx_repfuse.graph.scope import node_name
 from onnx_repfuse.modelfile.edit import ScopeKey
 from onnx_repfuse.pipeline.plan_model import FLUSH, FoldKey, ModelPlan
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
+from onnx_repfuse.planner.value_range import weighed
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Refusal
 
@@ -49,6 +50,8 @@ class Bans:
         """Give these up, too."""
         self.attempts += any(one.reason not in OUT_OF_RANGE for one in failed)
         for scope, fold, reason, message in failed:
+            if reason in OUT_OF_RANGE and self._weigh(scope, fold):
+                continue
             # By name, as the next plan makes all its objects anew.
             self.banned.add((scope, fold.name))
             if reason in OUT_OF_RANGE:
@@ -65,6 +68,14 @@ class Bans:
         names = tuple(dict.fromkeys(name for change in plan.flushing.changes() for name in change.nodes))
         message = f"small weights were left as they are: with zeros in their place, {why}"
         self.refusals.append(Refusal(Reason.VERIFICATION, message, names))
+        return True
+
+    def _weigh(self, scope: ScopeKey, fold: PlannedFold) -> bool:
+        """Let the next plan read the kernels of a fold, to see how far they reach; False if the last one did."""
+        inner = {(scope, weighed(tensor.name)) for node in fold.absorbed for tensor in node.outputs}
+        if inner <= self.banned:
+            return False
+        self.banned |= inner
         return True
 
     def _ban_shorter(self, scope: ScopeKey, fold: PlannedFold) -> None:

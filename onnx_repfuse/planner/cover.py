@@ -57,7 +57,7 @@ from onnx_repfuse.planner.normalizing import may_normalize
 from onnx_repfuse.planner.regions import Regions
 from onnx_repfuse.planner.sizes import Sizes
 from onnx_repfuse.planner.steps import Lowered, Step
-from onnx_repfuse.planner.value_range import check_range, data_type_of
+from onnx_repfuse.planner.value_range import check_range, data_type_of, weighed
 from onnx_repfuse.planner.view_sources import seen_through, tensors_read
 from onnx_repfuse.records.report import Kind
 
@@ -359,7 +359,8 @@ class Cover:
             forms = [option.form for option in combination]
             form = composed(lifted, forms, parts, lambda source: self.sizes.positions(source, rank))
             if form is not None and looks_through:
-                check_range(form, lifted, data_type_of(lifted, self.context))
+                reads_kernels = weighed(lifted.output) in self.banned
+                check_range(form, lifted, data_type_of(lifted, self.context), reads_kernels=reads_kernels)
             return form
         except Inexact as reason:
             if looks_through or lifted.padding_value is not None:

@@ -2,12 +2,14 @@
 
 Sixty factors of 100 in a row are one factor of 1e120, which no float32 holds. If it were found when weights are
 written, each of them would cost a plan. So a form is refused where its factors first leave the range, and the rest of
-the row becomes another fold. Kernels are not read here: whether a weight overflows shows when it is computed.
+the row becomes another fold. Kernels are not read at first: whether a weight overflows shows when it is computed. Then
+the model is planned again, and the kernels of that fold are read wherever operators are composed (`weighed`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import prod
 
 import numpy as np
 
@@ -17,17 +19,25 @@ from onnx_repfuse.algebra.choice import taps_of
 from onnx_repfuse.algebra.kernels import Array, Scaled, Vector
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.lift import Context, LinearOp
-from onnx_repfuse.planner.weights import check_underflow
+from onnx_repfuse.planner.weights import check_underflow, materialized
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, FloatFormat
 from onnx_repfuse.records.reasons import Reason
 
-__all__ = ["check_range", "data_type_of"]
+__all__ = ["check_range", "data_type_of", "weighed"]
+
+MAX_WEIGHED = 1 << 20  # elements of a kernel that is read while planning
 
 
-def check_range(form: Form, lifted: LinearOp, data_type: int) -> None:
+def weighed(output: str) -> str:
+    """What stands among the banned outputs for "read the kernels of what computes this one"; no tensor's name."""
+    return f"\0{output}"
+
+
+def check_range(form: Form, lifted: LinearOp, data_type: int, *, reads_kernels: bool = False) -> None:
     """Raise Inexact(OVERFLOW or UNDERFLOW) where composing an operator with what it reads left the range of its type.
 
-    What the operator's own constants exceed is in the file as it is, and judged when it is written.
+    What the operator's own constants exceed is in the file as it is, and judged when it is written. With
+    `reads_kernels`, weights of up to a million elements are computed, too.
     """
     limits = FLOAT_FORMATS.get(data_type)
     if limits is None:
@@ -39,6 +49,10 @@ def check_range(form: Form, lifted: LinearOp, data_type: int) -> None:
             taps = taps_of(term.kernel)
             if isinstance(taps, Vector) and not taps.is_one:
                 check_underflow(taps.scale, data_type)
+    for term in form.terms if reads_kernels else ():
+        kernel = taps_of(term.kernel)
+        if not isinstance(kernel, Vector) and prod(kernel.geometry.weight_shape) <= MAX_WEIGHED:
+            materialized(kernel, data_type)
 
 
 def data_type_of(lifted: LinearOp, context: Context) -> int:

@@ -50,6 +50,26 @@ def test_a_row_of_factors_folds_as_far_as_the_type_reaches(
     assert reasons == ({reason} if reason else set())
 
 
+@pytest.mark.parametrize(
+    ("value", "length", "muls", "reason", "is_checked"),
+    [(0.1, 2, 0, None, True), (0.1, 6, 1, Reason.UNDERFLOW, True), (0.1, 15, 3, Reason.UNDERFLOW, True),
+     (0.1, 15, 3, Reason.UNDERFLOW, False), (10.0, 15, 3, Reason.OVERFLOW, False)],
+)  # fmt: skip
+def test_a_convolution_takes_as_much_of_a_row_as_its_weights_reach(
+    value: float, length: int, muls: int, reason: Reason | None, is_checked: bool
+) -> None:
+    """Its kernel is read once it is known not to fit, and the rest of the row is folded."""
+    net = Net(4, dtype=HALF)
+    y = row_of_factors(net, net.conv("x", 4, 4, 3), value, length)
+    result = fuse(net.model(y), options=Options(check=is_checked))
+    assert counts(result.model) == {"Conv": 1, **({"Mul": muls} if muls else {})}
+    assert {refusal.reason for refusal in result.report.refusals} == ({reason} if reason else set())
+    assert result.model is not None
+    again = fuse(result.model, options=Options(check=is_checked))
+    assert not again.report.folds
+    assert again.model == result.model
+
+
 @pytest.mark.parametrize("is_checked", [True, False])
 @pytest.mark.parametrize("dtype", [SINGLE, HALF])
 def test_a_row_of_convolutions_that_overflow_leaves_the_rest(dtype: Any, is_checked: bool) -> None:
@@ -70,8 +90,8 @@ def test_all_folds_that_overflow_are_found_at_once(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(run, "MAX_ATTEMPTS", 1)
     net = Net(4, dtype=HALF)
     branches = []
-    for _ in range(40):
-        weight = net.const(np.full((4, 4, 1, 1), 300.0))
+    for number in range(40):
+        weight = net.const(np.full((4, 4, 1, 1), 300.0 + number))  # equal ones would be merged
         branches.append(net.op("Mul", net.op("Conv", "x", weight), net.const(300.0)))
     healthy = net.conv_bn("x", 4, 4, 3)
     model = net.model(healthy, *branches)
