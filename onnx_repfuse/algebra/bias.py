@@ -8,7 +8,7 @@ from functools import cache, cached_property, lru_cache
 
 import numpy as np
 
-from onnx_repfuse.algebra.choice import Index, Picked
+from onnx_repfuse.algebra.choice import Picked
 from onnx_repfuse.algebra.kernels import Array, Kernel, Vector, push, repeated
 
 __all__ = ["Bias"]
@@ -127,19 +127,19 @@ class Bias:
             deferred = tuple(_scaled(part, scale, len(self.known)) for part in self.deferred)
             return Bias(self.known * scale, deferred, self.noise * np.abs(scale), self.is_sum)
         if isinstance(kernel, Picked):
-            return self._at(kernel.index).through(kernel.taps)
+            return self.mapped(lambda values: values[kernel.index]).through(kernel.taps)
         # Evaluated once, by whichever fold needs it first.
         return Bias(np.zeros(kernel.geometry.c_out), (cache(lambda: push(kernel, self.value())),))
 
-    def _at(self, index: Index) -> Bias:
-        """That of the channels `index`."""
-        noise = self.noise if isinstance(self.noise, float) else self.noise[index]
-        deferred = tuple(_chosen(part, index) for part in self.deferred)
-        return Bias(self.known[index], deferred, noise, self.is_sum)
+    def mapped(self, move: Callable[[Array], Array]) -> Bias:
+        """The bias of a tensor whose channels are some of these, each as `move` places a value per channel."""
+        noise = self.noise if isinstance(self.noise, float) else move(self.noise)
+        deferred = tuple(_moved(part, move) for part in self.deferred)
+        return Bias(move(self.known), deferred, noise, self.is_sum)
 
 
-def _chosen(part: Callable[[], Array], index: Index) -> Callable[[], Array]:
-    return lambda: part()[index]
+def _moved(part: Callable[[], Array], move: Callable[[Array], Array]) -> Callable[[], Array]:
+    return lambda: move(part())
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,7 +56,7 @@ def _behind_view(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
     if first is None or view is None:
         return None
     axis, rank = view.layout
-    return ChannelLayout(axis, rank, first.channels, first.data_type)
+    return ChannelLayout(axis, rank, view.channels, first.data_type)
 
 
 def _before_view(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:

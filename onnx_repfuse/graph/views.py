@@ -48,7 +48,8 @@ class View:
     Attributes:
         node: the operator, to be copied.
         operand, output: names of its tensors.
-        channels: of both.
+        channels, channels_behind: of operand and output. They differ where each of the fewer stands for several, as in
+            DepthToSpace or in a Flatten of positions.
         before, after: (channel axis, rank) of both.
         dims: number of dims of the output.
         entry: for an operator that lists sizes, the position of the channels in that list, to be replaced for other
@@ -64,6 +65,7 @@ class View:
     operand: str
     output: str
     channels: int
+    channels_behind: int
     before: Layout
     after: Layout
     dims: int
@@ -100,6 +102,20 @@ class View:
         """Whether it is a convolution of several taps."""
         return self.multiply_adds > 1
 
+    @property
+    def times(self) -> int:
+        """How many channels on one side stand for one on the other."""
+        return max(self.channels, self.channels_behind) // min(self.channels, self.channels_behind)
+
+    @property
+    def parts_are_neighbours(self) -> bool:
+        """Whether the channels that stand for one follow each other."""
+        return bool(self.node.op != "DepthToSpace" or self.node.attrs.get("mode", "DCR") == "CRD")
+
+    def behind(self, channels: int) -> int:
+        """Channels of the output for so many of the operand."""
+        return channels * self.channels_behind // self.channels
+
     def fits(self, channels: int) -> bool:
         """Whether it can be written for that many channels."""
         if self.entry is None:
@@ -117,6 +133,7 @@ class Behind(NamedTuple):
     """Layout and shape behind a view; see `View` for the others."""
 
     layout: Layout
+    channels: int
     shape: Shape
     is_copy: bool
     keeps_constants: bool
@@ -144,14 +161,15 @@ def behind_view(
     try:
         case = ViewCase(scope, node, before, channels, shape, result)
         layout = space_map.layout(case)
+        behind = space_map.channels(case)
         is_copy = layout is not None and space_map.copies(case)
         keeps_constants = layout is not None and space_map.keeps_constants(case)
     except Inexact:  # of a constant that cannot be computed
         return None
     if layout is None:
         return None
-    keeps_channels = result[layout[0] % len(result)] == channels
-    return Behind(layout, result, is_copy, keeps_constants) if keeps_channels else None
+    keeps_channels = result[layout[0] % len(result)] == behind
+    return Behind(layout, behind, result, is_copy, keeps_constants) if keeps_channels else None
 
 
 def _result_shape(scope: Scope, node: gs.Node) -> Shape:
@@ -218,7 +236,7 @@ def is_identity(chain: Sequence[View]) -> bool:
     first, last = chain[0], chain[-1]
     if first is last and first.is_copy:
         return True
-    if first.before != last.after:
+    if first.before != last.after or any(view.channels_behind != view.channels for view in chain):
         return False
     # chains of several sorts, and averages, are never taken for nothing
     sorts = {view.sort for view in chain}

@@ -32,10 +32,11 @@ def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
         name,
         output,
         before.channels,
+        behind.channels,
         before.layout,
         layout,
         dims=len(shape),
-        entry=entry,
+        entry=entry if behind.channels == before.channels else None,
         target=target,
         start=scope.shape(name) or (),
         end=shape,
@@ -46,8 +47,9 @@ def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
     channels = before.channels
     operand = Operand(name, channels, before.layout)
     term = Term(0, Vector.unit(channels, before.layout))
-    bias = Bias.zeros(channels)
-    return LinearOp(node, output, Kind.COMMUTE, channels, layout, (operand,), (term,), bias, view=view)
+    bias = Bias.zeros(behind.channels)
+    role = Kind.COMMUTE if behind.channels == channels else Kind.INDEX
+    return LinearOp(node, output, role, behind.channels, layout, (operand,), (term,), bias, view=view)
 
 
 def _entry_of_channels(

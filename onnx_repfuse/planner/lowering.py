@@ -223,7 +223,8 @@ class _Writer:
         if lowered is None:
             return None
         result = self.splice(lowered)
-        step = Step("View", (result,), inner.channels, layout=view.after, like=view.output, view=view)
+        channels = view.behind(inner.channels)
+        step = Step("View", (result,), channels, layout=view.after, like=view.output, view=view)
         return self.add(step, view_cost(self.model, view, below, size), size)
 
     def splice(self, lowered: Lowered) -> Hashable:

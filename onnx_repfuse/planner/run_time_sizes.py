@@ -159,7 +159,8 @@ class _Trial:
             order = permutation(view.node, len(operand.space) + 2)
             return _Places(tuple(operand.space[place - 2] for place in order[2:]), operand.total)
         if view.sort in (SpaceMapSort.RESHAPES, SpaceMapSort.PERMUTES):
-            return _Places(() if axis == -1 else _unless_none(view.end[2:]), operand.total)
+            total = operand.total * view.channels // view.channels_behind
+            return _Places(() if axis == -1 else _unless_none(view.end[2:]), total)
         told = None if operand.space is None else view.positions(operand.space)
         if told is not None:
             if min(told, default=1) < 1:

@@ -81,8 +81,9 @@ class Sizes:
         if isinstance(source, Shifted):
             return self.channels(source.source, layout)
         if isinstance(source, Viewed):
-            inner = source.inner
-            return inner.channels if isinstance(inner, Form) else self.channels(inner, source.view.before)
+            inner, view = source.inner, source.view
+            below = inner.channels if isinstance(inner, Form) else self.channels(inner, view.before)
+            return view.behind(below)
         return self.operand_channels[str(source), layout]
 
     def is_matrix(self, source: Hashable) -> bool:

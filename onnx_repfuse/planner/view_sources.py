@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from onnx_repfuse.algebra.affine_form import Form, Shifted, Term, in_layout
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
+from onnx_repfuse.algebra.spread import Spreading, spread
 from onnx_repfuse.graph.views import View, is_identity
 
 __all__ = [
@@ -60,7 +61,7 @@ def is_viewed_form(source: Hashable) -> bool:
 
 def viewed_form(form: Form, view: View, lo: int) -> Term:
     """The term that writes the view of a form to the channels from `lo` on."""
-    return Term(Viewed(form, view), Vector.unit(form.channels, view.after), 0, lo)
+    return Term(Viewed(form, view), Vector.unit(view.behind(form.channels), view.after), 0, lo)
 
 
 def seen_through(form: Form, view: View) -> Form | None:
@@ -69,7 +70,34 @@ def seen_through(form: Form, view: View) -> Form | None:
         return None
     if not (view.keeps_constants or form.bias.is_zero):
         return None
-    return in_layout(form, view.after, lambda source: _viewed(source, view))
+    if view.channels_behind < view.channels and not _is_tensor(form, view.channels):
+        return None  # it would have to do the same to all channels that stand for one
+    if view.channels_behind == view.channels:
+        return in_layout(form, view.after, lambda source: _viewed(source, view))
+    if view.channels_behind > view.channels and not all(map(_is_factor, form.terms)):
+        return None  # a dense map would be large
+    moved = in_layout(form, view.after, lambda source: _viewed(source, view))
+    if moved is None or view.channels_behind > view.channels:
+        return None if moved is None else spread(moved, _spreading(view))
+    unit = Vector.unit(view.channels_behind, view.after)
+    term = Term(moved.terms[0].source, unit)
+    return Form(view.channels_behind, view.after, (term,), Bias.zeros(view.channels_behind))
+
+
+def _spreading(view: View) -> Spreading:
+    return Spreading(view.times, view.parts_are_neighbours)
+
+
+def _is_tensor(form: Form, channels: int) -> bool:
+    """Whether it is one tensor, with all its channels as they are."""
+    (term, *others) = form.terms
+    kernel = term.kernel
+    is_copy = isinstance(kernel, Vector) and kernel.is_one and kernel.geometry.c_out == channels
+    return is_copy and not others and term.lo_in == term.lo_out == 0 and form.bias.is_zero
+
+
+def _is_factor(term: Term) -> bool:
+    return isinstance(term.kernel, Vector)
 
 
 def _viewed(source: Hashable, view: View) -> Hashable:
@@ -99,9 +127,14 @@ def under(form: Form, view: View) -> Form | None:
     """The form below a view that all sources of `form` share; None if it cannot be written."""
     if any(map(is_viewed_form, form.sources)) or not view.fits(form.channels):
         return None
-    if not (view.keeps_constants or form.bias.is_zero):
+    if not (view.keeps_constants or form.bias.is_zero) or view.channels_behind > view.channels:
         return None
-    return in_layout(form, view.before, lambda source: source.inner if isinstance(source, Viewed) else source)
+    inner = in_layout(
+        form, view.before, lambda source: source.inner if isinstance(source, Viewed) else source
+    )
+    if inner is None or view.channels_behind == view.channels:
+        return inner
+    return spread(inner, _spreading(view))
 
 
 def taken_last(terms: Sequence[Term], bias: Bias, view: View) -> Form | None:

@@ -10,12 +10,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from onnx_repfuse.algebra.affine_conv import AffineConv
-from onnx_repfuse.algebra.affine_form import Term, side_by_side
+from onnx_repfuse.algebra.affine_form import Form, Term, side_by_side
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.choice import Picked, picked
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernel_products import columns, composed, narrowed, rows, sums_of, total
 from onnx_repfuse.algebra.kernels import Kernel, Stored, Vector
+from onnx_repfuse.algebra.spread import Spreading, spread
 from onnx_repfuse.errors import Inexact
 from tests.algebra.test_laws import exists, geometries, random_affine
 
@@ -97,6 +98,29 @@ def test_a_bias_goes_through_a_choice() -> None:
     taps = Vector(Geometry.diagonal(3, 1), np.array([1.0, 2.0, -1.0]))
     through = Bias(np.array([5.0, 7.0])).through(picked(np.array([1, 0, 1]), taps, 2))
     assert through.value().tolist() == [7.0, 10.0, -7.0]
+
+
+@pytest.mark.parametrize("are_neighbours", [True, False])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_map_of_few_channels_is_one_of_the_many_that_stand_for_them(
+    groups: int, are_neighbours: bool
+) -> None:
+    point = random_affine(Geometry.conv(4, 8 if groups < 4 else 4, (1,), groups=groups), 3)
+    inner = point.kernel if groups < 4 else Vector(point.geometry, point.weight.ravel())
+    few = Form(point.geometry.c_out, (1, 1), (Term("x", inner),), Bias(point.bias))
+    many = spread(few, Spreading(3, are_neighbours))
+    assert many is not None
+    x = np.random.default_rng(0).normal(size=(2, 12, 5))
+
+    def as_positions(values: np.ndarray) -> np.ndarray:
+        """Each part of a channel as further positions, what a DepthToSpace does."""
+        if are_neighbours:
+            return values.reshape(2, -1, 3, 5).reshape(2, -1, 15)
+        return np.swapaxes(values.reshape(2, 3, -1, 5), 1, 2).reshape(2, -1, 15)
+
+    (term,) = many.terms
+    actual = evaluated(term.kernel, x) + many.bias.value()[:, None]
+    np.testing.assert_allclose(as_positions(actual), point(as_positions(x)), rtol=1e-11)
 
 
 def test_choices_side_by_side_are_one() -> None:

@@ -362,3 +362,73 @@ def test_positions_gathered_between_transposes_stay() -> None:
     first = net.op("Transpose", "x", perm=[2, 1, 0, 3])
     chosen = net.op("GatherND", first, net.const(np.array([[4], [1], [0], [2], [3]], np.int64)))
     check(net.model(net.conv(net.op("Transpose", chosen, perm=[2, 1, 0, 3]), 3, 8, 3)), None)
+
+
+# Channels to positions
+
+
+def depth_to_space(net: Net, x: str, mode: str) -> str:
+    return str(net.op("DepthToSpace", x, blocksize=2, mode=mode))
+
+
+MODES = pytest.mark.parametrize("mode", ["DCR", "CRD"])
+
+
+@MODES
+def test_affine_behind_depth_to_space_goes_into_the_convolution_before(mode: str) -> None:
+    net = Net(4)
+    up = depth_to_space(net, net.conv("x", 4, 12, 3), mode)
+    y = net.op("Add", net.op("Mul", net.bn(up, 3), net.channel(3)), net.channel(3))
+    check(net.model(net.op("Relu", y)), {"Conv": 1, "DepthToSpace": 1, "Relu": 1})
+
+
+@MODES
+@pytest.mark.parametrize("group", [1, 2])
+def test_pointwise_behind_depth_to_space_goes_into_the_convolution_before(mode: str, group: int) -> None:
+    net = Net(4)
+    up = depth_to_space(net, net.conv("x", 4, 16, 3), mode)
+    y = net.op("Relu", net.bn(net.conv(up, 4, 2, 1, group=group), 2))
+    result = check(net.model(y), {"Conv": 1, "DepthToSpace": 1, "Relu": 1})
+    weight = next(t for t in result.model.graph.initializer if len(t.dims) == 4)
+    assert list(weight.dims) == [8, 4, 3, 3]
+
+
+@MODES
+def test_what_is_not_pointwise_stays_behind_depth_to_space(mode: str) -> None:
+    net = Net(4)
+    check(net.model(net.conv(depth_to_space(net, net.conv("x", 4, 16, 3), mode), 4, 4, 3)), None)
+    net = Net(4)  # before it, a factor per channel is none of the few channels behind it
+    up = depth_to_space(net, net.op("Mul", net.op("Relu", net.conv("x", 4, 16, 3)), net.channel(16)), mode)
+    check(net.model(net.conv(up, 4, 4, 3)), None)
+    net = Net(4)  # more channels: more multiply-adds than apart
+    up = depth_to_space(net, net.conv("x", 4, 16, 3), mode)
+    check(net.model(net.conv(up, 4, 16, 1)), None)
+
+
+@MODES
+def test_a_depth_to_space_with_other_consumers_stays(mode: str) -> None:
+    net = Net(4)
+    up = depth_to_space(net, net.conv("x", 4, 12, 3), mode)
+    check(net.model(net.op("Relu", net.bn(up, 3)), net.op("Sigmoid", up)), None)
+
+
+@pytest.mark.parametrize("how", ["Flatten", "Reshape"])
+@pytest.mark.parametrize("batch", [2, "N"])
+def test_norm_before_flattened_positions(how: str, batch: int | str) -> None:
+    net = Net(shape=(batch, 4, 3, 2))
+    x = net.op("Mul", net.bn(net.op("Relu", "x"), 4), net.channel(4))
+    flat = net.op("Flatten", x) if how == "Flatten" else shaped(net, x, -1, 24)
+    y = net.bn(net.op("Gemm", flat, net.random(5, 24), net.random(5), transB=1), 5)
+    check(net.model(y), {"Relu": 1, how: 1, "Gemm": 1})
+
+
+def test_positions_flattened_together_with_the_batch_stay() -> None:
+    net = Net(shape=(2, 4, 3, 2))
+    flat = shaped(net, net.bn(net.op("Relu", "x"), 4), 4, 12)
+    check(net.model(net.op("MatMul", flat, net.random(12, 5))), None)
+
+
+def test_pointwise_before_flattened_positions_stays() -> None:
+    net = Net(shape=("N", 4, 3, 2))
+    flat = net.op("Flatten", net.conv("x", 4, 4, 1))
+    check(net.model(net.op("Gemm", flat, net.random(5, 24), net.random(5), transB=1)), None)

@@ -51,6 +51,7 @@ class SpaceMapSort(Enum):
 
     RESHAPES = "keeps the elements and their order, changes the dims"
     PERMUTES = "keeps the elements, changes their order"
+    JOINS = "moves channels to positions"
     REPEATS = "writes a position of the input to several of the output"
     INTERPOLATES = "writes weighted means of neighbouring positions"
     AVERAGES = "writes means of positions"
@@ -97,6 +98,7 @@ class SpaceMap:
         work: what computing an element of the output costs, as a multiple of moving one.
         multiply_adds: for an element of the output.
         positions: per spatial axis those of the output, of those of the operand; below 1 where it does not run.
+        channels: of the output.
     """
 
     sort: Callable[[gs.Node], SpaceMapSort]
@@ -106,6 +108,7 @@ class SpaceMap:
     work: Callable[[gs.Node], int] = lambda node: 0
     multiply_adds: Callable[[gs.Node], int] = lambda node: 0
     positions: Callable[[gs.Node, Sequence[int]], Sequence[int]] | None = None
+    channels: Callable[[ViewCase], int] = lambda case: case.channels
 
     @classmethod
     def of_sort(cls, sort: SpaceMapSort, layout: Callable[[ViewCase], Layout | None]) -> SpaceMap:

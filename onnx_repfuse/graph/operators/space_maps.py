@@ -46,13 +46,28 @@ def _flatten_layout(case: ViewCase) -> Layout | None:
     # (N, C, 1, 1) -> (N, C)
     axis, rank = case.node.attrs.get("axis", 1), len(case.shape)
     axis = axis + rank if axis < 0 else axis
+    if _joins_positions(case):
+        return -1, 0
     return (-1, 0) if axis == case.channel and _channels_vary_fastest(case) else None
+
+
+def _joins_positions(case: ViewCase) -> bool:
+    """Whether it makes (N, C, H, W) to (N, C * H * W), of which each channel owns H * W neighbours."""
+    own = static(case.shape[1:])
+    is_joined = case.is_spatial and len(case.result) == 2 and own is not None and prod(own) == case.result[1]
+    return is_joined and case.result[1] != case.channels
+
+
+def _joined_channels(case: ViewCase) -> int:
+    return (case.result[1] or 0) if _joins_positions(case) else case.channels
 
 
 def _reshape_layout(case: ViewCase) -> Layout | None:
     # (N, ..., C) -> (M, ..., C), (N, C, 1, 1) <-> (N, C), (N, C, H, W) -> (N, C, H * W)
     if _channels_vary_fastest(case):
         return _rows_layout(case)
+    if _joins_positions(case):
+        return -1, 0
     result = case.result
     if case.channel != 1 or len(result) == 2 or result[1] != case.channels:
         return None
@@ -85,6 +100,11 @@ def _keeps_batch(case: ViewCase) -> bool:
         return False  # opset 14: a 0 in the target is a size of 0, else it copies the size of that axis
     target = case.scope.const(optional_input(node, 1))
     return target is not None and int(target.read().ravel()[0]) == 0
+
+
+def _block(node: gs.Node) -> int:
+    """The block size of a DepthToSpace."""
+    return max(0, int(node.attrs.get("blocksize", 0)))
 
 
 # Squeeze, Unsqueeze and ReduceMean, which work on `axes`
@@ -161,9 +181,20 @@ def _transpose_layout(case: ViewCase) -> Layout | None:
 
 SPACE_MAPS = (
     Operator(
+        "DepthToSpace",
+        gain=1.0,
+        channels=SELECTED,
+        space_map=SpaceMap(
+            lambda node: SpaceMapSort.JOINS,
+            lambda case: (1, 2) if case.before == (1, 2) and _block(case.node) else None,
+            channels=lambda case: case.channels // max(1, _block(case.node) ** 2),
+            positions=lambda node, space: [size * _block(node) for size in space],
+        ),
+    ),
+    Operator(
         "Flatten",
         gain=1.0,
-        space_map=SpaceMap.of_sort(SpaceMapSort.RESHAPES, _flatten_layout),
+        space_map=SpaceMap(lambda node: SpaceMapSort.RESHAPES, _flatten_layout, channels=_joined_channels),
     ),
     Operator(
         "ReduceMean",
@@ -178,7 +209,7 @@ SPACE_MAPS = (
     Operator(
         "Reshape",
         gain=1.0,
-        space_map=SpaceMap.of_sort(SpaceMapSort.RESHAPES, _reshape_layout),
+        space_map=SpaceMap(lambda node: SpaceMapSort.RESHAPES, _reshape_layout, channels=_joined_channels),
         attributes_are_inputs_since=5,
     ),
     Operator(
