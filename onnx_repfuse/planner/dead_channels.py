@@ -152,7 +152,7 @@ def drop_dead_channels(
         if len(alive) == region.channels:
             continue
         touched.update(map(id, region.nodes))
-        replaced |= _Writer(plan, region, alive).write()
+        replaced |= _Writer(plan, layouts, region, alive).write()
     replace_nodes(scope, replaced)
     return bool(replaced)
 
@@ -297,8 +297,14 @@ class _Analysis:
 class _Writer:
     """A region written anew with the channels that stay."""
 
-    def __init__(self, plan: ScopePlan, region: Region, alive: Sequence[int]) -> None:
-        self.plan, self.scope, self.region = plan, plan.scope, region
+    def __init__(
+        self,
+        plan: ScopePlan,
+        layouts: Mapping[str, ChannelLayout],
+        region: Region,
+        alive: Sequence[int],
+    ) -> None:
+        self.plan, self.scope, self.layouts, self.region = plan, plan.scope, layouts, region
         self.alive = np.asarray(alive)
         self.names: dict[str, str] = {}
 
@@ -359,8 +365,7 @@ class _Writer:
         return new_node(node.op, name, attrs, inputs, [self.names.get(output, output)])
 
     def _rank(self, node: gs.Node) -> int:
-        shapes = [self.scope.shape(tensor.name) for tensor in (*node.inputs, *node.outputs)]
-        return max(len(shape) for shape in shapes if shape is not None)
+        return self.layouts[node.outputs[0].name].rank + 2
 
     def _parameter(self, name: str, rank: int) -> str:
         const = self.scope.const(name)
