@@ -78,11 +78,16 @@ class Derived:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A weight that exists: `read` returns it in `geometry.weight_shape`, in any dtype, from `origin`."""
+    """A weight that exists: `read` returns it in `geometry.weight_shape`, in any dtype, from `origin`.
+
+    Attributes:
+        is_computed: nodes of the graph compute it when it is read.
+    """
 
     geometry: Geometry
     read: Callable[[], NDArray[Any]]
     origin: object = None
+    is_computed: bool = False
     depth: int = field(default=0, init=False)
     size: int = field(default=1, init=False)
 

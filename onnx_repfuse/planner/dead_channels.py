@@ -18,8 +18,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnx_repfuse.algebra.kernel_slices import InLayout
-from onnx_repfuse.algebra.kernels import Composed, Kernel, Scaled, Stored, Total, Vector
+from onnx_repfuse.algebra.support import Mask, zero_channels
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.decode import new_node
@@ -43,7 +42,6 @@ from onnx_repfuse.records.report import Kind
 
 __all__ = ["ZeroChannels", "drop_dead_channels"]
 
-Mask = NDArray[np.bool_]
 Values = NDArray[np.float64]  # one per channel; NaN where it is not constant
 # Runtimes compute channels in blocks, depthwise ones in longer blocks, and take a way that is up to twice as slow where
 # they are no multiple: ONNX Runtime took 3.9 ms for 429 channels, 2.1 for 432 and 2.6 for 576. A few do not matter.
@@ -81,7 +79,7 @@ class ZeroChannels:
                 const.shape[not transposed], np.bool_
             )
         if const.kernel is not None:  # made by a fold: computed when it is written, and not before
-            return _zeros_of(const.kernel)
+            return zero_channels(const.kernel)
         first, second = _zeros_in(const.read().reshape(*const.shape[:2], -1))
         return (second, first) if transposed else (first, second)
 
@@ -90,38 +88,6 @@ def _zeros_in(weight: NDArray[Any]) -> tuple[Mask, Mask]:
     """The rows and columns of a weight (rows, columns, taps) that are zero."""
     is_nonzero = np.any(weight != 0, axis=2)
     return np.asarray(~np.any(is_nonzero, axis=1)), np.asarray(~np.any(is_nonzero, axis=0))
-
-
-def _is_computed(kernel: Stored) -> bool:
-    """Whether nodes of the graph compute it."""
-    const = kernel.origin[0] if isinstance(kernel.origin, tuple) else None
-    return isinstance(const, Const) and const.inner > 0
-
-
-def _zeros_of(kernel: Kernel) -> tuple[Mask, Mask]:
-    """Rows and columns of a kernel that are zero whatever it is computed from; reads stored weights alone."""
-    g = kernel.geometry
-    rows, columns = np.zeros(g.c_out, np.bool_), np.zeros(g.weight_shape[1], np.bool_)
-    if isinstance(kernel, Stored) and not _is_computed(kernel):
-        return _zeros_in(kernel.rows(0, g.c_out).reshape(*g.weight_shape[:2], -1))
-    if isinstance(kernel, Vector):
-        return np.asarray(kernel.scale == 0), columns
-    if isinstance(kernel, InLayout):
-        return _zeros_of(kernel.inner)
-    if isinstance(kernel, Scaled):
-        rows, columns = _zeros_of(kernel.inner)
-        rows = rows if kernel.outer is None else rows | (kernel.outer == 0)
-        is_dense = kernel.inputs is not None and g.groups == 1
-        return rows, columns | (kernel.inputs == 0) if is_dense else columns
-    if isinstance(kernel, Total):
-        parts = [part for part in kernel.parts if part.geometry.weight_shape[1] == g.weight_shape[1]]
-        if len(parts) < len(kernel.parts):
-            return rows, columns
-        found = [_zeros_of(part) for part in parts]
-        return np.all([r for r, _ in found], axis=0), np.all([c for _, c in found], axis=0)
-    if isinstance(kernel, Composed) and {kernel.g.geometry.groups, kernel.f.geometry.groups, g.groups} == {1}:
-        return _zeros_of(kernel.g)[0], _zeros_of(kernel.f)[1]
-    return rows, columns
 
 
 def drop_dead_channels(

@@ -249,3 +249,16 @@ def test_counts_fall() -> None:
     assert report.before.macs is not None
     assert report.after.macs * 8 == report.before.macs * 5
     assert counts(fuse(_chain(RELU)).model) == {"Conv": 2, "Relu": 1}
+
+
+def test_zero_rows_are_seen_behind_a_choice_of_channels_that_the_weight_takes_in() -> None:
+    w, u = random(5, C, 3, 3), np.where(np.arange(C)[:, None, None, None] % 4 == 1, 0, random(C, 3, 3, 3))
+    nodes = [
+        node("Gather", "x order", "g", axis=1),
+        node("Conv", "g u b", "a", pads=[1] * 4),
+        node("Relu", "a", "r"),
+        node("Conv", "r w", "y", pads=[1] * 4),
+    ]
+    given = {"order": np.array([2, 1, 0]), "u": u, "b": _bias(-0.5, [1, 5]), "w": w}
+    made = model(graph(nodes, [info("y", None)], given, [info("x", [2, 3, 7, 6])]))
+    assert _channels(made) == C - 2

@@ -1,0 +1,148 @@
+"""Which channels the non-zero numbers of a kernel connect, without computing the kernel.
+
+    reached(W @ V, x)  =  reached(W, reached(V, x))         reached(W + V, x)  =  reached(W, x) or reached(V, x)
+
+Stored weights are read, but those that nodes compute. What cancels when numbers are multiplied and added is not seen:
+such a channel counts as connected.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, singledispatch
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_repfuse.algebra.choice import ColumnsAt, Picked, RowsAt
+from onnx_repfuse.algebra.kernel_slices import Columns, InLayout, Rows, Stacked
+from onnx_repfuse.algebra.kernels import Composed, Kernel, Scaled, Stored, Total, Vector, input_channels
+
+__all__ = ["Mask", "reached", "zero_channels"]
+
+Mask = NDArray[np.bool_]
+
+
+def zero_channels(kernel: Kernel) -> tuple[Mask, Mask]:
+    """Output channels that no input reaches, shape (c_out,), and input channels that reach no output, (c_in,)."""
+    g = kernel.geometry
+    rows = reached(kernel, np.ones(g.c_in, np.bool_), False)
+    columns = reached(kernel, np.ones(g.c_out, np.bool_), True)
+    return ~rows, ~columns
+
+
+@singledispatch
+def reached(kernel: Kernel, start: Mask, backwards: bool) -> Mask:
+    """The channels on the other side of a kernel that those in `start` may reach.
+
+    Args:
+        start: of the inputs, shape (c_in,); of the outputs, (c_out,), if `backwards`.
+    """
+    g = kernel.geometry  # of a kernel that is not known here, any channel may reach any other
+    return np.full(g.c_in if backwards else g.c_out, bool(start.any()))
+
+
+@reached.register
+def _(kernel: Stored, start: Mask, backwards: bool) -> Mask:
+    g, is_nonzero = kernel.geometry, _pattern(kernel)
+    inputs = input_channels(g, 0, g.c_out)
+    if not backwards:
+        return np.asarray(np.any(is_nonzero & start[inputs], axis=1))
+    return _scattered(g.c_in, inputs, is_nonzero & start[:, None])
+
+
+@reached.register
+def _(kernel: Vector, start: Mask, backwards: bool) -> Mask:
+    return np.asarray(start & (kernel.scale != 0))
+
+
+@reached.register
+def _(kernel: Scaled, start: Mask, backwards: bool) -> Mask:
+    first, last = (kernel.outer, kernel.inputs) if backwards else (kernel.inputs, kernel.outer)
+    return _nonzero(reached(kernel.inner, _nonzero(start, first), backwards), last)
+
+
+@reached.register
+def _(kernel: Composed, start: Mask, backwards: bool) -> Mask:
+    first, last = (kernel.g, kernel.f) if backwards else (kernel.f, kernel.g)
+    return reached(last, reached(first, start, backwards), backwards)
+
+
+@reached.register
+def _(kernel: Total, start: Mask, backwards: bool) -> Mask:
+    return np.asarray(np.any([reached(part, start, backwards) for part in kernel.parts], axis=0))
+
+
+@reached.register
+def _(kernel: InLayout, start: Mask, backwards: bool) -> Mask:
+    return reached(kernel.inner, start, backwards)
+
+
+@reached.register
+def _(kernel: Stacked, start: Mask, backwards: bool) -> Mask:
+    if not backwards:
+        return np.concatenate([reached(part, start, False) for part in kernel.parts])
+    ends = np.cumsum([part.geometry.c_out for part in kernel.parts])[:-1]
+    pieces = zip(kernel.parts, np.split(start, ends), strict=True)
+    return np.asarray(np.any([reached(part, piece, True) for part, piece in pieces], axis=0))
+
+
+@reached.register
+def _(kernel: Rows, start: Mask, backwards: bool) -> Mask:
+    return _cut(kernel, kernel.inner, kernel.first_column, kernel.start, start, backwards)
+
+
+@reached.register
+def _(kernel: Columns, start: Mask, backwards: bool) -> Mask:
+    return _cut(kernel, kernel.inner, kernel.start, kernel.first_row, start, backwards)
+
+
+@reached.register
+def _(kernel: Picked, start: Mask, backwards: bool) -> Mask:
+    if not backwards:
+        return reached(kernel.taps, start[kernel.index], False)
+    return _scattered(kernel.geometry.c_in, kernel.index, reached(kernel.taps, start, True))
+
+
+@reached.register
+def _(kernel: RowsAt, start: Mask, backwards: bool) -> Mask:
+    if not backwards:
+        return reached(kernel.inner, start, False)[kernel.index]
+    return reached(kernel.inner, _scattered(kernel.inner.geometry.c_out, kernel.index, start), True)
+
+
+@reached.register
+def _(kernel: ColumnsAt, start: Mask, backwards: bool) -> Mask:
+    if not backwards:
+        return reached(kernel.inner, start[kernel.index], False)
+    return _scattered(kernel.geometry.c_in, kernel.index, reached(kernel.inner, start, True))
+
+
+@lru_cache(maxsize=8)  # rows and columns are asked one after the other
+def _pattern(kernel: Stored) -> Mask:
+    """Where a weight has a tap that is not zero, shape (c_out, c_in / groups)."""
+    shape = kernel.geometry.weight_shape
+    if kernel.is_computed:  # to look would compute every kernel of a network while planning
+        return np.ones(shape[:2], np.bool_)
+    weight = kernel.read()
+    return np.asarray(np.any(weight.reshape(*shape[:2], -1) != 0, axis=2))
+
+
+def _cut(kernel: Kernel, inner: Kernel, column: int, row: int, start: Mask, backwards: bool) -> Mask:
+    """`reached` of the part of `inner` that begins at a row and at a column."""
+    g, whole = kernel.geometry, inner.geometry
+    lo, size, other = (row, whole.c_out, column) if backwards else (column, whole.c_in, row)
+    wide = np.zeros(size, np.bool_)
+    wide[lo : lo + len(start)] = start
+    count = g.c_in if backwards else g.c_out
+    return reached(inner, wide, backwards)[other : other + count]
+
+
+def _nonzero(mask: Mask, factors: NDArray[np.float64] | None) -> Mask:
+    return mask if factors is None else np.asarray(mask & (factors != 0))
+
+
+def _scattered(count: int, places: NDArray[np.intp], values: Mask) -> Mask:
+    """Shape (count,): where a value that is true is put."""
+    result = np.zeros(count, np.bool_)
+    result[places[values]] = True
+    return result
