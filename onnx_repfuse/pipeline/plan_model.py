@@ -138,7 +138,9 @@ def make_plan(
         for scope in scopes:
             layouts = plan.channel_layouts[scope.key] = channel_layouts(scope)
             banned_here = frozenset(output for key, output in banned if key == scope.key)
-            plan.scopes.append(plan_scope(scope, options, banned_here, layouts))
+            plan.scopes.append(
+                plan_scope(scope, options, banned_here, layouts, None if scope.key else plan.flushing)
+            )
         forget_unread_captures(scopes)
         if plan.flushing is not None:
             plan.flushing.flush_created()

@@ -20,14 +20,29 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnx_repfuse.algebra.bias import Bias
+from onnx_repfuse.algebra.kernels import Scaled
 from onnx_repfuse.graph.scope import Const, Scope, node_name, optional_input
 from onnx_repfuse.modelfile.dtypes import numpy_dtype
 from onnx_repfuse.options import Options
 from onnx_repfuse.planner.gains import MAX_GAIN, Gains
+from onnx_repfuse.planner.kernel_bounds import largest_rows
+from onnx_repfuse.planner.small_weights import (
+    BIAS,
+    TINY,
+    UNSEEN,
+    WEIGHT,
+    claim,
+    has_small,
+    joined,
+    largest_sum,
+    magnitude,
+    without_channels,
+    zeroed,
+)
 from onnx_repfuse.planner.weight_channels import (
     LINEAR_OPERATORS,
     by_channel,
@@ -40,15 +55,6 @@ from onnx_repfuse.records.report import Change, Flushed, Kind
 __all__ = ["Flushing", "invisible_constants"]
 
 Values = NDArray[Any]
-# Below these, products of two numbers may be subnormal, and no sum of ordinary terms sees one.
-TINY: dict[int, float] = {
-    onnx.TensorProto.FLOAT: 1e-30,
-    onnx.TensorProto.BFLOAT16: 1e-30,
-    onnx.TensorProto.DOUBLE: 1e-300,
-}
-UNSEEN = 2.0**-60  # of the channel's largest weight
-BLOCK = 1 << 18  # elements that are looked at together: they stay in the processor's cache
-WEIGHT, BIAS = 1, 2  # the inputs of a linear operator
 
 
 @dataclass(eq=False)
@@ -72,9 +78,8 @@ class Flushing:
     scanned: dict[str, bool] = field(default_factory=dict)
     flushed: dict[str, Flushed] = field(default_factory=dict)
     _nodes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    _computed: dict[str, Const] = field(
-        default_factory=dict
-    )  # what folds made, as it was before it was flushed
+    _planned: dict[str, Flushed] = field(default_factory=dict)  # the part of `flushed` that planning saw
+    _computed: dict[str, Const] = field(default_factory=dict)  # what folds made, before it was flushed
     _gains: Gains | None = None
 
     def flush_file(self) -> None:
@@ -86,13 +91,85 @@ class Flushing:
         for name in [name for name in self._file_weights() if name not in self.flushed]:
             const = self.scope.constants[name]
             if name not in self.scanned:
-                self.scanned[name] = _has_small(_magnitude(const.read()), TINY[const.data_type])
+                self.scanned[name] = has_small(magnitude(const.read()), TINY[const.data_type])
             if not self.scanned[name]:
                 continue
             small = self._small(name, const.read())
             if small is not None:
                 # As bits: an eighth of a byte for each element, where the weight itself is not kept.
-                self._replace(name, partial(_zeroed, const, np.packbits(small)))
+                self._replace(name, partial(zeroed, const, np.packbits(small)))
+
+    def flush_planned(self) -> bool:
+        """Between rounds: let planning see which channels and biases that folds made become zero; whether any did.
+
+        A dead channel leaves both convolutions, and a bias of zeros goes through padding, as they would in a second run
+        that reads zeros. Kernels are not computed for that.
+        """
+        self._gains = None
+        written = False
+        for name, const in list(self.scope.created.items()):
+            uses = self._uses(name) if const.data_type in TINY else []
+            if not uses:
+                continue
+            seen = self._with_zero_channels(name, const) or self._with_zero_bias(name, const, uses)
+            if seen is not None:
+                self.scope.created[name] = self.scope.constants[name] = seen
+                written = True
+        return written
+
+    def _limit(self, data_type: int) -> float:
+        return TINY[data_type] if self.is_deep else FLOAT_FORMATS[data_type].smallest_normal
+
+    def _with_zero_channels(self, name: str, const: Const) -> Const | None:
+        """A weight with zeros for the channels that are too small as a whole; None if it has none."""
+        rows = None if const.kernel is None else largest_rows(const.kernel)
+        if rows is None or const.kernel is None:
+            return None
+        small = (rows > 0) & (rows < self._limit(const.data_type))
+        uses = self._uses(name)
+        if not small.any() or not all(self._is_hidden(node) for node, _ in uses):
+            return None
+        size = const.size // len(rows)
+        largest = float(rows[small].max())
+        self._note(uses, Flushed(name, int(small.sum()) * size, const.size, largest, largest * size, True))
+        self._planned[name] = self.flushed[name]
+        kernel = Scaled(const.kernel.geometry, const.kernel, np.where(small, 0.0, 1.0))
+        return Const(
+            const.shape, const.data_type, partial(without_channels, const, uses[0][0], small), kernel
+        )
+
+    def _with_zero_bias(self, name: str, const: Const, uses: list[tuple[gs.Node, int]]) -> Const | None:
+        """A bias with zeros for its values that are too small; None if it has none, or is not known yet."""
+        bias = const.bias
+        if bias is None or bias.deferred or any(place != BIAS for _, place in uses):
+            return None
+        size = np.abs(bias.known)
+        small = np.ones(size.shape, np.bool_)
+        for node, _ in uses:
+            largest = self._largest_planned(node)
+            known = largest if largest is not None and largest.shape == size.shape else None
+            small &= self._is_small(size, known, const.data_type)
+        if not small.any() or not all(self._is_hidden(node) for node, _ in uses):
+            return None
+        largest_bias = float(size[small].max())
+        self._note(uses, Flushed(name, int(small.sum()), const.size, largest_bias, largest_bias, False))
+        self._planned[name] = self.flushed[name]
+        zeros = Bias(np.where(small, 0.0, bias.known), (), bias.noise, bias.is_sum)
+        return Const(const.shape, const.data_type, partial(zeroed, const, np.packbits(small)), None, zeros)
+
+    def _largest_planned(self, node: gs.Node) -> Values | None:
+        """The largest weight of each channel of a node, without computing a kernel."""
+        const = self.scope.const(optional_input(node, WEIGHT))
+        if const is None:
+            return None
+        if const.kernel is not None:
+            return largest_rows(const.kernel)
+        weight = self._read(optional_input(node, WEIGHT))
+        return None if weight is None or weight.ndim < 2 else largest_by_channel(node, weight).ravel()
+
+    def _note(self, uses: list[tuple[gs.Node, int]], flushed: Flushed) -> None:
+        self._nodes[flushed.tensor] = tuple(dict.fromkeys(node_name(node) for node, _ in uses))
+        self.flushed[flushed.tensor] = flushed
 
     def flush_created(self) -> None:
         """After planning: let the weights that folds made be computed with zeros."""
@@ -115,7 +192,7 @@ class Flushing:
     def changes(self) -> list[Change]:
         """What became zero so far, tensor by tensor, for the report."""
         return [
-            Change(Kind.FLUSH, self._nodes[name], _claim(one), flushed=one)
+            Change(Kind.FLUSH, self._nodes[name], claim(one), flushed=one)
             for name, one in self.flushed.items()
         ]
 
@@ -165,8 +242,8 @@ class Flushing:
 
     def _small(self, name: str, values: Values) -> NDArray[np.bool_] | None:
         """Which elements of a weight are too small to show, noted in `flushed`; None if none are."""
-        data_type, size = self.scope.constants[name].data_type, _magnitude(values)
-        if not _has_small(size, TINY[data_type]):
+        data_type, size = self.scope.constants[name].data_type, magnitude(values)
+        if not has_small(size, TINY[data_type]):
             return None
         uses = self._uses(name)
         if not uses or not all(self._is_hidden(node) for node, _ in uses):
@@ -175,15 +252,9 @@ class Flushing:
         if not small.any():
             return None
         dropped = np.where(small, size, 0)
-        self._nodes[name] = tuple(dict.fromkeys(node_name(node) for node, _ in uses))
-        self.flushed[name] = Flushed(
-            name,
-            int(small.sum()),
-            size.size,
-            float(dropped.max()),
-            max(_largest_sum(node, place, dropped) for node, place in uses),
-            uses[0][1] == WEIGHT,
-        )
+        bound = max(largest_sum(node, place, dropped) for node, place in uses)
+        found = Flushed(name, int(small.sum()), size.size, float(dropped.max()), bound, uses[0][1] == WEIGHT)
+        self._note(uses, joined(found, self._planned.get(name)))
         return small
 
     def _is_hidden(self, node: gs.Node) -> bool:
@@ -206,25 +277,28 @@ class Flushing:
         data_type = self.scope.data_type(name)
         if values is None or not is_hidden or data_type not in TINY or len(uses) != 1:  # others may show it
             return values
-        size = _magnitude(values.astype(numpy_dtype(data_type)))
+        size = magnitude(values.astype(numpy_dtype(data_type)))
         return np.where(self._below_limit(uses, size, data_type), 0, values)
 
     def _below_limit(
         self, uses: list[tuple[gs.Node, int]], size: Values, data_type: int
     ) -> NDArray[np.bool_]:
-        """Which elements, given by their magnitudes, become zero."""
-        small: NDArray[np.bool_] = (size > 0) & (size < FLOAT_FORMATS[data_type].smallest_normal)
-        if not self.is_deep or len({(place, channel_rule(node)) for node, place in uses}) > 1:
-            return small
-        limit = TINY[data_type]
-        tiny = (size > 0) & (size < limit)
+        """Which elements of a weight or bias, given by their magnitudes, become zero."""
+        small = np.ones(size.shape, np.bool_)
+        is_alike = len({(place, channel_rule(node)) for node, place in uses}) == 1
         for node, place in uses:
-            largest = self._largest(node, place, size)
-            if largest is None:
-                return small
-            view = size if place == BIAS else by_channel(node, size)[0]
-            tiny = tiny & ((view < UNSEEN * largest) | (largest < limit)).reshape(size.shape)
-        return np.asarray(small | tiny)
+            largest = self._largest(node, place, size) if is_alike and self.is_deep else None
+            view = by_channel(node, size)[0] if place == WEIGHT and largest is not None else size
+            small &= self._is_small(view, largest, data_type).reshape(size.shape)
+        return small
+
+    def _is_small(self, size: Values, largest: Values | None, data_type: int) -> NDArray[np.bool_]:
+        """Which magnitudes become zero, beside the largest of their channels; None if that is not known."""
+        small: NDArray[np.bool_] = size < FLOAT_FORMATS[data_type].smallest_normal
+        if self.is_deep and largest is not None:
+            limit = TINY[data_type]
+            small |= (size < limit) & ((size < UNSEEN * largest) | (largest < limit))
+        return small & (size > 0)
 
     def _largest(self, node: gs.Node, place: int, size: Values) -> Values | None:
         """The largest weight of each channel, to be broadcast to the weight's view or the bias; None if unknown."""
@@ -262,40 +336,3 @@ def invisible_constants(scope: Scope, options: Options) -> Callable[[str, float]
         return size * gains[0].of(name) <= limit * MAX_GAIN
 
     return is_invisible
-
-
-def _claim(flushed: Flushed) -> str:
-    by_input = " times the largest input" if flushed.is_times_input else ""
-    return (
-        f"{flushed.count} of {flushed.size} elements of '{flushed.tensor}', of magnitude {flushed.largest:.3g} at "
-        f"most, are zero: no output of its nodes changes by more than {flushed.bound:.3g}{by_input}"
-    )
-
-
-def _magnitude(values: Values) -> Values:
-    """Absolute values, in a type that numpy computes with at full speed."""
-    return np.asarray(np.abs(values if values.dtype.kind == "f" else values.astype(np.float32)))
-
-
-def _zeroed(const: Const, bits: NDArray[np.uint8]) -> Values:
-    values = const.read()
-    small = np.unpackbits(bits, count=values.size).astype(np.bool_).reshape(values.shape)
-    return np.where(small, values.dtype.type(0), values)
-
-
-def _has_small(size: Values, limit: float) -> bool:
-    """Whether a magnitude is below a limit, but not zero."""
-    flat = size.reshape(-1)
-    for begin in range(0, flat.size, BLOCK):
-        block = flat[begin : begin + BLOCK]
-        if np.count_nonzero(block < limit) > np.count_nonzero(block == 0):
-            return True
-    return False
-
-
-def _largest_sum(node: gs.Node, place: int, dropped: Values) -> float:
-    """What the outputs of a node change by at most, for inputs of magnitude 1."""
-    if place == BIAS or dropped.ndim < 2:
-        return float(dropped.max())
-    view, axes = by_channel(node, dropped)
-    return float(view.sum(axis=axes, dtype=np.float64).max())

@@ -39,7 +39,7 @@ from onnx_repfuse.planner.cost import cost_model
 from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.planner.dead_channels import ZeroChannels, drop_dead_channels
 from onnx_repfuse.planner.equal_nodes import merge_equal_nodes
-from onnx_repfuse.planner.flush import invisible_constants
+from onnx_repfuse.planner.flush import Flushing, invisible_constants
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.planner.lift_scope import Lifted, lift_all
 from onnx_repfuse.planner.move_factors import factor_refusals, move_factors
@@ -83,6 +83,7 @@ def plan_scope(
     options: Options,
     banned: frozenset[str] = frozenset(),
     layouts: dict[str, ChannelLayout] | None = None,
+    flushing: Flushing | None = None,
 ) -> ScopePlan:
     """Fold what can be folded in one scope.
 
@@ -91,6 +92,7 @@ def plan_scope(
         options: kinds of folds, nodes to keep, and the cost model.
         banned: outputs that must stay computed as they are.
         layouts: `channel_layouts` of the scope, where the caller has them already.
+        flushing: what lets small weights be zero, of the main graph.
     """
     stays = is_kept(options)
     # A kept node stays also where a fold leaves nobody who reads it.
@@ -108,6 +110,8 @@ def plan_scope(
         layouts = planning.rewrite_windows(layouts)
         layouts = planning.move_factors(layouts)
         last = planning.fold_in_rounds(layouts, once=reading == 0)
+        if last is not None and not planning.is_changed and flushing is not None:
+            planning.is_changed = flushing.flush_planned()
         if last is not None and not planning.is_changed:
             planning.drop_dead_channels(layouts)
         if last is not None and not planning.is_changed:

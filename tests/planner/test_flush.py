@@ -404,3 +404,35 @@ def test_the_allowance_for_flushed_weights_hides_no_ordinary_weight(
     result = fuse(net.model(net.op("Conv", "x", net.const(weight))))
     assert not result.report.changes
     assert result.report.refusals
+
+
+def test_channels_that_folding_makes_small_leave_in_the_same_run() -> None:
+    """Both the weight and the factor are ordinary floats; their product is a dead channel, which goes."""
+    net = Net(8)
+    weight = net.rng.standard_normal((32, 8, 3, 3))
+    weight[:16] *= 1e-20
+    is_dead = np.arange(32) < 16
+    conv = net.op("Conv", "x", net.const(weight), pads=[1] * 4)
+    statistics = (np.where(is_dead, 1e-20, 1.0), np.where(is_dead, 1e-35, 0.5), np.zeros(32), np.ones(32))
+    norm = net.op("BatchNormalization", conv, *map(net.const, statistics))
+    model = net.model(net.conv(net.op("Relu", norm), 32, 8, 3))
+    result = fuse(model)
+    assert {change.kind for change in result.report.changes} == {Kind.FLUSH}
+    assert {change.flushed.count for change in result.report.changes if change.flushed} == {16, 16 * 72}
+    assert result.report.after.macs == result.report.before.macs // 2
+    assert fuse(result.model).model.SerializeToString() == result.model.SerializeToString()
+    x = np.random.default_rng(0).standard_normal((1, 8, 9, 9)).astype(np.float32)
+    (before,), (after,) = run(model, {"x": x}), run(result.model, {"x": x})
+    assert np.abs(before - after).max() < 1e-5 * np.abs(before).max()
+
+
+def test_a_bias_that_folding_makes_small_goes_through_padding_in_the_same_run() -> None:
+    net = Net(4)
+    first = net.op("Conv", "x", net.random(8, 4, 1, 1), net.const(np.full(8, 1e-20)))
+    scaled = net.op("Mul", first, net.const(np.full((8, 1, 1), 1e-15)))
+    model = net.model(
+        net.conv(net.op("Mul", scaled, net.const(np.full((8, 1, 1), 1e15))), 8, 4, 3, bias=True)
+    )
+    result = fuse(model)
+    assert fuse(result.model).model.SerializeToString() == result.model.SerializeToString()
+    assert result.report.verification
