@@ -13,7 +13,7 @@ from onnx_repfuse.records.report import Kind
 __all__ = ["KIND_HELP", "input_data", "input_shapes", "libraries", "only_kinds", "skip_kinds", "words"]
 
 KIND_HELP = {
-    Kind.AFFINE: "BatchNormalization, Mul, Add, Sub, Div or Neg by constants, into a Conv",
+    Kind.AFFINE: "BatchNormalization, Mul, Add, Sub, Div or Neg by constants, into a Conv or into each other",
     Kind.BRANCHES: "a sum of convolutions of one tensor, into one",
     Kind.SEQUENCE: "a Conv after a Conv, into one",
     Kind.PAD: "a Pad before a Conv, into its pads",

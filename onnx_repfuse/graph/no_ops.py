@@ -18,7 +18,7 @@ from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, Scope, optional_input, static
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
-__all__ = ["drops", "given_out", "shows_zero"]
+__all__ = ["constant_beside", "drops", "given_out", "shows_zero"]
 
 MAX_TENSORS_BEHIND = 64  # looked at for one that tells 0 from -0
 # Operators that make something else of -0 than of 0, with the inputs for which they do.
@@ -154,13 +154,13 @@ def _pad(scope: Scope, node: gs.Node) -> str:
 
 
 def _product(scope: Scope, node: gs.Node) -> str:
-    name, const = _beside_constant(scope, node, commutes=node.op == "Mul")
-    return name if const is not None and np.all(const.read() == 1) else ""
+    name, const = constant_beside(scope, node, commutes=node.op == "Mul")
+    return name if const is not None and _is_from_file(const) and np.all(const.read() == 1) else ""
 
 
 def _sum(scope: Scope, node: gs.Node) -> str:
-    name, const = _beside_constant(scope, node, commutes=node.op == "Add")
-    if const is None:
+    name, const = constant_beside(scope, node, commutes=node.op == "Add")
+    if const is None or not _is_from_file(const):
         return ""
     value = const.read().astype(np.float64)
     if np.any(value):
@@ -168,7 +168,12 @@ def _sum(scope: Scope, node: gs.Node) -> str:
     return "" if shows_zero(scope, node, value, is_left=False) else name
 
 
-def _beside_constant(scope: Scope, node: gs.Node, *, commutes: bool) -> tuple[str, Const | None]:
+def _is_from_file(const: Const) -> bool:
+    """Whether an exporter left it behind: what this run made does something, and may be dear to compute."""
+    return const.bias is None and const.kernel is None
+
+
+def constant_beside(scope: Scope, node: gs.Node, *, commutes: bool) -> tuple[str, Const | None]:
     """A tensor and the small float constant behind it, or before it, that does not widen it; else no constant."""
     if len(node.inputs) != 2:
         return "", None
@@ -180,8 +185,7 @@ def _beside_constant(scope: Scope, node: gs.Node, *, commutes: bool) -> tuple[st
         return "", None
     if const.data_type not in FLOAT_FORMATS or const.size > MAX_FOLDED_ELEMENTS:
         return "", None
-    # what this run made is no constant that an exporter left behind, and may not be computed while planning
-    if const.bias is not None or const.kernel is not None or const.computed() is None:
+    if const.computed() is None:
         return "", None
     # below opset 7 the output has the shape of the first operand
     keeps_shape = scope.opset < NUMPY_BROADCAST_SINCE or _keeps_shape(scope, name, const.shape)

@@ -11,17 +11,14 @@ from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.decode import new_node, read_instead
 from onnx_repfuse.graph.edit_points import replace_nodes
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import Const, Scope
-from onnx_repfuse.lift import Context
 from onnx_repfuse.lift.linear_op import affine_role
 from onnx_repfuse.planner.apply_folds import add_fold
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
-from onnx_repfuse.planner.protected_patterns import protected_nodes
 from onnx_repfuse.planner.refusals import sum_refusal
 from onnx_repfuse.planner.scalar_paths import Path, Paths
 from onnx_repfuse.records.report import Kind, Refusal
@@ -29,24 +26,17 @@ from onnx_repfuse.records.report import Kind, Refusal
 __all__ = ["factor_refusals", "move_factors"]
 
 
-def move_factors(
-    plan: ScopePlan,
-    layouts: dict[str, ChannelLayout],
-    is_free: Callable[[gs.Node], bool],
-    is_allowed: Callable[[frozenset[Kind]], bool],
-) -> bool:
+def move_factors(plan: ScopePlan, paths: Paths, is_allowed: Callable[[frozenset[Kind]], bool]) -> bool:
     """Move scalar factors to where the next round folds them; whether there were any.
 
     Args:
         plan: of the scope, which is changed.
-        layouts: of its tensors.
-        is_free: whether a node may be replaced.
+        paths: what is known of it.
         is_allowed: whether the user allows a fold of these kinds.
     """
     scope = plan.scope
     if scope.opset < NUMPY_BROADCAST_SINCE:
         return False
-    paths = Paths(Context(scope, layouts, protected_nodes(scope)), is_free)
     taken: set[int] = set()
     replaced: dict[int, list[gs.Node]] = {}
     for factor in paths.factors():
@@ -64,15 +54,12 @@ def move_factors(
     return bool(replaced)
 
 
-def factor_refusals(
-    scope: Scope, layouts: dict[str, ChannelLayout], is_free: Callable[[gs.Node], bool]
-) -> Iterator[Refusal]:
+def factor_refusals(paths: Paths) -> Iterator[Refusal]:
     """The factors of products of two tensors that stay, as something was added to the product before."""
-    paths = Paths(Context(scope, layouts, protected_nodes(scope)), is_free)
     for factor in paths.factors():
         total = paths.sum_of_product(factor)
         if total is not None:
-            yield sum_refusal(scope, factor, total)
+            yield sum_refusal(paths.scope, factor, total)
 
 
 def _role(path: Path) -> Kind:

@@ -26,6 +26,7 @@ from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.lift import Context, Declined, LinearOp
 from onnx_repfuse.options import Options
 from onnx_repfuse.planner.activation_patterns import activations
+from onnx_repfuse.planner.affine_chains import chain_refusals, merge_chains
 from onnx_repfuse.planner.apply_folds import (
     add_fold,
     apply_folds,
@@ -47,6 +48,7 @@ from onnx_repfuse.planner.padded_windows import apply_padded_windows
 from onnx_repfuse.planner.protected_patterns import protected_nodes
 from onnx_repfuse.planner.refusals import opset_refusal, refusals, size_refusal
 from onnx_repfuse.planner.run_time_sizes import may_rise
+from onnx_repfuse.planner.scalar_paths import Paths
 from onnx_repfuse.planner.select import Selection, select
 from onnx_repfuse.planner.shape_readers import reads_lost_shape
 from onnx_repfuse.planner.shared_consumers import absorb_shared_tensors
@@ -108,7 +110,7 @@ def plan_scope(
         if planning.is_changed:
             layouts = channel_layouts(scope)
         layouts = planning.rewrite_windows(layouts)
-        layouts = planning.move_factors(layouts)
+        layouts = planning.move_constants(layouts)
         last = planning.fold_in_rounds(layouts, once=reading == 0)
         if last is not None and not planning.is_changed and flushing is not None:
             planning.is_changed = flushing.flush_planned()
@@ -125,7 +127,9 @@ def plan_scope(
             if options.allows(Kind.STRIDE):
                 plan.refusals += subsampling_refusals(scope, layouts, planning.is_free)
             if options.allows(Kind.PRODUCT):
-                plan.refusals += factor_refusals(scope, layouts, planning.is_free)
+                plan.refusals += factor_refusals(planning.paths(layouts))
+            if options.allows(Kind.AFFINE):
+                plan.refusals += chain_refusals(planning.paths(layouts))
             return plan
         # A second run would read the file that the nodes make now. So plan once more by what that says: without what
         # is remembered of nodes that are gone, and with the shapes that inference finds.
@@ -193,11 +197,21 @@ class _Planning:
             written = drop_dead_channels(self.plan, layouts, self.is_free, self.zeros, invisible)
             self._changed(written=written)
 
-    def move_factors(self, layouts: dict[str, ChannelLayout]) -> dict[str, ChannelLayout]:
-        """Move scalar factors to where they fold; the layouts of all tensors then."""
-        is_written = move_factors(self.plan, layouts, self.is_free, self.options.allows_all)
-        self._changed(written=is_written)
+    def move_constants(self, layouts: dict[str, ChannelLayout]) -> dict[str, ChannelLayout]:
+        """Merge chains of arithmetic with constants, move scalar factors to where they fold; all layouts then."""
+        is_written = False
+        if self.options.allows(Kind.AFFINE):
+            is_written = merge_chains(self.plan, self.paths(layouts))
+            self._changed(written=is_written)
+        if move_factors(self.plan, self.paths(layouts), self.options.allows_all):
+            is_written = True
+            self._changed(written=True)
         return channel_layouts(self.plan.scope, layouts) if is_written else layouts
+
+    def paths(self, layouts: dict[str, ChannelLayout]) -> Paths:
+        """The ways of scalar factors, in the scope as it is."""
+        scope = self.plan.scope
+        return Paths(Context(scope, layouts, protected_nodes(scope)), self.is_free)
 
     def is_free(self, node: gs.Node) -> bool:
         """Whether a node may be replaced: it is not kept, and no fold of its outputs is banned."""

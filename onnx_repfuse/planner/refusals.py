@@ -13,7 +13,7 @@ from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Refusal
 
-__all__ = ["opset_refusal", "refusals", "size_refusal", "stride_refusal", "sum_refusal"]
+__all__ = ["chain_refusal", "opset_refusal", "refusals", "size_refusal", "stride_refusal", "sum_refusal"]
 
 MAX_NODES_BACK = 8  # looked at between a BatchNormalization and its convolution
 
@@ -59,6 +59,12 @@ def size_refusal(scope: Scope, nodes: Sequence[gs.Node]) -> Refusal:
 def stride_refusal(scope: Scope, node: gs.Node, reason: Reason, why: str) -> Refusal:
     """A strided 1x1 convolution behind one that has to compute all positions."""
     return _refusal(scope, reason, f"{_title(scope, node)} keeps its stride: {why}.", node)
+
+
+def chain_refusal(scope: Scope, nodes: Sequence[gs.Node], reason: Reason, why: str) -> Refusal:
+    """Arithmetic with constants in a row that is not one Mul and one Add in floating point."""
+    *others, last = nodes
+    return _refusal(scope, reason, f"{_title(scope, last)} and those before it stay: {why}.", last, *others)
 
 
 def sum_refusal(scope: Scope, factor: gs.Node, total: gs.Node) -> Refusal:

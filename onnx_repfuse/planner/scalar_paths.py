@@ -112,10 +112,10 @@ class Paths:
     def of(self, factor: gs.Node) -> Path | None:
         """The way of a factor to what absorbs it; None if nothing does, or if it stands beside that."""
         place = self.scaled_input(factor)
-        if place is None or not self._may_go(factor):
+        if place is None or not self.may_go(factor):
             return None
         output = factor.outputs[0].name
-        if self._absorbs_from_below(factor.inputs[place].name, factor) or self._consumer_that_absorbs(output):
+        if self.absorbs_from_below(factor.inputs[place].name, factor) or self.consumer_that_absorbs(output):
             return None
         enlarges = self._enlarges_half(factor, place)
         found = None if enlarges else self._up(factor.inputs[place].name, factor, MAX_STEPS)
@@ -129,7 +129,7 @@ class Paths:
         place = self.scaled_input(factor)
         name = "" if place is None else factor.inputs[place].name
         total = self.scope.producer.get(name)
-        if total is None or total.op != "Add" or not self._may_go(factor) or not self._is_alone(name, factor):
+        if total is None or total.op != "Add" or not self.may_go(factor) or not self.is_alone(name, factor):
             return None
         below = [self.scope.producer.get(tensor.name) for tensor in total.inputs]
         return total if any(node is not None and self._passable(node) == (0, 1) for node in below) else None
@@ -153,10 +153,11 @@ class Paths:
         """The nodes that read the values of a tensor, and not only its shape."""
         return [node for node in self.scope.consumers.get(name, ()) if operator(node).of_shape is None]
 
-    def _may_go(self, node: gs.Node) -> bool:
+    def may_go(self, node: gs.Node) -> bool:
+        """Whether a node may be replaced: it is free, and no part of a pattern that runtimes fuse."""
         return id(node) not in self.context.protected and self.is_free(node)
 
-    def _is_alone(self, name: str, reader: gs.Node) -> bool:
+    def is_alone(self, name: str, reader: gs.Node) -> bool:
         """Whether only one node, and nobody outside, reads the values of a tensor, and reads it once."""
         return not self.scope.is_seen(name) and [id(node) for node in self.reads(name)] == [id(reader)]
 
@@ -172,14 +173,14 @@ class Paths:
     def _up(self, name: str, reader: gs.Node, left: int) -> tuple[tuple[Step, ...], LinearOp] | None:
         """The steps upwards from a tensor, which `reader` reads, to what absorbs a factor of it; at least one."""
         producer = self.scope.producer.get(name)
-        if not left or producer is None or not self._may_go(producer) or not self._is_alone(name, reader):
+        if not left or producer is None or not self.may_go(producer) or not self.is_alone(name, reader):
             return None
         for place in self._passable(producer):
             below = producer.inputs[place].name
             if not self._can_be_tried(producer):
                 continue
             step = Step(producer, place)
-            sink = self._absorbs_from_below(below, producer)
+            sink = self.absorbs_from_below(below, producer)
             if sink is not None:
                 return (step,), sink
             further = self._up(below, producer, left - 1)
@@ -192,11 +193,11 @@ class Paths:
         node, down = factor, tuple[Step, ...]()
         while len(down) < MAX_STEPS:
             name = node.outputs[0].name
-            sink = self._consumer_that_absorbs(name)
+            sink = self.consumer_that_absorbs(name)
             if sink is not None:
                 return Path(factor, down, None, (), sink)
             readers = self.reads(name)
-            if len(readers) != 1 or not self._is_alone(name, readers[0]) or not self._may_go(readers[0]):
+            if len(readers) != 1 or not self.is_alone(name, readers[0]) or not self.may_go(readers[0]):
                 return None
             node = readers[0]
             place = next((place for place in self._passable(node) if node.inputs[place].name == name), None)
@@ -207,7 +208,7 @@ class Paths:
             step = Step(node, place)
             if node.op == "MatMul":
                 other = node.inputs[1 - place].name
-                sink = self._absorbs_from_below(other, node)
+                sink = self.absorbs_from_below(other, node)
                 up = ((), sink) if sink is not None else self._up(other, node, MAX_STEPS)
                 if up is not None:
                     return Path(factor, down, step, *up)
@@ -235,11 +236,11 @@ class Paths:
         is_product = node.op == "MatMul" and names[0] != names[1]
         return (0, 1) if is_product and all(self.scope.const(name) is None for name in names) else ()
 
-    def _absorbs_from_below(self, name: str, reader: gs.Node) -> LinearOp | None:
+    def absorbs_from_below(self, name: str, reader: gs.Node) -> LinearOp | None:
         """The operator that computes a tensor and absorbs a factor of it, maybe through shifts."""
         for _ in range(MAX_STEPS):
-            lifted = self._lift(name)
-            if lifted is None or not self._is_alone(name, reader) or not self._may_go(lifted.node):
+            lifted = self.lifted(name)
+            if lifted is None or not self.is_alone(name, reader) or not self.may_go(lifted.node):
                 return None
             if self._is_absorbing(lifted):
                 return lifted
@@ -249,15 +250,15 @@ class Paths:
             name, reader = lifted.operands[0].name, lifted.node
         return None
 
-    def _consumer_that_absorbs(self, name: str) -> LinearOp | None:
+    def consumer_that_absorbs(self, name: str) -> LinearOp | None:
         """The operator that alone reads a tensor and absorbs a factor of it."""
         readers = self.reads(name)
-        if len(readers) != 1 or not self._is_alone(name, readers[0]) or name not in self.layouts:
+        if len(readers) != 1 or not self.is_alone(name, readers[0]) or name not in self.layouts:
             return None
-        lifted = self._lift(readers[0].outputs[0].name)
+        lifted = self.lifted(readers[0].outputs[0].name)
         if lifted is None or [operand.name for operand in lifted.operands] != [name]:
             return None
-        return lifted if self._may_go(lifted.node) and self._is_absorbing(lifted) else None
+        return lifted if self.may_go(lifted.node) and self._is_absorbing(lifted) else None
 
     def _is_absorbing(self, lifted: LinearOp) -> bool:
         """Whether a factor beside an operator goes into its constants: a weight, or a factor."""
@@ -266,7 +267,8 @@ class Paths:
         facts = operator(lifted.node)
         return facts.weight is not None or facts.normalizes or lifted.node.op in _FACTORS
 
-    def _lift(self, name: str) -> LinearOp | None:
+    def lifted(self, name: str) -> LinearOp | None:
+        """The operator that computes a tensor, if it is linear and acts on channels."""
         if name not in self._lifted:
             node = self.scope.producer.get(name)
             is_first = node is not None and node.outputs[0].name == name

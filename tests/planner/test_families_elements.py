@@ -1,0 +1,130 @@
+"""Arithmetic with constants of any shape, in tensors of any rank: one Mul and one Add."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnx_repfuse import fuse
+from onnx_repfuse.records.reasons import Reason
+from tests.build import Net, check, counts, equal
+
+
+def net_of(*shape: int | str, **fields: Any) -> Net:
+    net = Net(**fields)
+    net.shape = shape
+    return net
+
+
+def grid(net: Net, *shape: int) -> str:
+    return net.const(net.rng.uniform(-3, 3, shape))
+
+
+def test_decoding_of_boxes() -> None:
+    """YOLOv5: ((2*x - 0.5) + grid) * stride and (2*x)**2 * anchors, of (batch, anchors, height, width, 2)."""
+    net = net_of("N", 3, 4, 5, 2)
+    x = net.op("Sigmoid", "x")
+    y = net.op("Sub", net.op("Mul", x, net.const(2.0)), net.const(0.5))
+    y = net.op("Mul", net.op("Add", y, grid(net, 1, 3, 4, 5, 2)), net.const(8.0))
+    check(net.model(y), {"Sigmoid": 1, "Mul": 1, "Add": 1})
+
+
+@pytest.mark.parametrize("shape", [(), (4,), ("N", 4), ("N", 4, 5), ("N", 4, 3, 5), ("N", 2, 4, 3, 5)])
+@pytest.mark.parametrize("ops", ["Mul Mul", "Add Sub", "Mul Add Div", "Neg Mul Neg", "Sub Neg Mul Add"])
+def test_scalars_at_every_rank(shape: tuple[int | str, ...], ops: str) -> None:
+    net = net_of(*shape)
+    y = net.op("Relu", "x")
+    for number, op in enumerate(ops.split()):
+        y = net.op(op, y) if op == "Neg" else net.op(op, y, net.const(1.5 + number))
+    model = net.model(net.op("Relu", y))
+    result = fuse(model)
+    left = {op: count for op, count in counts(result.model).items() if op != "Relu"}
+    adds = any(op in ops for op in ("Add", "Sub"))
+    multiplies = any(op in ops for op in ("Mul", "Div"))
+    assert sum(left.values()) == adds + multiplies, left
+    assert equal(model, result.model) > 0
+    again = fuse(result.model)
+    assert again.model.SerializeToString(deterministic=True) == result.model.SerializeToString(
+        deterministic=True
+    )
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div"])
+def test_the_constant_on_either_side(op: str, first: bool) -> None:
+    net = net_of("N", 3, 4, 5)
+    y, constant = net.op("Relu", "x"), grid(net, 3, 4, 5)
+    y = net.op("Add", net.op(op, *((constant, y) if first else (y, constant))), grid(net, 4, 5))
+    y = net.op("Sub", net.const(1.0), y)
+    model = net.model(net.op("Relu", y))
+    result = fuse(model)
+    assert equal(model, result.model) > 0
+    divides = op == "Div" and first  # a constant divided by a tensor is not linear
+    saved = 0 if divides else 2 if op == "Sub" and first else 1  # 1 - (c - x) has the factor 1
+    assert len(result.model.graph.node) == len(model.graph.node) - saved
+
+
+def test_constants_that_vary_along_different_axes() -> None:
+    net = net_of("N", 3, 4, 5)
+    y = net.op("Mul", net.op("Add", net.op("Relu", "x"), grid(net, 3, 4, 1)), grid(net, 1, 5))
+    check(net.model(net.op("Add", y, grid(net, 3, 1, 1))), {"Relu": 1, "Mul": 1, "Add": 1})
+
+
+def test_a_constant_that_would_grow_stays_apart() -> None:
+    """(64, 1) and (1, 64) are 128 numbers, their product 4096."""
+    net = net_of("N", 64, 64)
+    y = net.op("Mul", net.op("Mul", net.op("Relu", "x"), grid(net, 64, 1)), grid(net, 1, 64))
+    check(net.model(net.op("Relu", y)), None)
+
+
+def test_a_position_embedding_between_factors_behind_a_product() -> None:
+    net = net_of("N", 5, 4)
+    y = net.op("Mul", net.op("MatMul", "x", net.random(4, 6)), net.const(0.7))
+    y = net.op("Mul", net.op("Add", y, grid(net, 5, 6)), net.const(1.3))
+    check(net.model(net.op("Relu", y)), {"MatMul": 1, "Add": 1, "Relu": 1})
+
+
+def test_rounding_is_no_sum() -> None:
+    """x + 1.5 * 2**23 - 1.5 * 2**23 rounds x to an integer."""
+    net = net_of("N", 3, 4, 5, 2)
+    y = net.op("Sub", net.op("Add", net.op("Relu", "x"), net.const(12582912.0)), net.const(12582912.0))
+    check(net.model(y), None, Reason.PRECISION)
+
+
+@pytest.mark.parametrize(
+    ("large", "small", "reason"), [(1e30, 1e-30, Reason.OVERFLOW), (1e-30, 1e30, Reason.UNDERFLOW)]
+)
+def test_clipping_by_overflow_is_no_product(large: float, small: float, reason: Reason) -> None:
+    net = net_of("N", 3, 4, 5, 2)
+    y = net.op("Mul", net.op("Mul", net.op("Relu", "x"), net.const(large)), net.const(small))
+    check(net.model(y), None, reason)
+
+
+def test_half_precision_has_less_room() -> None:
+    for large, merges in ((4.0, True), (100.0, False)):
+        net = net_of("N", 3, 4, 5, 2, dtype=np.float16)
+        y = net.op("Div", net.op("Mul", net.op("Relu", "x"), net.const(large)), net.const(large * 1.5))
+        result = fuse(net.model(net.op("Relu", y)))
+        assert (len(result.model.graph.node) == 3) == merges
+
+
+def test_what_is_needed_elsewhere_stays() -> None:
+    net = net_of("N", 3, 4, 5, 2)
+    inner = net.op("Mul", net.op("Relu", "x"), net.const(2.0))
+    check(net.model(net.op("Mul", inner, net.const(3.0)), net.op("Sigmoid", inner)), None)
+
+
+def test_a_chain_that_undoes_itself() -> None:
+    net = net_of("N", 3, 4, 5, 2)
+    y = net.op("Div", net.op("Mul", net.op("Relu", "x"), net.const(3.0)), net.const(3.0))
+    check(net.model(net.op("Sigmoid", y)), {"Relu": 1, "Sigmoid": 1})
+
+
+def test_a_shape_that_is_asked_for_in_between() -> None:
+    net = net_of("N", 3, "H", 5, 2)
+    inner = net.op("Mul", net.op("Relu", "x"), net.const(2.0))
+    zeros = net.op("ConstantOfShape", net.op("Shape", inner))
+    y = net.op("Add", net.op("Mul", inner, net.const(3.0)), zeros)
+    check(net.model(y), {"Relu": 1, "Mul": 1, "Shape": 1, "ConstantOfShape": 1, "Add": 1})
