@@ -55,6 +55,7 @@ class View:
         entry: for an operator that lists sizes, the position of the channels in that list, to be replaced for other
             channels; None where it works on any number of channels.
         target: that list, if it is constant.
+        listed_in: the name of that list, if it is not constant, and the channels' entry may be replaced.
         start, end: proved shapes of operand and output.
         like: the tensor whose Shape a Reshape restores.
         is_copy: the output is the operand.
@@ -71,6 +72,7 @@ class View:
     dims: int
     entry: int | None
     target: Const | None
+    listed_in: str
     start: Shape
     end: Shape
     like: str
@@ -120,7 +122,12 @@ class View:
         """Whether it can be written for that many channels."""
         if self.entry is None:
             return True
-        return channels == self.channels or self.target is not None
+        return channels == self.channels or self.target is not None or bool(self.listed_in)
+
+    @property
+    def listed(self) -> int:
+        """How many sizes the list of a Resize has."""
+        return len(self.node.attrs.get("axes") or self.start)
 
 
 def _space_map(node: gs.Node) -> SpaceMap:
@@ -175,10 +182,11 @@ def behind_view(
 def _result_shape(scope: Scope, node: gs.Node) -> Shape:
     """The proved shape of the output, that of another tensor if the node restores it; () if an input may vary.
 
-    The target of a Reshape may also follow from shapes: then inference has proved what it could.
+    The target of a Reshape and the sizes of a Resize may also follow from shapes: then inference has proved what it
+    could.
     """
     varying = [t.name for t in node.inputs[1:] if t.name and scope.const(t.name) is None]
-    follows = node.op == "Reshape" and all(computed_from_shapes(scope, name) for name in varying)
+    follows = node.op in ("Reshape", "Resize") and all(computed_from_shapes(scope, name) for name in varying)
     name = (restored_from(scope, node) if varying else "") or (
         node.outputs[0].name if follows or not varying else ""
     )

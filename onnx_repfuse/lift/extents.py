@@ -20,7 +20,7 @@ from onnx_repfuse.graph.scope import Scope, optional_input, static
 from onnx_repfuse.lift.linear_op import Context
 from onnx_repfuse.lift.windows import window_of
 
-__all__ = ["Extent", "equal_shapes", "extents"]
+__all__ = ["Dim", "Extent", "equal_shapes", "extents", "known_extents"]
 
 
 _AXES_AT = {"Slice": 3, "ReduceMean": 1}  # which input lists the axes
@@ -57,11 +57,17 @@ def extents(context: Context) -> dict[str, Dims]:
     return found
 
 
-def equal_shapes(context: Context, names: Sequence[str]) -> bool:
-    """Whether tensors have the same shape, whatever that is."""
+def known_extents(context: Context) -> dict[str, Dims]:
+    """`extents`, found once for a context."""
     if not context.extents:  # asked for the first time
         context.extents.update(extents(context))
-    first, *others = [context.extents.get(name) for name in names]
+    return context.extents
+
+
+def equal_shapes(context: Context, names: Sequence[str]) -> bool:
+    """Whether tensors have the same shape, whatever that is."""
+    found = known_extents(context)
+    first, *others = [found.get(name) for name in names]
     return first is not None and all(other == first for other in others)
 
 

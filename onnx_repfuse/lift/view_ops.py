@@ -38,6 +38,7 @@ def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
         dims=len(shape),
         entry=entry if behind.channels == before.channels else None,
         target=target,
+        listed_in=_varying_list(node, entry, target),
         start=scope.shape(name) or (),
         end=shape,
         like=restored_from(scope, node),
@@ -81,3 +82,8 @@ def _entry_of_resize(node: gs.Node, channel: int, rank: int) -> int | None:
     """Where a Resize lists the size of an axis; None if its `axes` (opset 18) leave it out."""
     listed = [axis % rank for axis in node.attrs.get("axes") or range(rank)]
     return listed.index(channel) if channel in listed else None
+
+
+def _varying_list(node: gs.Node, entry: int | None, target: Const | None) -> str:
+    """`View.listed_in`."""
+    return optional_input(node, 3) if node.op == "Resize" and entry is not None and target is None else ""

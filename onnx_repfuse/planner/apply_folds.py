@@ -311,6 +311,10 @@ def _declare(scope: Scope, selection: Selection, nodes: Sequence[gs.Node]) -> No
         name = node.outputs[0].name
         if name == selection.output:
             continue
+        if step.op in ("SizesMul", "SizesAdd"):
+            length = (step.index.size,) if step.index is not None else (None,)
+            scope.types[name] = (onnx.TensorProto.INT64, length)
+            continue
         axis, like = step.layout[0], step.like or selection.output
         shape, assumed = scope.shape(like), scope.assumed.get(like)
         if shape is not None:

@@ -77,6 +77,9 @@ class _Emitter:
             self.convolution(step, inputs[0], output)
         elif step.op == "Slice":
             self.slice(step, inputs[0], output)
+        elif step.op in ("SizesMul", "SizesAdd"):
+            assert step.index is not None
+            self.node(step.op.removeprefix("Sizes"), [inputs[0], self.index("sizes", step.index)], output)
         elif step.index is not None:
             index = self.index("indices", step.index)
             self.node("Gather", [inputs[0], index], output, axis=step.layout[0])
@@ -84,7 +87,7 @@ class _Emitter:
             self.node("Concat", inputs, output, axis=step.layout[0])
         elif step.view is not None:
             node = step.view.node
-            self.node(node.op, [*inputs, *self.view_inputs(step)], output, **node.attrs)
+            self.node(node.op, [inputs[0], *self.view_inputs(step, inputs[1:])], output, **node.attrs)
         else:
             self.node(step.op, inputs, output)
 
@@ -193,13 +196,15 @@ class _Emitter:
         array = np.array(values, np.int64)
         return self.constant(label, Const(array.shape, onnx.TensorProto.INT64, lambda: array))
 
-    def view_inputs(self, step: Step) -> list[str]:
+    def view_inputs(self, step: Step, rewritten: list[str]) -> list[str]:
         """Further inputs of a view; a list of sizes that names the channels is written anew for other channels."""
         view = step.view
         assert view is not None
         others = [tensor.name for tensor in view.node.inputs[1:]]
         if step.channels == view.channels or view.entry is None:
             return others
+        if rewritten:
+            return [*others[:-1], *rewritten]
         assert view.target is not None
         sizes = np.array(view.target.read()).ravel()
         sizes[view.entry] = step.channels

@@ -31,6 +31,7 @@ __all__ = ["fold_models", "sources"]
 
 Nodes = Sequence[onnx.NodeProto]
 MAX_BORDER_ELEMENTS = 1 << 14  # of an operand, up to which a border's own nodes are tried
+_LIST_AT = {"Reshape": 1, "Resize": 3}  # which input is a list of sizes
 PAD_TAKES_ANY_TYPE = 13  # the opset from which Pad takes bfloat16, too
 
 
@@ -110,15 +111,20 @@ def _outputs(nodes: Nodes) -> set[str]:
 
 
 def _with_shapes(scope: Scope, nodes: Nodes) -> Nodes:
-    """Nodes, and those that compute the targets of the Reshapes among them from shapes, as early as may be.
+    """Nodes, and those that compute lists of sizes for them from shapes, as early as may be.
 
-    Planning treats such a Reshape as a view of one tensor, so a fold does not absorb what computes its target.
+    Planning treats a Reshape to such a list as a view of one tensor, so a fold does not absorb what computes its
+    target; a Resize likewise.
     """
-    reshapes = [node for node in nodes if node.op_type == "Reshape"]
-    if not reshapes:
+    lists = [
+        node.input[_LIST_AT[node.op_type]]
+        for node in nodes
+        if len(node.input) > _LIST_AT.get(node.op_type, 9)
+    ]
+    if not lists:
         return nodes
     computed = _outputs(nodes)
-    missing = {node.input[1] for node in reshapes if len(node.input) > 1} - computed
+    missing = _read_by(nodes, [name for name in lists if name])
     added: dict[int, onnx.NodeProto] = {}
     for name in sorted(missing):
         if scope.const(name) is None:
@@ -142,6 +148,19 @@ def _as_read(scope: Scope, node: gs.Node, computed: set[str]) -> onnx.NodeProto:
     """A node as it is in the file where that reads a tensor of these, as before a fold; else as it is now."""
     proto = scope.proto.node[scope.anchor[id(node)]] if id(node) in scope.original else None
     return to_proto(node) if proto is None or computed.isdisjoint(proto.input) else proto
+
+
+def _read_by(nodes: Nodes, names: Sequence[str]) -> set[str]:
+    """Those of some tensors that no node computes, and what the nodes read that compute the others."""
+    producer = {output: node for node in nodes for output in node.output}
+    pending, missing = list(names), set[str]()
+    while pending:
+        name = pending.pop()
+        if name in producer:
+            pending.extend(producer[name].input)
+        else:
+            missing.add(name)
+    return missing
 
 
 def _sizes_before(scope: Scope, name: str) -> list[gs.Node]:

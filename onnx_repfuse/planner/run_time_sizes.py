@@ -22,10 +22,11 @@ from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.facts import SpaceMapSort
 from onnx_repfuse.graph.operators.space_maps import permutation
-from onnx_repfuse.graph.scope import Scope, optional_input
+from onnx_repfuse.graph.scope import optional_input
 from onnx_repfuse.graph.views import View
-from onnx_repfuse.lift import LinearOp
+from onnx_repfuse.lift import Context, LinearOp
 from onnx_repfuse.planner.cover import Cover
+from onnx_repfuse.planner.run_time_lists import RunTimeLists
 from onnx_repfuse.planner.select import Selection
 from onnx_repfuse.planner.steps import Step
 
@@ -70,7 +71,7 @@ def _multiply_adds(
     kept = frozenset(id(step.view.node) for step in selection.lowered.steps if step.view is not None)
     for size in SIZES:
         for scale in SCALES:
-            trial = _Trial(cover.context.scope, size, scale, kept=kept)
+            trial = _Trial(cover.context, size, scale, kept=kept)
             try:
                 yield sum(map(trial.before, operators)), trial.after(selection.lowered.steps)
             except _UntoldError:
@@ -91,7 +92,7 @@ class _Trial:
         kept: ids of the nodes that are written again: the additions of an AveragePool count where it becomes a kernel.
     """
 
-    scope: Scope
+    context: Context
     size: int
     scale: float
     places: dict[str, _Places] = field(default_factory=dict)
@@ -122,6 +123,9 @@ class _Trial:
         results: list[_Places] = []
         total = 0
         for step in steps:
+            if step.op in ("SizesMul", "SizesAdd"):
+                results.append(_Places((), 0))
+                continue
             read = self.read(step.inputs[0], step, results)
             result = read
             if step.view is not None:
@@ -143,12 +147,13 @@ class _Trial:
         """The positions of a tensor; of a source, those of this trial."""
         if name not in self.places:
             axis, rank = layout
-            shape = self.scope.shape(name)
+            dims = RunTimeLists(self.context, self.size).dims(name)
             if axis == -1:
                 self.places[name] = _Places((), self.size)
             else:
-                known = shape[2:] if shape is not None and len(shape) == rank + 2 else (None,) * rank
-                space = tuple(self.size if dim is None else dim for dim in known)
+                space = tuple(dims[2:] if dims is not None and len(dims) == rank + 2 else (self.size,) * rank)
+                if min(space, default=1) < 1:
+                    raise _UntoldError  # the image is too small for what is before
                 self.places[name] = _Places(space, prod(space))
         return self.places[name]
 
@@ -166,6 +171,9 @@ class _Trial:
             if min(told, default=1) < 1:
                 raise _UntoldError  # the operator does not run at this size
             return _Places(tuple(told), prod(told))
+        listed = self.listed(view) if view.sort in _RESIZES else None
+        if listed is not None:
+            return _Places(listed, prod(listed))
         proved = view.end[1:-1] if axis == -1 else view.end[2:]
         if operand.space is None or (None in proved and len(proved) != len(operand.space)):
             raise _UntoldError
@@ -175,10 +183,27 @@ class _Trial:
             space.append(dim if dim is not None else max(1, int(operand.space[place] * factors[place])))
         return _Places(() if axis == -1 else tuple(space), prod(space))
 
+    def listed(self, view: View) -> tuple[int, ...] | None:
+        """The positions behind a Resize that lists sizes, where these follow from the sizes of what it reads."""
+        name = optional_input(view.node, 3)
+        lists, operand = RunTimeLists(self.context, self.size), RunTimeLists(self.context, self.size)
+        sizes = lists.evaluate(name) if name else None
+        if sizes is None or operand.dims(view.operand) is None:
+            return None
+        if len(lists.origins | operand.origins) > 1:
+            return None  # of two images, either may be the larger one
+        axes = view.node.attrs.get("axes") or range(len(view.start))
+        by_axis = {int(axis) % len(view.start): size for axis, size in zip(axes, sizes, strict=True)}
+        before = operand.dims(view.operand) or []
+        space = tuple(by_axis.get(axis, before[axis]) for axis in range(2, len(view.start)))
+        if min(space, default=1) < 1:
+            raise _UntoldError
+        return space
+
     def factors(self, view: View) -> tuple[float, ...]:
         """By how much a Resize lengthens each spatial axis."""
         for place in (2, 1):  # Resize has its scales third; Upsample, and Resize at first, second
-            const = self.scope.const(optional_input(view.node, place))
+            const = self.context.scope.const(optional_input(view.node, place))
             if const is not None and len(const.shape) == 1 and const.size == len(view.end):
                 return tuple(float(scale) for scale in np.asarray(const.read())[2:])
         self.was_scaled = True

@@ -19,7 +19,8 @@ class Step:
     """One operator to write.
 
     Attributes:
-        op: "Slice", "Gather", "Mul", "Shift" (add a constant), "Norm" (both), "Conv", "Add", "Concat", "View" or
+        op: "SizesMul", then "SizesAdd" (a list of sizes, with another number of channels),
+            "Slice", "Gather", "Mul", "Shift" (add a constant), "Norm" (both), "Conv", "Add", "Concat", "View" or
             "Identity".
         inputs: sources (anything hashable but int), or numbers of earlier steps.
         channels: of its output.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from onnx_repfuse import Options
 from onnx_repfuse.api import Result
 from onnx_repfuse.records.reasons import Reason
+from onnx_repfuse.records.report import Kind
 from tests.build import Net, check
 
 BY_MACS = Options(cost="macs")  # of such small models, nodes are most of the cost in ONNX Runtime
@@ -218,3 +222,58 @@ def test_a_factor_above_one_stays_behind_a_resize_in_half_precision() -> None:
     parameters = [net.const(np.full(4, v)) for v in (1264.0, 0.25, 0.0, 1.0)]
     model = net.model(net.op("BatchNormalization", y, *parameters))
     check(model, None, Reason.PRECISION, tolerance=2e-3)
+
+
+# Sizes that the graph computes
+
+ALONE = Options(cost="macs", skip=frozenset({Kind.EQUAL}))  # the lists of sizes have nodes in common
+
+
+def resized_to(net: Net, x: str, other: str, axes: tuple[int, ...] = (), **attrs: Any) -> str:
+    """x with the height and width of another tensor, as exporters write it."""
+    shape, wanted = net.op("Shape", x), net.op("Shape", other)
+    zero, one = net.const(np.array([0])), net.const(np.array([2]))
+    height, width = (
+        net.op("Unsqueeze", net.op("Gather", wanted, net.const(np.array(axis))), zero) for axis in (2, 3)
+    )
+    space = net.op("Concat", height, width, axis=0)
+    if axes:
+        return str(net.op("Resize", x, "", "", space, mode="linear", axes=axes, **attrs))
+    sizes = net.op("Concat", net.op("Slice", shape, zero, one, zero), space, axis=0)
+    return str(net.op("Resize", x, "", "", sizes, mode="linear", **attrs))
+
+
+@pytest.mark.parametrize("axes", [(), (2, 3), (-2, -1)])
+def test_head_over_maps_resized_to_each_other(axes: tuple[int, ...]) -> None:
+    net = Net(3, opset=18)
+    first, second, third = features(net, (4, 16, 16))
+    stacked = net.op("Concat", *(resized_to(net, x, first, axes) for x in (second, third)), first, axis=1)
+    model = net.model(net.op("Relu", net.conv(stacked, 36, 8, 1)))
+    result = check(model, counts_of(model, axes), options=ALONE, largest=9)
+    before, after = macs(result)
+    assert after < before
+
+
+def counts_of(model: onnx.ModelProto, axes: tuple[int, ...]) -> dict[str, int]:
+    ops = Counter(node.op_type for node in model.graph.node)
+    ops += Counter({"Conv": 2, "Add": 2})
+    ops -= Counter({"Concat": 1})
+    if not axes:  # each list of sizes gets its channels
+        ops += Counter({"Mul": 2, "Add": 2})
+    return dict(ops)
+
+
+def test_a_map_that_may_shrink_is_resized_first() -> None:
+    """Of unrelated images, either may be the larger one."""
+    net = Net(3)
+    _, x = features(net, (16, 16))
+    net.more_inputs.append(helper.make_tensor_value_info("z", 1, ("N", 3, "h", "w")))
+    model = net.model(net.op("Relu", net.conv(resized_to(net, x, "z"), 16, 4, 1)))
+    check(model, None, Reason.SHAPE, options=ALONE)
+
+
+def test_a_map_that_shrinks_at_every_size_is_resized_first() -> None:
+    net = Net(3)
+    first, _, third = features(net, (16, 16, 16))
+    model = net.model(net.op("Relu", net.conv(resized_to(net, first, third), 16, 4, 1)))
+    check(model, None, options=ALONE)
