@@ -106,25 +106,26 @@ def drop_dead_channels(
         is_invisible: whether adding so small a constant to a tensor shows nowhere.
     """
     scope = plan.scope
+    place = {id(node): number for number, node in enumerate(scope.nodes)}
     touched: set[int] = set()
     replaced: dict[int, list[gs.Node]] = {}
     for region in list(regions(scope, layouts, is_free)):
         if not touched.isdisjoint(map(id, region.nodes)):
             continue  # what it has in common with another one is new: the next reading sees it
         try:
-            alive = _Analysis(scope, layouts, region, zeros, is_invisible).alive()
+            alive = _Analysis(scope, layouts, region, zeros, is_invisible, place).alive()
         except Inexact:
             continue  # a weight that cannot be computed
         if len(alive) == region.channels:
             continue
         touched.update(map(id, region.nodes))
-        replaced |= _Writer(plan, layouts, region, alive).write()
+        replaced |= _Writer(plan, layouts, region, alive, place).write()
     replace_nodes(scope, replaced)
     return bool(replaced)
 
 
 class _Analysis:
-    """What the channels of a region hold."""
+    """What the channels of a region hold; `place` has the positions of the scope's nodes, by id()."""
 
     def __init__(
         self,
@@ -133,9 +134,10 @@ class _Analysis:
         region: Region,
         zeros: ZeroChannels,
         is_invisible: Callable[[str, float], bool],
+        place: Mapping[int, int],
     ) -> None:
         self.scope, self.layouts, self.region, self.zeros = scope, layouts, region, zeros
-        self.is_invisible = is_invisible
+        self.is_invisible, self.place = is_invisible, place
         self.values: dict[str, Values] = {}
 
     def alive(self) -> list[int]:
@@ -167,10 +169,9 @@ class _Analysis:
         return self.scope.constants[optional_input(node, WEIGHT)]
 
     def _propagate(self) -> None:
-        place = {id(node): number for number, node in enumerate(self.scope.nodes)}
         for node in self.region.producers:
             self.values[node.outputs[0].name] = self._constant_rows(node, self._rows(node))
-        for node in sorted(self.region.keepers, key=lambda node: place[id(node)]):
+        for node in sorted(self.region.keepers, key=lambda node: self.place[id(node)]):
             name = node.outputs[0].name
             inputs = [self.values[t.name] for t in node.inputs if t.name in self.values]
             known = any(bool((~np.isnan(value)).any()) for value in inputs)
@@ -269,9 +270,10 @@ class _Writer:
         layouts: Mapping[str, ChannelLayout],
         region: Region,
         alive: Sequence[int],
+        place: Mapping[int, int],
     ) -> None:
         self.plan, self.scope, self.layouts, self.region = plan, plan.scope, layouts, region
-        self.alive = np.asarray(alive)
+        self.alive, self.place = np.asarray(alive), place
         self.names: dict[str, str] = {}
 
     def write(self) -> dict[int, list[gs.Node]]:
@@ -281,8 +283,7 @@ class _Writer:
         nodes = list({id(node): node for node in self.region.nodes}.values())
         replaced = {id(node): [self._narrowed(node)] for node in nodes}
         ends = [node for node in self.region.sinks if node.outputs[0].name not in self.names]
-        place = {id(node): number for number, node in enumerate(self.scope.nodes)}
-        last, *others = sorted(ends, key=lambda node: place[id(node)], reverse=True)
+        last, *others = sorted(ends, key=lambda node: self.place[id(node)], reverse=True)
         for node in others:
             own = PlannedFold(self._outputs(node), [], replaced[id(node)], _DEAD, 0, 0)
             add_fold(self.plan, own, [node])
