@@ -137,6 +137,18 @@ def test_several_sources_get_sizes_that_fit_each_other() -> None:
     assert probe(lost).status is Status.FAILED
 
 
+def test_a_source_may_have_a_larger_batch_than_there_are_impulses() -> None:
+    w, s = rand(4, 4, 3, 3), rand(4, 1, 1)
+    inputs = [info("x", [1, 4, 16, 16]), info("z", [40, 4, 16, 16])]
+    before = [node("Conv", "x w", "a", pads=[1] * 4), node("Mul", "a s", "b"), node("Add", "b z", "y")]
+    after = [node("Conv", "x w", "a", pads=[1] * 4), node("Add", "a z", "y")]
+    assert (
+        probe(fold(before, after, inputs, {"w": w, "s": s}, {"w": w * s[:, :, :, None]})).status
+        is Status.PASSED
+    )
+    assert probe(fold(before, after, inputs, {"w": w, "s": s}, {"w": w})).status is Status.FAILED
+
+
 def test_a_transposed_convolution_is_judged() -> None:
     w, s = rand(8, 6, 3, 3), rand(6)
     how = {"strides": [2, 2], "pads": [1] * 4, "output_padding": [1, 1]}

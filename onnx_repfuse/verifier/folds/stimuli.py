@@ -233,6 +233,7 @@ def _in_batches(
         data[source.name] = probe.fill(source, (max(probe.rows, size), *others))
     rows = probe.rows
     if probe.kind == "impulse" and all(source.has_channels for source in case.sources):
+        data = {name: array[:rows] for name, array in data.items()}  # a larger fixed batch repeats them
         data, rows = _packed(case, data) if case.is_per_position else _spread(case, data)
     for first in range(0, rows, batch):
         feed = {}
