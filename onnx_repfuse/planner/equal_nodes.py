@@ -12,7 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.constant_folding import why_not_constant
-from onnx_repfuse.graph.edit_points import replace_aliases, replace_nodes
+from onnx_repfuse.graph.edit_points import replace_aliases, replace_nodes, to_proto
 from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.records.report import Kind
@@ -30,9 +30,9 @@ def merge_equal_nodes(plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banne
     Kept nodes and banned outputs stay, and so does what somebody outside of the scope reads.
     """
     scope = plan.scope
-    known = _EqualNodes(scope)
+    known = _EqualNodes(plan)
     replaced: dict[int, list[gs.Node]] = {}
-    for node in scope.nodes:
+    for node in _originals_first(scope):
         first = known.first(node)
         if first is None or is_kept(node) or not _may_go(scope, node, banned):
             continue
@@ -40,12 +40,22 @@ def merge_equal_nodes(plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banne
         for output, kept in zip(node.outputs, first.outputs, strict=True):
             if output.name:
                 known.merged[output.name] = kept.name
+            if output.name and id(node) in scope.original:
                 roles = frozenset((Kind.EQUAL,))
                 plan.add(PlannedFold((output.name,), [node], [], roles, 0, 0, equal_to=first))
     plan.merged.update(known.merged)
     replace_nodes(scope, replaced)
     replace_aliases(scope, known.merged)
+    if replaced:
+        scope.nodes = scope.order(scope.nodes)
     return bool(replaced)
+
+
+def _originals_first(scope: Scope) -> list[gs.Node]:
+    """The nodes of the file, then those that folds created, in the order in which the writer will put them."""
+    original = [node for node in scope.nodes if id(node) in scope.original]
+    created = [node for node in scope.nodes if id(node) not in scope.original]
+    return [*original, *sorted(created, key=lambda node: scope.anchor[id(node)])]
 
 
 def _may_go(scope: Scope, node: gs.Node, banned: frozenset[str]) -> bool:
@@ -60,8 +70,8 @@ class _EqualNodes:
         merged: output of a node -> that of the equal one before it.
     """
 
-    def __init__(self, scope: Scope) -> None:
-        self.scope = scope
+    def __init__(self, plan: ScopePlan) -> None:
+        self.plan, self.scope = plan, plan.scope
         self.merged: dict[str, str] = {}
         # Nearly all nodes differ in what they read. Only where they do not are attributes and constants compared.
         self._by_inputs: dict[Hashable, list[gs.Node]] = {}
@@ -69,7 +79,7 @@ class _EqualNodes:
 
     def first(self, node: gs.Node) -> gs.Node | None:
         """The node equal to this one that was passed before; None if there is none."""
-        if id(node) not in self.scope.original or not node.inputs:
+        if not node.inputs or not (id(node) in self.scope.original or self._is_inside_a_fold(node)):
             return None
         inputs = self._key(node, self._tensor_or_type)
         alike = self._by_inputs.setdefault(inputs, [])
@@ -81,7 +91,14 @@ class _EqualNodes:
         if why_not_constant(self._proto(node)):
             return None  # random, with subgraphs, or of another domain
         first = self._by_all.setdefault((inputs, self._rest(node)), node)
-        return None if first is node else first
+        # The writer puts the nodes of a fold where those were that they replace, perhaps in front of `first`.
+        is_before = self.scope.anchor[id(first)] <= self.scope.anchor[id(node)]
+        return None if first is node or not (is_before or id(node) in self.scope.original) else first
+
+    def _is_inside_a_fold(self, node: gs.Node) -> bool:
+        """Whether a fold created it for itself: two folds may view one tensor, each for its own consumer."""
+        names = {tensor.name for tensor in node.outputs}
+        return id(node) in self.plan.creator and names.isdisjoint(self.plan.original_outputs)
 
     def _key(self, node: gs.Node, key_of: Callable[[str], Hashable]) -> Hashable:
         outputs = tuple(
@@ -110,6 +127,8 @@ class _EqualNodes:
         return name if value is None else value.tobytes()
 
     def _proto(self, node: gs.Node) -> onnx.NodeProto:
+        if id(node) not in self.scope.original:
+            return to_proto(node)
         proto: onnx.NodeProto = self.scope.proto.node[self.scope.anchor[id(node)]]
         return proto
 

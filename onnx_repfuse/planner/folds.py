@@ -164,14 +164,15 @@ class ScopePlan:
                 node = self.scope.producer.get(tensor.name)
                 if node is None or id(node) in own or id(node) not in self.creator:
                     continue
-                if tensor.name not in self._original_outputs:
+                if tensor.name not in self.original_outputs:
                     own.add(id(node))
                     borrowed.append(node)
                     pending.append(node)
         return borrowed
 
     @cached_property
-    def _original_outputs(self) -> set[str]:
+    def original_outputs(self) -> set[str]:
+        """The tensors that the file's nodes compute."""
         return {name for node in self.scope.proto.node for name in node.output}
 
     def is_left(self, fold: PlannedFold) -> bool:

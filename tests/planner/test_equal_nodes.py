@@ -172,3 +172,24 @@ def test_long_chains_are_merged_in_linear_time() -> None:
     result = fuse(made, options=Options(check=False))
     assert result.model is not None
     assert counts(result.model) == {"Sin": 2000, "Sub": 1}
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_views_that_two_folds_create_of_one_tensor_are_one(swapped: bool) -> None:
+    """Both products take the doubled and transposed tensor in, and view `x` each for itself."""
+    ends = [node("MatMul", "t v", "p"), node("MatMul", "t w", "q")]
+    nodes = [
+        node("Add", "x x", "a"),
+        node("Transpose", "a", "t", perm=[0, 2, 3, 1]),
+        *(ends[::-1] if swapped else ends),
+        node("Sin", "p", "s"),
+        node("Mul", "s q", "y"),
+    ]
+    made = _model(nodes, {"v": random(4, 5), "w": random(4, 5)})
+    result = fuse(made)
+    assert result.model is not None
+    assert counts(result.model) == {"Transpose": 1, "MatMul": 2, "Sin": 1, "Mul": 1}
+    agree(made, X, folds=2)
+    again = fuse(result.model).model
+    assert again is not None
+    assert again.SerializeToString() == result.model.SerializeToString()
