@@ -45,6 +45,7 @@ from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.planner.lift_scope import Lifted, lift_all
 from onnx_repfuse.planner.move_factors import factor_refusals, move_factors
 from onnx_repfuse.planner.padded_windows import apply_padded_windows
+from onnx_repfuse.planner.pass_maxima import apply_maxima, maximum_refusals
 from onnx_repfuse.planner.protected_patterns import protected_nodes
 from onnx_repfuse.planner.refusals import opset_refusal, refusals, size_refusal
 from onnx_repfuse.planner.run_time_sizes import may_rise
@@ -110,6 +111,7 @@ def plan_scope(
         if planning.is_changed:
             layouts = channel_layouts(scope)
         layouts = planning.rewrite_windows(layouts)
+        layouts = planning.pass_maxima(layouts)
         layouts = planning.move_constants(layouts)
         last = planning.fold_in_rounds(layouts, once=reading == 0)
         if last is not None and not planning.is_changed and flushing is not None:
@@ -126,6 +128,8 @@ def plan_scope(
             plan.refusals += _new_refusals(plan, last)
             if options.allows(Kind.STRIDE):
                 plan.refusals += subsampling_refusals(scope, layouts, planning.is_free)
+            if options.allows(Kind.COMMUTE):
+                plan.refusals += maximum_refusals(scope, layouts, planning.is_free)
             if options.allows(Kind.PRODUCT):
                 plan.refusals += factor_refusals(planning.paths(layouts))
             if options.allows(Kind.AFFINE):
@@ -212,6 +216,14 @@ class _Planning:
         """The ways of scalar factors, in the scope as it is."""
         scope = self.plan.scope
         return Paths(Context(scope, layouts, protected_nodes(scope)), self.is_free)
+
+    def pass_maxima(self, layouts: dict[str, ChannelLayout]) -> dict[str, ChannelLayout]:
+        """Let positive factors pass maxima and activations to where they fold; the layouts of all tensors then."""
+        if not self.options.allows(Kind.COMMUTE):
+            return layouts
+        is_written = apply_maxima(self.plan, layouts, self.is_free)
+        self._changed(written=is_written)
+        return channel_layouts(self.plan.scope, layouts) if is_written else layouts
 
     def is_free(self, node: gs.Node) -> bool:
         """Whether a node may be replaced: it is not kept, and no fold of its outputs is banned."""

@@ -13,7 +13,15 @@ from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Refusal
 
-__all__ = ["chain_refusal", "opset_refusal", "refusals", "size_refusal", "stride_refusal", "sum_refusal"]
+__all__ = [
+    "chain_refusal",
+    "opset_refusal",
+    "refusals",
+    "sign_refusal",
+    "size_refusal",
+    "stride_refusal",
+    "sum_refusal",
+]
 
 MAX_NODES_BACK = 8  # looked at between a BatchNormalization and its convolution
 
@@ -54,6 +62,12 @@ def size_refusal(scope: Scope, nodes: Sequence[gs.Node]) -> Refusal:
     verb = "stay" if others else "stays"
     why = "folded they would take more multiply-adds at some of the sizes that are not known"
     return _refusal(scope, Reason.SHAPE, f"{names} {verb} as they are: {why}.", last, *others)
+
+
+def sign_refusal(scope: Scope, node: gs.Node, other: gs.Node) -> Refusal:
+    """A per-channel operator that would fold beyond a maximum or an activation."""
+    why = f"it cannot pass {_title(scope, other)}, as its factors are not all positive"
+    return _refusal(scope, Reason.SIGN, f"{_title(scope, node)} stays: {why}.", node, other)
 
 
 def stride_refusal(scope: Scope, node: gs.Node, reason: Reason, why: str) -> Refusal:

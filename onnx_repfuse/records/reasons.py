@@ -32,6 +32,7 @@ class Reason(str, Enum):
     OVERFLOW = "overflow"
     UNDERFLOW = "underflow"
     PRECISION = "precision"
+    SIGN = "sign"
     FUSED_PATTERN = "fused-pattern"
     OPSET = "opset"
     VERIFICATION = "verification"
@@ -69,6 +70,7 @@ _PROSE = {
     Reason.OVERFLOW: "the folded weights would overflow the model's data type",
     Reason.UNDERFLOW: "the folded weights would be too small for the model's half-precision data type",
     Reason.PRECISION: "the folded values would be less precise in half precision than those of the separate operators",
+    Reason.SIGN: "its factors are not all positive, and only those change places with a maximum or an activation",
     Reason.FUSED_PATTERN: "it is part of an activation or normalization that runtimes fuse as a whole",
     Reason.OPSET: "it is part of a HardSwish, which is an operator only from opset 14 on",
     Reason.VERIFICATION: "the fold did not pass verification and was undone",

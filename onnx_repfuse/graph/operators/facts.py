@@ -24,6 +24,7 @@ __all__ = [
     "Doubt",
     "Layout",
     "Operator",
+    "Passes",
     "SizeCase",
     "SpaceMap",
     "SpaceMapSort",
@@ -116,6 +117,13 @@ class SpaceMap:
         return cls(lambda node: sort, layout)
 
 
+class Passes(Enum):
+    """What may change places with an operator that is not linear, if it is positive."""
+
+    FACTORS = "f(s*x) = s*f(x) for s > 0: ReLU and its kind"
+    AFFINE = "f(s*x + t) = s*f(x) + t for s > 0: a maximum over positions"
+
+
 class Doubt(Enum):
     """What is not certain of an output, beyond the sizes of single axes."""
 
@@ -180,6 +188,7 @@ class Operator:
         has_window: it slides a window of `kernel_shape` over space.
         elementwise: each element of its output is computed from those at the same place of its operands, which
             broadcast as in numpy.
+        passes: what passes it per channel, if positive.
         since: the opset that brought it.
         attributes_are_inputs_since: the opset from which axes, starts, pads, min, ... are inputs, attributes before.
         of_shape: its output, from the dims of its input alone.
@@ -204,6 +213,7 @@ class Operator:
     operations: int = 1
     has_window: bool = False
     elementwise: bool = False
+    passes: Passes | None = None
     since: int = 1
     attributes_are_inputs_since: int = 1
     of_shape: Callable[[Attributes, tuple[int, ...]], Values] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from onnx_repfuse.graph.operators.channel_rules import BROADCAST, KEPT
-from onnx_repfuse.graph.operators.facts import Doubt, Operator, SizeCase
+from onnx_repfuse.graph.operators.facts import Doubt, Operator, Passes, SizeCase
 from onnx_repfuse.modelfile.dtypes import HOLDING_SIZES
 
 __all__ = ["POINTWISE"]
@@ -30,10 +30,10 @@ def _pointwise(name: str, **facts: Any) -> Operator:
 
 
 POINTWISE = (
-    _pointwise("Abs", gain=1.0),
+    _pointwise("Abs", gain=1.0, passes=Passes.FACTORS),
     _pointwise("Ceil"),
     _pointwise("Celu", gain=2.0),
-    _pointwise("Clip", gain=1.0, attributes_are_inputs_since=11),
+    _pointwise("Clip", gain=1.0, passes=Passes.FACTORS, attributes_are_inputs_since=11),
     _pointwise("Dropout", gain=1.0),
     _pointwise("Elu", gain=2.0),
     _pointwise("Erf", gain=2.0, is_bounded=True),
@@ -43,13 +43,13 @@ POINTWISE = (
     _pointwise("HardSigmoid", gain=1.0, is_bounded=True),
     _pointwise("HardSwish", gain=2.0, since=14),
     _pointwise("Identity", gain=1.0, operations=0),
-    _pointwise("LeakyRelu", gain=1.0),
+    _pointwise("LeakyRelu", gain=1.0, passes=Passes.FACTORS),
     _pointwise("Log"),
     _pointwise("Mish", gain=2.0),
     _pointwise("Neg", gain=1.0),
-    Operator("PRelu", channels=BROADCAST, elementwise=True, doubts=_slope_doubts),
+    Operator("PRelu", channels=BROADCAST, elementwise=True, passes=Passes.FACTORS, doubts=_slope_doubts),
     _pointwise("Reciprocal"),
-    _pointwise("Relu", gain=1.0),
+    _pointwise("Relu", gain=1.0, passes=Passes.FACTORS),
     _pointwise("Round"),
     _pointwise("Selu", gain=2.0),
     _pointwise("Sigmoid", gain=0.0, is_bounded=True),

@@ -9,7 +9,15 @@ from math import prod
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.operators.channel_rules import KEPT_ON_AXIS_1, NORMALIZED
-from onnx_repfuse.graph.operators.facts import Layout, Operator, SizeCase, SpaceMap, SpaceMapSort, ViewCase
+from onnx_repfuse.graph.operators.facts import (
+    Layout,
+    Operator,
+    Passes,
+    SizeCase,
+    SpaceMap,
+    SpaceMapSort,
+    ViewCase,
+)
 from onnx_repfuse.graph.scope import Scope
 
 __all__ = ["POOLING"]
@@ -169,13 +177,20 @@ POOLING = (
         space_map=SpaceMap.of_sort(SpaceMapSort.AVERAGES, _global_average),
     ),
     Operator("GlobalLpPool", channels=KEPT_ON_AXIS_1),
-    Operator("GlobalMaxPool", gain=1.0, channels=KEPT_ON_AXIS_1),
+    Operator("GlobalMaxPool", gain=1.0, channels=KEPT_ON_AXIS_1, passes=Passes.AFFINE),
     Operator("InstanceNormalization", channels=KEPT_ON_AXIS_1, shaped_by_shapes=True, is_bounded=True),
     Operator("GroupNormalization", is_bounded=True),
     Operator("LayerNormalization", shaped_by_shapes=True, is_bounded=True),
     Operator("LpPool", channels=KEPT_ON_AXIS_1, has_window=True, doubts=_pool_doubts),
     Operator("LogSoftmax", gain=0.0),
     Operator("LRN", channels=KEPT_ON_AXIS_1),
-    Operator("MaxPool", gain=1.0, channels=KEPT_ON_AXIS_1, has_window=True, doubts=_pool_doubts),
+    Operator(
+        "MaxPool",
+        gain=1.0,
+        channels=KEPT_ON_AXIS_1,
+        has_window=True,
+        passes=Passes.AFFINE,
+        doubts=_pool_doubts,
+    ),
     Operator("Softmax", gain=0.0, is_bounded=True),
 )

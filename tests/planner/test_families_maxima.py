@@ -1,0 +1,138 @@
+"""Positive factors pass maxima and activations to where they fold; others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnx_repfuse.records.reasons import Reason
+from onnx_repfuse.records.report import Kind
+from tests.build import Net, check, counts
+
+
+def positive_bn(net: Net, x: str, channels: int = 4, *, negative: bool = False) -> str:
+    scale, *others = net.statistics(channels)
+    values = net.rng.uniform(0.5, 1.5, channels)
+    values[0] *= -1 if negative else 1
+    del scale
+    return net.op("BatchNormalization", x, net.const(values), *others)
+
+
+def factor(net: Net, x: str, channels: int = 4, *, negative: bool = False) -> str:
+    values = net.rng.uniform(0.5, 1.5, (channels, 1, 1))
+    values[1] *= -1 if negative else 1
+    return net.op("Mul", x, net.const(values))
+
+
+def max_pool(net: Net, x: str, **attrs: Any) -> str:
+    return net.op("MaxPool", x, **{"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4, **attrs})
+
+
+ACTIVATIONS: dict[str, Callable[[Net, str], str]] = {
+    "relu": lambda net, x: net.op("Relu", x),
+    "leaky": lambda net, x: net.op("LeakyRelu", x, alpha=0.3),
+    "prelu": lambda net, x: net.op("PRelu", x, net.channel(4)),
+    "abs": lambda net, x: net.op("Abs", x),
+    "clip": lambda net, x: net.op("Clip", x, net.const(0.0)),
+    "pool": max_pool,
+}
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(
+    "pool", [{}, {"kernel_shape": [2, 2], "pads": [0] * 4}, {"dilations": [2, 2], "pads": [0] * 4}]
+)
+def test_norm_before_a_max_pool_before_a_convolution(pool: dict[str, Any], kernel: int) -> None:
+    net = Net(4)
+    y = max_pool(net, positive_bn(net, net.op("Relu", "x")), **pool)
+    result = check(
+        net.model(net.conv(y, 4, 5, kernel, pad=0)), {"Relu": 1, "MaxPool": 1, "Conv": 1}, largest=16
+    )
+    assert {fold.kind for fold in result.report.folds} == {Kind.COMMUTE}
+
+
+def test_norm_behind_a_max_pool_behind_a_convolution() -> None:
+    net = Net(4)
+    y = positive_bn(net, max_pool(net, net.conv("x", 4, 4, 3)))
+    check(net.model(net.op("Relu", y)), {"Conv": 1, "MaxPool": 1, "Relu": 1}, largest=8)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_factor_behind_an_activation_behind_a_convolution(activation: str) -> None:
+    net = Net(4)
+    y = factor(net, ACTIVATIONS[activation](net, net.conv("x", 4, 4, 3)))
+    model = net.model(net.op("Sigmoid", y))
+    check(model, {op: n for op, n in counts(model).items() if op != "Mul"}, largest=8)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_factor_before_an_activation_before_a_convolution(activation: str) -> None:
+    net = Net(4)
+    y = ACTIVATIONS[activation](net, factor(net, net.op("Sigmoid", "x")))
+    model = net.model(net.conv(y, 4, 5, 3))
+    check(model, {op: n for op, n in counts(model).items() if op != "Mul"}, largest=8)
+
+
+def test_through_several_operators() -> None:
+    net = Net(4)
+    y = max_pool(net, net.op("Relu", factor(net, net.op("Sigmoid", "x"))))
+    check(net.model(net.conv(y, 4, 5, 3)), {"Sigmoid": 1, "Relu": 1, "MaxPool": 1, "Conv": 1}, largest=8)
+
+
+@pytest.mark.parametrize("activation", ["relu", "pool"])
+@pytest.mark.parametrize("behind", [False, True])
+def test_factors_that_are_not_positive_stay(activation: str, behind: bool) -> None:
+    net = Net(4)
+    if behind:
+        y = factor(net, ACTIVATIONS[activation](net, net.conv("x", 4, 4, 3)), negative=True)
+        check(net.model(net.op("Sigmoid", y)), None, Reason.SIGN, largest=8)
+    else:
+        y = ACTIVATIONS[activation](net, factor(net, net.op("Sigmoid", "x"), negative=True))
+        check(net.model(net.conv(y, 4, 5, 3)), None, Reason.SIGN, largest=8)
+
+
+def test_norm_with_a_factor_that_is_not_positive_stays() -> None:
+    net = Net(4)
+    y = max_pool(net, positive_bn(net, net.op("Relu", "x"), negative=True))
+    check(net.model(net.conv(y, 4, 5, 3, pad=0)), None, Reason.SIGN, largest=8)
+
+
+TRAPS: dict[str, Callable[[Net, str], str]] = {
+    "elu": lambda net, x: net.op("Elu", x),
+    "sigmoid": lambda net, x: net.op("Sigmoid", x),
+    "hard swish": lambda net, x: net.op("HardSwish", x),
+    "clip to 6": lambda net, x: net.op("Clip", x, net.const(0.0), net.const(6.0)),
+    "clip from 1": lambda net, x: net.op("Clip", x, net.const(1.0)),
+    "rounds up": lambda net, x: max_pool(net, x, ceil_mode=1),
+    "windows of padding": lambda net, x: max_pool(net, x, dilations=[2, 2]),
+    "average of others": lambda net, x: net.op("LpPool", x, kernel_shape=[2, 2]),
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_traps(trap: str) -> None:
+    net = Net(4)
+    check(net.model(net.op("Tanh", factor(net, TRAPS[trap](net, net.conv("x", 4, 4, 3))))), None, largest=8)
+
+
+@pytest.mark.parametrize("activation", ["relu", "prelu", "abs"])
+def test_shifts_do_not_pass_activations(activation: str) -> None:
+    net = Net(4)
+    y = positive_bn(net, ACTIVATIONS[activation](net, net.conv("x", 4, 4, 3)))
+    check(net.model(net.op("Tanh", y)), None, largest=6)
+
+
+def test_a_shift_before_a_padded_convolution_stays() -> None:
+    net = Net(4)
+    y = max_pool(net, positive_bn(net, net.op("Relu", "x")))
+    check(net.model(net.conv(y, 4, 5, 3, pad=1)), None, largest=6)
+
+
+def test_half_precision_moves_no_factor_up() -> None:
+    """Scaled, all positions are stored, not only the largest, which may be far from those that overflow."""
+    net = Net(4, dtype=np.float16)
+    y = factor(net, max_pool(net, net.conv("x", 4, 4, 3)))
+    check(net.model(net.op("Relu", y)), None, tolerance=1e-2)
