@@ -29,7 +29,7 @@ from onnx_repfuse.report.formatting import clean, percent, plural, quantity
 __all__ = ["considered", "explain", "looking_through"]
 
 _OPS = {"Shift": "Add of a constant", "Norm": "BatchNormalization", "Mul": "Mul by a constant"}
-# Others that are not read as linear, such as Gather, may be linear nevertheless.
+# Others that are not read as linear, such as CumSum, may be linear nevertheless.
 _NOT_LINEAR = {
     "Abs", "ArgMax", "ArgMin", "Ceil", "Celu", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "GlobalMaxPool",
     "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "LogSoftmax", "MaxPool", "Mish", "PRelu", "Reciprocal",
