@@ -129,7 +129,7 @@ def apply_edits(model: onnx.ModelProto, edits: Mapping[ScopeKey, Edit], placehol
     editor.edit_scope(model.graph, (), {})
     for index, function in enumerate(model.functions):
         editor.edit_scope(function, ("function", index), {})
-    if any(edit.rewired for edit in edits.values()):
+    if any(edit.rewired or edit.inserted for edit in edits.values()):
         sort_nodes(model)  # what a node reads now may be computed behind it
     missed = editor.edits.keys() - editor.visited
     if missed:

@@ -193,3 +193,21 @@ def test_views_that_two_folds_create_of_one_tensor_are_one(swapped: bool) -> Non
     again = fuse(result.model).model
     assert again is not None
     assert again.SerializeToString() == result.model.SerializeToString()
+
+
+def test_a_fold_may_read_what_an_equal_node_behind_it_computes() -> None:
+    """The second Slice is an output of the graph and stays; the fold stands where the first Conv was."""
+    ends = {"lo": np.array([0]), "hi": np.array([2]), "axis": np.array([2])}
+    nodes = [
+        node("Slice", "x lo hi axis", "a"),
+        node("Conv", "a w", "c"),
+        batch_norm("c", "d"),
+        node("Slice", "x lo hi axis", "z"),
+        node("Sin", "d", "y"),
+    ]
+    made = _model(nodes, {**ends, "w": random(4, 4, 1, 1), **norm(4)}, "z", "y")
+    agree(made, X, folds=1)
+    result = fuse(made).model
+    assert result is not None
+    assert counts(result) == {"Slice": 1, "Conv": 1, "Sin": 1}
+    assert result.graph.node[0].op_type == "Slice"
