@@ -71,6 +71,14 @@ class PlannedFold:
         return self.kind in CHANGES
 
 
+def _computes_another(one: PlannedFold, fold: PlannedFold) -> bool:
+    """Whether a fold computes a tensor that the one it was joined with does not, by nodes that are still there."""
+    if one.name in fold.outputs:
+        return False
+    left = {id(node) for node in fold.created}
+    return any(one.name == t.name for node in one.created if id(node) in left for t in node.outputs)
+
+
 @dataclass(eq=False)
 class ScopePlan:
     """A scope after planning: its nodes are the new ones.
@@ -92,8 +100,11 @@ class ScopePlan:
     notes: list[str] = field(default_factory=list)
 
     def add(self, fold: PlannedFold, joined: Iterable[PlannedFold] = ()) -> None:
-        """Note a fold, in place of those it was joined with; two folds may have been joined with the same one."""
-        gone = list(joined)
+        """Note a fold, in place of those it was joined with; two folds may have been joined with the same one.
+
+        A fold whose output is another tensor that is still computed stays beside it: both share nodes.
+        """
+        gone = [one for one in joined if not _computes_another(one, fold)]
         if gone:
             self.folds = [other for other in self.folds if other not in gone]
         self.folds.append(fold)

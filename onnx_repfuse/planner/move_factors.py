@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from onnx_repfuse.graph.decode import new_node, read_instead
 from onnx_repfuse.graph.edit_points import replace_nodes
@@ -20,7 +22,8 @@ from onnx_repfuse.lift.linear_op import affine_role
 from onnx_repfuse.planner.apply_folds import add_fold
 from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
 from onnx_repfuse.planner.refusals import sum_refusal
-from onnx_repfuse.planner.scalar_paths import Path, Paths
+from onnx_repfuse.planner.scalar_paths import Path, Paths, Step
+from onnx_repfuse.planner.weights import rounded
 from onnx_repfuse.records.report import Kind, Refusal
 
 __all__ = ["factor_refusals", "move_factors"]
@@ -48,6 +51,7 @@ def move_factors(plan: ScopePlan, paths: Paths, is_allowed: Callable[[frozenset[
             continue  # another one goes there; this one in the next reading
         taken |= ids
         replaced[id(path.place)] = _Rewriting(plan, paths, path).made()
+        replaced.update((id(step.node), []) for step in path.up if step.node.op == "Split")
     replace_nodes(scope, replaced)
     if replaced:
         scope.nodes = scope.order(scope.nodes)
@@ -100,7 +104,24 @@ class _Rewriting:
             self._scaled_above(tensor, path.output)
         fold = PlannedFold((path.output,), [], self.created, frozenset((_role(path),)), 0, 0)
         add_fold(self.plan, fold, path.nodes)
+        for step in path.up:
+            self._note_other_parts(step)
         return self.created
+
+    def _note_other_parts(self, step: Step) -> None:
+        """The outputs of a Split that the factor does not scale are computed otherwise, too: a fold each.
+
+        One that this run made, for another factor, is inside of the fold that reads it.
+        """
+        new = next((node for node in self.created if node.op == step.node.op == "Split"), None)
+        if new is not None:  # an earlier factor may have left a fold for each part
+            parts = {tensor.name for tensor in step.node.outputs}
+            self.plan.folds = [fold for fold in self.plan.folds if fold.name not in parts]
+        for number, tensor in enumerate(step.node.outputs):
+            is_other = number != step.output and tensor.name in self.scope.used_before
+            if new is not None and is_other and self.scope.is_used(tensor.name):
+                fold = PlannedFold((tensor.name,), [], [new], frozenset((_role(self.path),)), 0, 0)
+                add_fold(self.plan, fold, [step.node])
 
     @property
     def factor_place(self) -> int:
@@ -121,17 +142,37 @@ class _Rewriting:
             return self._scale(tensor, output)
         scaled = self._scale(str(steps[-1].node.inputs[steps[-1].place].name), "")
         for step in steps[:0:-1]:
-            scaled = self._copy(step.node, {step.place: scaled}, "")
-        return self._copy(steps[0].node, {steps[0].place: scaled}, output)
+            scaled = self._copy(step.node, {step.place: scaled}, "", step.output)
+        return self._copy(steps[0].node, {steps[0].place: scaled}, output, steps[0].output)
 
     def _scale(self, tensor: str, output: str) -> str:
         """The factor's node, of another tensor."""
         factor, place = self.path.factor, self.factor_place
+        if self.path.channels is not None:
+            return self._scale_channels(tensor, output, self.path.channels)
         inputs = {place: tensor}
         const = None if len(factor.inputs) == 1 else self.scope.const(factor.inputs[1 - place].name)
         if const is not None and const.shape != ():  # it might add an axis to that tensor
             inputs[1 - place] = self._without_axes(const)
         return self._node(factor, inputs, output, like=tensor)
+
+    def _scale_channels(self, tensor: str, output: str, channels: NDArray[np.bool_]) -> str:
+        """Some channels of a tensor, scaled as the factor does."""
+        scope, factor = self.scope, self.path.factor
+        layout = self.paths.layouts[tensor]
+        const = None if factor.op == "Neg" else scope.const(factor.inputs[1 - self.factor_place].name)
+        value = -1.0 if const is None else float(const.read().astype(np.float64).item())
+        data_type = layout.data_type if const is None else const.data_type
+        shape = (layout.channels, *(1,) * layout.rank) if layout.channel_axis == 1 else (layout.channels,)
+        values = np.where(channels, value, 1.0).reshape(shape)
+        name = scope.fresh(f"{self.path.output}_factors")
+        vector = Const(shape, data_type, lambda: rounded(values, data_type))
+        scope.constants[name] = scope.created[name] = vector
+        op = "Div" if factor.op == "Div" else "Mul"
+        result = output or scope.fresh(f"{tensor}_scaled")
+        self.created.append(new_node(op, scope.fresh(f"{tensor}_scaled"), {}, [tensor, name], [result]))
+        self._declare(result, tensor)
+        return result
 
     def _without_axes(self, const: Const) -> str:
         name = self.scope.fresh(f"{self.path.output}_factor")
@@ -139,25 +180,32 @@ class _Rewriting:
         self.scope.constants[name] = self.scope.created[name] = scalar
         return name
 
-    def _copy(self, node: gs.Node, inputs: dict[int, str], output: str) -> str:
-        """A node of the way, which reads other tensors."""
-        before = str(node.outputs[0].name)
-        name = self._node(node, inputs, output, like=before)
+    def _copy(self, node: gs.Node, inputs: dict[int, str], output: str, number: int = 0) -> str:
+        """A node of the way, which reads other tensors; `number` is that of the output on the way."""
+        before = str(node.outputs[number].name)
+        name = self._node(node, inputs, output, like=before, number=number)
         if before != self.path.output:
             self._let_shapes_read(before, name)
         return name
 
-    def _node(self, node: gs.Node, inputs: dict[int, str], output: str, like: str) -> str:
+    def _node(self, node: gs.Node, inputs: dict[int, str], output: str, like: str, number: int = 0) -> str:
         """A node with some other inputs, and the output that it makes, of the shape of another tensor."""
-        scope, stem = self.scope, f"{node.outputs[0].name}_moved"
+        scope, stem = self.scope, f"{node.outputs[number].name}_moved"
         name = output or scope.fresh(stem)
         names = [inputs.get(place, tensor.name) for place, tensor in enumerate(node.inputs)]
-        self.created.append(new_node(node.op, scope.fresh(stem), dict(node.attrs), names, [name]))
-        if not output and like in scope.types:
-            scope.types[name] = scope.types[like]
-        if not output and like in scope.assumed:
-            scope.assumed[name] = scope.assumed[like]
+        outputs = [name if place == number else tensor.name for place, tensor in enumerate(node.outputs)]
+        self.created.append(new_node(node.op, scope.fresh(stem), dict(node.attrs), names, outputs))
+        if not output:
+            self._declare(name, like)
         return name
+
+    def _declare(self, name: str, like: str) -> None:
+        """A new tensor of the type and shape of another one."""
+        scope = self.scope
+        if like in scope.types:
+            scope.types[name] = scope.types[like]
+        if like in scope.assumed:
+            scope.assumed[name] = scope.assumed[like]
 
     def _let_shapes_read(self, tensor: str, instead: str) -> None:
         """Let what asks for the shape of a tensor that goes read another one of that shape."""

@@ -11,14 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope, optional_input
 from onnx_repfuse.graph.views import proved_rank
 from onnx_repfuse.lift import Context, LinearOp, lift
+from onnx_repfuse.planner.factor_patterns import Pattern, by_channel, pattern_above, pattern_of_part
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
 __all__ = ["Path", "Paths", "Step"]
@@ -41,10 +45,11 @@ _FACTORS = frozenset(("Div", "Mul", "Neg"))
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A node that is passed, and the input through which."""
+    """A node that is passed, the input through which, and the output from which: a Split has several."""
 
     node: gs.Node
     place: int
+    output: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +62,7 @@ class Path:
         turn: a product behind them, in front of whose other operand it goes on.
         up: those it passes upwards, from `factor` or from that operand.
         sink: the operator that absorbs it.
+        channels: those that it scales there, where it scales some only, shape (channels,).
     """
 
     factor: gs.Node
@@ -64,6 +70,7 @@ class Path:
     turn: Step | None
     up: tuple[Step, ...]
     sink: LinearOp
+    channels: NDArray[np.bool_] | None = None
 
     @property
     def place(self) -> gs.Node:
@@ -87,6 +94,14 @@ class Path:
     def passes_product(self) -> bool:
         """Whether it passes a product of two tensors."""
         return any(node.op == "MatMul" for node in self.nodes)
+
+
+class _Way(NamedTuple):
+    """Steps upwards to what absorbs a factor, and the channels that it scales there; None for all."""
+
+    steps: tuple[Step, ...]
+    sink: LinearOp
+    channels: NDArray[np.bool_] | None = None
 
 
 @dataclass(eq=False)
@@ -119,10 +134,11 @@ class Paths:
             return None
         enlarges = self._enlarges_half(factor, place)
         found = None if enlarges else self._up(factor.inputs[place].name, factor, MAX_STEPS)
-        if found is not None:
-            steps, sink = found
-            return Path(factor, (), None, steps, sink)
-        return self._down(factor)
+        return (
+            self._down(factor)
+            if found is None
+            else Path(factor, (), None, found.steps, found.sink, found.channels)
+        )
 
     def sum_of_product(self, factor: gs.Node) -> gs.Node | None:
         """The Add behind a product of two tensors that keeps a factor from the product."""
@@ -170,23 +186,48 @@ class Paths:
         value = abs(self.scope.scalar(factor.inputs[1 - place].name) or 1.0)
         return (1 / value if factor.op == "Div" else value) > 1
 
-    def _up(self, name: str, reader: gs.Node, left: int) -> tuple[tuple[Step, ...], LinearOp] | None:
-        """The steps upwards from a tensor, which `reader` reads, to what absorbs a factor of it; at least one."""
+    def _up(self, name: str, reader: gs.Node, left: int, pattern: Pattern | None = None) -> _Way | None:
+        """The way upwards from a tensor, which `reader` reads, to what absorbs a factor of it; at least one step.
+
+        Args:
+            left: steps that may be taken.
+            pattern: the elements that are scaled; None for all.
+        """
         producer = self.scope.producer.get(name)
         if not left or producer is None or not self.may_go(producer) or not self.is_alone(name, reader):
             return None
-        for place in self._passable(producer):
+        output = [tensor.name for tensor in producer.outputs].index(name)
+        for place in self._passable(producer, pattern):
             below = producer.inputs[place].name
-            if not self._can_be_tried(producer):
+            passes, inner = self._pattern_below(producer, output, pattern)
+            if not passes or not self._can_be_tried(producer):
                 continue
-            step = Step(producer, place)
-            sink = self.absorbs_from_below(below, producer)
-            if sink is not None:
-                return (step,), sink
-            further = self._up(below, producer, left - 1)
-            if further is not None:
-                return (step, *further[0]), further[1]
+            step = Step(producer, place, output)
+            way = self._end_of_way(below, producer, inner) or self._up(below, producer, left - 1, inner)
+            if way is not None:
+                return _Way((step, *way.steps), way.sink, way.channels)
         return None
+
+    def _end_of_way(self, name: str, reader: gs.Node, pattern: Pattern | None) -> _Way | None:
+        """Nothing more to pass: what computes a tensor absorbs a factor of these elements."""
+        sink = self.absorbs_from_below(name, reader)
+        if sink is None or pattern is None:
+            return None if sink is None else _Way((), sink)
+        layout = self.layouts.get(name)
+        channels = None if layout is None else by_channel(pattern, layout)
+        return None if channels is None else _Way((), sink, channels)
+
+    def _pattern_below(
+        self, node: gs.Node, output: int, pattern: Pattern | None
+    ) -> tuple[bool, Pattern | None]:
+        """Whether a factor of some elements passes a node, and which elements it scales then."""
+        if node.op == "Split":
+            inner = pattern_of_part(self.scope, node, output, pattern)
+            return inner is not None, inner
+        if pattern is None:
+            return True, None
+        inner = pattern_above(self.scope, node, pattern)
+        return inner is not None, inner
 
     def _down(self, factor: gs.Node) -> Path | None:
         """The way downwards to what absorbs a factor of what it reads, or up the other operand of a product."""
@@ -201,7 +242,7 @@ class Paths:
                 return None
             node = readers[0]
             place = next((place for place in self._passable(node) if node.inputs[place].name == name), None)
-            if place is None:
+            if place is None or node.op == "Split":  # it would be a factor of each part
                 return None
             if not self._can_be_tried(node):
                 return None
@@ -209,9 +250,9 @@ class Paths:
             if node.op == "MatMul":
                 other = node.inputs[1 - place].name
                 sink = self.absorbs_from_below(other, node)
-                up = ((), sink) if sink is not None else self._up(other, node, MAX_STEPS)
+                up = _Way((), sink) if sink is not None else self._up(other, node, MAX_STEPS)
                 if up is not None:
-                    return Path(factor, down, step, *up)
+                    return Path(factor, down, step, up.steps, up.sink, up.channels)
             down = (*down, step)
         return None
 
@@ -226,9 +267,11 @@ class Paths:
         shapes = [self.scope.shape(name) for name in varying]
         return all(shape is not None and shape[1:].count(None) <= 2 for shape in shapes)
 
-    def _passable(self, node: gs.Node) -> tuple[int, ...]:
-        """The inputs of a node whose factor is a factor of its output."""
-        if len(node.outputs) != 1:
+    def _passable(self, node: gs.Node, pattern: Pattern | None = None) -> tuple[int, ...]:
+        """The inputs of a node whose factor, of some elements, is a factor of its output."""
+        if node.op == "Split" and self.is_alone(node.inputs[0].name, node):
+            return (0,)
+        if len(node.outputs) != 1 or (pattern is not None and node.op == "MatMul"):
             return ()
         if node.op in VIEWS:
             return (0,)

@@ -9,9 +9,12 @@ import onnx
 import pytest
 
 from onnx_repfuse import Options, fuse
+from onnx_repfuse.graph.load import read_scopes
+from onnx_repfuse.modelfile.document import Document
+from onnx_repfuse.planner.factor_patterns import pattern_above
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
-from tests.build import Net, check, counts, equal
+from tests.build import Net, check, counts, equal, run
 
 HEADS, WIDTH = 2, 3
 CHANNELS = HEADS * WIDTH
@@ -212,3 +215,82 @@ def test_every_number_of_views_at_border_sizes() -> None:
         result = fuse(model)
         assert "Neg" not in counts(result.model)
         assert equal(model, result.model) > 0
+
+
+def together(net: Net, x: str, where: str, style: str) -> str:
+    """Attention whose q, k and v come from one projection, as parts of it; the factors stand at `where`."""
+    y = net.op("Add", net.op("MatMul", x, net.random(CHANNELS, 3 * CHANNELS)), net.random(3 * CHANNELS))
+    axes = net.const(np.array([0]))
+    if style == "stacked":  # timm: (N, L, 3, heads, width) -> (3, N, heads, L, width)
+        y = net.op("Reshape", y, net.const(np.array([0, 5, 3, HEADS, WIDTH])))
+        y = net.op("Transpose", y, perm=[2, 0, 3, 1, 4])
+        parts = net.op("Split", y, net.const(np.array([1, 1, 1])), outputs=3, axis=0)
+        parts = [net.op("Squeeze", part, axes) for part in parts]
+    else:  # torch.chunk, then the heads
+        parts = net.op("Split", y, net.const(np.array([CHANNELS] * 3)), outputs=3, axis=-1)
+        sizes = net.const(np.array([0, 5, HEADS, WIDTH]))
+        parts = [net.op("Transpose", net.op("Reshape", part, sizes), perm=[0, 2, 1, 3]) for part in parts]
+    q, k, v = parts
+    q = net.op("Mul", q, net.const(0.6)) if "q" in where else q
+    k = net.op("Div", k, net.const(1.7)) if "k" in where else k
+    k = net.op("Transpose", k, perm=[0, 1, 3, 2])
+    scores = net.op("MatMul", q, k)
+    scores = net.op("Mul", scores, net.const(0.6)) if "scores" in where else scores
+    return str(net.op("MatMul", net.op("Softmax", scores, axis=-1), net.op("Neg", v) if "v" in where else v))
+
+
+@pytest.mark.parametrize("where", ["q", "k", "v", "scores", "q k"])
+@pytest.mark.parametrize("style", ["stacked", "chunks"])
+def test_parts_of_one_projection(where: str, style: str) -> None:
+    net = _sequences()
+    model = net.model(net.op("Relu", together(net, net.op("Relu", "x"), where, style)))
+    result = fuse(model)
+    assert not {"Mul", "Div", "Neg"} & counts(result.model).keys()
+    assert len(result.model.graph.node) == len(model.graph.node) - len(where.split())
+    onnx.checker.check_model(result.model, full_check=True)
+    assert equal(model, result.model) > 0
+    assert all(verdict.status.value == "passed" for verdict in result.report.verification.folds)
+    again = fuse(result.model)
+    assert again.model.SerializeToString(deterministic=True) == result.model.SerializeToString(
+        deterministic=True
+    )
+
+
+def test_a_projection_that_somebody_else_reads() -> None:
+    net = _sequences()
+    y = net.op("MatMul", net.op("Relu", "x"), net.random(CHANNELS, 2 * CHANNELS))
+    q, k = net.op("Split", y, net.const(np.array([CHANNELS] * 2)), outputs=2, axis=-1)
+    scores = net.op("MatMul", net.op("Mul", q, net.const(0.6)), net.op("Transpose", k, perm=[0, 2, 1]))
+    model = net.model(scores, net.op("Sigmoid", y))
+    assert fuse(model).model.SerializeToString() == model.SerializeToString()
+
+
+def test_patterns_against_numpy() -> None:
+    """What `pattern_above` says is what a view makes of it, where it says anything."""
+    rng = np.random.default_rng(3)
+    sizes = (2, 3, 4, 5)
+    told = 0
+    for number in range(200):
+        order = list(rng.permutation(4))
+        net = Net(shape=sizes)
+        if number % 2:
+            out = net.op("Transpose", "x", perm=order)
+        else:
+            targets = [(6, 20), (2, 12, 5), (24, 5), (2, 3, 20), (1, 2, 3, 4, 5), (2, 3, 2, 2, 5), (3, 2, 20)]
+            target = targets[number % 7]
+            out = net.op("Reshape", "x", net.const(np.array(target)))
+        model = net.model(out)
+        with Document.from_model(model) as document:
+            (scope,) = read_scopes(document)
+        (node,) = scope.nodes
+        shape = scope.shape(out)
+        pattern = rng.random([size if rng.random() < 0.4 else 1 for size in shape]) < 0.5
+        above = pattern_above(scope, node, pattern)
+        if above is None:
+            continue
+        told += 1
+        x = rng.standard_normal(sizes).astype(np.float32)
+        scaled = run(model, {"x": np.where(np.broadcast_to(above, sizes), 3 * x, x)})[0]
+        plain = run(model, {"x": x})[0]
+        np.testing.assert_array_equal(scaled, np.where(np.broadcast_to(pattern, shape), 3 * plain, plain))
+    assert told > 100

@@ -1,0 +1,104 @@
+"""Which elements of a tensor a factor scales, followed upwards past operators that only some of them pass.
+
+    q, k, v = Split(Transpose(Reshape(x @ W)));  q * s         scales the columns of W that q comes from, and no others
+
+A pattern is an array of ones, where the factor acts, and zeros. It broadcasts to its tensor: each dim is 1 or the
+tensor's size. No pattern means every element.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnx_repfuse.graph.channel_axis import ChannelLayout
+from onnx_repfuse.graph.operators.space_maps import permutation
+from onnx_repfuse.graph.scope import Scope, Shape
+
+__all__ = ["Pattern", "by_channel", "pattern_above", "pattern_of_part"]
+
+Pattern = NDArray[np.bool_]
+_RESHAPES = frozenset(("Flatten", "Reshape", "Squeeze", "Unsqueeze"))
+
+
+def pattern_of_part(scope: Scope, split: gs.Node, output: int, pattern: Pattern | None) -> Pattern | None:
+    """The pattern of what a Split reads, given that of one of its outputs; None if the sizes are not known."""
+    shapes = [scope.shape(tensor.name) for tensor in split.outputs]
+    data = scope.shape(split.inputs[0].name)
+    if data is None:
+        return None
+    axis = split.attrs.get("axis", 0) % len(data)
+    sizes = [None if shape is None else shape[axis] for shape in shapes]
+    if None in sizes:
+        return None
+    rows = [size for size in sizes if size is not None]
+    own = np.ones((1,) * len(data), np.bool_) if pattern is None else pattern
+    shape = list(own.shape)
+    parts = []
+    for number, size in enumerate(rows):
+        shape[axis] = size
+        parts.append(np.broadcast_to(own, shape) if number == output else np.zeros(shape, np.bool_))
+    return np.concatenate(parts, axis)
+
+
+def pattern_above(scope: Scope, view: gs.Node, pattern: Pattern) -> Pattern | None:
+    """The pattern of what a view reads, given that of its output; None if it cannot be told."""
+    before, after = scope.shape(view.inputs[0].name), scope.shape(view.outputs[0].name)
+    if before is None or after is None or len(after) != pattern.ndim:
+        return None
+    if view.op == "Transpose":
+        return np.transpose(pattern, np.argsort(permutation(view, len(before))))
+    return _reshaped(pattern, after, before) if view.op in _RESHAPES else None
+
+
+def by_channel(pattern: Pattern, layout: ChannelLayout) -> NDArray[np.bool_] | None:
+    """A pattern as one value for each channel, shape (channels,); None if it varies along another axis."""
+    axis = layout.channel_axis % pattern.ndim
+    if any(size != 1 for place, size in enumerate(pattern.shape) if place != axis):
+        return None
+    return np.broadcast_to(pattern.ravel(), (layout.channels,))
+
+
+def _reshaped(pattern: Pattern, shape: Shape, target: Shape) -> Pattern | None:
+    """A pattern of a tensor of `shape` for the same elements in `target`; both have the same order of elements."""
+    groups = _groups(shape, target)
+    if groups is None:
+        return None
+    full: list[int] = []
+    result: list[int] = []
+    place = 0
+    for inner, outer in groups:
+        varies = any(size != 1 for size in pattern.shape[place : place + len(inner)])
+        place += len(inner)
+        if varies and None in (*inner, *outer):
+            return None
+        full += [size or 1 for size in inner] if varies else [1] * len(inner)
+        result += [size or 1 for size in outer] if varies else [1] * len(outer)
+    return np.broadcast_to(pattern, full).reshape(result)
+
+
+def _groups(shape: Shape, target: Shape) -> list[tuple[Shape, Shape]] | None:
+    """Runs of axes that hold the same elements; None if a size that is not known is in the way."""
+    if shape.count(None) > 1 or target.count(None) > 1 or 0 in (*shape, *target):
+        return None
+    groups: list[tuple[Shape, Shape]] = []
+    left, right = list(shape), list(target)
+    while left or right:
+        inner, outer = left[:1], right[:1]
+        del left[:1], right[:1]
+        while inner != outer and (None in (*inner, *outer) or _size(inner) != _size(outer)):
+            if None in (*inner, *outer):
+                return None
+            grows, rest = (inner, left) if _size(inner) < _size(outer) else (outer, right)
+            if not rest:
+                return None
+            grows.append(rest.pop(0))
+        groups.append((tuple(inner), tuple(outer)))
+    return groups
+
+
+def _size(sizes: list[int | None]) -> int:
+    return prod(size or 1 for size in sizes)
