@@ -428,3 +428,63 @@ def test_a_border_of_a_rounded_value_folds_in_half_precision() -> None:
     y = shifted(net, y, value, 1)
     model = net.model(net.op("Relu", net.conv(y, C, 5, 3, pad=0)))
     assert counts(fuse(model).model) == {"Conv": 1, "Relu": 1}
+
+
+def block_by_shape(net: Net, y: str, value: Array, p: int, fault: str = "") -> str:
+    """torch's legacy exporter, only the batch unknown: an index for each axis, by Range, Reshape, Expand and Concat."""
+    y = net.op("Pad", y, *pads(net, p))
+    last, first, one = net.const(np.array([-1])), net.const(np.array([0])), net.const(np.array([1]))
+    for axis in (2, 3):
+        for bounds in ((0, p), (-p, 2**63 - 1)):
+            limits = [net.const(np.array([bound])) for bound in bounds]
+            leaves = []
+            for place in range(4):
+                entry = 5 - place if fault == "another axis" and place > 1 else place
+                size = net.op("Gather", net.op("Shape", y), net.const(np.array(entry)))
+                leaf = net.op("Range", net.const(np.array(0)), size, net.const(np.array(1)))
+                if place == axis:
+                    leaf = net.op("Slice", leaf, *limits, first, one)
+                if place < 3:
+                    leaf = net.op("Reshape", leaf, net.const(np.array([-1, *(1,) * (3 - place)])))
+                leaves.append(leaf)
+            summed = [leaf for place, leaf in enumerate(leaves) if place != axis or fault != "no summand"]
+            target = net.op("Shape", net.add(*summed))
+            minus = net.op("Equal", target, net.const(np.full(4, -1)))
+            target = net.op("Where", minus, net.const(np.ones(4, np.int64)), target)
+            columns = [net.op("Unsqueeze", net.op("Expand", leaf, target), last) for leaf in leaves]
+            if fault == "exchanged":
+                columns[2:] = columns[:1:-1]
+            side = [1, C, *(n + 2 * p for n in SQUARE)]
+            side[axis] = p
+            values = net.const(np.broadcast_to(value.reshape(1, -1, 1, 1), side).copy())
+            there = net.op("Slice", y, *limits, net.const(np.array([axis])), one)
+            updates = net.op("Reshape", net.op("Expand", values, net.op("Shape", there)), target)
+            y = net.op("ScatterND", y, net.op("Concat", *columns, axis=-1), updates)
+    return y
+
+
+SQUARE = (6, 6)
+
+
+def of_unknown_batch() -> tuple[Net, str, Array]:
+    net, y, value = start()
+    net.shape = ("N", 3, *SQUARE)
+    return net, y, value
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_an_index_for_each_axis(p: int) -> None:
+    net, y, value = of_unknown_batch()
+    y = block_by_shape(net, y, value, p)
+    out = net.add(net.conv(y, C, 5, 2 * p + 1, pad=0), net.conv("x", 3, 5, 2 * p + 1))
+    check(net.model(net.op("Relu", out)), {"Conv": 1, "Relu": 1})
+
+
+@pytest.mark.parametrize("fault", ["another axis", "no summand", "exchanged"])
+def test_indices_that_are_no_block_are_left_alone(fault: str) -> None:
+    net, y, value = of_unknown_batch()
+    y = block_by_shape(net, y, value if fault != "exchanged" else value * 2, 1, fault)
+    model = net.model(net.op("Relu", net.conv(y, C, 5, 3, pad=0)))
+    fused = fuse(model).model
+    assert counts(fused)["ScatterND"] == 4
+    assert equal(model, fused)

@@ -17,6 +17,7 @@ from onnx_repfuse.graph.scope import Const
 from onnx_repfuse.lift.border.scatter_ranges import scatter_ranges
 from onnx_repfuse.lift.border.symbolic_shape import constant_ints, sizes, sizes_at_rank
 from onnx_repfuse.lift.border.symbolic_tensor import (
+    AxisRange,
     Cells,
     NotProved,
     SymbolicTensor,
@@ -242,10 +243,28 @@ def _scatter_nd(propagator: Propagator, node: gs.Node) -> SymbolicTensor:
     """ScatterND that assigns to consecutive positions along each axis."""
     if node.attrs.get("reduction", "none") not in ("none", b"none"):  # adds to the data
         raise NotProved
-    target, updates = (propagator.tensor_of(node.inputs[number].name) for number in (0, 2))
+    target = propagator.tensor_of(node.inputs[0].name)
     proved = sizes(propagator.context, node.inputs[0].name, target.rank)
     ranges = scatter_ranges(propagator.context, node, proved, MAX_CONSTANT_ELEMENTS)
-    return assigned(target, ranges, updates, proved)
+    return assigned(target, ranges, _updates(propagator, node, ranges, proved), proved)
+
+
+def _updates(
+    propagator: Propagator, node: gs.Node, ranges: Sequence[AxisRange], proved: Sequence[int | None]
+) -> SymbolicTensor:
+    """What a ScatterND assigns. A Reshape to the shape of the assigned block, if it had that before, changes nothing.
+
+    Of equally many elements, the first axis has as many as before if all others have.
+    """
+    name = node.inputs[2].name
+    reshape = propagator.context.scope.producer.get(name)
+    if reshape is None or reshape.op != "Reshape":
+        return propagator.tensor_of(name)
+    source = reshape.inputs[0].name
+    block = [size if one == AxisRange() else one.length for one, size in zip(ranges, proved, strict=True)]
+    before = sizes(propagator.context, source, len(block))
+    is_same = None not in block[1:] and before[1:] == block[1:]
+    return propagator.tensor_of(source if is_same else name)
 
 
 _ARITHMETIC: dict[str, Callable[[Cells, Cells], Cells]] = {

@@ -5,6 +5,11 @@ size. Where it does not, torch's legacy exporter computes them:
 
     size    = Gather(Shape(y), axis)              all positions of the axis:  Range(0, size, 1)
     indices = Unsqueeze(Slice(all positions, [lo], [hi]), -1)
+
+Where only the batch is unknown, it does not transpose, and writes an index for each of the first axes:
+
+    a, b, c = Reshape(positions of axis 0, [-1, 1, 1]), Reshape(positions of axis 1, [-1, 1]), positions of axis 2
+    indices = Concat(Unsqueeze(Expand(a, Shape(a + b + c)), -1), .. b .., .. c .., axis=-1)
 """
 
 from __future__ import annotations
@@ -12,13 +17,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.lift.border.symbolic_shape import Sizes, constant_ints, size_key
+from onnx_repfuse.lift.border.symbolic_shape import TO_THE_END, Sizes, constant_ints, size_key
 from onnx_repfuse.lift.border.symbolic_tensor import AxisRange, Cells, NotProved
 from onnx_repfuse.lift.linear_op import Context
 
 __all__ = ["scatter_ranges"]
 
-TO_THE_END = 1 << 31  # exporters write a slice's open end as INT64_MAX
+MAX_SUMMANDS = 16  # and sums of them, in the indices of a block
 
 
 def scatter_ranges(context: Context, node: gs.Node, sizes: Sizes, max_elements: int) -> list[AxisRange]:
@@ -28,7 +33,10 @@ def scatter_ranges(context: Context, node: gs.Node, sizes: Sizes, max_elements: 
     """
     const = context.scope.const(node.inputs[1].name)
     if const is None:
-        rows = _computed_rows(context, node.inputs[0].name, node.inputs[1].name, len(sizes))
+        data, indices = node.inputs[0].name, context.scope.producer.get(node.inputs[1].name)
+        if indices is not None and indices.op == "Concat":
+            return _computed_block(context, data, indices, sizes)
+        rows = _computed_rows(context, data, node.inputs[1].name, sizes)
         return [rows, *(AxisRange(),) * (len(sizes) - 1)]
     # (n, 1) for whole rows, (n_0, .., n_d, d + 1) for a block: one index vector for each assigned slice.
     if const.size > max_elements or len(const.shape) < 2 or 0 in const.shape:
@@ -64,17 +72,39 @@ def _known_range(lo: int, hi: int, size: int) -> AxisRange:
     return AxisRange(before=lo, after=size - hi)
 
 
-def _computed_rows(context: Context, data: str, indices: str, rank: int) -> AxisRange:
+def _computed_rows(context: Context, data: str, indices: str, sizes: Sizes) -> AxisRange:
     """Rows lo..hi of `data`, as the module's docstring writes them."""
     unsqueeze = _producer(context, indices, "Unsqueeze")
     if constant_ints(context, unsqueeze, 1, unsqueeze.attrs.get("axes")) not in ([-1], [1]):  # (n,) -> (n, 1)
         raise NotProved
-    rows = _producer(context, unsqueeze.inputs[0].name, "Slice")
-    starts, ends = constant_ints(context, rows, 1), constant_ints(context, rows, 2)
-    if not len(starts) == len(ends) == 1 or constant_ints(context, rows, 4, [1]) != [1]:
+    return _positions(context, unsqueeze.inputs[0].name, data, 0, sizes)
+
+
+def _positions(context: Context, name: str, data: str, axis: int, sizes: Sizes) -> AxisRange:
+    """A vector of consecutive positions of an axis of `data`."""
+    const, size = context.scope.const(name), sizes[axis]
+    if const is not None:
+        listed = np.asarray(const.read())
+        if size is None or listed.ndim != 1 or not len(listed):
+            raise NotProved
+        return _constant_ranges(listed[:, None], [size])[0]
+    node = context.scope.producer.get(name)
+    if node is None or node.op != "Slice":
+        _check_is_whole(context, name, data, axis, len(sizes))
+        return AxisRange()
+    starts, ends = constant_ints(context, node, 1), constant_ints(context, node, 2)
+    if not len(starts) == len(ends) == 1 or constant_ints(context, node, 4, [1]) != [1]:
         raise NotProved
-    all_rows = _producer(context, rows.inputs[0].name, "Range")
-    # Range(0, Gather(Shape(y), axis), 1), where y may be `data` before some other rows were assigned.
+    _check_is_whole(context, node.inputs[0].name, data, axis, len(sizes))
+    return _range_of_bounds(starts[0], ends[0])
+
+
+def _check_is_whole(context: Context, name: str, data: str, axis: int, rank: int) -> None:
+    """Raise NotProved unless a vector lists all positions of an axis of `data`.
+
+    It is Range(0, Gather(Shape(y), axis), 1), where y may be `data` before some other rows were assigned.
+    """
+    all_rows = _producer(context, name, "Range")
     if constant_ints(context, all_rows, 0) != [0] or constant_ints(context, all_rows, 2) != [1]:
         raise NotProved
     gather = _producer(context, all_rows.inputs[1].name, "Gather")
@@ -82,9 +112,74 @@ def _computed_rows(context: Context, data: str, indices: str, rank: int) -> Axis
     entry = constant_ints(context, gather, 1)
     if len(entry) != 1 or shape.attrs.get("start", 0) != 0 or "end" in shape.attrs:
         raise NotProved
-    if size_key(context, shape.inputs[0].name, entry[0] % rank) != size_key(context, data, 0):
+    if size_key(context, shape.inputs[0].name, entry[0] % rank) != size_key(context, data, axis):
         raise NotProved
-    return _range_of_bounds(starts[0], ends[0])
+
+
+def _computed_block(context: Context, data: str, indices: gs.Node, sizes: Sizes) -> list[AxisRange]:
+    """A block of `data`, with an index for each of its first axes, as the module's docstring writes them."""
+    depth = len(indices.inputs)
+    if indices.attrs.get("axis") not in (-1, depth) or depth > len(sizes):
+        raise NotProved
+    expanded = [_expanded(context, tensor.name, depth) for tensor in indices.inputs]
+    leaves = [expand.inputs[0].name for expand in expanded]
+    for expand in expanded:
+        if _summands(context, _shaped_like(context, expand.inputs[1].name), set(leaves)) != set(leaves):
+            raise NotProved
+    ranges = [
+        _positions(context, _vector(context, leaf, depth - 1 - axis), data, axis, sizes)
+        for axis, leaf in enumerate(leaves)
+    ]
+    return [*ranges, *(AxisRange(),) * (len(sizes) - depth)]
+
+
+def _expanded(context: Context, name: str, depth: int) -> gs.Node:
+    """The Expand of one index, behind which an axis for the Concat is added."""
+    unsqueeze = _producer(context, name, "Unsqueeze")
+    if constant_ints(context, unsqueeze, 1, unsqueeze.attrs.get("axes")) not in ([-1], [depth]):
+        raise NotProved
+    return _producer(context, unsqueeze.inputs[0].name, "Expand")
+
+
+def _vector(context: Context, name: str, axes_behind: int) -> str:
+    """The vector that was given so many axes of size one behind its own."""
+    if not axes_behind:
+        return name
+    reshape = _producer(context, name, "Reshape")
+    if constant_ints(context, reshape, 1) != [-1, *(1,) * axes_behind] or reshape.attrs.get("allowzero"):
+        raise NotProved
+    return str(reshape.inputs[0].name)
+
+
+def _shaped_like(context: Context, shape: str) -> str:
+    """The tensor whose Shape the target of an Expand is, through Where(Equal(shape, -1), 1, shape)."""
+    node = context.scope.producer.get(shape)
+    if node is not None and node.op == "Where":
+        condition = _producer(context, node.inputs[0].name, "Equal")
+        shape = node.inputs[2].name
+        others = [tensor.name for tensor in condition.inputs if tensor.name != shape]
+        const = context.scope.const(others[0]) if len(others) == 1 else None
+        if set(constant_ints(context, node, 1)) != {1} or const is None or (const.read() != -1).any():
+            raise NotProved
+    node = _producer(context, shape, "Shape")
+    if node.attrs.get("start", 0) != 0 or "end" in node.attrs:
+        raise NotProved
+    return str(node.inputs[0].name)
+
+
+def _summands(context: Context, name: str, leaves: set[str]) -> set[str]:
+    """The leaves that were added to a tensor. Raises NotProved if there is anything else in it."""
+    found: set[str] = set()
+    pending = [name]
+    for _ in range(MAX_SUMMANDS):
+        if not pending:
+            return found
+        tensor = pending.pop()
+        if tensor in leaves:
+            found.add(tensor)
+        else:
+            pending += [operand.name for operand in _producer(context, tensor, "Add").inputs]
+    raise NotProved
 
 
 def _producer(context: Context, name: str, op: str) -> gs.Node:

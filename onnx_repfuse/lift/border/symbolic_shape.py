@@ -17,10 +17,11 @@ from onnx_repfuse.lift.linear_op import Context, Declined
 from onnx_repfuse.lift.pad_pool import read_pads
 from onnx_repfuse.modelfile.dtypes import HOLDING_SIZES
 
-__all__ = ["Sizes", "constant_ints", "shape_entries", "size_key", "sizes", "sizes_at_rank"]
+__all__ = ["TO_THE_END", "Sizes", "constant_ints", "shape_entries", "size_key", "sizes", "sizes_at_rank"]
 
 Sizes = list[int | None]  # None: not proved
 MAX_DEPTH = 32  # nodes in a row that compute one size: the rules are recursive
+TO_THE_END = 1 << 31  # exporters write a slice's open end as INT64_MAX
 MAX_CHAIN = 128  # nodes in a row that `size_key` follows
 
 
@@ -130,14 +131,15 @@ def sizes_at_rank(context: Context, name: str, rank: int, depth: int = 0) -> Siz
 
 
 def _slice_sizes(context: Context, node: gs.Node, rank: int, depth: int) -> Sizes:
-    """`[0:1]` leaves one position, any other range an unknown number."""
+    """`[0:1]` and `[-1:]` leave one position, any other range an unknown number."""
     starts, ends, axes = (constant_ints(context, node, number) for number in (1, 2, 3))
     if constant_ints(context, node, 4, [1]) != [1]:
         raise NotProved
     # Of an empty axis it would leave none; but then the Conv behind the padding gets none, too, and does not run.
     result = sizes(context, node.inputs[0].name, rank, depth)
     for start, end, axis in zip(starts, ends, axes, strict=True):
-        result[axis] = 1 if (start, end) == (0, 1) else None
+        is_one = (start, end) == (0, 1) or (start == -1 and end >= TO_THE_END)
+        result[axis] = 1 if is_one else None
     return result
 
 
