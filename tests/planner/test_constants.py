@@ -311,7 +311,8 @@ def test_all_constants_of_a_scope_together_are_bounded(monkeypatch: pytest.Monke
     monkeypatch.setattr(constant_folding, "MAX_GROWN_BYTES", 3 * 4000)
     nodes = [node("Expand", "one s", f"k{n}") for n in range(5)] + [node("Sum", "x k0 k1 k2 k3 k4", "y")]
     made = model(graph(nodes, [info("y", None)], {"one": np.float32(1), "s": [1000]}, [info("x", [2, 1000])]))
-    assert plan(made).after.ops == {"Expand": 2, "Sum": 1}
+    options = Options(skip=frozenset((Kind.EQUAL,)))
+    assert plan(made, options=options).after.ops == {"Expand": 2, "Sum": 1}
 
 
 @pytest.mark.parametrize("ir", [3, 8])

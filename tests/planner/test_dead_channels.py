@@ -229,6 +229,26 @@ def test_zeros_that_only_folding_shows() -> None:
     assert _channels(made) == 5
 
 
+def test_where_no_rank_is_known() -> None:
+    """Behind an If, of which nothing is inferred, the convolutions alone say where the channels are."""
+    then, other = (
+        graph([node(op, "x", name)], [info(name, None)]) for op, name in (("Abs", "p"), ("Neg", "q"))
+    )
+    nodes = [node("ReduceMax", "x", "most", keepdims=0), node("Greater", "most zero", "c")]
+    nodes.append(node("If", "c", "i", then_branch=then, else_branch=other))
+    nodes += [
+        node("Conv", "i w b", "a", pads=[1] * 4),
+        node("Mul", "a m", "s"),
+        *RELU,
+        node("Conv", "r u", "y"),
+    ]
+    nodes[-2] = node("Relu", "s", "r")
+    weights = {"w": _zeroed((C, 3, 3, 3)), "b": _bias(-0.5), "u": random(5, C, 3, 3), "zero": np.float32(0)}
+    weights["m"] = np.abs(random(C, 1, 1))
+    made = model(graph(nodes, [info("y", None)], weights, [info("x", ["n", 3, "h", "w_"])]))
+    assert _channels(made) == 5
+
+
 def test_in_a_branch() -> None:
     nodes = [node("Conv", "x w b", "a"), *RELU, node("Conv", "r u", "o")]
     other = graph([node("Conv", "x k", "o2", pads=[1] * 4)], [info("o2", None)])

@@ -209,8 +209,18 @@ def test_one_initializer_in_several_slots() -> None:
 def test_one_weight_under_two_norms() -> None:
     net = Net(4)
     weight = net.random(4, 4, 3, 3)
+    inputs = ("x", net.op("Abs", "x"))
+    a, b = (net.bn(net.op("Conv", x, weight, pads=[1] * 4), 4) for x in inputs)
+    check(net.model(net.op("Relu", a), net.op("Sigmoid", b)), {"Abs": 1, "Conv": 2, "Relu": 1, "Sigmoid": 1})
+
+
+def test_one_weight_on_one_tensor_under_two_norms_is_one_conv() -> None:
+    """The two are equal nodes; as two folded ones they would take twice the multiply-adds."""
+    net = Net(4)
+    weight = net.random(4, 4, 3, 3)
     a, b = (net.bn(net.op("Conv", "x", weight, pads=[1] * 4), 4) for _ in range(2))
-    check(net.model(net.op("Relu", a), net.op("Sigmoid", b)), {"Conv": 2, "Relu": 1, "Sigmoid": 1})
+    left = {"Conv": 1, "BatchNormalization": 2, "Relu": 1, "Sigmoid": 1}
+    check(net.model(net.op("Relu", a), net.op("Sigmoid", b)), left)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
