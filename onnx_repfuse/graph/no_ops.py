@@ -185,6 +185,8 @@ def constant_beside(scope: Scope, node: gs.Node, *, commutes: bool) -> tuple[str
         return "", None
     if const.data_type not in FLOAT_FORMATS or const.size > MAX_FOLDED_ELEMENTS:
         return "", None
+    if const.kernel is not None or (const.bias is not None and const.bias.deferred):
+        return "", None  # it would take a kernel to know it
     if const.computed() is None:
         return "", None
     # below opset 7 the output has the shape of the first operand

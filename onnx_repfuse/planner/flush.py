@@ -144,7 +144,9 @@ class Flushing:
         if bias is None or bias.deferred or any(place != BIAS for _, place in uses):
             return None
         size = np.abs(bias.known)
-        small = np.ones(size.shape, np.bool_)
+        small = (size > 0) & (size < self._limit(const.data_type))
+        if not small.any():
+            return None  # then no kernel is looked at, either
         for node, _ in uses:
             largest = self._largest_planned(node)
             known = largest if largest is not None and largest.shape == size.shape else None

@@ -22,7 +22,7 @@ def largest_rows(kernel: Kernel) -> Array | None:
     if isinstance(kernel, InLayout):
         return largest_rows(kernel.inner)
     if isinstance(kernel, Stored):
-        return None if getattr(kernel.origin, "inner", 0) else _largest_stored(kernel)
+        return None if kernel.is_computed else _largest_stored(kernel)
     if isinstance(kernel, Scaled):
         rows = largest_rows(kernel.inner)
         if rows is None:
@@ -37,10 +37,10 @@ def largest_rows(kernel: Kernel) -> Array | None:
 
 
 def _largest_stored(kernel: Stored) -> Array:
-    geometry = kernel.geometry
-    size = int(np.prod(geometry.weight_shape))
-    step = max(1, BLOCK * geometry.c_out // max(size, 1))
-    blocks = [
-        np.abs(kernel.rows(lo, min(lo + step, geometry.c_out))) for lo in range(0, geometry.c_out, step)
-    ]
-    return np.concatenate([block.reshape(len(block), -1).max(axis=1, initial=0.0) for block in blocks])
+    weight, channels = kernel.read(), kernel.geometry.c_out
+    step = max(1, BLOCK * channels // max(weight.size, 1))
+    largest = np.zeros(channels)
+    for lo in range(0, channels, step):
+        block = weight[lo : lo + step]
+        largest[lo : lo + step] = np.abs(block.reshape(len(block), -1)).max(axis=1, initial=0.0)
+    return largest
