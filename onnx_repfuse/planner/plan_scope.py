@@ -54,6 +54,7 @@ from onnx_repfuse.planner.select import Selection, select
 from onnx_repfuse.planner.shape_readers import reads_lost_shape
 from onnx_repfuse.planner.shared_consumers import absorb_shared_tensors
 from onnx_repfuse.planner.shared_weights import share_equal_weights
+from onnx_repfuse.planner.split_parts import fold_into_parts
 from onnx_repfuse.planner.subsampling import apply_subsamplings, subsampling_refusals
 from onnx_repfuse.records.report import Kind, Refusal
 
@@ -251,9 +252,10 @@ class _Planning:
             if not_made:
                 previous, stale = current, {*not_made, *current.cover.absorbed}
                 continue
-            if not selections:
+            if selections:
+                apply_folds(self.plan, current.cover, selections)
+            elif not fold_into_parts(self.plan, current.cover, self.options.allows_all):
                 return current
-            apply_folds(self.plan, current.cover, selections)
             self._changed(written=True)
             if once:
                 break

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_repfuse import fuse
+from onnx_repfuse import Options, fuse
 from onnx_repfuse.records.reasons import Reason
+from onnx_repfuse.records.report import Kind
 from tests.build import Net, check, run
 
 END = np.iinfo(np.int64).max
@@ -432,3 +433,56 @@ def test_pointwise_before_flattened_positions_stays() -> None:
     net = Net(shape=("N", 4, 3, 2))
     flat = net.op("Flatten", net.conv("x", 4, 4, 1))
     check(net.model(net.op("Gemm", flat, net.random(5, 24), net.random(5), transB=1)), None)
+
+
+# Parts of a Split
+
+
+def split(net: Net, x: str, *sizes: int) -> list[str]:
+    return list(net.op("Split", x, ints(net, *sizes), outputs=len(sizes), axis=1))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_norm_behind_one_part_of_a_split_goes_into_those_rows(bias: bool) -> None:
+    net = Net(4)
+    first, second = split(net, net.conv("x", 4, 8, 3, bias=bias), 5, 3)
+    outputs = net.op("Relu", net.bn(first, 5)), net.op("Sigmoid", second)
+    result = check(net.model(*outputs), {"Conv": 1, "Split": 1, "Relu": 1, "Sigmoid": 1})
+    assert result.report.after.macs == result.report.before.macs
+
+
+def test_affine_operators_behind_several_parts_of_a_split() -> None:
+    net = Net(4)
+    a, b, c = split(net, net.conv("x", 4, 8, 3), 2, 3, 3)
+    parts = net.op("Relu", net.bn(a, 2)), net.op("Sigmoid", net.op("Mul", c, net.channel(3)))
+    check(net.model(*parts, net.op("Tanh", b)), {"Conv": 1, "Split": 1, "Relu": 1, "Sigmoid": 1, "Tanh": 1})
+
+
+def test_parts_of_a_split_of_a_matrix_product() -> None:
+    net = Net(shape=("N", 4))
+    product = net.op("Gemm", "x", net.random(4, 6), net.random(6))
+    first, second = split(net, product, 2, 4)
+    outputs = net.op("Relu", net.op("Mul", first, net.const(3.0))), net.op("Sigmoid", second)
+    check(net.model(*outputs), {"Gemm": 1, "Split": 1, "Relu": 1, "Sigmoid": 1})
+
+
+def test_parts_of_a_split_with_other_consumers_stay() -> None:
+    net = Net(4)
+    first, second = split(net, net.conv("x", 4, 8, 3), 5, 3)
+    outputs = net.op("Relu", net.bn(first, 5)), net.op("Tanh", first), net.op("Sigmoid", second)
+    check(net.model(*outputs), None)
+    net = Net(4)
+    y = net.conv("x", 4, 8, 3)
+    first, second = split(net, y, 5, 3)
+    outputs = net.op("Relu", net.bn(first, 5)), net.op("Tanh", y), net.op("Sigmoid", second)
+    check(net.model(*outputs), None)
+
+
+def test_a_node_of_a_split_that_is_kept_stays() -> None:
+    net = Net(4)
+    first, second = split(net, net.conv("x", 4, 8, 3), 5, 3)
+    norm = net.bn(first, 5)
+    model = net.model(net.op("Relu", norm), net.op("Sigmoid", second))
+    for kept in (norm, model.graph.node[0].name, model.graph.node[1].name):
+        assert not fuse(model, options=Options(keep=(kept,))).report.folds
+    assert not fuse(model, options=Options(skip=frozenset((Kind.CONCAT,)))).report.folds
