@@ -81,7 +81,7 @@ def lift_pad(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     if channel_layout is None or channel_layout.channel_axis != 1 or channel_layout.rank == 0:
         return None
     if node.attrs.get("mode", "constant") != "constant":
-        return None  # reflect, edge and wrap read the tensor itself
+        return lift_view(context, node)  # reflect, edge and wrap repeat positions
     pads = read_pads(context, node, channel_layout.rank + 2)
     if isinstance(pads, Declined):
         return pads

@@ -23,6 +23,7 @@ from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS
 from onnx_repfuse.graph.scope import optional_input
 from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
+from onnx_repfuse.lift.view_ops import lift_view
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["choice_of", "lift_concat", "lift_gather", "lift_slice", "lift_split"]
@@ -144,9 +145,8 @@ def lift_slice(context: Context, node: gs.Node) -> LinearOp | None:
     kernel = composed(Sampled(window), choice.kernel, zero_bias=True)
     term = replace(choice, kernel=kernel)
     lifted = _of_first_input(node, node.outputs[0].name, channel_layout, term, Kind.INDEX)
-    return replace(
-        lifted, may_be_empty=context.size(name, channel_layout.rank) is None and any(window.origin)
-    )
+    may_be_empty = context.size(name, channel_layout.rank) is None and any(window.origin)
+    return replace(lifted, may_be_empty=may_be_empty, also=lift_view(context, node))
 
 
 def _cuts(context: Context, node: gs.Node, channel_layout: ChannelLayout) -> dict[int, Cut] | None:

@@ -63,6 +63,10 @@ def _entry_of_channels(
     """
     if node.op == "Resize" and optional_input(node, 3):
         return _entry_of_resize(node, channel, len(shape)), scope.const(node.inputs[3].name)
+    if node.op == "Expand":
+        shape_list = scope.const(optional_input(node, 1))
+        keeps = shape_list is None or int(shape_list.read().ravel()[channel]) == 1
+        return (None, None) if keeps else (channel, shape_list)
     if node.op != "Reshape":
         return None, None
     target = scope.const(optional_input(node, 1))

@@ -185,6 +185,7 @@ def view_cost(model: CostModel, view: View, read: int, written: int) -> int:
     """The price of a view that reads and writes so many elements."""
     if view.sort is SpaceMapSort.RESHAPES:
         return model.node
+    read = min(read, written) if view.sort is SpaceMapSort.CHOOSES else read
     return model.elementwise(read + written + view.work * written, 0)
 
 

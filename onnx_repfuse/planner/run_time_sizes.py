@@ -113,7 +113,7 @@ class _Trial:
             raise _UntoldError  # the sources have other sizes than these
         (result,) = behind
         self.places[lifted.output] = result
-        is_average = lifted.also is not None and id(lifted.node) not in self.kept
+        is_average = _averages(lifted) and id(lifted.node) not in self.kept
         if operator(lifted.node).weight is None and not is_average:
             return 0
         return _macs(lifted.terms[0].kernel.geometry, operands[0], result)
@@ -208,6 +208,11 @@ class _Trial:
                 return tuple(float(scale) for scale in np.asarray(const.read())[2:])
         self.was_scaled = True
         return (self.scale,) * (len(view.end) - 2)
+
+
+def _averages(lifted: LinearOp) -> bool:
+    """Whether it is an average over a window, read as a convolution."""
+    return lifted.also is not None and lifted.also.view is not None and lifted.also.view.convolves
 
 
 def _unless_none(dims: tuple[int | None, ...]) -> tuple[int, ...] | None:

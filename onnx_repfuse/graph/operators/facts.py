@@ -56,6 +56,7 @@ class SpaceMapSort(Enum):
     REPEATS = "writes a position of the input to several of the output"
     INTERPOLATES = "writes weighted means of neighbouring positions"
     AVERAGES = "writes means of positions"
+    CHOOSES = "takes some of the positions"
 
 
 @dataclass(frozen=True, eq=False)

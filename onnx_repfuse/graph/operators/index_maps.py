@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from onnx_repfuse.graph.operators.channel_rules import KEPT_WHERE_PROVED, SELECTED, STACKED
-from onnx_repfuse.graph.operators.facts import Attributes, Operator, SizeCase, Values
+from onnx_repfuse.graph.operators.facts import (
+    Attributes,
+    Layout,
+    Operator,
+    SizeCase,
+    SpaceMap,
+    SpaceMapSort,
+    Values,
+    ViewCase,
+)
+from onnx_repfuse.graph.scope import optional_input
 
 __all__ = ["END_OF_AXIS", "INDEX_MAPS"]
 
@@ -37,14 +47,57 @@ def _every_axis(case: SizeCase) -> Sequence[int]:
     return range(len(case.result))
 
 
+def _of_space(case: ViewCase, axes: Iterable[int]) -> Layout | None:
+    """The layout, where the channels are not touched and all sizes of space are known: for these it is priced."""
+    rank = len(case.shape)
+    if not case.is_spatial or len(case.result) != rank or None in (*case.shape[2:], *case.result[2:]):
+        return None
+    return case.before if all(axis % rank != 1 for axis in axes) else None
+
+
+def _expand_layout(case: ViewCase) -> Layout | None:
+    """(N, C, 1, 1) -> (N, C, H, W)"""
+    const = case.scope.const(optional_input(case.node, 1))
+    return None if const is None or const.size != len(case.shape) else _of_space(case, ())
+
+
+def _tile_layout(case: ViewCase) -> Layout | None:
+    const = case.scope.const(optional_input(case.node, 1))
+    if const is None or const.size != len(case.shape):
+        return None
+    return _of_space(case, [axis for axis, times in enumerate(const.read().ravel()) if times != 1])
+
+
+def _pad_layout(case: ViewCase) -> Layout | None:
+    """Of pads that repeat positions; constants are padded by `lift_pad`."""
+    if case.node.attrs.get("mode", "constant") not in ("edge", "reflect", "wrap"):
+        return None
+    const = case.scope.const(optional_input(case.node, 1))
+    pads = case.node.attrs.get("pads") or ([-1] if const is None else const.read().ravel().tolist())
+    # a negative pad crops; the other channels of a tensor padded there would be copies of these
+    return _of_space(case, ()) if min(pads) >= 0 and case.shape[1] == case.result[1] else None
+
+
+def _slice_layout(case: ViewCase) -> Layout | None:
+    """Of a Slice that takes positions of space, forwards."""
+    if case.shape[1] != case.result[1]:
+        return None
+    steps = case.scope.const(optional_input(case.node, 4))
+    if optional_input(case.node, 4) and (steps is None or min(steps.read().ravel(), default=1) < 1):
+        return None
+    return _of_space(case, ())
+
+
 INDEX_MAPS = (
     Operator("Concat", gain=1.0, channels=STACKED, operations=0),
     Operator("ConstantOfShape"),
     Operator("Einsum", doubts=_every_axis),
-    Operator("Expand", gain=1.0),
+    Operator("Expand", gain=1.0, space_map=SpaceMap.of_sort(SpaceMapSort.REPEATS, _expand_layout)),
+    Operator("Tile", gain=1.0, space_map=SpaceMap.of_sort(SpaceMapSort.REPEATS, _tile_layout)),
     Operator("Gather", gain=1.0, channels=SELECTED, operations=0),
     Operator(
         "Pad",
+        space_map=SpaceMap.of_sort(SpaceMapSort.REPEATS, _pad_layout),
         gain=1.0,
         stays_for_a_reason=True,
         channels=KEPT_WHERE_PROVED,
@@ -56,6 +109,7 @@ INDEX_MAPS = (
     Operator("Shape", gain=0.0, of_shape=_shape),
     Operator(
         "Slice",
+        space_map=SpaceMap.of_sort(SpaceMapSort.CHOOSES, _slice_layout),
         gain=1.0,
         channels=SELECTED,
         attributes_are_inputs_since=10,
