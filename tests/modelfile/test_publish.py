@@ -27,10 +27,10 @@ FOREIGN = b"somebody else's"
 
 
 def model_with(value, *, foldable=False, rows=32):
-    """`y = relu(x @ w) * s`, whose weight `w` is `value` everywhere; without the Relu it folds."""
+    """`y = sigmoid(x @ w) * s`, whose weight `w` is `value` everywhere; without the Sigmoid it folds."""
     nodes = [helper.make_node("MatMul", ["x", "w"], ["m"])]
     if not foldable:
-        nodes.append(helper.make_node("Relu", ["m"], ["r"]))
+        nodes.append(helper.make_node("Sigmoid", ["m"], ["r"]))
     nodes.append(helper.make_node("Mul", ["m" if foldable else "r", "s"], ["y"]))
     weights = {"w": np.full((rows, 16), value, np.float32), "s": np.full(16, 2, np.float32)}
     graph = helper.make_graph(
