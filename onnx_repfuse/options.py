@@ -21,6 +21,7 @@ class Options:
     Attributes:
         cost: what "cheaper" means; multiply-adds never rise under either.
         skip, only: the kinds of folds to leave out, or the only ones to make; a fold of several kinds needs them all.
+        avoid: ONNX operators that the target cannot run: folds write none, and BatchNormalization becomes Mul and Add.
         keep: globs on node names; matching nodes stay as they are.
         freeze_initializers: treat initializers that are also graph inputs as constants (IR >= 4).
         opset: convert the model to this version of the ONNX operator set first, if it has an older one.
@@ -46,6 +47,7 @@ class Options:
     cost: Literal["ort-cpu", "macs"] = "ort-cpu"
     skip: frozenset[Kind] = frozenset()
     only: frozenset[Kind] | None = None
+    avoid: frozenset[str] = frozenset()
     keep: tuple[str, ...] = ()
     freeze_initializers: bool = False
     opset: int | None = None
@@ -63,7 +65,7 @@ class Options:
     def __post_init__(self) -> None:
         """Raise UsageError for slips."""
         # keep="/head/*" would be taken for the globs "/", "h", ... and "*", which keeps every node.
-        for name in ("skip", "only", "keep", "custom_ops"):
+        for name in ("skip", "only", "avoid", "keep", "custom_ops"):
             if isinstance(getattr(self, name), str):
                 raise UsageError(f"Options.{name} takes a collection, not the text '{getattr(self, name)}'")
         if self.strict and not self.check:

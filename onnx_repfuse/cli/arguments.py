@@ -184,6 +184,12 @@ class CliArguments:
         "--only", (), "Make only folds of these kinds.", more="A fold that absorbs several kinds needs all of them.",
         table="folds", metavar="KIND,..", useless=("compare",), library="only", parse=values.only_kinds,
     )
+    avoid: tuple[str, ...] = _option(
+        "--avoid", (), "Write none of these operators, which the target cannot run.",
+        more="A BatchNormalization that stays becomes Mul and Add. Of other operators, those that are there stay; "
+        "`--fail-on-remaining` tells.",
+        table="folds", metavar="OP,..", useless=("compare",), library="avoid", parse=values.operators,
+    )
     keep: tuple[str, ...] = _option(
         "--keep", (), "Leave nodes alone whose name matches.",
         more="For example `--keep '/head/*'`.",

@@ -32,7 +32,9 @@ def execute(given: CliArguments, version: str) -> int:
     pairs = paths.targets(given)
     paths.check_reports(given, pairs)
     if gates:
-        check_ops(gates)
+        check_ops("--fail-on-remaining", gates)
+    if options.avoid:
+        check_ops("--avoid", sorted(options.avoid))
     if not debugging(given):
         warnings.simplefilter("ignore")  # onnxruntime's and onnx's are not about the user's command
     if given.explain is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -188,8 +188,8 @@ def _line(text: str) -> str:
     return " ".join(text.split()) or "unknown error"
 
 
-def check_ops(ops: tuple[str, ...]) -> None:
-    """Refuse a misspelled operator: no model contains it, so its gate would always pass."""
+def check_ops(flag: str, ops: Iterable[str]) -> None:
+    """Refuse a misspelled operator: no model contains it, so what `flag` asks for would always be so."""
     import onnx
 
     # with the history, since old operators such as Upsample may be asked for, too
@@ -197,7 +197,7 @@ def check_ops(ops: tuple[str, ...]) -> None:
     for op in ops:
         near = None if op in names else _misspelled(op, names)
         if near:
-            raise UsageError(f"--fail-on-remaining: there is no operator '{op}'; did you mean '{near}'?")
+            raise UsageError(f"{flag}: there is no operator '{op}'; did you mean '{near}'?")
 
 
 def _misspelled(op: str, names: set[str]) -> str | None:

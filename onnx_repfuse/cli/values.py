@@ -10,7 +10,16 @@ from pathlib import Path
 from onnx_repfuse.errors import UsageError
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["KIND_HELP", "input_data", "input_shapes", "libraries", "only_kinds", "skip_kinds", "words"]
+__all__ = [
+    "KIND_HELP",
+    "input_data",
+    "input_shapes",
+    "libraries",
+    "only_kinds",
+    "operators",
+    "skip_kinds",
+    "words",
+]
 
 KIND_HELP = {
     Kind.AFFINE: "BatchNormalization, Mul, Add, Sub, Div or Neg by constants, into a Conv or into each other",
@@ -46,6 +55,11 @@ def words(given: Iterable[str]) -> tuple[str, ...]:
     """
     parts = [part.strip() for value in given for part in value.split(",")]
     return tuple(dict.fromkeys(filter(None, parts)))
+
+
+def operators(given: Iterable[str]) -> frozenset[str]:
+    """The operators that `--avoid` names."""
+    return frozenset(words(given))
 
 
 def skip_kinds(given: tuple[str, ...]) -> frozenset[Kind]:

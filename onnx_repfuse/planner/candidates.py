@@ -11,6 +11,7 @@ from math import prod
 from typing import NamedTuple
 
 from onnx_repfuse.algebra.affine_form import Form
+from onnx_repfuse.lift import Operand
 from onnx_repfuse.planner.cost import Price
 from onnx_repfuse.planner.view_sources import is_viewed_form, tensors_read
 from onnx_repfuse.records.report import Kind
@@ -21,6 +22,7 @@ __all__ = [
     "Option",
     "Way",
     "absorbing",
+    "added_up",
     "combinations",
     "few_enough",
     "prune",
@@ -81,6 +83,10 @@ class Candidate:
     convolves: bool
     swallowed: str = ""
 
+    def fits(self, operand: Operand) -> bool:
+        """Whether an operand is read in the layout that the form is in."""
+        return self.form.layout == operand.layout and self.form.channels == operand.channels
+
 
 Way = tuple[frozenset[str], bool]
 
@@ -134,6 +140,22 @@ def absorbing(outer: Candidate, inner: Candidate, form: Form, setup: Price) -> C
         inner.reads_existing,
         outer.convolves or inner.convolves,
     )
+
+
+def added_up(
+    combination: tuple[Option, ...], roles: frozenset[Kind]
+) -> tuple[Price, frozenset[Kind], int, bool]:
+    """Of an operator of these roles and a choice for each operand: price, roles, nodes, and whether one convolves."""
+    price, nodes, convolves = combination[0].price, 1, False
+    for option in combination[1:]:
+        price = price.plus(option.price)
+    for option in combination:
+        candidate = option.candidate
+        if candidate is not None:
+            nodes += candidate.nodes
+            convolves |= candidate.convolves
+            roles |= candidate.roles
+    return price, roles, nodes, convolves
 
 
 def few_enough(options: list[list[Option]]) -> bool:

@@ -44,6 +44,7 @@ from onnx_repfuse.planner.candidates import (
     Entry,
     Option,
     Way,
+    added_up,
     combinations,
     few_enough,
     prune,
@@ -64,6 +65,7 @@ from onnx_repfuse.records.report import Kind
 __all__ = ["Cover"]
 
 _NO_OP = frozenset((Kind.NO_OP,))
+NORM = "BatchNormalization"  # the one operator that others can always compute
 PROHIBITIVE = 1 << 80  # the cost of reading a shared tensor that should have been absorbed
 
 
@@ -76,6 +78,7 @@ class Cover:
         is_allowed: whether the user allows a fold of these kinds.
         banned: outputs that must stay computed as they are.
         refused: outputs, and ways to compute them that are not to be chosen.
+        avoided: operators that the target cannot run.
         entries: output -> what the program found for it.
         inexact: output -> why a form of it is not exact, and the operand it looked through, or ''.
         absorbed: a tensor that several nodes read -> the form that all of them see instead (`shared_consumers`).
@@ -87,6 +90,7 @@ class Cover:
     is_allowed: Callable[[frozenset[Kind]], bool]
     banned: frozenset[str] = frozenset()
     refused: frozenset[tuple[str, Way]] = frozenset()
+    avoided: frozenset[str] = frozenset()
     entries: dict[str, Entry] = field(default_factory=dict)
     inexact: dict[str, list[tuple[Inexact, str]]] = field(default_factory=dict)
     absorbed: dict[str, Candidate] = field(default_factory=dict)
@@ -173,14 +177,16 @@ class Cover:
         return Price(self.model.elementwise(2 * elements, 0), 0, 1)
 
     def _may_normalize(self, lifted: LinearOp, candidate: Candidate) -> bool:
-        return may_normalize(self.context.scope, self.lifts, lifted, candidate.roles)
+        may = NORM not in self.avoided
+        return may and may_normalize(self.context.scope, self.lifts, lifted, candidate.roles)
 
     def _entry(self, lifted: LinearOp) -> Entry:
         options = self._options(lifted)
         entry = self._entry_of_node(lifted)
         ranked: list[tuple[int, Candidate]] = []
         parts: Parts = {}
-        is_itself = writes_itself(lifted) and not self._reads_absorbed(lifted)
+        must_go = bool(self._reads_absorbed(lifted)) or self._is_avoided(lifted)
+        is_itself = writes_itself(lifted) and not must_go
         readings = [one for one in (lifted, lifted.also) if one is not None]
         for combination, reading in product(combinations(options), readings):
             candidate = self._candidate(reading, combination, parts)
@@ -211,10 +217,17 @@ class Cover:
             below = self.entries.get(operand.name)
             if below is not None and self.regions.is_private(operand.name):
                 best, original = best.plus(below.best), original.plus(below.original)
+        if self._is_avoided(lifted):
+            best = best._replace(cost=best.cost + PROHIBITIVE)
+            original = original._replace(nodes=original.nodes + 1)
         for name in self._reads_absorbed(lifted):
             best = best._replace(cost=best.cost + PROHIBITIVE)
             original = original.plus(self.entries[name].original)
         return Entry(best, original, price)
+
+    def _is_avoided(self, lifted: LinearOp) -> bool:
+        """Whether a node has to be written otherwise, as two nodes if need be."""
+        return lifted.node.op == NORM and NORM in self.avoided
 
     def _reads_absorbed(self, lifted: LinearOp) -> set[str]:
         if not self.absorbed:
@@ -273,14 +286,14 @@ class Cover:
         name = operand.name
         self.sizes.operand_channels[name, operand.layout] = operand.channels
         absorbed = self.absorbed.get(name) if self.absorbed else None
-        if absorbed is not None and _fits(absorbed.form, operand):
+        if absorbed is not None and absorbed.fits(operand):
             # whoever still reads the tensor ends the joint step
             return [Option(absorbed.form, absorbed, Price())]
         itself = identity(name, operand.channels, operand.layout)
         entry = self.entries.get(name)
         if entry is None or not self.regions.is_private(name):
             return [Option(itself, None, Price())]
-        fitting = [candidate for candidate in entry.candidates if _fits(candidate.form, operand)]
+        fitting = [candidate for candidate in entry.candidates if candidate.fits(operand)]
         others = [Option(candidate.form, candidate, candidate.setup) for candidate in fitting]
         return [Option(itself, None, entry.best), *others]
 
@@ -288,7 +301,7 @@ class Cover:
         """The one in which the terms of a sum are kept apart."""
         entry = self.entries.get(operand.name)
         separate = entry.separate if entry is not None and self.regions.is_private(operand.name) else None
-        fits = separate is not None and _fits(separate.form, operand)
+        fits = separate is not None and separate.fits(operand)
         return [Option(separate.form, separate, separate.setup)] if separate is not None and fits else []
 
     def _scaled_out(self, form: Form, operand: Operand, candidate: Candidate) -> Form | None:
@@ -371,15 +384,7 @@ class Cover:
 
     def _joined(self, lifted: LinearOp, form: Form, combination: tuple[Option, ...]) -> Candidate:
         """A form with what the combination adds up to."""
-        setup, roles, nodes, below = combination[0].price, lifted.roles, 1, False
-        for option in combination[1:]:
-            setup = setup.plus(option.price)
-        for option in combination:
-            candidate = option.candidate
-            if candidate is not None:
-                nodes += candidate.nodes
-                below |= candidate.convolves
-                roles |= candidate.roles
+        setup, roles, nodes, below = added_up(combination, lifted.roles)
         facts = operator(lifted.node)
         convolves = facts.weight is not None and not facts.scatters
         if convolves and below:
@@ -393,8 +398,3 @@ class Cover:
         if all(option.candidate is not None and option.candidate.reads_existing for option in combination):
             return True
         return not any(name in self.entries and self.regions.is_private(name) for name in tensors_read(form))
-
-
-def _fits(form: Form, operand: Operand) -> bool:
-    """The operand is read in the layout the form is in."""
-    return form.layout == operand.layout and form.channels == operand.channels

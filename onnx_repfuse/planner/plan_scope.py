@@ -34,6 +34,7 @@ from onnx_repfuse.planner.apply_folds import (
     reads_too_many,
     remove_no_ops,
 )
+from onnx_repfuse.planner.avoided import creates_avoided
 from onnx_repfuse.planner.candidates import Way, way_of
 from onnx_repfuse.planner.constant_nodes import write_constants
 from onnx_repfuse.planner.cost import cost_model
@@ -265,7 +266,7 @@ class _Planning:
     def refuse(self, cover: Cover, selections: Iterable[Selection]) -> set[str]:
         """Ban outputs of which too much would have to be proved, and refuse ways that may be dearer at run time.
 
-        Likewise ways that would take away the last tensor whose shape tells a size.
+        Likewise ways that would take away the last tensor whose shape tells a size, or write an operator to be avoided.
 
         Returns:
             the outputs to be covered again.
@@ -276,6 +277,7 @@ class _Planning:
         for one in rising:
             self.not_cheaper.setdefault(one.output, one.nodes)
         lost = [one for one in selections if reads_lost_shape(cover, one)]
+        lost += [one for one in selections if creates_avoided(one, self.options.avoid)]
         self.refused |= {(one.output, way_of(one.candidate)) for one in (*rising, *lost)}
         return too_wide | {one.output for one in (*rising, *lost)}
 
@@ -295,6 +297,8 @@ def _fold_activations(plan: ScopePlan, options: Options, banned: frozenset[str])
     """Write decomposed activations as one operator each; whether there were any."""
     replaced: dict[int, list[gs.Node]] = {}
     for activation in activations(plan.scope, is_kept(options), banned):
+        if any(node.op in options.avoid for node in activation.created):
+            continue
         if not activation.created:
             refusal = opset_refusal(plan.scope, activation.place, activation.absorbed)
             if refusal not in plan.refusals:  # of an earlier reading
@@ -345,7 +349,7 @@ def _cover(
     )
     lifts = {one.output: one.outcome for one in lifted if isinstance(one.outcome, LinearOp)}
     model = cost_model(options.cost)
-    cover = Cover(context, lifts, model, options.allows_all, banned, refused)
+    cover = Cover(context, lifts, model, options.allows_all, banned, refused, options.avoid)
     if previous is None:
         cover.solve(lifts)
         absorb_shared_tensors(cover)
