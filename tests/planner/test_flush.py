@@ -317,7 +317,8 @@ def test_where_it_might_show_nothing_is_flushed(name: str) -> None:
     if name.startswith("layer"):
         net.opset = 17
     model = net.model(SHOWING[name](net, _dead(net)))
-    plan = make_plan(Document.from_model(model), Options())
+    # Alone: folds may take a factor behind it into the weight, which is not small any more then.
+    plan = make_plan(Document.from_model(model), Options(only=frozenset((Kind.FLUSH,))))
     assert plan.flushing is not None
     assert any(plan.flushing.scanned.values())
     assert not plan.flushing.flushed
