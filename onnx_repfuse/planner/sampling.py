@@ -85,7 +85,7 @@ def _sliced(scope: Scope, node: gs.Node, rank: int) -> Strides | None:
     axes, steps = (_indices(scope, node, place, name) for place, name in ((3, "axes"), (4, "steps")))
     if starts is None or ends is None or axes is None or steps is None or any(starts):
         return None
-    if not len(axes) == len(steps) == len(ends) or min(ends) < TO_THE_END or min(steps) < 1:
+    if not ends or not len(axes) == len(steps) == len(ends) or min(ends) < TO_THE_END or min(steps) < 1:
         return None
     strides = dict(zip([int(axis) % (rank + 2) for axis in axes], map(int, steps), strict=True))
     if strides.get(0, 1) != 1 or strides.get(1, 1) != 1:

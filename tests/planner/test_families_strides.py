@@ -277,6 +277,12 @@ def test_a_slice_that_ends_before_the_end_or_begins_later_stays() -> None:
         check(net.model(net.op("Slice", y, *(net.const(np.array(a)) for a in arguments))), None, largest=9)
 
 
+def test_a_slice_of_no_axis() -> None:
+    net = Net(4)
+    none = [net.const(np.zeros(0, np.int64)) for _ in range(4)]
+    check(net.model(net.op("Slice", net.op("Relu", net.conv("x", 4, 8, 3)), *none)), None)
+
+
 def test_an_operator_that_mixes_positions_stays() -> None:
     net = Net(4)
     y = net.op("Softmax", net.conv("x", 4, 8, 3), axis=-1)
