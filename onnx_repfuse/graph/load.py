@@ -259,8 +259,13 @@ def _read(
         fixed = {name: const for name, const in constants.items() if name not in overridable}
         if _leaves_nothing_open(nodes, types, fixed):
             return nodes, *_with_constants(types, assumed, fixed)
+        varying = [
+            proto
+            for node, proto in zip(nodes, protos, strict=True)
+            if any(tensor.name not in fixed for tensor in node.outputs)
+        ]
         unknown = _unknown(types)
-        types, assumed = infer_types(protos)
+        types, assumed = infer_types(varying)
         is_told = _unknown(types) < unknown
         if not is_told and not waits:
             break
