@@ -100,7 +100,7 @@ def _try(cover: Cover, name: str, regions: dict[str, list[str]]) -> None:
             continue
         cover.absorb(name, candidate)
         for solve in (_inline, _cover_again):
-            is_solved = solve(cover, name, behind)
+            is_solved = solve(cover, name, behind, limit)
             price = _sum_of_prices(candidate.setup, cover, roots)
             if is_solved and price.improves(limit.cost, limit) and not _is_still_read(cover, name, roots):
                 return
@@ -191,7 +191,7 @@ def _sum_of_prices(first: Price, cover: Cover, roots: Sequence[str]) -> Price:
     return reduce(Price.plus, (cover.entries[root].best for root in roots), first)
 
 
-def _inline(cover: Cover, name: str, behind: dict[str, list[str]]) -> bool:
+def _inline(cover: Cover, name: str, behind: dict[str, list[str]], limit: Price) -> bool:
     """Put the tensor's form into what was chosen for each region, if that reads only tensors which exist anyway."""
     inner = cover.absorbed[name]
     for root in behind:
@@ -226,11 +226,23 @@ def _convolves(candidate: Candidate, name: str) -> bool:
     return candidate.convolves and not all(isinstance(kernel, Vector | Sampled) for kernel in kernels)
 
 
-def _cover_again(cover: Cover, name: str, behind: dict[str, list[str]]) -> bool:
-    """Cover the regions anew: in every other case."""
-    for members in behind.values():
-        cover.solve(members)
-    return True
+def _cover_again(cover: Cover, name: str, behind: dict[str, list[str]], limit: Price) -> bool:
+    """Cover the regions anew: in every other case. Most steps do not pay, and the first regions tell.
+
+    Of the others only what reads the tensor itself is covered then, so that the user is told where it is not exact.
+    """
+    price, pays = cover.absorbed[name].setup, True
+    for root, members in behind.items():
+        cover.solve(members if pays else _readers(cover, name, members))
+        price = price.plus(cover.entries[root].best)
+        pays = pays and price.improves(limit.cost, limit)
+    return pays
+
+
+def _readers(cover: Cover, name: str, members: Sequence[str]) -> list[str]:
+    return [
+        member for member in members if any(operand.name == name for operand in cover.lifts[member].operands)
+    ]
 
 
 def _is_still_read(cover: Cover, name: str, roots: Sequence[str]) -> bool:
