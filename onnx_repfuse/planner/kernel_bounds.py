@@ -27,8 +27,9 @@ def largest_rows(kernel: Kernel) -> Array | None:
         rows = largest_rows(kernel.inner)
         if rows is None:
             return None
-        rows = rows if kernel.outer is None else rows * np.abs(kernel.outer)
-        return rows if kernel.inputs is None else rows * np.abs(kernel.inputs).max(initial=0.0)
+        with np.errstate(all="ignore"):  # weights that are not finite are refused later
+            rows = rows if kernel.outer is None else rows * np.abs(kernel.outer)
+            return rows if kernel.inputs is None else rows * np.abs(kernel.inputs).max(initial=0.0)
     if isinstance(kernel, Total):
         parts = [largest_rows(part) for part in kernel.parts]
         known = [part for part in parts if part is not None]
