@@ -8,7 +8,9 @@ tensor's size. No pattern means every element.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -18,7 +20,7 @@ from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.operators.space_maps import permutation
 from onnx_repfuse.graph.scope import Scope, Shape
 
-__all__ = ["Pattern", "by_channel", "pattern_above", "pattern_of_part"]
+__all__ = ["Pattern", "by_channel", "pattern_above", "pattern_of_choice", "pattern_of_part"]
 
 Pattern = NDArray[np.bool_]
 _RESHAPES = frozenset(("Flatten", "Reshape", "Squeeze", "Unsqueeze"))
@@ -42,6 +44,60 @@ def pattern_of_part(scope: Scope, split: gs.Node, output: int, pattern: Pattern 
         shape[axis] = size
         parts.append(np.broadcast_to(own, shape) if number == output else np.zeros(shape, np.bool_))
     return np.concatenate(parts, axis)
+
+
+def pattern_of_choice(
+    scope: Scope, choice: gs.Node, others: Iterable[gs.Node], pattern: Pattern | None
+) -> Pattern | None:
+    """The pattern of what a Gather or Slice reads, given that of its output, where others choose other elements.
+
+    None if some may choose the same ones, or the sizes are not known.
+    """
+    shape = scope.shape(choice.inputs[0].name)
+    own = None if shape is None else _chosen(scope, choice, shape)
+    if own is None or shape is None:
+        return None
+    size = shape[own.axis]
+    for other in others:
+        another = _chosen(scope, other, shape)
+        if another is None or another.axis != own.axis or np.intersect1d(another.places, own.places).size:
+            return None
+    inner = np.ones((1,) * (len(shape) - own.drops_axis), np.bool_) if pattern is None else pattern
+    inner = np.expand_dims(inner, own.axis) if own.drops_axis else inner
+    full = list(inner.shape)
+    full[own.axis] = size or 1
+    result = np.zeros(full, np.bool_)
+    where: list[Any] = [slice(None)] * len(shape)
+    where[own.axis] = own.places
+    result[tuple(where)] = inner
+    return result
+
+
+class _Choice(NamedTuple):
+    """The places along an axis that a node chooses, and whether the axis is gone then."""
+
+    axis: int
+    places: NDArray[np.int64]
+    drops_axis: bool
+
+
+def _chosen(scope: Scope, node: gs.Node, shape: Shape) -> _Choice | None:
+    constants = [scope.const(tensor.name) for tensor in node.inputs[1:]]
+    if not constants or None in constants:
+        return None
+    values = [const.read() for const in constants if const is not None]
+    if node.op == "Gather":
+        axis, places = node.attrs.get("axis", 0) % len(shape), values[0]
+        size = shape[axis]
+        if size is None or places.ndim > 1:
+            return None
+        return _Choice(axis, places.ravel() % size, places.ndim == 0)
+    if node.op != "Slice" or len(values) < 3 or any(value.size != 1 for value in values):
+        return None
+    start, end, axis, *step = (int(value.item()) for value in values)
+    axis %= len(shape)
+    size = shape[axis]
+    return None if size is None else _Choice(axis, np.arange(size)[start : end : (step or [1])[0]], False)
 
 
 def pattern_above(scope: Scope, view: gs.Node, pattern: Pattern) -> Pattern | None:

@@ -52,6 +52,7 @@ def move_factors(plan: ScopePlan, paths: Paths, is_allowed: Callable[[frozenset[
         taken |= ids
         replaced[id(path.place)] = _Rewriting(plan, paths, path).made()
         replaced.update((id(step.node), []) for step in path.up if step.node.op == "Split")
+        replaced.update((id(node), []) for step in path.up for node in step.others)
     replace_nodes(scope, replaced)
     if replaced:
         scope.nodes = scope.order(scope.nodes)
@@ -106,7 +107,22 @@ class _Rewriting:
         add_fold(self.plan, fold, path.nodes)
         for step in path.up:
             self._note_other_parts(step)
+            self._note_other_choices(step)
         return self.created
+
+    def _note_other_choices(self, step: Step) -> None:
+        """What others choose of the same tensor is chosen of another one now: a fold each."""
+        parts = {node.outputs[0].name for node in (step.node, *step.others)}
+        if step.others:  # an earlier factor may have left a fold for each
+            self.plan.folds = [fold for fold in self.plan.folds if fold.name not in parts]
+        for other in step.others:
+            name = str(other.outputs[0].name)
+            if name not in self.scope.used_before:
+                continue
+            new = next(node for node in self.created if node.outputs[0].name == name)
+            add_fold(
+                self.plan, PlannedFold((name,), [], [new], frozenset((_role(self.path),)), 0, 0), [other]
+            )
 
     def _note_other_parts(self, step: Step) -> None:
         """The outputs of a Split that the factor does not scale are computed otherwise, too: a fold each.
@@ -142,8 +158,14 @@ class _Rewriting:
             return self._scale(tensor, output)
         scaled = self._scale(str(steps[-1].node.inputs[steps[-1].place].name), "")
         for step in steps[:0:-1]:
-            scaled = self._copy(step.node, {step.place: scaled}, "", step.output)
-        return self._copy(steps[0].node, {steps[0].place: scaled}, output, steps[0].output)
+            scaled = self._pass(step, scaled, "")
+        return self._pass(steps[0], scaled, output)
+
+    def _pass(self, step: Step, scaled: str, output: str) -> str:
+        """The nodes of a step, which read a scaled tensor."""
+        for other in step.others:
+            self._node(other, {0: scaled}, other.outputs[0].name, like="")
+        return self._copy(step.node, {step.place: scaled}, output, step.output)
 
     def _scale(self, tensor: str, output: str) -> str:
         """The factor's node, of another tensor."""

@@ -22,7 +22,13 @@ from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope, optional_input
 from onnx_repfuse.graph.views import proved_rank
 from onnx_repfuse.lift import Context, LinearOp, lift
-from onnx_repfuse.planner.factor_patterns import Pattern, by_channel, pattern_above, pattern_of_part
+from onnx_repfuse.planner.factor_patterns import (
+    Pattern,
+    by_channel,
+    pattern_above,
+    pattern_of_choice,
+    pattern_of_part,
+)
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
 __all__ = ["Path", "Paths", "Step"]
@@ -45,11 +51,16 @@ _FACTORS = frozenset(("Div", "Mul", "Neg"))
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A node that is passed, the input through which, and the output from which: a Split has several."""
+    """A node that is passed, the input through which, and the output from which: a Split has several.
+
+    Attributes:
+        others: nodes that choose other elements of the same tensor.
+    """
 
     node: gs.Node
     place: int
     output: int = 0
+    others: tuple[gs.Node, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +99,8 @@ class Path:
     def nodes(self) -> list[gs.Node]:
         """The factor, and the nodes that are written again."""
         turn = () if self.turn is None else (self.turn,)
-        return [self.factor, *(step.node for step in (*self.down, *turn, *self.up))]
+        others = [node for step in self.up for node in step.others]
+        return [self.factor, *(step.node for step in (*self.down, *turn, *self.up)), *others]
 
     @property
     def passes_product(self) -> bool:
@@ -133,7 +145,7 @@ class Paths:
         if self.absorbs_from_below(factor.inputs[place].name, factor) or self.consumer_that_absorbs(output):
             return None
         enlarges = self._enlarges_half(factor, place)
-        found = None if enlarges else self._up(factor.inputs[place].name, factor, MAX_STEPS)
+        found = None if enlarges else self._up(factor.inputs[place].name, (factor,), MAX_STEPS)
         return (
             self._down(factor)
             if found is None
@@ -173,9 +185,10 @@ class Paths:
         """Whether a node may be replaced: it is free, and no part of a pattern that runtimes fuse."""
         return id(node) not in self.context.protected and self.is_free(node)
 
-    def is_alone(self, name: str, reader: gs.Node) -> bool:
-        """Whether only one node, and nobody outside, reads the values of a tensor, and reads it once."""
-        return not self.scope.is_seen(name) and [id(node) for node in self.reads(name)] == [id(reader)]
+    def is_alone(self, name: str, *readers: gs.Node) -> bool:
+        """Whether only these nodes, and nobody outside, read the values of a tensor, once each."""
+        reads = sorted(id(node) for node in self.reads(name))
+        return not self.scope.is_seen(name) and reads == sorted(map(id, readers))
 
     def _enlarges_half(self, factor: gs.Node, place: int) -> bool:
         """Whether it is above 1 in half precision: moved in front of a product, it could overflow what was small."""
@@ -186,31 +199,42 @@ class Paths:
         value = abs(self.scope.scalar(factor.inputs[1 - place].name) or 1.0)
         return (1 / value if factor.op == "Div" else value) > 1
 
-    def _up(self, name: str, reader: gs.Node, left: int, pattern: Pattern | None = None) -> _Way | None:
-        """The way upwards from a tensor, which `reader` reads, to what absorbs a factor of it; at least one step.
+    def _up(
+        self, name: str, readers: tuple[gs.Node, ...], left: int, pattern: Pattern | None = None
+    ) -> _Way | None:
+        """The way upwards from a tensor, which `readers` read, to what absorbs a factor of it; at least one step.
 
         Args:
             left: steps that may be taken.
             pattern: the elements that are scaled; None for all.
         """
         producer = self.scope.producer.get(name)
-        if not left or producer is None or not self.may_go(producer) or not self.is_alone(name, reader):
+        if not left or producer is None or not self.may_go(producer) or not self.is_alone(name, *readers):
             return None
         output = [tensor.name for tensor in producer.outputs].index(name)
         for place in self._passable(producer, pattern):
             below = producer.inputs[place].name
-            passes, inner = self._pattern_below(producer, output, pattern)
+            others = self._other_choices(producer) if place == 0 else ()
+            passes, inner = self._pattern_below(producer, output, pattern, others)
             if not passes or not self._can_be_tried(producer):
                 continue
-            step = Step(producer, place, output)
-            way = self._end_of_way(below, producer, inner) or self._up(below, producer, left - 1, inner)
+            step, all_readers = Step(producer, place, output, others), (producer, *others)
+            way = self._end_of_way(below, all_readers, inner) or self._up(below, all_readers, left - 1, inner)
             if way is not None:
                 return _Way((step, *way.steps), way.sink, way.channels)
         return None
 
-    def _end_of_way(self, name: str, reader: gs.Node, pattern: Pattern | None) -> _Way | None:
+    def _other_choices(self, node: gs.Node) -> tuple[gs.Node, ...]:
+        """The nodes that choose parts of what a Gather or Slice reads, too."""
+        if node.op not in ("Gather", "Slice"):
+            return ()
+        others = [other for other in self.reads(node.inputs[0].name) if other is not node]
+        are_alike = all(other.op in ("Gather", "Slice") and self.may_go(other) for other in others)
+        return tuple(others) if are_alike else ()
+
+    def _end_of_way(self, name: str, readers: tuple[gs.Node, ...], pattern: Pattern | None) -> _Way | None:
         """Nothing more to pass: what computes a tensor absorbs a factor of these elements."""
-        sink = self.absorbs_from_below(name, reader)
+        sink = self.absorbs_from_below(name, *readers)
         if sink is None or pattern is None:
             return None if sink is None else _Way((), sink)
         layout = self.layouts.get(name)
@@ -218,11 +242,14 @@ class Paths:
         return None if channels is None else _Way((), sink, channels)
 
     def _pattern_below(
-        self, node: gs.Node, output: int, pattern: Pattern | None
+        self, node: gs.Node, output: int, pattern: Pattern | None, others: tuple[gs.Node, ...]
     ) -> tuple[bool, Pattern | None]:
         """Whether a factor of some elements passes a node, and which elements it scales then."""
         if node.op == "Split":
             inner = pattern_of_part(self.scope, node, output, pattern)
+            return inner is not None, inner
+        if others or (pattern is not None and node.op in ("Gather", "Slice")):
+            inner = pattern_of_choice(self.scope, node, others, pattern)
             return inner is not None, inner
         if pattern is None:
             return True, None
@@ -250,7 +277,7 @@ class Paths:
             if node.op == "MatMul":
                 other = node.inputs[1 - place].name
                 sink = self.absorbs_from_below(other, node)
-                up = _Way((), sink) if sink is not None else self._up(other, node, MAX_STEPS)
+                up = _Way((), sink) if sink is not None else self._up(other, (node,), MAX_STEPS)
                 if up is not None:
                     return Path(factor, down, step, up.steps, up.sink, up.channels)
             down = (*down, step)
@@ -279,18 +306,18 @@ class Paths:
         is_product = node.op == "MatMul" and names[0] != names[1]
         return (0, 1) if is_product and all(self.scope.const(name) is None for name in names) else ()
 
-    def absorbs_from_below(self, name: str, reader: gs.Node) -> LinearOp | None:
+    def absorbs_from_below(self, name: str, *readers: gs.Node) -> LinearOp | None:
         """The operator that computes a tensor and absorbs a factor of it, maybe through shifts."""
         for _ in range(MAX_STEPS):
             lifted = self.lifted(name)
-            if lifted is None or not self.is_alone(name, reader) or not self.may_go(lifted.node):
+            if lifted is None or not self.is_alone(name, *readers) or not self.may_go(lifted.node):
                 return None
             if self._is_absorbing(lifted):
                 return lifted
             is_shift = len(lifted.operands) == len(lifted.node.outputs) == 1 and lifted.view is None
             if not is_shift or not lifted.terms[0].kernel.geometry.is_diagonal:
                 return None
-            name, reader = lifted.operands[0].name, lifted.node
+            name, readers = lifted.operands[0].name, (lifted.node,)
         return None
 
     def consumer_that_absorbs(self, name: str) -> LinearOp | None:

@@ -226,6 +226,15 @@ def together(net: Net, x: str, where: str, style: str) -> str:
         y = net.op("Transpose", y, perm=[2, 0, 3, 1, 4])
         parts = net.op("Split", y, net.const(np.array([1, 1, 1])), outputs=3, axis=0)
         parts = [net.op("Squeeze", part, axes) for part in parts]
+    elif style == "gathered":  # torchvision
+        y = net.op("Reshape", y, net.const(np.array([0, 5, 3, HEADS, WIDTH])))
+        y = net.op("Transpose", y, perm=[2, 0, 3, 1, 4])
+        parts = [net.op("Gather", y, net.const(np.array(place)), axis=0) for place in (0, 1, -1)]
+    elif style == "sliced":  # the new exporter
+        y = net.op("Reshape", y, net.const(np.array([0, 5, 3, HEADS, WIDTH])))
+        y = net.op("Transpose", y, perm=[2, 0, 3, 1, 4])
+        ends = [[net.const(np.array([k])) for k in (place, place + 1, 0)] for place in range(3)]
+        parts = [net.op("Squeeze", net.op("Slice", y, *end), axes) for end in ends]
     else:  # torch.chunk, then the heads
         parts = net.op("Split", y, net.const(np.array([CHANNELS] * 3)), outputs=3, axis=-1)
         sizes = net.const(np.array([0, 5, HEADS, WIDTH]))
@@ -240,7 +249,7 @@ def together(net: Net, x: str, where: str, style: str) -> str:
 
 
 @pytest.mark.parametrize("where", ["q", "k", "v", "scores", "q k"])
-@pytest.mark.parametrize("style", ["stacked", "chunks"])
+@pytest.mark.parametrize("style", ["stacked", "chunks", "gathered", "sliced"])
 def test_parts_of_one_projection(where: str, style: str) -> None:
     net = _sequences()
     model = net.model(net.op("Relu", together(net, net.op("Relu", "x"), where, style)))
@@ -263,6 +272,20 @@ def test_a_projection_that_somebody_else_reads() -> None:
     scores = net.op("MatMul", net.op("Mul", q, net.const(0.6)), net.op("Transpose", k, perm=[0, 2, 1]))
     model = net.model(scores, net.op("Sigmoid", y))
     assert fuse(model).model.SerializeToString() == model.SerializeToString()
+
+
+def test_choices_that_overlap() -> None:
+    """What is read twice cannot be scaled for one of the two."""
+    net = _sequences()
+    y = net.op("MatMul", net.op("Relu", "x"), net.random(CHANNELS, 9))
+    ends = [[net.const(np.array([k])) for k in (lo, hi, 2)] for lo, hi in ((0, 6), (5, 9))]
+    q, k = (net.op("Slice", y, *end) for end in ends)
+    model = net.model(
+        net.op("Softmax", net.op("Reshape", net.op("Mul", q, net.const(0.6)), net.const(np.array([0, -1])))),
+        k,
+    )
+    assert "Mul" in counts(fuse(model).model)
+    assert equal(model, fuse(model).model) > 0
 
 
 def test_patterns_against_numpy() -> None:
