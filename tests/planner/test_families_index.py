@@ -228,6 +228,13 @@ def test_focus() -> None:
     assert list(weight.dims) == [8, 3, 6, 6]
 
 
+def test_focus_of_an_unknown_size_stays() -> None:
+    net = Net(3)  # of an odd size, its Slices differ in size
+    result = fuse(net.model(net.conv(focus(net), 12, 8, 3)))
+    assert {node.op_type for node in result.model.graph.node} == {"Slice", "Concat", "Conv"}
+    assert Reason.GRID in {refusal.reason for refusal in result.report.refusals}
+
+
 def test_focus_alone_stays() -> None:
     net = Net(3, shape=("N", 3, 8, 10))
     ops = {"Slice": 4, "Concat": 1, "Relu": 1, "Conv": 1}  # a Slice may take two axes at once
