@@ -34,6 +34,7 @@ from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 __all__ = ["Path", "Paths", "Step"]
 
 MAX_STEPS = 16
+MAX_PARTS = 16  # of one tensor, each of which may have a factor
 _MOVES = (
     "DepthToSpace",
     "Expand",
@@ -229,7 +230,9 @@ class Paths:
         if node.op not in ("Gather", "Slice"):
             return ()
         others = [other for other in self.reads(node.inputs[0].name) if other is not node]
-        are_alike = all(other.op in ("Gather", "Slice") and self.may_go(other) for other in others)
+        are_alike = len(others) < MAX_PARTS and all(
+            other.op in ("Gather", "Slice") and self.may_go(other) for other in others
+        )
         return tuple(others) if are_alike else ()
 
     def _end_of_way(self, name: str, readers: tuple[gs.Node, ...], pattern: Pattern | None) -> _Way | None:
@@ -296,7 +299,7 @@ class Paths:
 
     def _passable(self, node: gs.Node, pattern: Pattern | None = None) -> tuple[int, ...]:
         """The inputs of a node whose factor, of some elements, is a factor of its output."""
-        if node.op == "Split" and self.is_alone(node.inputs[0].name, node):
+        if node.op == "Split" and len(node.outputs) <= MAX_PARTS and self.is_alone(node.inputs[0].name, node):
             return (0,)
         if len(node.outputs) != 1 or (pattern is not None and node.op == "MatMul"):
             return ()
