@@ -22,6 +22,9 @@ MAX_OUT_OF_RANGE = 3  # folds that end in one place, before all that ends there 
 OUT_OF_RANGE = (Reason.OVERFLOW, Reason.UNDERFLOW, Reason.NON_FINITE)
 
 
+FLUSH_UNDONE = "small weights were left as they are"
+
+
 class FailedFold(NamedTuple):
     """A fold that cannot stay, and why."""
 
@@ -44,6 +47,7 @@ class Bans:
     banned: set[FoldKey] = field(default_factory=set)
     refusals: list[Refusal] = field(default_factory=list)
     attempts: int = 0
+    _is_flush_tried_again: bool = False
     _out_of_range: Counter[FoldKey] = field(default_factory=Counter)  # inner outputs of such folds
 
     def add(self, failed: list[FailedFold]) -> None:
@@ -66,7 +70,7 @@ class Bans:
         self.attempts += 1
         self.banned.add(FLUSH)
         names = tuple(dict.fromkeys(name for change in plan.flushing.changes() for name in change.nodes))
-        message = f"small weights were left as they are: with zeros in their place, {why}"
+        message = f"{FLUSH_UNDONE}: with zeros in their place, {why}"
         self.refusals.append(Refusal(Reason.VERIFICATION, message, names))
         return True
 
@@ -77,6 +81,15 @@ class Bans:
             return False
         self.banned |= inner
         return True
+
+    def try_flush_again(self) -> None:
+        """Once, when folds were found to be at fault: then the flushing was given up for nothing."""
+        if FLUSH in self.banned and not self._is_flush_tried_again:
+            self._is_flush_tried_again = True
+            self.banned.discard(FLUSH)
+            self.refusals = [
+                refusal for refusal in self.refusals if not refusal.message.startswith(FLUSH_UNDONE)
+            ]
 
     def _ban_shorter(self, scope: ScopeKey, fold: PlannedFold) -> None:
         """Ban what the next plan would find inside a fold whose weights cannot be written, if that goes on and on.

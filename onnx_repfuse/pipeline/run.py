@@ -299,6 +299,7 @@ class _Run:
         if not failed:
             raise self.failed(why)
         self.bans.add(failed)
+        self.bans.try_flush_again()
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from onnx_repfuse.pipeline.plan_model import make_plan
 from onnx_repfuse.planner.gains import Gains
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Change, Kind
+from onnx_repfuse.records.verdict import Status
 from tests.build import Array, Net, run
 
 NO_FLUSH = Options(skip=frozenset((Kind.FLUSH,)))
@@ -437,3 +439,27 @@ def test_a_bias_that_folding_makes_small_goes_through_padding_in_the_same_run() 
     result = fuse(model)
     assert fuse(result.model).model.SerializeToString() == result.model.SerializeToString()
     assert result.report.verification
+
+
+def test_weights_are_flushed_where_a_fold_was_at_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnx_repfuse.pipeline import compare_models
+    from onnx_repfuse.pipeline import run as run_module
+
+    real = compare_models.compare
+
+    def compare(baseline: Any, result: Path, *rest: Any) -> Any:
+        found = real(baseline, result, *rest)
+        is_folded = not any(node.op_type == "BatchNormalization" for node in onnx.load(result).graph.node)
+        verdict = replace(found.outputs[0], status=Status.FAILED) if is_folded else found.outputs[0]
+        return replace(found, outputs=(verdict,))
+
+    monkeypatch.setattr(run_module, "compare", compare)
+    monkeypatch.setattr(compare_models, "compare", compare)
+    net = Net(4)
+    dead = net.conv(_dead(net), 4, 4, 3)
+    result = fuse(
+        net.model(
+            net.op("Relu", net.bn(net.op("Sigmoid", dead), 4)), net.conv_bn(net.op("Relu", dead), 4, 4, 3)
+        )
+    )
+    assert Kind.FLUSH in {change.kind for change in result.report.changes}
