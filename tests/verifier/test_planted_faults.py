@@ -21,6 +21,7 @@ from onnx_repfuse.lift import batchnorm_arithmetic, sum_identity
 from onnx_repfuse.pipeline import run
 from onnx_repfuse.planner import emit
 from onnx_repfuse.records.reasons import Reason
+from onnx_repfuse.records.verdict import FoldVerdict
 from tests.build import Net, counts
 from tests.planted_faults import missed
 from tests.random_properties import compare
@@ -105,6 +106,11 @@ def plant(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(emit._Emitter, "node", new_wrong_node)
 
 
+def without_probes(plan: Any, *_: Any) -> tuple[list[Any], list[FoldVerdict]]:
+    """As `prove_folds`, but nothing is judged."""
+    return [], [FoldVerdict(fold.name, planned.scope.label) for planned, fold in plan.folds]
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_without_a_fault_both_blocks_fold(stride: int) -> None:
     model, feeds = network(stride)
@@ -135,7 +141,7 @@ def test_without_probes_the_comparison_of_outputs_sees_the_fault_before_anything
 ) -> None:
     model, feeds = network(stride)
     plant(fault, monkeypatch)
-    monkeypatch.setattr(run, "prove_folds", lambda *_: ([], []))
+    monkeypatch.setattr(run, "prove_folds", without_probes)
     output = tmp_path / "out.onnx"
     try:
         result = fuse(model, output)
@@ -156,7 +162,7 @@ def test_the_command_line_never_exits_with_0_and_a_wrong_file(
     assert main(["in.onnx", "out.onnx", "-q"]) == 0
     assert compare(model, onnx.load("out.onnx"), feeds) == len(feeds)
     Path("out.onnx").unlink()
-    monkeypatch.setattr(run, "prove_folds", lambda *_: ([], []))
+    monkeypatch.setattr(run, "prove_folds", without_probes)
     code = main(["in.onnx", "out.onnx", "-q"])
     assert code == 3 or compare(model, onnx.load("out.onnx"), feeds) == len(feeds)
     assert code == 0 or not Path("out.onnx").exists()
