@@ -103,10 +103,10 @@ def _run(
         try:
             # Folds whose weights cannot be written cost no attempt: each bans more, and nothing was proved in vain.
             while job.bans.attempts < MAX_ATTEMPTS:
-                banned = len(job.bans.banned)
+                banned = set(job.bans.banned)
                 if job.attempt():
                     return job.report()
-                if len(job.bans.banned) == banned:
+                if job.bans.banned == banned:
                     break
             raise job.failed(f"folds were given up {job.bans.attempts} times, and one still failed")
         except Exception:
