@@ -119,7 +119,7 @@ def _with_shapes(scope: Scope, nodes: Nodes) -> Nodes:
     lists = [
         node.input[_LIST_AT[node.op_type]]
         for node in nodes
-        if len(node.input) > _LIST_AT.get(node.op_type, 9)
+        if node.op_type in _LIST_AT and len(node.input) > _LIST_AT[node.op_type]
     ]
     if not lists:
         return nodes
