@@ -81,6 +81,8 @@ class _EqualNodes:
         """The node equal to this one that was passed before; None if there is none."""
         if not node.inputs or not (id(node) in self.scope.original or self._is_inside_a_fold(node)):
             return None
+        if any(tensor.name and self.scope.producer.get(tensor.name) is not node for tensor in node.outputs):
+            return None  # an invalid model, in which two nodes write one tensor
         inputs = self._key(node, self._tensor_or_type)
         alike = self._by_inputs.setdefault(inputs, [])
         alike.append(node)

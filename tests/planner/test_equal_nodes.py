@@ -211,3 +211,11 @@ def test_a_fold_may_read_what_an_equal_node_behind_it_computes() -> None:
     assert result is not None
     assert counts(result) == {"Slice": 1, "Conv": 1, "Sin": 1}
     assert result.graph.node[0].op_type == "Slice"
+
+
+def test_two_nodes_that_write_one_tensor_are_not_merged() -> None:
+    """An invalid model; planning once looked for the end of a chain of names that has none."""
+    made = _model([node("Sin", "x", "a"), node("Sin", "x", "a"), node("Cos", "a", "y")])
+    result = fuse(made, options=Options(check=False)).model
+    assert result is not None
+    assert counts(result) == {"Sin": 2, "Cos": 1}
