@@ -19,7 +19,7 @@ KINDS = {
     "Conv": ("Conv", "ConvTranspose", "Gemm", "MatMul"),
     "BatchNormalization": ("BatchNormalization",),
     "Add": ("Add", "Sub", "Sum"),
-    "MatMul": ("MatMul",),
+    "MatMul": ("MatMul", "Gemm"),  # or a Gemm behind an average a MatMul before it
 }
 
 
