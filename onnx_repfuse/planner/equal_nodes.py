@@ -93,9 +93,7 @@ class _EqualNodes:
         if why_not_constant(self._proto(node)):
             return None  # random, with subgraphs, or of another domain
         first = self._by_all.setdefault((inputs, self._rest(node)), node)
-        # The writer puts the nodes of a fold where those were that they replace, perhaps in front of `first`.
-        is_before = self.scope.anchor[id(first)] <= self.scope.anchor[id(node)]
-        return None if first is node or not (is_before or id(node) in self.scope.original) else first
+        return None if first is node else first
 
     def _is_inside_a_fold(self, node: gs.Node) -> bool:
         """Whether a fold created it for itself: two folds may view one tensor, each for its own consumer."""

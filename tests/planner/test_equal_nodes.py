@@ -219,3 +219,23 @@ def test_two_nodes_that_write_one_tensor_are_not_merged() -> None:
     result = fuse(made, options=Options(check=False)).model
     assert result is not None
     assert counts(result) == {"Sin": 2, "Cos": 1}
+
+
+def test_a_view_that_a_fold_creates_may_be_one_of_the_file_behind_it() -> None:
+    nodes = [
+        node("Sub", "x x", "a"),
+        node("Transpose", "a", "t", perm=[0, 2, 3, 1]),
+        node("MatMul", "t v", "p"),
+        node("Add", "p b", "q"),
+        node("Transpose", "x", "u", perm=[0, 2, 3, 1]),
+        node("MatMul", "u w", "r"),
+        node("Add", "r b", "z"),
+        node("Transpose", "q", "y", perm=[0, 3, 1, 2]),
+    ]
+    made = _model(nodes, {"v": random(4, 4), "w": random(4, 4), "b": random(4)}, "y", "z")
+    result = fuse(made).model
+    assert result is not None
+    assert counts(result)["Transpose"] == 2
+    again = fuse(result).model
+    assert again is not None
+    assert again.SerializeToString() == result.SerializeToString()
