@@ -98,6 +98,15 @@ def _divides_by_attribute(node: onnx.NodeProto) -> bool:
     )
 
 
+def _sized(known: Types, names: Sequence[str]) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Type and size of every one of these tensors; empty unless all are known, and of types that are computed."""
+    sized = {
+        name: (kind, size) for name, (kind, shape) in known.items() if (size := static(shape)) is not None
+    }
+    is_whole = len(sized) == len(names) and all(kind in COMPUTED_TYPES for kind, _ in sized.values())
+    return sized if is_whole else {}
+
+
 @dataclass(eq=False)
 class ConstantNodes:
     """The nodes of one scope that read constants alone, and those of their values that were computed.
@@ -132,44 +141,55 @@ class ConstantNodes:
             The outputs that are constants from now on; none where nothing certain can be said.
         """
         names = [name for name in node.output if name]
-        if why_not_constant(node) or _divides_by_attribute(node) or not names:
-            return []
-        given = [self.constants[name] for name in node.input if name]
-        if any(not _can_be_given(const) for const in given) or self._divides_by_zero(node):
-            return []
+        given = self._operands(node) if names else None
         known: Types = {name: types.get(name, (0, None)) for name in names}
         now = any(not kind or static(shape) is None for kind, shape in known.values())
-        if now and waits:
+        if given is None or (now and waits):
             return []
-        if now:
-            known = self._inferred_alone(node, given)
-        sized = {
-            name: (kind, size) for name, (kind, shape) in known.items() if (size := static(shape)) is not None
-        }
-        if len(sized) < len(names) or not all(kind in COMPUTED_TYPES for kind, _ in sized.values()):
-            return []
-        inner = max(const.effort for const in given) if given else 0
+        sized = _sized(self._inferred_alone(node, given) if now else known, names)
+        return names if sized and self._put(node, given, sized, now=now) else []
+
+    def _put(
+        self,
+        node: onnx.NodeProto,
+        given: Sequence[Const],
+        sized: Mapping[str, tuple[int, tuple[int, ...]]],
+        *,
+        now: bool,
+    ) -> bool:
+        """Note the outputs of a node as constants; False if they are too large, or cannot be computed `now`."""
+        inner = max([const.effort for const in given], default=0)
         effort = max(inner, *(prod(shape) for _, shape in sized.values()))
-        if now and effort > MAX_FOLDED_ELEMENTS:
-            return []  # a weight: to compute it now would take its memory while planning
-        if not self._has_room(given, sized):
-            return []
-        nodes = [node] if self.opset >= OLDEST else in_oldest(node, [len(const.shape) for const in given])
-        if not nodes:
-            return []
-        for one in nodes:
-            self.place.update((name, len(self.nodes)) for name in one.output if name)
-            self.nodes.append(one)
+        is_weight = (
+            now and effort > MAX_FOLDED_ELEMENTS
+        )  # to compute it now would take its memory while planning
+        if is_weight or not self._has_room(given, sized) or not self._note(node, given):
+            return False
         for name, (kind, shape) in sized.items():
             self.constants[name] = Const(shape, kind, partial(self.read, name), inner=inner)
         if effort <= MAX_CHEAP_ELEMENTS:
-            self.cheap += names
-        if now and any(self.constants[name].computed() is None for name in names):
-            # inferred from its values, without the doubts that shape inference is held against
-            for name in names:
-                del self.constants[name], self.place[name]
-            return []
-        return names
+            self.cheap += sized
+        if not now or all(self.constants[name].computed() is not None for name in sized):
+            return True
+        # inferred from its values, without the doubts that shape inference is held against
+        for name in sized:
+            del self.constants[name], self.place[name]
+        return False
+
+    def _operands(self, node: onnx.NodeProto) -> list[Const] | None:
+        """The constants that a node reads; None where what it makes of them is not certain, or not to be computed."""
+        if why_not_constant(node) or _divides_by_attribute(node):
+            return None
+        given = [self.constants[name] for name in node.input if name]
+        return given if all(map(_can_be_given, given)) and not self._divides_by_zero(node) else None
+
+    def _note(self, node: onnx.NodeProto, given: Sequence[Const]) -> bool:
+        """Put a node among those that can be run; False below the oldest opset, where there is no such operator."""
+        nodes = [node] if self.opset >= OLDEST else in_oldest(node, [len(const.shape) for const in given])
+        for one in nodes:
+            self.place.update((name, len(self.nodes)) for name in one.output if name)
+            self.nodes.append(one)
+        return bool(nodes)
 
     def _has_room(self, given: Iterable[Const], made: Mapping[str, tuple[int, Sequence[int]]]) -> bool:
         grown = sum(stored_size(kind, shape) or 0 for kind, shape in made.values())

@@ -121,21 +121,7 @@ def plan_scope(
         if last is not None and not planning.is_changed:
             planning.drop_dead_channels(layouts)
         if last is not None and not planning.is_changed:
-            join_no_ops(plan)
-            share_equal_weights(scope)
-            present = {id(node) for node in scope.nodes}
-            for nodes in planning.not_cheaper.values():
-                if all(id(node) in present for node in nodes):
-                    plan.refusals.append(size_refusal(scope, nodes))
-            plan.refusals += _new_refusals(plan, last)
-            if options.allows(Kind.STRIDE):
-                plan.refusals += subsampling_refusals(scope, layouts, planning.is_free)
-            if options.allows(Kind.COMMUTE):
-                plan.refusals += maximum_refusals(scope, layouts, planning.is_free)
-            if options.allows(Kind.PRODUCT):
-                plan.refusals += factor_refusals(planning.paths(layouts))
-            if options.allows(Kind.AFFINE):
-                plan.refusals += chain_refusals(planning.paths(layouts))
+            planning.finish(last, layouts)
             return plan
         # A second run would read the file that the nodes make now. So plan once more by what that says: without what
         # is remembered of nodes that are gone, and with the shapes that inference finds.
@@ -280,6 +266,30 @@ class _Planning:
         lost += [one for one in selections if creates_avoided(one, self.options.avoid)]
         self.refused |= {(one.output, way_of(one.candidate)) for one in (*rising, *lost)}
         return too_wide | {one.output for one in (*rising, *lost)}
+
+    def finish(self, last: _Round, layouts: dict[str, ChannelLayout]) -> None:
+        """Put the folds in order, and say why the rest stayed.
+
+        Args:
+            last: the round that found nothing.
+            layouts: of the scope.
+        """
+        scope, allows = self.plan.scope, self.options.allows
+        join_no_ops(self.plan)
+        share_equal_weights(scope)
+        present = {id(node) for node in scope.nodes}
+        for nodes in self.not_cheaper.values():
+            if all(id(node) in present for node in nodes):
+                self.plan.refusals.append(size_refusal(scope, nodes))
+        self.plan.refusals += _new_refusals(self.plan, last)
+        if allows(Kind.STRIDE):
+            self.plan.refusals += subsampling_refusals(scope, layouts, self.is_free)
+        if allows(Kind.COMMUTE):
+            self.plan.refusals += maximum_refusals(scope, layouts, self.is_free)
+        if allows(Kind.PRODUCT):
+            self.plan.refusals += factor_refusals(self.paths(layouts))
+        if allows(Kind.AFFINE):
+            self.plan.refusals += chain_refusals(self.paths(layouts))
 
     def _changed(self, *, written: bool) -> None:
         """After nodes may have been written, remove what nobody needs any more."""

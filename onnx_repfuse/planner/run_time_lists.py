@@ -86,22 +86,33 @@ class RunTimeLists:
         return self._computed(node, [self._list(t.name, depth + 1) for t in node.inputs if t.name])
 
     def _computed(self, node: gs.Node, inputs: list[list[int]]) -> list[int]:
-        if node.op in _FLAT or (node.op == "Cast" and node.attrs.get("to") in _INTEGERS):
-            return inputs[0]
-        if node.op == "Concat":
-            return [number for part in inputs for number in part]
-        if node.op == "Gather" and len(inputs) == 2:
-            return [inputs[0][place] for place in inputs[1]]
-        if node.op == "Slice" and len(inputs) >= 3 and optional_input(node, 4) == "":
-            ((first,), (last,)) = inputs[1], inputs[2]
-            return inputs[0][first:last]
-        if node.op == "ReduceProd" and not node.attrs.get("axes") and len(inputs) == 1:
-            return [prod(inputs[0])]
-        function = _ARITHMETIC.get(node.op)
-        if function is None or len(inputs) != 2:
-            raise _UnknownError
-        count = max(map(len, inputs))
-        a, b = (values * count if len(values) == 1 else values for values in inputs)
-        if len(a) != len(b) or (node.op == "Div" and (0 in b or min(*a, *b) < 0)):
-            raise _UnknownError
-        return [function(x, y) for x, y in zip(a, b, strict=True)]
+        moved = _moved(node, inputs)
+        return _arithmetic(node, inputs) if moved is None else moved
+
+
+def _moved(node: gs.Node, inputs: list[list[int]]) -> list[int] | None:
+    """What a node makes of lists that computes nothing; None for any other."""
+    if node.op in _FLAT or (node.op == "Cast" and node.attrs.get("to") in _INTEGERS):
+        return inputs[0]
+    if node.op == "Concat":
+        return [number for part in inputs for number in part]
+    if node.op == "Gather" and len(inputs) == 2:
+        return [inputs[0][place] for place in inputs[1]]
+    if node.op == "Slice" and len(inputs) >= 3 and optional_input(node, 4) == "":
+        ((first,), (last,)) = inputs[1], inputs[2]
+        return inputs[0][first:last]
+    return None
+
+
+def _arithmetic(node: gs.Node, inputs: list[list[int]]) -> list[int]:
+    """Integer arithmetic of lists. Raises _UnknownError for what is not known here."""
+    if node.op == "ReduceProd" and not node.attrs.get("axes") and len(inputs) == 1:
+        return [prod(inputs[0])]
+    function = _ARITHMETIC.get(node.op)
+    if function is None or len(inputs) != 2:
+        raise _UnknownError
+    count = max(map(len, inputs))
+    a, b = (values * count if len(values) == 1 else values for values in inputs)
+    if len(a) != len(b) or (node.op == "Div" and (0 in b or min(*a, *b) < 0)):
+        raise _UnknownError
+    return [function(x, y) for x, y in zip(a, b, strict=True)]
