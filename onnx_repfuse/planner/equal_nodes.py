@@ -25,14 +25,16 @@ MAX_COMPARED_ELEMENTS = (
 
 
 def merge_equal_nodes(plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banned: frozenset[str]) -> bool:
-    """Let the consumers of a node read the outputs of an equal one before it; whether there were any.
+    """Let the consumers of a node read the outputs of an equal one; whether there were any.
 
-    Kept nodes and banned outputs stay, and so does what somebody outside of the scope reads.
+    Kept nodes and banned outputs stay, and so does what somebody outside of the scope reads. A node that a fold created
+    is merged with created ones only: in place of one of the file, the proof of its fold would read another tensor than
+    the nodes before.
     """
     scope = plan.scope
     known = _EqualNodes(plan)
     replaced: dict[int, list[gs.Node]] = {}
-    for node in _originals_first(scope):
+    for node in scope.nodes:
         first = known.first(node)
         if first is None or is_kept(node) or not _may_go(scope, node, banned):
             continue
@@ -49,13 +51,6 @@ def merge_equal_nodes(plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banne
     if replaced:
         scope.nodes = scope.order(scope.nodes)
     return bool(replaced)
-
-
-def _originals_first(scope: Scope) -> list[gs.Node]:
-    """The nodes of the file, then those that folds created, in the order in which the writer will put them."""
-    original = [node for node in scope.nodes if id(node) in scope.original]
-    created = [node for node in scope.nodes if id(node) not in scope.original]
-    return [*original, *sorted(created, key=lambda node: scope.anchor[id(node)])]
 
 
 def _may_go(scope: Scope, node: gs.Node, banned: frozenset[str]) -> bool:
@@ -104,7 +99,8 @@ class _EqualNodes:
         outputs = tuple(
             bool(tensor.name) for tensor in node.outputs
         )  # their number decides what some compute
-        return node.op, outputs, tuple(key_of(tensor.name) for tensor in node.inputs)
+        is_created = id(node) not in self.scope.original
+        return is_created, node.op, outputs, tuple(key_of(tensor.name) for tensor in node.inputs)
 
     def _tensor_or_type(self, name: str) -> Hashable:
         const = self.scope.const(name)
