@@ -1,7 +1,11 @@
-"""ONNX Runtime, imported and told to keep its log lines to itself.
+"""ONNX Runtime, imported and told to keep its log lines, and what it knows of our models, to itself.
 
 A session's own severity does not reach what its kernels log while they are made (RoiAlign warns there), nor what the
 runtime logs about the machine when it is loaded. Reasons reach the user as exceptions.
+
+From 1.29 on, ONNX Runtime on Linux and macOS sends events about sessions and models to its makers. Threads of its own
+do that, from its import until the process ends, and on a busy machine they have ended it ("terminate called without
+an active exception"). ONNX Runtime asks the environment once, when it is loaded, whether it may.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ __all__ = ["SILENT", "ort"]
 
 SILENT = 4  # ONNX Runtime's log severity "fatal"
 _STDERR = 2
+_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
 @contextmanager
@@ -39,10 +44,23 @@ def _native_stderr_held_back() -> Iterator[None]:
             os.close(saved)
 
 
-if "onnxruntime" in sys.modules:
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Let what is imported in the block send no events, unless the user has said what it may do."""
+    if _TELEMETRY in os.environ:
+        yield
+        return
+    os.environ[_TELEMETRY] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_TELEMETRY]
+
+
+if "onnxruntime" in sys.modules:  # by the program that uses us, which decides itself what is sent
     import onnxruntime as ort
 else:
-    with _native_stderr_held_back():
+    with _native_stderr_held_back(), _without_telemetry():
         import onnxruntime as ort
 
 ort.set_default_logger_severity(SILENT)

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.api import Result
+from onnx_repfuse.quiet_runtime import ort
 from onnx_repfuse.records.reasons import Reason
 
 Array = NDArray[Any]

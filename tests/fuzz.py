@@ -21,8 +21,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
+from onnx_repfuse.quiet_runtime import ort
 from tests.mutations import mutate
 
 MODELS = Path(__file__).parent.parent / "models"

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper
 
 from onnx_repfuse import Options, fuse
+from onnx_repfuse.quiet_runtime import ort
 from tests.random_variants import ops, outlined
 from tests.reference import InvalidError, Tally, Value, evaluate
 

@@ -90,7 +90,7 @@ def _limit() -> None:
 
 def compare(before: Path, after: Path) -> str:
     """What is wrong with a result; "" if nothing is; words in brackets where the original does not run."""
-    import onnxruntime as ort
+    from onnx_repfuse.quiet_runtime import ort
 
     def session(path: Path) -> ort.InferenceSession:
         options = ort.SessionOptions()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,22 @@ def test_what_the_runtime_logs_does_not_reach_the_terminal(tmp_path: Path, main:
     code = f"{main}from onnx_repfuse import verify; import sys; assert verify(sys.argv[1], sys.argv[1])"
     result = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
     assert (result.stdout, result.stderr) == ("", "")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted where Linux lists them")
+def test_the_runtime_starts_no_threads_of_its_own_to_send_events() -> None:
+    """One did, from 1.29 on. Whoever has set the variable keeps it, and nobody finds it set who had not."""
+    code = "import os, onnx_repfuse.quiet_runtime; "
+    code += "print(len(os.listdir('/proc/self/task')), os.environ.get('ORT_DISABLE_TELEMETRY'))"
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    del environment["ORT_DISABLE_TELEMETRY"]
+
+    def run(**more: str) -> str:
+        command, env = [sys.executable, "-c", code], {**environment, **more}
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert run() == "1 None"
+    assert run(ORT_DISABLE_TELEMETRY="1") == "1 1"
 
 
 @pytest.mark.parametrize("external", [False, True])
