@@ -124,7 +124,10 @@ def plan(model: Model, options: Options | None = None) -> Report:
     chosen = options or Options()
     with document_of(model) as document:
         return at_level(
-            document, chosen, lambda final: make_report(make_plan(document, final), name=_name(model))
+            document,
+            chosen,
+            lambda given, final: make_report(make_plan(given, final), name=_name(model)),
+            tempfile.TemporaryDirectory,
         )
 
 

@@ -25,7 +25,10 @@ class Options:
         keep: globs on node names; matching nodes stay as they are.
         freeze_initializers: treat initializers that are also graph inputs as constants (IR >= 4).
         opset: convert the model to this version of the ONNX operator set first, if it has an older one.
-        level: 2 also converts to the lowest opset that pays, unless `opset` names one; what fails of that is left out.
+        simplify: let another simplifier that is installed run first, "auto" for whichever gives the faster result. It
+            is left out where it fails, where its result is not proved equal, or where it gains nothing.
+        level: 2 also converts to the lowest opset that pays, unless `opset` names one, and simplifies as "auto" does,
+            unless `simplify` names one; what fails of that is left out.
         check: compare the result with the original in ONNX Runtime before it is written.
         strict: what could not be observed is a failure, too: nothing is written then.
         rtol, atol: the tolerance of the outputs, `atol + rtol * abs(y)`, instead of the one measured from noise.
@@ -51,6 +54,7 @@ class Options:
     keep: tuple[str, ...] = ()
     freeze_initializers: bool = False
     opset: int | None = None
+    simplify: Literal["onnxsim", "onnxslim", "auto"] | None = None
     level: Literal[1, 2] = 1
     check: bool = True
     strict: bool = False
@@ -72,6 +76,8 @@ class Options:
             raise UsageError("Options.strict is about the check, which check=False leaves out")
         if self.cost not in ("ort-cpu", "macs"):
             raise UsageError(f"Options.cost is 'ort-cpu' or 'macs', not '{self.cost}'")
+        if self.simplify not in (None, "onnxsim", "onnxslim", "auto"):
+            raise UsageError(f"Options.simplify is 'onnxsim', 'onnxslim' or 'auto', not '{self.simplify}'")
         if self.level not in (1, 2):
             raise UsageError(f"Options.level is 1 or 2, not {self.level}")
         if self.opset is not None and self.opset < 1:

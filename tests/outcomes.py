@@ -13,6 +13,7 @@ from onnx_repfuse.records.report import (
     NodeRef,
     Refusal,
     Report,
+    Simplified,
     Vanished,
 )
 from onnx_repfuse.records.verdict import (
@@ -107,6 +108,10 @@ def outcome(folds: int = 3, evil: str = "", status: Status = Status.PASSED, erro
                    flushed=Flushed(f"w{evil}", 3, 9, 2e-39, 5e-39, is_times_input=True)),
         ),
         vanished=(Vanished("", (f"same{evil}",)),),
+        simplified=(
+            Simplified("onnxsim", "1.0", False, None, f"it failed: no '{evil}'"),
+            Simplified("onnxslim", "2.0", True, Counts({"Conv": 9, "Sum": 3}, 1_200_000, 4_900_000, 2_000_000)),
+        ),
     )  # fmt: skip
     bench = Bench(
         (10.0, 9.0, 11.0), (5.0, 4.5, 5.5), (2.0, 1.9, 2.1), 20, 1, {"x": (1, 3, 32, 32)}, (1.2, 1.1, 1.3)

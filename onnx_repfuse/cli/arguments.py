@@ -52,6 +52,7 @@ class Option:
         more: what docs/cli.md says after `help`, in Markdown.
         metavar: how `--help` calls its value.
         type: of the value, for click; None where the default tells it. A list holds the choices.
+        bare: the value that the flag alone stands for; "" if it needs one.
         library: the field of `Options`, "" if it has none.
         parse: the value of that field from the words given; they are the value without it.
         report: the key of the JSON report that holds what it asks for, "" if there is none.
@@ -64,6 +65,7 @@ class Option:
     more: str = ""
     metavar: str | None = None
     type: Any = None
+    bare: str = ""
     library: str = ""
     parse: Callable[[Any], Any] | None = None
     report: str = ""
@@ -206,10 +208,18 @@ class CliArguments:
         "are left alone.",
         table="folds", library="freeze_initializers", useless=("compare",),
     )
+    simplify: str | None = _option(
+        "--simplify", None, "Let onnxsim or onnxslim run first, if it is installed; without a value: auto.",
+        more="`auto` takes the one that gives the faster result by [our prices](cost-model.md), or none. The result is "
+        "proved against the original; where the other tool crashes, hangs or writes another model, the run goes on "
+        "without it and says so. [More](#other-simplifiers-first).",
+        table="folds", type=["onnxsim", "onnxslim", "auto"], library="simplify", report="simplified",
+        bare="auto", useless=("compare", "explain"),
+    )
     level: str = _option(
-        "-O level", "1", "-O2 also converts to the lowest opset that pays.",
-        more="For the fastest result: what `--opset` does where the model gains by it. What cannot be converted, or is "
-        "not proved equal then, is left out and noted. The default is `-O1`.",
+        "-O level", "1", "-O2 also converts to the lowest opset that pays, and does what --simplify does.",
+        more="For the fastest result. `--opset` and `--simplify`, if given, win. What cannot be converted or "
+        "simplified, or is not proved equal then, is left out and noted. The default is `-O1`.",
         table="folds", type=["1", "2"], library="level", parse=int, useless=("compare", "explain"),
     )
     opset: int | None = _option(

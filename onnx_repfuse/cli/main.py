@@ -66,6 +66,8 @@ def _click_options() -> list[click.Parameter]:
         elif isinstance(entry.default, int):
             settings["count"] = True
         kind = click.Choice(option.type) if isinstance(option.type, list) else option.type
+        if option.bare:
+            settings |= {"is_flag": False, "flag_value": option.bare}
         names = [*option.flags] if entry.name in option.flags else [*option.flags, entry.name]
         options.append(click.Option(names, type=kind, metavar=option.metavar, help=option.help, **settings))
     printing: dict[str, Any] = {"is_flag": True, "expose_value": False, "is_eager": True}
@@ -78,7 +80,22 @@ def _click_options() -> list[click.Parameter]:
     return [*options, listing, version]
 
 
-command = click.Command(
+class _Command(click.Command):
+    """A command whose options with an optional value take the next word only if it is such a value."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """As click does, which would take a model's name for the value of a flag before it."""
+        bare = {flag: option for _, option in declared() if option.bare for flag in option.flags}
+        words = []
+        for word, following in zip(args, [*args[1:], ""], strict=False):
+            option = bare.get(word)
+            if option is not None and following not in option.type:
+                word = f"{word}={option.bare}"
+            words.append(word)
+        return super().parse_args(context, words)
+
+
+command = _Command(
     "onnx-repfuse",
     callback=lambda **words: CliArguments(**words),
     params=[click.Argument(["models"], nargs=-1, metavar="MODEL.onnx [OUTPUT.onnx]"), *_click_options()],

@@ -33,6 +33,7 @@ def execute(given: CliArguments, version: str) -> int:
     paths.check_reports(given, pairs)
     if gates:
         check_ops("--fail-on-remaining", gates)
+    _check_peer(options)
     if options.avoid:
         check_ops("--avoid", sorted(options.avoid))
     if not debugging(given):
@@ -47,6 +48,14 @@ def execute(given: CliArguments, version: str) -> int:
             _complain(outcome, given)
     code = _save(outcomes, given, version, code)
     return _to_stdout(lambda: _print(outcomes, given, version, code), outcomes, code)
+
+
+def _check_peer(options: Options) -> None:
+    """Raise UsageError, once and not for each model, if a simplifier is named that is not installed."""
+    if options.simplify is not None:
+        from onnx_repfuse.pipeline.level import check_peer
+
+        check_peer(options)
 
 
 def debugging(given: CliArguments) -> bool:

@@ -46,6 +46,7 @@ class Document:
         source: the bytes of the model.
         data_files: the files of external data.
         unconverted: itself; of one that `opset.at_opset` has converted, the document that the files hold.
+        original: itself; of one that `opset.at_opset` or `peers.run_peer` made, the document that the user gave.
         converted: opset -> what `at_opset` made.
     """
 
@@ -55,6 +56,7 @@ class Document:
         self.path = path
         self.data_files = ExternalFiles(path)
         self.unconverted: Document = self
+        self.original: Document = self
         self.converted: dict[int, Document] = {}
         self._remembered: dict[int, bytes | memoryview] = {}
         try:
@@ -100,6 +102,11 @@ class Document:
             data = model.SerializeToString(deterministic=True)
         except (EncodeError, ValueError) as error:
             raise InputError(f"the model cannot be serialized (2 GB at most): {_one_line(error)}") from error
+        return cls.from_bytes(data)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Document:
+        """A document of a serialized model without external data. Raises InputError."""
         return cls(Source("the model", data=data), None)
 
     def array(self, tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
@@ -143,8 +150,8 @@ class Document:
 
     @property
     def is_converted(self) -> bool:
-        """Whether `model` is of another opset than the file."""
-        return self.unconverted is not self
+        """Whether this is not the model that the user gave, but what became of it before planning."""
+        return self.original is not self
 
     @property
     def has_external_data(self) -> bool:
@@ -159,6 +166,8 @@ class Document:
         """Raise InputError if one of the files was written to, or replaced, since the document was opened."""
         for source in (self.source, *self.data_files.by_location.values()):
             source.check_unchanged()
+        if self.original.source is not self.source:
+            self.original.check_unchanged()
 
     def close(self) -> None:
         """Close the files; arrays stay valid."""

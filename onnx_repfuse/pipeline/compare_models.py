@@ -35,7 +35,7 @@ def measure(document: Document, options: Options, folder: Path) -> Baseline | st
         document: the original. What ONNX Runtime maps (external data), or has no file, is copied to `folder` first: if
             another program shortened a mapped file, the system would end the process.
         options: sizes and values of inputs.
-        folder: one of our own.
+        folder: one of our own that does not exist yet.
 
     Returns:
         Instead, why nothing here can run it, in a sentence: it has an operator that nothing implements.
@@ -51,7 +51,7 @@ def measure(document: Document, options: Options, folder: Path) -> Baseline | st
     spec = feed_spec(document.model, options.input_shapes, options.input_data)
     original = document.path
     if original is None or document.has_external_data:
-        original = snapshot(document, folder / "original")
+        original = snapshot(document, folder)
     document.release()  # ONNX Runtime needs the memory now
     runtime = with_custom_ops(options.custom_ops)
     try:

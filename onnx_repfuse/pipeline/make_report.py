@@ -52,7 +52,7 @@ def make_report(
     for scope_plan in plan.scopes:
         refusals += scope_plan.refusals
         notes += scope_plan.notes
-    if plan.document.is_converted:
+    if plan.document.unconverted is not plan.document:
         notes.append(_conversion(plan.document))
     if plan.raised_ir_version:
         notes.append(
@@ -154,12 +154,14 @@ def _flushed(plan: ModelPlan) -> list[Change]:
 
 def _vanished(plan: ModelPlan) -> Iterator[Vanished]:
     """The tensors that nodes of the original compute and that the result does not have, by scope."""
-    for planned in plan.scopes if plan.folds else ():
+    original = plan.document.original.model.graph
+    for planned in plan.scopes if plan.folds or plan.document.is_converted else ():
         scope = planned.scope
         present = {tensor.name for node in scope.nodes for tensor in node.outputs} | {
             *filter(scope.is_used, scope.created)
         }
-        gone = [name for node in scope.proto.node for name in node.output if name and name not in present]
+        nodes = scope.proto.node if scope.key else original.node
+        gone = [name for node in nodes for name in node.output if name and name not in present]
         if gone:
             yield Vanished(scope.label, tuple(gone))
 

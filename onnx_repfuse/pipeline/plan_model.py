@@ -130,7 +130,7 @@ def make_plan(
         document = at_opset(document, options.opset)
         freeze = options.freeze_initializers and Kind.FROZEN not in options.skip
         scopes = read_scopes(document, freeze_initializers=freeze)
-        before = count(_as_in_the_file(document, scopes), None, document.nbytes)
+        before = count(_as_in_the_file(document, scopes), None, document.original.nbytes)
         plan = ModelPlan(document, [], before, initialized_inputs(document.model) if freeze else ())
         if options.allows(Kind.FLUSH) and FLUSH not in banned:
             plan.flushing = _flushing(scopes[0], options, {} if scanned is None else scanned)
@@ -161,8 +161,8 @@ def _garbage_left() -> Iterator[None]:
 
 
 def _as_in_the_file(document: Document, scopes: list[Scope]) -> list[Scope]:
-    """The scopes of the original, before it was converted."""
-    return read_scopes(document.unconverted) if document.is_converted else scopes
+    """The scopes of the original, before it was converted or simplified."""
+    return read_scopes(document.original) if document.is_converted else scopes
 
 
 def _flushing(scope: Scope, options: Options, scanned: dict[str, bool]) -> Flushing:

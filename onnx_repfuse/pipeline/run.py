@@ -77,12 +77,10 @@ def run(
     Whatever it raises, nothing was written.
     """
 
-    def go(chosen: Options) -> Report:
-        return _run(
-            document, output, chosen, name=name, output_name=output_name, progress=progress or _silent
-        )
+    def go(given: Document, chosen: Options) -> Report:
+        return _run(given, output, chosen, name=name, output_name=output_name, progress=progress or _silent)
 
-    return at_level(document, options, go)
+    return at_level(document, options, go, lambda: work_folder(output))
 
 
 def _run(
@@ -94,7 +92,7 @@ def _run(
     output_name: str | None,
     progress: Progress,
 ) -> Report:
-    """`run`, with options that are final."""
+    """`run`, of a document and with options that are final."""
     spoken = SpokenPaths(name, output, in_memory=output_name == "")
     with spoken.in_errors(), invalid_model_is_input_error(document), work_folder(output) as folder:
         spoken.add(folder)
@@ -134,6 +132,8 @@ class _Run:
     seconds: dict[str, float] = field(default_factory=dict)
     scanned: dict[str, bool] = field(default_factory=dict)  # what plans found out about the weights
     baseline: Baseline | str | None = None  # a str says why the original cannot be run
+    # of the model that another simplifier wrote, which is what folds are proved against; else the same
+    fold_baseline: Baseline | str | None = None
     branches: ForcedBranches | None = None
     verification: Verification | None = None
     saved: Saved = field(default_factory=lambda: Saved(0))
@@ -176,12 +176,13 @@ class _Run:
             self.verification = unchanged if self.options.check else None
             return is_written
         baseline = self._measure()
+        fold_baseline = self._measure_simplified(baseline)
         # The name, too, is the output's, as the model says the name of its data file.
         staged = self.folder / self.output.name
-        verdicts = self._prove(baseline)
+        verdicts = self._prove(fold_baseline)
         if verdicts is None or not self._write(staged):
             return False
-        notes = self._check_scopes(baseline, staged)
+        notes = self._check_scopes(fold_baseline, staged)
         if notes is None or not self._compare(baseline, staged, verdicts, notes):
             return False
         if self.options.strict:
@@ -204,8 +205,43 @@ class _Run:
         with self._timed("verify"):
             self.progress("proving", 0, 1)
             if self.baseline is None:
-                self.baseline = measure(self.document, self.options, self.folder)
+                self.baseline = measure(self.document.original, self.options, self.folder / "original")
             return self.baseline
+
+    def _measure_simplified(self, baseline: Baseline | str) -> Baseline | str:
+        """Run what another simplifier wrote, once for all attempts, and compare it with the original.
+
+        Nothing else proves what it did, so an output that could not have shown a fault is not enough.
+
+        Raises:
+            InputError: it does not run.
+            VerificationError: it was not proved equal to the original.
+        """
+        simplified = self.document.unconverted
+        if simplified.original is simplified:
+            return baseline
+        if self.fold_baseline is None:
+            with self._timed("verify"):
+                self.fold_baseline = measure(simplified, self.options, self.folder / "simplified")
+                why = self._difference_of_simplified(baseline, self.fold_baseline)
+            if why:
+                raise VerificationError(
+                    f"what it wrote was not proved equal to the original: {self.spoken.text(why)}"
+                )
+        return self.fold_baseline
+
+    def _difference_of_simplified(self, baseline: Baseline | str, simplified: Baseline | str) -> str:
+        """Why the simplified model is not proved equal to the original; "" if it is."""
+        if isinstance(baseline, str) or isinstance(simplified, str):
+            return baseline if isinstance(baseline, str) else str(simplified)
+        place = Path(simplified.original)  # type: ignore[arg-type]
+        comparison = compare(baseline, place, self.options)
+        if comparison.status is not Status.PASSED:
+            return reason_of(comparison, comparison.status)
+        self.branches = force_branches(baseline)
+        if not self.branches.is_complete:
+            return "not all of its branches can be run"
+        return self.branches.difference(place)
 
     def _prove(self, baseline: Baseline | str) -> list[FoldVerdict] | None:
         """Judge each fold by itself; None if any failed."""

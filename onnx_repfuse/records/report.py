@@ -11,7 +11,18 @@ from onnx_repfuse.records.reasons import Reason
 if TYPE_CHECKING:
     from onnx_repfuse.records.verdict import Verification
 
-__all__ = ["Change", "Counts", "Flushed", "Fold", "Kind", "NodeRef", "Refusal", "Report", "Vanished"]
+__all__ = [
+    "Change",
+    "Counts",
+    "Flushed",
+    "Fold",
+    "Kind",
+    "NodeRef",
+    "Refusal",
+    "Report",
+    "Simplified",
+    "Vanished",
+]
 
 
 class Kind(str, Enum):
@@ -180,6 +191,30 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Simplified:
+    """Another simplifier that ran before planning.
+
+    Attributes:
+        peer: its name, "onnxsim" or "onnxslim".
+        version: its version; "" if it is not known, since it did not get that far.
+        used: whether the result was made from what it wrote. At most one of a report was used.
+        counts: the size of what it wrote; None if that is no model.
+        message: why it was not used, in a clause; "" if it was.
+    """
+
+    peer: str
+    version: str
+    used: bool
+    counts: Counts | None
+    message: str = ""
+
+    @property
+    def title(self) -> str:
+        """Name and version."""
+        return f"{self.peer} {self.version}".rstrip()
+
+
+@dataclass(frozen=True)
 class Report:
     """One run over one model.
 
@@ -190,6 +225,7 @@ class Report:
         changes: what else was changed.
         vanished: the tensors that the result no longer has.
         overridable: inputs that have an initializer, so that callers may set them or not.
+        simplified: the other simplifiers that ran before planning, by `Options.simplify`.
         verification: None when it was not asked for.
         seconds: stage -> wall time in seconds.
         bench: (median ratio original/fused, low, high) of --bench.
@@ -213,3 +249,4 @@ class Report:
     changes: tuple[Change, ...] = ()
     vanished: tuple[Vanished, ...] = ()
     overridable: tuple[str, ...] = ()
+    simplified: tuple[Simplified, ...] = ()

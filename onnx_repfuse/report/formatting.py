@@ -6,8 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from onnx_repfuse.records.outcome import Bench
-    from onnx_repfuse.records.report import Counts
+    from onnx_repfuse.records.report import Counts, Report
 
 __all__ = [
     "as_zero_sentence",
@@ -18,6 +20,7 @@ __all__ = [
     "percent",
     "plural",
     "quantity",
+    "simplifier_sentences",
     "size",
     "totals",
 ]
@@ -112,6 +115,22 @@ def totals(before: Counts, after: Counts, *, written: bool) -> list[tuple[str, s
         rows.append(("Size", size(before.bytes), size(after.bytes), percent(before.bytes, after.bytes)))
     rows.append(("MACs", quantity(before.macs), quantity(after.macs), percent(before.macs, after.macs)))
     return rows
+
+
+def simplifier_sentences(report: Report, *, written: bool) -> Iterator[str]:
+    """What other simplifiers gained before planning, and what was gained after them; or why they were not used."""
+    for other in report.simplified:
+        if not other.used:
+            yield f"Not used: {other.title}: {other.message}"
+        elif other.counts is not None:
+            yield f"{other.title} ran first: {_gain(report.before, other.counts, written=True)}"
+            yield f"then onnx-repfuse: {_gain(other.counts, report.after, written=written)}"
+
+
+def _gain(before: Counts, after: Counts, *, written: bool) -> str:
+    """Nodes and, of what was `written`, bytes."""
+    nodes = f"{before.nodes} -> {after.nodes} nodes"
+    return f"{nodes}, {size(before.bytes)} -> {size(after.bytes)}" if written else nodes
 
 
 def duration(seconds: float) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from onnx_repfuse.report.advice import advice, by_reason
 from onnx_repfuse.report.block_layout import draw, produced
-from onnx_repfuse.report.formatting import figure, plural
+from onnx_repfuse.report.formatting import figure, plural, simplifier_sentences
 from onnx_repfuse.report.html_parts import (
     bench_bars,
     escape,
@@ -110,6 +110,7 @@ def _section(outcome: Outcome, number: int, pictures: list[dict[str, object]]) -
     if report is not None:
         written = outcome.command != "plan"
         parts += [tiles(report, outcome.bench), "<h3>Size</h3>", sizes_table(report, written=written)]
+        parts += [f"<p>{escape(text)}</p>" for text in simplifier_sentences(report, written=written)]
     if outcome.bench is not None:
         parts += ["<h3>Latency</h3>", bench_bars(outcome.bench)]
     if outcome.verification is not None:

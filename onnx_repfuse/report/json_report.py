@@ -74,6 +74,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
             "output": outcome.output or None,
             "exit_code": outcome.exit_code,
             "error": outcome.error or None,
+            "simplified": report.simplified if report else (),
             "counts": {"before": report.before, "after": report.after} if report else None,
             "folds": report.folds if report else (),
             "changes": report.changes if report else (),

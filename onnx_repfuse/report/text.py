@@ -20,6 +20,7 @@ from onnx_repfuse.report.formatting import (
     figure,
     percent,
     plural,
+    simplifier_sentences,
     size,
     totals,
 )
@@ -59,6 +60,7 @@ def show(console: Console, outcome: Outcome, verbose: int = 0) -> None:
     if report is not None:
         _line(console, _headline(outcome, report))
         console.print(_sizes(report.before, report.after, bool(verbose), outcome.command != "plan"))
+        lines += map(clean, simplifier_sentences(report, written=outcome.command != "plan"))
         lines += _folds(report.folds, verbose, outcome.command == "plan")
         lines += _changes(report.changes, verbose)
         lines += _vanished(report.vanished) if verbose else ()

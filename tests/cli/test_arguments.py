@@ -26,7 +26,7 @@ def test_every_key_of_the_json_report_that_an_option_fills_exists():
         files("onnx_repfuse.report").joinpath("report.schema.json").read_text(encoding="utf-8")
     )
     keys = {option.report for _, option in declared() if option.report}
-    assert keys == {"bench", "gates", "precision", "verification"}
+    assert keys == {"bench", "gates", "precision", "simplified", "verification"}
     assert keys <= schema["$defs"]["run"]["properties"].keys()
 
 

@@ -29,8 +29,10 @@ class ForcedBranches:
 
     def __init__(self, baseline: Baseline) -> None:
         self._baselines: list[tuple[bool, Baseline]] = []
+        self.is_complete = True  # whether every branch was entered at every size; also if there is none
         original = Path(baseline.original)  # type: ignore[arg-type]
         if file_bytes(original) > WEIGHTS_LIMIT or not _can_be_forced(load(original, weights=False)):
+            self.is_complete = not _has_branches(load(original, weights=False))
             return
         for value, group in itertools.product((True, False), baseline.groups):
             try:
@@ -41,6 +43,7 @@ class ForcedBranches:
                     optimized=False,
                 )
             except InputError:  # the other branch is for other inputs
+                self.is_complete = False
                 continue
             self._baselines.append((value, forced))
 
@@ -52,6 +55,10 @@ class ForcedBranches:
                 if verdict.status is Status.FAILED:
                     return f"with every If set to {str(value).lower()}, {verdict.message}"
         return ""
+
+
+def _has_branches(model: onnx.ModelProto) -> bool:
+    return any(node.op_type == "If" for node in all_nodes(model))
 
 
 def _can_be_forced(model: onnx.ModelProto) -> bool:
