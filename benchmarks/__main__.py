@@ -102,7 +102,7 @@ def _arguments() -> argparse.Namespace:
     add(
         "--write-constants",
         action="store_true",
-        help="write the calibrated prices into onnx_repfuse/planner/cost.py",
+        help="write the calibrated prices into onnx_repfuse/planner/pricing/cost.py",
     )
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Fit the prices of `onnx_repfuse.planner.cost.ORT_CPU` to measured latencies, and write them into that file."""
+"""Fit the prices `ORT_CPU` of `planner/pricing/cost.py` to measured latencies, and write them into that file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.machine import describe
 from benchmarks.measure_units import measure
 from benchmarks.units import FEATURES, convolutions, operators_between
 
-COST = Path(__file__).parent.parent / "onnx_repfuse" / "planner" / "cost.py"
+COST = Path(__file__).parent.parent / "onnx_repfuse" / "planner" / "pricing" / "cost.py"
 PICO = 1e12
 
 
@@ -23,7 +23,7 @@ def run(*, seconds: float = 0.25, passes: int = 3) -> dict[str, Any]:
     Args:
         seconds: time spent on one case in one pass.
     """
-    from onnx_repfuse.planner.cost import ORT_CPU
+    from onnx_repfuse.planner.pricing.cost import ORT_CPU
 
     rows = measure([*convolutions(), *operators_between()], seconds, passes)
     features = np.array([[row["bill"].get(name, 0) for name in FEATURES] for row in rows], dtype=np.float64)

@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.planner.cost import mac_price
+from onnx_repfuse.planner.pricing.cost import mac_price
 
 FEATURES = (
     "dense_mac",
@@ -28,7 +28,7 @@ FEATURES = (
     "element",
     "arithmetic",
     "node",
-)  # the prices of onnx_repfuse.planner.cost.CostModel
+)  # the prices of onnx_repfuse.planner.pricing.cost.CostModel
 LARGEST_LAYER = 400_000_000  # multiply-adds
 SMALLEST_LAYER = 200_000
 

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.plan_model import make_plan
-from onnx_repfuse.planner.fold_models import fold_models
+from onnx_repfuse.planner.folds.fold_models import fold_models
 from onnx_repfuse.records.verdict import Status
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.folds.isolated import probe

@@ -18,7 +18,7 @@ from benchmarks.summary import latency_summary, tools_summary
 from benchmarks.synthetic import SHAPES, write
 from benchmarks.timing import interleaved, ratios
 from benchmarks.units import FEATURES, convolutions, operators_between
-from onnx_repfuse.planner.cost import ORT_CPU
+from onnx_repfuse.planner.pricing.cost import ORT_CPU
 from onnx_repfuse.records.runtime import Runtime
 from onnx_repfuse.verifier.session import open_session
 
@@ -61,7 +61,7 @@ def test_constants_are_written_where_they_are_read(tmp_path: Path, monkeypatch: 
     calibrate.write_constants({"machine": machine, "prices": prices})
     text = copy.read_text(encoding="utf-8")
     assert "# Measured 2026-01-01 with onnxruntime 9.9 on a processor." in text
-    names: dict[str, object] = {"__name__": "onnx_repfuse.planner.cost"}
+    names: dict[str, object] = {"__name__": "onnx_repfuse.planner.pricing.cost"}
     exec(compile(text, str(copy), "exec"), names)
     assert {name: getattr(names["ORT_CPU"], name) for name in FEATURES} == prices
     assert text.count("MACS = CostModel(") == 1

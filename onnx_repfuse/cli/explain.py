@@ -18,11 +18,11 @@ from onnx_repfuse.lift import may_be_linear
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import make_plan
-from onnx_repfuse.planner.candidates import Candidate, Entry
-from onnx_repfuse.planner.cost import Price
-from onnx_repfuse.planner.cover import Cover
 from onnx_repfuse.planner.plan_scope import cover_scope
-from onnx_repfuse.planner.steps import Lowered, Step
+from onnx_repfuse.planner.pricing.cost import Price
+from onnx_repfuse.planner.pricing.steps import Lowered, Step
+from onnx_repfuse.planner.search.candidates import Candidate, Entry
+from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.records.report import Fold, Kind, NodeRef, Report
 from onnx_repfuse.report.formatting import clean, percent, plural, quantity
 

@@ -10,8 +10,8 @@ from onnx_repfuse.errors import Inexact, OutputError
 from onnx_repfuse.graph.scope import node_name
 from onnx_repfuse.modelfile.edit import ScopeKey
 from onnx_repfuse.pipeline.plan_model import FLUSH, FoldKey, ModelPlan
-from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
-from onnx_repfuse.planner.value_range import weighed
+from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.planner.forms.value_range import weighed
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Refusal
 

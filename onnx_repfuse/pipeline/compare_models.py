@@ -13,7 +13,7 @@ from onnx_repfuse.modelfile.snapshot import snapshot
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.bans import FailedFold
 from onnx_repfuse.pipeline.plan_model import FoldKey, ModelPlan, make_plan
-from onnx_repfuse.planner.flush import Flushing
+from onnx_repfuse.planner.flush.flushing import Flushing
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.runtime import with_custom_ops
 from onnx_repfuse.records.verdict import Status, Verification

@@ -15,7 +15,7 @@ from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import INPUTS_ARE_OPTIONAL
 from onnx_repfuse.modelfile.opset import opset_of
 from onnx_repfuse.pipeline.plan_model import ModelPlan, initialized_inputs
-from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
+from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.records.report import Change, Fold, Kind, NodeRef, Refusal, Report, Vanished
 from onnx_repfuse.records.verdict import Verification
 

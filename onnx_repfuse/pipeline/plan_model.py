@@ -20,8 +20,8 @@ from onnx_repfuse.modelfile.edit import INPUTS_ARE_OPTIONAL, Edit, NewTensor, Sc
 from onnx_repfuse.modelfile.opset import at_opset
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error
-from onnx_repfuse.planner.flush import Flushing
-from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
+from onnx_repfuse.planner.flush.flushing import Flushing
+from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.planner.plan_scope import is_kept, plan_scope
 from onnx_repfuse.records.report import Counts, Kind
 

@@ -12,8 +12,8 @@ from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.pipeline.bans import FailedFold
 from onnx_repfuse.pipeline.plan_model import ModelPlan
-from onnx_repfuse.planner.fold_models import fold_models, sources
-from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
+from onnx_repfuse.planner.folds.fold_models import fold_models, sources
+from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.runtime import Runtime
 from onnx_repfuse.records.verdict import FoldVerdict, StageVerdict, Status

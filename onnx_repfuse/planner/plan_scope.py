@@ -1,8 +1,8 @@
 """Planning one scope: rounds of lifting, covering and writing, until nothing gets cheaper.
 
-A round lifts every node, covers the scope (`cover`, `shared_consumers`), selects what is needed (`select`) and writes
-it (`apply_folds`). The next round sees the new nodes as any others, and may fold them further. What did not change
-between two rounds is neither lifted nor covered again.
+A round lifts every node, covers the scope and selects what is needed (`search`), and writes it (`folds`). The next
+round sees the new nodes as any others, and may fold them further. What did not change between two rounds is neither
+lifted nor covered again.
 
 When a round finds nothing, the scope is read anew, as a second run would read it from the file, and planned once more.
 The plan is finished when that finds nothing: a second run changes no byte. Mostly the first round finds all there is,
@@ -25,38 +25,38 @@ from onnx_repfuse.graph.read_again import read_again
 from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.lift import Context, Declined, LinearOp
 from onnx_repfuse.options import Options
-from onnx_repfuse.planner.activation_patterns import activations
-from onnx_repfuse.planner.affine_chains import chain_refusals, merge_chains
-from onnx_repfuse.planner.apply_folds import (
+from onnx_repfuse.planner.flush.flushing import Flushing, invisible_constants
+from onnx_repfuse.planner.folds.apply_folds import (
     add_fold,
     apply_folds,
     join_no_ops,
     reads_too_many,
     remove_no_ops,
 )
-from onnx_repfuse.planner.avoided import creates_avoided
-from onnx_repfuse.planner.candidates import Way, way_of
-from onnx_repfuse.planner.constant_nodes import write_constants
-from onnx_repfuse.planner.cost import cost_model
-from onnx_repfuse.planner.cover import Cover
-from onnx_repfuse.planner.dead_channels import ZeroChannels, drop_dead_channels
-from onnx_repfuse.planner.equal_nodes import merge_equal_nodes
-from onnx_repfuse.planner.flush import Flushing, invisible_constants
-from onnx_repfuse.planner.folds import PlannedFold, ScopePlan
-from onnx_repfuse.planner.lift_scope import Lifted, lift_all
-from onnx_repfuse.planner.move_factors import factor_refusals, move_factors
-from onnx_repfuse.planner.padded_windows import apply_padded_windows
-from onnx_repfuse.planner.pass_maxima import apply_maxima, maximum_refusals
-from onnx_repfuse.planner.protected_patterns import protected_nodes
-from onnx_repfuse.planner.refusals import opset_refusal, refusals, size_refusal
-from onnx_repfuse.planner.run_time_sizes import may_rise
-from onnx_repfuse.planner.scalar_paths import Paths
-from onnx_repfuse.planner.select import Selection, select
-from onnx_repfuse.planner.shape_readers import reads_lost_shape
-from onnx_repfuse.planner.shared_consumers import absorb_shared_tensors
-from onnx_repfuse.planner.shared_weights import share_equal_weights
-from onnx_repfuse.planner.split_parts import fold_into_parts
-from onnx_repfuse.planner.subsampling import apply_subsamplings, subsampling_refusals
+from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.planner.limits.avoided import creates_avoided
+from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
+from onnx_repfuse.planner.limits.refusals import opset_refusal, refusals, size_refusal
+from onnx_repfuse.planner.limits.run_time_sizes import may_rise
+from onnx_repfuse.planner.limits.shape_readers import reads_lost_shape
+from onnx_repfuse.planner.pricing.cost import cost_model
+from onnx_repfuse.planner.rewrites.activation_patterns import activations
+from onnx_repfuse.planner.rewrites.affine_chains import chain_refusals, merge_chains
+from onnx_repfuse.planner.rewrites.constant_nodes import write_constants
+from onnx_repfuse.planner.rewrites.dead_channels import ZeroChannels, drop_dead_channels
+from onnx_repfuse.planner.rewrites.equal_nodes import merge_equal_nodes
+from onnx_repfuse.planner.rewrites.move_factors import factor_refusals, move_factors
+from onnx_repfuse.planner.rewrites.padded_windows import apply_padded_windows
+from onnx_repfuse.planner.rewrites.pass_maxima import apply_maxima, maximum_refusals
+from onnx_repfuse.planner.rewrites.scalar_paths import Paths
+from onnx_repfuse.planner.rewrites.split_parts import fold_into_parts
+from onnx_repfuse.planner.rewrites.subsampling import apply_subsamplings, subsampling_refusals
+from onnx_repfuse.planner.search.candidates import Way, way_of
+from onnx_repfuse.planner.search.cover import Cover
+from onnx_repfuse.planner.search.lift_scope import Lifted, lift_all
+from onnx_repfuse.planner.search.select import Selection, select
+from onnx_repfuse.planner.search.shared_consumers import absorb_shared_tensors
+from onnx_repfuse.planner.weights.shared_weights import share_equal_weights
 from onnx_repfuse.records.report import Kind, Refusal
 
 __all__ = ["cover_scope", "is_kept", "plan_scope"]

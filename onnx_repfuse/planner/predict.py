@@ -11,10 +11,10 @@ from onnx_repfuse.graph.channel_axis import channel_layouts
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import Context, LinearOp
-from onnx_repfuse.planner.cost import CostModel, cost_model, node_price
-from onnx_repfuse.planner.lift_scope import lift_all
-from onnx_repfuse.planner.protected_patterns import protected_nodes
-from onnx_repfuse.planner.sizes import Sizes
+from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
+from onnx_repfuse.planner.pricing.cost import CostModel, cost_model, node_price
+from onnx_repfuse.planner.pricing.sizes import Sizes
+from onnx_repfuse.planner.search.lift_scope import lift_all
 
 __all__ = ["predicted_cost"]
 

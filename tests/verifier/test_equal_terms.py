@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from onnx_repfuse import Options, fuse
-from onnx_repfuse.planner import emit
+from onnx_repfuse.planner.folds import emit
 from onnx_repfuse.records.reasons import Reason
 from tests.build import Net, counts
 

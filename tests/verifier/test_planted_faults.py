@@ -19,7 +19,7 @@ from onnx_repfuse.cli.main import main
 from onnx_repfuse.errors import VerificationError
 from onnx_repfuse.lift import batchnorm_arithmetic, sum_identity
 from onnx_repfuse.pipeline import run
-from onnx_repfuse.planner import emit
+from onnx_repfuse.planner.folds import emit
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.verdict import FoldVerdict
 from tests.build import Net, counts

@@ -1,0 +1,1 @@
+"""Weights so small that processors are slow with them become zeros where that cannot show."""

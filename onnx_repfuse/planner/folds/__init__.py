@@ -1,0 +1,1 @@
+"""What the search found, as nodes: planned folds, and each of them as two small models."""

@@ -1,0 +1,328 @@
+"""Selected candidates written into their scope, and noted as folds.
+
+A selection of a later round may absorb what an earlier one created. To the user that is one fold, so the two are
+joined: `PlannedFold` keeps the original nodes behind every new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.decode import read_instead
+from onnx_repfuse.graph.edit_points import replace_aliases, replace_nodes
+from onnx_repfuse.graph.no_ops import given_out
+from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.lift import Context, LinearOp
+from onnx_repfuse.planner.folds.emit import emit
+from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
+from onnx_repfuse.planner.limits.shape_readers import shape_sources
+from onnx_repfuse.planner.search.cover import Cover
+from onnx_repfuse.planner.search.select import Selection
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from onnx_repfuse.records.report import Kind
+
+__all__ = ["add_fold", "apply_folds", "join_no_ops", "reads_too_many", "remove_no_ops"]
+
+Dim = TypeVar("Dim")
+_TRANSPARENT = ("Cast", "Identity")  # runtimes look through them when they look for patterns
+MAX_JOINED_SOURCES = 4  # tensors a fold may read if it grew over several rounds
+
+
+def apply_folds(plan: ScopePlan, cover: Cover, selections: Iterable[Selection]) -> None:
+    """Write selections into the scope and note them as folds, joined with the folds they build upon."""
+    scope = plan.scope
+    replaced: dict[int, list[gs.Node]] = {}
+    aliases: dict[str, str] = {}
+    fresh: dict[str, gs.Node] = {}
+    selections = list(selections)
+    shapes = [pair for selection in selections for pair in shape_sources(cover, selection)]
+    for selection in _copies_last(scope, selections):
+        output, lowered = selection.output, selection.lowered
+        nodes: list[gs.Node] = []
+        renamed = _rename_source(plan, selection, fresh)
+        if renamed is None and lowered.steps:
+            data_type = _data_type(scope, cover.context, selection)
+            emission = emit(scope, output, lowered, data_type=data_type, name=f"{output}_fused")
+            nodes = emission.nodes
+            scope.constants.update(emission.constants)
+            scope.created.update(emission.constants)
+        elif renamed is None:
+            aliases[output] = str(lowered.result)
+        _declare(scope, selection, nodes)
+        fresh.update((tensor.name, node) for node in nodes for tensor in node.outputs)
+        replaced[id(selection.lifted.node)] = nodes
+        earlier = _joined(plan, selection.nodes if renamed is None else (*selection.nodes, renamed))
+        renamed_from = "" if renamed is None else lowered.copied
+        fold = _fold(plan, selection, nodes, earlier, renamed_from)
+        if output in aliases:
+            fold.aliases = {output: aliases[output]}
+            plan.aliases[output] = fold
+        plan.add(fold, earlier)
+    replace_nodes(scope, replaced)
+    for reader, source in shapes:
+        read_instead(reader, 0, plan.stand_in(source or reader.inputs[0].name))
+    replace_aliases(scope, aliases)
+    if shapes:  # a shape may be read behind where it was
+        scope.nodes = scope.order(scope.nodes)
+
+
+def _copies_last(scope: Scope, selections: Iterable[Selection]) -> list[Selection]:
+    """The selections in their order, but those of mere copies last, in topological order: what they copy is there."""
+    place = {tensor.name: number for number, node in enumerate(scope.nodes) for tensor in node.outputs}
+    return sorted(selections, key=lambda one: place[one.output] if one.lowered.copied else -1)
+
+
+def remove_no_ops(
+    plan: ScopePlan,
+    is_kept: Callable[[gs.Node], bool],
+    banned: frozenset[str],
+    layouts: Container[str],
+) -> bool:
+    """Let consumers read through every node that gives out what it reads (`graph.no_ops`); whether there were any.
+
+    Kept nodes and banned outputs stay, and so do the parts of patterns that runtimes fuse, and what somebody outside of
+    the scope reads. Where channels are known, rounds of covering see that arithmetic and views do nothing, and take
+    them into folds.
+
+    Args:
+        layouts: the tensors whose channels are known.
+    """
+    scope = plan.scope
+    replaced: dict[int, list[gs.Node]] = {}
+    aliases: dict[str, str] = {}
+    protected = protected_nodes(scope)
+    for node in scope.nodes:
+        source = given_out(scope, node)
+        if not source or is_kept(node) or not _may_be_read_through(scope, node, banned):
+            continue
+        if node.op not in _TRANSPARENT and (id(node) in protected or node.outputs[0].name in layouts):
+            continue
+        name = node.outputs[0].name
+        aliases[name] = source
+        fold = PlannedFold((name,), [], [], frozenset((Kind.NO_OP,)), 0, 0, aliases={name: source})
+        add_fold(plan, fold, [node])
+        plan.aliases[name] = fold
+        replaced[id(node)] = []
+    replace_nodes(scope, replaced)
+    replace_aliases(scope, aliases)
+    return bool(aliases)
+
+
+def join_no_ops(plan: ScopePlan) -> None:
+    """Count a no-op among folded nodes to the folds that absorbed what reads it; to none if that was dead then.
+
+    It stays in `plan.aliases`, where what proves those folds asks for the node.
+    """
+    scope = plan.scope
+    readers: dict[str, list[PlannedFold]] = {}
+    for fold in plan.folds:
+        for node in fold.absorbed:
+            _add_reader(scope, readers, node, fold)
+    gone: set[int] = set()
+    # From the last no-op of a chain to the first: who absorbs the one absorbs the other.
+    for fold in [fold for fold in plan.folds if _is_no_op_of_nothing(scope, fold)][::-1]:
+        (node,) = fold.absorbed
+        gone.add(id(fold))
+        for other in [other for other in readers.get(fold.name, ()) if id(other) not in gone]:
+            other.absorbed = sorted([*other.absorbed, node], key=lambda one: scope.anchor[id(one)])
+            _add_reader(scope, readers, node, other)
+    plan.folds = [fold for fold in plan.folds if id(fold) not in gone]
+
+
+def _is_no_op_of_nothing(scope: Scope, fold: PlannedFold) -> bool:
+    """Whether it removed a no-op that gave out a tensor which nobody reads any more."""
+    is_single = fold.is_no_op and len(fold.absorbed) == 1 and bool(fold.aliases)
+    return is_single and not any(scope.is_used(source) for source in fold.aliases.values())
+
+
+def _add_reader(
+    scope: Scope, readers: dict[str, list[PlannedFold]], node: gs.Node, fold: PlannedFold
+) -> None:
+    for name in dict.fromkeys(scope.proto.node[scope.anchor[id(node)]].input):
+        readers.setdefault(name, []).append(fold)
+
+
+def _may_be_read_through(scope: Scope, node: gs.Node, banned: frozenset[str]) -> bool:
+    """Whether the consumers of a no-op may read what it reads."""
+    name = node.outputs[0].name
+    if scope.const(name) is not None:
+        return False  # whoever reads it takes it for the constant that it is
+    return bool(scope.consumers.get(name)) and not scope.is_seen(name) and name not in banned
+
+
+def reads_too_many(plan: ScopePlan, selection: Selection) -> bool:
+    """Whether it would join earlier folds into one of too many sources to prove, or for a person to follow.
+
+    A bias moved down a residual stream would chain all blocks of a network into one fold.
+    """
+    earlier = _joined(plan, selection.nodes)
+    nodes = _originals(plan, selection.nodes, earlier)
+    if len(nodes) <= len(selection.nodes):
+        return False
+    computed = {tensor.name for node in nodes for tensor in node.outputs}
+    read = {tensor.name for node in nodes for tensor in node.inputs if tensor.name}
+    return len(read - computed - plan.scope.constants.keys()) > MAX_JOINED_SOURCES
+
+
+def _joined(plan: ScopePlan, nodes: Iterable[gs.Node]) -> list[PlannedFold]:
+    """The folds that created some of these nodes."""
+    folds = [plan.creator[id(node)] for node in nodes if id(node) in plan.creator]
+    return list(dict.fromkeys(folds))
+
+
+def add_fold(plan: ScopePlan, fold: PlannedFold, nodes: Sequence[gs.Node]) -> None:
+    """Note a fold that absorbs these nodes."""
+    earlier = _joined(plan, nodes)
+    plan.add(_joined_fold(plan, fold, nodes, earlier), earlier)
+
+
+def _originals(plan: ScopePlan, nodes: Iterable[gs.Node], earlier: Sequence[PlannedFold]) -> list[gs.Node]:
+    """The original nodes behind those that are absorbed; one twice, where two folds absorbed it."""
+    behind = [node for fold in earlier for node in fold.absorbed]
+    return behind + [node for node in nodes if id(node) not in plan.creator]
+
+
+def _joined_fold(
+    plan: ScopePlan, fold: PlannedFold, nodes: Sequence[gs.Node], earlier: Sequence[PlannedFold]
+) -> PlannedFold:
+    """A fold that absorbs these nodes, joined with the earlier ones that created some of them.
+
+    Args:
+        fold: what it creates, without `absorbed`.
+        nodes: what it absorbs.
+        earlier: the folds it builds upon.
+    """
+    absorbed = {id(node): node for node in _originals(plan, nodes, earlier)}
+    fold.absorbed = sorted(absorbed.values(), key=lambda node: plan.scope.anchor[id(node)])
+    gone = {id(node) for node in nodes}
+    left: list[gs.Node] = []
+    groups: tuple[LinearOp, ...] = ()
+    for one in earlier:
+        left += [node for node in one.created if id(node) not in gone]
+        gone.update(
+            id(node) for node in one.created
+        )  # two may have been joined with the same one, and share nodes
+        groups += one.groups
+        fold.roles |= one.roles
+        fold.macs_before += one.macs_before
+        fold.macs_after += one.macs_after
+    fold.created, fold.groups = left + fold.created, groups + fold.groups
+    return fold
+
+
+def _fold(
+    plan: ScopePlan,
+    selection: Selection,
+    nodes: list[gs.Node],
+    earlier: Sequence[PlannedFold],
+    renamed_from: str,
+) -> PlannedFold:
+    """A selection as a fold, joined with earlier ones."""
+    # what earlier folds created and this one absorbs is neither in the file before nor in the file after
+    between = sum(macs for node, macs in selection.macs.items() if node in plan.creator)
+    fold = PlannedFold(
+        _outputs(selection, earlier, renamed_from),
+        [],
+        nodes,
+        selection.roles,
+        sum(selection.macs.values()) - between,
+        selection.lowered.macs - between,
+        selection.groups,
+    )
+    return _joined_fold(plan, fold, selection.nodes, earlier)
+
+
+def _outputs(selection: Selection, earlier: Iterable[PlannedFold], renamed_from: str) -> tuple[str, ...]:
+    """The selection's output; those of the earlier fold that created it, if it is a tensor inside that fold.
+
+    Args:
+        renamed_from: the name that the output had in an earlier fold, see `_rename_source`.
+    """
+    for fold in earlier:
+        if renamed_from in fold.outputs:
+            return tuple(selection.output if name == renamed_from else name for name in fold.outputs)
+        created = {tensor.name for node in fold.created for tensor in node.outputs}
+        if selection.output in created and selection.output not in fold.outputs:
+            return fold.outputs
+    return (selection.output,)
+
+
+def _rename_source(plan: ScopePlan, selection: Selection, fresh: dict[str, gs.Node]) -> gs.Node | None:
+    """Where an output is a mere copy of a tensor we created for it alone, that tensor takes the output's name.
+
+    So `y = relu(conv(x) + 0)` keeps the name of the sum, the one that everybody behind it reads.
+
+    Args:
+        plan: the folds so far.
+        selection: what is chosen for the output.
+        fresh: the tensors that this round created, with their nodes; the renamed one changes its place.
+
+    Returns:
+        the node that now computes the output; None where there is no such tensor.
+    """
+    scope, name, output = plan.scope, selection.lowered.copied, selection.output
+    producer = fresh.get(name, scope.producer.get(name))
+    if producer is None or id(producer) not in plan.creator or len(producer.outputs) != 1:
+        return None
+    # A form that looked through the copy may read the tensor, too.
+    is_read = any(tensor.name == name for node in fresh.values() for tensor in node.inputs)
+    if is_read or not scope.is_private(name):
+        return None
+    producer.outputs[0].name = output
+    plan.renamed[name] = output
+    fresh[output] = producer
+    fresh.pop(name, None)
+    return producer
+
+
+def _data_type(scope: Scope, context: Context, selection: Selection) -> int:
+    """The output's or, where inference gave up (behind an If), that of any tensor of the fold: all have the same."""
+    for name in _typed_tensors(selection):
+        layout = context.channel_layout(name)
+        data_type = scope.data_type(name) or (layout.data_type if layout else 0)
+        if data_type in FLOAT_FORMATS:
+            return data_type
+    return onnx.TensorProto.FLOAT
+
+
+def _typed_tensors(selection: Selection) -> Iterator[str]:
+    """The tensors of a fold; parameters of a BatchNormalization, which may be of another type than its data, last."""
+    yield selection.output
+    for node in selection.nodes:
+        yield from (tensor.name for tensor in node.outputs)
+    parameters: list[str] = []
+    for node in selection.nodes:
+        names = [tensor.name for tensor in node.inputs]
+        data = 1 if node.op == "BatchNormalization" else len(names)
+        yield from names[:data]
+        parameters += names[data:]
+    yield from parameters
+
+
+def _declare(scope: Scope, selection: Selection, nodes: Sequence[gs.Node]) -> None:
+    """Types and sizes of new inner tensors: those of a tensor that was there, with other channels."""
+    data_type, _ = scope.types.get(selection.output, (0, None))
+    for node, step in zip(nodes, selection.lowered.steps, strict=False):
+        name = node.outputs[0].name
+        if name == selection.output:
+            continue
+        if step.op in ("SizesMul", "SizesAdd"):
+            length = (step.index.size,) if step.index is not None else (None,)
+            scope.types[name] = (onnx.TensorProto.INT64, length)
+            continue
+        axis, like = step.layout[0], step.like or selection.output
+        shape, assumed = scope.shape(like), scope.assumed.get(like)
+        if shape is not None:
+            scope.types[name] = (data_type, _with_channels(shape, axis, step.channels))
+        if assumed is not None:
+            scope.assumed[name] = _with_channels(assumed, axis, step.channels)
+
+
+def _with_channels(shape: tuple[Dim, ...], axis: int, channels: Dim) -> tuple[Dim, ...]:
+    place = axis % len(shape)
+    return (*shape[:place], channels, *shape[place + 1 :])

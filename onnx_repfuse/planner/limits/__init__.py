@@ -1,0 +1,1 @@
+"""What stays although it might fold: fused patterns, operators to avoid, sizes; and why."""

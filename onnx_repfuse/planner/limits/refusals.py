@@ -1,0 +1,213 @@
+"""What stayed although it is linear, and why, in sentences for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.graph.scope import Scope, node_name
+from onnx_repfuse.lift import Declined, LinearOp
+from onnx_repfuse.planner.search.cover import Cover
+from onnx_repfuse.records.reasons import Reason
+from onnx_repfuse.records.report import Refusal
+
+__all__ = [
+    "chain_refusal",
+    "opset_refusal",
+    "refusals",
+    "sign_refusal",
+    "size_refusal",
+    "stride_refusal",
+    "sum_refusal",
+]
+
+MAX_NODES_BACK = 8  # looked at between a BatchNormalization and its convolution
+
+
+def refusals(scope: Scope, cover: Cover, declined: Iterable[tuple[gs.Node, Declined]]) -> list[Refusal]:
+    """The refusals of the last round: nodes that were not lifted, then those that were, in topological order."""
+    result: list[Refusal] = []
+    for node, outcome in declined:
+        if (
+            outcome.reason is not Reason.FUSED_PATTERN or node.op != "Identity"
+        ):  # nobody misses the fold of an Identity
+            why = outcome.detail or outcome.reason.prose
+            result.append(_refusal(scope, outcome.reason, f"{_title(scope, node)} stays: {why}.", node))
+    for name, lifted in cover.lifts.items():
+        if not operator(lifted.node).stays_for_a_reason and lifted.padding_value is None:
+            continue
+        refusal = (
+            _not_exact(scope, cover, name)
+            or _may_broadcast(scope, cover, name)
+            or _shared_source(scope, cover, name)
+            or _more_multiply_adds(scope, cover, name)
+            or _behind_an_obstacle(scope, cover, name)
+        )
+        if refusal is not None:
+            result.append(refusal)
+    return result
+
+
+def opset_refusal(scope: Scope, node: gs.Node, others: Iterable[gs.Node]) -> Refusal:
+    """A node of an activation that later opsets have an operator for, and those that stay with it."""
+    return _refusal(scope, Reason.OPSET, f"{_title(scope, node)} stays: {Reason.OPSET.prose}.", *others)
+
+
+def size_refusal(scope: Scope, nodes: Sequence[gs.Node]) -> Refusal:
+    """Nodes that would take more multiply-adds as others at some size that is known only at run time."""
+    *others, last = nodes
+    names = " and ".join(_title(scope, node) for node in (last, *others[-1:]))
+    verb = "stay" if others else "stays"
+    why = "folded they would take more multiply-adds at some of the sizes that are not known"
+    return _refusal(scope, Reason.SHAPE, f"{names} {verb} as they are: {why}.", last, *others)
+
+
+def sign_refusal(scope: Scope, node: gs.Node, other: gs.Node) -> Refusal:
+    """A per-channel operator that would fold beyond a maximum or an activation."""
+    why = f"it cannot pass {_title(scope, other)}, as its factors are not all positive"
+    return _refusal(scope, Reason.SIGN, f"{_title(scope, node)} stays: {why}.", node, other)
+
+
+def stride_refusal(scope: Scope, node: gs.Node, reason: Reason, why: str) -> Refusal:
+    """A strided 1x1 convolution behind one that has to compute all positions."""
+    return _refusal(scope, reason, f"{_title(scope, node)} keeps its stride: {why}.", node)
+
+
+def chain_refusal(scope: Scope, nodes: Sequence[gs.Node], reason: Reason, why: str) -> Refusal:
+    """Arithmetic with constants in a row that is not one Mul and one Add in floating point."""
+    *others, last = nodes
+    return _refusal(scope, reason, f"{_title(scope, last)} and those before it stay: {why}.", last, *others)
+
+
+def sum_refusal(scope: Scope, factor: gs.Node, total: gs.Node) -> Refusal:
+    """A factor of a product of two tensors to which something was added: attention's, where the mask is scaled, too."""
+    why = f"it scales all that {_title(scope, total)} adds, and the summands would need a factor each"
+    return _refusal(scope, Reason.COST, f"{_title(scope, factor)} stays: {why}.", factor, total)
+
+
+def _refusal(scope: Scope, reason: Reason, message: str, *nodes: gs.Node) -> Refusal:
+    return Refusal(reason, message, tuple(map(node_name, nodes)), scope.label)
+
+
+def _title(scope: Scope, node: gs.Node) -> str:
+    """A node in words; a new one is called by the tensor it computes, which the user knows."""
+    if id(node) in scope.original:
+        return f"{node.op} '{node_name(node)}'"
+    return f"the fused {node.op} of '{node.outputs[0].name}'"
+
+
+def _not_exact(scope: Scope, cover: Cover, name: str) -> Refusal | None:
+    """No form equals an operator, or it and the one before it, for every input."""
+    reasons = cover.inexact.get(name)
+    if not reasons:
+        return None
+    reason, through = next((pair for pair in reasons if pair[1]), reasons[0])
+    node, below = cover.lifts[name].node, cover.lifts.get(through)
+    if below is None:
+        message = f"{_title(scope, node)} stays: {reason.detail}."
+        return _refusal(scope, reason.reason, message, node)
+    message = f"{_title(scope, node)} and {_title(scope, below.node)} stay apart: {reason.detail}."
+    return _refusal(scope, reason.reason, message, node, below.node)
+
+
+def _may_broadcast(scope: Scope, cover: Cover, name: str) -> Refusal | None:
+    """A per-channel operator cannot go into the operands of a sum before it, as one may be larger than the other."""
+    lifted = cover.lifts[name]
+    below = cover.lifts.get(lifted.operands[0].name)
+    if below is None or not below.needs_equal_shapes or not _is_per_channel(lifted):
+        return None
+    if not cover.regions.is_private(below.output) or cover.entries[name].choice is not None:
+        return None
+    message = (
+        f"{_title(scope, lifted.node)} and {_title(scope, below.node)} stay apart: it is not proved that the operands "
+        "of the latter have equal shapes, and one that broadcasts would get its shift at fewer positions."
+    )
+    return _refusal(scope, Reason.BROADCAST, message, lifted.node, below.node)
+
+
+def _is_per_channel(lifted: LinearOp) -> bool:
+    return len(lifted.operands) == 1 and lifted.terms[0].kernel.geometry.is_diagonal
+
+
+def _shared_source(scope: Scope, cover: Cover, name: str) -> Refusal | None:
+    """A per-channel operator cannot go into the convolution before it, whose output has other consumers, too."""
+    lifted = cover.lifts[name]
+    if not _is_per_channel(lifted):
+        return None
+    source = lifted.operands[0].name
+    below = cover.lifts.get(source)
+    if below is None or cover.regions.is_private(source) or operator(below.node).weight is None:
+        return None
+    macs = _mega(cover.entries[source].node.macs)
+    message = (
+        f"{_title(scope, lifted.node)} stays: its input '{source}' {_other_use(scope, source, lifted.node)}, "
+        f"so folding would compute {_title(scope, below.node)} twice (+{macs} MMAC)."
+    )
+    return _refusal(scope, Reason.CONSUMERS, message, lifted.node, below.node)
+
+
+def _other_use(scope: Scope, name: str, node: gs.Node) -> str:
+    """Who else but `node` needs a tensor."""
+    if name in scope.outputs:
+        return "is a graph output"
+    for consumer in scope.consumers.get(name, []):
+        if consumer is not node:
+            return f"also feeds {_title(scope, consumer)}"
+    return "is read inside a subgraph"
+
+
+def _more_multiply_adds(scope: Scope, cover: Cover, name: str) -> Refusal | None:
+    """Two operators could be one, but it would take more multiply-adds than both."""
+    lifted, entry = cover.lifts[name], cover.entries[name]
+    source = lifted.operands[0].name
+    below = cover.lifts.get(source)
+    if entry.choice is not None or below is None or not cover.regions.is_private(source):
+        return None
+    if name in cover.banned:
+        return None  # it did not pass verification, which is reported already
+    folded = [candidate for candidate in entry.candidates if candidate.nodes > 1 and candidate.convolves]
+    if not folded:
+        return None
+    # a sum may look through one of its operands alone: what is told is what all of them would be as one
+    as_one = min(folded, key=lambda candidate: (len(candidate.form.sources), candidate.nodes))
+    price = cover.price(lifted, as_one)
+    if price is None or price.macs <= entry.original.macs:
+        return None
+    message = (
+        f"{_title(scope, lifted.node)} and {_title(scope, below.node)} stay apart: as one operator they would take "
+        f"{_mega(price.macs)} MMAC instead of {_mega(entry.original.macs)}."
+    )
+    return _refusal(scope, Reason.COST, message, lifted.node, below.node)
+
+
+def _behind_an_obstacle(scope: Scope, cover: Cover, name: str) -> Refusal | None:
+    """A BatchNormalization whose convolution is behind a Cast, or computes in integers."""
+    node = cover.lifts[name].node
+    if not operator(node).normalizes:
+        return None
+    obstacle: gs.Node | None = None
+    before = scope.producer.get(cover.lifts[name].operands[0].name)
+    for _ in range(MAX_NODES_BACK):
+        if before is None:
+            return None
+        if operator(before).is_quantized:
+            why = f"its input comes from {_title(scope, before)}, which computes in integers: fuse before you quantize"
+            return _refusal(scope, Reason.QUANTIZED, f"{_title(scope, node)} stays: {why}.", node, before)
+        if obstacle is not None and operator(before).weight is not None:
+            why = f"{_title(scope, obstacle)} is between it and {_title(scope, before)}"
+            return _refusal(scope, Reason.UNSUPPORTED, f"{_title(scope, node)} stays: {why}.", node, before)
+        if before.op not in (
+            "Cast",
+            "Mul",
+            "Add",
+        ):  # how a dynamically quantized result becomes a float again
+            return None
+        obstacle = before if before.op == "Cast" else obstacle
+        before = scope.producer.get(before.inputs[0].name)
+    return None
+
+
+def _mega(macs: int) -> str:
+    return f"{macs / 1e6:.3g}"

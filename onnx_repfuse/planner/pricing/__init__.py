@@ -1,0 +1,1 @@
+"""What computing a form costs: the operators that compute it, and what each of them costs."""

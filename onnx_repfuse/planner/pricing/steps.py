@@ -1,0 +1,72 @@
+"""The operators that compute a form, in order: what `lowering` prices, and what `folds.emit` writes as nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from onnx_repfuse.algebra.bias import Bias
+from onnx_repfuse.algebra.choice import Index
+from onnx_repfuse.algebra.kernels import Kernel
+from onnx_repfuse.graph.views import Layout, View
+from onnx_repfuse.planner.pricing.cost import Price
+
+__all__ = ["Lowered", "Step"]
+
+
+@dataclass(eq=False)
+class Step:
+    """One operator to write.
+
+    Attributes:
+        op: "SizesMul", then "SizesAdd" (a list of sizes, with another number of channels),
+            "Slice", "Gather", "Mul", "Shift" (add a constant), "Norm" (both), "Conv", "Add", "Concat", "View" or
+            "Identity".
+        inputs: sources (anything hashable but int), or numbers of earlier steps.
+        channels: of its output.
+        kernel, bias: what it computes, where it has one.
+        lo: first channel of a Slice, unless it has a kernel: the positions it takes.
+        index: channels of a Gather.
+        layout: channel axis and rank of its output.
+        like: a tensor whose shape its output has, but for the channels; '' for the result's.
+        matrix: its input is known to be two-dimensional.
+        view: what to copy, for a View.
+    """
+
+    op: str
+    inputs: tuple[Hashable, ...]
+    channels: int
+    kernel: Kernel | None = None
+    bias: Bias | None = None
+    lo: int = 0
+    layout: Layout = (1, 2)
+    like: str = ""
+    matrix: bool = False
+    view: View | None = None
+    index: Index | None = None
+
+
+@dataclass(eq=False)  # not frozen, see `algebra.affine_form`
+class Lowered:
+    """Steps in order, the last one being the result (an alias of `result` if there are none), and their cost."""
+
+    steps: tuple[Step, ...]
+    result: Hashable
+    cost: int
+    macs: int
+
+    @property
+    def price(self) -> Price:
+        """That of all steps."""
+        axes = [
+            step.layout[0] for step in self.steps if step.op == "Conv" or (step.view and step.view.convolves)
+        ]
+        return Price(self.cost, self.macs, len(self.steps), axes.count(1), axes.count(-1))
+
+    @property
+    def copied(self) -> str:
+        """The tensor that the result is a mere copy of; "" if it is none."""
+        if not self.steps:
+            return str(self.result)
+        only = self.steps[0] if len(self.steps) == 1 else None
+        return str(only.inputs[0]) if only is not None and only.op == "Identity" else ""

@@ -1,0 +1,136 @@
+"""Equal nodes are one: the same operator of the same tensors, with the same attributes.
+
+Converters to half precision write one Cast for each consumer, and exporters compute a size anew wherever it is needed.
+Branches behind two such nodes read different tensors, and would not merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.constant_folding import why_not_constant
+from onnx_repfuse.graph.edit_points import replace_aliases, replace_nodes, to_proto
+from onnx_repfuse.graph.scope import Const, Scope
+from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.records.report import Kind
+
+__all__ = ["merge_equal_nodes"]
+
+MAX_COMPARED_ELEMENTS = (
+    1024  # of two constants of different names; more are weights, which planning does not read
+)
+
+
+def merge_equal_nodes(plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banned: frozenset[str]) -> bool:
+    """Let the consumers of a node read the outputs of an equal one; whether there were any.
+
+    Kept nodes and banned outputs stay, and so does what somebody outside of the scope reads. A node that a fold created
+    is merged with created ones only: in place of one of the file, the proof of its fold would read another tensor than
+    the nodes before.
+    """
+    scope = plan.scope
+    known = _EqualNodes(plan)
+    replaced: dict[int, list[gs.Node]] = {}
+    for node in scope.nodes:
+        first = known.first(node)
+        if first is None or is_kept(node) or not _may_go(scope, node, banned):
+            continue
+        replaced[id(node)] = []
+        for output, kept in zip(node.outputs, first.outputs, strict=True):
+            if output.name:
+                known.merged[output.name] = kept.name
+            if output.name and id(node) in scope.original:
+                roles = frozenset((Kind.EQUAL,))
+                plan.add(PlannedFold((output.name,), [node], [], roles, 0, 0, equal_to=first))
+    plan.merged.update(known.merged)
+    replace_nodes(scope, replaced)
+    replace_aliases(scope, known.merged)
+    if replaced:
+        scope.nodes = scope.order(scope.nodes)
+    return bool(replaced)
+
+
+def _may_go(scope: Scope, node: gs.Node, banned: frozenset[str]) -> bool:
+    names = [tensor.name for tensor in node.outputs if tensor.name]
+    return banned.isdisjoint(names) and not any(map(scope.is_seen, names))
+
+
+class _EqualNodes:
+    """The nodes that were passed, by what they compute.
+
+    Attributes:
+        merged: output of a node -> that of the equal one before it.
+    """
+
+    def __init__(self, plan: ScopePlan) -> None:
+        self.plan, self.scope = plan, plan.scope
+        self.merged: dict[str, str] = {}
+        # Nearly all nodes differ in what they read. Only where they do not are attributes and constants compared.
+        self._by_inputs: dict[Hashable, list[gs.Node]] = {}
+        self._by_all: dict[Hashable, gs.Node] = {}
+
+    def first(self, node: gs.Node) -> gs.Node | None:
+        """The node equal to this one that was passed before; None if there is none."""
+        if not node.inputs or not (id(node) in self.scope.original or self._is_inside_a_fold(node)):
+            return None
+        if any(tensor.name and self.scope.producer.get(tensor.name) is not node for tensor in node.outputs):
+            return None  # an invalid model, in which two nodes write one tensor
+        inputs = self._key(node, self._tensor_or_type)
+        alike = self._by_inputs.setdefault(inputs, [])
+        alike.append(node)
+        if len(alike) == 1:
+            return None
+        if len(alike) == 2:
+            self._by_all[inputs, self._rest(alike[0])] = alike[0]
+        if why_not_constant(self._proto(node)):
+            return None  # random, with subgraphs, or of another domain
+        first = self._by_all.setdefault((inputs, self._rest(node)), node)
+        return None if first is node else first
+
+    def _is_inside_a_fold(self, node: gs.Node) -> bool:
+        """Whether a fold created it for itself: two folds may view one tensor, each for its own consumer."""
+        names = {tensor.name for tensor in node.outputs}
+        return id(node) in self.plan.creator and names.isdisjoint(self.plan.original_outputs)
+
+    def _key(self, node: gs.Node, key_of: Callable[[str], Hashable]) -> Hashable:
+        outputs = tuple(
+            bool(tensor.name) for tensor in node.outputs
+        )  # their number decides what some compute
+        is_created = id(node) not in self.scope.original
+        return is_created, node.op, outputs, tuple(key_of(tensor.name) for tensor in node.inputs)
+
+    def _tensor_or_type(self, name: str) -> Hashable:
+        const = self.scope.const(name)
+        if const is None or not _may_be_compared(const):
+            return self.merged.get(name, name)
+        return const.data_type, const.shape
+
+    def _rest(self, node: gs.Node) -> Hashable:
+        """What `_tensor_or_type` leaves out: attributes, and the values of small constants."""
+        attributes = (
+            attribute.SerializeToString(deterministic=True) for attribute in self._proto(node).attribute
+        )
+        return tuple(sorted(attributes)), tuple(map(self._value, (tensor.name for tensor in node.inputs)))
+
+    def _value(self, name: str) -> Hashable:
+        const = self.scope.const(name)
+        if const is None or not _may_be_compared(const):
+            return None
+        value = const.computed()
+        return name if value is None else value.tobytes()
+
+    def _proto(self, node: gs.Node) -> onnx.NodeProto:
+        if id(node) not in self.scope.original:
+            return to_proto(node)
+        proto: onnx.NodeProto = self.scope.proto.node[self.scope.anchor[id(node)]]
+        return proto
+
+
+def _may_be_compared(const: Const) -> bool:
+    is_text = const.data_type == onnx.TensorProto.STRING
+    return (
+        const.effort <= MAX_COMPARED_ELEMENTS and const.kernel is None and const.bias is None and not is_text
+    )

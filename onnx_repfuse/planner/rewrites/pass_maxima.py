@@ -1,0 +1,235 @@
+"""Positive factors change places with maxima and activations, to where they fold.
+
+    MaxPool(s*x + t)  =  s*MaxPool(x) + t        ReLU(s*x)  =  s*ReLU(x)        for s > 0, per channel
+
+A BatchNormalization between a ReLU and a MaxPool so reaches the Conv behind the pool, and a factor behind a ReLU the
+Conv before it. Nothing is moved that would not fold there. The next round of covering folds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.algebra.kernels import Vector
+from onnx_repfuse.graph.channel_axis import ChannelLayout
+from onnx_repfuse.graph.decode import new_node
+from onnx_repfuse.graph.edit_points import replace_nodes
+from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
+from onnx_repfuse.graph.operators.facts import Passes
+from onnx_repfuse.graph.scope import Scope, optional_input
+from onnx_repfuse.lift import Context, LinearOp, lift
+from onnx_repfuse.lift.windows import any_window
+from onnx_repfuse.planner.folds.apply_folds import add_fold
+from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
+from onnx_repfuse.planner.limits.refusals import sign_refusal
+from onnx_repfuse.records.report import Kind, Refusal
+
+__all__ = ["apply_maxima", "maximum_refusals"]
+
+MAX_NODES_TO_WEIGHT = 8  # per-channel operators between a node and the convolution before it
+_COMMUTE = frozenset((Kind.COMMUTE,))
+IsFree = Callable[[gs.Node], bool]
+
+
+class _Pair(NamedTuple):
+    """Two nodes in a row that change places; one of them is the per-channel operator `affine`."""
+
+    first: gs.Node
+    second: gs.Node
+    affine: LinearOp
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether all factors are."""
+        kernel = self.affine.terms[0].kernel
+        return isinstance(kernel, Vector) and bool(np.all(kernel.scale > 0))
+
+
+def apply_maxima(plan: ScopePlan, layouts: dict[str, ChannelLayout], is_free: IsFree) -> bool:
+    """Let positive factors and shifts change places with maxima and activations; whether there were any.
+
+    Args:
+        plan: of the scope, which is changed.
+        layouts: of its tensors.
+        is_free: whether a node may be replaced.
+    """
+    scope = plan.scope
+    replaced: dict[int, list[gs.Node]] = {}
+    for pair in _pairs(Context(scope, layouts, protected_nodes(scope)), is_free):
+        if not pair.is_positive or id(pair.first) in replaced or id(pair.second) in replaced:
+            continue
+        created = _swapped(scope, pair)
+        add_fold(
+            plan, PlannedFold((pair.second.outputs[0].name,), [], created, _COMMUTE, 0, 0), list(pair[:2])
+        )
+        replaced[id(pair.first)], replaced[id(pair.second)] = [], created
+    replace_nodes(scope, replaced)
+    return bool(replaced)
+
+
+def maximum_refusals(scope: Scope, layouts: dict[str, ChannelLayout], is_free: IsFree) -> Iterator[Refusal]:
+    """The per-channel operators that would fold behind a maximum or activation, or before it, if they were positive."""
+    for pair in _pairs(Context(scope, layouts, protected_nodes(scope)), is_free):
+        if not pair.is_positive:
+            affine = pair.affine.node
+            other = pair.second if affine is pair.first else pair.first
+            yield sign_refusal(scope, affine, other)
+
+
+def _pairs(context: Context, is_free: IsFree) -> Iterator[_Pair]:
+    """Every per-channel operator beside a maximum or an activation, in whose place it would fold."""
+    scope = context.scope
+    for node in scope.nodes if scope.opset >= NUMPY_BROADCAST_SINCE else ():
+        passes = operator(node).passes
+        if passes is None or not is_free(node) or not _commutes(context, node):
+            continue
+        before, behind = scope.producer.get(node.inputs[0].name), _only_consumer(scope, node)
+        candidates = [(before, node), (node, behind)]
+        for first, second in candidates:
+            if first is None or second is None or _only_consumer(scope, first) is not second:
+                continue
+            affine = _per_channel(context, first if second is node else second, passes, is_free)
+            if affine is not None and _folds_elsewhere(context, _Pair(first, second, affine)):
+                yield _Pair(first, second, affine)
+                break
+
+
+def _only_consumer(scope: Scope, node: gs.Node) -> gs.Node | None:
+    """The node that alone reads the only output of a node."""
+    if len(node.outputs) != 1 or not scope.is_private(node.outputs[0].name):
+        return None
+    return scope.consumers[node.outputs[0].name][0]
+
+
+def _per_channel(context: Context, node: gs.Node, passes: Passes, is_free: IsFree) -> LinearOp | None:
+    """A node as a factor and shift per channel, such as passes."""
+    if not is_free(node) or operator(node).weight is not None or not node.inputs:
+        return None
+    lifted = lift(context, node)
+    if not isinstance(lifted, LinearOp) or lifted.view is not None or lifted.inner_nodes:
+        return None
+    if len(lifted.operands) != 1 or not isinstance(lifted.terms[0].kernel, Vector):
+        return None
+    is_identity = lifted.terms[0].kernel.is_one and lifted.bias.is_zero
+    shift_passes = lifted.bias.is_zero or (passes is Passes.AFFINE and lifted.layout[0] == 1)
+    return lifted if shift_passes and not is_identity else None
+
+
+def _folds_elsewhere(context: Context, pair: _Pair) -> bool:
+    """Whether the per-channel operator of a pair moves to where it folds: down, else up."""
+    scope, has_shift = context.scope, not pair.affine.bias.is_zero
+    if pair.affine.node is pair.first:
+        is_at_home = _rises(context, pair.first, has_shift=True, passing=False)
+        return not is_at_home and _sinks(context, pair.second, has_shift=has_shift)
+    if scope.data_type(pair.affine.output) == onnx.TensorProto.FLOAT16:
+        return False  # where only the largest value was scaled, all of them would be, and might overflow
+    rises = _rises(context, pair.second, has_shift=has_shift, passing=True)
+    return rises and not _sinks(context, pair.second, has_shift=has_shift)
+
+
+def _passes(context: Context, node: gs.Node, *, has_shift: bool) -> bool:
+    """Whether a factor, and a shift where there is one, passes a maximum or an activation."""
+    passes = operator(node).passes
+    if passes is None or (has_shift and passes is not Passes.AFFINE):
+        return False
+    return _commutes(context, node)
+
+
+def _sinks(context: Context, node: gs.Node, *, has_shift: bool) -> bool:
+    """Whether a convolution or matrix product behind a node takes a factor, and a shift, into its weights."""
+    for _ in range(MAX_NODES_TO_WEIGHT):
+        consumer = _only_consumer(context.scope, node)
+        if consumer is None or consumer.inputs[0].name != node.outputs[0].name:
+            return False
+        if operator(consumer).weight is not None:
+            lifted = lift(context, consumer)
+            if not isinstance(lifted, LinearOp) or lifted.terms[0].kernel.geometry.transposed:
+                return False
+            return not (has_shift and lifted.terms[0].kernel.geometry.reads_padding)
+        if not _passes(context, consumer, has_shift=has_shift):
+            return False
+        node = consumer
+    return False
+
+
+def _rises(context: Context, node: gs.Node, *, has_shift: bool, passing: bool) -> bool:
+    """Whether a convolution or matrix product is before a node, and only what a factor passes in between.
+
+    Args:
+        has_shift: a shift has to pass it, too.
+        passing: maxima and activations may be in between, not only per-channel operators.
+    """
+    scope = context.scope
+    for _ in range(MAX_NODES_TO_WEIGHT):
+        data = [tensor.name for tensor in node.inputs if scope.const(tensor.name) is None]
+        producer = scope.producer.get(data[0]) if data else None
+        if producer is None or not producer.inputs or not scope.is_private(data[0]):
+            return False
+        if not passing or not _passes(context, producer, has_shift=has_shift):
+            lifted = lift(context, producer)
+            if not isinstance(lifted, LinearOp) or lifted.view is not None or len(lifted.operands) != 1:
+                return False
+            if operator(producer).weight is not None:
+                return True
+            if not isinstance(lifted.terms[0].kernel, Vector):
+                return False
+        node = producer
+    return False
+
+
+def _commutes(context: Context, node: gs.Node) -> bool:
+    """Whether a maximum or activation is one of the form that positive factors pass."""
+    if node.op == "Clip":
+        return _is_from_zero(context.scope, node)
+    return node.op != "MaxPool" or _has_real_taps(context, node)
+
+
+def _is_from_zero(scope: Scope, clip: gs.Node) -> bool:
+    """Whether a Clip has the lower end 0 and no upper one."""
+    if operator(clip).uses_attributes(scope.opset):
+        ends = clip.attrs.get("min"), clip.attrs.get("max")
+        return ends[0] == 0 and (ends[1] is None or ends[1] >= np.finfo(np.float32).max)
+    has_end = bool(optional_input(clip, 2))
+    return not has_end and scope.scalar(optional_input(clip, 1)) == 0
+
+
+def _has_real_taps(context: Context, pool: gs.Node) -> bool:
+    """Whether every window holds a position of the input: what a window of padding alone gives is no maximum."""
+    if pool.attrs.get("ceil_mode", 0) or len(pool.outputs) != 1:
+        return False
+    window = any_window(context, pool)
+    if window is None:
+        return False
+    is_dilated = max(pool.attrs.get("dilations") or (1,)) > 1
+    return not any(window.pads) or (not is_dilated and max(window.pads) < min(window.kernel))
+
+
+def _swapped(scope: Scope, pair: _Pair) -> list[gs.Node]:
+    """The second node of a pair, reading what the first reads, and the first behind it."""
+    first, second = pair.first, pair.second
+    source = pair.affine.operands[0].name if pair.affine.node is first else first.inputs[0].name
+    between = scope.fresh(f"{first.outputs[0].name}_swapped")
+    # positions are as behind the maximum, if that comes first now
+    like = second.outputs[0].name if pair.affine.node is first else source
+    data_type = scope.data_type(second.outputs[0].name) or 0
+    scope.types[between] = data_type, scope.shape(like)
+    if like in scope.assumed:
+        scope.assumed[between] = scope.assumed[like]
+    middle = first.outputs[0].name
+    return [
+        _reading(scope, second, middle, source, between),
+        _reading(scope, first, source, between, second.outputs[0].name),
+    ]
+
+
+def _reading(scope: Scope, node: gs.Node, old: str, new: str, output: str) -> gs.Node:
+    """A copy of a node that reads another tensor and computes another one."""
+    inputs = [new if tensor.name == old else tensor.name for tensor in node.inputs]
+    return new_node(node.op, scope.fresh(output), dict(node.attrs), inputs, [output])

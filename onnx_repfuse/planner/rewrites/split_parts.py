@@ -1,0 +1,163 @@
+"""A factor and a shift behind one part of a Split go into the rows of the convolution before it.
+
+    Split(Conv(x)) -> (a, b);  y = BatchNormalization(a)        ->        Split(Conv'(x)) -> (y, b)
+
+The convolution computes what the Split gives out, so its rows are those of the parts. No form of one tensor says this:
+the part becomes what the operator behind it computed, and the other parts stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.algebra.affine_form import Form, Term
+from onnx_repfuse.algebra.bias import Bias
+from onnx_repfuse.algebra.geometry import Geometry
+from onnx_repfuse.algebra.kernels import Vector
+from onnx_repfuse.errors import Inexact
+from onnx_repfuse.graph.decode import new_node
+from onnx_repfuse.graph.edit_points import replace_nodes
+from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.lift import LinearOp
+from onnx_repfuse.planner.folds.apply_folds import add_fold
+from onnx_repfuse.planner.folds.emit import Emission, emit
+from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.planner.forms.compose import form_of_node, inline
+from onnx_repfuse.planner.forms.value_range import check_range, data_type_of
+from onnx_repfuse.planner.pricing.steps import Lowered
+from onnx_repfuse.planner.search.cover import Cover
+from onnx_repfuse.records.report import Kind
+
+__all__ = ["fold_into_parts"]
+
+_ROLES = frozenset((Kind.AFFINE, Kind.CONCAT))
+
+
+class _Parts(NamedTuple):
+    """A Split behind a convolution: the operator of the convolution, and what stands behind each part, or None."""
+
+    split: gs.Node
+    before: LinearOp
+    behind: list[LinearOp | None]
+
+
+def fold_into_parts(plan: ScopePlan, cover: Cover, is_allowed: Callable[[frozenset[Kind]], bool]) -> bool:
+    """Fold what stands behind parts of Splits; whether there was any."""
+    if not is_allowed(_ROLES):
+        return False
+    replaced: dict[int, list[gs.Node]] = {}
+    for parts in _found(cover):
+        lowered = _lowered(cover, parts)
+        if lowered is not None:
+            replaced.update(_written(plan, cover, parts, lowered))
+    replace_nodes(plan.scope, replaced)
+    return bool(replaced)
+
+
+def _found(cover: Cover) -> Iterator[_Parts]:
+    scope = cover.context.scope
+    for node in scope.nodes:
+        if node.op != "Split" or not node.inputs:
+            continue
+        before = cover.lifts.get(node.inputs[0].name)
+        names = [tensor.name for tensor in node.outputs]
+        if before is None or operator(before.node).weight is None or not scope.is_private(before.output):
+            continue
+        if not cover.banned.isdisjoint(names) or any(
+            scope.is_used(name) and name not in cover.lifts for name in names
+        ):
+            continue
+        behind = [_behind(cover, name) for name in names]
+        if any(behind):
+            yield _Parts(node, before, behind)
+
+
+def _behind(cover: Cover, part: str) -> LinearOp | None:
+    """The operator with one value per channel that alone reads a part."""
+    scope = cover.context.scope
+    if not scope.is_private(part):
+        return None
+    (consumer,) = scope.consumers[part]
+    lifted = cover.lifts.get(consumer.outputs[0].name)
+    if lifted is None or lifted.output in cover.banned or len(consumer.outputs) != 1:
+        return None
+    is_affine = len(lifted.terms) == len(lifted.operands) == 1 and isinstance(lifted.terms[0].kernel, Vector)
+    is_plain = lifted.view is None and lifted.padding_value is None and not lifted.inner_nodes
+    is_whole = lifted.operands[0].channels == lifted.channels and lifted.layout == cover.lifts[part].layout
+    return lifted if is_affine and is_plain and is_whole else None
+
+
+def _lowered(cover: Cover, parts: _Parts) -> Lowered | None:
+    """The convolution that computes the parts as they are behind the operators; None if one node does not."""
+    before = parts.before
+    scale, bias = np.ones(before.channels), Bias.zeros(before.channels)
+    for tensor, lifted in zip(parts.split.outputs, parts.behind, strict=True):
+        if lifted is None:
+            continue
+        lo = cover.lifts[tensor.name].terms[0].lo_in
+        kernel = lifted.terms[0].kernel
+        assert isinstance(kernel, Vector)
+        scale[lo : lo + lifted.channels] = kernel.scale
+        bias = bias + lifted.bias.placed(lo, before.channels)
+    axis, rank = before.layout
+    factors = Vector(Geometry.diagonal(before.channels, rank, axis), scale)
+    outer = Form(before.channels, before.layout, (Term(before.output, factors),), bias)
+    own = form_of_node(before)
+    form = None if own is None else inline(outer, before.output, own, cover.sizes.positions)
+    if form is None:
+        return None
+    try:
+        check_range(form, before, data_type_of(before, cover.context))
+    except Inexact:
+        return None
+    elements = cover.sizes.elements(before.output)
+    lowered = cover.lowering.lower(form, out_elements=elements, may_normalize=False)
+    return lowered if lowered is not None and [step.op for step in lowered.steps] == ["Conv"] else None
+
+
+def _written(plan: ScopePlan, cover: Cover, parts: _Parts, lowered: Lowered) -> dict[int, list[gs.Node]]:
+    """The nodes in the place of others, noted as one fold for each part: its output is compared by itself."""
+    scope, split, before = plan.scope, parts.split, parts.before
+    emission, whole = _emitted(cover, parts, lowered)
+    names = [
+        tensor.name if lifted is None else lifted.output
+        for tensor, lifted in zip(split.outputs, parts.behind, strict=True)
+    ]
+    inputs = [whole, *(tensor.name for tensor in split.inputs[1:])]
+    created = [
+        *emission.nodes,
+        new_node("Split", scope.fresh(f"{names[0]}_fused"), split.attrs, inputs, names),
+    ]
+    macs = cover.entries[before.output].node.macs
+    replaced = {id(split): created}
+    for name, lifted in zip(names, parts.behind, strict=True):
+        absorbed = [before.node, split]
+        if lifted is not None:
+            absorbed.append(lifted.node)
+            replaced[id(lifted.node)] = []
+        elif not scope.is_used(name):
+            continue
+        fold = PlannedFold((name,), [], list(created), _ROLES, macs, macs)
+        macs = 0  # counted once
+        add_fold(plan, fold, absorbed)
+    return replaced
+
+
+def _emitted(cover: Cover, parts: _Parts, lowered: Lowered) -> tuple[Emission, str]:
+    """The nodes of the convolution, and the name of the tensor they compute."""
+    scope, before = cover.context.scope, parts.before
+    name = scope.fresh(f"{before.output}_fused")
+    data_type = data_type_of(before, cover.context) or onnx.TensorProto.FLOAT
+    emission = emit(scope, name, lowered, data_type=data_type, name=name)
+    scope.constants.update(emission.constants)
+    scope.created.update(emission.constants)
+    if before.output in scope.types:
+        scope.types[name] = scope.types[before.output]
+    if before.output in scope.assumed:
+        scope.assumed[name] = scope.assumed[before.output]
+    return emission, name

@@ -1,0 +1,259 @@
+"""Joint steps: a linear tensor that several nodes read is absorbed by all of them, or by none.
+
+A BatchNormalization read by two 1x1 Convs, a Pad shared by two Convs, `t + bn(t)`: folding it into one consumer alone
+saves nothing, because it is still computed for the other. So it is tried as one step: let every consumer look through
+it, cover their regions again, and keep the result if the whole got cheaper. Where each region is one form of tensors
+that exist anyway, as in `x + f(x)`, it suffices to put what the tensor is into that form.
+
+The search stays linear, as large regions and tensors of many consumers are left alone. So are forms of many nested
+kernels, until these are written: if several consumers absorb a form, and one of them is the next to be absorbed, each
+link of such a chain would double what is evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import reduce
+
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.algebra.choice import Sampled, taps_of
+from onnx_repfuse.algebra.kernels import Vector
+from onnx_repfuse.planner.forms.compose import inline
+from onnx_repfuse.planner.pricing.cost import Price
+from onnx_repfuse.planner.search.candidates import Candidate, Entry, absorbing
+from onnx_repfuse.planner.search.cover import Cover
+from onnx_repfuse.records.report import Kind
+
+__all__ = ["absorb_shared_tensors"]
+
+MAX_CONSUMERS = 16
+MAX_REGION_NODES = 64  # of all regions that read the tensor
+MAX_CANDIDATES_TRIED = 2
+MAX_TOGETHER = 16  # tensors that are absorbed in one step
+MAX_NESTED_KERNELS = 32
+
+
+def absorb_shared_tensors(cover: Cover, changed: set[str] | None = None) -> None:
+    """Extend a solved cover by joint steps, in topological order.
+
+    Args:
+        changed: roots of the regions that were solved anew; steps that none of them takes part in are not tried again.
+    """
+    roots = cover.regions.roots
+    members: dict[str, list[str]] = {}
+    for name in cover.lifts:
+        members.setdefault(roots[name], []).append(name)
+    left: dict[str, list[str]] = {}  # a tensor that no step absorbed -> the regions that read it
+    for name in list(cover.lifts):
+        if not _may_be_absorbed(cover, name):
+            continue
+        touched = _roots_of_consumers(cover, name)
+        if changed is None or roots[name] in changed or not changed.isdisjoint(touched):
+            _try(cover, name, {root: members[root] for root in touched})
+            if name not in cover.absorbed:
+                left[name] = touched
+    for names, ends in _groups(left):
+        _try_together(cover, names, ends, members)
+
+
+def _may_be_absorbed(cover: Cover, name: str) -> bool:
+    """Whether a tensor is cheap to compute, and all its consumers may take its form in."""
+    scope = cover.context.scope
+    if cover.regions.is_private(name) or scope.is_seen(name) or name in cover.banned:
+        return False
+    consumers = scope.consumers.get(name, [])
+    if not 1 <= len(consumers) <= MAX_CONSUMERS or len(cover.lifts[name].node.outputs) != 1:
+        return False
+    if cover.entries[name].node.macs:
+        return False  # absorbed by each consumer, a convolution would be computed several times
+    return all(_is_linear_in(cover, consumer, name) for consumer in consumers)
+
+
+def _is_linear_in(cover: Cover, consumer: gs.Node, name: str) -> bool:
+    """Whether all outputs of a consumer that are used were lifted as operators of the tensor."""
+    outputs = [tensor.name for tensor in consumer.outputs]
+    lifted = [cover.lifts[output] for output in outputs if output in cover.lifts]
+    if not lifted or not all(any(operand.name == name for operand in op.operands) for op in lifted):
+        return False
+    return all(output in cover.lifts for output in outputs if cover.context.scope.is_used(output))
+
+
+def _roots_of_consumers(cover: Cover, name: str) -> list[str]:
+    """The roots of the regions that read a tensor."""
+    outputs = [tensor.name for consumer in cover.context.scope.consumers[name] for tensor in consumer.outputs]
+    return list(dict.fromkeys(cover.regions.roots[output] for output in outputs if output in cover.lifts))
+
+
+def _try(cover: Cover, name: str, regions: dict[str, list[str]]) -> None:
+    """Let regions, given as their roots with their tensors, absorb a tensor that they read, if that pays."""
+    names = [member for members in regions.values() for member in members]
+    if len(names) > MAX_REGION_NODES or name in names:
+        return
+    roots = list(regions)
+    limit = _limit(cover, [name, *roots])
+    behind = _computed_from(cover, name, regions)
+    before = {member: cover.entries[member] for members in behind.values() for member in members}
+    for candidate in cover.entries[name].candidates[:MAX_CANDIDATES_TRIED]:
+        if sum(term.kernel.size for term in candidate.form.terms) > MAX_NESTED_KERNELS:
+            continue
+        cover.absorb(name, candidate)
+        for solve in (_inline, _cover_again):
+            is_solved = solve(cover, name, behind, limit)
+            price = _sum_of_prices(candidate.setup, cover, roots)
+            if is_solved and price.improves(limit.cost, limit) and not _is_still_read(cover, name, roots):
+                return
+            cover.entries.update(before)
+        cover.absorb(name, None)
+
+
+def _groups(left: dict[str, list[str]]) -> Iterator[tuple[list[str], tuple[str, ...]]]:
+    """Tensors that are needed for the same regions alone, in topological order, and the roots of these regions."""
+    readers: dict[str, list[str]] = {}  # a root -> the tensors its region reads
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, touched in left.items():
+        for root in touched:
+            readers.setdefault(root, []).append(name)
+        if left.keys().isdisjoint(touched):
+            groups.setdefault(tuple(touched), []).append(name)
+    place = {name: number for number, name in enumerate(left)}
+    for ends, names in groups.items():
+        found, pending = {*names, *ends}, list(names)
+        while pending and len(found) <= MAX_TOGETHER + len(ends):
+            for name in readers.get(pending.pop(), ()):
+                if name not in found and found.issuperset(left[name]):
+                    found.add(name)
+                    pending.append(name)
+        group = sorted(found.difference(ends), key=place.__getitem__)
+        if 1 < len(group) <= MAX_TOGETHER:
+            yield group, ends
+
+
+def _try_together(
+    cover: Cover, names: Sequence[str], ends: Sequence[str], members: dict[str, list[str]]
+) -> None:
+    """Let regions absorb several tensors that they share, if that pays though none of them pays alone.
+
+    The Slices of a Haar transform are read by several sums, and these by several others: only without all of them is
+    there one Conv.
+
+    Args:
+        names: in topological order; read by one another and by the regions of `ends` alone.
+        ends: roots.
+        members: of each root the tensors of its region.
+    """
+    touched = [member for root in (*names, *ends) for member in members[root]]
+    if len(touched) > MAX_REGION_NODES or not set(ends).isdisjoint(names):
+        return
+    limit = _limit(cover, [*names, *ends])
+    before = {member: cover.entries[member] for member in touched}
+    setup = Price()
+    for name in names:
+        cover.solve(members[name])
+        candidate = next(iter(cover.entries[name].candidates), None)
+        kernels = [] if candidate is None else [term.kernel.size for term in candidate.form.terms]
+        if candidate is None or sum(kernels) > MAX_NESTED_KERNELS:
+            break
+        setup = setup.plus(candidate.setup)
+        cover.absorb(name, candidate)
+    else:
+        for root in ends:
+            cover.solve(members[root])
+        is_read = any(_is_still_read(cover, name, ends) for name in names)
+        if not is_read and _sum_of_prices(setup, cover, ends).improves(limit.cost, limit):
+            return
+    cover.entries.update(before)
+    for name in names:
+        cover.absorb(name, None)
+
+
+def _computed_from(cover: Cover, name: str, regions: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Of each region the tensors that depend on a tensor: the other ones stay what they are, whatever becomes of it."""
+    found = {name}
+    for members in regions.values():
+        for member in members:
+            if any(operand.name in found for operand in cover.lifts[member].operands):
+                found.add(member)
+    return {root: [member for member in members if member in found] for root, members in regions.items()}
+
+
+def _limit(cover: Cover, names: Sequence[str]) -> Price:
+    """What tensors cost without a step, and what must not rise: macs, nodes, convolutions.
+
+    Nodes are counted as they are in the file, so that a step may write a node again that a region has saved.
+    """
+    price = _sum_of_prices(Price(), cover, names)
+    return price._replace(nodes=sum(cover.entries[name].original.nodes for name in names))
+
+
+def _sum_of_prices(first: Price, cover: Cover, roots: Sequence[str]) -> Price:
+    return reduce(Price.plus, (cover.entries[root].best for root in roots), first)
+
+
+def _inline(cover: Cover, name: str, behind: dict[str, list[str]], limit: Price) -> bool:
+    """Put the tensor's form into what was chosen for each region, if that reads only tensors which exist anyway."""
+    inner = cover.absorbed[name]
+    for root in behind:
+        entry = cover.entries[root]
+        outer = entry.choice
+        if outer is None or entry.candidates[:1] != [outer] or not outer.reads_existing:
+            return False  # something else is cheaper, and may be allowed now
+        candidate = _inlined(cover, outer, name, inner)
+        if candidate is None or not cover.is_allowed(candidate.roles) or cover.is_refused(root, candidate):
+            return False
+        price = cover.price(cover.lifts[root], candidate)
+        if price is None:
+            return False
+        original = entry.original.plus(cover.entries[name].original)
+        cover.entries[root] = Entry(price, original, entry.node, candidate, [candidate])
+    return True
+
+
+def _inlined(cover: Cover, outer: Candidate, name: str, inner: Candidate) -> Candidate | None:
+    form = inline(outer.form, name, inner.form, cover.sizes.positions)
+    if form is None:
+        return None
+    candidate = absorbing(outer, inner, form, outer.setup)
+    if inner.convolves and _convolves(outer, name):
+        return replace(candidate, roles=candidate.roles | {Kind.SEQUENCE})
+    return candidate
+
+
+def _convolves(candidate: Candidate, name: str) -> bool:
+    """Whether it reads a tensor by a convolution, not only channel by channel."""
+    kernels = [taps_of(term.kernel) for term in candidate.form.terms if term.source == name]
+    return candidate.convolves and not all(isinstance(kernel, Vector | Sampled) for kernel in kernels)
+
+
+def _cover_again(cover: Cover, name: str, behind: dict[str, list[str]], limit: Price) -> bool:
+    """Cover the regions anew: in every other case. Most steps do not pay, and the first regions tell.
+
+    Of the others only what reads the tensor itself is covered then, so that the user is told where it is not exact.
+    """
+    price, pays = cover.absorbed[name].setup, True
+    for root, members in behind.items():
+        cover.solve(members if pays else _readers(cover, name, members))
+        price = price.plus(cover.entries[root].best)
+        pays = pays and price.improves(limit.cost, limit)
+    return pays
+
+
+def _readers(cover: Cover, name: str, members: Sequence[str]) -> list[str]:
+    return [
+        member for member in members if any(operand.name == name for operand in cover.lifts[member].operands)
+    ]
+
+
+def _is_still_read(cover: Cover, name: str, roots: Sequence[str]) -> bool:
+    """Whether what was chosen for the regions reads the tensor itself somewhere."""
+    pending = list(roots)
+    while pending:
+        root = pending.pop()
+        if root not in cover.entries:
+            continue
+        sources = cover.reads(root)
+        if name in sources:
+            return True
+        pending.extend(source for source in sources if cover.regions.is_private(source))
+    return False

@@ -1,0 +1,1 @@
+"""Kernels as the weights of nodes: in their layout, rounded once, and written once."""

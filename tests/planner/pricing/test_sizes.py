@@ -1,0 +1,58 @@
+"""Unknown or contradictory sizes: prices stay comparable, and planning ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx
+import pytest
+from onnx import helper
+
+import onnx_repfuse
+from onnx_repfuse import Options
+from onnx_repfuse.graph.load import read_scopes
+from onnx_repfuse.modelfile.document import Document
+from onnx_repfuse.planner.plan_scope import cover_scope
+from onnx_repfuse.planner.pricing.sizes import UNKNOWN_POSITIONS
+from tests.build import Net
+
+
+def a_concat_behind_an_if(net: Net) -> str:
+    return str(
+        net.op(
+            "Concat",
+            net.conv("x", 4, 4, (3,)),
+            net.conv(net.op("Neg", net.behind_an_if()), 4, 4, (3,)),
+            axis=1,
+        )
+    )
+
+
+def a_concat_of_a_fixed_and_a_free_length(net: Net) -> str:
+    net.more_inputs = [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 4, 32])]
+    return str(net.op("Concat", net.conv("y", 4, 4, (3,)), net.conv(net.op("Neg", "x"), 4, 4, (3,)), axis=1))
+
+
+@pytest.mark.parametrize("make", [a_concat_behind_an_if, a_concat_of_a_fixed_and_a_free_length])
+def test_unknown_or_contradictory_sizes_do_not_rewrite_nodes_for_ever(
+    make: Callable[[Net], str],
+) -> None:
+    net = Net(4, shape=("N", 4, "L"))
+    first = onnx_repfuse.fuse(net.model(make(net)), options=Options(check=False))
+    assert len(first.report.folds) == 1
+    assert not first.report.notes
+    again = onnx_repfuse.plan(first.model)
+    assert not again.folds
+
+
+def test_a_known_size_is_used_where_others_are_unknown() -> None:
+    net = Net(64, shape=(1, 64, 49))  # read along two axes
+    conv = net.op("Relu", net.conv("x", 64, 64, (1,)))
+    product = net.op("MatMul", net.op("MatMul", "x", net.random(49, 64)), net.random(64, 10))
+    elsewhere = net.conv(net.op("Neg", net.behind_an_if()), 64, 64, (1,))
+    with Document.from_model(net.model(conv, product, elsewhere)) as document:
+        scope = read_scopes(document)[0]
+        sizes = cover_scope(scope, Options()).sizes
+    assert sizes.elements("x") == 64 * 49
+    assert sizes.elements(product) == 64 * 10
+    assert sizes.elements(elsewhere) == 64 * UNKNOWN_POSITIONS

@@ -1,0 +1,319 @@
+"""Scalar factors of products of two tensors, and scalar factors beside views that know of no channels."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_repfuse import Options, fuse
+from onnx_repfuse.graph.load import read_scopes
+from onnx_repfuse.modelfile.document import Document
+from onnx_repfuse.planner.rewrites.factor_patterns import pattern_above
+from onnx_repfuse.records.reasons import Reason
+from onnx_repfuse.records.report import Kind
+from tests.build import Net, check, counts, equal, run
+
+HEADS, WIDTH = 2, 3
+CHANNELS = HEADS * WIDTH
+
+
+def projected(
+    net: Net, x: str, *, bias: bool = True, dynamic: bool = False, perm: tuple[int, ...] = (0, 2, 1, 3)
+) -> str:
+    """A projection, split into heads: (N, L, C) -> (N, heads, L, width)."""
+    y = net.op("MatMul", x, net.random(CHANNELS, CHANNELS))
+    y = net.op("Add", y, net.random(CHANNELS)) if bias else y
+    sizes = net.const(np.array([0, 5, HEADS, WIDTH]))
+    if dynamic:
+        shape = net.op("Shape", y)
+        zero = net.const(np.array([0]))
+        rows = [
+            net.op("Unsqueeze", net.op("Gather", shape, net.const(np.array(axis))), zero) for axis in (0, 1)
+        ]
+        sizes = net.op("Concat", *rows, net.const(np.array([HEADS, WIDTH])), axis=0)
+    return str(net.op("Transpose", net.op("Reshape", y, sizes), perm=list(perm)))
+
+
+def attention(net: Net, x: str, where: str, op: str = "Mul", *, dynamic: bool = False, mask: str = "") -> str:
+    """Attention whose factor stands at `where`: "q", "k", "scores", or "" for none."""
+
+    def scaled(y: str, place: str) -> str:
+        return str(net.op(op, y, net.const(0.6))) if place in where else y
+
+    q = scaled(projected(net, x, dynamic=dynamic), "q")
+    k = scaled(projected(net, x, dynamic=dynamic, perm=(0, 2, 3, 1)), "k")
+    scores = scaled(net.op("MatMul", q, k), "scores")
+    if mask:
+        scores = net.op("Add", scores, mask)
+    v = projected(net, x, dynamic=dynamic)
+    return str(net.op("MatMul", net.op("Softmax", scores, axis=-1), v))
+
+
+def _sequences(**fields: object) -> Net:
+    return Net(shape=("N", 5, CHANNELS))
+
+
+@pytest.mark.parametrize("where", ["q", "k", "scores"])
+@pytest.mark.parametrize("op", ["Mul", "Div"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_factor_of_attention_goes_into_a_projection(where: str, op: str, dynamic: bool) -> None:
+    net = _sequences()
+    model = net.model(attention(net, net.op("Relu", "x"), where, op, dynamic=dynamic))
+    result = fuse(model)
+    assert op not in counts(result.model)
+    assert len(result.model.graph.node) == len(model.graph.node) - 1
+    (fold,) = result.report.folds
+    assert (Kind.PRODUCT in fold.kinds) == (where == "scores")
+    onnx.checker.check_model(result.model, full_check=True)
+    assert equal(model, result.model) > 0
+    again = fuse(result.model)
+    assert again.model.SerializeToString(deterministic=True) == result.model.SerializeToString(
+        deterministic=True
+    )
+
+
+def test_factors_of_both_operands() -> None:
+    """torch scales q and k by the root of the factor each."""
+    net = _sequences()
+    model = net.model(attention(net, net.op("Relu", "x"), "q k"))
+    result = fuse(model)
+    assert "Mul" not in counts(result.model)
+    assert len(result.report.folds) == 2
+    assert equal(model, result.model) > 0
+
+
+def test_a_factor_of_an_operand_that_nothing_computes_goes_to_the_other_one() -> None:
+    net = _sequences()
+    x = net.op("Relu", "x")
+    scores = net.op(
+        "MatMul",
+        net.op("Mul", x, net.const(0.6)),
+        net.op("Transpose", net.op("Sigmoid", "x"), perm=[0, 2, 1]),
+    )
+    check(net.model(scores), None)  # nothing absorbs it
+    net = _sequences()
+    x = net.op("Relu", "x")
+    other = net.op("Transpose", net.op("MatMul", x, net.random(CHANNELS, CHANNELS)), perm=[0, 2, 1])
+    scores = net.op("MatMul", net.op("Mul", x, net.const(0.6)), other)
+    check(net.model(net.op("Softmax", scores)), {"Relu": 1, "MatMul": 2, "Transpose": 1, "Softmax": 1})
+    net = Net(shape=("N", CHANNELS, CHANNELS))
+    x = net.op("Relu", "x")
+    scores = net.op(
+        "MatMul", net.op("Mul", x, net.const(0.6)), net.op("MatMul", "x", net.random(CHANNELS, 5))
+    )
+    check(net.model(net.op("Softmax", scores)), {"Relu": 1, "MatMul": 2, "Softmax": 1})
+
+
+def test_a_factor_behind_the_mask_scales_the_mask() -> None:
+    net = _sequences()
+    x = net.op("Relu", "x")
+    mask = net.op("Sub", net.op("Sigmoid", "x"), net.const(1.0))
+    scores = net.op("MatMul", projected(net, x), projected(net, x, perm=(0, 2, 3, 1)))
+    mask = net.op("Unsqueeze", net.op("ReduceMean", mask, axes=[2]), net.const(np.array([1])))
+    scaled = net.op("Mul", net.op("Add", scores, mask), net.const(0.6))
+    check(net.model(net.op("Softmax", scaled)), None, Reason.COST)
+
+
+def test_a_factor_before_the_mask_moves() -> None:
+    net = _sequences()
+    x = net.op("Relu", "x")
+    mask = net.op(
+        "Unsqueeze", net.op("ReduceMean", net.op("Sigmoid", "x"), axes=[2]), net.const(np.array([1]))
+    )
+    model = net.model(attention(net, x, "scores", "Div", mask=mask))
+    assert "Div" not in counts(fuse(model).model)
+
+
+def test_scores_with_another_consumer() -> None:
+    net = _sequences()
+    x = net.op("Relu", "x")
+    scores = net.op("MatMul", projected(net, x), projected(net, x, perm=(0, 2, 3, 1)))
+    scaled = net.op("Mul", scores, net.const(0.6))
+    check(net.model(net.op("Softmax", scaled), net.op("Sigmoid", scores)), None)
+    net = _sequences()
+    x = net.op("Relu", "x")
+    q = projected(net, x)
+    scores = net.op("MatMul", net.op("Mul", q, net.const(0.6)), projected(net, x, perm=(0, 2, 3, 1)))
+    check(
+        net.model(scores, net.op("Sigmoid", q)),
+        {"Relu": 1, "MatMul": 3, "Add": 2, "Reshape": 2, "Transpose": 2, "Sigmoid": 1},
+    )
+
+
+def test_a_square_of_one_tensor() -> None:
+    """x @ x has the factor twice if x has it once: nothing is moved up."""
+    net = Net(shape=("N", CHANNELS, CHANNELS))
+    y = net.op("MatMul", "x", net.random(CHANNELS, CHANNELS))
+    check(net.model(net.op("Mul", net.op("MatMul", y, y), net.const(0.6))), None)
+
+
+def test_a_factor_that_widens_or_is_no_number_stays() -> None:
+    for constant in (np.ones((1, 1, 1, 1, 1)) * 0.6, np.zeros(()), np.full((), np.inf)):
+        net = _sequences()
+        x = net.op("Relu", "x")
+        scores = net.op("MatMul", projected(net, x), projected(net, x, perm=(0, 2, 3, 1)))
+        model = net.model(net.op("Mul", scores, net.const(constant)))
+        assert fuse(model).model.SerializeToString() == model.SerializeToString()
+
+
+@pytest.mark.parametrize("opset", [9, 13, 18])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_scalars_beside_views_without_channels(opset: int, shape: tuple[int, ...]) -> None:
+    """A Reshape that splits the channels, and one that makes the only channel."""
+    net = Net(shape=(14, 8), opset=opset, ir=8)
+    y = net.op(
+        "Reshape", net.op("Gemm", "x", net.random(8, 6), net.random(6)), net.const(np.array([2, 7, 3, 2]))
+    )
+    check(net.model(net.op("Mul", y, net.const(np.full(shape, 0.5)))), {"Gemm": 1, "Reshape": 1})
+    net = Net(shape=("N", 6, 5), opset=opset, ir=8)
+    y = net.op("Div", "x", net.const(np.full(shape, 2.3)))
+    axes = net.const(np.array([3]))
+    y = net.op("Unsqueeze", y, axes) if opset >= 13 else net.op("Unsqueeze", y, axes=[3])
+    y = net.conv(net.op("Transpose", y, perm=[0, 3, 1, 2]), 1, 4, 3)
+    check(net.model(y), {"Unsqueeze": 1, "Transpose": 1, "Conv": 1})
+
+
+def test_half_precision_moves_no_factor_above_one_in_front_of_a_product() -> None:
+    """What is small after the product may be large before it."""
+    for value, moves in ((0.5, True), (3.0, False)):
+        net = Net(shape=("N", 5, CHANNELS), dtype=np.float16)
+        x = net.op("Relu", "x")
+        scores = net.op("MatMul", projected(net, x), projected(net, x, perm=(0, 2, 3, 1)))
+        result = fuse(net.model(net.op("Mul", scores, net.const(value))))
+        assert ("Mul" in counts(result.model)) != moves
+
+
+def test_options() -> None:
+    for options in (
+        Options(skip=frozenset((Kind.PRODUCT,))),
+        Options(skip=frozenset((Kind.MATMUL,))),
+        Options(keep=("mul_*",)),
+    ):
+        net = _sequences()
+        model = net.model(attention(net, net.op("Relu", "x"), "scores"))
+        assert fuse(model, options=options).model.SerializeToString() == model.SerializeToString()
+
+
+def test_every_number_of_views_at_border_sizes() -> None:
+    """Up and down through chains of views, against the runtime."""
+    for below, behind in itertools.product(range(3), repeat=2):
+        net = Net(shape=("N", 4, 6))
+        y = net.op("MatMul", net.op("Relu", "x"), net.random(6, 4))
+        for number in range(below):
+            y = (
+                net.op("Transpose", y, perm=[0, 2, 1])
+                if number % 2 == 0
+                else net.op("Unsqueeze", y, net.const(np.array([1])))
+            )
+        y = net.op("Neg", y)
+        for _ in range(behind):
+            y = net.op("Unsqueeze", y, net.const(np.array([0])))
+        model = net.model(net.op("Relu", y))
+        result = fuse(model)
+        assert "Neg" not in counts(result.model)
+        assert equal(model, result.model) > 0
+
+
+def together(net: Net, x: str, where: str, style: str) -> str:
+    """Attention whose q, k and v come from one projection, as parts of it; the factors stand at `where`."""
+    y = net.op("Add", net.op("MatMul", x, net.random(CHANNELS, 3 * CHANNELS)), net.random(3 * CHANNELS))
+    axes = net.const(np.array([0]))
+    if style == "stacked":  # timm: (N, L, 3, heads, width) -> (3, N, heads, L, width)
+        y = net.op("Reshape", y, net.const(np.array([0, 5, 3, HEADS, WIDTH])))
+        y = net.op("Transpose", y, perm=[2, 0, 3, 1, 4])
+        parts = net.op("Split", y, net.const(np.array([1, 1, 1])), outputs=3, axis=0)
+        parts = [net.op("Squeeze", part, axes) for part in parts]
+    elif style == "gathered":  # torchvision
+        y = net.op("Reshape", y, net.const(np.array([0, 5, 3, HEADS, WIDTH])))
+        y = net.op("Transpose", y, perm=[2, 0, 3, 1, 4])
+        parts = [net.op("Gather", y, net.const(np.array(place)), axis=0) for place in (0, 1, -1)]
+    elif style == "sliced":  # the new exporter
+        y = net.op("Reshape", y, net.const(np.array([0, 5, 3, HEADS, WIDTH])))
+        y = net.op("Transpose", y, perm=[2, 0, 3, 1, 4])
+        ends = [[net.const(np.array([k])) for k in (place, place + 1, 0)] for place in range(3)]
+        parts = [net.op("Squeeze", net.op("Slice", y, *end), axes) for end in ends]
+    else:  # torch.chunk, then the heads
+        parts = net.op("Split", y, net.const(np.array([CHANNELS] * 3)), outputs=3, axis=-1)
+        sizes = net.const(np.array([0, 5, HEADS, WIDTH]))
+        parts = [net.op("Transpose", net.op("Reshape", part, sizes), perm=[0, 2, 1, 3]) for part in parts]
+    q, k, v = parts
+    q = net.op("Mul", q, net.const(0.6)) if "q" in where else q
+    k = net.op("Div", k, net.const(1.7)) if "k" in where else k
+    k = net.op("Transpose", k, perm=[0, 1, 3, 2])
+    scores = net.op("MatMul", q, k)
+    scores = net.op("Mul", scores, net.const(0.6)) if "scores" in where else scores
+    return str(net.op("MatMul", net.op("Softmax", scores, axis=-1), net.op("Neg", v) if "v" in where else v))
+
+
+@pytest.mark.parametrize("where", ["q", "k", "v", "scores", "q k"])
+@pytest.mark.parametrize("style", ["stacked", "chunks", "gathered", "sliced"])
+def test_parts_of_one_projection(where: str, style: str) -> None:
+    net = _sequences()
+    model = net.model(net.op("Relu", together(net, net.op("Relu", "x"), where, style)))
+    result = fuse(model)
+    assert not {"Mul", "Div", "Neg"} & counts(result.model).keys()
+    assert len(result.model.graph.node) == len(model.graph.node) - len(where.split())
+    onnx.checker.check_model(result.model, full_check=True)
+    assert equal(model, result.model) > 0
+    assert all(verdict.status.value == "passed" for verdict in result.report.verification.folds)
+    again = fuse(result.model)
+    assert again.model.SerializeToString(deterministic=True) == result.model.SerializeToString(
+        deterministic=True
+    )
+
+
+def test_a_projection_that_somebody_else_reads() -> None:
+    net = _sequences()
+    y = net.op("MatMul", net.op("Relu", "x"), net.random(CHANNELS, 2 * CHANNELS))
+    q, k = net.op("Split", y, net.const(np.array([CHANNELS] * 2)), outputs=2, axis=-1)
+    scores = net.op("MatMul", net.op("Mul", q, net.const(0.6)), net.op("Transpose", k, perm=[0, 2, 1]))
+    model = net.model(scores, net.op("Sigmoid", y))
+    assert fuse(model).model.SerializeToString() == model.SerializeToString()
+
+
+def test_choices_that_overlap() -> None:
+    """What is read twice cannot be scaled for one of the two."""
+    net = _sequences()
+    y = net.op("MatMul", net.op("Relu", "x"), net.random(CHANNELS, 9))
+    ends = [[net.const(np.array([k])) for k in (lo, hi, 2)] for lo, hi in ((0, 6), (5, 9))]
+    q, k = (net.op("Slice", y, *end) for end in ends)
+    model = net.model(
+        net.op("Softmax", net.op("Reshape", net.op("Mul", q, net.const(0.6)), net.const(np.array([0, -1])))),
+        k,
+    )
+    assert "Mul" in counts(fuse(model).model)
+    assert equal(model, fuse(model).model) > 0
+
+
+def test_patterns_against_numpy() -> None:
+    """What `pattern_above` says is what a view makes of it, where it says anything."""
+    rng = np.random.default_rng(3)
+    sizes = (2, 3, 4, 5)
+    told = 0
+    for number in range(200):
+        order = list(rng.permutation(4))
+        net = Net(shape=sizes)
+        if number % 2:
+            out = net.op("Transpose", "x", perm=order)
+        else:
+            targets = [(6, 20), (2, 12, 5), (24, 5), (2, 3, 20), (1, 2, 3, 4, 5), (2, 3, 2, 2, 5), (3, 2, 20)]
+            target = targets[number % 7]
+            out = net.op("Reshape", "x", net.const(np.array(target)))
+        model = net.model(out)
+        with Document.from_model(model) as document:
+            (scope,) = read_scopes(document)
+        (node,) = scope.nodes
+        shape = scope.shape(out)
+        pattern = rng.random([size if rng.random() < 0.4 else 1 for size in shape]) < 0.5
+        above = pattern_above(scope, node, pattern)
+        if above is None:
+            continue
+        told += 1
+        x = rng.standard_normal(sizes).astype(np.float32)
+        scaled = run(model, {"x": np.where(np.broadcast_to(above, sizes), 3 * x, x)})[0]
+        plain = run(model, {"x": x})[0]
+        np.testing.assert_array_equal(scaled, np.where(np.broadcast_to(pattern, shape), 3 * plain, plain))
+    assert told > 100
