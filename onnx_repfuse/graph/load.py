@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.constant_folding import ConstantNodes, from_attributes
 from onnx_repfuse.graph.decode import bare, decode
+from onnx_repfuse.graph.dims import note_sizes
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.planning_order import canonical_order, captures_in_order
 from onnx_repfuse.graph.scope import (
@@ -124,7 +125,7 @@ def _scope(document: Document, source: _Source, taken: set[str], *, may_override
     captures: dict[int, list[str]] = {}
     for position, *_, inner in source.nested:
         captures.setdefault(id(nodes[position]), []).extend(captures_in_order(inner))
-    return Scope(
+    scope = Scope(
         source.key,
         source.label,
         source.opset,
@@ -142,6 +143,8 @@ def _scope(document: Document, source: _Source, taken: set[str], *, may_override
         order=partial(canonical_order, outputs=[o.name for o in graph.output], captures=captures),
         infer=_inference(document, source, constants, overridable, shapes),
     )
+    note_sizes(scope)
+    return scope
 
 
 def _names(graph: onnx.GraphProto, scope: Scope) -> Iterator[str]:

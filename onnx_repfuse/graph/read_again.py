@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from onnx_repfuse.graph.decode import bare
+from onnx_repfuse.graph.dims import note_sizes
 from onnx_repfuse.graph.edit_points import present_proto
 from onnx_repfuse.graph.scope import Scope
 
@@ -25,3 +26,5 @@ def read_again(scope: Scope) -> None:
     gone = scope.types.keys() - scope.producer.keys() - types.keys()
     scope.types = {**{name: scope.types[name] for name in gone}, **types}
     scope.assumed = {**{name: scope.assumed[name] for name in gone & scope.assumed.keys()}, **assumed}
+    scope.dims = {}
+    note_sizes(scope)

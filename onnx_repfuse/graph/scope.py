@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any, cast
 
@@ -128,6 +129,7 @@ class Scope:
         created: constants that folds made.
         producer, consumers: tensor -> node(s); see `index`.
         order: puts nodes in the order they are planned in, see `planning_order`.
+        dims, size_lists: what follows for sizes that are not known, once it was asked, see `graph.dims`.
         infer: `types` and `assumed` of nodes without subgraphs, given to it, in place of those of the file.
     """
 
@@ -153,6 +155,8 @@ class Scope:
     consumers: dict[str, list[gs.Node]] = field(default_factory=dict)
     order: Callable[[list[gs.Node]], list[gs.Node]] = list
     infer: Infer | None = None
+    dims: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    size_lists: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.original = {id(node): node for node in self.nodes}
@@ -164,12 +168,18 @@ class Scope:
     def index(self) -> None:
         """Rebuild producers and consumers after the nodes have changed."""
         self.producer, self.consumers = {}, {}
+        self.dims, self.size_lists = {}, {}
         for node in self.nodes:
             for tensor in node.outputs:
                 self.producer[tensor.name] = node
             for tensor in node.inputs:
                 if tensor.name:
                     self.consumers.setdefault(tensor.name, []).append(node)
+
+    @cached_property
+    def original_producer(self) -> dict[str, gs.Node]:
+        """Tensor -> node of the input; its inputs may have been given other names."""
+        return {tensor.name: node for node in self.original.values() for tensor in node.outputs}
 
     def is_private(self, name: str) -> bool:
         """Its fan-out is one node of this scope, and nobody outside sees it."""

@@ -12,14 +12,17 @@ proved shapes only: a node whose shapes are not proved is no view.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.errors import Inexact
+from onnx_repfuse.graph.dims import known_dims
+from onnx_repfuse.graph.extents import Dims
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import ChannelLayout
 from onnx_repfuse.graph.operators.facts import Layout, SpaceMap, SpaceMapSort, ViewCase
@@ -38,6 +41,7 @@ __all__ = [
 ]
 
 MAX_SHAPE_NODES = 32  # between the shapes of tensors and the size that is computed from them
+_NONE: Mapping[str, gs.Node] = MappingProxyType({})
 _HAVE_SUBGRAPHS = frozenset(("If", "Loop", "Scan"))
 
 
@@ -57,6 +61,7 @@ class View:
         target: that list, if it is constant.
         listed_in: the name of that list, if it is not constant, and the channels' entry may be replaced.
         start, end: proved shapes of operand and output.
+        sizes, sizes_behind: their dims, as far as they follow from others.
         like: the tensor whose Shape a Reshape restores.
         is_copy: the output is the operand.
         keeps_constants: it maps a constant to the same constant, so that a bias moves through it.
@@ -78,6 +83,8 @@ class View:
     like: str
     is_copy: bool
     keeps_constants: bool
+    sizes: Dims = ()
+    sizes_behind: Dims = ()
 
     @cached_property
     def sort(self) -> SpaceMapSort:
@@ -126,8 +133,8 @@ class View:
 
     @property
     def listed(self) -> int:
-        """How many sizes the list of a Resize has."""
-        return len(self.node.attrs.get("axes") or self.start)
+        """How many sizes the list of a Resize or Reshape has."""
+        return self.dims if self.node.op == "Reshape" else len(self.node.attrs.get("axes") or self.start)
 
 
 def _space_map(node: gs.Node) -> SpaceMap:
@@ -166,7 +173,7 @@ def behind_view(
     if axis == 1 and len(shape) != rank + 2:
         return None  # the layout was learned elsewhere, and the shape disproves it
     try:
-        case = ViewCase(scope, node, before, channels, shape, result)
+        case = ViewCase(scope, node, before, channels, shape, result, partial(_dims, scope, node))
         layout = space_map.layout(case)
         behind = space_map.channels(case)
         is_copy = layout is not None and space_map.copies(case)
@@ -177,6 +184,12 @@ def behind_view(
         return None
     keeps_channels = result[layout[0] % len(result)] == behind
     return Behind(layout, behind, result, is_copy, keeps_constants) if keeps_channels else None
+
+
+def _dims(scope: Scope, node: gs.Node) -> tuple[Dims, Dims]:
+    """`ViewCase.dims`."""
+    known = known_dims(scope)
+    return known.get(node.inputs[0].name, ()), known.get(node.outputs[0].name, ())
 
 
 def _result_shape(scope: Scope, node: gs.Node) -> Shape:
@@ -212,12 +225,17 @@ def proved_rank(scope: Scope, name: str) -> int | None:
     return None
 
 
-def computed_from_shapes(scope: Scope, name: str) -> list[gs.Node]:
-    """The nodes that compute a tensor from nothing but constants and shapes, in topological order; [] if others do."""
+def computed_from_shapes(scope: Scope, name: str, gone: Mapping[str, gs.Node] = _NONE) -> list[gs.Node]:
+    """The nodes that compute a tensor from nothing but constants and shapes, in topological order; [] if others do.
+
+    Args:
+        gone: those that are not in the scope any more.
+    """
     nodes: dict[int, gs.Node] = {}
     pending = [name]
     while pending:
-        producer = scope.producer.get(pending.pop())
+        name = pending.pop()
+        producer = scope.producer.get(name) or gone.get(name)
         if producer is None or producer.op in _HAVE_SUBGRAPHS or len(nodes) > MAX_SHAPE_NODES:
             return []
         nodes.pop(id(producer), None)  # what reads it too comes behind it
@@ -259,13 +277,18 @@ def is_identity(chain: Sequence[View]) -> bool:
 
 
 def _same_positions(first: View, last: View) -> bool:
+    """Whether the dims but that of the channels are the same before and behind, whatever they are."""
+    if first.sizes and last.sizes_behind:
+        sizes = _without_channels(first.sizes, first.before)
+        if sizes == _without_channels(last.sizes_behind, last.after):
+            return True
     start, end = _without_channels(first.start, first.before), _without_channels(last.end, last.after)
     if start.count(None) > 1:
         return False  # two unknown sizes may change places
     return start == end
 
 
-def _without_channels(shape: Shape, layout: Layout) -> Shape:
-    """A shape with 0 for the channels, to compare positions."""
-    channel = layout[0] % len(shape)
-    return (*shape[:channel], 0, *shape[channel + 1 :])
+def _without_channels(dims: tuple[Any, ...], layout: Layout) -> tuple[Any, ...]:
+    """Dims with 0 for the channels, to compare positions."""
+    channel = layout[0] % len(dims)
+    return (*dims[:channel], 0, *dims[channel + 1 :])

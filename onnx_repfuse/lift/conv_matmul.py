@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Kernel, Scaled, Stored, Vector
+from onnx_repfuse.errors import Inexact
+from onnx_repfuse.graph import windows
 from onnx_repfuse.graph.constant_folding import why_not_constant
 from onnx_repfuse.graph.operators.conv_matmul import is_one_matrix
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, node_name, optional_input
@@ -108,43 +110,11 @@ def _kernel(geometry: Geometry, const: Const, view: Callable[[NDArray[Any]], NDA
 
 
 def resolve_pads(context: Context, node: gs.Node, kernel: tuple[int, ...]) -> tuple[int, ...] | Declined:
-    """The pads of a Conv or pool, all begins, then all ends, with auto_pad resolved (ONNX spec, operator Conv)."""
-    rank = len(kernel)
-    auto_pad = node.attrs.get("auto_pad") or "NOTSET"
-    if auto_pad == "NOTSET":
-        return tuple(node.attrs.get("pads") or (0,) * (2 * rank))
-    if any(node.attrs.get("pads") or ()):
-        return Declined(Reason.UNSUPPORTED, f"it has auto_pad={auto_pad} and pads, which exclude each other")
-    if auto_pad == "VALID":
-        return (0,) * (2 * rank)
-    if auto_pad not in ("SAME_UPPER", "SAME_LOWER"):
-        return Declined(Reason.UNSUPPORTED, f"auto_pad={auto_pad} is unknown")
-    totals = _same_padding(context, node, kernel)
-    if isinstance(totals, Declined):
-        return totals
-    smaller = [total // 2 for total in totals]
-    larger = [total - total // 2 for total in totals]
-    # An odd position goes to the end (UPPER) or to the begin (LOWER).
-    return (*smaller, *larger) if auto_pad == "SAME_UPPER" else (*larger, *smaller)
-
-
-def _same_padding(context: Context, node: gs.Node, kernel: tuple[int, ...]) -> list[int] | Declined:
-    """What SAME pads along each axis, on both sides together, to give ceil(size / stride) positions."""
-    rank = len(kernel)
-    strides = node.attrs.get("strides") or (1,) * rank
-    dilations = node.attrs.get("dilations") or (1,) * rank
-    size = context.size(node.inputs[0].name, rank)
-    totals = []
-    for axis in range(rank):
-        reach = dilations[axis] * (kernel[axis] - 1) + 1
-        if strides[axis] == 1:  # as many positions as before, whatever the size
-            totals.append(reach - 1)
-            continue
-        if size is None:
-            return Declined(Reason.SHAPE, "auto_pad with a stride needs a known size")
-        outputs = -(-size[axis] // strides[axis])
-        totals.append(max((outputs - 1) * strides[axis] + reach - size[axis], 0))
-    return totals
+    """`windows.resolve_pads`; Declined where they are not known."""
+    try:
+        return windows.resolve_pads(context.scope, node, kernel)
+    except Inexact as reason:
+        return Declined(reason.reason, reason.detail)
 
 
 def _axis_attribute(node: gs.Node, name: str) -> tuple[int, ...] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -16,6 +16,7 @@ from onnx_repfuse.algebra.kernels import Array, Kernel, Stored, Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.graph.views import View
+from onnx_repfuse.graph.windows import proved_size
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, epsilon
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
@@ -111,13 +112,11 @@ class Context:
         scope: the graph around the node.
         channel_layouts: tensor name -> its `ChannelLayout`, where known.
         protected: id(node) of the nodes that stay because a runtime fuses them as one pattern.
-        extents: what `extents` finds of the sizes of all tensors, once it was asked.
     """
 
     scope: Scope
     channel_layouts: dict[str, ChannelLayout]
     protected: frozenset[int] = field(default_factory=frozenset)
-    extents: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @cached_property
     def max_channels(self) -> int | None:
@@ -158,11 +157,7 @@ class Context:
 
     def size(self, name: str, rank: int) -> tuple[int, ...] | None:
         """Proved positions per spatial axis of a (N, C, *space) tensor with `rank` spatial axes."""
-        shape = self.scope.shape(name)
-        if shape is None or len(shape) != rank + 2:
-            return None
-        space = shape[2:]
-        return None if None in space else tuple(d for d in space if d is not None)
+        return proved_size(self.scope, name, rank)
 
 
 def from_kernel(

@@ -1,6 +1,6 @@
 """Sums of tensors, and operators that do nothing: Add, Sub, Sum, Mean, Neg, Identity, Dropout.
 
-`Add(a, b)` is linear only when it does not broadcast. That is proved by equal sizes (`extents`) or, later, by the
+`Add(a, b)` is linear only when it does not broadcast. That is proved by equal sizes (`graph.dims`) or, later, by the
 geometry of its operands; annotations in the file are not trusted.
 """
 
@@ -13,10 +13,10 @@ from onnx_repfuse.algebra.affine_form import Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
+from onnx_repfuse.graph.dims import equal_shapes
 from onnx_repfuse.graph.no_ops import drops
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS
 from onnx_repfuse.lift.batchnorm_arithmetic import lift_arithmetic, per_channel
-from onnx_repfuse.lift.extents import equal_shapes
 from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, Operand, bias_of_const, diagonal
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason
@@ -58,7 +58,7 @@ def lift_sum(context: Context, node: gs.Node) -> LinearOp | Declined | None:
             for number, kernel in enumerate(_summands(node, len(names), channels, layout))
         ),
         bias,
-        needs_equal_shapes=len(names) > 1 and not equal_shapes(context, names),
+        needs_equal_shapes=len(names) > 1 and not equal_shapes(context.scope, names),
         size=context.size(names[0], channel_layout.rank) if channel_layout.channel_axis == 1 else None,
     )
 

@@ -8,12 +8,16 @@ from onnx_repfuse.algebra.affine_form import Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
+from onnx_repfuse.graph.dims import known_dims
 from onnx_repfuse.graph.scope import Const, Scope, Shape, optional_input
 from onnx_repfuse.graph.views import View, behind_view, restored_from
 from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["lift_view"]
+
+
+_LISTED_AT = {"Resize": 3, "Reshape": 1}  # which input lists the sizes
 
 
 def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
@@ -44,6 +48,8 @@ def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
         like=restored_from(scope, node),
         is_copy=behind.is_copy,
         keeps_constants=behind.keeps_constants,
+        sizes=known_dims(scope).get(name, ()),
+        sizes_behind=known_dims(scope).get(output, ()),
     )
     channels = before.channels
     operand = Operand(name, channels, before.layout)
@@ -71,7 +77,7 @@ def _entry_of_channels(
         return None, None
     target = scope.const(optional_input(node, 1))
     if target is None:
-        return channel, None
+        return _entry_of_computed_list(scope, node, channel), None
     sizes = [int(size) for size in target.read().ravel()]
     channel_before = before.channel_axis % len(scope.shape(node.inputs[0].name) or shape)
     # A 0 copies the size of the same axis of the input. Where that is the channels' size on one side only, the list is
@@ -82,6 +88,14 @@ def _entry_of_channels(
     return (None if sizes[channel] <= 0 else channel), target
 
 
+def _entry_of_computed_list(scope: Scope, node: gs.Node, channel: int) -> int | None:
+    """Where a Reshape lists the channels; None if it has a -1 there, and no 0 that would copy another size."""
+    known_dims(scope)
+    sizes = scope.size_lists.get(optional_input(node, 1), ())
+    is_left = len(sizes) > channel and sizes[channel] == -1 and None not in sizes and 0 not in sizes
+    return None if is_left else channel
+
+
 def _entry_of_resize(node: gs.Node, channel: int, rank: int) -> int | None:
     """Where a Resize lists the size of an axis; None if its `axes` (opset 18) leave it out."""
     listed = [axis % rank for axis in node.attrs.get("axes") or range(rank)]
@@ -90,4 +104,6 @@ def _entry_of_resize(node: gs.Node, channel: int, rank: int) -> int | None:
 
 def _varying_list(node: gs.Node, entry: int | None, target: Const | None) -> str:
     """`View.listed_in`."""
-    return optional_input(node, 3) if node.op == "Resize" and entry is not None and target is None else ""
+    if entry is None or target is not None or node.op not in _LISTED_AT:
+        return ""
+    return optional_input(node, _LISTED_AT[node.op])

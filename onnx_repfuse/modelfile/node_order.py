@@ -7,12 +7,12 @@ read, and everything behind relies on it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import onnx
 
-__all__ = ["inner_graphs", "outer_names", "sort_nodes"]
+__all__ = ["in_order", "inner_graphs", "outer_names", "sort_nodes"]
 
 
 def inner_graphs(node: onnx.NodeProto) -> Iterator[tuple[tuple[str | int, ...], onnx.GraphProto]]:
@@ -73,6 +73,13 @@ def _sort(nodes: Any, given: Set[str]) -> None:
         for _, inner in inner_graphs(node):
             visible = given | producer.keys() if visible is None else visible
             _sort_graph(inner, visible)
+
+
+def in_order(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Nodes in topological order, as near to their own order as may be; without those in or behind a cycle."""
+    producer = {name: place for place, node in enumerate(nodes) for name in node.output[:] if name}
+    needed = [{producer[name] for name in _reads(node) if name in producer} for node in nodes]
+    return [nodes[place] for place in _order(needed)]
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:

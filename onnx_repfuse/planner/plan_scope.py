@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from operator import is_
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import onnx_graphsurgeon as gs
 
@@ -38,7 +38,7 @@ from onnx_repfuse.planner.limits.avoided import creates_avoided
 from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
 from onnx_repfuse.planner.limits.refusals import opset_refusal, refusals, size_refusal
 from onnx_repfuse.planner.limits.run_time_sizes import may_rise
-from onnx_repfuse.planner.limits.shape_readers import reads_lost_shape
+from onnx_repfuse.planner.limits.shape_readers import lost_shapes
 from onnx_repfuse.planner.pricing.cost import cost_model
 from onnx_repfuse.planner.rewrites.activation_patterns import activations
 from onnx_repfuse.planner.rewrites.affine_chains import chain_refusals, merge_chains
@@ -139,7 +139,8 @@ class _Planning:
         banned: outputs that must stay computed as they are.
         alive: ids of the nodes that were needed before; the others are not ours to remove.
         refused: outputs, and ways to compute them that take more multiply-adds at some size.
-        not_cheaper: these outputs, and the nodes that would have been absorbed.
+        shaped: tensors of which a fold would have taken away the last one that has their shape, which is asked for.
+        not_cheaper: outputs in `refused`, and the nodes that would have been absorbed.
         is_changed: something was written since the scope was read.
         zeros: which channels of the weights are zero.
     """
@@ -149,6 +150,7 @@ class _Planning:
     banned: frozenset[str]
     alive: set[int]
     refused: frozenset[tuple[str, Way]] = frozenset()
+    shaped: frozenset[str] = frozenset()
     not_cheaper: dict[str, tuple[gs.Node, ...]] = field(default_factory=dict)
     is_changed: bool = False
     zeros: ZeroChannels = field(default_factory=ZeroChannels)
@@ -233,7 +235,8 @@ class _Planning:
         previous: _Round | None = None
         stale: set[str] = set()
         for _ in range(MAX_ROUNDS):
-            current = _cover(scope, self.options, self.banned, self.refused, layouts, previous, stale)
+            limits = self.banned, self.refused, self.shaped
+            current = _cover(scope, self.options, *limits, layouts, previous, stale)
             selections = select(current.cover)
             not_made = self.refuse(current.cover, selections)
             if not_made:
@@ -252,7 +255,7 @@ class _Planning:
     def refuse(self, cover: Cover, selections: Iterable[Selection]) -> set[str]:
         """Ban outputs of which too much would have to be proved, and refuse ways that may be dearer at run time.
 
-        Likewise ways that would take away the last tensor whose shape tells a size, or write an operator to be avoided.
+        Likewise ways that would write an operator to be avoided. The last tensor whose shape tells a size stays.
 
         Returns:
             the outputs to be covered again.
@@ -262,10 +265,12 @@ class _Planning:
         rising = [one for one in selections if one.output not in too_wide and may_rise(cover, one)]
         for one in rising:
             self.not_cheaper.setdefault(one.output, one.nodes)
-        lost = [one for one in selections if reads_lost_shape(cover, one)]
-        lost += [one for one in selections if creates_avoided(one, self.options.avoid)]
-        self.refused |= {(one.output, way_of(one.candidate)) for one in (*rising, *lost)}
-        return too_wide | {one.output for one in (*rising, *lost)}
+        rising += [one for one in selections if creates_avoided(one, self.options.avoid)]
+        self.refused |= {(one.output, way_of(one.candidate)) for one in rising}
+        lost = {one.output: lost_shapes(cover, one) for one in selections}
+        self.shaped = self.shaped.union(*lost.values())
+        again = too_wide.union({one.output for one in rising}, *lost.values())
+        return again | {name for name, tensors in lost.items() if tensors}
 
     def finish(self, last: _Round, layouts: dict[str, ChannelLayout]) -> None:
         """Put the folds in order, and say why the rest stayed.
@@ -300,7 +305,8 @@ class _Planning:
 
 def cover_scope(scope: Scope, options: Options) -> Cover:
     """What the planner weighs in a scope as it is."""
-    return _cover(scope, options, frozenset(), frozenset(), channel_layouts(scope), None, frozenset()).cover
+    none = frozenset[Any]()
+    return _cover(scope, options, none, none, none, channel_layouts(scope), None, none).cover
 
 
 def _fold_activations(plan: ScopePlan, options: Options, banned: frozenset[str]) -> bool:
@@ -339,6 +345,7 @@ def _cover(
     options: Options,
     banned: frozenset[str],
     refused: frozenset[tuple[str, Way]],
+    shaped: frozenset[str],
     layouts: dict[str, ChannelLayout],
     previous: _Round | None,
     stale: Set[str],
@@ -351,15 +358,10 @@ def _cover(
     context = Context(scope, layouts, protected_nodes(scope))
     changed = set() if previous is None else _changed(scope, previous) | stale
     before = None if previous is None else (previous.lifted, previous.cover.context)
-    lifted = lift_all(
-        context,
-        is_kept(options),
-        before,
-        changed,
-    )
+    lifted = lift_all(context, is_kept(options), before, changed)
     lifts = {one.output: one.outcome for one in lifted if isinstance(one.outcome, LinearOp)}
     model = cost_model(options.cost)
-    cover = Cover(context, lifts, model, options.allows_all, banned, refused, options.avoid)
+    cover = Cover(context, lifts, model, options.allows_all, banned, refused, options.avoid, shaped)
     if previous is None:
         cover.solve(lifts)
         absorb_shared_tensors(cover)

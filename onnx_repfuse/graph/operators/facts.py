@@ -15,6 +15,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnx_repfuse.graph.extents import Dims
 from onnx_repfuse.graph.operators.channel_rules import BY_SHAPE, ChannelRule
 from onnx_repfuse.graph.scope import Scope, Shape
 
@@ -68,6 +69,8 @@ class ViewCase:
         before: layout of the operand.
         channels: of operand and output.
         shape, result: proved shapes of operand and output, both of rank 2 or more.
+        dims: those of operand and output as far as they follow from others (`graph.extents`); () where not even the
+            rank is known.
     """
 
     scope: Scope
@@ -76,6 +79,7 @@ class ViewCase:
     channels: int
     shape: Shape
     result: Shape
+    dims: Callable[[], tuple[Dims, Dims]] = lambda: ((), ())
 
     @property
     def channel(self) -> int:

@@ -118,7 +118,8 @@ def _copies(case: ViewCase) -> bool:
     factors = _factor_of_axes(case.scope, case.node, len(case.shape))
     if factors:
         return set(factors.values()) == {1.0}
-    return None not in case.shape[2:] and case.shape[2:] == case.result[2:]
+    sizes, sizes_behind = case.dims()
+    return len(sizes) == len(case.shape) and sizes[2:] == sizes_behind[2:]
 
 
 def _sort(node: gs.Node) -> SpaceMapSort:

@@ -96,6 +96,9 @@ def _keeps_batch(case: ViewCase) -> bool:
     before, after = static(shape[1:]), static(result[1:])
     if before is not None and after is not None:
         return prod(before) == prod(after)
+    sizes, sizes_behind = case.dims()
+    if sizes and sizes_behind and sizes[0] == sizes_behind[0]:
+        return True
     if node.attrs.get("allowzero"):
         return False  # opset 14: a 0 in the target is a size of 0, else it copies the size of that axis
     target = case.scope.const(optional_input(node, 1))

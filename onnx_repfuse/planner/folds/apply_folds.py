@@ -20,7 +20,7 @@ from onnx_repfuse.lift import Context, LinearOp
 from onnx_repfuse.planner.folds.emit import emit
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
-from onnx_repfuse.planner.limits.shape_readers import shape_sources
+from onnx_repfuse.planner.limits.shape_readers import shape_sources, with_numbers
 from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.planner.search.select import Selection
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
@@ -40,7 +40,14 @@ def apply_folds(plan: ScopePlan, cover: Cover, selections: Iterable[Selection]) 
     aliases: dict[str, str] = {}
     fresh: dict[str, gs.Node] = {}
     selections = list(selections)
-    shapes = [pair for selection in selections for pair in shape_sources(cover, selection)]
+    shapes = [one for selection in selections for one in shape_sources(cover, selection)]
+    sizes: dict[str, list[gs.Node]] = {}
+    readers: dict[str, list[gs.Node]] = {}
+    for one in shapes:
+        if one.numbers:
+            replaced[id(one.reader)] = with_numbers(scope, one)
+            sizes.setdefault(one.fold, []).extend(replaced[id(one.reader)])
+            readers.setdefault(one.fold, []).append(one.reader)
     for selection in _copies_last(scope, selections):
         output, lowered = selection.output, selection.lowered
         nodes: list[gs.Node] = []
@@ -59,13 +66,16 @@ def apply_folds(plan: ScopePlan, cover: Cover, selections: Iterable[Selection]) 
         earlier = _joined(plan, selection.nodes if renamed is None else (*selection.nodes, renamed))
         renamed_from = "" if renamed is None else lowered.copied
         fold = _fold(plan, selection, nodes, earlier, renamed_from)
+        fold.created = sizes.get(output, []) + fold.created
+        fold.absorbed = fold.absorbed + readers.get(output, [])
         if output in aliases:
             fold.aliases = {output: aliases[output]}
             plan.aliases[output] = fold
         plan.add(fold, earlier)
     replace_nodes(scope, replaced)
-    for reader, source in shapes:
-        read_instead(reader, 0, plan.stand_in(source or reader.inputs[0].name))
+    for one in shapes:
+        reader = replaced[id(one.reader)][0] if one.numbers else one.reader
+        read_instead(reader, 0, plan.stand_in(one.source or reader.inputs[0].name))
     replace_aliases(scope, aliases)
     if shapes:  # a shape may be read behind where it was
         scope.nodes = scope.order(scope.nodes)

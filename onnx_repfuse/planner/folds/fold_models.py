@@ -24,6 +24,7 @@ from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.graph.views import computed_from_shapes, proved_rank
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.modelfile.dtypes import numpy_dtype
+from onnx_repfuse.modelfile.node_order import in_order
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.records.report import Kind
 
@@ -111,7 +112,7 @@ def _outputs(nodes: Nodes) -> set[str]:
 
 
 def _with_shapes(scope: Scope, nodes: Nodes) -> Nodes:
-    """Nodes, and those that compute lists of sizes for them from shapes, as early as may be.
+    """Nodes, and those that compute lists of sizes for them from shapes, in topological order.
 
     Planning treats a Reshape to such a list as a view of one tensor, so a fold does not absorb what computes its
     target; a Resize likewise.
@@ -128,20 +129,10 @@ def _with_shapes(scope: Scope, nodes: Nodes) -> Nodes:
     added: dict[int, onnx.NodeProto] = {}
     for name in sorted(missing):
         if scope.const(name) is None:
-            added.update((id(node), _as_read(scope, node, computed)) for node in _sizes_before(scope, name))
-    waiting = list(added.values())
-    unknown = _outputs((*nodes, *waiting))
-    result: list[onnx.NodeProto] = []
-    for node in (None, *nodes):
-        if node is not None:
-            result.append(node)
-            unknown.difference_update(node.output)
-        for early in tuple(waiting):  # in topological order
-            if unknown.isdisjoint(early.input):
-                result.append(early)
-                waiting.remove(early)
-                unknown.difference_update(early.output)
-    return result
+            sizes = computed_from_shapes(scope, name, scope.original_producer)
+            added.update((id(node), _as_read(scope, node, computed)) for node in sizes)
+    others = [node for node in added.values() if computed.isdisjoint(node.output)]
+    return in_order([*others, *nodes])
 
 
 def _as_read(scope: Scope, node: gs.Node, computed: set[str]) -> onnx.NodeProto:
@@ -161,13 +152,6 @@ def _read_by(nodes: Nodes, names: Sequence[str]) -> set[str]:
         else:
             missing.add(name)
     return missing
-
-
-def _sizes_before(scope: Scope, name: str) -> list[gs.Node]:
-    """The nodes that compute a tensor from shapes; of those that are gone, a Shape."""
-    if name in scope.producer:
-        return computed_from_shapes(scope, name)
-    return [node for node in scope.original.values() if node.op == "Shape" and node.outputs[0].name == name]
 
 
 def _declare(

@@ -10,6 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.decode import new_node
+from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.planner.search.candidates import reported_kind
@@ -153,6 +154,13 @@ class ScopePlan:
         result.input[:] = [self._one_of_equals(name) for name in proto.input]
         return result
 
+    def _as_in_file(self, node: gs.Node) -> gs.Node:
+        """A Shape that reads another tensor since a fold absorbed the one it read, reading that again."""
+        if operator(node).of_shape is None or id(node) not in self.scope.original:
+            return node
+        proto = self._reading_merged(self.scope.proto.node[self.scope.anchor[id(node)]])
+        return new_node(node.op, node.name, node.attrs, proto.input, [node.outputs[0].name])
+
     def _one_of_equals(self, name: str) -> str:
         while name in self.merged:
             name = self.merged[name]
@@ -206,7 +214,10 @@ class ScopePlan:
         if fold.equal_to is not None:
             outputs = [self._one_of_equals(name) for name in fold.outputs]
             pairs = zip(outputs, fold.outputs, strict=True)
-            return [fold.equal_to, *(new_node("Identity", "", {}, [kept], [name]) for kept, name in pairs)]
+            return [
+                self._as_in_file(fold.equal_to),
+                *(new_node("Identity", "", {}, [kept], [name]) for kept, name in pairs),
+            ]
         before = self.nodes_before(fold)
         read = {name for node in before for name in node.input} - {
             name for node in before for name in node.output

@@ -12,6 +12,7 @@ arithmetic of Conv, pool, Pad and Resize. What that arithmetic does not tell is 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ __all__ = ["may_rise"]
 
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 31, 64, 1024)  # along every axis that is not proved
 _RESIZES = (SpaceMapSort.REPEATS, SpaceMapSort.INTERPOLATES)
-SCALES = (0.5, 2.0)  # of a Resize of which nothing is known
+SCALES = (1.0, 0.5, 2.0)  # of a Resize of which nothing is known, and of a second image
 
 
 class _Places(NamedTuple):
@@ -72,11 +73,9 @@ def _multiply_adds(
     for size in SIZES:
         for scale in SCALES:
             trial = _Trial(cover.context, size, scale, kept=kept)
-            try:
+            with suppress(_UntoldError):
                 yield sum(map(trial.before, operators)), trial.after(selection.lowered.steps)
-            except _UntoldError:
-                continue
-            if not trial.was_scaled:
+            if not trial.is_one_of_several:
                 break
 
 
@@ -86,9 +85,10 @@ class _Trial:
 
     Attributes:
         size: along each axis of a source that is not proved.
-        scale: of every Resize of which nothing is known.
+        scale: of every Resize of which nothing is known, and of every image but the first.
         places: tensor -> its positions.
         was_scaled: there was such a Resize.
+        lists: the dims of tensors, and the lists that are computed from them.
         kept: ids of the nodes that are written again: the additions of an AveragePool count where it becomes a kernel.
     """
 
@@ -98,6 +98,15 @@ class _Trial:
     places: dict[str, _Places] = field(default_factory=dict)
     was_scaled: bool = False
     kept: frozenset[int] = frozenset()
+    lists: RunTimeLists = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lists = RunTimeLists(self.context.scope, self.size, self.scale)
+
+    @property
+    def is_one_of_several(self) -> bool:
+        """Whether the scale made a difference, so that others have to be tried."""
+        return self.was_scaled or len(self.lists.origins) > 1
 
     def before(self, lifted: LinearOp) -> int:
         """Multiply-adds of an operator, whose operands come before it. Raises _UntoldError."""
@@ -147,9 +156,12 @@ class _Trial:
         """The positions of a tensor; of a source, those of this trial."""
         if name not in self.places:
             axis, rank = layout
-            dims = RunTimeLists(self.context, self.size).dims(name)
+            dims = self.lists.dims(name)
             if axis == -1:
-                self.places[name] = _Places((), self.size)
+                total = prod(dims[1:-1] if len(dims) > 2 else dims[:1]) if dims else self.size  # of one image
+                if total < 1:
+                    raise _UntoldError
+                self.places[name] = _Places((), total)
             else:
                 space = tuple(dims[2:] if dims is not None and len(dims) == rank + 2 else (self.size,) * rank)
                 if min(space, default=1) < 1:
@@ -165,7 +177,7 @@ class _Trial:
             return _Places(tuple(operand.space[place - 2] for place in order[2:]), operand.total)
         if view.sort in (SpaceMapSort.RESHAPES, SpaceMapSort.PERMUTES):
             total = operand.total * view.channels // view.channels_behind
-            return _Places(() if axis == -1 else _unless_none(view.end[2:]), total)
+            return _Places(() if axis == -1 else self.space_of(view, total), total)
         told = None if operand.space is None else view.positions(operand.space)
         if told is not None:
             if min(told, default=1) < 1:
@@ -183,18 +195,23 @@ class _Trial:
             space.append(dim if dim is not None else max(1, int(operand.space[place] * factors[place])))
         return _Places(() if axis == -1 else tuple(space), prod(space))
 
+    def space_of(self, view: View, total: int) -> tuple[int, ...] | None:
+        """The positions per axis behind a Reshape or Transpose, where they are proved or follow from others."""
+        proved = _unless_none(view.end[2:])
+        dims = None if proved is not None else self.lists.dims(view.output)
+        if dims is None or prod(dims[2:]) != total:
+            return proved
+        return tuple(dims[2:])
+
     def listed(self, view: View) -> tuple[int, ...] | None:
         """The positions behind a Resize that lists sizes, where these follow from the sizes of what it reads."""
         name = optional_input(view.node, 3)
-        lists, operand = RunTimeLists(self.context, self.size), RunTimeLists(self.context, self.size)
-        sizes = lists.evaluate(name) if name else None
-        if sizes is None or operand.dims(view.operand) is None:
+        sizes = self.lists.evaluate(name) if name else None
+        before = self.lists.dims(view.operand)
+        if sizes is None or before is None:
             return None
-        if len(lists.origins | operand.origins) > 1:
-            return None  # of two images, either may be the larger one
         axes = view.node.attrs.get("axes") or range(len(view.start))
         by_axis = {int(axis) % len(view.start): size for axis, size in zip(axes, sizes, strict=True)}
-        before = operand.dims(view.operand) or []
         space = tuple(by_axis.get(axis, before[axis]) for axis in range(2, len(view.start)))
         if min(space, default=1) < 1:
             raise _UntoldError

@@ -3,34 +3,59 @@
     d = Mul(h, k);  s = Shape(d);  Reshape(d, ... s ...)        s may as well be the Shape of h
 
 Such a consumer reads another tensor of the same shape when a fold absorbs the one it read: one that the fold reads, or
-the one that it computes.
+the one that it computes. Of the shape, only what is asked for must be the same; a number is written in its place:
+
+    s = Shape(Conv(x));  Slice(s, 0, 2)        is (N, 256), with N the first size of x:  Shape(x) * (1, 0) + (0, 256)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
+import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from onnx_repfuse.algebra.kernels import Vector
+from onnx_repfuse.graph.decode import new_node
+from onnx_repfuse.graph.dims import known_dims
 from onnx_repfuse.graph.operators import operator
-from onnx_repfuse.graph.scope import Scope, static
+from onnx_repfuse.graph.scope import Const, Scope, static
+from onnx_repfuse.graph.size_lists import constant_list, moved_list
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.planner.search.select import Selection
 
-__all__ = ["reads_lost_shape", "shape_sources"]
+__all__ = ["ShapeSource", "lost_shapes", "shape_sources", "with_numbers"]
 
 MAX_NODES_BEHIND = 256  # behind a Shape, looked through for the tensor that a fold computes
 
 
-def reads_lost_shape(cover: Cover, selection: Selection) -> bool:
-    """Whether a fold absorbs a tensor whose shape is needed, and no tensor of that shape is known."""
-    return any(source is None for _, source in shape_sources(cover, selection))
+class ShapeSource(NamedTuple):
+    """What a node that asks for a shape reads when that tensor is absorbed.
+
+    Attributes:
+        reader: the node.
+        source: another tensor; None where none is known.
+        numbers: the sizes that the other tensor does not have, by their place in what the node gives out.
+        fold: the output of the fold that absorbs the tensor.
+    """
+
+    reader: gs.Node
+    source: str | None
+    numbers: Mapping[int, int]
+    fold: str
 
 
-def shape_sources(cover: Cover, selection: Selection) -> Iterator[tuple[gs.Node, str | None]]:
-    """The nodes that ask for the shape of what a fold absorbs, and what each may read instead; None for nothing."""
+def lost_shapes(cover: Cover, selection: Selection) -> set[str]:
+    """The tensors that a fold absorbs whose shape is needed, where no other tensor of that shape is known."""
+    return {one.reader.inputs[0].name for one in shape_sources(cover, selection) if one.source is None}
+
+
+def shape_sources(cover: Cover, selection: Selection) -> Iterator[ShapeSource]:
+    """The nodes that ask for the shape of what a fold absorbs, and what each may read instead."""
     scope = cover.context.scope
     absorbed = {id(node) for node in selection.nodes}
     for one in selection.operators:
@@ -40,7 +65,79 @@ def shape_sources(cover: Cover, selection: Selection) -> Iterator[tuple[gs.Node,
             if operator(reader).of_shape is None or not _is_needed(scope, reader, absorbed, selection):
                 continue
             alike = _of_equal_shape(one.output, selection.operators)
-            yield reader, _first(scope, one.output, alike, _present(scope, reader, selection))
+            present = list(_present(scope, reader, selection))
+            source, numbers = _first(scope, one.output, alike, present), dict[int, int]()
+            if source is None:
+                source, numbers = _of_equal_sizes(scope, reader, present)
+            if numbers and sum(selection.macs.values()) <= selection.lowered.macs:
+                source, numbers = None, {}  # it saves no more than the nodes that write the numbers
+            yield ShapeSource(reader, source, numbers, selection.output)
+
+
+def with_numbers(scope: Scope, one: ShapeSource) -> list[gs.Node]:
+    """The nodes that give out what `one.reader` does: the shape of `one.source`, with numbers in some places."""
+    reader, numbers = one.reader, one.numbers
+    output, length = reader.outputs[0].name, max(numbers) + 1
+    dims = known_dims(scope).get(str(one.source), ())
+    length = max(length, len(dims[reader.attrs.get("start", 0) : reader.attrs.get("end")]))
+    added = np.array([numbers.get(place, 0) for place in range(length)], np.int64)
+    kept = np.array([place not in numbers for place in range(length)], np.int64)
+    shape, others = scope.fresh(f"{output}_other"), scope.fresh(f"{output}_kept")
+    for name in (shape, others):
+        scope.types[name] = (onnx.TensorProto.INT64, (length,))
+    scope.types[output] = (onnx.TensorProto.INT64, (length,))
+    constants = [_list_of_sizes(scope, f"{output}.sizes", values) for values in (kept, added)]
+    return [
+        new_node("Shape", scope.fresh(f"{output}_shape"), dict(reader.attrs), [str(one.source)], [shape]),
+        new_node("Mul", scope.fresh(f"{output}_mul"), {}, [shape, constants[0]], [others]),
+        new_node("Add", scope.fresh(f"{output}_add"), {}, [others, constants[1]], [output]),
+    ]
+
+
+def _list_of_sizes(scope: Scope, stem: str, values: NDArray[np.int64]) -> str:
+    """A new constant."""
+    name = scope.fresh(stem)
+    const = Const(values.shape, onnx.TensorProto.INT64, lambda: values)
+    scope.constants[name] = scope.created[name] = const
+    return name
+
+
+def _of_equal_sizes(
+    scope: Scope, reader: gs.Node, present: Iterable[str]
+) -> tuple[str | None, dict[int, int]]:
+    """A tensor that has the sizes which are asked for, but for numbers: the one with the fewest such."""
+    part = slice(reader.attrs.get("start", 0), reader.attrs.get("end"))
+    dims = known_dims(scope)
+    wanted = dims.get(reader.inputs[0].name, ())[part]
+    places = _places_read(scope, reader, len(wanted))
+    best: tuple[str | None, dict[int, int]] = None, {}
+    for other in present:
+        found = dims.get(other, ())[part]
+        if not wanted or (len(found) != len(wanted) and max(places) >= len(found)):
+            continue
+        differing = [place for place in places if found[place] != wanted[place]]
+        numbers = {place: size for place in differing if isinstance(size := wanted[place], int)}
+        fits = len(numbers) == len(differing) and (not numbers or id(reader) in scope.original)
+        if fits and (best[0] is None or len(numbers) < len(best[1])):
+            best = other, numbers
+    return best
+
+
+def _places_read(scope: Scope, reader: gs.Node, count: int) -> list[int]:
+    """Which of the sizes that a node gives out are read; all, where that is not certain."""
+    name, everything = reader.outputs[0].name, list(range(count))
+    read: set[int] = set()
+    for consumer in scope.consumers.get(name, ()):
+        lists = [constant_list(scope, tensor.name) for tensor in consumer.inputs[1:]]
+        known = [one for one in lists if one is not None]
+        is_choice = consumer.op in ("Gather", "Slice") and len(known) == len(lists) > 0
+        if scope.is_seen(name) or not is_choice or min(map(min, known), default=-1) < 0:
+            return everything
+        chosen = moved_list(consumer, [everything, *known])
+        if chosen is None:
+            return everything
+        read.update(chosen)
+    return everything if scope.is_seen(name) else sorted(read)
 
 
 def _is_needed(scope: Scope, reader: gs.Node, absorbed: set[int], selection: Selection) -> bool:

@@ -19,10 +19,10 @@ from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.edit_points import replace_nodes
 from onnx_repfuse.graph.scope import optional_input
+from onnx_repfuse.graph.windows import Window, any_window, fits
 from onnx_repfuse.lift import Context
 from onnx_repfuse.lift.linear_op import Declined
 from onnx_repfuse.lift.pad_pool import read_pads
-from onnx_repfuse.lift.windows import Window, any_window, fits
 from onnx_repfuse.planner.folds.apply_folds import add_fold
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.records.report import Kind
@@ -92,14 +92,16 @@ def _fits_padded(
     """Whether a window never sticks out of the padded tensor: runtimes would cut it, and divide by fewer."""
     sides = zip(window.slack, *amounts, strict=True)
     is_within = [slack + begin + end >= -1 for slack, begin, end in sides]
-    return all(is_within) or max(window.strides) == 1 or fits(context, node.inputs[0].name, window.slack)
+    return (
+        all(is_within) or max(window.strides) == 1 or fits(context.scope, node.inputs[0].name, window.slack)
+    )
 
 
 def _with_pads(
     context: Context, pad: gs.Node, node: gs.Node, amounts: tuple[list[int], list[int]]
 ) -> gs.Node | None:
     """A window that reads what the Pad reads; None where it would be another one."""
-    window = any_window(context, node)
+    window = any_window(context.scope, node)
     names = [tensor.name for tensor in node.inputs]
     if node.op not in ("AveragePool", "Conv") or window is None or names.count(pad.outputs[0].name) != 1:
         return None

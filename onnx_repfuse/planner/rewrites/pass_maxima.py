@@ -23,8 +23,8 @@ from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.operators.facts import Passes
 from onnx_repfuse.graph.scope import Scope, optional_input
+from onnx_repfuse.graph.windows import any_window
 from onnx_repfuse.lift import Context, LinearOp, lift
-from onnx_repfuse.lift.windows import any_window
 from onnx_repfuse.planner.folds.apply_folds import add_fold
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
@@ -204,7 +204,7 @@ def _has_real_taps(context: Context, pool: gs.Node) -> bool:
     """Whether every window holds a position of the input: what a window of padding alone gives is no maximum."""
     if pool.attrs.get("ceil_mode", 0) or len(pool.outputs) != 1:
         return False
-    window = any_window(context, pool)
+    window = any_window(context.scope, pool)
     if window is None:
         return False
     is_dilated = max(pool.attrs.get("dilations") or (1,)) > 1

@@ -16,8 +16,8 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import Scope, optional_input
+from onnx_repfuse.graph.windows import has_window, kernel_of, window_of
 from onnx_repfuse.lift import Context, LinearOp, lift
-from onnx_repfuse.lift.windows import has_window, kernel_of, window_of
 
 __all__ = ["Strides", "is_elementwise", "movable_pads", "reads_border", "strides_read"]
 
@@ -51,7 +51,7 @@ def movable_pads(context: Context, node: gs.Node) -> tuple[int, ...] | None:
     Its output has floor((n + slack) / s) + 1 positions; every g-th of them are floor((n + slack) / (s*g)) + 1, as with
     the stride s*g. Automatic pads would change with the stride.
     """
-    window = window_of(context, node)
+    window = window_of(context.scope, node)
     return None if window is None else window.pads
 
 

@@ -22,8 +22,8 @@ from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.edit_points import replace_nodes
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.graph.windows import kernel_of
 from onnx_repfuse.lift import Context
-from onnx_repfuse.lift.windows import kernel_of
 from onnx_repfuse.planner.folds.apply_folds import add_fold
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.planner.limits.protected_patterns import protected_nodes

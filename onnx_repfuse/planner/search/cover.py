@@ -79,6 +79,7 @@ class Cover:
         banned: outputs that must stay computed as they are.
         refused: outputs, and ways to compute them that are not to be chosen.
         avoided: operators that the target cannot run.
+        shaped: tensors that stay because their shape is asked for.
         entries: output -> what the program found for it.
         inexact: output -> why a form of it is not exact, and the operand it looked through, or ''.
         absorbed: a tensor that several nodes read -> the form that all of them see instead (`shared_consumers`).
@@ -91,6 +92,7 @@ class Cover:
     banned: frozenset[str] = frozenset()
     refused: frozenset[tuple[str, Way]] = frozenset()
     avoided: frozenset[str] = frozenset()
+    shaped: frozenset[str] = frozenset()
     entries: dict[str, Entry] = field(default_factory=dict)
     inexact: dict[str, list[tuple[Inexact, str]]] = field(default_factory=dict)
     absorbed: dict[str, Candidate] = field(default_factory=dict)
@@ -98,13 +100,11 @@ class Cover:
     sizes: Sizes = field(init=False)
     lowering: Lowering = field(init=False)
     _sources_of_absorbed: Counter[str] = field(default_factory=Counter)
-    _shifted: dict[int, tuple[Form, Form | None]] = field(
-        default_factory=dict
-    )  # by the id of a form, kept alive
+    _shifted: dict[int, tuple[Form, Form | None]] = field(default_factory=dict)  # by id of a form, kept alive
     _node_prices: dict[str, Price] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.regions = Regions(self.context.scope, self.lifts)
+        self.regions = Regions(self.context.scope, self.lifts, self.shaped)
         self.sizes = Sizes(self.context, self.lifts)
         self.lowering = Lowering(self.model, self.sizes)
 

@@ -28,11 +28,13 @@ class Regions:
     Attributes:
         lifts: output -> operator, in topological order. Where several nodes were lifted as one operator, the
             entries of the inner nodes are removed.
+        shaped: tensors that are not private, as their shape is asked for.
         read_by_group: a tensor that only nodes of one such operator read -> that operator.
     """
 
     scope: Scope
     lifts: dict[str, LinearOp]
+    shaped: frozenset[str] = frozenset()
     read_by_group: dict[str, LinearOp] = field(init=False)
     _private: dict[str, bool] = field(
         default_factory=dict
@@ -55,7 +57,7 @@ class Regions:
         return answer
 
     def _has_one_consumer(self, name: str) -> bool:
-        if self.scope.is_seen(name):
+        if self.scope.is_seen(name) or name in self.shaped:
             return False
         consumers = _value_consumers(self.scope, name)
         return len(consumers) == 1 and self.has_one_used_output(consumers[0])

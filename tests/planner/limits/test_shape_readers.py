@@ -71,9 +71,27 @@ def test_a_shape_that_the_fold_itself_needs() -> None:
 
 
 def test_a_shape_of_which_no_other_tensor_is_known() -> None:
-    """The channels of the first Conv differ from those of all tensors that a single Conv would leave."""
+    """Half the size of the image has the tensor between the two Convs alone."""
+    net = Net(4)
+    inner = net.conv("x", 4, 6, 1, bias=False, strides=[2, 2])
+    sizes = net.op("Cast", net.op("Shape", inner), to=onnx.TensorProto.FLOAT)
+    model = net.model(net.conv(inner, 6, 2, 1, strides=[2, 2]), sizes)
+    check(model, None)
+
+
+def test_channels_that_no_other_tensor_has_are_written_as_a_number() -> None:
     net = Net(4)
     inner = net.conv("x", 4, 6, 1, bias=False)
     sizes = net.op("Cast", net.op("Shape", inner), to=onnx.TensorProto.FLOAT)
     model = net.model(net.conv(inner, 6, 2, 1), sizes)
-    check(model, None)
+    check(model, {"Conv": 1, "Shape": 1, "Mul": 1, "Add": 1, "Cast": 1}, more_nodes=1)
+
+
+def test_sizes_that_are_not_read_may_differ() -> None:
+    """The first Conv's batch and height are those of the image."""
+    net = Net(4)
+    inner = net.conv("x", 4, 6, 1, bias=False)
+    sizes = [_size(net, inner, axis) for axis in (0, 2)]
+    wanted = net.op("Concat", *sizes, net.const(np.array([-1])), axis=0)
+    model = net.model(net.op("Reshape", net.conv(inner, 6, 2, 1), wanted))
+    check(model, {"Conv": 1, "Shape": 1, "Gather": 2, "Unsqueeze": 2, "Concat": 1, "Reshape": 1})

@@ -1,0 +1,122 @@
+"""Lists of sizes that a graph computes from shapes: what nodes make of them.
+
+An exporter writes the sizes of a Resize as Concat(Slice(Shape(x)), Cast(Concat(Unsqueeze(Gather(Shape(y))), ...))).
+Such lists are short and flat: Unsqueeze, Squeeze, Reshape and Cast to integers change nothing of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.extents import Dim, Dims, over, plus, times
+from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, Scope, optional_input
+
+__all__ = ["SizeList", "constant_list", "moved_list", "paired", "size_list"]
+
+_INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+_FLAT = ("Identity", "Reshape", "Squeeze", "Unsqueeze")
+_Number = TypeVar("_Number")
+SizeList = tuple[Dim | None, ...]  # None for a number that is not known
+
+
+def constant_list(scope: Scope, name: str) -> list[int] | None:
+    """The numbers of a short constant of integers; None for any other tensor."""
+    const = scope.const(name)
+    if const is None or const.size > MAX_SHAPE_ELEMENTS or const.data_type not in _INTEGERS:
+        return None
+    values = const.computed()
+    return None if values is None else [int(number) for number in values.ravel()]
+
+
+def moved_list(node: gs.Node, inputs: Sequence[Sequence[_Number]]) -> list[_Number] | None:
+    """What a node makes of lists that computes nothing; None for any other, and where a list is too short."""
+    if node.op in _FLAT or (node.op == "Cast" and node.attrs.get("to") in _INTEGERS):
+        return list(inputs[0])
+    if node.op == "Concat":
+        return [number for part in inputs for number in part]
+    places: Any = inputs[1:]
+    if node.op == "Gather" and len(inputs) == 2 and _are_numbers(places):
+        count = len(inputs[0])
+        return (
+            [inputs[0][place] for place in places[0]] if all(-count <= p < count for p in places[0]) else None
+        )
+    if node.op == "Slice" and len(inputs) >= 3 and optional_input(node, 4) == "" and _are_numbers(places):
+        ((first,), (last,)) = places[0], places[1]
+        return list(inputs[0][first:last])
+    return None
+
+
+def _are_numbers(lists: Sequence[Sequence[object]]) -> bool:
+    return all(isinstance(number, int) for one in lists for number in one)
+
+
+def paired(a: Sequence[_Number], b: Sequence[_Number]) -> list[tuple[_Number, _Number]] | None:
+    """The numbers of two lists side by side, of which one may be a single number for all; None if they do not fit."""
+    count = max(len(a), len(b))
+    if not {len(a), len(b)} <= {1, count}:
+        return None
+    return list(zip(*(list(one) * (count if len(one) == 1 else 1) for one in (a, b)), strict=True))
+
+
+def size_list(
+    scope: Scope, node: gs.Node, lists: Mapping[str, SizeList], dims: Mapping[str, Dims]
+) -> SizeList | None:
+    """The list that a node computes, of those that are known and of the dims of tensors; None if it computes none."""
+    first = node.inputs[0].name if node.inputs else ""
+    if node.op == "Shape":
+        known = dims.get(first)
+        return None if known is None else known[node.attrs.get("start", 0) : node.attrs.get("end")]
+    if not any(tensor.name in lists for tensor in node.inputs):
+        return None
+    inputs = [_list(scope, tensor.name, lists) for tensor in node.inputs if tensor.name]
+    known_inputs = [one for one in inputs if one is not None]
+    if len(known_inputs) < len(inputs):
+        return None
+    moved = moved_list(node, known_inputs)
+    return tuple(moved) if moved is not None else _computed(node, known_inputs)
+
+
+def _list(scope: Scope, name: str, lists: Mapping[str, SizeList]) -> SizeList | None:
+    if name in lists:
+        return lists[name]
+    constant = constant_list(scope, name)
+    return None if constant is None else tuple(constant)
+
+
+def _computed(node: gs.Node, inputs: Sequence[SizeList]) -> SizeList | None:
+    if node.op == "ReduceProd" and not node.attrs.get("axes") and len(inputs) == 1:
+        return (_product(inputs[0]),)
+    function = _ARITHMETIC.get(node.op)
+    pairs = paired(*inputs) if function is not None and len(inputs) == 2 else None
+    if function is None or pairs is None:
+        return None
+    return tuple(function(a, b) for a, b in pairs)
+
+
+def _product(sizes: SizeList) -> Dim | None:
+    known = [size for size in sizes if size is not None]
+    return times(known) if len(known) == len(sizes) else None
+
+
+def _sum(a: Dim | None, b: Dim | None) -> Dim | None:
+    if a is None or b is None:
+        return None
+    if isinstance(b, int):
+        return plus(a, b)
+    return plus(b, a) if isinstance(a, int) else None
+
+
+def _quotient(a: Dim | None, b: Dim | None) -> Dim | None:
+    return over(a, b) if a is not None and isinstance(b, int) else None
+
+
+_ARITHMETIC: dict[str, Callable[[Dim | None, Dim | None], Dim | None]] = {
+    "Add": _sum,
+    "Sub": lambda a, b: _sum(a, -b) if isinstance(b, int) else None,
+    "Mul": lambda a, b: _product((a, b)),
+    "Div": _quotient,
+}

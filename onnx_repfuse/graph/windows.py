@@ -1,0 +1,134 @@
+"""The window of a convolution or pool: a fact of its geometry alone, whether it is linear or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.errors import Inexact
+from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.graph.scope import Scope, optional_input, static
+from onnx_repfuse.records.reasons import Reason
+
+__all__ = [
+    "Window",
+    "any_window",
+    "fits",
+    "has_window",
+    "kernel_of",
+    "proved_size",
+    "resolve_pads",
+    "window_of",
+]
+
+
+class Window(NamedTuple):
+    """Per spatial axis: taps, stride, and the slack of `floor((n + slack) / stride) + 1` positions; all pads."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    slack: tuple[int, ...]
+    pads: tuple[int, ...]
+
+
+def has_window(node: gs.Node) -> bool:
+    """Whether a node slides a window over space: a convolution or a pool."""
+    return node.op == "Conv" or operator(node).has_window
+
+
+def kernel_of(scope: Scope, node: gs.Node) -> tuple[int, ...]:
+    """The taps of a convolution or pool per spatial axis; () where they are not known."""
+    kernel = node.attrs.get("kernel_shape")
+    if kernel is None and node.op == "Conv":
+        return (static(scope.shape(optional_input(node, 1))) or ())[2:]
+    return tuple(kernel or ())
+
+
+def window_of(scope: Scope, node: gs.Node) -> Window | None:
+    """The window of a node; None where it has none, or its positions are not certain at every size.
+
+    With ceil_mode, there may be a window more; and runtimes count a pool's window that is larger than its input, which
+    they cut, where the stride is larger than what is missing. Automatic pads are resolved, where they are known.
+    """
+    window = any_window(scope, node)
+    is_certain = window is not None and (node.op == "Conv" or fits(scope, node.inputs[0].name, window.slack))
+    return window if is_certain else None
+
+
+def fits(scope: Scope, name: str, slack: Sequence[int]) -> bool:
+    """Whether a window of that slack lies within a tensor and its pads, at every size that is possible."""
+    size = proved_size(scope, name, len(slack)) or (1,) * len(slack)
+    return all(positions + more >= 0 for positions, more in zip(size, slack, strict=True))
+
+
+def any_window(scope: Scope, node: gs.Node) -> Window | None:
+    """As `window_of`, also where it may be larger than its input."""
+    if not has_window(node) or node.attrs.get("ceil_mode", 0) or len(node.outputs) != 1:
+        return None
+    kernel = kernel_of(scope, node)
+    rank = len(kernel)
+    strides = tuple(node.attrs.get("strides") or (1,) * rank)
+    dilations = tuple(node.attrs.get("dilations") or (1,) * rank)
+    if not kernel or not len(strides) == len(dilations) == rank or min(*kernel, *strides, *dilations) < 1:
+        return None
+    is_automatic = str(node.attrs.get("auto_pad") or "NOTSET").startswith("SAME")
+    if is_automatic and node.op != "Conv" and max(dilations) > 1:
+        return None  # runtimes pad for the window without its dilation
+    try:
+        pads = resolve_pads(scope, node, kernel)
+    except Inexact:
+        return None
+    if len(pads) != 2 * rank:
+        return None
+    axes = zip(pads[:rank], pads[rank:], kernel, dilations, strict=True)
+    slack = tuple(begin + end - step * (taps - 1) - 1 for begin, end, taps, step in axes)
+    return Window(kernel, strides, slack, pads)
+
+
+def resolve_pads(scope: Scope, node: gs.Node, kernel: tuple[int, ...]) -> tuple[int, ...]:
+    """The pads of a Conv or pool, all begins, then all ends, with auto_pad resolved (ONNX spec, operator Conv).
+
+    Raises Inexact where they are not known.
+    """
+    rank = len(kernel)
+    auto_pad = node.attrs.get("auto_pad") or "NOTSET"
+    if auto_pad == "NOTSET":
+        return tuple(node.attrs.get("pads") or (0,) * (2 * rank))
+    if any(node.attrs.get("pads") or ()):
+        raise Inexact(Reason.UNSUPPORTED, f"it has auto_pad={auto_pad} and pads, which exclude each other")
+    if auto_pad == "VALID":
+        return (0,) * (2 * rank)
+    if auto_pad not in ("SAME_UPPER", "SAME_LOWER"):
+        raise Inexact(Reason.UNSUPPORTED, f"auto_pad={auto_pad} is unknown")
+    totals = _same_padding(scope, node, kernel)
+    smaller = [total // 2 for total in totals]
+    larger = [total - total // 2 for total in totals]
+    # An odd position goes to the end (UPPER) or to the begin (LOWER).
+    return (*smaller, *larger) if auto_pad == "SAME_UPPER" else (*larger, *smaller)
+
+
+def _same_padding(scope: Scope, node: gs.Node, kernel: tuple[int, ...]) -> list[int]:
+    """What SAME pads along each axis, on both sides together, to give ceil(size / stride) positions."""
+    rank = len(kernel)
+    strides = node.attrs.get("strides") or (1,) * rank
+    dilations = node.attrs.get("dilations") or (1,) * rank
+    size = proved_size(scope, node.inputs[0].name, rank)
+    totals = []
+    for axis in range(rank):
+        reach = dilations[axis] * (kernel[axis] - 1) + 1
+        if strides[axis] == 1:  # as many positions as before, whatever the size
+            totals.append(reach - 1)
+            continue
+        if size is None:
+            raise Inexact(Reason.SHAPE, "auto_pad with a stride needs a known size")
+        outputs = -(-size[axis] // strides[axis])
+        totals.append(max((outputs - 1) * strides[axis] + reach - size[axis], 0))
+    return totals
+
+
+def proved_size(scope: Scope, name: str, rank: int) -> tuple[int, ...] | None:
+    """Proved positions per spatial axis of a (N, C, *space) tensor with `rank` spatial axes."""
+    shape = scope.shape(name)
+    return static(shape[2:]) if shape is not None and len(shape) == rank + 2 else None

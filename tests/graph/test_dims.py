@@ -1,0 +1,113 @@
+"""What follows for the sizes of tensors, against the sizes that ONNX Runtime gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_repfuse.graph.dims import equal_shapes, known_dims
+from onnx_repfuse.graph.extents import Extent, Product, behind, over, plus, quotient, times, value
+from onnx_repfuse.graph.load import read_scopes
+from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.modelfile.document import Document
+from tests.build import Net
+from tests.heads import mlp_head, pyramid, shapes_at
+
+N = Extent("x", 2)
+
+
+def scope_of(model: onnx.ModelProto) -> Scope:
+    with Document.from_model(model) as document:
+        (scope,) = read_scopes(document)
+        return scope
+
+
+def disagreements(model: onnx.ModelProto, *dims: int) -> Iterator[str]:
+    shapes = shapes_at(model, x=dims)
+    for name, known in known_dims(scope_of(model)).items():
+        if name in shapes:
+            told = tuple(value(dim, lambda one: shapes[one.tensor][one.axis]) for dim in known)
+            if told != shapes[name]:
+                yield f"{name}: {told}, not {shapes[name]}"
+
+
+@pytest.mark.parametrize("exporter", ["legacy", "new"])
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+def test_all_sizes_of_a_head_follow_from_those_of_the_image(exporter: str, mode: str) -> None:
+    net = Net(3)
+    y = mlp_head(net, pyramid(net, (4, 6, 8)), (4, 6, 8), 5, exporter, mode=mode)
+    model = net.model(y)
+    dims = known_dims(scope_of(model))
+    assert {one.tensor for known in dims.values() for dim in known for one in _extents(dim)} <= {"x"}
+    assert dims[y] == (Extent("x", 0), 5, Extent("x", 2, 2, -1), Extent("x", 3, 2, -1))
+    for size in (1, 2, 3, 4, 5, 7, 8, 9, 17):
+        assert not list(disagreements(model, 2, 3, size, size + 1))
+
+
+def _extents(dim: int | Extent | Product) -> tuple[Extent, ...]:
+    return () if isinstance(dim, int) else (dim,) if isinstance(dim, Extent) else dim.extents
+
+
+def test_products_of_tensors_and_pools() -> None:
+    net = Net(4)
+    x = net.op("MaxPool", "x", kernel_shape=[2, 2], strides=[2, 2], pads=[0, 0, 1, 1])
+    rows = net.op("Reshape", x, net.const(np.array([0, 4, -1])))
+    scores = net.op("Softmax", net.op("MatMul", net.op("Transpose", rows, perm=[0, 2, 1]), rows))
+    model = net.model(net.op("MatMul", rows, scores))
+    for size in (2, 3, 4, 5):
+        assert not list(disagreements(model, 3, 4, size, size))
+    scope = scope_of(model)
+    assert equal_shapes(scope, [rows, model.graph.output[0].name])
+    assert not equal_shapes(scope, [rows, scores])
+
+
+def test_a_size_of_another_tensor_may_copy_one_where_it_is_zero() -> None:
+    """A 0 in the target of a Reshape copies a size. So what is asked of z says nothing certain of x."""
+    net = Net(4)
+    net.more_inputs.append(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, ["a", "b"]))
+    target = net.op("Concat", net.op("Shape", "z"), net.const(np.array([-1])), axis=0)
+    y = net.op("Reshape", "x", target)
+    dims = known_dims(scope_of(net.model(y)))
+    assert dims[y] == tuple(Extent(y, axis) for axis in range(3))
+
+
+def test_what_a_minus_one_stands_for_is_known() -> None:
+    net = Net(6)
+    batch = net.op("Slice", net.op("Shape", "x"), *(net.const(np.array([k])) for k in (0, 1)))
+    rest = net.op("Slice", net.op("Shape", "x"), *(net.const(np.array([k])) for k in (2, 4)))
+    target = net.op("Concat", batch, net.const(np.array([2, -1])), rest, axis=0)
+    y = net.op("Reshape", "x", target)
+    assert scope_of(net.model(y)).shape(y) == (None, 2, 3, None, None)
+
+
+def test_windows_sums_and_quotients_are_extents() -> None:
+    halved = behind(N, 2, -1)
+    assert halved == Extent("x", 2, 2, -1)
+    for n in range(1, 40):
+        assert value(halved, lambda _, n=n: n) == (n - 1) // 2 + 1
+    before = plus(N, -1)
+    assert before is not None
+    quarter = over(before, 4)
+    assert quarter is not None
+    assert plus(quarter, 1) == behind(halved, 2, -1)
+
+
+def test_a_quotient_that_may_be_cut_off_at_zero_is_none() -> None:
+    """ONNX Runtime divides -1 by 4 to 0, where the floor is -1."""
+    less = plus(N, -2)
+    assert less is not None
+    assert over(less, 4) is None
+
+
+def test_products_and_quotients() -> None:
+    other = Extent("x", 3)
+    area = times((2, N, other))
+    assert area == Product(2, (N, other))
+    assert quotient(times((6, area)), times((3, other))) == times((4, N))
+    assert quotient(area, times((N, N))) is None
+    assert quotient(area, 4) is None
+    assert quotient(area, 0) is None
+    assert times((area, 0)) == 0
