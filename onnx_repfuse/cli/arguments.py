@@ -2,7 +2,7 @@
 
 A field of `CliArguments` is an option. Its declaration has the flags, the default, the meaning, the field of `Options`
 it becomes, the key of the JSON report it fills, and the runs it has no meaning in. The click command, `to_options`,
-the tables of docs/cli.md and the sentences about contradictions are all made from it.
+the tables of docs/cli.md and the sentences about contradictions (`cli/contradictions.py`) are all made from it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,29 @@ from onnx_repfuse.cli import values
 from onnx_repfuse.errors import UsageError
 from onnx_repfuse.options import Options
 
-__all__ = ["USELESS", "CliArguments", "Option", "check", "declared", "flag_of", "to_options"]
+__all__ = [
+    "CONTRADICTIONS",
+    "GROUPS",
+    "TWO_OUTPUTS",
+    "USELESS",
+    "CliArguments",
+    "Option",
+    "declared",
+    "flag_of",
+    "to_options",
+]
 
 _Default = TypeVar("_Default")
+
+# The groups of `--help`, in order; docs/cli.md has a table for each.
+GROUPS = {
+    "run": "Runs",
+    "output": "Output",
+    "folds": "Folds",
+    "check": "Check and timing",
+    "batch": "Several models",
+    "terminal": "Terminal",
+}
 
 # What some runs do not do: the error for an option that is declared `useless=(run, ...)`.
 USELESS = {
@@ -27,15 +47,15 @@ USELESS = {
     "in_place": "{} needs both files, and --in-place overwrites one: give an output instead",
     "no_check": "--no-check runs no comparison, so {} has no meaning",
 }
-_TWO_OUTPUTS = "--in-place overwrites one input, so no output can be given besides it"
+TWO_OUTPUTS = "--in-place overwrites one input, so no output can be given besides it"
 _TWO_RUNS = "{} and {} contradict each other: each is a run of its own"
 CONTRADICTIONS = (
     ("plan", "explain", _TWO_RUNS.format("--plan", "--explain")),
     ("plan", "compare", _TWO_RUNS.format("--plan", "--compare")),
     ("explain", "compare", _TWO_RUNS.format("--explain", "--compare")),
     ("output", "out_dir", "-o and --out-dir contradict each other: give one of them"),
-    ("in_place", "output", _TWO_OUTPUTS),
-    ("in_place", "out_dir", _TWO_OUTPUTS),
+    ("in_place", "output", TWO_OUTPUTS),
+    ("in_place", "out_dir", TWO_OUTPUTS),
     ("quiet", "verbose", "-q and -v contradict each other"),
 )
 _FUSING_ONLY = ("compare", "explain")
@@ -48,13 +68,14 @@ class Option:
     Attributes:
         flags: as click takes them; "--check/--no-check" is a switch and its opposite, "json_file" the field's name.
         help: the sentence of `--help`.
-        table: the table of docs/cli.md it stands in: "run", "output", "folds", "check", "batch" or "terminal".
+        table: the group of `--help`, and the table of docs/cli.md, it stands in: a key of `GROUPS`.
         more: what docs/cli.md says after `help`, in Markdown.
         metavar: how `--help` calls its value.
         type: of the value, for click; None where the default tells it. A list holds the choices.
         bare: the value that the flag alone stands for; "" if it needs one.
         library: the field of `Options`, "" if it has none.
         parse: the value of that field from the words given; they are the value without it.
+        complete: what a shell completes its value with, a key of `completion.VALUES`; "" for nothing.
         report: the key of the JSON report that holds what it asks for, "" if there is none.
         useless: the runs it has no meaning in, keys of `USELESS`.
     """
@@ -68,6 +89,7 @@ class Option:
     bare: str = ""
     library: str = ""
     parse: Callable[[Any], Any] | None = None
+    complete: str = ""
     report: str = ""
     useless: tuple[str, ...] = ()
 
@@ -85,11 +107,11 @@ class CliArguments:
     output: str | None = _option(
         "-o --output", None, "Write here [default: MODEL.fused.onnx, beside the input].",
         more="An older file is replaced.",
-        table="output", metavar="FILE", useless=_FUSING_ONLY,
+        complete="file", table="output", metavar="FILE", useless=_FUSING_ONLY,
     )
     out_dir: str | None = _option(
         "--out-dir", None, "Fuse several models into this folder, under their own names.",
-        table="output", metavar="DIR", useless=_FUSING_ONLY,
+        complete="dir", table="output", metavar="DIR", useless=_FUSING_ONLY,
     )
     in_place: bool = _option(
         "--in-place", False, "Overwrite the input.",
@@ -124,13 +146,13 @@ class CliArguments:
     json_file: str | None = _option(
         "--json json_file", None, "Write the report as JSON; - is standard output.",
         more="[The JSON report](json-schema.md), key by key. Standard output then carries nothing else.",
-        table="output", metavar="FILE|-", useless=("explain",),
+        complete="file", table="output", metavar="FILE|-", useless=("explain",),
     )
     report_file: str | None = _option(
         "--report report_file", None, "Write the report as one HTML page.",
         more="It needs no other file, and shows operators before and after, latency, error against noise, a "
         "picture of every fold, and the refusals.",
-        table="output", metavar="FILE.html", useless=("explain",),
+        complete="file", table="output", metavar="FILE.html", useless=("explain",),
     )
     bench: bool = _option(
         "--bench", False, "Time the original and the fused model, interleaved.",
@@ -164,13 +186,13 @@ class CliArguments:
     input_data: tuple[str, ...] = _option(
         "--input-data", (), "Real inputs: NAME:FILE.npy, FILE.npz or an ONNX test_data_set folder (repeatable).",
         more="They replace the random ones.",
-        table="check", metavar="[NAME:]PATH", library="input_data", parse=values.input_data,
+        complete="file", table="check", metavar="[NAME:]PATH", library="input_data", parse=values.input_data,
     )
     custom_ops: tuple[str, ...] = _option(
         "--custom-ops", (), "A library with custom operators for ONNX Runtime (repeatable).",
         more="Without it, the folds of a model that needs them are proved one by one, and its outputs are *not "
         "observed*.",
-        table="check", metavar="LIB.so", library="custom_ops", parse=values.libraries,
+        complete="file", table="check", metavar="LIB.so", library="custom_ops", parse=values.libraries,
         useless=("explain", "plan"),
     )
     precision_study: bool = _option(
@@ -180,17 +202,20 @@ class CliArguments:
     )
     skip: tuple[str, ...] = _option(
         "--skip", (), "Leave out folds of these kinds.",
-        table="folds", metavar="KIND,..", useless=("compare",), library="skip", parse=values.skip_kinds,
+        complete="kinds", table="folds", metavar="KIND,..", useless=("compare",),
+        library="skip", parse=values.skip_kinds,
     )
     only: tuple[str, ...] = _option(
         "--only", (), "Make only folds of these kinds.", more="A fold that absorbs several kinds needs all of them.",
-        table="folds", metavar="KIND,..", useless=("compare",), library="only", parse=values.only_kinds,
+        complete="kinds", table="folds", metavar="KIND,..", useless=("compare",),
+        library="only", parse=values.only_kinds,
     )
     avoid: tuple[str, ...] = _option(
         "--avoid", (), "Write none of these operators, which the target cannot run.",
         more="A BatchNormalization that stays becomes Mul and Add. Of other operators, those that are there stay; "
         "`--fail-on-remaining` tells.",
-        table="folds", metavar="OP,..", useless=("compare",), library="avoid", parse=values.operators,
+        complete="operators", table="folds", metavar="OP,..", useless=("compare",),
+        library="avoid", parse=values.operators,
     )
     keep: tuple[str, ...] = _option(
         "--keep", (), "Leave nodes alone whose name matches.",
@@ -200,7 +225,7 @@ class CliArguments:
     fail_on_remaining: tuple[str, ...] = _option(
         "--fail-on-remaining", (), "Exit 4 if any of these operators remain.",
         more="The result is written nevertheless. For targets that reject, say, BatchNormalization.",
-        table="check", metavar="OP,..", report="gates", useless=_FUSING_ONLY,
+        complete="operators", table="check", metavar="OP,..", report="gates", useless=_FUSING_ONLY,
     )
     freeze_initializers: bool = _option(
         "--freeze-initializers", False, "Make constants of weights that are graph inputs too (callers may set them).",
@@ -289,77 +314,3 @@ def to_options(given: CliArguments) -> Options:
     if both:
         raise UsageError(f"--skip and --only both name '{both[0]}'")
     return options
-
-
-def check(given: CliArguments) -> None:
-    """Raise UsageError with one sentence if two options contradict each other."""
-    if not given.models:
-        raise UsageError("no model was given; --help shows how")
-    # The run is checked before its files: "--compare writes nothing" says more than a count of files.
-    for rule in (_empty_names, _contradictions, _useless, _file_count, _jobs):
-        for problem in rule(given):
-            raise UsageError(problem)
-
-
-def _given(given: CliArguments) -> dict[str, Option]:
-    """The options that are not at their default, by field."""
-    return {entry.name: option for entry, option in declared() if getattr(given, entry.name) != entry.default}
-
-
-def _empty_names(given: CliArguments) -> Iterator[str]:
-    """An empty word is what a shell makes of a variable that is not set."""
-    if "" in given.models:
-        yield "the name given for the model is empty"
-    for name, option in _given(given).items():
-        value = getattr(given, name)
-        if value == "" or (name == "input_data" and "" in value):
-            yield f"the name given for {flag_of(option)} is empty"
-
-
-def _contradictions(given: CliArguments) -> Iterator[str]:
-    present = _given(given).keys()
-    for first, second, sentence in CONTRADICTIONS:
-        if {first, second} <= present:
-            yield sentence
-
-
-def _useless(given: CliArguments) -> Iterator[str]:
-    """Options that the run asked for does not use."""
-    present = _given(given)
-    runs = {*present, *(() if given.check else ("no_check",))}
-    for run, sentence in USELESS.items():
-        if run in runs:
-            yield from (
-                sentence.format(flag_of(option)) for option in present.values() if run in option.useless
-            )
-    # With --bench the data has a use: it is what the models are timed on.
-    if given.input_data and not (given.check or given.bench):
-        yield USELESS["no_check"].format("--input-data")
-
-
-def _file_count(given: CliArguments) -> Iterator[str]:
-    count = len(given.models)
-    if given.compare:
-        if count != 2:
-            yield f"--compare takes two models, not {count}"
-    elif given.explain is not None:
-        if count > 1:
-            yield USELESS["explain"].format("an output file")
-    elif given.in_place:
-        if count > 1:
-            yield _TWO_OUTPUTS
-    elif count > 2 and not given.many:
-        yield f"{count} files were given: with more than two, all are models and --out-dir is needed"
-    elif count == 2 and given.output is not None:
-        yield "the output is given twice: by -o and as the second file; give one of them"
-
-
-def _jobs(given: CliArguments) -> Iterator[str]:
-    if given.jobs is None:
-        return
-    if not given.many:
-        yield "--jobs is for several models: it needs --out-dir"
-    if given.jobs == 0:
-        yield "--jobs takes a number of processes, or -1 for one per core; not 0"
-    if given.bench and given.jobs != 1:
-        yield "--bench times one model at a time, so --jobs has no meaning"

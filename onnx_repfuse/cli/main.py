@@ -17,6 +17,8 @@ import click
 
 from onnx_repfuse import __version__
 from onnx_repfuse.cli.arguments import CliArguments, declared
+from onnx_repfuse.cli.completion import complete
+from onnx_repfuse.cli.grouped_help import GroupedCommand
 from onnx_repfuse.cli.values import KIND_HELP
 from onnx_repfuse.errors import RepfuseError
 from onnx_repfuse.report.formatting import clean
@@ -69,6 +71,7 @@ def _click_options() -> list[click.Parameter]:
         if option.bare:
             settings |= {"is_flag": False, "flag_value": option.bare}
         names = [*option.flags] if entry.name in option.flags else [*option.flags, entry.name]
+        settings["shell_complete"] = complete(option.complete)
         options.append(click.Option(names, type=kind, metavar=option.metavar, help=option.help, **settings))
     printing: dict[str, Any] = {"is_flag": True, "expose_value": False, "is_eager": True}
     listing = click.Option(
@@ -80,7 +83,7 @@ def _click_options() -> list[click.Parameter]:
     return [*options, listing, version]
 
 
-class _Command(click.Command):
+class _Command(GroupedCommand):
     """A command whose options with an optional value take the next word only if it is such a value."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
@@ -95,10 +98,13 @@ class _Command(click.Command):
         return super().parse_args(context, words)
 
 
+_MODELS = click.Argument(
+    ["models"], nargs=-1, metavar="MODEL.onnx [OUTPUT.onnx]", shell_complete=complete("file")
+)
 command = _Command(
     "onnx-repfuse",
     callback=lambda **words: CliArguments(**words),
-    params=[click.Argument(["models"], nargs=-1, metavar="MODEL.onnx [OUTPUT.onnx]"), *_click_options()],
+    params=[_MODELS, *_click_options()],
     help=_HELP,
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from onnx_repfuse.cli import arguments, paths
+from onnx_repfuse.cli import arguments, contradictions, paths
 from onnx_repfuse.cli.arguments import CliArguments
 from onnx_repfuse.cli.progress import progress
 from onnx_repfuse.cli.task import Task, check_ops, run
@@ -26,7 +26,7 @@ PIPE_WIDTH = 10_000  # characters
 
 def execute(given: CliArguments, version: str) -> int:
     """Do what was asked and return the exit code. Raises RepfuseError for what stops all of it."""
-    arguments.check(given)
+    contradictions.check(given)
     options = arguments.to_options(given)
     gates = words(given.fail_on_remaining)
     pairs = paths.targets(given)

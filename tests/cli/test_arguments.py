@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from onnx_repfuse import Options, UsageError
-from onnx_repfuse.cli.arguments import USELESS, CliArguments, check, declared, to_options
+from onnx_repfuse.cli.arguments import USELESS, CliArguments, declared, to_options
+from onnx_repfuse.cli.contradictions import check
 
 LIBRARY_PAGE = Path(__file__).parents[2] / "docs" / "library.md"
 

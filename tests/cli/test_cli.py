@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnx_repfuse.cli.arguments import GROUPS, declared
 from onnx_repfuse.cli.main import main
 from onnx_repfuse.errors import InputError, UsageError, VerificationError
 from onnx_repfuse.records.report import Kind
@@ -548,6 +549,48 @@ def test_help_version_kinds(capsys):
     assert capsys.readouterr().out.startswith("onnx-repfuse 0.")
     assert main(["--list-kinds"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [str(kind) for kind in Kind]
+
+
+def test_help_has_every_option_in_its_group(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    begins = [out.index(f"\n{title}:\n") for title in GROUPS.values()]
+    assert begins == sorted(begins)
+    for (group, title), end in zip(GROUPS.items(), [*begins[1:], len(out)], strict=True):
+        section = out[out.index(f"\n{title}:\n") : end]
+        for _, option in declared():
+            assert (f"\n  {option.flags[0].split('/')[0]}" in section) == (option.table == group)
+
+
+@pytest.mark.parametrize(
+    ("words", "last", "found"),
+    [
+        ("onnx-repfuse --fail-on-rem", 1, ["plain,--fail-on-remaining"]),
+        ("onnx-repfuse net.onnx --skip af", 3, ["plain,affine"]),
+        ("onnx-repfuse net.onnx --only affine,pa", 3, ["plain,affine,pad"]),
+        ("onnx-repfuse net.onnx --avoid batchno", 3, ["plain,BatchNormalization"]),
+        ("onnx-repfuse net.onnx -O ", 3, ["plain,1", "plain,2"]),
+        ("onnx-repfuse ne", 1, ["file,ne"]),
+        ("onnx-repfuse net.onnx --out-dir d", 3, ["dir,d"]),
+    ],
+)
+def test_a_shell_completes_options_kinds_operators_and_files(monkeypatch, capsys, words, last, found):
+    monkeypatch.setenv("_ONNX_REPFUSE_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(last))
+    with pytest.raises(SystemExit):
+        main([])
+    assert capsys.readouterr().out.split() == found
+
+
+@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+def test_the_line_of_the_documentation_gives_a_shell_its_completion(monkeypatch, capsys, name):
+    page = (MODELS.parent / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert f"_ONNX_REPFUSE_COMPLETE={name}_source onnx-repfuse" in page
+    monkeypatch.setenv("_ONNX_REPFUSE_COMPLETE", f"{name}_source")
+    with pytest.raises(SystemExit):
+        main([])
+    assert f"_ONNX_REPFUSE_COMPLETE={name}_complete" in capsys.readouterr().out
 
 
 def test_help_imports_nothing_heavy():
