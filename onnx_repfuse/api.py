@@ -24,8 +24,8 @@ from onnx_repfuse.pipeline.level import at_level
 from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import make_plan
 from onnx_repfuse.pipeline.run import run
+from onnx_repfuse.pipeline.runtime import runtime_of
 from onnx_repfuse.records.report import Report
-from onnx_repfuse.records.runtime import with_custom_ops
 from onnx_repfuse.records.verdict import Verification
 
 if TYPE_CHECKING:
@@ -139,6 +139,8 @@ def verify(
     rtol: float | None = None,
     atol: float | None = None,
     custom_ops: Sequence[str | os.PathLike[str]] = (),
+    provider: str | None = None,
+    threads: int = 1,
 ) -> Verification:
     """Compare the outputs of two models that have the same inputs and outputs.
 
@@ -150,12 +152,15 @@ def verify(
         feeds: shapes or data of the inputs; random data without it.
         rtol, atol: the tolerance, `|difference| <= atol + rtol * |y|`, instead of the one measured from noise.
         custom_ops: shared libraries with custom operators, registered with ONNX Runtime.
+        provider: its execution provider to run both on; None is its CPU provider.
+        threads: of an operator; 0 is one per core.
 
     Returns:
         The verdicts on every output; true if they are equal.
 
     Raises:
         InputError: a model cannot be read, or the original does not run.
+        UsageError: the installed ONNX Runtime does not have the provider.
 
     >>> model = onnx.parser.parse_model('''
     ...     <ir_version: 8, opset_import: ["" : 17]>
@@ -167,7 +172,7 @@ def verify(
     from onnx_repfuse.verifier.outputs.compare import verify_outputs
 
     given = _plain(original), _plain(fused)
-    runtime = with_custom_ops(tuple(map(Path, custom_ops)))
+    runtime = runtime_of(Options(custom_ops=tuple(map(Path, custom_ops)), provider=provider, threads=threads))
     # InputError for a file that cannot be read: it is not a different model.
     with safe_to_run(*(model for model in given if isinstance(model, Path))) as files:
         paths = iter(files)

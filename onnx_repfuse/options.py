@@ -34,6 +34,9 @@ class Options:
         rtol, atol: the tolerance of the outputs, `atol + rtol * abs(y)`, instead of the one measured from noise.
         input_shapes: input name -> shape to verify with.
         input_data: (input name or None, file) to verify with: .npy of an input, .npz, a test_data_set folder.
+        provider: the execution provider of ONNX Runtime that whole models run on, to compare and time them; None is its
+            CPU provider. Folds are proved one by one on the CPU, whatever the provider.
+        threads: of an operator, when whole models run; 0 is one per core.
         custom_ops: shared libraries with custom operators, registered with ONNX Runtime to verify the model. Without
             them, folds of a model that needs them are proved one by one, and its outputs are not observed.
         external: True writes large weights as external data; None does so if the input did, or if protobuf's limit of
@@ -62,6 +65,8 @@ class Options:
     atol: float | None = None
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     input_data: tuple[tuple[str | None, Path], ...] = ()
+    provider: str | None = None
+    threads: int = 1
     custom_ops: tuple[Path, ...] = ()
     external: bool | None = None
     precision_study: bool = False
@@ -82,6 +87,8 @@ class Options:
             raise UsageError(f"Options.level is 1 or 2, not {self.level}")
         if self.opset is not None and self.opset < 1:
             raise UsageError(f"opset must be a number > 0, not {self.opset}")
+        if self.threads < 0:
+            raise UsageError(f"threads must be a number >= 0, not {self.threads}")
         for name in ("rtol", "atol"):
             value = getattr(self, name)
             if value is not None and not (isfinite(value) and value >= 0):

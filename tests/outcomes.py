@@ -114,7 +114,14 @@ def outcome(folds: int = 3, evil: str = "", status: Status = Status.PASSED, erro
         ),
     )  # fmt: skip
     bench = Bench(
-        (10.0, 9.0, 11.0), (5.0, 4.5, 5.5), (2.0, 1.9, 2.1), 20, 1, {"x": (1, 3, 32, 32)}, (1.2, 1.1, 1.3)
+        (10.0, 9.0, 11.0),
+        (5.0, 4.5, 5.5),
+        (2.0, 1.9, 2.1),
+        20,
+        1,
+        {"x": (1, 3, 32, 32)},
+        warm_up=40,
+        as_zero=(1.2, 1.1, 1.3),
     )
     return Outcome(
         "fuse",

@@ -156,7 +156,8 @@ class CliArguments:
     )
     bench: bool = _option(
         "--bench", False, "Time the original and the fused model, interleaved.",
-        more="In one thread, with ONNX Runtime's optimizations on. Also says what the session's setting "
+        more="With ONNX Runtime's optimizations on, in one thread unless `--threads` says otherwise. One word says "
+        "whether the result is faster, equal or slower. On the CPU provider, also says what the session's setting "
         "`session.set_denormal_as_zero` would gain: more than nothing if weights or activations are subnormal.",
         table="check", report="bench", useless=("explain", "plan", "in_place"),
     )
@@ -187,6 +188,16 @@ class CliArguments:
         "--input-data", (), "Real inputs: NAME:FILE.npy, FILE.npz or an ONNX test_data_set folder (repeatable).",
         more="They replace the random ones.",
         complete="file", table="check", metavar="[NAME:]PATH", library="input_data", parse=values.input_data,
+    )
+    provider: str | None = _option(
+        "--provider", None, "Execution provider of ONNX Runtime to compare and time on [default: CPU].",
+        more="Any that the installed ONNX Runtime has; `openvino` is `OpenVINOExecutionProvider`. Folds are proved "
+        "one by one on the CPU, whatever the provider.",
+        complete="providers", table="check", metavar="NAME", library="provider", useless=("explain", "plan"),
+    )
+    threads: int = _option(
+        "--threads", 1, "Threads to compare and time with [default: 1]; 0 is one per core.",
+        table="check", metavar="N", type=int, library="threads", useless=("explain", "plan"),
     )
     custom_ops: tuple[str, ...] = _option(
         "--custom-ops", (), "A library with custom operators for ONNX Runtime (repeatable).",

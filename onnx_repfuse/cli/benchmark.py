@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["measure", "measure_as_zero"]
 
 _MIN_BLOCK = 0.01  # seconds; a fast model is run several times, so that reading the clock does not count
-_WARM_UP = 2  # runs; the first ones allocate memory
+_WARM_UP = 3  # runs at least; the first ones allocate memory, and some providers compile then
+_WARM_UP_SECONDS = 0.3  # that a processor takes to leave its idle clock
+_MAX_WARM_UP = 100
 _MIN_ROUNDS, _MAX_ROUNDS = 7, 200
 
 
@@ -64,7 +66,8 @@ def measure(
         feed, shapes = _feed(original, first, spec)
         values = [feed[port.name] for port in first.inputs]  # the inputs of the two may have different names
         other = {port.name: value for port, value in zip(second.inputs, values, strict=True)}
-        before, after = _rounds(partial(_time, (first, feed)), partial(_time, (second, other)), seconds)
+        timed = partial(_time, (first, feed)), partial(_time, (second, other))
+        before, after, warm_up = _rounds(*timed, seconds)
     ratios = [a / b for a, b in zip(before, after, strict=True)]
     return Bench(
         _quartiles([1000 * value for value in before]),
@@ -73,6 +76,8 @@ def measure(
         len(before),
         runtime.threads,
         shapes,
+        runtime.providers[0],
+        warm_up,
     )
 
 
@@ -107,7 +112,7 @@ def _gain_as_zero(
             def in_thread(repeats: int) -> float:
                 return thread.submit(_time, timed, repeats).result()
 
-            without, with_setting = _rounds(in_thread, partial(_time, timed), seconds)
+            without, with_setting, _ = _rounds(in_thread, partial(_time, timed), seconds)
     return _quartiles([a / b for a, b in zip(without, with_setting, strict=True)])
 
 
@@ -126,10 +131,13 @@ def _feed(
 
 def _rounds(
     first: Callable[[int], float], second: Callable[[int], float], seconds: float
-) -> tuple[list[float], list[float]]:
-    """Seconds per run of each, one for each round; both take how often to run."""
-    first(_WARM_UP)
-    second(_WARM_UP)
+) -> tuple[list[float], list[float], int]:
+    """(seconds per run of each, one for each round, runs to warm up); both take how often to run."""
+    begin, warm_up = time.perf_counter(), 0
+    while warm_up < _WARM_UP or (time.perf_counter() - begin < _WARM_UP_SECONDS and warm_up < _MAX_WARM_UP):
+        first(1)
+        second(1)
+        warm_up += 1
     repeats = max(1, round(_MIN_BLOCK / max(first(1), 1e-6)))
     times: tuple[list[float], list[float]] = ([], [])
     measured = (first, second)
@@ -140,7 +148,7 @@ def _rounds(
         # The order alternates, since the second of a round finds a warmer cache and a hotter processor.
         for index in (0, 1) if count % 2 == 0 else (1, 0):
             times[index].append(measured[index](repeats))
-    return times
+    return (*times, warm_up)
 
 
 def _time(timed: _Timed, repeats: int) -> float:

@@ -28,8 +28,18 @@ def _operators() -> dict[str, str]:
     return dict.fromkeys(sorted({schema.name for schema in onnx.defs.get_all_schemas()}), "")
 
 
+def _providers() -> dict[str, str]:
+    from onnx_repfuse.verifier.providers import available
+
+    return dict.fromkeys(available(), "")
+
+
 # The words for a value, with what each means. Several may stand in one value, with commas.
-VALUES: dict[str, Callable[[], dict[str, str]]] = {"kinds": _kinds, "operators": _operators}
+VALUES: dict[str, Callable[[], dict[str, str]]] = {
+    "kinds": _kinds,
+    "operators": _operators,
+    "providers": _providers,
+}
 _PATHS = {"file": "file", "dir": "dir"}  # which the shell lists itself
 
 

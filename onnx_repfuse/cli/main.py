@@ -65,7 +65,7 @@ def _click_options() -> list[click.Parameter]:
             settings["is_flag"] = True
         elif isinstance(entry.default, tuple):
             settings = {"multiple": True}
-        elif isinstance(entry.default, int):
+        elif option.metavar is None and isinstance(entry.default, int):
             settings["count"] = True
         kind = click.Choice(option.type) if isinstance(option.type, list) else option.type
         if option.bare:

@@ -16,6 +16,7 @@ from onnx_repfuse.cli.progress import progress
 from onnx_repfuse.cli.task import Task, check_ops, run
 from onnx_repfuse.cli.values import words
 from onnx_repfuse.options import Options
+from onnx_repfuse.pipeline.runtime import runtime_of
 from onnx_repfuse.records.outcome import Outcome, worst
 from onnx_repfuse.report.formatting import clean
 
@@ -31,6 +32,8 @@ def execute(given: CliArguments, version: str) -> int:
     gates = words(given.fail_on_remaining)
     pairs = paths.targets(given)
     paths.check_reports(given, pairs)
+    if given.provider is not None:
+        runtime_of(options)
     if gates:
         check_ops("--fail-on-remaining", gates)
     _check_peer(options)

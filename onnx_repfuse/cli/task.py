@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from onnx_repfuse.errors import InputError, RepfuseError, UsageError
 from onnx_repfuse.records.outcome import Bench, Gate, Outcome
-from onnx_repfuse.records.runtime import with_custom_ops
+from onnx_repfuse.records.runtime import DEFAULT_RUNTIME
 from onnx_repfuse.records.verdict import Status
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def _gated(outcome: Outcome, report: Report, task: Task, but: str) -> Outcome:
 
 def _compare(task: Task, progress: Progress) -> Outcome:
     from onnx_repfuse.modelfile.snapshot import safe_to_run
+    from onnx_repfuse.pipeline.runtime import runtime_of
     from onnx_repfuse.verifier.outputs.compare import verify_outputs
 
     rtol, atol = task.options.rtol, task.options.atol
@@ -126,7 +127,7 @@ def _compare(task: Task, progress: Progress) -> Outcome:
             spec=_feeds(task),
             rtol=rtol,
             atol=atol,
-            runtime=with_custom_ops(task.options.custom_ops),
+            runtime=runtime_of(task.options),
             optimized=True,
             by_position=True,
         )
@@ -164,22 +165,25 @@ def _feeds(task: Task) -> FeedSpec:
 def _bench(task: Task, progress: Progress) -> Bench:
     from onnx_repfuse.cli.benchmark import measure, measure_as_zero
     from onnx_repfuse.modelfile.snapshot import safe_to_run
+    from onnx_repfuse.pipeline.runtime import runtime_of
 
     progress("timing", 0, 0)
-    runtime = with_custom_ops(task.options.custom_ops)
+    runtime = runtime_of(task.options)
     with safe_to_run(Path(task.model), Path(task.output)) as (first, second):
         bench = measure(first, second, _feeds(task), runtime=runtime)
-        if task.command == "compare":  # of two models, whose inputs may have other names
+        # Of a comparison, the inputs may have other names; and of the setting, other providers know nothing.
+        if task.command == "compare" or runtime.providers != DEFAULT_RUNTIME.providers:
             return bench
         return replace(bench, as_zero=measure_as_zero(second, _feeds(task), runtime=runtime))
 
 
 def _precision(task: Task, progress: Progress) -> tuple[Precision, ...]:
     from onnx_repfuse.modelfile.snapshot import safe_to_run
+    from onnx_repfuse.pipeline.runtime import runtime_of
     from onnx_repfuse.verifier.outputs.float64_study import study
 
     progress("comparing with float64", 0, 0)
-    runtime = with_custom_ops(task.options.custom_ops)
+    runtime = runtime_of(task.options)
     with safe_to_run(Path(task.model), Path(task.output)) as (first, second):
         return study(first, second, spec=_feeds(task), runtime=runtime)
 

@@ -13,9 +13,9 @@ from onnx_repfuse.modelfile.snapshot import snapshot
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.bans import FailedFold
 from onnx_repfuse.pipeline.plan_model import FoldKey, ModelPlan, make_plan
+from onnx_repfuse.pipeline.runtime import runtime_of
 from onnx_repfuse.planner.flush.flushing import Flushing
 from onnx_repfuse.records.reasons import Reason
-from onnx_repfuse.records.runtime import with_custom_ops
 from onnx_repfuse.records.verdict import Status, Verification
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def measure(document: Document, options: Options, folder: Path) -> Baseline | st
     if original is None or document.has_external_data:
         original = snapshot(document, folder)
     document.release()  # ONNX Runtime needs the memory now
-    runtime = with_custom_ops(options.custom_ops)
+    runtime = runtime_of(options)
     try:
         return measure_original(
             original, spec=spec, runtime=runtime, defer_noise=True, skeleton=document.model

@@ -26,10 +26,11 @@ from onnx_repfuse.pipeline.level import at_level
 from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import ModelPlan, make_plan
 from onnx_repfuse.pipeline.prove_folds import prove_folds
+from onnx_repfuse.pipeline.runtime import runtime_of
 from onnx_repfuse.pipeline.spoken_paths import SpokenPaths
 from onnx_repfuse.pipeline.unrun_models import unobserved
 from onnx_repfuse.records.report import Report
-from onnx_repfuse.records.runtime import with_custom_ops
+from onnx_repfuse.records.runtime import DEFAULT_RUNTIME
 from onnx_repfuse.records.verdict import FoldVerdict, Status, Verification
 
 if TYPE_CHECKING:
@@ -70,12 +71,15 @@ def run(
 
     Raises:
         InputError: the model is not valid, or does not run.
+        UsageError: the installed ONNX Runtime does not have the provider.
         OutputError: the result cannot be written.
         VerificationError: it was not proved equal or, under `Options.strict`, not observed. Its `report` attribute
             has the figures.
 
     Whatever it raises, nothing was written.
     """
+
+    runtime_of(options)  # a provider that is not there is found before the work begins
 
     def go(given: Document, chosen: Options) -> Report:
         return _run(given, output, chosen, name=name, output_name=output_name, progress=progress or _silent)
@@ -246,7 +250,8 @@ class _Run:
     def _prove(self, baseline: Baseline | str) -> list[FoldVerdict] | None:
         """Judge each fold by itself; None if any failed."""
         with self._timed("probe"):
-            runtime = with_custom_ops(self.options.custom_ops)
+            # On the CPU, whatever the provider: folds are held to float32's own bounds.
+            runtime = replace(DEFAULT_RUNTIME, custom_ops=tuple(self.options.custom_ops))
             failed, verdicts = prove_folds(
                 self.plan, baseline, runtime, lambda done, total: self.progress("probing", done, total)
             )

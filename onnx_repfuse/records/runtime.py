@@ -1,18 +1,16 @@
 """How models are run: the one value for what ONNX Runtime can be told about providers, threads and optimization.
 
 Everything that runs a model takes a `Runtime`, and `verifier.session.open_session` alone reads it. It is a plain
-record so that options can be turned into one without importing a runtime. An option for providers or threads becomes a
-field of `Options` and an argument of `with_custom_ops`, as the custom operators did.
+record so that options can be turned into one without importing a runtime: `pipeline.runtime.runtime_of` does that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["DEFAULT_RUNTIME", "Runtime", "with_custom_ops"]
+__all__ = ["DEFAULT_RUNTIME", "Runtime"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +18,10 @@ class Runtime:
     """What a session is opened with.
 
     Attributes:
-        providers: execution providers, in ONNX Runtime's order of preference.
-        threads: threads within an operator (`intra_op_num_threads`). Operators run one after another.
+        providers: execution providers, in ONNX Runtime's order of preference; what they do not take runs on its own
+            CPU provider.
+        threads: threads within an operator (`intra_op_num_threads`), 0 for one per core. Operators run one after
+            another.
         optimization: a level of `onnxruntime.GraphOptimizationLevel`. Models are compared unoptimized, where each
             node computes what it says; latency is measured with ORT_ENABLE_ALL.
         custom_ops: shared libraries with custom operators.
@@ -48,8 +48,3 @@ class Runtime:
 
 
 DEFAULT_RUNTIME = Runtime()
-
-
-def with_custom_ops(libraries: Sequence[Path]) -> Runtime:
-    """The default runtime, with these libraries of custom operators."""
-    return replace(DEFAULT_RUNTIME, custom_ops=tuple(libraries))

@@ -154,6 +154,8 @@ class Verification:
     Attributes:
         outputs, folds, changes: the verdicts; of `changes`, those that are proved as folds are.
         judge: what ran the whole models: "onnxruntime", or "reference" for onnx's reference evaluator.
+        provider: the execution provider that whole models ran on.
+        threads: of an operator; 0 is one per core.
         seeds: the seeds of the generated inputs; empty for user data.
         shapes: the input shapes that were run: one dict (input name -> shape) each.
         notes: sentences on what was left out and why.
@@ -165,6 +167,8 @@ class Verification:
     folds: tuple[FoldVerdict, ...] = ()
     changes: tuple[FoldVerdict, ...] = ()
     judge: str = "onnxruntime"
+    provider: str = "CPUExecutionProvider"
+    threads: int = 1
     seeds: tuple[int, ...] = ()
     shapes: tuple[dict[str, tuple[int, ...]], ...] = ()
     notes: tuple[str, ...] = ()

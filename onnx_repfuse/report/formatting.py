@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from onnx_repfuse.records.report import Counts, Report
 
 __all__ = [
+    "CPU",
     "as_zero_sentence",
     "clean",
     "compared_alone",
@@ -20,12 +21,14 @@ __all__ = [
     "percent",
     "plural",
     "quantity",
+    "ran_on",
     "simplifier_sentences",
     "size",
     "totals",
 ]
 
 
+CPU = "CPUExecutionProvider"
 _CLEAR_GAIN = 1.05  # what a busy machine does not make by chance
 
 
@@ -149,6 +152,16 @@ def compared_alone(count: int, noun: str) -> str:
     ('2 folds, each compared by itself', '1 fold, compared by itself')
     """
     return f"{plural(count, noun)}, {'compared' if count == 1 else 'each compared'} by itself"
+
+
+def ran_on(provider: str, threads: int) -> str:
+    """On what models ran; the CPU's provider goes without saying.
+
+    >>> ran_on(CPU, 2), ran_on("XProvider", 0)
+    ('2 threads', 'XProvider, a thread per core')
+    """
+    counted = plural(threads, "thread") if threads else "a thread per core"
+    return counted if provider == CPU else f"{clean(provider)}, {counted}"
 
 
 def plural(count: int, noun: str) -> str:

@@ -17,6 +17,7 @@ from onnx_repfuse.report.formatting import (
     percent,
     plural,
     quantity,
+    ran_on,
     totals,
 )
 
@@ -49,7 +50,7 @@ def tiles(report: Report, bench: Bench | None) -> str:
     if before.macs is not None and after.macs is not None:
         cells.append(("MACs", quantity(after.macs), percent(before.macs, after.macs)))
     if bench is not None:
-        cells.append(("speed", f"{bench.ratio[0]:.2f}x", ""))
+        cells.append(("speed", f"{bench.ratio[0]:.2f}x", bench.word))
     if report.seconds:
         cells.append(("took", duration(sum(report.seconds.values())), ""))
     body = "".join(
@@ -94,10 +95,11 @@ def bench_bars(bench: Bench) -> str:
     )
     as_zero = f"<p>{escape(as_zero_sentence(bench))}</p>" if bench.as_zero else ""
     shapes = "; ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in bench.shapes.items())
+    how = escape(ran_on(bench.provider, bench.threads))
     return (
-        f'<div class="bars">{rows}</div><p><strong>{bench.ratio[0]:.2f}x</strong> as fast '
+        f'<div class="bars">{rows}</div><p><strong>{bench.word.capitalize()}</strong>: {bench.ratio[0]:.2f}x as fast '
         f"({bench.ratio[1]:.2f}&ndash;{bench.ratio[2]:.2f} between the quartiles of {bench.rounds} interleaved rounds, "
-        f"{plural(bench.threads, 'thread')}, {escape(shapes)})</p>{as_zero}"
+        f"{plural(bench.warm_up, 'run')} to warm up, {how}, {escape(shapes)})</p>{as_zero}"
     )
 
 

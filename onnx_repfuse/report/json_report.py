@@ -27,12 +27,12 @@ SCHEMA = 2
 
 # The keys of records whose fields are not the keys, in order.
 _KEYS: dict[type, str] = {
-    Bench: "ratio original_ms fused_ms rounds threads shapes as_zero",
+    Bench: "word ratio original_ms fused_ms rounds warm_up threads provider shapes as_zero",
     Counts: "ops nodes parameters bytes macs",
     FoldVerdict: "output scope status stages",
     Fold: "output kind kinds scope absorbed created sources macs_before macs_after",
     Precision: "output original fused worst_original worst_fused factor",
-    Verification: "status judge seeds shapes runs notes outputs folds changes",
+    Verification: "status judge provider threads seeds shapes runs notes outputs folds changes",
 }
 _ATTRIBUTES = {(Bench, "original_ms"): "original", (Bench, "fused_ms"): "fused"}  # of keys with another name
 # Tuples that become objects, and the keys of their members.

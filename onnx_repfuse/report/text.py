@@ -13,6 +13,7 @@ from rich.text import Text
 
 from onnx_repfuse.report.advice import advice, brief, by_reason
 from onnx_repfuse.report.formatting import (
+    CPU,
     as_zero_sentence,
     clean,
     compared_alone,
@@ -20,6 +21,7 @@ from onnx_repfuse.report.formatting import (
     figure,
     percent,
     plural,
+    ran_on,
     simplifier_sentences,
     size,
     totals,
@@ -89,7 +91,7 @@ def summarize(console: Console, outcomes: Iterable[Outcome]) -> None:
     for outcome in outcomes:
         cells = _summary(outcome)
         if timed:
-            cells.append(f"{outcome.bench.ratio[0]:.2f}x" if outcome.bench else "")
+            cells.append(f"{outcome.bench.ratio[0]:.2f}x {outcome.bench.word}" if outcome.bench else "")
         color = {0: "green", 4: "yellow"}.get(outcome.exit_code, "bold red")
         table.add_row(Text(clean(outcome.model)), *cells, Text(_result(outcome), style=color))
     console.print(table)
@@ -243,7 +245,11 @@ def _verdict(outcome: Outcome, verbose: int) -> list[Text]:
 
 def _verification(verification: Verification, verbose: int) -> list[Text]:
     inputs = plural(len(verification.seeds), "seed") if verification.seeds else "the data given"
-    judge = "ONNX Runtime" if verification.judge == "onnxruntime" else "onnx's reference evaluator"
+    judge = "onnx's reference evaluator"
+    if verification.judge == "onnxruntime":
+        judge = "ONNX Runtime"
+        if (verification.provider, verification.threads) != (CPU, 1):
+            judge += f" ({ran_on(verification.provider, verification.threads)})"
     shapes = plural(len(verification.shapes), "shape")
     # No size was run: an operator of another domain is unknown to the runtime, or no feed was taken.
     head = f"Compared in {judge} on {inputs}, {shapes}:" if verification.shapes else "No whole model was run:"
@@ -320,9 +326,12 @@ def _output(verdict: OutputVerdict, verbose: int) -> Text:
 def _latency(bench: Bench) -> str:
     original, fused = (f"{ms[0]:.3g} ms ({ms[1]:.3g}..{ms[2]:.3g})" for ms in (bench.original, bench.fused))
     median, low, high = bench.ratio
+    how = (
+        f"{plural(bench.warm_up, 'run')} to warm up, {bench.rounds} interleaved rounds, "
+        f"{ran_on(bench.provider, bench.threads)}"
+    )
     return (
-        f"\nLatency: {original} -> {fused}, {median:.2f}x as fast ({low:.2f}..{high:.2f}; "
-        f"{bench.rounds} interleaved rounds, {plural(bench.threads, 'thread')})"
+        f"\nLatency: {bench.word.upper()}. {original} -> {fused}, {median:.2f}x as fast ({low:.2f}..{high:.2f}; {how})"
     ) + (f"\n{as_zero}" if (as_zero := as_zero_sentence(bench)) else "")
 
 

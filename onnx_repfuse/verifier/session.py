@@ -247,6 +247,10 @@ def _open_onnxruntime(model: Path | str | bytes, runtime: Runtime, folder: Path 
         options.register_custom_ops_library(str(library))
     source = model if isinstance(model, bytes) else str(model)
     engine = ort.InferenceSession(source, options, providers=list(runtime.providers), enable_fallback=0)
+    # A provider whose libraries are missing is left out without a word, and all runs on the CPU.
+    missing = set(runtime.providers).difference(engine.get_providers())
+    if missing:
+        raise DoesNotRun(f"ONNX Runtime cannot load the provider {min(missing)}: its libraries are missing")
     # Weights beside a path may be external, so the size of the file says nothing.
     large = not isinstance(model, bytes) or len(model) > _LARGE_MODEL
     inputs, outputs = (

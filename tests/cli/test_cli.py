@@ -15,6 +15,7 @@ import pytest
 from onnx_repfuse.cli.arguments import GROUPS, declared
 from onnx_repfuse.cli.main import main
 from onnx_repfuse.errors import InputError, UsageError, VerificationError
+from onnx_repfuse.records.outcome import Bench
 from onnx_repfuse.records.report import Kind
 from tests.build import Net
 
@@ -112,6 +113,11 @@ def test_second_run_is_identical(model, capsys):
         (["net.onnx", "--report", "net.fused.onnx"], "overwrite"),
         (["net.onnx", "--json", "x", "--report", "x"], "one file"),
         (["net.onnx", "--cost", "love"], "love"),
+        (["net.onnx", "--provider", "cup"], "it has"),
+        (["net.onnx", "--provider", "cup"], "did you mean CPUExecutionProvider"),
+        (["net.onnx", "--provider", ""], "--provider is empty"),
+        (["net.onnx", "--threads", "-1"], ">= 0"),
+        (["net.onnx", "--threads", "many"], "many"),
         (["net.onnx", "--frobnicate"], "--frobnicate"),
         (["net.onnx", "--json", "net.fused.onnx.data"], "weights may need"),
         (["net.onnx", "--report", "net.fused.onnx.2.data"], "weights may need"),
@@ -518,13 +524,37 @@ def test_bench_says_what_denormals_as_zeros_would_gain(tmp_path, capsys, monkeyp
     assert "it computes with subnormal numbers" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("ratio", "word"),
+    [
+        ((1.50, 1.20, 1.90), "faster"),
+        ((1.50, 0.99, 1.90), "equal"),  # a quarter of the rounds or more says otherwise
+        ((1.01, 1.005, 1.02), "equal"),  # nobody would notice
+        ((1.00, 1.00, 1.00), "equal"),
+        ((0.99, 0.98, 0.995), "equal"),
+        ((0.80, 0.70, 1.01), "equal"),
+        ((0.80, 0.70, 0.99), "slower"),
+    ],
+)
+def test_the_word_of_a_bench_is_honest(ratio, word):
+    assert Bench((1, 1, 1), (1, 1, 1), ratio, 9, 1, {}).word == word
+
+
 def test_bench(model, capsys, monkeypatch):
     from onnx_repfuse.cli import benchmark
 
     monkeypatch.setattr(benchmark, "_MAX_ROUNDS", 8)
-    assert main(["net.onnx", "--bench", "--json", "r.json"]) == 0
-    assert "as fast" in capsys.readouterr().out
-    found = json.loads(Path("r.json").read_text())["bench"]
+    assert main(["net.onnx", "--bench", "--threads", "2", "--provider", "cpu", "--json", "r.json"]) == 0
+    out = capsys.readouterr().out
+    assert "as fast" in out
+    assert "Compared in ONNX Runtime (2 threads) on" in out
+    report = json.loads(Path("r.json").read_text())
+    found = report["bench"]
+    assert f"Latency: {found['word'].upper()}. " in out
+    assert f"{found['warm_up']} runs to warm up, 8 interleaved rounds, 2 threads" in out
+    assert found["warm_up"] >= 3
+    for part in (found, report["verification"]):
+        assert (part["provider"], part["threads"]) == ("CPUExecutionProvider", 2)
     assert found["ratio"]["low"] <= found["ratio"]["median"] <= found["ratio"]["high"]
     assert found["rounds"] == 8
 

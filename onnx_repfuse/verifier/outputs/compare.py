@@ -160,6 +160,8 @@ def _verification(
     return Verification(
         verdicts,
         judge=baseline.backend,
+        provider=baseline.runtime.providers[0],
+        threads=baseline.runtime.threads,
         seeds=tuple(dict.fromkeys(seeds)),
         shapes=tuple(dict(group.shapes) for group in baseline.groups),
         notes=tuple(notes),
