@@ -20,9 +20,10 @@ class Options:
 
     Attributes:
         cost: what "cheaper" means; multiply-adds never rise under either.
-        skip, only: the kinds of folds to leave out, or the only ones to make; a fold of several kinds needs them all.
+        skip, only: the kinds of folds (`Kind`, or its word) to leave out, or the only ones to make; a fold of several
+            kinds needs them all.
         avoid: ONNX operators that the target cannot run: folds write none, and BatchNormalization becomes Mul and Add.
-        keep: globs on node names; matching nodes stay as they are.
+        keep: globs on node names; matching nodes stay as they are. One that matches no node is an error of the run.
         freeze_initializers: treat initializers that are also graph inputs as constants (IR >= 4).
         opset: convert the model to this version of the ONNX operator set first, if it has an older one.
         simplify: let another simplifier that is installed run first, "auto" for whichever gives the faster result. It
@@ -77,6 +78,10 @@ class Options:
         for name in ("skip", "only", "avoid", "keep", "custom_ops"):
             if isinstance(getattr(self, name), str):
                 raise UsageError(f"Options.{name} takes a collection, not the text '{getattr(self, name)}'")
+        for name in ("skip", "only"):  # words will do, too
+            kinds = getattr(self, name)
+            if kinds is not None:
+                object.__setattr__(self, name, frozenset(map(Kind.named, kinds)))
         if self.strict and not self.check:
             raise UsageError("Options.strict is about the check, which check=False leaves out")
         if self.cost not in ("ort-cpu", "macs"):

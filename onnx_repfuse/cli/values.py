@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -78,16 +77,10 @@ def only_kinds(given: tuple[str, ...]) -> frozenset[Kind] | None:
 
 
 def _kinds(option: str, given: tuple[str, ...]) -> frozenset[Kind]:
-    by_name = {kind.value: kind for kind in Kind}
-    chosen = set()
-    for word in words(given):
-        name = word.lower()
-        if name not in by_name:
-            near = difflib.get_close_matches(name, by_name, 1)
-            hint = f"did you mean '{near[0]}'?" if near else "--list-kinds shows what there is"
-            raise UsageError(f"{option}: there is no kind of fold called '{word}'; {hint}")
-        chosen.add(by_name[name])
-    return frozenset(chosen)
+    try:
+        return frozenset(map(Kind.named, words(given)))
+    except UsageError as error:
+        raise UsageError(f"{option}: {error}") from error
 
 
 def input_shapes(given: Iterable[str]) -> dict[str, tuple[int, ...]]:

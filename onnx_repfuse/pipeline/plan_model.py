@@ -14,12 +14,13 @@ from onnx_repfuse.graph.cycles import check_acyclic
 from onnx_repfuse.graph.edit_points import forget_unread_captures, scope_edit, used_names
 from onnx_repfuse.graph.load import read_scopes
 from onnx_repfuse.graph.model_size import count
-from onnx_repfuse.graph.scope import Const, Scope
+from onnx_repfuse.graph.scope import Const, Scope, node_name
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import INPUTS_ARE_OPTIONAL, Edit, NewTensor, ScopeKey
 from onnx_repfuse.modelfile.opset import at_opset
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error
+from onnx_repfuse.pipeline.kept_names import check_keep
 from onnx_repfuse.planner.flush.flushing import Flushing
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.planner.plan_scope import is_kept, plan_scope
@@ -124,12 +125,14 @@ def make_plan(
 
     Raises:
         InputError: the model is not valid, or cannot be converted to `Options.opset`.
+        UsageError: a glob of `Options.keep` matches no node.
     """
     with invalid_model_is_input_error(document), _garbage_left():
         check_acyclic(document.model)
         document = at_opset(document, options.opset)
         freeze = options.freeze_initializers and Kind.FROZEN not in options.skip
         scopes = read_scopes(document, freeze_initializers=freeze)
+        check_keep(options.keep, _node_names(scopes) if options.keep else ())
         before = count(_as_in_the_file(document, scopes), None, document.original.nbytes)
         plan = ModelPlan(document, [], before, initialized_inputs(document.model) if freeze else ())
         if options.allows(Kind.FLUSH) and FLUSH not in banned:
@@ -145,6 +148,14 @@ def make_plan(
         if plan.flushing is not None:
             plan.flushing.flush_created()
         return plan
+
+
+def _node_names(scopes: list[Scope]) -> Iterator[str]:
+    """Names of the file's nodes, those that compute constants included; of one without, its first output's."""
+    for scope in scopes:
+        for node in scope.proto.node:
+            yield node.name or next(filter(None, node.output), node.op_type)
+        yield from map(node_name, scope.nodes)
 
 
 @contextmanager

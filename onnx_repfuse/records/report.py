@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from onnx_repfuse.errors import UsageError
 from onnx_repfuse.records.reasons import Reason
 
 if TYPE_CHECKING:
@@ -54,6 +56,21 @@ class Kind(str, Enum):
 
     def __str__(self) -> str:
         return self.value
+
+    @classmethod
+    def named(cls, word: str) -> Kind:
+        """The kind of this name, in any letters. Raises UsageError, with the nearest name.
+
+        >>> Kind.named("Affine")
+        <Kind.AFFINE: 'affine'>
+        """
+        by_name = {kind.value: kind for kind in cls}
+        name = str(word).lower()
+        if name in by_name:
+            return by_name[name]
+        near = difflib.get_close_matches(name, by_name, 1)
+        hint = f"did you mean '{near[0]}'?" if near else "--list-kinds shows what there is"
+        raise UsageError(f"there is no kind of fold called '{word}'; {hint}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -65,7 +66,7 @@ def read_inputs(path: Path, inputs: Sequence[str], name: str | None = None) -> l
         one dict per run, input name -> value.
 
     Raises:
-        InputError: the file is missing, unreadable, or does not say which input it is for.
+        InputError: the file is missing, unreadable, does not say which input it is for, or names one that is not there.
     """
     path = Path(path)
     # The input of a file that does not name one: the user's word, or the model's only input.
@@ -74,7 +75,7 @@ def read_inputs(path: Path, inputs: Sequence[str], name: str | None = None) -> l
         if path.is_dir():
             return [_read_folder(folder, inputs) for folder in _test_data_sets(path)]
         if path.suffix == ".npz":
-            return [_read_npz(path, target)]
+            return [_read_npz(path, inputs, name)]
         # No pickles: loading one runs code of the file's author.
         value = _read_tensor(path) if path.suffix == ".pb" else np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -84,12 +85,28 @@ def read_inputs(path: Path, inputs: Sequence[str], name: str | None = None) -> l
     return [{target: value}]
 
 
-def _read_npz(path: Path, target: str | None) -> dict[str, Any]:
-    """The arrays by name. A single array is for `target`, whatever its own name."""
+def _read_npz(path: Path, inputs: Sequence[str], name: str | None) -> dict[str, Any]:
+    """The arrays by name. A single array is for `name`, if that was said, whatever its own name; arrays without names
+    are for the inputs in order.
+
+    Raises:
+        InputError: an array has the name of no input.
+    """
     with np.load(path, allow_pickle=False) as archive:
         arrays: dict[str, Any] = {key: archive[key] for key in archive.files}
-    if target is not None and len(arrays) == 1:
-        return {target: next(iter(arrays.values()))}
+    if name is not None and len(arrays) == 1:
+        return {name: next(iter(arrays.values()))}
+    # numpy's own names, of np.savez(file, a, b)
+    if arrays.keys() == {f"arr_{index}" for index in range(len(arrays))} and len(arrays) <= len(inputs):
+        arrays = {
+            key if key in inputs else inputs[int(key.removeprefix("arr_"))]: value
+            for key, value in arrays.items()
+        }
+    for key in arrays:
+        if key not in inputs:
+            near = difflib.get_close_matches(key, inputs, 1)
+            hint = f"; did you mean '{near[0]}'?" if near else f", only {', '.join(inputs)}"
+            raise InputError(f"'{path}' has an array '{key}', but the model has no such input{hint}")
     return arrays
 
 

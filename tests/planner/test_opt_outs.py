@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
 import onnx
 import pytest
 
-from onnx_repfuse import Options, fuse
+from onnx_repfuse import Options, UsageError, fuse, plan
 from onnx_repfuse.records.report import Kind
 from tests.build import Net, equal
 
@@ -131,7 +132,6 @@ def test_a_kind_is_skipped_done_alone_and_kept_node_by_node(kind: Kind) -> None:
         assert all(node.name not in [n.name for n in fold.absorbed] for fold in kept.report.folds)
     everything = fuse(model, options=Options(keep=("*",)))
     assert everything.model.SerializeToString() == original
-    assert fuse(model, options=Options(keep=("nothing*",))).report.folds
 
 
 @pytest.mark.parametrize("kind", list(MODELS))
@@ -228,3 +228,38 @@ def test_a_kept_node_whose_output_is_sliced_away_stays() -> None:
     result = fuse(model, options=Options(keep=(node.name,)))
     assert node in result.model.graph.node
     assert result.report.folds
+
+
+@pytest.mark.parametrize(
+    ("pattern", "meant"),
+    [
+        ("/Head/*", "did you mean '/head/fc/conv'"),  # in other letters
+        ("/haed/*", "did you mean '/head/*'"),
+        ("fc/*", "did you mean '*fc/*'"),
+        ("/head/fc/cnv", "did you mean '/head/fc/conv'"),
+        ("zzzz", "--list-nodes"),
+    ],
+)
+def test_a_glob_to_keep_that_matches_no_node_is_wrong_usage(pattern, meant):
+    net = Net(4)
+    model = net.model(net.bn(net.op("Conv", "x", net.random(4, 4, 1, 1), name="/head/fc/conv"), 4))
+    for call in (fuse, plan):
+        with pytest.raises(UsageError, match=re.escape(meant)):
+            call(model, options=Options(keep=(pattern,)))
+
+
+def test_nodes_that_compute_constants_may_be_kept():
+    net = Net(4)
+    weight = net.op(
+        "Constant", value=onnx.numpy_helper.from_array(np.ones((4, 4, 1, 1), np.float32)), name="weight"
+    )
+    assert not fuse(net.model(net.op("Conv", "x", weight)), options=Options(keep=("weight",))).report.folds
+
+
+def test_kinds_may_be_words_and_unknown_ones_are_wrong_usage():
+    assert Options(skip=["Pad"], only={"pad", Kind.POOL}) == Options(  # type: ignore[arg-type]
+        skip=frozenset({Kind.PAD}), only=frozenset({Kind.PAD, Kind.POOL})
+    )
+    for name in ("skip", "only"):
+        with pytest.raises(UsageError, match="did you mean 'affine'"):
+            Options(**{name: frozenset({"afine"})})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +185,27 @@ def test_inputs_are_read_from_npy_npz_and_test_data_sets(tmp_path: Path) -> None
     assert set(read_inputs(tmp_path / "a.npy", ["x", "z"], "z")[0]) == {"z"}
     assert set(read_inputs(tmp_path / "a.npz", ["x", "z"])[0]) == {"x", "z"}
     assert set(read_inputs(tmp_path / "one.npz", ["x", "z"], "z")[0]) == {"z"}
+    np.savez(tmp_path / "unnamed.npz", array, array + 1)
+    np.testing.assert_array_equal(read_inputs(tmp_path / "unnamed.npz", ["x", "z"])[0]["z"], array + 1)
     for path in (folder, folder.parent):
         (run,) = read_inputs(path, ["x", "z"])
         np.testing.assert_array_equal(run["z"], array + 1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "inputs", "meant"),
+    [
+        (["imgae"], ["image"], "no such input; did you mean 'image'?"),
+        (["x", "y"], ["x", "z"], "'y', but the model has no such input, only x, z"),
+        (["arr_0", "arr_1"], ["x"], "'arr_0'"),
+    ],
+)
+def test_arrays_of_an_npz_have_the_names_of_inputs(
+    tmp_path: Path, keys: list[str], inputs: list[str], meant: str
+) -> None:
+    np.savez(tmp_path / "a.npz", **{key: np.zeros(2) for key in keys})
+    with pytest.raises(InputError, match=re.escape(meant)):
+        read_inputs(tmp_path / "a.npz", inputs)
 
 
 def test_unreadable_input_files_are_input_errors_of_one_line(tmp_path: Path) -> None:
