@@ -57,7 +57,8 @@ def useless_table() -> str:
     rows = []
     for run in USELESS:
         flags = ", ".join(f"`{flag_of(option)}`" for _, option in declared() if run in option.useless)
-        rows.append(f"| `--{run.replace('_', '-')}` | {flags} |")
+        name = "fusing" if run == "fuse" else f"`--{run.replace('_', '-')}`"
+        rows.append(f"| {name} | {flags} |")
     return _table("with", rows, "these options are errors")
 
 

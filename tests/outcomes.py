@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from onnx_repfuse.records.comparison import (
+    Bin,
+    Comparison,
+    ErrorSpread,
+    InterfaceDifference,
+    Layer,
+    Layers,
+    LayerStatus,
+    OutputStatistics,
+    Producer,
+    TensorInfo,
+)
 from onnx_repfuse.records.outcome import Bench, Gate, Outcome
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import (
@@ -72,6 +86,37 @@ def verdict(name: str = "y", status: Status = Status.PASSED, error: float = 3.1e
     )
 
 
+def layer(name: str = "relu", relative: float = 1e-7, allowed: float = 1e-6) -> Layer:
+    """A tensor that both models have; it diverges if its error is beyond what is allowed."""
+    status: LayerStatus = "agrees" if relative <= allowed else "diverges"
+    producer = Producer(f"node of {name}", "Relu")
+    return Layer(name, producer, producer, status, 2 * relative, 2 * allowed, relative, allowed, 0.99)
+
+
+def comparison(evil: str = "", layers: int = 0) -> Comparison:
+    """A comparison in which everything differs; the last half of `layers` tensors diverge."""
+    spread = ErrorSpread(3e-3, 1e-4, 2e-5, 1e-4, 2e-4, 1e-3)
+    statistics = OutputStatistics(
+        f"y{evil}", f"z{evil}", ("float32", "float16"), 30, 20, 1, spread, spread, (0, 7), (0.5, 0.503), 0.9999,
+        60.5, {"1": 1.0, "5": 0.8}, float("inf"), float("inf"), (Bin(0.0, 0.0, 10), Bin(1e-5, 1e-4, 20)),
+    )  # fmt: skip
+    info = TensorInfo(f"x{evil}", "tensor(float)", ("N", 3, None))
+    tensors = tuple(
+        layer(f"t{i}{evil}", 1e-8 * 1.1**i if 2 * i < layers else 1e-3, 1e-7 * 1.1**i) for i in range(layers)
+    )
+    return Comparison(
+        Verification((verdict(f"y{evil}"),), seeds=(0,), shapes=({"x": (1, 3)},), runs=(3, 3)),
+        (statistics,),
+        (
+            InterfaceDifference("input", info, replace(info, type="tensor(float16)"), ("type",)),
+            InterfaceDifference("output", None, info, ("missing",)),
+        ),
+        "second",
+        ("float32", "float16"),
+        Layers(tensors, 1, {"x": (1, 3)}, ("a note",)) if layers else None,
+    )
+
+
 def outcome(folds: int = 3, evil: str = "", status: Status = Status.PASSED, error: float = 3.1e-7) -> Outcome:
     """The outcome of one model, with all its parts."""
     refusals = (
@@ -133,4 +178,16 @@ def outcome(folds: int = 3, evil: str = "", status: Status = Status.PASSED, erro
         bench=bench,
         gates=(Gate("BatchNormalization", 0),),
         precision=(Precision("y", 2e-7, 1e-7, 1e-6, 5e-7),),
+    )
+
+
+def compared(evil: str = "", layers: int = 4) -> Outcome:
+    """The outcome of a comparison that failed."""
+    return Outcome(
+        "compare",
+        f"a{evil}.onnx",
+        f"b{evil}.onnx",
+        3,
+        "the two models differ",
+        comparison=comparison(evil, layers),
     )

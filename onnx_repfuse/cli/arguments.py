@@ -42,6 +42,7 @@ GROUPS = {
 # What some runs do not do: the error for an option that is declared `useless=(run, ...)`.
 USELESS = {
     "compare": "--compare fuses and writes nothing, so {} has no meaning",
+    "fuse": "{} is for --compare",
     "explain": "--explain only prints, so {} has no meaning",
     "plan": "--plan runs nothing, so {} has no meaning",
     "in_place": "{} needs both files, and --in-place overwrites one: give an output instead",
@@ -59,6 +60,7 @@ CONTRADICTIONS = (
     ("quiet", "verbose", "-q and -v contradict each other"),
 )
 _FUSING_ONLY = ("compare", "explain")
+_COMPARING_ONLY = ("fuse", "explain", "plan")
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,11 @@ class CliArguments:
         "--compare", False, "Compare two models numerically: --compare A.onnx B.onnx.",
         more="As in [verification](verification.md); prints the tolerance that would have passed.",
         table="run",
+    )
+    by_order: bool = _option(
+        "--by-order", False, "Match inputs and outputs by order, not by name, with --compare.",
+        more="For exporters that name them differently. Without it, names that differ are an error that says which.",
+        table="check", useless=_COMPARING_ONLY,
     )
     json_file: str | None = _option(
         "--json json_file", None, "Write the report as JSON; - is standard output.",

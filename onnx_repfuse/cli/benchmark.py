@@ -57,6 +57,7 @@ def measure(
     Raises:
         InputError: a model does not run.
     """
+    from onnx_repfuse.verifier.inputs import converted, renamed
     from onnx_repfuse.verifier.session import open_session
 
     with (
@@ -64,8 +65,13 @@ def measure(
         open_session(fused, runtime.optimized()) as second,
     ):
         feed, shapes = _feed(original, first, spec)
-        values = [feed[port.name] for port in first.inputs]  # the inputs of the two may have different names
-        other = {port.name: value for port, value in zip(second.inputs, values, strict=True)}
+        names = [port.name for port in first.inputs]
+        others = [port.name for port in second.inputs]
+        if set(names) != set(others):  # then their order tells which is which
+            feed_of_other = renamed(feed, dict(zip(names, others, strict=True)))
+        else:
+            feed_of_other = dict(feed)
+        other = converted(feed_of_other, second.inputs)
         timed = partial(_time, (first, feed)), partial(_time, (second, other))
         before, after, warm_up = _rounds(*timed, seconds)
     ratios = [a / b for a, b in zip(before, after, strict=True)]

@@ -54,6 +54,8 @@ def _useless(given: CliArguments) -> Iterator[str]:
     """Options that the run asked for does not use."""
     present = _given(given)
     runs = {*present, *(() if given.check else ("no_check",))}
+    if runs.isdisjoint(("compare", "explain", "plan")):
+        runs.add("fuse")
     for run, sentence in USELESS.items():
         if run in runs:
             yield from (

@@ -43,7 +43,10 @@ def execute(given: CliArguments, version: str) -> int:
         warnings.simplefilter("ignore")  # onnxruntime's and onnx's are not about the user's command
     if given.explain is not None:
         return _explain(given, options)
-    tasks = [Task(given.command, model, output, options, given.bench, gates) for model, output in pairs]
+    tasks = [
+        Task(given.command, model, output, options, given.bench, gates, given.by_order)
+        for model, output in pairs
+    ]
     outcomes = _run(tasks, given)
     code = worst([outcome.exit_code for outcome in outcomes])
     for outcome in outcomes:
@@ -198,7 +201,7 @@ def _print_text(outcomes: list[Outcome], given: CliArguments) -> None:
     width = None if has_width else PIPE_WIDTH
     console = Console(markup=False, highlight=False, emoji=False, width=width)
     if not given.many:
-        if outcomes[0].report is not None or outcomes[0].compared is not None:
+        if outcomes[0].report is not None or outcomes[0].comparison is not None:
             show(console, outcomes[0], given.verbose)
         return
     for outcome in outcomes if given.verbose else ():

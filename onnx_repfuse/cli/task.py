@@ -39,6 +39,7 @@ class Task:
         options: as the library takes them.
         bench: whether to time the two.
         gates: operators that must not remain.
+        by_order: of a comparison, whether inputs and outputs are paired by their order.
     """
 
     command: str
@@ -47,6 +48,7 @@ class Task:
     options: Options
     bench: bool = False
     gates: tuple[str, ...] = ()
+    by_order: bool = False
 
 
 def run(task: Task, progress: Progress | None = None) -> Outcome:
@@ -113,30 +115,29 @@ def _gated(outcome: Outcome, report: Report, task: Task, but: str) -> Outcome:
 def _compare(task: Task, progress: Progress) -> Outcome:
     from onnx_repfuse.modelfile.snapshot import safe_to_run
     from onnx_repfuse.pipeline.runtime import runtime_of
-    from onnx_repfuse.verifier.outputs.compare import verify_outputs
+    from onnx_repfuse.verifier.comparing.two_models import compare_models
 
-    rtol, atol = task.options.rtol, task.options.atol
     first, second = Path(task.model), Path(task.output)
     for model in (first, second):
         _check_readable(model)
     progress("comparing", 0, 0)
     with safe_to_run(first, second) as (one, other):
-        verification = verify_outputs(
+        comparison = compare_models(
             one,
             other,
             spec=_feeds(task),
-            rtol=rtol,
-            atol=atol,
+            rtol=task.options.rtol,
+            atol=task.options.atol,
             runtime=runtime_of(task.options),
-            optimized=True,
-            by_position=True,
+            by_order=task.by_order,
         )
+    verification = comparison.verification
     bench = _bench(task, progress) if task.bench else None
     error = _DIFFERENCES.get(verification.status, "")
-    if not verification.runs[1]:  # the second was never run: nothing is known of a difference
+    if not all(verification.runs):  # one was never run: nothing is known of a difference
         error = f"the two models cannot be compared: {'; '.join(verification.notes)}"
     exit_code = 3 if error else 0
-    return Outcome("compare", task.model, task.output, exit_code, error, compared=verification, bench=bench)
+    return Outcome("compare", task.model, task.output, exit_code, error, comparison=comparison, bench=bench)
 
 
 _DIFFERENCES = {

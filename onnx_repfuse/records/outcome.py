@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from onnx_repfuse.records.report import Report
 
 if TYPE_CHECKING:
+    from onnx_repfuse.records.comparison import Comparison
     from onnx_repfuse.records.verdict import Precision, Verification
 
 __all__ = ["Bench", "Gate", "Outcome", "worst"]
@@ -77,7 +78,7 @@ class Outcome:
         exit_code: what this model alone would exit with.
         error: one line that says why it failed; "" if it did not.
         report: what was done; None if the run failed before.
-        compared: the verdict of a comparison.
+        comparison: what a comparison found.
         bench: the timing, if asked for.
         gates: one for each operator of --fail-on-remaining.
         precision: the distances of both models from float64, if asked for.
@@ -90,7 +91,7 @@ class Outcome:
     exit_code: int = 0
     error: str = ""
     report: Report | None = None
-    compared: Verification | None = None
+    comparison: Comparison | None = None
     bench: Bench | None = None
     gates: tuple[Gate, ...] = ()
     precision: tuple[Precision, ...] = ()
@@ -99,7 +100,9 @@ class Outcome:
     @property
     def verification(self) -> Verification | None:
         """The verdict of a fused model or of a comparison."""
-        return self.report.verification if self.report is not None else self.compared
+        if self.report is not None:
+            return self.report.verification
+        return self.comparison.verification if self.comparison is not None else None
 
     @property
     def status(self) -> str:

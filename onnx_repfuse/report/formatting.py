@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from onnx_repfuse.records.comparison import Comparison, InterfaceDifference, TensorInfo
     from onnx_repfuse.records.outcome import Bench
     from onnx_repfuse.records.report import Counts, Report
 
 __all__ = [
     "CPU",
     "as_zero_sentence",
+    "at_least",
     "clean",
     "compared_alone",
     "duration",
     "figure",
+    "interface_sentence",
+    "noise_sentence",
     "percent",
     "plural",
     "quantity",
@@ -97,6 +101,48 @@ def figure(value: float | None) -> str:
     if value == 0:
         return "0"
     return f"{value:.2g}" if 0.001 <= abs(value) < 1000 else f"{value:.1e}"
+
+
+def at_least(value: float) -> str:
+    """A tolerance that is enough: three digits, rounded up.
+
+    >>> at_least(3.14159e-7), at_least(1.0), at_least(0.0)
+    ('3.15e-07', '1.00e+00', '0')
+    """
+    if value == 0 or not math.isfinite(value):
+        return figure(value)
+    text = f"{value:.2e}"
+    if float(text) < value:
+        mantissa, exponent = text.split("e")
+        text = f"{float(f'{float(mantissa) + 0.01:.2f}e{exponent}'):.2e}"
+    return text
+
+
+def interface_sentence(difference: InterfaceDifference) -> str:
+    """How an input or output of the second model differs from that of the first."""
+    first, second, side = difference.first, difference.second, difference.side
+    if first is None or second is None:
+        present = first or second
+        where = "second" if first is None else "first"
+        return f"{side} {_declared(present)} is in the {where} model only" if present else ""
+    return f"{side} {_declared(first)} in the first model, {_declared(second)} in the second"
+
+
+def _declared(info: TensorInfo) -> str:
+    dims = ", ".join("?" if dim is None else str(dim) for dim in info.shape)
+    return f"'{info.name}' {info.type} [{dims}]"
+
+
+def noise_sentence(comparison: Comparison) -> str:
+    """Whose noise the differences were judged by, where the two models have other float types; else ''."""
+    first, second = comparison.precisions
+    if first == second and comparison.judged_by == "first":
+        return ""
+    precision = first if comparison.judged_by == "first" else second
+    return (
+        f"The first model computes in {first}, the second in {second}: judged by the noise of the "
+        f"{comparison.judged_by} ({precision})."
+    )
 
 
 def percent(before: int | None, after: int | None) -> str:

@@ -13,6 +13,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from onnx_repfuse.records.comparison import Comparison, Layers, OutputStatistics
 from onnx_repfuse.records.outcome import Bench
 from onnx_repfuse.records.report import Counts, Fold
 from onnx_repfuse.records.verdict import FoldVerdict, OutputVerdict, Precision, Verification
@@ -27,21 +28,27 @@ SCHEMA = 2
 
 # The keys of records whose fields are not the keys, in order.
 _KEYS: dict[type, str] = {
+    Comparison: "judged_by precisions interface outputs layers",
     Bench: "word ratio original_ms fused_ms rounds warm_up threads provider shapes as_zero",
     Counts: "ops nodes parameters bytes macs",
     FoldVerdict: "output scope status stages",
     Fold: "output kind kinds scope absorbed created sources macs_before macs_after",
+    Layers: "first_divergence slices shapes notes tensors",
     Precision: "output original fused worst_original worst_fused factor",
     Verification: "status judge provider threads seeds shapes runs notes outputs folds changes",
 }
 _ATTRIBUTES = {(Bench, "original_ms"): "original", (Bench, "fused_ms"): "fused"}  # of keys with another name
 # Tuples that become objects, and the keys of their members.
 _SPREAD = ("median", "low", "high")
+_BOTH = ("first", "second")
 _MEMBERS: dict[tuple[type, str], tuple[str, ...]] = {
     (Bench, "ratio"): _SPREAD,
     (Bench, "original_ms"): _SPREAD,
     (Bench, "fused_ms"): _SPREAD,
     (Bench, "as_zero"): _SPREAD,
+    (Comparison, "precisions"): _BOTH,
+    (OutputStatistics, "dtypes"): _BOTH,
+    (OutputStatistics, "values"): _BOTH,
     (OutputVerdict, "noise"): ("inputs", "weights"),
     (Verification, "runs"): ("original", "result"),
 }
@@ -82,6 +89,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
             "refusals": report.refusals if report else (),
             "advice": advice(report) if report else (),
             "verification": outcome.verification,
+            "comparison": outcome.comparison,
             "bench": outcome.bench,
             "precision": outcome.precision,
             "gates": outcome.gates,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_repfuse.report.advice import advice, brief, by_reason
+from onnx_repfuse.report.comparison_text import head_lines, statistics_lines
 from onnx_repfuse.report.formatting import (
     CPU,
     as_zero_sentence,
@@ -24,31 +25,19 @@ from onnx_repfuse.report.formatting import (
     ran_on,
     simplifier_sentences,
     size,
-    totals,
 )
+from onnx_repfuse.report.text_sizes import sizes_table
 
 if TYPE_CHECKING:
+    from onnx_repfuse.records.comparison import OutputStatistics
     from onnx_repfuse.records.outcome import Bench, Gate, Outcome
-    from onnx_repfuse.records.report import Change, Counts, Fold, Refusal, Report, Vanished
+    from onnx_repfuse.records.report import Change, Fold, Refusal, Report, Vanished
     from onnx_repfuse.records.verdict import FoldVerdict, OutputVerdict, Precision, Verification
 
 __all__ = ["show", "summarize"]
 
-# Operators that folding changes; the table of sizes begins with them, and never hides them.
-_FOLDED_OPS = (
-    "Conv",
-    "ConvTranspose",
-    "BatchNormalization",
-    "Gemm",
-    "MatMul",
-    "Add",
-    "Sub",
-    "Mul",
-    "Div",
-    "Sum",
-)
 # How much is shown without -v.
-_MAX_REFUSALS, _MAX_UNCHANGED_OPS, _MAX_OUTPUTS = 3, 8, 8
+_MAX_REFUSALS, _MAX_OUTPUTS = 3, 8
 _STAGES = {"isolated": "on synthetic inputs", "in-place": "on the original model's intermediates"}
 # Of folds, to say more than "passed": each is compared by itself.
 _PROVED = {"passed": "proved", "trivial": "trivial (nothing of them is left to compare)"}
@@ -61,7 +50,7 @@ def show(console: Console, outcome: Outcome, verbose: int = 0) -> None:
     lines: list[str | Text] = []
     if report is not None:
         _line(console, _headline(outcome, report))
-        console.print(_sizes(report.before, report.after, bool(verbose), outcome.command != "plan"))
+        console.print(sizes_table(report.before, report.after, bool(verbose), outcome.command != "plan"))
         lines += map(clean, simplifier_sentences(report, written=outcome.command != "plan"))
         lines += _folds(report.folds, verbose, outcome.command == "plan")
         lines += _changes(report.changes, verbose)
@@ -141,44 +130,6 @@ def _summary(outcome: Outcome) -> list[str]:
     return [f"{before.nodes} -> {after.nodes}", change if known else "unknown", str(len(report.folds))]
 
 
-def _sizes(before: Counts, after: Counts, every: bool, written: bool) -> Table:
-    """Operators, parameters, bytes and MACs before and after."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("", overflow="fold")
-    for heading in ("before", "after", ""):
-        table.add_column(heading, justify="right", no_wrap=True)
-    ops = sorted({*before.ops, *after.ops}, key=lambda op: (_rank(op), op))
-    hidden = [] if every else _unchanged_ops(before, after)
-    for op in ops:
-        if op not in hidden:
-            _add_row(table, clean(op), before.ops.get(op, 0), after.ops.get(op, 0))
-    if hidden:
-        # their counts are the same before and after
-        count = sum(before.ops[op] for op in hidden)
-        _add_row(table, f"{len(hidden)} other kinds", count, count)
-    _add_row(table, "All nodes", before.nodes, after.nodes)
-    for row in totals(before, after, written=written):
-        table.add_row(*row)
-    return table
-
-
-def _unchanged_ops(before: Counts, after: Counts) -> list[str]:
-    """The operators to sum up in one row; none if there are only a few."""
-    unchanged = [op for op, count in before.ops.items() if after.ops.get(op, 0) == count]
-    if len(unchanged) <= _MAX_UNCHANGED_OPS:
-        return []
-    return [op for op in unchanged if op not in _FOLDED_OPS]
-
-
-def _add_row(table: Table, name: str, before: int, after: int) -> None:
-    style = "green" if after < before else "yellow" if after > before else ""
-    table.add_row(Text(name), str(before), Text(str(after), style=style), percent(before, after))
-
-
-def _rank(op: str) -> int:
-    return _FOLDED_OPS.index(op) if op in _FOLDED_OPS else len(_FOLDED_OPS)
-
-
 def _folds(folds: tuple[Fold, ...], verbose: int, planned: bool) -> Iterator[str]:
     yield ""
     if not folds:
@@ -236,6 +187,9 @@ def _verdict(outcome: Outcome, verbose: int) -> list[Text]:
     """What was proved, or why nothing was."""
     if outcome.status == "identical":
         return [Text("The output is the input, byte for byte.")] if outcome.output else []
+    if outcome.comparison is not None:
+        head = [Text(line) for line in head_lines(outcome.comparison)]
+        return head + _verification(outcome.comparison.verification, verbose, outcome.comparison.outputs)
     if outcome.verification is not None:
         return _verification(outcome.verification, verbose)
     if outcome.command == "fuse" and outcome.report is not None and outcome.exit_code != 3:
@@ -243,7 +197,9 @@ def _verdict(outcome: Outcome, verbose: int) -> list[Text]:
     return []
 
 
-def _verification(verification: Verification, verbose: int) -> list[Text]:
+def _verification(
+    verification: Verification, verbose: int, statistics: Sequence[OutputStatistics] = ()
+) -> list[Text]:
     inputs = plural(len(verification.seeds), "seed") if verification.seeds else "the data given"
     judge = "onnx's reference evaluator"
     if verification.judge == "onnxruntime":
@@ -255,7 +211,10 @@ def _verification(verification: Verification, verbose: int) -> list[Text]:
     head = f"Compared in {judge} on {inputs}, {shapes}:" if verification.shapes else "No whole model was run:"
     lines = [Text(f"\n{head}")]
     shown = _shown(verification.outputs, verbose)
-    lines += [_output(verdict, verbose) for verdict in shown]
+    for verdict in shown:
+        of_output = [entry for entry in statistics if entry.name == verdict.name]
+        lines.append(_output(verdict, verbose, tells_tolerance=not of_output))
+        lines += [Text(f"    {line}") for entry in of_output for line in statistics_lines(entry, verbose)]
     if len(verification.outputs) > len(shown):
         lines.append(Text(f"  and {len(verification.outputs) - len(shown)} more outputs (-v shows all)"))
     lines += _fold_verdicts("fold", verification.folds, verbose)
@@ -295,7 +254,7 @@ def _fold_verdicts(noun: str, verdicts: tuple[FoldVerdict, ...], verbose: int) -
             yield Text(f"    {stage.status}, {_STAGES[stage.stage]}: {clean(stage.message)}", style="yellow")
 
 
-def _output(verdict: OutputVerdict, verbose: int) -> Text:
+def _output(verdict: OutputVerdict, verbose: int, tells_tolerance: bool = True) -> Text:
     status = str(verdict.status)
     noise = max(verdict.noise)
     text = Text("  ").append(status.upper(), style=_COLOR[status])
@@ -314,7 +273,7 @@ def _output(verdict: OutputVerdict, verbose: int) -> Text:
         figures += f", cosine {verdict.cosine:.9f}"
     if verdict.top1 is not None:
         figures += f", top-1 agrees {100 * verdict.top1:.1f}%"
-    if verbose or status == "failed":
+    if tells_tolerance and (verbose or status == "failed"):
         figures += f", minimum tolerance that would pass {figure(verdict.minimum_tolerance)}"
     if verbose and verdict.optimized is not None:
         figures += f", ORT_ENABLE_ALL alone changes {figure(verdict.optimized)}"

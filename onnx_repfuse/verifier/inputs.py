@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from onnx_repfuse.errors import InputError
-from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS, is_float
 from onnx_repfuse.verifier.input_hints import InputHints
 from onnx_repfuse.verifier.input_sizes import (
     ORDINARY,
@@ -31,7 +31,17 @@ from onnx_repfuse.verifier.input_sizes import (
 )
 from onnx_repfuse.verifier.session import Dim, DoesNotRun, Session, ValueInfo
 
-__all__ = ["Feed", "FeedGroup", "FeedKey", "FeedSpec", "choose_feeds", "make_feed"]
+__all__ = [
+    "Feed",
+    "FeedGroup",
+    "FeedKey",
+    "FeedSpec",
+    "choose_feeds",
+    "converted",
+    "float_dtype",
+    "make_feed",
+    "renamed",
+]
 
 Feed = dict[str, Any]  # input name -> value, as a session takes it
 _NO_HINTS = InputHints()
@@ -144,6 +154,32 @@ def choose_feeds(session: Session, spec: FeedSpec, hints: InputHints = _NO_HINTS
         with suppress(InputError):  # a model need not broadcast
             groups.append(attempt([narrow], seeds[:1]))
     return groups
+
+
+def float_dtype(type_name: str) -> np.dtype[Any] | None:
+    """The dtype of a tensor type as ONNX Runtime writes it; None if it is no float type.
+
+    >>> float_dtype("tensor(double)"), float_dtype("tensor(int64)")
+    (dtype('float64'), None)
+    """
+    return _FLOATS.get(type_name.removeprefix("tensor(").removesuffix(")"))
+
+
+def renamed(feed: Mapping[str, Any], names: Mapping[str, str]) -> Feed:
+    """A feed under other names; inputs without another name keep theirs."""
+    return {names.get(name, name): value for name, value in feed.items()}
+
+
+def converted(feed: Mapping[str, Any], inputs: Sequence[ValueInfo]) -> Feed:
+    """A feed whose float arrays have the float types that a model declares; other values are passed on."""
+    types = {value.name: float_dtype(value.type) for value in inputs}
+
+    def convert(name: str, value: Any) -> Any:
+        wanted = types.get(name)
+        is_other_float = wanted is not None and isinstance(value, np.ndarray) and is_float(value.dtype)
+        return value.astype(wanted, copy=False) if is_other_float else value
+
+    return {name: convert(name, value) for name, value in feed.items()}
 
 
 def _shapes_of_readings(

@@ -34,6 +34,7 @@ __all__ = [
     "load",
     "one_line",
     "open_session",
+    "output_values",
     "reads",
     "release_heap",
     "subgraphs",
@@ -189,6 +190,11 @@ def input_values(graph: onnx.GraphProto) -> list[ValueInfo]:
     return [_value_info(value) for value in graph.input if value.name in names]
 
 
+def output_values(graph: onnx.GraphProto) -> list[ValueInfo]:
+    """The outputs, as the file declares them."""
+    return [_value_info(value) for value in graph.output]
+
+
 def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """The graphs in a node's attributes: branches of an If, the body of a Loop or Scan."""
     graphs: list[onnx.GraphProto] = []
@@ -276,7 +282,7 @@ def _open_reference(model: Path | str | bytes, folder: Path | None, reason: str)
         raise kind(one_line(RuntimeError(reason))) from error
     names = set(input_names(proto.graph))
     inputs = [_value_info(value) for value in proto.graph.input if value.name in names]
-    return Session(engine, "reference", inputs, [_value_info(value) for value in proto.graph.output])
+    return Session(engine, "reference", inputs, output_values(proto.graph))
 
 
 def _value_info(value: onnx.ValueInfoProto) -> ValueInfo:

@@ -44,7 +44,7 @@ def test_the_library_page_names_every_choice():
     ("name", "run"), [(entry.name, run) for entry, option in declared() for run in option.useless]
 )
 def test_an_option_that_a_run_has_no_use_for_is_refused(name, run):
-    asked = {"compare": {"compare": True}, "explain": {"explain": "n"}, "plan": {"plan": True},
+    asked = {"fuse": {}, "compare": {"compare": True}, "explain": {"explain": "n"}, "plan": {"plan": True},
              "in_place": {"in_place": True}, "no_check": {"check": False}}[run]  # fmt: skip
     values = {"check": False, "jobs": 1, "threads": 2, "rtol": 0.1, "atol": 0.1, "output": "o", "out_dir": "d",
               "json_file": "j", "report_file": "r"}  # fmt: skip

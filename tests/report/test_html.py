@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from onnx_repfuse.records.comparison import Comparison
 from onnx_repfuse.records.outcome import Outcome
 from onnx_repfuse.records.report import NodeRef
 from onnx_repfuse.records.verdict import Status
@@ -165,7 +166,7 @@ def test_every_state_renders():
     base = outcome()
     states = [
         Outcome("fuse", "net.onnx", exit_code=1, error="cannot be read"),
-        Outcome("compare", "a.onnx", "b.onnx", 3, "they differ", compared=base.verification),
+        Outcome("compare", "a.onnx", "b.onnx", 3, "they differ", comparison=Comparison(base.verification)),
         replace(base, command="plan", output="", report=replace(base.report, verification=None)),
         outcome(0, status=Status.FAILED, error=float("inf")),
         outcome(0, status=Status.NOT_OBSERVED, error=float("nan")),

@@ -18,13 +18,13 @@ from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 from onnx_repfuse.records.verdict import Status
 from onnx_repfuse.report.json_report import SCHEMA, dumps
-from tests.outcomes import outcome
+from tests.outcomes import compared, outcome
 
 SCHEMA_FILE = files("onnx_repfuse.report").joinpath("report.schema.json")
 SCHEMA_TEXT = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
 MODELS = Path(__file__).parents[2] / "models"
 DOCS = MODELS.parent / "docs" / "json-schema.md"
-FREE = {"ops", "shapes", "seconds"}  # their keys are names of the model's or of the run's
+FREE = {"ops", "shapes", "seconds", "top_k"}  # their keys are names of the model's or of the run's
 
 
 def paths(value, prefix=""):
@@ -53,7 +53,7 @@ def test_every_key_is_described_and_nothing_else():
     """The table is made from the schema: see tests/doc_tables.py."""
     document, batch = report(outcome()), report(outcome(), outcome())
     described = set(re.findall(r"^\| `([^`]+)` \|", DOCS.read_text(encoding="utf-8"), re.MULTILINE))
-    assert paths(document) | {"models"} == described
+    assert paths(document) | paths(report(compared())) | {"models"} == described
     assert set(batch) == {"schema", "tool", "version", "exit_code", "models"}
     assert paths(batch["models"][0]) == paths(document) - {"schema", "tool", "version"}
 

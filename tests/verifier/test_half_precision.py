@@ -63,7 +63,7 @@ def test_a_folded_residual_network_in_float16_is_observed_and_passes(shape: Any)
     assert 0 < verdict.max_abs <= verdict.tolerance
     assert np.isfinite(verdict.max_rel)
     # `--compare` of the two files says the same.
-    again = one_output(original, result.model, optimized=True, by_position=True)
+    again = one_output(original, result.model, optimized=True)
     assert (again.status, again.max_abs) == (verdict.status, verdict.max_abs)
 
 

@@ -26,11 +26,11 @@ def net_at(shape: tuple[int | str, ...], name: str = "x", flatten: int = 0) -> o
 
 
 def compared(
-    first: onnx.ModelProto, second: onnx.ModelProto, capsys: pytest.CaptureFixture[str]
+    first: onnx.ModelProto, second: onnx.ModelProto, capsys: pytest.CaptureFixture[str], *more: str
 ) -> tuple[int, str]:
     onnx.save(first, "a.onnx")
     onnx.save(second, "b.onnx")
-    code = main(["--compare", "a.onnx", "b.onnx"])
+    code = main(["--compare", "a.onnx", "b.onnx", *more])
     return code, capsys.readouterr().out
 
 
@@ -59,20 +59,64 @@ def test_fixed_sizes_that_differ_are_named(capsys: pytest.CaptureFixture[str]) -
 
 def test_types_and_names_that_differ_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     other = net_at(("N", 4, "H", "W"))
-    other.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    other.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT32
     code, text = compared(net_at(("N", 4, "H", "W")), other, capsys)
     assert code == 3
-    assert "the type tensor(float) in the first model and tensor(float16) in the second" in text
+    assert "the type tensor(float) in the first model and tensor(int32) in the second" in text
     more = net_at(("N", 4, "H", "W"))
     more.graph.input.append(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, [1]))
     code, text = compared(net_at(("N", 4, "H", "W")), more, capsys)
     assert code == 3
     assert "the inputs differ: ['x', 'z'] instead of ['x']" in text
+    assert "--by-order" not in text  # it would not help
+    assert "input 'z' tensor(float) [1] is in the second model only" in text
 
 
-def test_inputs_of_other_names_are_paired_by_position(capsys: pytest.CaptureFixture[str]) -> None:
+def test_inputs_of_other_names_are_paired_by_order_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     free, fixed = net_at(("N", 4, "H", "W")), net_at((1, 4, 16, 16), name="input.1")
-    assert compared(free, fixed, capsys)[0] == 0
+    code, text = compared(free, fixed, capsys)
+    assert code == 3
+    assert "the inputs differ: ['input.1'] instead of ['x']; --by-order matches them by their order" in text
+    code, text = compared(free, fixed, capsys, "--by-order")
+    assert code == 0
+    line = "input 'x' tensor(float) [N, 4, H, W] in the first model, 'input.1' tensor(float) [1, 4, 16, 16] in the"
+    assert line in text
+    assert compared(fixed, free, capsys, "--by-order")[0] == 0
+
+
+def test_order_is_a_request_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """Outputs of the same names in another order are paired by name, unless their order is asked for."""
+
+    def two(first: str, second: str) -> onnx.ModelProto:
+        net = Net(4, shape=("N", 4, "H", "W"))
+        outputs = net.op("Relu", net.conv("x", 4, 4, 3)), net.op("Neg", "x")
+        model = net.model(*outputs)
+        by_name = {value.name: value for value in model.graph.output}
+        del model.graph.output[:]
+        model.graph.output.extend(by_name[outputs[index]] for index in (int(first), int(second)))
+        return model
+
+    assert compared(two("0", "1"), two("1", "0"), capsys)[0] == 0
+    code, text = compared(two("0", "1"), two("1", "0"), capsys, "--by-order")
+    assert code == 3
+    assert "the two models differ" in text
+
+
+def test_outputs_that_both_have_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    net = Net(4, shape=("N", 4, "H", "W"))
+    y = net.conv("x", 4, 4, 3)
+    one, two = net.op("Relu", y), net.op("Neg", y)
+    both, only = net.model(one, two), net.model(one)
+    code, text = compared(both, only, capsys)
+    assert code == 3
+    assert f"PASSED {one}" in text
+    assert f"FAILED {two}" in text
+    assert f"output '{two}' tensor(float)" in text
+    assert "is in the first model only" in text
+    code, text = compared(only, both, capsys)
+    assert code == 3
+    assert f"PASSED {one}" in text
+    assert f"'{two}' is an output of the second model only" in text
 
 
 def test_a_size_at_which_only_the_second_runs_is_tried(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,17 +7,16 @@ fails is the noise measured on that feed, too: some inputs are worse conditioned
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.records.verdict import OutputVerdict, Status, Verification
-from onnx_repfuse.verifier.distance import flatten
 from onnx_repfuse.verifier.inputs import FeedKey, FeedSpec
-from onnx_repfuse.verifier.intermediates import open_with_extra_outputs, tensor_names
 from onnx_repfuse.verifier.noise import flush_tolerance
 from onnx_repfuse.verifier.outputs.baseline import (
     Baseline,
@@ -26,25 +25,69 @@ from onnx_repfuse.verifier.outputs.baseline import (
     measure_noise_on,
     measure_original,
 )
-from onnx_repfuse.verifier.outputs.decision_tails import DecisionTail, explains_flips, has_same_tail
+from onnx_repfuse.verifier.outputs.candidate import run_candidate
+from onnx_repfuse.verifier.outputs.decision_tails import DecisionTail, explains_flips
 from onnx_repfuse.verifier.outputs.interfaces import (
     DifferentInterface,
+    Pairing,
     asked_for,
-    pair,
+    fixed_by_either,
+    pair_interfaces,
     sizes_of_other,
-    spec_for_both,
+    why_incomparable,
 )
 from onnx_repfuse.verifier.outputs.judge import failing_feeds, judge_output, verdict_without_figures
 from onnx_repfuse.verifier.outputs.own_error import measure_own_errors
 from onnx_repfuse.verifier.outputs.tolerance import Sample, UserTolerance, user_tolerance
-from onnx_repfuse.verifier.session import DoesNotRun, Model, load
+from onnx_repfuse.verifier.session import DoesNotRun, Model
 
-__all__ = ["compare_with_baseline", "verify_outputs"]
+__all__ = [
+    "Compared",
+    "Terms",
+    "compare_at_common_sizes",
+    "compare_with_baseline",
+    "incomparable_interfaces",
+    "judge_candidate",
+    "verify_outputs",
+]
 
 _DOES_NOT_RUN = "the result does not run"
 
 Samples = dict[str, list[Sample]]  # by tensor name, one sample per feed, in the order of `Baseline.keys`
 Values = Mapping[FeedKey, Row]
+
+
+class Compared(NamedTuple):
+    """Two models that were run.
+
+    Attributes:
+        verification: the verdicts.
+        baseline: the values of the original.
+        values: those of the candidate, under the original's names; empty if it did not run.
+    """
+
+    verification: Verification
+    baseline: Baseline
+    values: Values
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a candidate is compared.
+
+    Attributes:
+        rtol, atol: replace the calibrated tolerance by |difference| <= atol + rtol * |y|.
+        flushed: what the outputs of its nodes may differ by, for inputs of magnitude 1, because weights that are too
+            small to show became zero.
+        pairing: which inputs and outputs belong together; None if all names are the same.
+        other_precision: the candidate is meant to have another float type, and is compared nevertheless.
+    """
+
+    rtol: float | None = None
+    atol: float | None = None
+    flushed: float = 0.0
+    pairing: Pairing | None = None
+    other_precision: bool = False
 
 
 def verify_outputs(
@@ -56,7 +99,6 @@ def verify_outputs(
     atol: float | None = None,
     runtime: Runtime = DEFAULT_RUNTIME,
     optimized: bool | None = None,
-    by_position: bool = False,
 ) -> Verification:
     """Compare all outputs of two models with one interface.
 
@@ -67,7 +109,6 @@ def verify_outputs(
         runtime: how both are run.
         optimized: also measure what ORT_ENABLE_ALL changes in the original (one more run); by default only where that
             is cheap.
-        by_position: pair inputs and outputs by position where their names differ.
 
     Returns:
         a Verification whose truth says whether it passed; a result that does not run has FAILED.
@@ -75,23 +116,54 @@ def verify_outputs(
     Raises:
         InputError: the original does not run, or ONNX Runtime would never end; the message says why in one line.
     """
-    spec = spec or FeedSpec()
+    terms = Terms(rtol, atol)
     try:
-        spec = spec_for_both(original, fused, spec, by_position)
+        pairing = pair_interfaces(original, fused)
+    except DoesNotRun:  # whoever runs them says why
+        baseline = measure_original(original, spec=spec, runtime=runtime, optimized=optimized)
+        return judge_candidate(baseline, fused, terms).verification
+    reason = why_incomparable(pairing, every_output=True)
+    try:
+        if reason:
+            raise DifferentInterface(reason)
+        spec, terms = spec or FeedSpec(), replace(terms, pairing=pairing)
+        return compare_at_common_sizes(
+            original, fused, terms, spec=spec, runtime=runtime, optimized=optimized
+        ).verification
     except DifferentInterface as error:
-        return _incomparable_interfaces(original, str(error))
+        return incomparable_interfaces(pairing.outputs.first, str(error))
+
+
+def compare_at_common_sizes(
+    original: Model,
+    fused: Model,
+    terms: Terms,
+    *,
+    spec: FeedSpec,
+    runtime: Runtime = DEFAULT_RUNTIME,
+    optimized: bool | None = None,
+) -> Compared:
+    """Compare two models on inputs that both take. `terms` has their pairing; the rest is as for `verify_outputs`.
+
+    Raises:
+        DifferentInterface: no input fits both.
+        InputError: the original does not run.
+    """
+    assert terms.pairing is not None
+    fixed = fixed_by_either(original, fused, terms.pairing, terms.other_precision)
+    spec = replace(spec, fixed=fixed)
     measure = partial(measure_original, original, runtime=runtime, optimized=optimized)
-    compare = partial(compare_with_baseline, fused=fused, rtol=rtol, atol=atol, by_position=by_position)
-    result = compare(measure(spec=spec))
-    if _does_not_run(result) and not spec.shapes and not spec.data:
+    result = judge_candidate(measure(spec=spec), fused, terms)
+    if _does_not_run(result.verification) and not spec.shapes and not spec.data:
         # The second model does not run at the first one's sizes: perhaps the first runs at those of the second.
         with suppress(InputError):
-            sizes = sizes_of_other(original, fused, spec, by_position)
-            again = compare(measure(spec=replace(spec, shapes=sizes)))
-            if again.runs[1]:
+            sizes = sizes_of_other(fused, spec, terms.pairing)
+            again = judge_candidate(measure(spec=replace(spec, shapes=sizes)), fused, terms)
+            if again.verification.runs[1]:
                 return again
         hint = f"no size was found at which both run; give --input-shape {asked_for(spec)}".rstrip()
-        return replace(result, notes=(*result.notes, hint))
+        notes = (*result.verification.notes, hint)
+        return result._replace(verification=replace(result.verification, notes=notes))
     return result
 
 
@@ -101,34 +173,26 @@ def compare_with_baseline(
     *,
     rtol: float | None = None,
     atol: float | None = None,
-    by_position: bool = False,
     flushed: float = 0.0,
 ) -> Verification:
-    """Compare a candidate with the original's measured values; see `verify_outputs`.
+    """Compare a candidate with the original's measured values; see `verify_outputs` and `Terms`."""
+    return judge_candidate(baseline, fused, Terms(rtol, atol, flushed)).verification
 
-    `flushed` is what the outputs of its nodes may differ by, for inputs of magnitude 1, because weights that are too
-    small to show became zero.
-    """
+
+def judge_candidate(baseline: Baseline, fused: Model, terms: Terms) -> Compared:
+    """Run a candidate on the feeds of the original, and judge it. A candidate that does not run has FAILED."""
     try:
         complete_noise(baseline)
     except DoesNotRun as error:
         return _incomparable(baseline, f"the original does not run again: {error}")
     try:
-        values, backend = _run_candidate(baseline, fused, by_position)
+        values, backend = run_candidate(baseline, fused, terms.pairing)
     except DoesNotRun as error:
         return _incomparable(baseline, f"{_DOES_NOT_RUN}: {error}")
     except DifferentInterface as error:
         return _incomparable(baseline, str(error))
-    user, floor = user_tolerance(rtol, atol), flush_tolerance(flushed)
-    verdicts = _judge(baseline, values, user, floor)
-    # Each round measures noise that was missing on the feeds that fail, so it ends.
-    while user is None and any(verdict.status is Status.FAILED for verdict in verdicts):
-        if not _measure_noise_where_failing(baseline, values, floor):
-            break
-        verdicts = _judge(baseline, values, user, floor)
-    has_failed = user is None and any(verdict.status is Status.FAILED for verdict in verdicts)
-    if has_failed and measure_own_errors(baseline, _failing_feeds(baseline, values, floor)):
-        verdicts = _judge(baseline, values, user, floor)
+    trial = _Trial(baseline, values, flush_tolerance(terms.flushed), terms.other_precision)
+    verdicts = _verdicts(trial, user_tolerance(terms.rtol, terms.atol))
     verdicts = tuple(_without_random(baseline, verdict) for verdict in verdicts)
     notes = list(baseline.notes)
     # Two backends round in different ways, which the noise of one of them does not cover.
@@ -137,7 +201,30 @@ def compare_with_baseline(
     if baseline.backend == "reference":
         notes.append("ONNX Runtime has no kernel for this model; onnx's reference evaluator was the judge")
     runs_of_result = sum(baseline.is_largest(key.group) for key in baseline.keys)
-    return _verification(baseline, verdicts, notes, runs_of_result)
+    return Compared(_verification(baseline, verdicts, notes, runs_of_result), baseline, values)
+
+
+class _Trial(NamedTuple):
+    """A candidate's values beside the original's; `floor` is a difference that is always allowed."""
+
+    baseline: Baseline
+    values: Values
+    floor: float
+    other_precision: bool
+
+
+def _verdicts(trial: _Trial, user: UserTolerance | None) -> tuple[OutputVerdict, ...]:
+    """On every output; before one fails, more of the original's noise is measured."""
+    verdicts = _judge(trial, user)
+    # Each round measures noise that was missing on the feeds that fail, so it ends.
+    while user is None and any(verdict.status is Status.FAILED for verdict in verdicts):
+        if not _measure_noise_where_failing(trial):
+            break
+        verdicts = _judge(trial, user)
+    has_failed = user is None and any(verdict.status is Status.FAILED for verdict in verdicts)
+    if has_failed and measure_own_errors(trial.baseline, _failing_feeds(trial)):
+        verdicts = _judge(trial, user)
+    return verdicts
 
 
 def _does_not_run(result: Verification) -> bool:
@@ -169,86 +256,52 @@ def _verification(
     )
 
 
-def _incomparable(baseline: Baseline, reason: str) -> Verification:
+def _incomparable(baseline: Baseline, reason: str) -> Compared:
     """Every output has failed."""
     verdicts = tuple(verdict_without_figures(name, Status.FAILED, "", reason) for name in baseline.outputs)
-    return _verification(baseline, verdicts, [*baseline.notes, reason], 0)
+    return Compared(_verification(baseline, verdicts, [*baseline.notes, reason], 0), baseline, {})
 
 
-def _incomparable_interfaces(original: Model, reason: str) -> Verification:
-    """As `_incomparable`, before anything was run."""
-    names = [value.name for value in load(original, weights=False).graph.output]
-    verdicts = tuple(verdict_without_figures(name, Status.FAILED, "", reason) for name in names)
+def incomparable_interfaces(outputs: Sequence[str], reason: str) -> Verification:
+    """Every output has failed, before anything was run."""
+    verdicts = tuple(verdict_without_figures(name, Status.FAILED, "", reason) for name in outputs)
     return Verification(verdicts, notes=(reason,))
 
 
-def _measure_noise_where_failing(baseline: Baseline, values: Values, floor: float) -> bool:
+def _measure_noise_where_failing(trial: _Trial) -> bool:
     """Measure the noise on the feeds where something is beyond the tolerance; whether there was more to measure."""
     try:
-        return measure_noise_on(baseline, _failing_feeds(baseline, values, floor))
+        return measure_noise_on(trial.baseline, _failing_feeds(trial))
     except DoesNotRun:
         return False
 
 
-def _failing_feeds(baseline: Baseline, values: Values, floor: float) -> list[FeedKey]:
+def _failing_feeds(trial: _Trial) -> list[FeedKey]:
     failing: set[FeedKey] = set()
-    for samples in _samples(baseline, values, floor).values():
+    for samples in _samples(trial).values():
         failing |= failing_feeds(samples)
     return sorted(failing)
 
 
-def _run_candidate(baseline: Baseline, fused: Model, by_position: bool) -> tuple[dict[FeedKey, Row], str]:
-    """(the candidate's outputs and deciding tensors under the original's names, its backend).
-
-    Raises:
-        DoesNotRun, DifferentInterface.
-    """
-    deciding = _deciding_tensors(baseline, fused)
-    values: dict[FeedKey, Row] = {}
-    with open_with_extra_outputs(fused, deciding, baseline.runtime) as session:
-        outputs = [value.name for value in session.outputs if value.name not in deciding]
-        input_names = pair("inputs", baseline.inputs, [value.name for value in session.inputs], by_position)
-        output_names = pair("outputs", baseline.outputs, outputs, by_position)
-        for key in baseline.keys:
-            feed = baseline.feed(key)
-            renamed = {input_names[name]: value for name, value in feed.items()}
-            results = session.run(renamed, [*output_names.values(), *deciding])
-            row = {name: results[name] for name in deciding}
-            row.update({name: results[other] for name, other in output_names.items()})
-            values[key] = baseline.with_deciding_inputs(flatten(row), feed)
-        return values, session.backend
-
-
-def _deciding_tensors(baseline: Baseline, fused: Model) -> list[str]:
-    """Those the candidate has, too, where its tails are the original's."""
-    if not baseline.tails:
-        return []
-    graph = load(fused, weights=False).graph
-    shared = {
-        name for tail in baseline.tails.values() if has_same_tail(graph, tail) for name in tail.deciding
-    }
-    produced, _ = tensor_names(fused)
-    return [name for name in baseline.deciding if name in shared & produced]
-
-
-def _judge(
-    baseline: Baseline, values: Values, user: UserTolerance | None, floor: float
-) -> tuple[OutputVerdict, ...]:
-    samples = _samples(baseline, values, floor)
+def _judge(trial: _Trial, user: UserTolerance | None) -> tuple[OutputVerdict, ...]:
+    baseline, samples = trial.baseline, _samples(trial)
     # Inputs are among the samples where a tail reads them; a model may also return an input as it is.
     no_outputs = {*baseline.deciding, *baseline.inputs} - set(baseline.outputs)
     verdicts = [
         judge_output(name, of_output, user) for name, of_output in samples.items() if name not in no_outputs
     ]
     if user is None:
-        verdicts = [_consider_deciding_tensors(baseline, verdict, samples, values) for verdict in verdicts]
+        verdicts = [
+            _consider_deciding_tensors(baseline, verdict, samples, trial.values) for verdict in verdicts
+        ]
     return tuple(verdicts)
 
 
-def _samples(baseline: Baseline, values: Values, floor: float) -> Samples:
+def _samples(trial: _Trial) -> Samples:
     samples: Samples = {}
+    baseline = trial.baseline
     for key in baseline.keys:
-        original, fused = baseline.values[key], values[key]
+        original, fused = baseline.values[key], trial.values[key]
         variants = [
             rows.get(key, {})
             for rows in (
@@ -258,7 +311,12 @@ def _samples(baseline: Baseline, values: Values, floor: float) -> Samples:
         # Parts of a sequence have names of their own, so either model may have more of them.
         for name in dict.fromkeys([*original, *fused]):
             sample = Sample(
-                key, original.get(name), fused.get(name), *(row.get(name) for row in variants), floor=floor
+                key,
+                original.get(name),
+                fused.get(name),
+                *(row.get(name) for row in variants),
+                floor=trial.floor,
+                other_precision=trial.other_precision,
             )
             samples.setdefault(name, []).append(sample)
     return samples

@@ -7,19 +7,26 @@ original is itself, whichever is more (see `tolerance`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS, FloatFormat
 from onnx_repfuse.verifier.arithmetic_weights import behind_weights
 from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, file_bytes
-from onnx_repfuse.verifier.session import Model, load
+from onnx_repfuse.verifier.session import Model, load, subgraphs
 
-__all__ = ["behind_short_weights", "float32_twin", "is_short", "uses_short_floats", "widened"]
+__all__ = [
+    "behind_short_weights",
+    "coarsest_float",
+    "float32_twin",
+    "is_short",
+    "uses_short_floats",
+    "widened",
+]
 
 _FLOAT = onnx.TensorProto.FLOAT
 # float16 and bfloat16: the types with a coarser rounding than float32's.
@@ -39,7 +46,13 @@ def is_short(dtype: np.dtype[Any]) -> bool:
 
 def uses_short_floats(model: onnx.ModelProto) -> bool:
     """Whether anything in the model is in half precision. Weights are not read."""
-    return _is_short_graph(model.graph) or any(_are_short_nodes(f.node) for f in model.functions)
+    return not _SHORT.keys().isdisjoint(_float_types(model))
+
+
+def coarsest_float(model: onnx.ModelProto) -> FloatFormat:
+    """The float type of the lowest precision that anything in the model has; float32 if nothing is a float."""
+    types = _float_types(model) or {_FLOAT}
+    return max((FLOAT_FORMATS[data_type] for data_type in types), key=lambda limits: limits.epsilon)
 
 
 def behind_short_weights(model: onnx.ModelProto) -> set[str]:
@@ -84,27 +97,29 @@ def widened(feed: Mapping[str, Any]) -> dict[str, Any]:
     return {name: widen(value) for name, value in feed.items()}
 
 
-def _is_short_graph(graph: onnx.GraphProto) -> bool:
-    values = (*graph.input, *graph.output)
-    tensors = (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer))
-    return (
-        any(value.type.tensor_type.elem_type in _SHORT for value in values)
-        or any(tensor.data_type in _SHORT for tensor in tensors)
-        or _are_short_nodes(graph.node)
-    )
+def _float_types(model: onnx.ModelProto) -> set[int]:
+    """The float types of inputs, outputs, constants and attributes, wherever they stand."""
+    types = set(_types_of_graph(model.graph))
+    for function in model.functions:
+        types.update(_types_of_nodes(function.node))
+    return types & FLOAT_FORMATS.keys()
 
 
-def _are_short_nodes(nodes: Iterable[onnx.NodeProto]) -> bool:
-    return any(_is_short_attribute(attribute) for node in nodes for attribute in node.attribute)
+def _types_of_graph(graph: onnx.GraphProto) -> Iterator[int]:
+    yield from (value.type.tensor_type.elem_type for value in (*graph.input, *graph.output))
+    yield from (tensor.data_type for tensor in graph.initializer)
+    yield from (sparse.values.data_type for sparse in graph.sparse_initializer)
+    yield from _types_of_nodes(graph.node)
 
 
-def _is_short_attribute(attribute: onnx.AttributeProto) -> bool:
-    graphs = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
-    return (
-        (attribute.name in _TYPE_ATTRIBUTES and attribute.i in _SHORT)
-        or attribute.t.data_type in _SHORT
-        or any(map(_is_short_graph, graphs))
-    )
+def _types_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[int]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.name in _TYPE_ATTRIBUTES:
+                yield attribute.i
+            yield attribute.t.data_type
+        for graph in subgraphs(node):
+            yield from _types_of_graph(graph)
 
 
 def _widen_graph(graph: onnx.GraphProto) -> None:

@@ -36,7 +36,11 @@ _TWIN = "the original in float32"
 
 
 class _Pair(NamedTuple):
-    """A sample of which both values are there; `by_twin`: the float32 twin is what the result is compared with."""
+    """A sample of which both values are there.
+
+    `by_twin`: the tolerance is that of a model in half precision. The result is compared with the original's float32
+    twin then, unless it has another precision itself: that of a float32 model is what the twin stands for.
+    """
 
     sample: Sample
     original: Array
@@ -44,9 +48,14 @@ class _Pair(NamedTuple):
     by_twin: bool = False
 
     @property
+    def is_from_twin(self) -> bool:
+        """Whether `gap` is the distance from the twin."""
+        return self.by_twin and not self.sample.other_precision
+
+    @property
     def gap(self) -> Array:
         """How far the result is off, in float64."""
-        if self.by_twin:
+        if self.is_from_twin:
             return twin_error(self.sample, self.fused)
         return difference(self.original, self.fused)
 
@@ -105,7 +114,8 @@ def _mismatch(sample: Sample) -> str:
     original, fused = sample.original, sample.fused
     if original is None or fused is None:
         return "" if original is fused else "is present in only one of the two"
-    if original.dtype != fused.dtype:
+    is_same_kind = sample.other_precision and is_inexact(original.dtype) and is_inexact(fused.dtype)
+    if original.dtype != fused.dtype and not is_same_kind:
         return f"has type {fused.dtype.name} instead of {original.dtype.name}"
     if original.shape != fused.shape:
         return f"has shape {list(fused.shape)} instead of {list(original.shape)}"
@@ -159,7 +169,7 @@ def _judge_floats(name: str, pairs: Sequence[_Pair], user: UserTolerance | None)
     worst = max(distances, key=lambda distance: distance.ratio)
     largest_of = _Distance(*(max(column) for column in zip(*distances, strict=True)))
     error, allowed = largest_of.max_abs, largest_of.max_allowed
-    against = f"compared with {_TWIN}" if pairs[0].by_twin else ""
+    against = f"compared with {_TWIN}" if pairs[0].is_from_twin else ""
     source = f" from {_TWIN}" if against else ""
     if worst.ratio > 1:
         error, allowed = worst.error, worst.allowed

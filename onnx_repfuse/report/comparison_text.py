@@ -1,0 +1,80 @@
+"""What only a comparison of two models has to say: interfaces, error statistics, and the tensors inside, as lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from onnx_repfuse.report.formatting import at_least, clean, figure, interface_sentence, noise_sentence
+
+if TYPE_CHECKING:
+    from onnx_repfuse.records.comparison import Bin, Comparison, ErrorSpread, OutputStatistics
+
+__all__ = ["head_lines", "statistics_lines"]
+
+_BAR = 40  # characters of the longest bar of a histogram
+
+
+def head_lines(comparison: Comparison) -> Iterator[str]:
+    """Where the interfaces differ, and whose noise is the measure; nothing for two models that are alike."""
+    if comparison.interface:
+        yield "\nInterfaces differ:"
+        yield from (f"  {clean(interface_sentence(difference))}" for difference in comparison.interface)
+    sentence = noise_sentence(comparison)
+    if sentence:
+        yield f"\n{sentence}"
+
+
+def statistics_lines(statistics: OutputStatistics, verbose: int) -> Iterator[str]:
+    """The statistics of one output; with `verbose`, the histogram, too."""
+    if statistics.other != statistics.name:
+        yield f"in the second model: {clean(statistics.other)}"
+    at = ""
+    if statistics.at is not None and statistics.values is not None:
+        first, second = statistics.values
+        at = f" at {list(statistics.at)} ({first:.6g} and {second:.6g})"
+    if statistics.absolute is not None:
+        yield f"absolute error: {_spread(statistics.absolute, at)}"
+    if statistics.relative is not None:
+        yield f"relative error: {_spread(statistics.relative)}"
+    yield ", ".join(_facts(statistics))
+    if verbose and statistics.different:
+        yield from _histogram(statistics.histogram)
+
+
+def _spread(spread: ErrorSpread, at: str = "") -> str:
+    percentiles = ", ".join(
+        f"{name} {figure(value)}"
+        for name, value in (
+            ("median", spread.p50),
+            ("p90", spread.p90),
+            ("p95", spread.p95),
+            ("p99", spread.p99),
+        )
+    )
+    return f"max {figure(spread.max)}{at}, mean {figure(spread.mean)}, {percentiles}"
+
+
+def _facts(statistics: OutputStatistics) -> Iterator[str]:
+    yield f"{statistics.different} of {statistics.elements} elements differ"
+    if statistics.only_one_finite:
+        yield f"{statistics.only_one_finite} of them NaN or infinite in one model only"
+    if statistics.psnr is not None:
+        yield f"PSNR {statistics.psnr:.1f} dB"
+    yield from (f"top-{k} agrees {100 * share:.1f}%" for k, share in statistics.top_k.items() if k != "1")
+    if statistics.different:
+        limits = (("--atol", statistics.minimum_atol), ("--rtol", statistics.minimum_rtol))
+        enough = [f"{flag} {at_least(value)}" for flag, value in limits if value < float("inf")]
+        yield f"minimum tolerance that would pass: {' or '.join(enough) or 'none'}"
+
+
+def _histogram(bins: tuple[Bin, ...]) -> Iterator[str]:
+    most = max((entry.count for entry in bins), default=0)
+    if not most:
+        return
+    yield "absolute error       elements"
+    for entry in bins:
+        label = f"{entry.low:.0e} .. {entry.high:.0e}" if entry.high else "0"
+        # a bar for each count but zero, however small
+        length = -(-_BAR * entry.count // most)
+        yield f"  {label:<18} {entry.count:>8} {'#' * length}".rstrip()
