@@ -22,15 +22,13 @@ from onnx_repfuse.graph.extents import (
 )
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
+from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS
 from onnx_repfuse.graph.operators.space_maps import permutation
 from onnx_repfuse.graph.scope import Scope, optional_input, static
 from onnx_repfuse.graph.size_lists import SizeList, constant_list, size_list
 from onnx_repfuse.graph.windows import window_of
 
-__all__ = ["equal_shapes", "known_dims", "note_sizes"]
-
-
-_AXES_AT = {"Slice": 3, "ReduceMean": 1}  # which input lists the axes
+__all__ = ["equal_shapes", "known_dims", "known_list", "note_sizes"]
 
 
 def known_dims(scope: Scope) -> dict[str, Dims]:
@@ -67,6 +65,16 @@ def _assume(scope: Scope, name: str, dims: Dims) -> None:
         sizes = tuple(value(dim, size) for dim in dims)
         if min(sizes, default=1) > 0:
             assumed[name] = sizes
+
+
+def known_list(scope: Scope, name: str) -> list[int] | None:
+    """The numbers of a list of integers, constant or computed from sizes that are known; None if one is not known."""
+    constant = constant_list(scope, name)
+    if constant is not None:
+        return constant
+    known_dims(scope)
+    sizes = scope.size_lists.get(name)
+    return None if sizes is None or not all(isinstance(size, int) for size in sizes) else list(sizes)
 
 
 def equal_shapes(scope: Scope, names: Sequence[str]) -> bool:
@@ -117,7 +125,7 @@ def _dims_of(found: dict[str, Dims], lists: dict[str, SizeList], scope: Scope, n
     rule = _RULES.get(node.op)
     if rule is not None:
         return rule(found, lists, scope, node)
-    if node.op in _AXES_AT and node.attrs.get("keepdims", 1):
+    if node.op == "ReduceMean" and node.attrs.get("keepdims", 1):
         axes = _axes(scope, node)
         return None if axes is None else _except(first, axes, node.outputs[0].name)
     if node.op.startswith("Global"):  # pools of all positions
@@ -203,10 +211,10 @@ def _side_by_side(
 
 
 def _axes(scope: Scope, node: gs.Node) -> list[int] | None:
-    """The axes that a node is given, None if they are not known: without any, it is all, or the first ones."""
+    """The axes that a ReduceMean is given, None if they are not known: without any, it is all."""
     if operator(node).uses_attributes(scope.opset):
         return list(node.attrs.get("axes") or ()) or None
-    const = scope.const(optional_input(node, _AXES_AT[node.op]))
+    const = scope.const(optional_input(node, 1))
     values = None if const is None else const.computed()
     return None if values is None else [int(axis) for axis in np.asarray(values).ravel()] or None
 
@@ -255,6 +263,38 @@ def _multiplied(
     return (*batch[:-2], a[-2], b[-1])
 
 
+def _sliced(found: dict[str, Dims], lists: dict[str, SizeList], scope: Scope, node: gs.Node) -> Dims | None:
+    """Of a Slice by lists: the axes of which it takes everything, or whose size is known, as are the ends."""
+    first, output = found[node.inputs[0].name], node.outputs[0].name
+    if operator(node).uses_attributes(scope.opset):
+        axes = list(node.attrs.get("axes") or ())
+        return _except(first, axes, output) if axes else None
+    names = [optional_input(node, place) for place in range(1, 5)]
+    starts, ends, places, steps = (lists.get(name) or constant_list(scope, name) or () for name in names)
+    count = len(starts)
+    places = places if names[2] else tuple(range(count))
+    steps = steps if names[3] else (1,) * count
+    if not count or {len(ends), len(places), len(steps)} != {count}:
+        return None
+    dims = list(first)
+    for start, end, axis, step in zip(starts, ends, places, steps, strict=True):
+        if not isinstance(axis, int) or not -len(first) <= axis < len(first):
+            return None
+        place = axis % len(first)
+        size = _kept(first[place], start, end, step)
+        dims[place] = Extent(output, place) if size is None else size
+    return tuple(dims)
+
+
+def _kept(size: Dim, start: Dim | None, end: Dim | None, step: Dim | None) -> Dim | None:
+    """How many positions of an axis a Slice keeps; None if that is not known."""
+    if not (isinstance(start, int) and isinstance(end, int) and isinstance(step, int)) or step < 1:
+        return None
+    if isinstance(size, int):
+        return len(range(size)[start:end:step])
+    return behind(size, step, -1 - start) if 0 <= start < step and end >= END_OF_AXIS else None
+
+
 def _resized(found: dict[str, Dims], lists: dict[str, SizeList], scope: Scope, node: gs.Node) -> Dims | None:
     """Of a Resize that lists sizes: these."""
     first, name = found[node.inputs[0].name], optional_input(node, 3)
@@ -286,5 +326,6 @@ _RULES: dict[str, _Rule] = {
     "MatMul": _multiplied,
     "Reshape": _reshaped,
     "Resize": _resized,
+    "Slice": _sliced,
     "Transpose": _transposed,
 }

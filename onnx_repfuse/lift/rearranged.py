@@ -11,25 +11,26 @@ result says of each of its positions where in the first tensor it comes from:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.choice import Index
+from onnx_repfuse.graph.dims import known_dims
+from onnx_repfuse.graph.extents import Dim, Dims, over, quotient
 from onnx_repfuse.graph.operators.space_maps import permutation
-from onnx_repfuse.graph.scope import Scope, Shape, optional_input
+from onnx_repfuse.graph.scope import Scope, optional_input
 
 __all__ = ["Axis", "Part", "Rearranged", "rearranged"]
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some positions of an axis of the first tensor: `size` of them, `step` apart; the size is None if not known."""
+    """Some positions of an axis of the first tensor: `size` of them, `step` apart."""
 
     axis: int
-    size: int | None
+    size: Dim
     step: int = 1
 
 
@@ -49,9 +50,9 @@ class Rearranged:
     chosen: dict[int, Index]
 
     @classmethod
-    def of(cls, shape: Shape) -> Rearranged:
-        """A tensor of that shape as itself."""
-        return cls(tuple(() if size == 1 else (Part(axis, size),) for axis, size in enumerate(shape)), {})
+    def of(cls, dims: Dims) -> Rearranged:
+        """A tensor of these dims as itself."""
+        return cls(tuple(() if size == 1 else (Part(axis, size),) for axis, size in enumerate(dims)), {})
 
 
 def rearranged(scope: Scope, tensor: Rearranged, node: gs.Node) -> Rearranged | None:
@@ -79,7 +80,12 @@ def _gathered(scope: Scope, tensor: Rearranged, node: gs.Node) -> Rearranged | N
     ):
         return None
     parts = tensor.axes[axis]
-    if len(parts) != 1 or parts[0].size is None or parts[0].step != 1 or parts[0].axis in tensor.chosen:
+    if (
+        len(parts) != 1
+        or not isinstance(parts[0].size, int)
+        or parts[0].step != 1
+        or parts[0].axis in tensor.chosen
+    ):
         return None
     source, size = parts[0].axis, parts[0].size
     index = np.asarray(const.read()).ravel().astype(np.intp)
@@ -96,64 +102,50 @@ def _is_split(tensor: Rearranged, axis: int) -> bool:
 
 
 def _reshaped(scope: Scope, tensor: Rearranged, node: gs.Node) -> Rearranged | None:
-    result = scope.shape(node.outputs[0].name)
-    if result is None or 0 in result or not _keeps_unknown_sizes(scope, tensor, node, result):
+    result = known_dims(scope).get(node.outputs[0].name)
+    if result is None or 0 in result:
         return None
     parts = [part for axis in tensor.axes for part in axis]
     axes: list[Axis] = []
-    for size in result:
-        taken = _taken(parts, size)
+    for place, size in enumerate(result):
+        taken = _taken(parts, size, result[place + 1 : place + 2])
         if taken is None:
             return None
         axes.append(taken)
     return None if parts else replace(tensor, axes=tuple(axes))
 
 
-def _taken(parts: list[Part], size: int | None) -> Axis | None:
-    """The first parts, removed from a list, that make an axis of that size; None if they do not."""
-    if size is None:
-        return (parts.pop(0),) if parts and parts[0].size is None else None
+def _taken(parts: list[Part], size: Dim, following: Dims) -> Axis | None:
+    """The first parts, removed from a list, that make an axis of that size; None if they do not.
+
+    Args:
+        following: the size of the next axis, if there is one.
+    """
     taken: list[Part] = []
-    while size > 1:
-        if not parts or parts[0].size is None:
+    while size != 1:
+        if not parts:
             return None
         part = parts.pop(0)
-        assert part.size is not None
-        if size % part.size == 0:
+        left = quotient(size, part.size)
+        if left is not None:
             taken.append(part)
-            size //= part.size
-        elif part.size % size == 0:  # the axis ends within a part
-            rest = part.size // size
-            taken.append(Part(part.axis, size, part.step * rest))
-            parts.insert(0, Part(part.axis, rest, part.step))
-            size = 1
-        else:
+            size = left
+            continue
+        rest = _blocks(part.size, size, following)  # the axis ends within a part
+        if rest is None:
             return None
+        taken.append(Part(part.axis, size, part.step * rest))
+        parts.insert(0, Part(part.axis, rest, part.step))
+        size = 1
     return tuple(taken)
 
 
-def _keeps_unknown_sizes(scope: Scope, tensor: Rearranged, node: gs.Node, result: Shape) -> bool:
-    """Whether each unknown size of the result is proved to be the next one of the tensor.
+def _blocks(whole: Dim, size: Dim, following: Dims) -> int | None:
+    """How long the blocks are that `whole` positions are split into, so many of them; None if that is not certain.
 
-    A 0 in the target copies the size of that axis, so all but one unknown sizes may be copied; the last one is what
-    is left.
+    A Reshape keeps the number of elements. So where it writes `floor(n / 2)` and 2 for n, n is even.
     """
-    unknown = [place for place, size in enumerate(result) if size is None]
-    if len(unknown) <= 1:
-        return True
-    const = scope.const(optional_input(node, 1))
-    if const is None or node.attrs.get("allowzero"):
-        return False
-    target = [int(size) for size in const.read().ravel()]
-    left = 0
-    for number, place in enumerate(unknown):
-        copied = tensor.axes[place] if place < len(tensor.axes) and target[place] == 0 else ()
-        if copied != _unknown_part(tensor, number):
-            left += 1
-    return left <= 1
-
-
-def _unknown_part(tensor: Rearranged, number: int) -> Sequence[Part]:
-    """The part of unknown size with that number."""
-    unknown = [part for axis in tensor.axes for part in axis if part.size is None]
-    return tuple(unknown[number : number + 1])
+    rest = quotient(whole, size)
+    if rest is None and following and isinstance(following[0], int) and over(whole, following[0]) == size:
+        rest = following[0]
+    return rest if isinstance(rest, int) else None

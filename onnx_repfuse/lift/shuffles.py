@@ -6,7 +6,7 @@ taps are zero but for one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 
 import numpy as np
@@ -17,8 +17,12 @@ from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.choice import Index, picked
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Kernel, Stored, Vector
+from onnx_repfuse.graph.dims import known_dims
+from onnx_repfuse.graph.extents import times
 from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
+from onnx_repfuse.lift.pixel_shuffle import pixel_shuffle
 from onnx_repfuse.lift.rearranged import Part, Rearranged, rearranged
+from onnx_repfuse.lift.view_ops import operator_of_view
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.report import Kind
 
@@ -48,17 +52,20 @@ def lift_shuffle(context: Context, node: gs.Node) -> LinearOp | None:
         return None
     for nodes in _chains(context, node):
         source = nodes[0].inputs[0].name
-        shape = context.scope.shape(source)
-        if shape is None or len(shape) < 3 or shape[1] is None or 0 in shape:
+        dims = known_dims(context.scope).get(source, ())
+        if len(dims) < 3 or not isinstance(dims[1], int) or 0 in dims:
             continue
         if context.scope.data_type(source) not in FLOAT_FORMATS:
             return None
-        tensor: Rearranged | None = Rearranged.of(shape)
+        tensor: Rearranged | None = Rearranged.of(dims)
         for one in nodes:
             tensor = None if tensor is None else rearranged(context.scope, tensor, one)
-        kernel = None if tensor is None else _moved(tensor, shape[1], len(shape))
+        kernel = None if tensor is None else _moved(tensor, dims[1], len(dims))
         if kernel is not None:
             return _operator(node, source, kernel, tuple(nodes[:-1]))
+        view = None if tensor is None else pixel_shuffle(context.scope, source, node, tensor)
+        if view is not None:
+            return operator_of_view(node, view, tuple(nodes[:-1]))
     return None
 
 
@@ -90,7 +97,7 @@ def _moved(tensor: Rearranged, channels: int, dims: int) -> Kernel | None:
         return None
     sizes = tuple(size for size in block if size is not None)
     parts = tensor.axes[1]
-    if any(part.size is None for part in parts) or not 1 <= prod(sizes) <= MAX_BLOCK:
+    if _number_of(parts) is None or not 1 <= prod(sizes) <= MAX_BLOCK:
         return None
     index, place = _places(tensor, parts, sizes)
     read = tensor.chosen.get(1)
@@ -104,15 +111,20 @@ def _block(tensor: Rearranged, axis: int) -> int | None:
     """How many neighbours along an axis of space become channels; None if what is left is not that axis."""
     parts = tensor.axes[axis]
     if not parts:  # of one position, or all of it became channels
-        inner = [part.size for part in tensor.axes[1] if part.axis == axis]
-        return prod(size for size in inner if size is not None)
+        return _number_of([part for part in tensor.axes[1] if part.axis == axis])
     (first, *others) = parts
     return first.step if first.axis == axis and not others else None
 
 
+def _number_of(parts: Sequence[Part]) -> int | None:
+    """How many positions parts have together; None if that is not known."""
+    total = times(part.size for part in parts)
+    return total if isinstance(total, int) else None
+
+
 def _places(tensor: Rearranged, parts: tuple[Part, ...], block: tuple[int, ...]) -> tuple[Index, Index]:
     """Of each channel of the result the channel it reads, and the position in the block."""
-    counts = [part.size or 1 for part in parts]
+    counts = [part.size for part in parts if isinstance(part.size, int)]
     numbers = np.indices(counts).reshape(len(counts), -1) if counts else np.zeros((0, 1), np.intp)
     place = np.zeros((1 + len(block), numbers.shape[1]), np.intp)
     for part, number in zip(parts, numbers, strict=True):

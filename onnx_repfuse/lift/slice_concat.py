@@ -19,6 +19,7 @@ from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernel_products import composed, narrowed
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
+from onnx_repfuse.graph.dims import known_list
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS
 from onnx_repfuse.graph.scope import optional_input
@@ -225,10 +226,10 @@ def _slice_arguments(context: Context, node: gs.Node) -> list[list[int]] | None:
     arguments: list[list[int]] = [[], [], [], []]
     for number, tensor in enumerate(node.inputs[1:5]):
         if tensor.name:
-            const = context.scope.const(tensor.name)
-            if const is None:
+            values = known_list(context.scope, tensor.name)
+            if values is None:
                 return None
-            arguments[number] = [int(v) for v in const.read().ravel()]
+            arguments[number] = values
     return arguments
 
 

@@ -14,7 +14,7 @@ from onnx_repfuse.graph.views import View, behind_view, restored_from
 from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["lift_view"]
+__all__ = ["lift_view", "operator_of_view"]
 
 
 _LISTED_AT = {"Resize": 3, "Reshape": 1}  # which input lists the sizes
@@ -51,12 +51,32 @@ def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
         sizes=known_dims(scope).get(name, ()),
         sizes_behind=known_dims(scope).get(output, ()),
     )
-    channels = before.channels
-    operand = Operand(name, channels, before.layout)
-    term = Term(0, Vector.unit(channels, before.layout))
-    bias = Bias.zeros(behind.channels)
-    role = Kind.COMMUTE if behind.channels == channels else Kind.INDEX
-    return LinearOp(node, output, role, behind.channels, layout, (operand,), (term,), bias, view=view)
+    return operator_of_view(node, view)
+
+
+def operator_of_view(node: gs.Node, view: View, inner_nodes: tuple[gs.Node, ...] = ()) -> LinearOp:
+    """A view as an operator: the identity, before it.
+
+    Args:
+        node: the last one of those that are the view.
+        inner_nodes: the others.
+    """
+    operand = Operand(view.operand, view.channels, view.before)
+    term = Term(0, Vector.unit(view.channels, view.before))
+    bias = Bias.zeros(view.channels_behind)
+    role = Kind.COMMUTE if view.channels_behind == view.channels else Kind.INDEX
+    return LinearOp(
+        node,
+        view.output,
+        role,
+        view.channels_behind,
+        view.after,
+        (operand,),
+        (term,),
+        bias,
+        inner_nodes=inner_nodes,
+        view=view,
+    )
 
 
 def _entry_of_channels(

@@ -32,7 +32,7 @@ __all__ = ["fold_models", "sources"]
 
 Nodes = Sequence[onnx.NodeProto]
 MAX_BORDER_ELEMENTS = 1 << 14  # of an operand, up to which a border's own nodes are tried
-_LIST_AT = {"Reshape": 1, "Resize": 3}  # which input is a list of sizes
+_LISTS_AT = {"Reshape": [1], "Resize": [3], "Slice": [1, 2, 3, 4]}  # which inputs may be computed from sizes
 PAD_TAKES_ANY_TYPE = 13  # the opset from which Pad takes bfloat16, too
 
 
@@ -115,12 +115,13 @@ def _with_shapes(scope: Scope, nodes: Nodes) -> Nodes:
     """Nodes, and those that compute lists of sizes for them from shapes, in topological order.
 
     Planning treats a Reshape to such a list as a view of one tensor, so a fold does not absorb what computes its
-    target; a Resize likewise.
+    target; a Resize likewise, and a Slice whose ends follow from a number of channels.
     """
     lists = [
-        node.input[_LIST_AT[node.op_type]]
+        node.input[place]
         for node in nodes
-        if node.op_type in _LIST_AT and len(node.input) > _LIST_AT[node.op_type]
+        for place in _LISTS_AT.get(node.op_type, ())
+        if len(node.input) > place
     ]
     if not lists:
         return nodes

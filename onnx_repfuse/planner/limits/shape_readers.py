@@ -30,6 +30,10 @@ from onnx_repfuse.planner.search.select import Selection
 
 __all__ = ["ShapeSource", "lost_shapes", "shape_sources", "with_numbers"]
 
+# what sizes go through on their way to what reads them; anything else reads them
+_COMPUTE_LISTS = frozenset(
+    ("Add", "Cast", "Concat", "Div", "Gather", "Identity", "Mul", "Slice", "Squeeze", "Sub", "Unsqueeze")
+)
 MAX_NODES_BEHIND = 256  # behind a Shape, looked through for the tensor that a fold computes
 
 
@@ -141,12 +145,21 @@ def _places_read(scope: Scope, reader: gs.Node, count: int) -> list[int]:
 
 
 def _is_needed(scope: Scope, reader: gs.Node, absorbed: set[int], selection: Selection) -> bool:
-    """Whether somebody but the absorbed nodes reads a shape: a node that stays, or a view that the fold writes."""
-    name = reader.outputs[0].name
-    if scope.is_seen(name) or any(id(consumer) not in absorbed for consumer in scope.consumers.get(name, ())):
-        return True
+    """Whether somebody but the absorbed nodes reads what follows from a shape, or a view that the fold writes does."""
     views = [step.view.node for step in selection.lowered.steps if step.view is not None]
-    return any(tensor.name == name for view in views for tensor in view.inputs)
+    written = {tensor.name for view in views for tensor in view.inputs[1:]}
+    pending, seen = [reader.outputs[0].name], set[str]()
+    while pending:
+        name = pending.pop()
+        consumers = [node for node in scope.consumers.get(name, ()) if id(node) not in absorbed]
+        if scope.is_seen(name) or name in written or len(seen) > MAX_NODES_BEHIND:
+            return True
+        seen.add(name)
+        for consumer in consumers:
+            if consumer.op not in _COMPUTE_LISTS:
+                return True
+            pending += [tensor.name for tensor in consumer.outputs if tensor.name not in seen]
+    return False
 
 
 def _present(scope: Scope, reader: gs.Node, selection: Selection) -> Iterator[str]:

@@ -147,17 +147,18 @@ def node_price(
     out = elements(lifted.output)
     moved = _moved_elements(lifted, elements, out)
     if lifted.view is not None:
-        macs = lifted.view.multiply_adds * out
-        return Price(view_cost(model, lifted.view, moved - out, out), macs, 1, lifted.view.convolves)
+        macs, others = lifted.view.multiply_adds * out, len(lifted.inner_nodes)
+        cost = view_cost(model, lifted.view, moved - out, out) + others * model.node
+        return Price(cost, macs, 1 + others, lifted.view.convolves)
     if lifted.also is not None and lifted.also.view is not None:
         view = lifted.also.view
         return Price(view_cost(model, view, moved - out, out), view.multiply_adds * out, 1, view.convolves)
     geometry = lifted.terms[0].kernel.geometry
     if lifted.inner_nodes:
         count = 1 + len(lifted.inner_nodes)
-        # A shuffle copies once, as the Gather that it would be: Reshape moves nothing.
+        # A shuffle copies once, as the Gather that it would be: its Reshapes move nothing, but are nodes.
         copies = 1 if lifted.role is Kind.INDEX else count
-        return Price(copies * model.elementwise(moved, 0), 0, count)
+        return Price(copies * model.elementwise(moved, 0) + (count - copies) * model.node, 0, count)
     if operator(lifted.node).weight is not None:
         macs = multiply_adds(geometry, elements(lifted.operands[0].name), out)
         product = geometry.channel_axis == -1

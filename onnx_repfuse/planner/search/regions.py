@@ -94,9 +94,10 @@ def _value_consumers(scope: Scope, name: str) -> list[gs.Node]:
 
 
 def _read_alone(scope: Scope, group: LinearOp) -> Iterator[str]:
-    """The operands that nobody but the nodes of a group reads."""
+    """The operands of which nobody but the nodes of a group reads the values."""
     nodes = {id(node) for node in (*group.inner_nodes, group.node)}
     for operand in group.operands:
         name = operand.name
-        if not scope.is_seen(name) and all(id(consumer) in nodes for consumer in scope.consumers[name]):
+        readers = _value_consumers(scope, name)
+        if not scope.is_seen(name) and all(id(consumer) in nodes for consumer in readers):
             yield name

@@ -24,6 +24,9 @@ _MIXES_POSITIONS = {
 }  # fmt: skip
 
 
+_MAX_DIVISOR = 64  # of sizes; probes of a multiple of more would be large
+
+
 @dataclass(frozen=True)
 class Source:
     """A tensor the fold reads.
@@ -141,6 +144,16 @@ class FoldCase:
                 for attribute in node.attribute
                 if node.op_type == "SpaceToDepth" and attribute.name == "blocksize" and attribute.i > 0
             )
+        )
+
+    @cached_property
+    def divisor(self) -> int:
+        """What sizes may have to be a multiple of: the graph divides one by it, and may Reshape to such blocks."""
+        constants = {t.name: t for t in self.before.graph.initializer if t.data_type not in FLOAT_FORMATS}
+        divisors = [constants.get(node.input[1]) for node in self.before.graph.node if node.op_type == "Div"]
+        values = [onnx.numpy_helper.to_array(t).ravel() for t in divisors if t is not None]
+        return math.lcm(
+            *(int(value[0]) for value in values if value.size == 1 and 1 < value[0] <= _MAX_DIVISOR)
         )
 
     @cached_property

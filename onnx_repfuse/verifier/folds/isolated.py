@@ -12,6 +12,9 @@ Where the oracle does not know an operator, or the second comparison fails, the 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import numpy as np
 
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
@@ -86,13 +89,7 @@ def _by_oracle(
     """The three comparisons. Raises Unsupported where the oracle cannot judge."""
     first, second = Side(case, case.before), Side(case, case.after)
     was_compared = was_run = False
-    for stimulus in stimuli(case, _rules_that_fit(case, first), seed):
-        try:
-            expected = first.evaluate(stimulus.feed)
-        except SIZE_ERRORS:
-            continue  # this size does not fit the nodes before
-        if not expected.value.size:  # an empty output shows nothing
-            continue
+    for stimulus, expected in _fitting(case, first, seed):
         actual = _evaluate_replacement(second, stimulus, expected.value.shape)
         was_compared = True
         # 1. Oracle against oracle.
@@ -113,6 +110,23 @@ def _by_oracle(
     if not was_run:
         comparison.note("no probe could be run; it was judged in float64 alone")
     return comparison.verdict()
+
+
+def _fitting(case: FoldCase, side: Side, seed: int) -> Iterator[tuple[Stimulus, Evaluation]]:
+    """The stimuli that the nodes before take, and what these compute; where none fits, those of whole blocks."""
+    rules = _rules_that_fit(case, side)
+    for block in dict.fromkeys((case.block, math.lcm(case.block, case.divisor))):
+        fits = False
+        for stimulus in stimuli(case, rules, seed, block):
+            try:
+                expected = side.evaluate(stimulus.feed)
+            except SIZE_ERRORS:
+                continue  # this size does not fit the nodes before
+            if expected.value.size:  # an empty output shows nothing
+                fits = True
+                yield stimulus, expected
+        if fits:
+            return
 
 
 def _evaluate_replacement(side: Side, stimulus: Stimulus, shape: tuple[int, ...]) -> Evaluation:

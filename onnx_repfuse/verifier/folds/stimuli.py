@@ -52,17 +52,18 @@ class _Probe:
     fill: Callable[[Source, tuple[int, ...]], Array]  # (source, its shape) -> its values
 
 
-def stimuli(case: FoldCase, rules: Rules, seed: int = 0) -> Iterator[Stimulus]:
+def stimuli(case: FoldCase, rules: Rules, seed: int = 0, block: int = 0) -> Iterator[Stimulus]:
     """All probes of a fold, smallest sizes first.
 
     Args:
         case: the fold.
         rules: how the size of each source follows from that of the first.
         seed: of the random values.
+        block: what every size is a multiple of; 0 for that of the case.
     """
-    rng = np.random.default_rng(seed)
+    rng, block = np.random.default_rng(seed), block or case.block
     for probe in _probes(case, rng):
-        size = tuple(-(-count // case.block) * case.block for count in probe.size)
+        size = tuple(-(-count // block) * block for count in probe.size)
         yield from _feeds(case, rules, replace(probe, size=size))
 
 

@@ -8,7 +8,7 @@ import pytest
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
-from tests.build import Net, check, run
+from tests.build import Net, check, equal, run
 
 END = np.iinfo(np.int64).max
 
@@ -336,9 +336,10 @@ def test_channel_shuffles_around_a_depthwise() -> None:
     check(net.model(net.op("Relu", shuffled(net, middle, 6, 3, 5, 4))), {"Conv": 1, "Relu": 1})
 
 
-def test_a_shuffle_whose_groups_do_not_fit_stays() -> None:
+def test_a_shuffle_whose_groups_do_not_fit_is_one_gather() -> None:
     net = Net(shape=("N", 6, 5, 4))
-    check(net.model(net.conv(shuffled(net, "x", 6, 2, 5, 4), 6, 6, 3, group=3)), None, Reason.COST)
+    model = net.model(net.conv(shuffled(net, "x", 6, 2, 5, 4), 6, 6, 3, group=3))
+    check(model, {"Gather": 1, "Conv": 1}, Reason.COST)
 
 
 @pytest.mark.parametrize(
@@ -350,6 +351,77 @@ def test_what_is_no_shuffle_of_channels_stays(middle: tuple[int, ...]) -> None:
     moved = shaped(net, net.op("Transpose", shaped(net, "x", *middle), perm=perm), -1, 6, 5, 4)
     expected = {"Conv": 1} if middle == (-1, 3, 2, 5, 4) else None
     check(net.model(net.conv(moved, 6, 8, 3)), expected)
+
+
+def asked(net: Net, x: str, *sizes: int | tuple[int, int]) -> str:
+    """A list of numbers and of sizes of x, (axis, divisor), as the TorchScript exporter computes it."""
+    parts = []
+    for size in sizes:
+        if isinstance(size, int):
+            parts.append(ints(net, size))
+            continue
+        axis, divisor = size
+        one = net.op("Gather", net.op("Shape", x), net.const(np.array(axis)))
+        one = net.op("Div", one, net.const(np.array(divisor))) if divisor > 1 else one
+        parts.append(net.op("Unsqueeze", one, ints(net, 0)))
+    return str(net.op("Concat", *parts, axis=0))
+
+
+def shuffled_at_any_size(net: Net, x: str, groups: int) -> str:
+    batch, channels, height, width = ((axis, 1) for axis in range(4))
+    split = net.op("Reshape", x, asked(net, x, batch, groups, (1, groups), height, width))
+    swapped = net.op("Transpose", split, perm=[0, 2, 1, 3, 4])
+    return str(net.op("Reshape", swapped, asked(net, x, batch, channels, height, width)))
+
+
+def test_channel_shuffle_of_unknown_size_goes_into_the_weights() -> None:
+    net = Net(6)
+    check(net.model(net.conv(shuffled_at_any_size(net, "x", 2), 6, 8, 3)), {"Conv": 1})
+    net = Net(6)
+    check(net.model(shuffled_at_any_size(net, net.conv("x", 6, 6, 3), 3)), {"Conv": 1})
+
+
+def test_halves_of_a_shuffled_tensor_whose_ends_follow_from_its_channels() -> None:
+    """ShuffleNet v2's `x.chunk(2, dim=1)` behind a shuffle: each half is a choice of channels."""
+    net = Net(8)
+    moved = shuffled_at_any_size(net, net.op("Relu", "x"), 2)
+    ends = asked(net, moved, (1, 2)), asked(net, moved, (1, 1))
+    parts = [
+        net.op("Slice", moved, start, end, ints(net, 1))
+        for start, end in ((ints(net, 0), ends[0]), (ends[0], ends[1]))
+    ]
+    model = net.model(*(net.conv(part, 4, 5, 1) for part in parts))
+    result = fuse(model)
+    assert result.report.folds
+    assert not {"Reshape", "Transpose"} & {node.op_type for node in result.model.graph.node}
+    assert equal(model, result.model) > 0
+
+
+@pytest.mark.parametrize("r", [2, 3])
+@pytest.mark.parametrize("pad", [0, 1])
+def test_pixel_unshuffle_of_unknown_size(r: int, pad: int) -> None:
+    """Where r does not divide a size, the Reshape does not run."""
+    net = Net(2)
+    batch, height, width = (0, 1), (2, r), (3, r)
+    split = net.op("Reshape", "x", asked(net, "x", batch, 2, height, r, width, r))
+    moved = net.op("Transpose", split, perm=[0, 1, 3, 5, 2, 4])
+    blocks = net.op("Reshape", moved, asked(net, "x", batch, 2 * r * r, height, width))
+    model = net.model(net.conv(blocks, 2 * r * r, 4, 3, pad=pad))
+    fused = fuse(model).model
+    assert [node.op_type for node in fused.graph.node] == ["Conv"]
+    for rows, columns in ((3, 3), (4, 3), (5, 8)):
+        x = np.random.default_rng(0).standard_normal((2, 2, rows * r, columns * r)).astype(np.float32)
+        np.testing.assert_allclose(run(fused, {"x": x})[0], run(model, {"x": x})[0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_other_half_of_a_size_is_no_block() -> None:
+    """(n, C, 2, h/2, ...): neighbours along the height stay neighbours."""
+    net = Net(2)
+    split = net.op("Reshape", "x", asked(net, "x", (0, 1), 2, 2, (2, 2), (3, 1)))
+    moved = net.op("Transpose", split, perm=[0, 1, 2, 3, 4])
+    halves = net.op("Reshape", moved, asked(net, "x", (0, 1), 4, (2, 2), (3, 1)))
+    model = net.model(net.conv(halves, 4, 4, 3))
+    assert "Reshape" in {node.op_type for node in fuse(model).model.graph.node}
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 4), ("N", 3, "H", "W")])
@@ -418,6 +490,71 @@ def test_a_depth_to_space_with_other_consumers_stays(mode: str) -> None:
     net = Net(4)
     up = depth_to_space(net, net.conv("x", 4, 12, 3), mode)
     check(net.model(net.op("Relu", net.bn(up, 3)), net.op("Sigmoid", up)), None)
+
+
+def pixel_shuffled(net: Net, x: str, channels: int, mode: str, *space: int) -> str:
+    """pixel_shuffle by 2 as torch writes it, or the other order; without `space`, the graph computes the sizes."""
+    parts, perm = (
+        ((channels, 2, 2), [0, 1, 4, 2, 5, 3]) if mode == "CRD" else ((2, 2, channels), [0, 3, 4, 1, 5, 2])
+    )
+    if space:
+        split = shaped(net, x, -1, *parts, *space)
+        moved = net.op("Transpose", split, perm=perm)
+        return shaped(net, moved, -1, channels, *(2 * size for size in space))
+    split = net.op("Reshape", x, asked(net, x, (0, 1), *parts, (2, 1), (3, 1)))
+    moved = net.op("Transpose", split, perm=perm)
+    doubled = net.op("Mul", asked(net, x, (2, 1), (3, 1)), ints(net, 2, 2))
+    target = net.op("Concat", asked(net, x, (0, 1), channels), doubled, axis=0)
+    return str(net.op("Reshape", moved, target))
+
+
+SPACE = pytest.mark.parametrize("space", [(), (5, 4), (1, 3)])
+
+
+@MODES
+@SPACE
+def test_what_is_behind_a_pixel_shuffle_goes_into_the_convolution_before(
+    mode: str, space: tuple[int, ...]
+) -> None:
+    shape = ("N", 4, *space) if space else ("N", 4, "H", "W")
+    for channels in (1, 3):
+        net = Net(shape=shape)
+        up = pixel_shuffled(net, net.conv("x", 4, 4 * channels, 3), channels, mode, *space)
+        y = net.op("Mul", net.bn(up, channels), net.channel(channels))
+        check(net.model(net.op("Relu", y)), {"Conv": 1, "DepthToSpace": 1, "Relu": 1})
+    net = Net(shape=shape)
+    up = pixel_shuffled(net, net.conv("x", 4, 16, 3), 4, mode, *space)
+    model = net.model(net.op("Relu", net.bn(net.conv(up, 4, 2, 1), 2)))
+    check(model, {"Conv": 1, "DepthToSpace": 1, "Relu": 1})
+
+
+def test_a_pixel_shuffle_alone_is_one_operator() -> None:
+    net = Net(12)
+    check(net.model(net.op("Relu", pixel_shuffled(net, net.op("Sigmoid", "x"), 3, "CRD"))), ONE_SHUFFLE)
+    net = Net(12)
+    both = net.op("Relu", pixel_shuffled(net, net.op("Sigmoid", "x"), 3, "CRD"))
+    result = fuse(net.model(both), options=Options(avoid=frozenset({"DepthToSpace"})))
+    assert "DepthToSpace" not in {node.op_type for node in result.model.graph.node}
+
+
+ONE_SHUFFLE = {"Sigmoid": 1, "DepthToSpace": 1, "Relu": 1}
+
+
+@pytest.mark.parametrize(
+    ("parts", "perm"),
+    [
+        ((3, 2, 2), [0, 1, 5, 2, 4, 3]),  # height and width change places
+        ((3, 2, 2), [0, 1, 4, 3, 5, 2]),  # rows and columns of the block do
+        ((2, 3, 2), [0, 2, 4, 1, 5, 3]),  # neither order of channels
+    ],
+)
+def test_what_is_no_pixel_shuffle_stays(parts: tuple[int, ...], perm: list[int]) -> None:
+    net = Net(12, shape=("N", 12, 4, 4))
+    moved = net.op("Transpose", shaped(net, net.op("Relu", "x"), -1, *parts, 4, 4), perm=perm)
+    model = net.model(net.op("Relu", net.bn(shaped(net, moved, -1, 3, 8, 8), 3)))
+    result = fuse(model)
+    assert "DepthToSpace" not in {node.op_type for node in result.model.graph.node}
+    assert equal(model, result.model) > 0
 
 
 @pytest.mark.parametrize("how", ["Flatten", "Reshape"])
