@@ -48,6 +48,7 @@ PLANNER = [
     "folds",
     "rewrites",
     "flush",
+    "cover_scope",
     "plan_scope",
     "predict",
 ]

@@ -249,7 +249,7 @@ def gather(
     result = [
         Term(key[0], kernel, key[1], key[3])
         for key, kernels in collected.items()
-        for kernel in sums_of(kernels, size_of(key[0]))
+        for kernel in (kernels if len(kernels) == 1 else sums_of(kernels, size_of(key[0])))
     ]
     if not fits(result):
         raise Inexact(Reason.COST, TOO_LONG)

@@ -86,4 +86,4 @@ def _stacks_on(first: Term, second: Term) -> bool:
 
 def _is_dense(term: Term) -> bool:
     """Whether it is neither a value nor a choice for each channel."""
-    return not isinstance(term.kernel, Vector | Picked | Sampled)
+    return not isinstance(term.kernel, (Vector, Picked, Sampled))

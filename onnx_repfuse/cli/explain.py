@@ -18,7 +18,7 @@ from onnx_repfuse.lift import may_be_linear
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import make_plan
-from onnx_repfuse.planner.plan_scope import cover_scope
+from onnx_repfuse.planner.cover_scope import cover_scope
 from onnx_repfuse.planner.pricing.cost import Price
 from onnx_repfuse.planner.pricing.steps import Lowered, Step
 from onnx_repfuse.planner.search.candidates import Candidate, Entry

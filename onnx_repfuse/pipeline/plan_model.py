@@ -21,9 +21,10 @@ from onnx_repfuse.modelfile.opset import at_opset
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error
 from onnx_repfuse.pipeline.kept_names import check_keep
+from onnx_repfuse.planner.cover_scope import is_kept
 from onnx_repfuse.planner.flush.flushing import Flushing
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
-from onnx_repfuse.planner.plan_scope import is_kept, plan_scope
+from onnx_repfuse.planner.plan_scope import plan_scope
 from onnx_repfuse.records.report import Counts, Kind
 
 __all__ = ["FLUSH", "FoldKey", "ModelPlan", "initialized_inputs", "make_plan"]

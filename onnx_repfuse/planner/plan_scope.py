@@ -11,20 +11,18 @@ so the scope is read anew right behind it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from operator import is_
-from typing import Any, TypeVar
 
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout, channel_layouts
 from onnx_repfuse.graph.edit_points import needed_nodes, remove_dead_nodes, replace_nodes
 from onnx_repfuse.graph.read_again import read_again
-from onnx_repfuse.graph.scope import Scope, node_name
+from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import Context, Declined, LinearOp
 from onnx_repfuse.options import Options
+from onnx_repfuse.planner.cover_scope import Round, cover_round, is_kept
 from onnx_repfuse.planner.flush.flushing import Flushing, invisible_constants
 from onnx_repfuse.planner.folds.apply_folds import (
     add_fold,
@@ -40,6 +38,7 @@ from onnx_repfuse.planner.limits.refusals import opset_refusal, refusals, size_r
 from onnx_repfuse.planner.limits.run_time_sizes import may_rise
 from onnx_repfuse.planner.limits.shape_readers import lost_shapes
 from onnx_repfuse.planner.pricing.cost import cost_model
+from onnx_repfuse.planner.pricing.lowering import Prices
 from onnx_repfuse.planner.rewrites.activation_patterns import activations
 from onnx_repfuse.planner.rewrites.affine_chains import chain_refusals, merge_chains
 from onnx_repfuse.planner.rewrites.constant_nodes import write_constants
@@ -53,34 +52,15 @@ from onnx_repfuse.planner.rewrites.split_parts import fold_into_parts
 from onnx_repfuse.planner.rewrites.subsampling import apply_subsamplings, subsampling_refusals
 from onnx_repfuse.planner.search.candidates import Way, way_of
 from onnx_repfuse.planner.search.cover import Cover
-from onnx_repfuse.planner.search.lift_scope import Lifted, lift_all
 from onnx_repfuse.planner.search.select import Selection, select
-from onnx_repfuse.planner.search.shared_consumers import absorb_shared_tensors
 from onnx_repfuse.planner.weights.shared_weights import share_equal_weights
 from onnx_repfuse.records.report import Kind, Refusal
 
-__all__ = ["cover_scope", "is_kept", "plan_scope"]
+__all__ = ["plan_scope"]
 
-T = TypeVar("T")
 # Alarms, not limits: integer costs fall in every round, and what a reading of the file adds is little.
 MAX_ROUNDS = 64
 MAX_READINGS = 16
-
-
-@dataclass(frozen=True, eq=False)
-class _Round:
-    """What one round found, for the next one to build upon.
-
-    Attributes:
-        cover: of the scope as it was.
-        lifted: every output of every node that may change.
-        producer, consumers: of each tensor, as they were.
-    """
-
-    cover: Cover
-    lifted: list[Lifted]
-    producer: dict[str, gs.Node]
-    consumers: dict[str, list[gs.Node]]
 
 
 def plan_scope(
@@ -143,6 +123,7 @@ class _Planning:
         not_cheaper: outputs in `refused`, and the nodes that would have been absorbed.
         is_changed: something was written since the scope was read.
         zeros: which channels of the weights are zero.
+        prices: see `Cover`.
     """
 
     plan: ScopePlan
@@ -154,6 +135,7 @@ class _Planning:
     not_cheaper: dict[str, tuple[gs.Node, ...]] = field(default_factory=dict)
     is_changed: bool = False
     zeros: ZeroChannels = field(default_factory=ZeroChannels)
+    prices: Prices = field(default_factory=dict)
 
     def write_constants(self) -> None:
         """Write what nodes compute from constants alone as initializers."""
@@ -221,7 +203,7 @@ class _Planning:
             return False
         return self.banned.isdisjoint([tensor.name for tensor in node.outputs])
 
-    def fold_in_rounds(self, layouts: dict[str, ChannelLayout], *, once: bool) -> _Round | None:
+    def fold_in_rounds(self, layouts: dict[str, ChannelLayout], *, once: bool) -> Round | None:
         """Lift, cover and write until nothing gets cheaper.
 
         Args:
@@ -231,12 +213,11 @@ class _Planning:
         Returns:
             the round that found nothing; None if there was none.
         """
-        scope = self.plan.scope
-        previous: _Round | None = None
-        stale: set[str] = set()
+        scope, stale = self.plan.scope, set[str]()
+        previous: Round | None = None
         for _ in range(MAX_ROUNDS):
             limits = self.banned, self.refused, self.shaped
-            current = _cover(scope, self.options, *limits, layouts, previous, stale)
+            current = cover_round(scope, self.options, *limits, layouts, previous, stale, self.prices)
             selections = select(current.cover)
             not_made = self.refuse(current.cover, selections)
             if not_made:
@@ -272,7 +253,7 @@ class _Planning:
         again = too_wide.union({one.output for one in rising}, *lost.values())
         return again | {name for name, tensors in lost.items() if tensors}
 
-    def finish(self, last: _Round, layouts: dict[str, ChannelLayout]) -> None:
+    def finish(self, last: Round, layouts: dict[str, ChannelLayout]) -> None:
         """Put the folds in order, and say why the rest stayed.
 
         Args:
@@ -303,12 +284,6 @@ class _Planning:
             self.is_changed = True
 
 
-def cover_scope(scope: Scope, options: Options) -> Cover:
-    """What the planner weighs in a scope as it is."""
-    none = frozenset[Any]()
-    return _cover(scope, options, none, none, none, channel_layouts(scope), None, none).cover
-
-
 def _fold_activations(plan: ScopePlan, options: Options, banned: frozenset[str]) -> bool:
     """Write decomposed activations as one operator each; whether there were any."""
     replaced: dict[int, list[gs.Node]] = {}
@@ -328,7 +303,7 @@ def _fold_activations(plan: ScopePlan, options: Options, banned: frozenset[str])
     return bool(replaced)
 
 
-def _new_refusals(plan: ScopePlan, last: _Round) -> list[Refusal]:
+def _new_refusals(plan: ScopePlan, last: Round) -> list[Refusal]:
     """The refusals of the last round, but those about nodes that have one."""
     reported = {name for refusal in plan.refusals for name in refusal.nodes}
     declined = [(one.node, why) for one in last.lifted if (why := _why_declined(one.outcome)) is not None]
@@ -338,63 +313,3 @@ def _new_refusals(plan: ScopePlan, last: _Round) -> list[Refusal]:
 
 def _why_declined(outcome: LinearOp | Declined | None) -> Declined | None:
     return outcome.declined if isinstance(outcome, LinearOp) else outcome
-
-
-def _cover(
-    scope: Scope,
-    options: Options,
-    banned: frozenset[str],
-    refused: frozenset[tuple[str, Way]],
-    shaped: frozenset[str],
-    layouts: dict[str, ChannelLayout],
-    previous: _Round | None,
-    stale: Set[str],
-) -> _Round:
-    """Lift every node, cover the scope, try joint steps; where nothing changed, take over the last round.
-
-    Args:
-        stale: tensors to be covered again although nothing changed: new bans, and joint steps not taken.
-    """
-    context = Context(scope, layouts, protected_nodes(scope))
-    changed = set() if previous is None else _changed(scope, previous) | stale
-    before = None if previous is None else (previous.lifted, previous.cover.context)
-    lifted = lift_all(context, is_kept(options), before, changed)
-    lifts = {one.output: one.outcome for one in lifted if isinstance(one.outcome, LinearOp)}
-    model = cost_model(options.cost)
-    cover = Cover(context, lifts, model, options.allows_all, banned, refused, options.avoid, shaped)
-    if previous is None:
-        cover.solve(lifts)
-        absorb_shared_tensors(cover)
-    else:
-        touched = cover.resume(previous.cover, changed)
-        cover.solve(name for name in lifts if cover.regions.roots[name] in touched)
-        absorb_shared_tensors(cover, touched)
-    return _Round(cover, lifted, scope.producer, scope.consumers)
-
-
-def _changed(scope: Scope, previous: _Round) -> set[str]:
-    """The tensors that other nodes make or read than before."""
-    if scope.producer is previous.producer:
-        return set()
-    return _differing(scope.producer, previous.producer, is_) | _differing(
-        scope.consumers, previous.consumers, _are_same
-    )
-
-
-def _differing(now: dict[str, T], then: dict[str, T], are_same: Callable[[T, T], bool]) -> set[str]:
-    """The keys that only one of both has, or whose values are not the same."""
-    changed = now.keys() ^ then.keys()
-    return changed | {name for name in now.keys() & then.keys() if not are_same(now[name], then[name])}
-
-
-def _are_same(some: list[gs.Node], others: list[gs.Node]) -> bool:
-    """Whether two lists hold the very same nodes."""
-    return len(some) == len(others) and all(map(is_, some, others))
-
-
-def is_kept(options: Options) -> Callable[[gs.Node], bool]:
-    """Whether the user wants a node to stay, by the pattern of its name."""
-    patterns = options.keep
-    if not patterns:
-        return lambda node: False
-    return lambda node: any(fnmatchcase(node_name(node), pattern) for pattern in patterns)

@@ -15,7 +15,7 @@ from onnx_repfuse import InputError, Options
 from onnx_repfuse.algebra.kernels import Composed, Scaled, Stored, Total
 from onnx_repfuse.graph.load import read_scopes
 from onnx_repfuse.modelfile.document import Document
-from onnx_repfuse.planner.plan_scope import cover_scope
+from onnx_repfuse.planner.cover_scope import cover_scope
 from onnx_repfuse.planner.search import candidates
 from onnx_repfuse.records.reasons import Reason
 from tests.build import Net, check

@@ -46,7 +46,7 @@ def tensors_read(form: Form) -> Iterator[str]:
 
 
 def _tensors_behind(source: Hashable) -> Iterator[str]:
-    while isinstance(source, Viewed | Shifted):
+    while isinstance(source, (Viewed, Shifted)):
         source = source.inner if isinstance(source, Viewed) else source.source
     if isinstance(source, Form):
         yield from tensors_read(source)

@@ -8,38 +8,42 @@ The output channels fall into consecutive segments (`algebra.segments`). A segme
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from onnx_repfuse.algebra.affine_form import Form, Term
-from onnx_repfuse.algebra.bias import Bias
-from onnx_repfuse.algebra.choice import Picked, Sampled, taps_of
-from onnx_repfuse.algebra.kernels import Vector
+from onnx_repfuse.algebra.affine_form import Form
+from onnx_repfuse.algebra.choice import Picked, Sampled
 from onnx_repfuse.algebra.segments import segmented
-from onnx_repfuse.graph.views import Layout
 from onnx_repfuse.planner.forms.view_sources import common_view
 from onnx_repfuse.planner.pricing.cost import CostModel, Price
+from onnx_repfuse.planner.pricing.price_keys import PriceKeys
 from onnx_repfuse.planner.pricing.sizes import Sizes
 from onnx_repfuse.planner.pricing.steps import Lowered, Step
-from onnx_repfuse.planner.pricing.write_steps import Writer, is_copy
+from onnx_repfuse.planner.pricing.write_steps import Writer
 
 STEPS_SINCE = 10  # the opset that brought steps to Slice
 NEGATIVE_AXES_SINCE = 11  # the opset from which every operator counts a negative axis from the end
 
-__all__ = ["Lowering"]
+__all__ = ["Lowering", "Prices"]
+
+Prices = dict[tuple[Hashable, ...], Price | None]  # by all that the price of a form depends on
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Lowering:
     """Lowers the forms of one scope, or says what that would cost.
 
     Attributes:
-        segment_prices: by all that the price of a segment depends on, as a network repeats its blocks.
+        prices: what was found in earlier rounds, to be continued.
     """
 
     model: CostModel
     sizes: Sizes
-    segment_prices: dict[tuple[Hashable, ...], Price] = field(default_factory=dict)
+    prices: Prices
+    keys: PriceKeys = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.keys = PriceKeys(self.sizes)
 
     def lower(self, form: Form, *, out_elements: int, may_normalize: bool, like: str = "") -> Lowered | None:
         """Write a form: each view before or after the terms that read it, whichever is cheaper.
@@ -78,21 +82,11 @@ class Lowering:
 
     def price(self, form: Form, *, out_elements: int, may_normalize: bool) -> Price | None:
         """What `lower` would ask for, without the steps."""
-        if not form.reads_tensors:
+        key = out_elements, may_normalize, self.keys.key(form)
+        if key not in self.prices:
             lowered = self.lower(form, out_elements=out_elements, may_normalize=may_normalize)
-            return None if lowered is None else lowered.price
-        segments = segmented(form)
-        if segments is None or not self._can_choose(form):
-            return None
-        if len(segments) == 1:
-            terms = segments[0][1]
-            return self._segment_price(terms, not form.bias.is_zero, out_elements, form, may_normalize)
-        prices = [Price(self.model.elementwise(2 * out_elements, 0), 0, 1)]  # of the Concat
-        biased = form.bias.nonzero_in([lo for (lo, _), _ in segments])
-        for ((lo, hi), terms), has_bias in zip(segments, biased, strict=True):
-            size = out_elements * (hi - lo) // form.channels
-            prices.append(self._segment_price(terms, has_bias, size, form, may_normalize))
-        return Price(*map(sum, zip(*prices, strict=True)))
+            self.prices[key] = None if lowered is None else lowered.price
+        return self.prices[key]
 
     def can_slice(self, kernel: Sampled) -> bool:
         """Whether a Slice can take these positions: it has steps since opset 10."""
@@ -103,28 +97,3 @@ class Lowering:
         if form.layout[0] == 1 or self.sizes.context.scope.opset >= NEGATIVE_AXES_SINCE:
             return True
         return not any(isinstance(term.kernel, Picked) for term in form.terms)
-
-    def _segment_price(
-        self, terms: Sequence[Term], has_bias: bool, elements: int, form: Form, may_normalize: bool
-    ) -> Price:
-        """The price of a segment of `form` that has so many elements."""
-        layout = form.layout
-        key = elements, has_bias, may_normalize, *[self._demand(term, layout) for term in terms]
-        price = self.segment_prices.get(key)
-        if price is None:
-            channels = terms[0].kernel.geometry.c_out
-            writer = Writer(self, elements, channels, layout, "", may_normalize)
-            bias = form.bias if has_bias else Bias.zeros(form.channels)
-            price = writer.lowered(writer.sum(terms, bias, channels)).price
-            self.segment_prices[key] = price
-        return price
-
-    def _demand(self, term: Term, layout: Layout) -> tuple[Hashable, ...]:
-        """All that the price of a term depends on."""
-        source, sizes = term.source, self.sizes
-        kernel = taps_of(term.kernel)
-        is_one = kernel.is_one if isinstance(kernel, Vector) else None if is_copy(term) else False
-        takes_gemm = layout[0] == -1 and sizes.is_matrix(source)
-        choice = kernel is not term.kernel
-        read = sizes.elements(source), sizes.channels(source, layout)
-        return kernel.geometry, is_one, choice, *read, takes_gemm

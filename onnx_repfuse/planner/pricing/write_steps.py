@@ -266,7 +266,7 @@ class Writer:
         """A tensor, or the step that shifts or views one; every such step is written once."""
         if isinstance(source, Apart):
             return source.name
-        if not isinstance(source, Shifted | Viewed):
+        if not isinstance(source, (Shifted, Viewed)):
             return source
         if source not in self.sources:
             self.sources[source] = self.derived(source)
@@ -309,4 +309,4 @@ def _like(source: Hashable) -> str:
 
 def is_copy(term: Term) -> bool:
     """Whether it takes no multiply-adds."""
-    return isinstance(taps_of(term.kernel), Vector | Sampled)
+    return isinstance(taps_of(term.kernel), (Vector, Sampled))

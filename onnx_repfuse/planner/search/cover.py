@@ -43,7 +43,7 @@ from onnx_repfuse.planner.forms.compose import Parts, composed, form_of_node, wr
 from onnx_repfuse.planner.forms.value_range import check_range, data_type_of, weighed
 from onnx_repfuse.planner.forms.view_sources import seen_through, tensors_read
 from onnx_repfuse.planner.pricing.cost import CostModel, Price, node_price
-from onnx_repfuse.planner.pricing.lowering import Lowering
+from onnx_repfuse.planner.pricing.lowering import Lowering, Prices
 from onnx_repfuse.planner.pricing.sizes import Sizes
 from onnx_repfuse.planner.pricing.steps import Lowered, Step
 from onnx_repfuse.planner.search.candidates import (
@@ -80,6 +80,7 @@ class Cover:
         refused: outputs, and ways to compute them that are not to be chosen.
         avoided: operators that the target cannot run.
         shaped: tensors that stay because their shape is asked for.
+        prices: of forms, found in earlier rounds; extended.
         entries: output -> what the program found for it.
         inexact: output -> why a form of it is not exact, and the operand it looked through, or ''.
         absorbed: a tensor that several nodes read -> the form that all of them see instead (`shared_consumers`).
@@ -93,6 +94,7 @@ class Cover:
     refused: frozenset[tuple[str, Way]] = frozenset()
     avoided: frozenset[str] = frozenset()
     shaped: frozenset[str] = frozenset()
+    prices: Prices = field(default_factory=dict)
     entries: dict[str, Entry] = field(default_factory=dict)
     inexact: dict[str, list[tuple[Inexact, str]]] = field(default_factory=dict)
     absorbed: dict[str, Candidate] = field(default_factory=dict)
@@ -106,7 +108,7 @@ class Cover:
     def __post_init__(self) -> None:
         self.regions = Regions(self.context.scope, self.lifts, self.shaped)
         self.sizes = Sizes(self.context, self.lifts)
-        self.lowering = Lowering(self.model, self.sizes)
+        self.lowering = Lowering(self.model, self.sizes, self.prices)
 
     def resume(self, previous: Cover, changed: set[str]) -> set[str]:
         """Take over what was found for regions that did not change.
@@ -165,8 +167,7 @@ class Cover:
 
     def price(self, lifted: LinearOp, candidate: Candidate) -> Price | None:
         """What `lower` would ask for, and the price of what it reads; None if it cannot be written."""
-        elements = self.sizes.elements(lifted.output)
-        may_normalize = self._may_normalize(lifted, candidate)
+        elements, may_normalize = self.sizes.elements(lifted.output), self._may_normalize(lifted, candidate)
         price = self.lowering.price(candidate.form, out_elements=elements, may_normalize=may_normalize)
         if price is not None and not price.nodes and self.context.scope.is_seen(lifted.output):
             price = self._copy(elements)
@@ -367,9 +368,8 @@ class Cover:
             form = form_of_node(lifted)
             if form is not None:
                 return form
-        rank = lifted.layout[1]
+        rank, forms = lifted.layout[1], [option.form for option in combination]
         try:
-            forms = [option.form for option in combination]
             form = composed(lifted, forms, parts, lambda source: self.sizes.positions(source, rank))
             if form is not None and looks_through:
                 reads_kernels = weighed(lifted.output) in self.banned

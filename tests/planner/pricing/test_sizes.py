@@ -12,7 +12,7 @@ import onnx_repfuse
 from onnx_repfuse import Options
 from onnx_repfuse.graph.load import read_scopes
 from onnx_repfuse.modelfile.document import Document
-from onnx_repfuse.planner.plan_scope import cover_scope
+from onnx_repfuse.planner.cover_scope import cover_scope
 from onnx_repfuse.planner.pricing.sizes import UNKNOWN_POSITIONS
 from tests.build import Net
 

@@ -1,0 +1,113 @@
+"""One round of planning a scope: every node lifted, the scope covered, joint steps tried.
+
+What did not change since the round before is taken over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from operator import is_
+from typing import Any, TypeVar
+
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.channel_axis import ChannelLayout, channel_layouts
+from onnx_repfuse.graph.scope import Scope, node_name
+from onnx_repfuse.lift import Context, LinearOp
+from onnx_repfuse.options import Options
+from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
+from onnx_repfuse.planner.pricing.cost import cost_model
+from onnx_repfuse.planner.pricing.lowering import Prices
+from onnx_repfuse.planner.search.candidates import Way
+from onnx_repfuse.planner.search.cover import Cover
+from onnx_repfuse.planner.search.lift_scope import Lifted, lift_all
+from onnx_repfuse.planner.search.shared_consumers import absorb_shared_tensors
+
+__all__ = ["Round", "cover_round", "cover_scope", "is_kept"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """What one round found, for the next one to build upon.
+
+    Attributes:
+        cover: of the scope as it was.
+        lifted: every output of every node that may change.
+        producer, consumers: of each tensor, as they were.
+    """
+
+    cover: Cover
+    lifted: list[Lifted]
+    producer: dict[str, gs.Node]
+    consumers: dict[str, list[gs.Node]]
+
+
+def cover_round(
+    scope: Scope,
+    options: Options,
+    banned: frozenset[str],
+    refused: frozenset[tuple[str, Way]],
+    shaped: frozenset[str],
+    layouts: dict[str, ChannelLayout],
+    previous: Round | None,
+    stale: Set[str],
+    prices: Prices,
+) -> Round:
+    """Lift every node, cover the scope, try joint steps; where nothing changed, take over the last round.
+
+    Args:
+        stale: tensors to be covered again although nothing changed: new bans, and joint steps not taken.
+        prices: see `Cover`.
+    """
+    context = Context(scope, layouts, protected_nodes(scope))
+    changed = set() if previous is None else _changed(scope, previous) | stale
+    before = None if previous is None else (previous.lifted, previous.cover.context)
+    lifted = lift_all(context, is_kept(options), before, changed)
+    lifts = {one.output: one.outcome for one in lifted if isinstance(one.outcome, LinearOp)}
+    model = cost_model(options.cost)
+    cover = Cover(context, lifts, model, options.allows_all, banned, refused, options.avoid, shaped, prices)
+    if previous is None:
+        cover.solve(lifts)
+        absorb_shared_tensors(cover)
+    else:
+        touched = cover.resume(previous.cover, changed)
+        cover.solve(name for name in lifts if cover.regions.roots[name] in touched)
+        absorb_shared_tensors(cover, touched)
+    return Round(cover, lifted, scope.producer, scope.consumers)
+
+
+def _changed(scope: Scope, previous: Round) -> set[str]:
+    """The tensors that other nodes make or read than before."""
+    if scope.producer is previous.producer:
+        return set()
+    made = _differing(scope.producer, previous.producer, is_)
+    return made | _differing(scope.consumers, previous.consumers, _are_same)
+
+
+def _differing(now: dict[str, T], then: dict[str, T], are_same: Callable[[T, T], bool]) -> set[str]:
+    """The keys that only one of both has, or whose values are not the same."""
+    changed = now.keys() ^ then.keys()
+    return changed | {name for name in now.keys() & then.keys() if not are_same(now[name], then[name])}
+
+
+def _are_same(some: list[gs.Node], others: list[gs.Node]) -> bool:
+    """Whether two lists hold the very same nodes."""
+    return len(some) == len(others) and all(map(is_, some, others))
+
+
+def cover_scope(scope: Scope, options: Options) -> Cover:
+    """What the planner weighs in a scope as it is."""
+    none = frozenset[Any]()
+    return cover_round(scope, options, none, none, none, channel_layouts(scope), None, none, {}).cover
+
+
+def is_kept(options: Options) -> Callable[[gs.Node], bool]:
+    """Whether the user wants a node to stay, by the pattern of its name."""
+    patterns = options.keep
+    if not patterns:
+        return lambda node: False
+    return lambda node: any(fnmatchcase(node_name(node), pattern) for pattern in patterns)
