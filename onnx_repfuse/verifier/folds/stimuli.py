@@ -31,6 +31,7 @@ _MAX_HALF_PRODUCTS = 250_000_000
 # Positions of all stimuli together: enough for every kind even where weights are many, and no more than help where few.
 _MIN_POSITIONS, _MAX_POSITIONS = 110, 2000
 _MAX_IMPULSE_ELEMENTS = 1 << 24  # where each remainder of a stride gets a row
+_MANY_POSITIONS = 64  # of an image whose size is fixed: one of noise shows as much as several
 _SPACING = 6  # positions between impulses in one row
 _LARGE_KERNEL = 8  # extent from which on a kernel gets fewer and smaller sizes (RepLKNet has 31x31)
 
@@ -71,8 +72,11 @@ def _probes(case: FoldCase, rng: np.random.Generator) -> Iterator[_Probe]:
     budget = int(np.clip(_MAX_PRODUCTS // max(case.weights, 1), _MIN_POSITIONS, _MAX_POSITIONS))
     axes = max((len(source.space) for source in case.sources), default=0)
     if not axes:  # (N, C), or all sizes fixed: there is one size only
-        is_large = case.weights * max(map(_fixed_positions, case.sources), default=1) > _MAX_PRODUCTS
-        yield _noise("noise", (), 2 if is_large else 4, True, rng)
+        positions = max(map(_fixed_positions, case.sources), default=1)
+        is_large = case.weights * positions > _MAX_PRODUCTS
+        # Each position is a sample of its own, and many hold no impulse: there, those of large folds are zeros.
+        rows = 4 if positions < _MANY_POSITIONS else 2
+        yield _noise("noise", (), 1 if is_large else rows, not is_large, rng)
         yield from _impulses(case, (), (), max(4, budget // 4), rng, together=is_large)
         return
     # (1, 1) without a kernel
@@ -179,7 +183,13 @@ def _impulses(
     if is_short:
         rows = max(rows, _MAX_HALF_PRODUCTS // max(1, case.weights * math.prod(size)))
     rows = min(max(rows, len(phases)), blocks * len(phases))
-    blocks = max(1, rows // len(phases))
+    most = max(1, rows // len(phases))
+
+    def blocks_of(source: Source, channels: int | None) -> int:
+        """How many rows of each phase set a channel of a source: it may have fewer channels than a sum has terms."""
+        if not source.has_channels:
+            return 1
+        return min(most, -(-min(case.depth, channels or case.depth) // block)) or 1
 
     def values(source: Source, shape: tuple[int, ...]) -> Array:
         data = np.zeros(shape)
@@ -187,9 +197,11 @@ def _impulses(
             return np.asarray(amplitude * rng.uniform(-2.0, 2.0, shape), source.dtype)
         channels = np.moveaxis(data, source.channel, 1)  # a view, (rows, C, *space)
         # Of each group of a grouped convolution, the same block: groups do not meet in any output.
-        block_of = np.arange(shape[source.channel]) % case.depth * blocks // case.depth
+        count = shape[source.channel]
+        blocks, depth = blocks_of(source, count), min(case.depth, count)
+        block_of = np.arange(count) % max(1, depth) * blocks // max(1, depth)
         for row in range(len(data)):
-            live = np.flatnonzero(block_of == row % rows // len(phases) % blocks)
+            live = np.flatnonzero(block_of == row // len(phases) % blocks)
             shifts = itertools.chain(phases[row % len(phases)], itertools.repeat(0))
             middle = ((n // 2 + shift) % n for n, shift in zip(channels.shape[2:], shifts, strict=False))
             where: Any = (row, live, *middle)
@@ -197,15 +209,18 @@ def _impulses(
             channels[where] = amplitude * sign * rng.uniform(0.5, 2.0, len(live))
         return data.astype(source.dtype)
 
+    def rows_of(source: Source) -> int:
+        return len(phases) * blocks_of(source, source.dims[source.channel] if source.has_channels else None)
+
     if together:
-        yield _Probe("impulse", size, rows, values)
+        yield _Probe("impulse", size, max(map(rows_of, case.sources), default=1), values)
         return
     for chosen in case.sources:
 
         def fill(source: Source, shape: tuple[int, ...], chosen: Source = chosen) -> Array:
             return values(source, shape) if source is chosen else np.zeros(shape, source.dtype)
 
-        yield _Probe("impulse", size, rows, fill)
+        yield _Probe("impulse", size, rows_of(chosen), fill)
 
 
 def _feeds(case: FoldCase, rules: Rules, probe: _Probe) -> Iterator[Stimulus]:
@@ -273,23 +288,22 @@ def _spread(case: FoldCase, data: Mapping[str, Array]) -> tuple[dict[str, Array]
     """
     rows = len(next(iter(data.values())))
     moved = {source.name: np.moveaxis(data[source.name], source.channel, 1) for source in case.sources}
-    used = [array for array in moved.values() if array.any()]
-    ranks = {array.ndim for array in used}
-    if len(ranks) != 1:
-        return dict(data), rows
-    grid = [
-        max(1, min(sizes) // _SPACING) for sizes in zip(*(array.shape[2:] for array in used), strict=True)
-    ]
-    places = list(itertools.product(*map(range, grid)))
-    if len(places) < 2:
+    # Sources may have axes and sizes of their own; what each of them sets need not meet what another does.
+    places = {
+        name: list(itertools.product(*(range(max(1, size // _SPACING)) for size in array.shape[2:])))
+        for name, array in moved.items()
+        if array.any()
+    }
+    each = min(map(len, places.values()), default=1)
+    if each < 2:
         return dict(data), rows
     spread = {}
     for source in case.sources:
         array = moved[source.name]
-        result = np.zeros((-(-rows // len(places)), *array.shape[1:]), array.dtype)
-        for number, row in enumerate(array):
-            shift = [_SPACING * step for step in places[number % len(places)]]
-            result[number // len(places)] += np.roll(row, shift, tuple(range(1, row.ndim)))
+        result = np.zeros((-(-rows // each), *array.shape[1:]), array.dtype)
+        for number, row in enumerate(array if source.name in places else ()):
+            shift = [_SPACING * step for step in places[source.name][number % each]]
+            result[number // each] += np.roll(row, shift, tuple(range(1, row.ndim)))
         spread[source.name] = np.ascontiguousarray(np.moveaxis(result, 1, source.channel))
     return spread, len(next(iter(spread.values())))
 
