@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.pipeline.bans import FailedFold
 from onnx_repfuse.pipeline.plan_model import ModelPlan
 from onnx_repfuse.records.reasons import Reason
@@ -42,8 +43,8 @@ def check_scopes(plan: ModelPlan, baseline: Baseline, result: Path) -> tuple[lis
     return failed, notes
 
 
-def force_branches(baseline: Baseline) -> ForcedBranches:
-    """The original in all its branches, measured."""
+def force_branches(baseline: Baseline, document: Document) -> ForcedBranches:
+    """What the user gave, in all its branches, measured; `document` is that, or was made of it."""
     from onnx_repfuse.verifier.scopes.forced import ForcedBranches
 
-    return ForcedBranches(baseline)
+    return ForcedBranches(baseline, document.original.model)

@@ -242,7 +242,7 @@ class _Run:
         comparison = compare(baseline, place, self.options)
         if comparison.status is not Status.PASSED:
             return reason_of(comparison, comparison.status)
-        self.branches = force_branches(baseline)
+        self.branches = force_branches(baseline, self.document)
         if not self.branches.is_complete:
             return "not all of its branches can be run"
         return self.branches.difference(place)
@@ -302,7 +302,7 @@ class _Run:
                 self._blame(baseline, self._agrees, reason_of(comparison, Status.FAILED))
                 return False
             if self.branches is None:
-                self.branches = force_branches(baseline)
+                self.branches = force_branches(baseline, self.document)
             why = self.branches.difference(staged)
             if why:
                 self._blame(baseline, self._agrees_in_branches, why)

@@ -73,8 +73,10 @@ def nudged_weights(model: Model, seed: int = 78) -> onnx.ModelProto | None:
     """
     if isinstance(model, Path | str) and file_bytes(Path(model)) > WEIGHTS_LIMIT:
         return None
-    copy = onnx.ModelProto()
-    copy.CopyFrom(load(model))
+    copy = load(model)
+    if copy is model:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
     rng = np.random.default_rng(seed)
     moved = [_nudge_tensor(tensor, rng) for tensor in weights_of_arithmetic(copy)]
     return copy if any(moved) else None
@@ -107,9 +109,13 @@ def _nudge(values: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray
     sign_bit = 1 << (values.dtype.itemsize * 8 - 1)
     # Without the sign, bit patterns are ordered as the floats are: zero, ..., the largest, infinity, NaN.
     magnitude = bits & bits.dtype.type(sign_bit - 1)
-    movable = (magnitude > 0) & (magnitude < infinity - 1)
-    step = (rng.integers(0, 2, bits.shape, dtype=np.int8) * 2 - 1).astype(bits.dtype)  # -1 wraps around
-    moved = np.where(movable, bits + step, bits)
+    magnitude -= bits.dtype.type(1)  # zero wraps around
+    movable = (magnitude < infinity - bits.dtype.type(2)).view(np.uint8)
+    up = rng.integers(0, 2, bits.shape, dtype=np.int8).view(np.uint8)
+    up &= movable
+    moved = bits + up  # one step up and another one, less one: +1 or -1, and no array of a larger type
+    moved += up
+    moved -= movable
     return np.asarray(moved.view(values.dtype).reshape(values.shape))
 
 

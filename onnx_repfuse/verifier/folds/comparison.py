@@ -39,12 +39,14 @@ class Comparison:
     def record(self, gap: Array, tolerance: Array, where: str) -> None:
         """Add one comparison; a gap that is NaN, or has the tolerance NaN, counts as infinite."""
         tolerance = np.broadcast_to(tolerance, gap.shape)
-        with np.errstate(all="ignore"):
-            ratio = np.where(gap == 0, 0.0, gap / tolerance)
-        ratio = np.where(np.isnan(ratio), np.inf, ratio)
-        if not ratio.size:
+        if not gap.size:
             return
-        worst = int(ratio.argmax())
+        with np.errstate(all="ignore"):
+            ratio = gap / tolerance
+        worst = int(ratio.argmax())  # a NaN, if there is one
+        if np.isnan(ratio.flat[worst]):  # rare; the masks take time
+            ratio = np.where(gap == 0, 0.0, np.where(np.isnan(ratio), np.inf, ratio))
+            worst = int(ratio.argmax())
         if float(ratio.flat[worst]) > self._worst.ratio:
             position = tuple(int(i) for i in np.unravel_index(worst, gap.shape))
             self._worst = _Element(

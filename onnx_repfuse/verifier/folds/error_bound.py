@@ -49,11 +49,11 @@ _U32 = FLOAT_FORMATS[onnx.TensorProto.FLOAT].unit_roundoff
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the oracle says of one side of a fold for one feed. Arrays are float64, of value's shape or broadcastable.
+    """What the oracle says of one side of a fold for one feed: arrays of value's shape, or broadcastable.
 
     Attributes:
         value: the truth.
-        magnitude: m, sum |w| |x|.
+        magnitude: m, sum |w| |x|; float32, all others are float64.
         terms: n, the number of non-zero terms.
         nodes: how many nodes the side has.
         float_format: of the fold.
@@ -89,7 +89,7 @@ class Side:
         self.float_format = case.float_format
         self.flushed = flush_tolerance(case.flushed)
         self.nodes = len(model.graph.node)
-        self.oracle = Oracle(model)
+        self.oracle = case.oracle(model)
         # There u m is not small beside a fault. Errors of independent roundings add up in squares.
         is_short = self.float_format.unit_roundoff > _U32
         self.squares = Oracle(model, 2) if is_short else None
@@ -102,12 +102,11 @@ class Side:
             None if oracle is None else np.sqrt(oracle(feed).magnitude.astype(np.float64))
             for oracle in (self.squares, self.stored)
         )
-        magnitude = truth.magnitude.astype(np.float64)
         flushed = (
             self.flushed * (1.0 + max(map(largest, feed.values()), default=0.0)) if self.flushed else 0.0
         )
         return Evaluation(
-            truth.value, magnitude, truth.terms, self.nodes, self.float_format, squares, stored, flushed
+            truth.value, truth.magnitude, truth.terms, self.nodes, self.float_format, squares, stored, flushed
         )
 
 
@@ -118,13 +117,19 @@ def folding_bound(before: Evaluation, after: Evaluation) -> Array:
     goes through the later ones: 2 u m(after) + u m(before).
     """
     u = after.float_format.unit_roundoff
-    rounding = u * (2.0 * after.magnitude + before.magnitude)  # rigorous
-    if after.squares is not None and before.squares is not None:
-        # Each weight is rounded on its own, so the errors w x e add up in squares.
-        rounding = np.minimum(rounding, u * (_SIGMAS * after.squares + 3.0 * before.squares))
     # In float64, what the oracle's own sums round, of both sides.
-    oracle = np.sqrt(before.terms) * before.magnitude + np.sqrt(after.terms) * after.magnitude
-    return np.asarray(rounding + _FLOAT64_FACTOR * _U64 * oracle + after.underflow)
+    oracle = (_FLOAT64_FACTOR * _U64 * np.sqrt(side.terms) for side in (before, after))
+    if after.squares is None or before.squares is None:
+        # Large tensors: the factors are joined first, which have one value per row.
+        of_before, of_after = oracle
+        bound = after.magnitude * (2.0 * u + of_after)  # rigorous
+        bound = bound + before.magnitude * (u + of_before)
+        return np.asarray(bound + after.underflow)
+    rounding = u * (2.0 * after.magnitude.astype(np.float64) + before.magnitude)
+    # Each weight is rounded on its own, so the errors w x e add up in squares.
+    rounding = np.minimum(rounding, u * (_SIGMAS * after.squares + 3.0 * before.squares))
+    of_sums = (side.magnitude * factor for side, factor in zip((before, after), oracle, strict=True))
+    return np.asarray(rounding + sum(of_sums) + after.underflow)
 
 
 def runtime_bound(side: Evaluation, is_sample: bool = False) -> Array:
@@ -135,13 +140,13 @@ def runtime_bound(side: Evaluation, is_sample: bool = False) -> Array:
         is_sample: the feed stands for others of its size, so inner tensors may be larger than here.
     """
     u = side.float_format.unit_roundoff
-    summing = _C * np.sqrt(side.terms) * side.magnitude
+    roots = _C * np.sqrt(side.terms)
     if side.stored is None or side.squares is None or not accumulates_in_float32():
-        return np.asarray(summing * u + side.nodes * u * side.magnitude + side.underflow)
+        return np.asarray(side.magnitude * (roots * u + side.nodes * u) + side.underflow)
     # Sums are float32 here, and only what nodes store is rounded to the short format. In a sample, an inner tensor may
     # be small by chance: then as if each node stored what the squares bound.
     stored = side.stored + (np.sqrt(side.nodes) * side.squares if is_sample else 0.0)
-    return np.asarray(summing * _U32 + _SIGMAS * u * stored + side.underflow)
+    return np.asarray(side.magnitude * (roots * _U32) + _SIGMAS * u * stored + side.underflow)
 
 
 def measured_bound(value: Array, nudged: Sequence[Array]) -> Array:

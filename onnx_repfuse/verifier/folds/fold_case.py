@@ -14,6 +14,7 @@ import onnx
 
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, FloatFormat
 from onnx_repfuse.verifier.distance import Array
+from onnx_repfuse.verifier.oracle.evaluator import Oracle
 
 __all__ = ["FoldCase", "Source", "reach"]
 
@@ -122,6 +123,22 @@ class FoldCase:
         types |= {tensor.data_type for tensor in self._constants}
         formats = [FLOAT_FORMATS[kind] for kind in types if kind in FLOAT_FORMATS]
         return max(formats, key=lambda limits: limits.epsilon, default=FLOAT_FORMATS[onnx.TensorProto.FLOAT])
+
+    def oracle(self, model: onnx.ModelProto) -> Oracle:
+        """The oracle of `before` or `after`; each is made once, as it has the weights in float64.
+
+        Raises:
+            Unsupported: it does not know the operators.
+        """
+        return self._oracle_before if model is self.before else self._oracle_after
+
+    @cached_property
+    def _oracle_before(self) -> Oracle:
+        return Oracle(self.before)
+
+    @cached_property
+    def _oracle_after(self) -> Oracle:
+        return Oracle(self.after)
 
     @property
     def is_initializer(self) -> bool:

@@ -45,7 +45,7 @@ def loses_precision(case: FoldCase, intermediates: Intermediates, seed: int = 0)
         return ""
     dtype = case.float_format.dtype
     try:
-        exact = Oracle(case.before)
+        exact = case.oracle(case.before)
         before, after = (Oracle(model, stored_as=dtype) for model in (case.before, case.after))
     except Unsupported:
         return ""

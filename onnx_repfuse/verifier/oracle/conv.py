@@ -20,6 +20,7 @@ from onnx_repfuse.verifier.oracle.window import Window
 # Bounds of memory: patches repeat each input element once per tap, and float64 weights are twice the file's or more.
 PATCH_ELEMENTS = 1 << 22
 BLOCK_ELEMENTS = 1 << 20
+_MANY_TAPS = 10  # of a depthwise kernel, from which on it is looked for zeros among what it reads
 
 
 def spatial(*where: Any) -> Any:
@@ -78,8 +79,11 @@ def _add_dense(total: Array, padded: Array, kernel: Array, window: Window, conve
         # (groups, M / groups, C / groups * taps) @ (groups, C / groups * taps, N * positions)
         weight = kernel[..., block.start : block.stop].reshape(groups, rows, -1)
         product = np.matmul(weight, patches) if convert is None else _by_blocks(weight, patches, convert)
-        where = spatial(*(slice(span.start, span.stop) for span in box))
-        total[where] += np.moveaxis(product.reshape(m, n, *map(len, box)), 1, 0)
+        product = np.moveaxis(product.reshape(m, n, *map(len, box)), 1, 0)
+        if len(blocks) == 1:
+            total[...] = product
+        else:
+            total[spatial(*(slice(span.start, span.stop) for span in box))] += product
 
 
 def _tap_blocks(kernel: Sequence[int], per_tap: int) -> list[range]:
@@ -100,6 +104,9 @@ def _patches(
 ) -> Array:
     """What a box of outputs reads ("im2col"): (N, C, *padded) -> (groups, C / groups * taps, N * positions)."""
     n, depth = len(padded), padded.shape[1] // groups
+    if n == len(taps) == 1:  # without a copy, as a rule
+        read = padded[spatial(*window.read_by(taps[0], box))]
+        return np.asarray(read.reshape(groups, depth, -1))
     patches = np.empty((groups, depth, len(taps), n, math.prod(map(len, box))), dtype=padded.dtype)
     for index, tap in enumerate(taps):
         read = padded[spatial(*window.read_by(tap, box))]
@@ -126,7 +133,10 @@ def _depthwise(padded: Array, w: Array, window: Window, out: Sequence[int]) -> A
     padded: (N, C, *padded); w: (M, 1, *kernel), where M is a multiple of C.
     """
     n, channels, *_ = padded.shape
-    occupied = [_occupied(padded, 2 + axis) for axis in range(len(out))]
+    if math.prod(window.kernel) < _MANY_TAPS:  # looking for zeros takes longer than to multiply by them
+        occupied = [range(size) for size in padded.shape[2:]]
+    else:
+        occupied = [_occupied(padded, 2 + axis) for axis in range(len(out))]
     total = by_bands(padded, w, window, out, occupied[-1], lambda tap: _reached(window, tap, occupied, out))
     if total is not None:
         return total

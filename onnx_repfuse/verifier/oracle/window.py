@@ -72,7 +72,16 @@ class Window:
         """x with its padding, and room for a last window that is not full: (N, C, *space) -> (N, C, *padded)."""
         beyond = self.strides if self.ceil else (0,) * len(self.strides)
         width = [(b, max(0, e) + more) for b, e, more in zip(self.begin, self.end, beyond, strict=True)]
-        return np.pad(x, [(0, 0), (0, 0), *width])
+        if not any(map(any, width)):
+            return x
+        if min(map(min, width)) < 0:
+            raise ValueError("negative padding")
+        sizes = [begin + size + end for size, (begin, end) in zip(x.shape[2:], width, strict=True)]
+        padded = np.zeros((*x.shape[:2], *sizes), x.dtype)  # np.pad takes ten times as long for small tensors
+        inner = (slice(begin, begin + size) for size, (begin, _) in zip(x.shape[2:], width, strict=True))
+        where = (slice(None), slice(None), *inner)
+        padded[where] = x
+        return padded
 
     def taps(self) -> Iterator[tuple[int, ...]]:
         """Every position of the kernel."""

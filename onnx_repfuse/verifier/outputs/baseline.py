@@ -16,7 +16,7 @@ from onnx_repfuse.verifier.input_hints import input_hints
 from onnx_repfuse.verifier.inputs import FeedGroup, FeedKey, FeedSpec, choose_feeds
 from onnx_repfuse.verifier.intermediates import Intermediates, open_with_extra_outputs, read_intermediates
 from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, nudge_feed, nudged_weights
-from onnx_repfuse.verifier.outputs.decision_tails import DecisionTail, find_tails
+from onnx_repfuse.verifier.outputs.decision_tails import DecisionTail, find_tails, may_have_tails
 from onnx_repfuse.verifier.outputs.float32_twin import (
     behind_short_weights,
     float32_twin,
@@ -140,7 +140,7 @@ def measure_original(
     if parsed is not None:
         refuse_endless(parsed)
     in_half_precision = parsed is not None and uses_short_floats(parsed)
-    tails = _tails(original)
+    tails = _tails(original, skeleton)
     try:
         baseline = _run_original(original, bounds_model, tails, spec, runtime, defer_noise, in_half_precision)
     except DoesNotRun:  # as when a deciding tensor cannot be an output
@@ -218,7 +218,7 @@ def _run_original(
     defer_noise: bool,
     in_half_precision: bool,
 ) -> Baseline:
-    deciding = _extra_outputs(original, tails)
+    deciding = _extra_outputs(bounds_model, tails)
     with open_with_extra_outputs(original, deciding, runtime) as session:
         groups = choose_feeds(session, spec, input_hints(bounds_model, session.inputs))
         if in_half_precision and not spec.data:
@@ -239,8 +239,10 @@ def _holds(values: Mapping[str, Any], feed: Mapping[str, Any]) -> bool:
     return all(values.get(name) is value for name, value in feed.items())
 
 
-def _tails(original: Model) -> dict[str, DecisionTail]:
-    """None of a large file, which is not parsed."""
+def _tails(original: Model, skeleton: onnx.ModelProto | None) -> dict[str, DecisionTail]:
+    """None of a large file, which is not parsed, nor of one whose nodes alone show that there are none."""
+    if skeleton is not None and not may_have_tails(skeleton.graph):
+        return {}
     if isinstance(original, Path | str) and _file_size(original) > WEIGHTS_LIMIT:
         return {}
     return find_tails(load(original, weights=False))

@@ -23,7 +23,7 @@ from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.verifier.distance import difference, flatten, is_inexact, largest, ulp
 from onnx_repfuse.verifier.session import DoesNotRun, open_session, reads
 
-__all__ = ["DecisionTail", "explains_flips", "find_tails", "has_same_tail"]
+__all__ = ["DecisionTail", "explains_flips", "find_tails", "has_same_tail", "may_have_tails"]
 
 # Operators whose output jumps where their input passes a threshold.
 _DECISIONS = frozenset(
@@ -68,6 +68,15 @@ class DecisionTail:
     def kind(self) -> str:
         flow = set(self.deciding)
         return str(next(node.op_type for node in self.model.graph.node if not flow.isdisjoint(node.input)))
+
+
+def may_have_tails(graph: onnx.GraphProto) -> bool:
+    """Whether an output is at or behind a decision; no weight needs to be loaded to say that there is none."""
+    _, decided = _static_and_decided(graph)
+    producers = _producers(graph)
+    return any(
+        output.name in decided or _behind_saturation(output.name, producers) for output in graph.output
+    )
 
 
 def find_tails(proto: onnx.ModelProto) -> dict[str, DecisionTail]:

@@ -27,12 +27,13 @@ __all__ = ["ForcedBranches"]
 class ForcedBranches:
     """The original with its conditions forced, measured once per value and size."""
 
-    def __init__(self, baseline: Baseline) -> None:
+    def __init__(self, baseline: Baseline, skeleton: onnx.ModelProto) -> None:
+        """`skeleton` is the original; its weights need not be loaded."""
         self._baselines: list[tuple[bool, Baseline]] = []
         self.is_complete = True  # whether every branch was entered at every size; also if there is none
         original = Path(baseline.original)  # type: ignore[arg-type]
-        if file_bytes(original) > WEIGHTS_LIMIT or not _can_be_forced(load(original, weights=False)):
-            self.is_complete = not _has_branches(load(original, weights=False))
+        if not _can_be_forced(skeleton) or file_bytes(original) > WEIGHTS_LIMIT:
+            self.is_complete = not _has_branches(skeleton)
             return
         for value, group in itertools.product((True, False), baseline.groups):
             try:
