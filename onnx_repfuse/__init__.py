@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnx_repfuse.algebra.affine_conv import AffineConv
     from onnx_repfuse.algebra.geometry import Geometry
-    from onnx_repfuse.api import Result, fuse, plan, verify
+    from onnx_repfuse.api import Result, compare, fuse, plan, verify
     from onnx_repfuse.errors import (
         ConversionError,
         Inexact,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from onnx_repfuse.options import Options
+    from onnx_repfuse.records.comparison import Comparison
     from onnx_repfuse.records.reasons import Reason
     from onnx_repfuse.records.report import Change, Fold, Kind, Refusal, Report
     from onnx_repfuse.records.verdict import Verification
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AffineConv",
     "Change",
+    "Comparison",
     "ConversionError",
     "FeedSpec",
     "Fold",
@@ -57,6 +59,7 @@ __all__ = [
     "UsageError",
     "Verification",
     "VerificationError",
+    "compare",
     "fuse",
     "plan",
     "verify",
@@ -65,7 +68,7 @@ __all__ = [
 _MODULES = {
     "algebra.affine_conv": ("AffineConv",),
     "algebra.geometry": ("Geometry",),
-    "api": ("Result", "fuse", "plan", "verify"),
+    "api": ("Result", "compare", "fuse", "plan", "verify"),
     "errors": (
         "ConversionError",
         "Inexact",
@@ -77,6 +80,7 @@ _MODULES = {
         "VerificationError",
     ),
     "options": ("Options",),
+    "records.comparison": ("Comparison",),
     "records.reasons": ("Reason",),
     "records.report": ("Change", "Fold", "Kind", "Refusal", "Report"),
     "verifier.inputs": ("FeedSpec",),

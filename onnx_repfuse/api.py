@@ -1,4 +1,4 @@
-"""The library: `fuse`, `plan`, `verify`.
+"""The library: `fuse`, `plan`, `verify`, `compare`.
 
 Each takes a file, an `onnx.ModelProto`, or an `onnx_graphsurgeon.Graph`, and never changes it.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,13 +26,14 @@ from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import make_plan
 from onnx_repfuse.pipeline.run import run
 from onnx_repfuse.pipeline.runtime import runtime_of
+from onnx_repfuse.records.comparison import Comparison
 from onnx_repfuse.records.report import Report
 from onnx_repfuse.records.verdict import Verification
 
 if TYPE_CHECKING:
     from onnx_repfuse.verifier.inputs import FeedSpec
 
-__all__ = ["Result", "document_of", "fuse", "plan", "verify"]
+__all__ = ["Result", "compare", "document_of", "fuse", "plan", "verify"]
 
 Model: TypeAlias = "onnx.ModelProto | gs.Graph | str | os.PathLike[str]"
 
@@ -171,13 +173,72 @@ def verify(
     """
     from onnx_repfuse.verifier.outputs.compare import verify_outputs
 
-    given = _plain(original), _plain(fused)
     runtime = runtime_of(Options(custom_ops=tuple(map(Path, custom_ops)), provider=provider, threads=threads))
-    # InputError for a file that cannot be read: it is not a different model.
+    with _runnable(original, fused) as (first, second):
+        return verify_outputs(first, second, spec=feeds, rtol=rtol, atol=atol, runtime=runtime)
+
+
+def compare(
+    first: Model,
+    second: Model,
+    *,
+    feeds: FeedSpec | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    custom_ops: Sequence[str | os.PathLike[str]] = (),
+    provider: str | None = None,
+    threads: int = 1,
+    by_order: bool = False,
+    layers: bool = False,
+) -> Comparison:
+    """Compare any two models: the verdicts of `verify`, error statistics, interfaces, and the tensors inside.
+
+    Between float32 and float16, the noise of float16 is the measure.
+
+    Args:
+        first, second: files, or models in memory.
+        feeds: shapes or data of the first model's inputs; random data without it.
+        rtol, atol: the tolerance, `|difference| <= atol + rtol * |y|`, instead of the one measured from noise.
+        custom_ops, provider, threads: as of `verify`.
+        by_order: match inputs and outputs by their order, not by name.
+        layers: compare every tensor that both have, on the first input; `Comparison.layers.first_divergence` is the
+            first that differs by more than noise, with the node that computes it.
+
+    Returns:
+        The comparison; true if all outputs are equal.
+
+    Raises:
+        InputError: a model cannot be read, or the first does not run.
+        UsageError: the installed ONNX Runtime does not have the provider.
+
+    >>> text = '''
+    ...     <ir_version: 8, opset_import: ["" : 17]>
+    ...     block (float[N,1,H,W] x) => (float[N,1,H,W] y)
+    ...     <float[1,1,1,1] w = {2}, float[1,1,1,1] s = {SCALE}> { c = Conv(x, w)  m = Mul(x, s)  y = Add(c, m) }'''
+    >>> models = [onnx.parser.parse_model(text.replace("SCALE", scale)) for scale in ("0.5", "0.6")]
+    >>> result = compare(*models, layers=True)
+    >>> bool(result), result.layers.first_divergence.tensor, result.layers.first_divergence.first.op
+    (False, 'm', 'Mul')
+    """
+    from onnx_repfuse.verifier.comparing.two_models import compare_models
+
+    runtime = runtime_of(Options(custom_ops=tuple(map(Path, custom_ops)), provider=provider, threads=threads))
+    with _runnable(first, second) as (one, other):
+        return compare_models(
+            one, other, spec=feeds, rtol=rtol, atol=atol, runtime=runtime, by_order=by_order, layers=layers
+        )
+
+
+@contextmanager
+def _runnable(*models: Model) -> Iterator[tuple[onnx.ModelProto | Path, ...]]:
+    """Models as sessions take them: those with external data as copies that no other program can shorten.
+
+    Raises InputError for a file that cannot be read: it is not a different model.
+    """
+    given = [_plain(model) for model in models]
     with safe_to_run(*(model for model in given if isinstance(model, Path))) as files:
         paths = iter(files)
-        first, second = (next(paths) if isinstance(model, Path) else model for model in given)
-        return verify_outputs(first, second, spec=feeds, rtol=rtol, atol=atol, runtime=runtime)
+        yield tuple(next(paths) if isinstance(model, Path) else model for model in given)
 
 
 def _plain(model: Model) -> onnx.ModelProto | Path:

@@ -150,6 +150,11 @@ class CliArguments:
         more="For exporters that name them differently. Without it, names that differ are an error that says which.",
         table="check", useless=_COMPARING_ONLY,
     )
+    layers: bool = _option(
+        "--layers", False, "Compare every tensor that both models have, with --compare.",
+        more="In topological order, a slice at a time, and says which is the first that diverges.",
+        table="check", useless=_COMPARING_ONLY,
+    )
     json_file: str | None = _option(
         "--json json_file", None, "Write the report as JSON; - is standard output.",
         more="[The JSON report](json-schema.md), key by key. Standard output then carries nothing else.",

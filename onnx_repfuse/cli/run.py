@@ -44,7 +44,7 @@ def execute(given: CliArguments, version: str) -> int:
     if given.explain is not None:
         return _explain(given, options)
     tasks = [
-        Task(given.command, model, output, options, given.bench, gates, given.by_order)
+        Task(given.command, model, output, options, given.bench, gates, given.by_order, given.layers)
         for model, output in pairs
     ]
     outcomes = _run(tasks, given)

@@ -9,6 +9,7 @@ import difflib
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ class Task:
         bench: whether to time the two.
         gates: operators that must not remain.
         by_order: of a comparison, whether inputs and outputs are paired by their order.
+        layers: of a comparison, whether the tensors inside are compared, too.
     """
 
     command: str
@@ -49,6 +51,7 @@ class Task:
     bench: bool = False
     gates: tuple[str, ...] = ()
     by_order: bool = False
+    layers: bool = False
 
 
 def run(task: Task, progress: Progress | None = None) -> Outcome:
@@ -130,6 +133,8 @@ def _compare(task: Task, progress: Progress) -> Outcome:
             atol=task.options.atol,
             runtime=runtime_of(task.options),
             by_order=task.by_order,
+            layers=task.layers,
+            on_progress=partial(progress, "comparing layers"),
         )
     verification = comparison.verification
     bench = _bench(task, progress) if task.bench else None

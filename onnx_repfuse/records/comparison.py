@@ -23,7 +23,7 @@ __all__ = [
     "TensorInfo",
 ]
 
-LayerStatus = Literal["agrees", "diverges", "not comparable"]
+LayerStatus = Literal["agrees", "agrees again", "diverges", "not comparable"]
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,9 @@ class Layer:
     Attributes:
         tensor: its name in both; of a graph output, in the first.
         first, second: what computes it.
-        status: it diverges if it differs by more than the noise of the model explains; it is not comparable if the two
-            have other shapes or types.
+        status: it diverges if it differs by more than the noise of the model explains. "agrees again" differs, too,
+            but what is computed from it agrees, so that no output differs because of it: one name may stand for two
+            tensors. A tensor that has other shapes or types in the two is not comparable.
         max_abs: largest absolute difference.
         allowed: what was allowed there; 0 for types that are compared exactly.
         max_rel, allowed_rel: the same over the largest value of the first.

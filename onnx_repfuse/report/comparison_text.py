@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from onnx_repfuse.report.formatting import at_least, clean, figure, interface_sentence, noise_sentence
 
 if TYPE_CHECKING:
-    from onnx_repfuse.records.comparison import Bin, Comparison, ErrorSpread, OutputStatistics
+    from onnx_repfuse.records.comparison import (
+        Bin,
+        Comparison,
+        ErrorSpread,
+        Layer,
+        Layers,
+        LayerStatus,
+        OutputStatistics,
+    )
 
-__all__ = ["head_lines", "statistics_lines"]
+__all__ = ["head_lines", "layer_lines", "statistics_lines"]
 
+_COUNTED: dict[LayerStatus, str] = {
+    "agrees": "agree",
+    "agrees again": "differ, but what follows agrees again",
+    "diverges": "diverge",
+    "not comparable": "not comparable",
+}
+_MAX_ORIGINS = 3  # shown without -v
 _BAR = 40  # characters of the longest bar of a histogram
 
 
@@ -23,6 +39,50 @@ def head_lines(comparison: Comparison) -> Iterator[str]:
     sentence = noise_sentence(comparison)
     if sentence:
         yield f"\n{sentence}"
+
+
+def layer_lines(layers: Layers, passed: bool, verbose: int) -> Iterator[str]:
+    """Where the two begin to differ; with `verbose`, every tensor.
+
+    Args:
+        layers: the tensors inside.
+        passed: whether the outputs agree.
+        verbose: list all.
+    """
+    tensors = layers.tensors
+    statuses = Counter(layer.status for layer in tensors)
+    counts = ", ".join(
+        f"{statuses[status]} {words}" for status, words in _COUNTED.items() if statuses[status]
+    )
+    yield f"\nTensors that both have: {len(tensors)}" + (f" ({counts})" if tensors else "")
+    first = layers.first_divergence
+    if first is not None:
+        yield f"  The first that diverges: {_layer(first)}"
+        yield f"    computed by {_producers(first)}"
+        before = [layer for layer in tensors[: tensors.index(first)] if layer.status == "agrees"]
+        if before:
+            yield f"    the last before it that agrees: {_layer(before[-1])}"
+        others = [layer for layer in tensors if layer.is_origin and layer is not first]
+        for other in others if verbose else others[:_MAX_ORIGINS]:
+            yield f"  Diverges, too, and nothing before it: {_layer(other)}, computed by {_producers(other)}"
+        if len(others) > _MAX_ORIGINS and not verbose:
+            yield f"  and {len(others) - _MAX_ORIGINS} more of these (-v shows all)"
+    elif tensors and not passed:
+        yield "  None of them diverges on the first input."
+    yield from (f"  note: {clean(note)}" for note in layers.notes)
+    if verbose:
+        yield from (f"  {layer.status:<14} {_layer(layer)} [{clean(layer.first.op)}]" for layer in tensors)
+
+
+def _layer(layer: Layer) -> str:
+    if layer.status == "not comparable":
+        return f"'{clean(layer.tensor)}': {clean(layer.message)}"
+    return f"'{clean(layer.tensor)}': relative error {figure(layer.max_rel)}, allowed {figure(layer.allowed_rel)}"
+
+
+def _producers(layer: Layer) -> str:
+    first, second = (f"{clean(node.op)} '{clean(node.name)}'" for node in (layer.first, layer.second))
+    return first if first == second else f"{first} in the first model, {second} in the second"
 
 
 def statistics_lines(statistics: OutputStatistics, verbose: int) -> Iterator[str]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from onnx_repfuse.report.advice import advice, by_reason
 from onnx_repfuse.report.block_layout import draw, produced
 from onnx_repfuse.report.formatting import figure, plural, simplifier_sentences
+from onnx_repfuse.report.html_comparison import comparison_parts
 from onnx_repfuse.report.html_parts import (
     bench_bars,
     escape,
@@ -115,6 +116,8 @@ def _section(outcome: Outcome, number: int, pictures: list[dict[str, object]]) -
         parts += ["<h3>Latency</h3>", bench_bars(outcome.bench)]
     if outcome.verification is not None:
         parts += ["<h3>Error against noise</h3>", outputs_table(outcome.verification, outcome.status)]
+    if outcome.comparison is not None:
+        parts += comparison_parts(outcome.comparison)
     if outcome.precision:
         parts += ["<h3>Precision against float64</h3>", precision_table(outcome.precision)]
     if report is not None:

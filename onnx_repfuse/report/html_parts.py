@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from onnx_repfuse.records.report import Report
     from onnx_repfuse.records.verdict import FoldVerdict, OutputVerdict, Precision, Verification
 
-__all__ = ["bench_bars", "escape", "outputs_table", "precision_table", "sizes_table", "tiles"]
+__all__ = ["bench_bars", "escape", "outputs_table", "precision_table", "sizes_table", "table", "tiles"]
 
 _COLOR = {"passed": "good", "failed": "bad"}
 
@@ -77,7 +77,7 @@ def sizes_table(report: Report, *, written: bool) -> str:
         for name, then, now, change in rows
     )
     others = f"<p><small>Unchanged: {', '.join(unchanged)}</small></p>" if unchanged else ""
-    return _table(_heads("", "before", "after", "change"), body, ' class="sizes"') + others
+    return table(_heads("", "before", "after", "change"), body, ' class="sizes"') + others
 
 
 def _color(change: str) -> str:
@@ -115,7 +115,7 @@ def outputs_table(verification: Verification, status: str) -> str:
     words = "".join(f"<p>{escape(message)}</p>" for message in messages if message)
     checked = _fold_counts("fold", verification.folds) + _fold_counts("other change", verification.changes)
     return (
-        f"{_table(heads, map(_output, verification.outputs))}"
+        f"{table(heads, map(_output, verification.outputs))}"
         "<p><small>The bar is the error, the tick the noise of the original itself, the dashed line what was allowed "
         f"(logarithmic).</small></p>{words}{checked}{notes}"
     )
@@ -140,7 +140,7 @@ def precision_table(studies: Sequence[Precision]) -> str:
         for study in studies
     )
     return (
-        _table(_heads("output", "original, rms", "fused, rms", "factor", "worst"), rows)
+        table(_heads("output", "original, rms", "fused, rms", "factor", "worst"), rows)
         + "<p><small>Distance from the original in float64; below a factor of 1 the result is nearer.</small></p>"
     )
 
@@ -149,7 +149,7 @@ def _heads(*names: str) -> list[str]:
     return [f"<th>{name}</th>" for name in names]
 
 
-def _table(heads: Iterable[str], rows: Iterable[str], style: str = "") -> str:
+def table(heads: Iterable[str], rows: Iterable[str], style: str = "") -> str:
     """A table that scrolls sideways where the window is narrow."""
     return (
         f'<div class="scroll"><table{style}><thead><tr>{"".join(heads)}</tr></thead>'

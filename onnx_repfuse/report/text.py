@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_repfuse.report.advice import advice, brief, by_reason
-from onnx_repfuse.report.comparison_text import head_lines, statistics_lines
+from onnx_repfuse.report.comparison_text import head_lines, layer_lines, statistics_lines
 from onnx_repfuse.report.formatting import (
     CPU,
     as_zero_sentence,
@@ -188,8 +188,12 @@ def _verdict(outcome: Outcome, verbose: int) -> list[Text]:
     if outcome.status == "identical":
         return [Text("The output is the input, byte for byte.")] if outcome.output else []
     if outcome.comparison is not None:
-        head = [Text(line) for line in head_lines(outcome.comparison)]
-        return head + _verification(outcome.comparison.verification, verbose, outcome.comparison.outputs)
+        comparison = outcome.comparison
+        lines = [Text(line) for line in head_lines(comparison)]
+        lines += _verification(comparison.verification, verbose, comparison.outputs)
+        if comparison.layers is not None:
+            lines += map(Text, layer_lines(comparison.layers, bool(comparison), verbose))
+        return lines
     if outcome.verification is not None:
         return _verification(outcome.verification, verbose)
     if outcome.command == "fuse" and outcome.report is not None and outcome.exit_code != 3:

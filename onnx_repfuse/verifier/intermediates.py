@@ -36,6 +36,7 @@ __all__ = [
     "Intermediates",
     "open_with_extra_outputs",
     "read_intermediates",
+    "tensor_bytes",
     "tensor_names",
 ]
 
@@ -101,6 +102,28 @@ def tensor_names(model: Model) -> tuple[set[str], set[str]]:
     produced = set(input_names(graph))
     produced.update(name for node in graph.node for name in node.output if name)
     return produced, {value.name for value in graph.output}
+
+
+def tensor_bytes(
+    model: Model, feed: Feed, names: Sequence[str], runtime: Runtime = DEFAULT_RUNTIME
+) -> dict[str, int]:
+    """About how many bytes tensors take on a feed, without holding them; those that are no tensors are guessed.
+
+    Args:
+        model: a path, or a model in memory, which runs on `feed`.
+        feed: the inputs.
+        names: node outputs that are not graph outputs yet.
+        runtime: how it is run.
+
+    Raises:
+        DoesNotRun: the runtime refuses the model.
+    """
+    source = _Original(model, runtime, [feed], lambda: None)
+    with source.open(names) as session:
+        sizes, unknown = _sizes_in_bytes(session, feed)
+    if unknown:
+        sizes.update(_count_bytes(source, unknown))
+    return sizes
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from onnx_repfuse.records.report import NodeRef
 from onnx_repfuse.records.verdict import Status
 from onnx_repfuse.report.block_layout import MAX_NODES, draw
 from onnx_repfuse.report.html import render
-from tests.outcomes import EVIL, fold, outcome
+from tests.outcomes import EVIL, compared, comparison, fold, outcome
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
@@ -201,3 +201,34 @@ def test_blocks_without_nodes_and_with_too_many():
     looped = draw([NodeRef("n", "Add", ("x",), ("x",))], ("x",), "y")  # `0 + x`, renamed away
     assert (len(looped.boxes), len(looped.edges)) == (3, 2)
     assert draw([NodeRef("n", "Split", ("x", "x"), ("a", "b"))], ("x",), "b") is not None
+
+
+@browser
+@pytest.mark.parametrize("width", [500, 1280])
+def test_the_error_along_the_depth_is_a_line_that_keeps_to_the_page(tmp_path, width):
+    script = """
+      const plot = document.querySelector('.depth .plot').getBoundingClientRect();
+      const dot = document.querySelector('.depth .dot').getBoundingClientRect();
+      const points = document.querySelector('polyline.error').getAttribute('points').split(' ').length;
+      document.title = [document.documentElement.scrollWidth <= innerWidth, plot.height > 200, points,
+        Math.abs((dot.left + dot.width / 2 - plot.left) / plot.width - 20 / 39) < 0.01].join();
+    """
+    dom, console = browse(tmp_path, render([compared(EVIL, layers=40)], "1.0"), script, width)
+    assert console == []
+    assert text_of(dom) == "true,true,40,true"
+    assert "The first that diverges" in dom
+
+
+def test_a_comparison_says_all_that_differs():
+    page = render([compared()], "1.0")
+    for words in (
+        "The first model computes in float32, the second in float16: judged by the noise of the second (float16).",
+        "input &#x27;x&#x27; tensor(float) [N, 3, ?] in the first model, &#x27;x&#x27; tensor(float16)",
+        "output &#x27;x&#x27; tensor(float) [N, 3, ?] is in the second model only",
+        "20 of 30 elements differ, 1 of them NaN or infinite in one model only",
+        "PSNR 60.5 dB, top-1 agrees 100.0%, top-5 agrees 80.0%",
+    ):
+        assert words in page
+    assert "Error along the depth" not in render([compared(layers=0)], "1.0")
+    silent = replace(comparison(layers=4), layers=replace(comparison(layers=4).layers, tensors=()))
+    assert "no tensor in common" in render([replace(compared(), comparison=silent)], "1.0")

@@ -12,7 +12,7 @@ from onnx_repfuse.records.outcome import Gate, Outcome
 from onnx_repfuse.records.verdict import Status, Verification
 from onnx_repfuse.report.formatting import clean, figure, quantity, size
 from onnx_repfuse.report.text import show, summarize
-from tests.outcomes import outcome
+from tests.outcomes import compared, outcome
 
 
 def text(value, width=100, verbose=0, many=False):
@@ -76,3 +76,23 @@ def test_formatting():
     assert clean("a\u202eb\ud800") == "a\\u202eb\\ud800"
     assert (size(999_999), size(0), quantity(10**18)) == ("1.00 MB", "0 B", "1000 P")
     assert (figure(float("inf")), figure(0.5), figure(12345.0)) == ("inf", "0.5", "1.2e+04")
+
+
+def test_a_comparison_shows_statistics_and_where_two_models_part():
+    shown = text(compared(), width=300)
+    for words in (
+        "input 'x' tensor(float) [N, 3, ?] in the first model, 'x' tensor(float16) [N, 3, ?] in the second",
+        "judged by the noise of the second (float16)",
+        "absolute error: max 0.003 at [0, 7] (0.5 and 0.503), mean 1.0e-04, median 2.0e-05, p90 1.0e-04",
+        "20 of 30 elements differ, 1 of them NaN or infinite in one model only, PSNR 60.5 dB, top-5 agrees 80.0%",
+        "minimum tolerance that would pass: none",
+        "Tensors that both have: 4 (2 agree, 2 diverge)",
+        "The first that diverges: 't2': relative error 0.001, allowed 1.2e-07",
+        "computed by Relu 'node of t2'",
+        "the last before it that agrees: 't1'",
+    ):
+        assert words in shown
+    assert "#" not in shown
+    listed = text(compared(), width=300, verbose=1)
+    assert "  1e-05 .. 1e-04           20 ########################################" in listed
+    assert "  diverges       't3': relative error" in listed

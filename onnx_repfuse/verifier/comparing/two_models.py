@@ -7,14 +7,15 @@ far the float16 model is from its own float32 twin.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
 from onnx_repfuse.errors import InputError
-from onnx_repfuse.records.comparison import Comparison, OutputStatistics
+from onnx_repfuse.records.comparison import Comparison, Layers, OutputStatistics
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.records.verdict import OutputVerdict, Status, Verification
+from onnx_repfuse.verifier.comparing.layers import compare_layers
 from onnx_repfuse.verifier.comparing.statistics import output_statistics
 from onnx_repfuse.verifier.distance import is_structure, ulp
 from onnx_repfuse.verifier.inputs import FeedSpec, converted, float_dtype, renamed
@@ -32,6 +33,7 @@ from onnx_repfuse.verifier.outputs.interfaces import (
     why_incomparable,
 )
 from onnx_repfuse.verifier.outputs.judge import verdict_without_figures
+from onnx_repfuse.verifier.outputs.tolerance import user_tolerance
 from onnx_repfuse.verifier.session import Model, input_values, load
 
 __all__ = ["compare_models"]
@@ -48,8 +50,10 @@ def compare_models(
     atol: float | None = None,
     runtime: Runtime = DEFAULT_RUNTIME,
     by_order: bool = False,
+    layers: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Comparison:
-    """Compare two models output by output.
+    """Compare two models output by output, and tensor by tensor if asked for.
 
     Args:
         first, second: paths, or models in memory.
@@ -57,6 +61,8 @@ def compare_models(
         rtol, atol: the tolerance, instead of one measured from noise.
         runtime: how both are run.
         by_order: pair inputs and outputs by their order, not by name.
+        layers: also compare the tensors inside that both have, on the first input.
+        on_progress: called with (tensors compared, tensors in all).
 
     Raises:
         InputError: a model cannot be read, or the first one does not run.
@@ -88,6 +94,32 @@ def compare_models(
         pairing.differences,
         "second" if is_swapped else "first",
         (coarseness[0].name, coarseness[1].name),
+        _layers(first, second, result, terms, is_swapped, on_progress) if layers else None,
+    )
+
+
+def _layers(
+    first: Model,
+    second: Model,
+    result: Compared,
+    terms: Terms,
+    is_swapped: bool,
+    on_progress: Callable[[int, int], None],
+) -> Layers:
+    """The tensors inside; none, and a note, where one of the two was not run."""
+    assert terms.pairing is not None
+    if not result.values:
+        return Layers((), notes=("no tensors were compared, since one of the models does not run",))
+    measure, other = (second, first) if is_swapped else (first, second)
+    return compare_layers(
+        measure,
+        other,
+        result.baseline,
+        terms.pairing.swapped() if is_swapped else terms.pairing,
+        is_swapped=is_swapped,
+        other_precision=terms.other_precision,
+        user=user_tolerance(terms.rtol, terms.atol),
+        on_progress=on_progress,
     )
 
 
