@@ -228,19 +228,26 @@ def _read_batches(
 ) -> Iterator[tuple[list[int], dict[str, Any]]]:
     """Raises DoesNotRun."""
     with ExitStack() as stack:
-        session = stack.enter_context(source.open(extra))
-        sizes, unknown = _sizes_in_bytes(session, source.feeds[0])
+        first = stack.enter_context(source.open(extra))
+        session: Session | None = first
+        sizes, unknown = _sizes_in_bytes(first, source.feeds[0])
         batches = _batches(sizes, wanted, max_bytes)
-        if len(batches) > 1 and unknown:
-            stack.close()  # never two sessions, and their weights, at once
-            sizes.update(_count_bytes(source, unknown))
-            batches = _batches(sizes, wanted, max_bytes)
-            session = stack.enter_context(source.open(extra))
+        if len(batches) > 1:
+            # The runtime keeps every graph output until a run ends, asked for or not. So each batch has a session in
+            # which only its tensors are outputs, and never are two sessions, and their weights, open at once.
+            stack.close()
+            session = None
+            if unknown:
+                sizes.update(_count_bytes(source, unknown))
+                batches = _batches(sizes, wanted, max_bytes)
         for batch in batches:
             names = {name for index in batch for name in wanted[index]}
-            values = source.run(session, names.union(also) if batch is batches[0] else names)
-            if batch is batches[-1]:
-                stack.close()
+            if batch is batches[0]:
+                names.update(also)
+            session = session or stack.enter_context(source.open([name for name in extra if name in names]))
+            values = source.run(session, names)
+            stack.close()
+            session = None
             yield batch, values
             values.clear()  # else they, and whoever got them, would hold two batches during the next run
             if sum(sizes.get(name, 0) for name in names) > _WORTH_GIVING_BACK:

@@ -19,6 +19,7 @@ from onnx_repfuse.verifier.folds.isolated import probe
 from onnx_repfuse.verifier.folds.size_rules import EQUAL
 from onnx_repfuse.verifier.folds.stimuli import stimuli
 from onnx_repfuse.verifier.intermediates import read_intermediates
+from onnx_repfuse.verifier.session import Session
 from tests.verifier.folds_in_place import check_folds
 
 F = TensorProto.FLOAT
@@ -384,6 +385,19 @@ def test_few_tensors_are_held_at_once_where_that_takes_few_runs(monkeypatch: pyt
         assert len(list(read_intermediates(model, [[name] for name in names], feed))) == runs
     monkeypatch.setattr(intermediates, "_FEW_RUNS", 4)
     assert len(list(read_intermediates(model, [[name] for name in names], feed))) == 4
+
+
+def test_a_session_has_the_tensors_of_one_batch_as_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime keeps every graph output until the run ends, whether it was asked for or not."""
+    model, names, feed = _chain_of_twelve()
+    outputs: list[int] = []
+    real = Session.run
+    monkeypatch.setattr(
+        Session, "run", lambda self, *args: (outputs.append(len(self.outputs)), real(self, *args))[1]
+    )
+    wanted = [[name] for name in names]
+    assert len(list(read_intermediates(model, wanted, feed, max_bytes=3 * feed["x"].nbytes))) == 4
+    assert outputs == [4, 4, 4, 3]  # three tensors, and the graph's own output, which is the last of them
 
 
 def test_what_was_read_is_given_back_before_the_next_run() -> None:
