@@ -207,10 +207,10 @@ class Scope:
 
     def shape(self, name: str) -> Shape | None:
         """The proved shape; None if not even the rank is known."""
-        const = self.const(name)
-        if const is not None:
-            return const.shape
-        return self.types.get(name, (0, None))[1]
+        if name in self.constants and name not in self.overridable:
+            return self.constants[name].shape
+        known = self.types.get(name)  # asked of every tensor a hundred times
+        return None if known is None else known[1]
 
     def data_type(self, name: str) -> int | None:
         """The ONNX data type, if known."""
