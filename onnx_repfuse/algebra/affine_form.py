@@ -32,6 +32,7 @@ from onnx_repfuse.algebra.kernel_products import (
     sums_of,
 )
 from onnx_repfuse.algebra.kernels import Array, Kernel, Vector
+from onnx_repfuse.algebra.laws import Size
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.records.reasons import Reason
 
@@ -230,7 +231,7 @@ def gather(
     layout: tuple[int, int],
     bias: Bias,
     parts: Sequence[Part],
-    size_of: Callable[[Hashable], tuple[int, ...] | None],
+    size_of: Callable[[Hashable], Size | None],
 ) -> Form:
     """The sum of what the terms of an operator became, and of its bias.
 

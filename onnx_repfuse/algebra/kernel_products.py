@@ -136,7 +136,7 @@ def _scaled_inputs(geometry: Geometry, g: Kernel, scale: Array) -> Kernel:
     return Scaled(geometry, g.inner, g.outer, scale if g.inputs is None else scale * g.inputs)
 
 
-def total(parts: Sequence[Kernel], size: tuple[int, ...] | None = None) -> Kernel:
+def total(parts: Sequence[Kernel], size: laws.Size | None = None) -> Kernel:
     """The sum of kernels that read one source of `size` positions, where known; sums of sums stay flat.
 
     Raises:
@@ -157,7 +157,7 @@ def total(parts: Sequence[Kernel], size: tuple[int, ...] | None = None) -> Kerne
     return Total(geometry, tuple(flat))
 
 
-def sums_of(parts: Sequence[Kernel], size: tuple[int, ...] | None = None) -> list[Kernel]:
+def sums_of(parts: Sequence[Kernel], size: laws.Size | None = None) -> list[Kernel]:
     """Kernels that read one source, as few that have the same sum: all are one unless several are cheaper apart.
 
     Conv1x1 + Conv1x1 + depthwise 3x3 is a Conv1x1 and the depthwise one: as one, it would be a dense 3x3. Of two that

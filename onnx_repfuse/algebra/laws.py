@@ -24,13 +24,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from math import gcd
+from math import gcd, lcm
+from typing import NamedTuple
 
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.records.reasons import Reason
 
-__all__ = ["compose", "select_inputs", "select_outputs", "total"]
+__all__ = ["Multiple", "Size", "compose", "select_inputs", "select_outputs", "total"]
+
+MANY = 1 << 10  # positions from which they are counted; from where does not matter
+MAX_PERIOD = 64
+
+
+class Multiple(NamedTuple):
+    """A number of positions that is some multiple of this one."""
+
+    of: int
+
+
+Size = tuple[int | Multiple, ...]
 
 
 def compose(g: Geometry, f: Geometry, *, zero_bias: bool) -> Geometry:
@@ -109,8 +122,8 @@ def _compose_transposed(g: Geometry, f: Geometry, zero_bias: bool) -> Geometry:
 
 
 @lru_cache(maxsize=1 << 14)
-def total(f: Geometry, g: Geometry, size: tuple[int, ...] | None = None) -> Geometry:
-    """The geometry of `x -> f(x) + g(x)`; `size` is x's number of positions per axis, where known.
+def total(f: Geometry, g: Geometry, size: Size | None = None) -> Geometry:
+    """The geometry of `x -> f(x) + g(x)`; `size` is what is known of x's number of positions per axis.
 
     Raises:
         Inexact: GRID or SHAPE.
@@ -129,7 +142,7 @@ def total(f: Geometry, g: Geometry, size: tuple[int, ...] | None = None) -> Geom
     )
 
 
-def _check_total(f: Geometry, g: Geometry, size: tuple[int, ...] | None) -> None:
+def _check_total(f: Geometry, g: Geometry, size: Size | None) -> None:
     """Raise Inexact unless both, which are not equal, read the same channels and give the same positions."""
     if (f.layout, f.c_in, f.c_out) != (g.layout, g.c_in, g.c_out):
         raise Inexact(Reason.SHAPE)
@@ -137,8 +150,21 @@ def _check_total(f: Geometry, g: Geometry, size: tuple[int, ...] | None) -> None
         raise Inexact(Reason.GRID, "one of them is a transposed convolution")
     if f.strides != g.strides:
         raise Inexact(Reason.GRID, "the strides differ")
-    if f.slack != g.slack and (size is None or f.output(size) != g.output(size)):
+    if f.slack != g.slack and (size is None or not _write_equally_many(f, g, size)):
         raise Inexact(Reason.GRID, "the branches give different numbers of positions")
+
+
+def _write_equally_many(f: Geometry, g: Geometry, size: Size) -> bool:
+    """Whether both, whose strides are equal, have as many positions."""
+    if not any(isinstance(count, Multiple) for count in size):
+        known = tuple(count for count in size if isinstance(count, int))
+        return f.output(known) == g.output(known)
+    period = lcm(*f.strides)  # of so many positions more, both have equally many more
+    return period <= MAX_PERIOD and all(
+        f.output(known) == g.output(known)
+        for number in range(MANY, MANY + period)
+        for known in [tuple(n.of * number if isinstance(n, Multiple) else n for n in size)]
+    )
 
 
 def _common_grid(f: Geometry, g: Geometry, axis: int) -> tuple[int, int, int]:

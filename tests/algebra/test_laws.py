@@ -381,3 +381,19 @@ def test_unlike_dilations_widen_only_as_far_as_needed() -> None:
 def test_macs_are_weights_times_positions() -> None:
     assert Geometry.conv(4, 8, (3, 3), groups=2).macs(10) == 8 * 2 * 9 * 10
     assert prod(Geometry.dense(3, 5).weight_shape) == Geometry.dense(3, 5).macs(1)
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_unlike_slacks_add_at_multiples_of_the_stride(stride: int) -> None:
+    """x[::s] and x[s-1::s] have equally many positions where s divides n, and only there."""
+    point = replace(Geometry.diagonal(3, 1), strides=(stride,))
+    first, last = point, replace(point, origin=(stride - 1,), slack=(-stride,))
+    for of in range(1, 13):
+        equal = all(first.output((n,)) == last.output((n,)) for n in range(of, 40 * of, of))
+        assert equal == (of % stride == 0)
+        try:
+            laws.total(first, last, (laws.Multiple(of),))
+        except Inexact:
+            assert not equal
+        else:
+            assert equal

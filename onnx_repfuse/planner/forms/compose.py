@@ -25,6 +25,7 @@ from onnx_repfuse.algebra.affine_form import (
 )
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
+from onnx_repfuse.algebra.laws import Size
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.lift import LinearOp
@@ -33,7 +34,7 @@ from onnx_repfuse.records.report import Kind
 
 __all__ = ["Parts", "composed", "form_of_node", "inline", "writes_itself"]
 
-Positions = tuple[int, ...] | None  # per spatial axis, where proved
+Positions = Size | None  # per spatial axis, as far as proved
 Parts = dict[tuple[int, int], Part | Inexact]  # by the number of a term and the id of the form it reads
 
 

@@ -14,6 +14,10 @@ from functools import cached_property
 from math import prod
 
 from onnx_repfuse.algebra.affine_form import Form, Shifted
+from onnx_repfuse.algebra.laws import Multiple, Size
+from onnx_repfuse.graph.dims import known_dims
+from onnx_repfuse.graph.extents import Dim
+from onnx_repfuse.graph.multiples import multiples
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.views import Layout
 from onnx_repfuse.lift import Context, LinearOp
@@ -71,10 +75,21 @@ class Sizes:
             return layout.channels
         return next((count for (tensor, _), count in self.operand_channels.items() if tensor == name), 1)
 
-    def positions(self, source: Hashable, rank: int) -> tuple[int, ...] | None:
-        """Positions per spatial axis of a source, where they are proved."""
+    def positions(self, source: Hashable, rank: int) -> Size | None:
+        """Positions per spatial axis of a source, where they, or multiples that they are of, are proved."""
         source = source.source if isinstance(source, Shifted) else source
-        return self.context.size(source.view.output if isinstance(source, Viewed) else str(source), rank)
+        name = source.view.output if isinstance(source, Viewed) else str(source)
+        known = self.context.size(name, rank)
+        dims = known_dims(self.context.scope).get(name, ()) if known is None and self._multiples else ()
+        if len(dims) != rank + 2:
+            return known
+        return tuple(
+            dim if isinstance(dim, int) else Multiple(self._multiples.get(dim, 1)) for dim in dims[2:]
+        )
+
+    @cached_property
+    def _multiples(self) -> dict[Dim, int]:
+        return multiples(self.context.scope)
 
     def channels(self, source: Hashable, layout: Layout) -> int:
         """Channels of a source in a layout: one tensor may be read along two axes."""

@@ -165,9 +165,14 @@ class FoldCase:
 
     @cached_property
     def divisor(self) -> int:
-        """What sizes may have to be a multiple of: the graph divides one by it, and may Reshape to such blocks."""
+        """What sizes may have to be a multiple of: the graph divides by it, or takes every n-th position."""
         constants = {t.name: t for t in self.before.graph.initializer if t.data_type not in FLOAT_FORMATS}
-        divisors = [constants.get(node.input[1]) for node in self.before.graph.node if node.op_type == "Div"]
+        places = {"Div": 1, "Slice": 4}
+        divisors = [
+            constants.get(node.input[places[node.op_type]])
+            for node in self.before.graph.node
+            if len(node.input) > places.get(node.op_type, len(node.input))
+        ]
         values = [onnx.numpy_helper.to_array(t).ravel() for t in divisors if t is not None]
         return math.lcm(
             *(int(value[0]) for value in values if value.size == 1 and 1 < value[0] <= _MAX_DIVISOR)

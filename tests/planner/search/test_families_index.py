@@ -228,11 +228,34 @@ def test_focus() -> None:
     assert list(weight.dims) == [8, 3, 6, 6]
 
 
-def test_focus_of_an_unknown_size_stays() -> None:
-    net = Net(3)  # of an odd size, its Slices differ in size
-    result = fuse(net.model(net.conv(focus(net), 12, 8, 3)))
-    assert {node.op_type for node in result.model.graph.node} == {"Slice", "Concat", "Conv"}
-    assert Reason.GRID in {refusal.reason for refusal in result.report.refusals}
+@pytest.mark.parametrize("pad", [0, 1])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_focus_of_an_unknown_size(pad: int, stride: int) -> None:
+    """Of an odd size, its Slices differ in size, and the Concat does not run."""
+    net = Net(3)
+    model = net.model(net.conv(focus(net), 12, 8, 3, pad=pad, strides=[stride, stride]))
+    fused = fuse(model).model
+    assert [node.op_type for node in fused.graph.node] == ["Conv"]
+    for height, width in ((6, 6), (8, 6), (10, 16), (12, 14)):
+        x = np.random.default_rng(0).standard_normal((2, 3, height, width)).astype(np.float32)
+        np.testing.assert_allclose(run(fused, {"x": x})[0], run(model, {"x": x})[0], rtol=1e-4, atol=1e-4)
+
+
+def test_slices_that_broadcast_at_unknown_sizes_stay() -> None:
+    """Of three rows, x[::2] has two, and x[1::2] one, which the Add repeats."""
+    net = Net(3)
+    y = net.add(cut(net, "x", [2], [0], [END], [2]), cut(net, "x", [2], [1], [END], [2]))
+    result = fuse(net.model(net.conv(y, 3, 4, 1)))
+    assert "Slice" in {node.op_type for node in result.model.graph.node}
+
+
+def test_a_focus_that_no_convolution_reads_proves_nothing() -> None:
+    """Of one position, a Concat leaves its empty operands out."""
+    net = Net(3)
+    rows = [cut(net, "x", [2], [row], [END], [2]) for row in (0, 1)]
+    y = net.conv(net.add(*rows), 3, 4, 1)
+    result = fuse(net.model(y, net.op("Relu", net.op("Concat", *rows, axis=1))))
+    assert "Add" in {node.op_type for node in result.model.graph.node}
 
 
 def test_focus_alone_stays() -> None:
