@@ -45,6 +45,7 @@ USELESS = {
     "fuse": "{} is for --compare",
     "explain": "--explain only prints, so {} has no meaning",
     "plan": "--plan runs nothing, so {} has no meaning",
+    "fail_on_folds": "--fail-on-folds writes nothing, so {} has no meaning",
     "in_place": "{} needs both files, and --in-place overwrites one: give an output instead",
     "no_check": "--no-check runs no comparison, so {} has no meaning",
 }
@@ -56,6 +57,8 @@ CONTRADICTIONS = (
     ("explain", "compare", _TWO_RUNS.format("--explain", "--compare")),
     ("output", "out_dir", "-o and --out-dir contradict each other: give one of them"),
     ("in_place", "output", TWO_OUTPUTS),
+    ("in_place", "suffix", TWO_OUTPUTS),
+    ("output", "suffix", "-o and --suffix contradict each other: give one of them"),
     ("in_place", "out_dir", TWO_OUTPUTS),
     ("quiet", "verbose", "-q and -v contradict each other"),
 )
@@ -107,8 +110,9 @@ class CliArguments:
     models: tuple[str, ...]
     # fmt: off
     output: str | None = _option(
-        "-o --output", None, "Write here [default: MODEL.fused.onnx, beside the input].",
-        more="An older file is replaced.",
+        "-o --output", None, "Write here [default: MODEL.fused.onnx, beside the input]; - is standard output.",
+        more="An older file is replaced. Of a model on standard input, standard output is the default. The report "
+        "goes to standard error then.",
         complete="file", table="output", metavar="FILE", useless=_FUSING_ONLY,
     )
     out_dir: str | None = _option(
@@ -119,6 +123,11 @@ class CliArguments:
         "--in-place", False, "Overwrite the input.",
         more="A link is replaced, not the file it points to. Without this option no model is ever overwritten.",
         table="output", useless=_FUSING_ONLY,
+    )
+    suffix: str | None = _option(
+        "--suffix", None, "Write each model beside itself with this in its name [default: .fused].",
+        more="All files named are models then. With `--out-dir`, the names there get it.",
+        table="output", metavar=".TEXT", useless=_FUSING_ONLY,
     )
     force: bool = _option(
         "--force", False, "Replace a second file that exists.",
@@ -171,7 +180,7 @@ class CliArguments:
         more="With ONNX Runtime's optimizations on, in one thread unless `--threads` says otherwise. One word says "
         "whether the result is faster, equal or slower. On the CPU provider, also says what the session's setting "
         "`session.set_denormal_as_zero` would gain: more than nothing if weights or activations are subnormal.",
-        table="check", report="bench", useless=("explain", "plan", "in_place"),
+        table="check", report="bench", useless=("explain", "plan", "fail_on_folds", "in_place"),
     )
     check: bool = _option(
         "--check/--no-check", True, "Verify with ONNX Runtime before writing [default: yes].",
@@ -221,7 +230,7 @@ class CliArguments:
     precision_study: bool = _option(
         "--precision-study", False, "Compare both models with the original in float64 (small models).",
         table="check", library="precision_study", report="precision",
-        useless=("compare", "explain", "plan", "in_place", "no_check"),
+        useless=("compare", "explain", "plan", "fail_on_folds", "in_place", "no_check"),
     )
     skip: tuple[str, ...] = _option(
         "--skip", (), "Leave out folds of these kinds.",
@@ -244,6 +253,12 @@ class CliArguments:
         "--keep", (), "Leave nodes alone whose name matches.",
         more="For example `--keep '/head/*'`.",
         table="folds", metavar="GLOB,..", useless=("compare",), library="keep", parse=values.words,
+    )
+    fail_on_folds: bool = _option(
+        "--fail-on-folds", False, "With --plan: prove it, and exit 4 if there is anything left to fold or change.",
+        more="For continuous integration: a fused file gives 0. What fails its proof does not count. Nothing is "
+        "written.",
+        table="check", report="left", useless=("no_check",),
     )
     fail_on_remaining: tuple[str, ...] = _option(
         "--fail-on-remaining", (), "Exit 4 if any of these operators remain.",
@@ -284,7 +299,7 @@ class CliArguments:
         table="folds", type=["ort-cpu", "macs"], library="cost",
     )
     jobs: int | None = _option(
-        "--jobs", None, "Models at once, with --out-dir; -1 is one per core.",
+        "--jobs", None, "Models at once, with --out-dir or --suffix; -1 is one per core.",
         table="batch", metavar="N", type=int, useless=_FUSING_ONLY,
     )
     quiet: bool = _option(
@@ -300,8 +315,8 @@ class CliArguments:
 
     @property
     def many(self) -> bool:
-        """Whether every positional is a model."""
-        return self.out_dir is not None
+        """Whether every positional is a model, and there is a report for each."""
+        return self.out_dir is not None or (self.suffix is not None and len(self.models) != 1)
 
     @property
     def command(self) -> str:

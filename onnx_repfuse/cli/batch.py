@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from onnx_repfuse.cli.task import Task, run
+from onnx_repfuse.cli.task import Task, renamed, run
 from onnx_repfuse.errors import OutputError
 from onnx_repfuse.records.outcome import Outcome
 
@@ -43,7 +43,7 @@ def run_all(
         outcomes.append(outcome)
         if done is not None:
             done(len(outcomes))
-    return [_renamed(*names) for names in zip(outcomes, absolute, tasks, strict=True)]
+    return [renamed(*names) for names in zip(outcomes, absolute, tasks, strict=True)]
 
 
 def _make_folder(folder: Path) -> None:
@@ -75,16 +75,6 @@ def _absolute(task: Task) -> Task:
         output=os.path.abspath(task.output),
         options=replace(task.options, input_data=data),
     )
-
-
-def _renamed(outcome: Outcome, absolute: Task, task: Task) -> Outcome:
-    """The outcome under the names that were given, in place of absolute paths."""
-    output = task.output if outcome.output else ""
-    report = outcome.report
-    if report is not None:
-        report = replace(report, model=task.model, output=task.output if report.output else "")
-    error = outcome.error.replace(absolute.model, task.model).replace(absolute.output, task.output)
-    return replace(outcome, model=task.model, output=output, error=error, report=report)
 
 
 def _parallel(tasks: list[Task], jobs: int | None) -> Iterator[Outcome]:

@@ -13,6 +13,7 @@ from onnx_repfuse.cli.arguments import (
     declared,
     flag_of,
 )
+from onnx_repfuse.cli.paths import STREAM
 from onnx_repfuse.errors import UsageError
 
 __all__ = ["check"]
@@ -23,7 +24,7 @@ def check(given: CliArguments) -> None:
     if not given.models:
         raise UsageError("no model was given; --help shows how")
     # The run is checked before its files: "--compare writes nothing" says more than a count of files.
-    for rule in (_empty_names, _contradictions, _useless, _file_count, _jobs):
+    for rule in (_empty_names, _streams, _contradictions, _useless, _file_count, _jobs, _gate):
         for problem in rule(given):
             raise UsageError(problem)
 
@@ -56,6 +57,8 @@ def _useless(given: CliArguments) -> Iterator[str]:
     runs = {*present, *(() if given.check else ("no_check",))}
     if runs.isdisjoint(("compare", "explain", "plan")):
         runs.add("fuse")
+    if given.fail_on_folds:
+        runs.discard("plan")  # it is proved, so models are run
     for run, sentence in USELESS.items():
         if run in runs:
             yield from (
@@ -64,6 +67,26 @@ def _useless(given: CliArguments) -> Iterator[str]:
     # With --bench the data has a use: it is what the models are timed on.
     if given.input_data and not (given.check or given.bench):
         yield USELESS["no_check"].format("--input-data")
+
+
+def _streams(given: CliArguments) -> Iterator[str]:
+    """Standard input and standard output carry one thing each."""
+    models = list(given.models)
+    words = [*models, *([given.output] if given.output else ())]
+    if STREAM not in words:
+        return
+    if given.many or given.in_place:
+        flag = "--in-place" if given.in_place else "--out-dir" if given.out_dir is not None else "--suffix"
+        yield f"{flag} is for files, and - is standard input"
+    if given.compare and models.count(STREAM) > 1:
+        yield "standard input brings one model, and --compare takes two"
+    if given.compare or given.plan or given.explain is not None:
+        return
+    to_stdout = given.output == STREAM or (given.output is None and models[-1] == STREAM)
+    if to_stdout and given.json_file == STREAM:
+        yield "standard output carries the model or the JSON report, not both: give one of them a file"
+    if to_stdout and given.save_as_external_data:
+        yield "standard output cannot carry external data, so --save-as-external-data has no meaning"
 
 
 def _file_count(given: CliArguments) -> Iterator[str]:
@@ -78,16 +101,21 @@ def _file_count(given: CliArguments) -> Iterator[str]:
         if count > 1:
             yield TWO_OUTPUTS
     elif count > 2 and not given.many:
-        yield f"{count} files were given: with more than two, all are models and --out-dir is needed"
+        yield f"{count} files were given: with more than two, all are models and --out-dir or --suffix is needed"
     elif count == 2 and given.output is not None:
         yield "the output is given twice: by -o and as the second file; give one of them"
+
+
+def _gate(given: CliArguments) -> Iterator[str]:
+    if given.fail_on_folds and not given.plan:
+        yield "--fail-on-folds says what is left to do, and is for --plan"
 
 
 def _jobs(given: CliArguments) -> Iterator[str]:
     if given.jobs is None:
         return
     if not given.many:
-        yield "--jobs is for several models: it needs --out-dir"
+        yield "--jobs is for several models: it needs --out-dir or --suffix"
     if given.jobs == 0:
         yield "--jobs takes a number of processes, or -1 for one per core; not 0"
     if given.bench and given.jobs != 1:

@@ -39,7 +39,7 @@ Exit codes:
   1  the model cannot be read or handled; nothing was written
   2  wrong usage
   3  failed, or not observed under --strict or --compare; nothing was written
-  4  --fail-on-remaining found operators, whether something was written or not
+  4  --fail-on-remaining or --fail-on-folds found something, whether a file was written or not
 Of several models the worst counts, in the order 3, 1, 4, 0."""
 
 

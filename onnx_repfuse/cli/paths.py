@@ -10,19 +10,26 @@ from pathlib import Path
 from onnx_repfuse.cli.arguments import CliArguments
 from onnx_repfuse.errors import OutputError, UsageError
 
-__all__ = ["beside", "check_reports", "is_precious", "targets"]
+__all__ = ["STREAM", "beside", "check_reports", "is_precious", "targets"]
+
+STREAM = "-"  # standard input or output, as a model
+SUFFIX = ".fused"
 
 
-def beside(model: str) -> str:
-    """The default output. Raises UsageError for what has no name.
+def beside(model: str, suffix: str = SUFFIX) -> str:
+    """The default output; of standard input, standard output. Raises UsageError for what has no name.
 
     >>> beside("nets/model.onnx").replace(os.sep, "/")
     'nets/model.fused.onnx'
     """
     path = Path(model)
+    if model == STREAM:
+        return STREAM
     if not path.name:
         raise UsageError(f"'{model}' is not a model file")
-    return str(path.with_name(f"{path.stem}.fused{path.suffix}"))
+    if Path(suffix).name != suffix:
+        raise UsageError(f"--suffix is a part of a file's name, not '{suffix}'")
+    return str(path.with_name(f"{path.stem}{suffix}{path.suffix}"))
 
 
 def targets(given: CliArguments) -> list[tuple[str, str]]:
@@ -31,13 +38,13 @@ def targets(given: CliArguments) -> list[tuple[str, str]]:
         return [(given.models[0], given.models[1])]
     if given.in_place:
         return [(given.models[0], given.models[0])]
-    pairs = _into_folder(given) if given.many else [_single(given)]
+    pairs = _several(given) if given.many else [_single(given)]
     if given.plan:  # writes none of them
         return pairs
     models = given.models if given.many else given.models[:1]
     for _, output in pairs:
         _check_output(output, models)
-    if not given.many:  # the folder of --out-dir is made
+    if not given.many and pairs[0][1] != STREAM:  # the folder of --out-dir is made
         _check_folder(pairs[0][1])
     return pairs
 
@@ -45,7 +52,7 @@ def targets(given: CliArguments) -> list[tuple[str, str]]:
 def _single(given: CliArguments) -> tuple[str, str]:
     model, *others = given.models
     second = others[0] if others else None
-    output = given.output or second or beside(model)
+    output = given.output or second or beside(model, given.suffix or SUFFIX)
     # A second file is more easily a slip (`*.onnx`) than -o is, so it replaces nothing by itself.
     if second is not None and os.path.lexists(second) and not (given.force or given.plan):
         raise UsageError(f"'{second}' exists: --force replaces it; several models need --out-dir")
@@ -97,11 +104,14 @@ def is_precious(path: Path) -> bool:
     return b"\0" in begin
 
 
-def _into_folder(given: CliArguments) -> list[tuple[str, str]]:
-    folder = Path(given.out_dir or "")
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--out-dir takes a folder, but '{folder}' is a file")
-    pairs = [(model, str(folder / Path(model).name)) for model in given.models]
+def _several(given: CliArguments) -> list[tuple[str, str]]:
+    """Each model in the folder of --out-dir, or beside itself, under its name with --suffix."""
+    pairs = [(model, beside(model, given.suffix or "")) for model in given.models]
+    if given.out_dir is not None:
+        folder = Path(given.out_dir)
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--out-dir takes a folder, but '{folder}' is a file")
+        pairs = [(model, str(folder / Path(output).name)) for model, output in pairs]
     model_of: dict[str, str] = {}  # a/net.onnx and b/net.onnx have one output
     for model, output in pairs:
         # macOS and Windows do not tell upper from lower case in names.
@@ -113,6 +123,8 @@ def _into_folder(given: CliArguments) -> list[tuple[str, str]]:
 
 
 def _check_output(output: str, models: Iterable[str]) -> None:
+    if output == STREAM:
+        return
     if any(_same(output, model) for model in models):
         raise UsageError(f"the output '{output}' is an input: --in-place overwrites it, if you want that")
     if Path(output).is_dir():

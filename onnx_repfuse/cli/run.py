@@ -8,12 +8,15 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from onnx_repfuse.cli import arguments, contradictions, paths
 from onnx_repfuse.cli.arguments import CliArguments
+from onnx_repfuse.cli.paths import STREAM
 from onnx_repfuse.cli.progress import progress
-from onnx_repfuse.cli.task import Task, check_ops, run
+from onnx_repfuse.cli.streams import copy_out, on_files
+from onnx_repfuse.cli.task import Task, check_ops, renamed, run
 from onnx_repfuse.cli.values import words
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.runtime import runtime_of
@@ -41,19 +44,41 @@ def execute(given: CliArguments, version: str) -> int:
         check_ops("--avoid", sorted(options.avoid))
     if not debugging(given):
         warnings.simplefilter("ignore")  # onnxruntime's and onnx's are not about the user's command
-    if given.explain is not None:
-        return _explain(given, options)
     tasks = [
-        Task(given.command, model, output, options, given.bench, gates, given.by_order, given.layers)
+        Task(
+            given.command,
+            model,
+            output,
+            options,
+            given.bench,
+            gates,
+            by_order=given.by_order,
+            layers=given.layers,
+            fail_on_folds=given.fail_on_folds,
+        )
         for model, output in pairs
     ]
-    outcomes = _run(tasks, given)
+    with on_files(tasks) as used:
+        if given.explain is not None:
+            return _explain(used[0].model, given.explain, options)
+        outcomes = [_delivered(*parts) for parts in zip(_run(used, given), used, tasks, strict=True)]
     code = worst([outcome.exit_code for outcome in outcomes])
-    for outcome in outcomes:
+    code = _save(outcomes, given, version, code)
+    code = _to_stdout(lambda: _print(outcomes, given, version, code), outcomes, code)
+    for outcome in outcomes:  # after the report, where whoever looks at the end of a terminal sees it
         if outcome.error:
             _complain(outcome, given)
-    code = _save(outcomes, given, version, code)
-    return _to_stdout(lambda: _print(outcomes, given, version, code), outcomes, code)
+    return code
+
+
+def _delivered(outcome: Outcome, used: Task, task: Task) -> Outcome:
+    """The outcome of a task, under the names given; a result for standard output is there then."""
+    try:
+        return copy_out(outcome, used, task)
+    except OSError as error:
+        _to_null()
+        text = f"cannot write to standard output: {error.strerror or error}"
+        return replace(renamed(outcome, used, task), output="", exit_code=1, error=text)
 
 
 def _check_peer(options: Options) -> None:
@@ -83,11 +108,10 @@ def _run(tasks: list[Task], given: CliArguments) -> list[Outcome]:
         return run_all(tasks, given.jobs, done)
 
 
-def _explain(given: CliArguments, options: Options) -> int:
+def _explain(model: str, node: str, options: Options) -> int:
     from onnx_repfuse.cli.explain import explain
 
-    assert given.explain is not None
-    text = explain(given.models[0], given.explain, options)
+    text = explain(model, node, options)
     return _to_stdout(lambda: print(text), [], 0)
 
 
@@ -173,13 +197,17 @@ def _to_stdout(write: Callable[[], object], outcomes: list[Outcome], code: int) 
     except SystemExit:  # rich raises it on a closed pipe
         return code
     except OSError as error:
-        # The interpreter flushes again when it exits, and would print a traceback.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _to_null()
         if isinstance(error, BrokenPipeError):
             return code
         return _unwritten("standard output", error, outcomes, code)
     return code
+
+
+def _to_null() -> None:
+    """Let standard output take anything: the interpreter flushes it when it exits, and would print a traceback."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print(outcomes: list[Outcome], given: CliArguments, version: str, code: int) -> None:
@@ -196,10 +224,11 @@ def _print_text(outcomes: list[Outcome], given: CliArguments) -> None:
 
     from onnx_repfuse.report.text import show, summarize
 
-    # A pipe or a file has no width, unless COLUMNS gives one: whoever searches it for a path must find it on one line.
-    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
-    width = None if has_width else PIPE_WIDTH
-    console = Console(markup=False, highlight=False, emoji=False, width=width)
+    # Standard output may carry the model.
+    stream = sys.stderr if any(outcome.output == STREAM for outcome in outcomes) else sys.stdout
+    # A pipe or a file has no width: whoever searches it for a path must find it on one line.
+    width = None if stream.isatty() else PIPE_WIDTH
+    console = Console(file=stream, markup=False, highlight=False, emoji=False, width=width)
     if not given.many:
         if outcomes[0].report is not None or outcomes[0].comparison is not None:
             show(console, outcomes[0], given.verbose)

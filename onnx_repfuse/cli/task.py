@@ -6,6 +6,7 @@ Everything here pickles, so that joblib's backends can run it anywhere.
 from __future__ import annotations
 
 import difflib
+import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from onnx_repfuse.errors import InputError, RepfuseError, UsageError
 from onnx_repfuse.records.outcome import Bench, Gate, Outcome
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME
 from onnx_repfuse.records.verdict import Status
+from onnx_repfuse.report.formatting import plural
 
 if TYPE_CHECKING:
     from onnx_repfuse.options import Options
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from onnx_repfuse.records.verdict import Precision
     from onnx_repfuse.verifier.inputs import FeedSpec
 
-__all__ = ["Task", "check_ops", "run"]
+__all__ = ["Task", "check_ops", "renamed", "run"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -42,6 +44,7 @@ class Task:
         gates: operators that must not remain.
         by_order: of a comparison, whether inputs and outputs are paired by their order.
         layers: of a comparison, whether the tensors inside are compared, too.
+        fail_on_folds: whether a plan is proved, and fails if it has anything left to do.
     """
 
     command: str
@@ -52,6 +55,7 @@ class Task:
     gates: tuple[str, ...] = ()
     by_order: bool = False
     layers: bool = False
+    fail_on_folds: bool = False
 
 
 def run(task: Task, progress: Progress | None = None) -> Outcome:
@@ -73,6 +77,16 @@ def run(task: Task, progress: Progress | None = None) -> Outcome:
             "please report it with the output of -vv and, if you can, the model"
         )
         return replace(failed, error=_line(text), trace=traceback.format_exc())
+
+
+def renamed(outcome: Outcome, used: Task, task: Task) -> Outcome:
+    """The outcome under the names that were given, in place of those that were used."""
+    output = task.output if outcome.output else ""
+    report = outcome.report
+    if report is not None:
+        report = replace(report, model=task.model, output=task.output if report.output else "")
+    error = outcome.error.replace(used.model, task.model).replace(used.output, task.output)
+    return replace(outcome, model=task.model, output=output, error=error, report=report)
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
@@ -99,11 +113,34 @@ def _fuse(task: Task, progress: Progress) -> Outcome:
     return _gated(outcome, report, task, "written, but")
 
 
-def _plan(task: Task, _: Progress) -> Outcome:
+def _plan(task: Task, progress: Progress) -> Outcome:
     from onnx_repfuse import api
 
+    if task.fail_on_folds:
+        return _nothing_left(task, progress)
     report = api.plan(task.model, task.options)
     return _gated(Outcome("plan", task.model, report=report), report, task, "planned only, but")
+
+
+def _nothing_left(task: Task, progress: Progress) -> Outcome:
+    """Prove what would be done, without writing it, and fail if there is anything."""
+    from onnx_repfuse.api import document_of
+    from onnx_repfuse.pipeline.run import run as prove
+
+    with document_of(task.model) as document, tempfile.TemporaryDirectory(prefix="repfuse-") as folder:
+        place = Path(folder) / "result.onnx"
+        report = prove(document, place, task.options, name=task.model, output_name="", progress=progress)
+    parts = [plural(len(report.folds), "fold")] if report.folds else []
+    parts += [plural(len(report.changes), "other change")] if report.changes else []
+    left = len(report.folds) + len(report.changes)
+    if report.verification is not None and not report.verification.unchanged and not left:
+        left, parts = 1, ["a conversion"]  # to another opset, for one
+    outcome = _gated(Outcome("plan", task.model, report=report, left=left), report, task, "proved only, but")
+    if left:
+        verb = "is" if left == 1 else "are"
+        error = f"--fail-on-folds: {' and '.join(parts)} {verb} left to make, and passed verification"
+        outcome = replace(outcome, exit_code=4, error=error)
+    return outcome
 
 
 def _gated(outcome: Outcome, report: Report, task: Task, but: str) -> Outcome:

@@ -86,7 +86,8 @@ class ExternalFiles:
         if clean not in self.by_location:
             if self._model is None:
                 raise InputError(
-                    f"{label} is stored in {quoted(location)}, but the model's folder is not known"
+                    f"{label} is external data, in the file {quoted(location)}, which does not come with a model from "
+                    "memory or standard input: give the model's path"
                 )
             path = self._model.parent / clean
             real = os.path.realpath(path)

@@ -80,6 +80,7 @@ class Outcome:
         report: what was done; None if the run failed before.
         comparison: what a comparison found.
         bench: the timing, if asked for.
+        left: folds and other changes that --fail-on-folds found; None without it.
         gates: one for each operator of --fail-on-remaining.
         precision: the distances of both models from float64, if asked for.
         trace: the traceback of an internal error.
@@ -93,6 +94,7 @@ class Outcome:
     report: Report | None = None
     comparison: Comparison | None = None
     bench: Bench | None = None
+    left: int | None = None
     gates: tuple[Gate, ...] = ()
     precision: tuple[Precision, ...] = ()
     trace: str = ""

@@ -148,12 +148,13 @@ def noise_sentence(comparison: Comparison) -> str:
 def percent(before: int | None, after: int | None) -> str:
     """The relative change; empty if there is none or it is unknown.
 
-    >>> percent(200, 150), percent(0, 3), percent(None, 3)
-    ('-25%', '', '')
+    >>> percent(200, 150), percent(1000, 997), percent(0, 3), percent(None, 3)
+    ('-25%', '-0.3%', '', '')
     """
     if before is None or after is None or before in (0, after):
         return ""
-    return f"{100 * (after - before) / before:+.0f}%"
+    change = 100 * (after - before) / before
+    return f"{change:+.0f}%" if abs(change) >= 0.95 else f"{change:+.1g}%"
 
 
 def totals(before: Counts, after: Counts, *, written: bool) -> list[tuple[str, str, str, str]]:

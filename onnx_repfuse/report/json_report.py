@@ -93,6 +93,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
             "bench": outcome.bench,
             "precision": outcome.precision,
             "gates": outcome.gates,
+            "left": outcome.left,
             "seconds": report.seconds if report else {},
             "notes": report.notes if report else (),
         }

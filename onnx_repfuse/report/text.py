@@ -74,7 +74,7 @@ def summarize(console: Console, outcomes: Iterable[Outcome]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     # Names are wrapped, not cut, on a narrow terminal; figures only on a very narrow one.
     table.add_column("model", overflow="fold", ratio=1)
-    for heading in ("nodes", "MACs", "folds", *(["speed"] if timed else [])):
+    for heading in ("operators", "size", "MACs", "folds", *(["speed"] if timed else [])):
         table.add_column(heading, justify="right", no_wrap=console.width >= 60)
     table.add_column("result", overflow="fold", max_width=max(12, console.width // 2))
     for outcome in outcomes:
@@ -115,19 +115,21 @@ def _total(outcomes: list[Outcome]) -> str:
 
 
 def _line(console: Console, text: str | Text, style: str = "") -> None:
-    # In a pipe a line is not wrapped, so that grep finds it whole, unless COLUMNS asks for a width.
-    console.print(text, style=style, soft_wrap=not console.is_terminal and "COLUMNS" not in console._environ)
+    # In a pipe a line is not wrapped, so that grep finds it whole.
+    console.print(text, style=style, soft_wrap=not console.is_terminal)
 
 
 def _summary(outcome: Outcome) -> list[str]:
-    """Nodes, MACs and folds of one line of the table."""
+    """Operators, size, MACs and folds of one line of the table."""
     report = outcome.report
     if report is None:
-        return ["", "", ""]
+        return ["", "", "", ""]
     before, after = report.before, report.after
     known = before.macs is not None and after.macs is not None
     change = percent(before.macs, after.macs) or "same"
-    return [f"{before.nodes} -> {after.nodes}", change if known else "unknown", str(len(report.folds))]
+    sizes = f"{size(before.bytes)} -> {size(after.bytes)}" if outcome.output else size(before.bytes)
+    operators = f"{before.nodes} -> {after.nodes}"
+    return [operators, sizes, change if known else "unknown", str(len(report.folds))]
 
 
 def _folds(folds: tuple[Fold, ...], verbose: int, planned: bool) -> Iterator[str]:
@@ -336,13 +338,16 @@ def _closing(outcome: Outcome) -> Text:
 def _closing_words(outcome: Outcome) -> str:
     if outcome.command == "compare":
         return f"{outcome.status.upper()}{': ' if outcome.error else ''}{clean(outcome.error)}"
+    if outcome.left is not None:
+        return "Proved: nothing is left to fold." if not outcome.left else "Proved, and not written."
     if outcome.command == "plan":
         return "Planned only: nothing was written."
     if outcome.output and outcome.report is not None:
         total = sum(outcome.report.seconds.values())
         took = f" in {duration(total)}" if total else ""
         verdict = ", NOT OBSERVED" if outcome.status == "not observed" else ""
-        return f"Wrote {clean(outcome.output)} ({size(outcome.report.after.bytes)}){took}{verdict}"
+        where = "to standard output" if outcome.output == "-" else clean(outcome.output)
+        return f"Wrote {where} ({size(outcome.report.after.bytes)}){took}{verdict}"
     if outcome.status == "not observed":
         return (
             "NOT OBSERVED: nothing was written, because of --strict. --input-data verifies with real inputs."

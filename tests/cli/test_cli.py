@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +115,19 @@ def test_second_run_is_identical(model, capsys):
         (["net.onnx", "--report", "net.fused.onnx"], "overwrite"),
         (["net.onnx", "--json", "x", "--report", "x"], "one file"),
         (["net.onnx", "--cost", "love"], "love"),
+        (["net.onnx", "-o", "x.onnx", "--suffix", ".new"], "-o and --suffix"),
+        (["net.onnx", "--in-place", "--suffix", ".new"], "--in-place"),
+        (["net.onnx", "--suffix", "a/b"], "part of a file's name"),
+        (["net.onnx", "--suffix", ""], "--suffix is empty"),
+        (["net.onnx", "-o", "-", "--json", "-"], "not both"),
+        (["-", "--json", "-"], "not both"),
+        (["-", "--in-place"], "--in-place is for files"),
+        (["-", "--out-dir", "d"], "--out-dir is for files"),
+        (["-", "other.onnx", "--suffix", ".x"], "--suffix is for files"),
+        (["-", "-", "--compare"], "brings one model"),
+        (["net.onnx", "-o", "-", "--save-as-external-data"], "cannot carry external data"),
+        (["net.onnx", "--fail-on-folds"], "is for --plan"),
+        (["net.onnx", "--plan", "--fail-on-folds", "--no-check"], "--no-check runs no comparison"),
         (["net.onnx", "--provider", "cup"], "it has"),
         (["net.onnx", "--provider", "cup"], "did you mean CPUExecutionProvider"),
         (["net.onnx", "--provider", ""], "--provider is empty"),
@@ -634,10 +649,14 @@ def test_help_imports_nothing_heavy():
 
 
 def test_pipe_is_plain_narrow_and_may_close(model):
-    found = shell("net.onnx", env={"COLUMNS": "40", "PYTHONIOENCODING": "ascii", "NO_COLOR": "1"})
+    found = shell("net.onnx", env={"PYTHONIOENCODING": "ascii", "NO_COLOR": "1"})
     assert found.returncode == 0
     assert "\x1b" not in found.stdout
-    assert max(map(len, found.stdout.splitlines())) <= 40
+    narrow = shell("net.onnx", "again.onnx", env={"COLUMNS": "40", "NO_COLOR": "1"})
+    assert [len(line) for line in narrow.stdout.splitlines()[:-1]] == [
+        len(line) for line in found.stdout.splitlines()[:-1]
+    ]
+    assert max(map(len, found.stdout.splitlines())) <= 80
     assert found.stdout.isascii()
     forced = shell("net.onnx", env={"FORCE_COLOR": "1", "NO_COLOR": "1"})
     assert "\x1b[3" not in forced.stdout
@@ -661,3 +680,119 @@ def test_usage_error_of_the_library_is_exit_2(model, capsys, monkeypatch):
     monkeypatch.setattr("onnx_repfuse.api.fuse", refuse)
     assert main(["net.onnx"]) == 2
     assert "contradict" in capsys.readouterr().err
+
+
+def test_suffix_names_the_output_and_makes_every_file_a_model(model):
+    Path("two.onnx").write_bytes(model.read_bytes())
+    assert main(["net.onnx", "--suffix", ".new", "-q"]) == 0
+    assert main(["net.onnx", "two.onnx", "--suffix", "_x", "-q"]) == 0
+    assert main(["net.onnx", "--suffix", ".y", "--out-dir", "d", "-q"]) == 0
+    found = sorted(str(path) for path in Path().rglob("*.onnx"))
+    assert found == ["d/net.y.onnx", "net.new.onnx", "net.onnx", "net_x.onnx", "two.onnx", "two_x.onnx"]
+
+
+def test_the_table_of_a_batch_shows_operators_and_sizes_before_and_after(model, capsys):
+    assert main(["net.onnx", "--out-dir", "d"]) == 0
+    head, row, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["model", "operators", "size", "MACs", "folds", "result"]
+    assert "36 -> 8" in row
+    assert re.search(r"61\.4 kB -> \d+\.\d kB", row)
+
+
+def test_fail_on_folds_proves_and_writes_nothing(model, capsys):
+    assert main(["net.onnx", "-o", "fused.onnx", "-q"]) == 0
+    before = sorted(Path().iterdir())
+    assert main(["net.onnx", "--plan", "--fail-on-folds", "--json", "-"]) == 4
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["left"], found["exit_code"], found["output"]) == (4, 4, None)
+    assert found["verification"]["status"] == "passed"
+    assert "4 folds are left to make" in err
+    assert main(["fused.onnx", "--plan", "--fail-on-folds"]) == 0
+    assert "nothing is left to fold" in capsys.readouterr().out
+    assert sorted(Path().iterdir()) == before
+
+
+def test_fail_on_folds_counts_other_changes_and_nothing_that_fails_its_proof(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    net = Net(2)
+    onnx.save(net.model(net.op("Relu", net.op("Identity", net.op("Relu", "x")))), "same.onnx")
+    assert main(["same.onnx", "--plan", "--fail-on-folds"]) == 4
+    assert "1 other change is left to make" in capsys.readouterr().err
+    assert main(["same.onnx", "--plan", "--fail-on-folds", "--skip", "no-op"]) == 0
+
+
+def test_without_fail_on_folds_the_report_has_no_count(model, capsys):
+    assert main(["net.onnx", "--plan", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["left"] is None
+
+
+def piped(*words, given=b""):
+    return subprocess.run(
+        [sys.executable, "-m", "onnx_repfuse", *words], input=given, capture_output=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(MODELS.parent)},
+    )  # fmt: skip
+
+
+def test_a_model_goes_through_a_pipe(model):
+    assert main(["net.onnx", "-o", "fused.onnx", "-q"]) == 0
+    data = Path("fused.onnx").read_bytes()
+    for words, given in (
+        (["-"], model.read_bytes()),
+        (["net.onnx", "-o", "-"], b""),
+        (["net.onnx", "-"], b""),
+    ):
+        found = piped(*words, given=given)
+        assert found.returncode == 0
+        assert found.stdout == data
+        assert b"Wrote to standard output" in found.stderr
+    found = piped("-", "-o", "out.onnx", given=model.read_bytes())
+    assert Path("out.onnx").read_bytes() == data
+    assert b"Wrote out.onnx" in found.stdout
+    assert found.stderr == b""
+    assert sorted(path.name for path in Path().iterdir()) == ["fused.onnx", "net.onnx", "out.onnx"]
+    planned = piped("-", "--plan", "--json", "-", given=model.read_bytes())
+    assert json.loads(planned.stdout)["model"] == "-"
+    explained = piped("-", "--explain", onnx.load(model).graph.node[0].name, given=model.read_bytes())
+    assert b"Forms considered" in explained.stdout
+    assert piped("net.onnx", "-", "--compare", given=data).returncode == 0
+
+
+def test_what_a_pipe_cannot_bring_or_take_is_one_sentence(model):
+    found = piped("-")
+    assert (found.returncode, found.stdout) == (1, b"")
+    assert b"standard input is empty" in found.stderr
+    found = piped("-", given=b"junk")
+    assert (found.returncode, found.stdout) == (1, b"")
+    assert found.stderr.count(b"\n") == 1
+    onnx.save(
+        onnx.load(model), "external.onnx", save_as_external_data=True, size_threshold=0, location="w.bin"
+    )
+    found = piped("-", "--plan", given=Path("external.onnx").read_bytes())
+    assert found.returncode == 1
+    assert b"does not come with a model from memory or standard input" in found.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+def test_a_result_that_standard_output_does_not_take_is_exit_1(model):
+    found = shell_line("net.onnx -o - > /dev/full")
+    assert found.returncode == 1
+    assert "cannot write to standard output" in found.stderr
+
+
+def test_errors_come_after_the_report(model):
+    found = shell_line("net.onnx --fail-on-remaining Relu 2>&1")
+    assert found.returncode == 4
+    lines = found.stdout.splitlines()
+    assert lines[-1].startswith("onnx-repfuse: error: ")
+    assert lines[-2].startswith("Wrote ")
+
+
+@pytest.mark.skipif(shutil.which("script") is None, reason="no terminal to be had")
+def test_on_a_terminal_no_model_is_written_and_none_is_awaited(model):
+    for words, meant in (("net.onnx -o -", "not written to a terminal"), ("- -o x.onnx", "nothing comes in")):
+        line = f"'{sys.executable}' -m onnx_repfuse {words}"
+        found = subprocess.run(["script", "-qec", line, "/dev/null"], capture_output=True, text=True, timeout=60,
+                               env={**os.environ, "PYTHONPATH": str(MODELS.parent)})  # fmt: skip
+        assert found.returncode == 2
+        assert meant in " ".join(found.stdout.split())

@@ -245,7 +245,7 @@ def test_a_model_in_memory_has_no_folder_for_external_data(tmp_path):
         save_as_external_data=True,
         location="d",
     )
-    with pytest.raises(InputError, match="the model's folder is not known"):
+    with pytest.raises(InputError, match="does not come with a model from memory"):
         Document.from_model(onnx.load(path, load_external_data=False))
 
 

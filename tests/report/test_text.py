@@ -18,7 +18,14 @@ from tests.outcomes import compared, outcome
 def text(value, width=100, verbose=0, many=False):
     file = io.StringIO()
     console = Console(
-        file=file, width=width, markup=False, highlight=False, emoji=False, _environ={"COLUMNS": str(width)}
+        file=file,
+        width=width,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        force_terminal=True,
+        no_color=True,
+        color_system=None,
     )
     if many:
         summarize(console, value)
