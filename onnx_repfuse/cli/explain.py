@@ -24,7 +24,8 @@ from onnx_repfuse.planner.pricing.steps import Lowered, Step
 from onnx_repfuse.planner.search.candidates import Candidate, Entry
 from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.records.report import Fold, Kind, NodeRef, Report
-from onnx_repfuse.report.formatting import clean, percent, plural, quantity
+from onnx_repfuse.records.units import duration, quantity
+from onnx_repfuse.report.formatting import clean, percent, plural
 
 __all__ = ["considered", "explain", "looking_through"]
 
@@ -187,14 +188,15 @@ def _titled(ref: NodeRef) -> str:
 
 
 def _refusals(report: Report, folds: list[Fold], node: str) -> Iterator[str]:
-    """Those about the node, by either of its names, and those about the nodes it was folded into."""
-    before = {node} | {ref.name for fold in folds for ref in fold.absorbed if _is(ref, node)}
-    after = {ref.name for fold in folds for ref in fold.created}
+    """Those about the node, by either of its names, and those about the nodes it was folded into.
+
+    These are called by a node of the file that went into the same fold.
+    """
+    names = {node, *(ref.name for fold in folds for ref in fold.absorbed)}
+    further = " further" if folds else ""
     for refusal in report.refusals:
-        named = set(refusal.nodes)
-        if not named & (before | after):
+        if names.isdisjoint(refusal.nodes):
             continue
-        further = "" if named & before else " further"
         yield f"Not fused{further} ({refusal.reason}): {clean(refusal.message)}"
         if refusal.reason.prose not in refusal.message:
             yield f"  In general: {refusal.reason.prose}."
@@ -202,13 +204,12 @@ def _refusals(report: Report, folds: list[Fold], node: str) -> Iterator[str]:
 
 
 def _origins(report: Report, nodes: Iterable[str]) -> Iterator[str]:
-    """Which original nodes are behind the names of new ones."""
-    created_by = {ref.name: fold for fold in report.folds for ref in fold.created}
-    original = {ref.name for fold in report.folds for ref in fold.absorbed}
+    """What else went into folds that are called by one of their nodes."""
+    fold_of = {ref.name: fold for fold in report.folds for ref in fold.absorbed}
     for name in nodes:
-        if name in created_by and name not in original:
-            parts = ", ".join(repr(ref.name) for ref in created_by[name].absorbed)
-            yield "  " + clean(f"'{name}' would be made of {parts}.")
+        if name in fold_of and len(fold_of[name].absorbed) > 1:
+            parts = ", ".join(repr(ref.name) for ref in fold_of[name].absorbed if ref.name != name)
+            yield "  " + clean(f"Into '{name}' also went {parts}.")
 
 
 def _forms(cover: Cover, tensors: Iterable[str]) -> Iterator[str]:
@@ -268,7 +269,7 @@ def _outcome(cover: Cover, tensor: str, candidate: Candidate, price: Price) -> s
 
 
 def _price(cover: Cover, price: Price) -> str:
-    cost = f"{price.cost / 1e6:.3g} us" if cover.model.name == "ort-cpu" else quantity(price.cost)
+    cost = duration(price.cost / 1e12) if cover.model.name == "ort-cpu" else quantity(price.cost)
     return f"{quantity(price.macs)} MACs, cost {cost}"
 
 

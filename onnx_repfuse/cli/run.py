@@ -222,7 +222,8 @@ def _print(outcomes: list[Outcome], given: CliArguments, version: str, code: int
 def _print_text(outcomes: list[Outcome], given: CliArguments) -> None:
     from rich.console import Console
 
-    from onnx_repfuse.report.text import show, summarize
+    from onnx_repfuse.report.batch_table import summarize
+    from onnx_repfuse.report.text import show
 
     # Standard output may carry the model.
     stream = sys.stderr if any(outcome.output == STREAM for outcome in outcomes) else sys.stdout

@@ -158,6 +158,16 @@ class Scope:
     dims: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     size_lists: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
+    @cached_property
+    def file_nodes(self) -> dict[str, tuple[str, str]]:
+        """Tensor -> (operator, name) of the node of the file that computes it."""
+        return {
+            output: (node.op_type, node.name or next(filter(None, node.output)))
+            for node in self.proto.node
+            for output in node.output
+            if output
+        }
+
     def __post_init__(self) -> None:
         self.original = {id(node): node for node in self.nodes}
         self.anchor = {id(node): i for i, node in enumerate(self.nodes)}

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Refusal, Report
 
-__all__ = ["advice", "brief", "by_reason"]
+__all__ = ["advice", "brief", "by_reason", "why_nothing"]
 
 _ADVICE = {
     Reason.TRAINING: "the model was exported in training mode, where BatchNormalization depends on the batch and "
@@ -53,6 +53,21 @@ def by_reason(refusals: Iterable[Refusal]) -> list[tuple[Reason, list[Refusal]]]
         return reason in _LAST, reason not in _ACTIONABLE, -len(members), str(reason)
 
     return sorted(grouped.items(), key=rank)
+
+
+def why_nothing(report: Report) -> str | None:
+    """One sentence, without a full stop, on why nothing was folded; None if something was."""
+    if report.folds:
+        return None
+    groups = by_reason(report.refusals)
+    if not groups:
+        return "no two linear operators of this model are exactly one, or cheaper as one"
+    reason, members = max(groups, key=lambda group: len(group[1]))
+    if len(groups) == 1 and len(members) == 1:
+        return f"the one candidate stays, because {reason.prose}"
+    total = len(report.refusals)
+    which = f"all {total}" if len(members) == total else f"{len(members)} of {total}"
+    return f"{which} candidates stay, because of '{reason}': {reason.prose}"
 
 
 def brief(refusal: Refusal) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from onnx_repfuse.records.units import duration, quantity, size
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -59,40 +61,11 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def quantity(count: int | None) -> str:
-    """A count in three digits.
-
-    >>> quantity(1_234_567), quantity(999), quantity(None)
-    ('1.23 M', '999', 'unknown')
-    """
-    return "unknown" if count is None else _scaled(count, ("", " k", " M", " G", " T", " P"))
-
-
-def size(count: int) -> str:
-    """A number of bytes.
-
-    >>> size(33_300_000), size(17)
-    ('33.3 MB', '17 B')
-    """
-    return _scaled(count, (" B", " kB", " MB", " GB", " TB", " PB"))
-
-
-def _scaled(count: int, units: tuple[str, ...]) -> str:
-    """Three digits: 1.23 M, 12.3 M, 123 M. The limits are where rounding would give a fourth."""
-    value, unit = float(count), 0
-    while abs(value) >= 999.5 and unit + 1 < len(units):
-        value, unit = value / 1000, unit + 1
-    if unit == 0:
-        return f"{count}{units[0]}"
-    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-    return f"{value:.{digits}f}{units[unit]}"
-
-
 def figure(value: float | None) -> str:
     """A small error.
 
     >>> figure(3.14e-7), figure(0.0), figure(float("nan")), figure(None)
-    ('3.1e-07', '0', 'nan', '-')
+    ('3.14e-07', '0', 'nan', '-')
     """
     if value is None:
         return "-"
@@ -100,7 +73,7 @@ def figure(value: float | None) -> str:
         return str(value)
     if value == 0:
         return "0"
-    return f"{value:.2g}" if 0.001 <= abs(value) < 1000 else f"{value:.1e}"
+    return f"{value:.3g}" if 0.001 <= abs(value) < 1000 else f"{value:.2e}"
 
 
 def at_least(value: float) -> str:
@@ -181,15 +154,6 @@ def _gain(before: Counts, after: Counts, *, written: bool) -> str:
     """Nodes and, of what was `written`, bytes."""
     nodes = f"{before.nodes} -> {after.nodes} nodes"
     return f"{nodes}, {size(before.bytes)} -> {size(after.bytes)}" if written else nodes
-
-
-def duration(seconds: float) -> str:
-    """A wall time.
-
-    >>> duration(0.0321), duration(75.2)
-    ('32 ms', '75.2 s')
-    """
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def compared_alone(count: int, noun: str) -> str:

@@ -90,7 +90,8 @@ def bench_bars(bench: Bench) -> str:
     longest = max(bench.original[0], bench.fused[0])
     rows = "".join(
         f'<span>{name}</span><i class="{name}" style="width:{100 * values[0] / longest:.1f}%"></i>'
-        f"<span>{values[0]:.3g} ms <small>({values[1]:.3g}&ndash;{values[2]:.3g})</small></span>"
+        f"<span>{duration(values[0] / 1000)} "
+        f"<small>({duration(values[1] / 1000)}&ndash;{duration(values[2] / 1000)})</small></span>"
         for name, values in (("original", bench.original), ("fused", bench.fused))
     )
     as_zero = f"<p>{escape(as_zero_sentence(bench))}</p>" if bench.as_zero else ""

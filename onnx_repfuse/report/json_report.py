@@ -17,7 +17,7 @@ from onnx_repfuse.records.comparison import Comparison, Layers, OutputStatistics
 from onnx_repfuse.records.outcome import Bench
 from onnx_repfuse.records.report import Counts, Fold
 from onnx_repfuse.records.verdict import FoldVerdict, OutputVerdict, Precision, Verification
-from onnx_repfuse.report.advice import advice
+from onnx_repfuse.report.advice import advice, why_nothing
 
 if TYPE_CHECKING:
     from onnx_repfuse.records.outcome import Outcome
@@ -88,6 +88,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
             "vanished": report.vanished if report else (),
             "refusals": report.refusals if report else (),
             "advice": advice(report) if report else (),
+            "why_nothing": why_nothing(report) if report else None,
             "verification": outcome.verification,
             "comparison": outcome.comparison,
             "bench": outcome.bench,

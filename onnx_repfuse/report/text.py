@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from onnx_repfuse.report.advice import advice, brief, by_reason
+from onnx_repfuse.report.advice import advice, brief, by_reason, why_nothing
 from onnx_repfuse.report.comparison_text import head_lines, layer_lines, statistics_lines
 from onnx_repfuse.report.formatting import (
     CPU,
@@ -20,7 +18,6 @@ from onnx_repfuse.report.formatting import (
     compared_alone,
     duration,
     figure,
-    percent,
     plural,
     ran_on,
     simplifier_sentences,
@@ -34,7 +31,7 @@ if TYPE_CHECKING:
     from onnx_repfuse.records.report import Change, Fold, Refusal, Report, Vanished
     from onnx_repfuse.records.verdict import FoldVerdict, OutputVerdict, Precision, Verification
 
-__all__ = ["show", "summarize"]
+__all__ = ["print_line", "show"]
 
 # How much is shown without -v.
 _MAX_REFUSALS, _MAX_OUTPUTS = 3, 8
@@ -49,10 +46,10 @@ def show(console: Console, outcome: Outcome, verbose: int = 0) -> None:
     report = outcome.report
     lines: list[str | Text] = []
     if report is not None:
-        _line(console, _headline(outcome, report))
+        print_line(console, _headline(outcome, report))
         console.print(sizes_table(report.before, report.after, bool(verbose), outcome.command != "plan"))
         lines += map(clean, simplifier_sentences(report, written=outcome.command != "plan"))
-        lines += _folds(report.folds, verbose, outcome.command == "plan")
+        lines += _folds(report, verbose, outcome.command == "plan")
         lines += _changes(report.changes, verbose)
         lines += _vanished(report.vanished) if verbose else ()
         lines += _refusals(report.refusals, verbose)
@@ -64,27 +61,7 @@ def show(console: Console, outcome: Outcome, verbose: int = 0) -> None:
     lines += _notes(report, verbose) if report is not None else ()
     lines.append(_closing(outcome))
     for line in lines:
-        _line(console, line)
-
-
-def summarize(console: Console, outcomes: Iterable[Outcome]) -> None:
-    """Print one line per model, and one for all."""
-    outcomes = list(outcomes)
-    timed = any(outcome.bench for outcome in outcomes)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    # Names are wrapped, not cut, on a narrow terminal; figures only on a very narrow one.
-    table.add_column("model", overflow="fold", ratio=1)
-    for heading in ("operators", "size", "MACs", "folds", *(["speed"] if timed else [])):
-        table.add_column(heading, justify="right", no_wrap=console.width >= 60)
-    table.add_column("result", overflow="fold", max_width=max(12, console.width // 2))
-    for outcome in outcomes:
-        cells = _summary(outcome)
-        if timed:
-            cells.append(f"{outcome.bench.ratio[0]:.2f}x {outcome.bench.word}" if outcome.bench else "")
-        color = {0: "green", 4: "yellow"}.get(outcome.exit_code, "bold red")
-        table.add_row(Text(clean(outcome.model)), *cells, Text(_result(outcome), style=color))
-    console.print(table)
-    _line(console, _total(outcomes))
+        print_line(console, line)
 
 
 def _headline(outcome: Outcome, report: Report) -> Text:
@@ -107,35 +84,18 @@ def _unobserved(verification: Verification) -> str:
     return f" ({' and '.join(parts)} could not have shown a fault)" if parts else ""
 
 
-def _total(outcomes: list[Outcome]) -> str:
-    failed = sum(outcome.exit_code in (1, 3) for outcome in outcomes)
-    folders = sorted({clean(os.path.dirname(outcome.output)) for outcome in outcomes if outcome.output})
-    written = f"; {plural(len(outcomes) - failed, 'file')} written to {', '.join(folders)}" if folders else ""
-    return f"{plural(len(outcomes), 'model')}, {failed or 'none'} failed{written}"
-
-
-def _line(console: Console, text: str | Text, style: str = "") -> None:
+def print_line(console: Console, text: str | Text, style: str = "") -> None:
+    """Print one line of a report."""
     # In a pipe a line is not wrapped, so that grep finds it whole.
     console.print(text, style=style, soft_wrap=not console.is_terminal)
 
 
-def _summary(outcome: Outcome) -> list[str]:
-    """Operators, size, MACs and folds of one line of the table."""
-    report = outcome.report
-    if report is None:
-        return ["", "", "", ""]
-    before, after = report.before, report.after
-    known = before.macs is not None and after.macs is not None
-    change = percent(before.macs, after.macs) or "same"
-    sizes = f"{size(before.bytes)} -> {size(after.bytes)}" if outcome.output else size(before.bytes)
-    operators = f"{before.nodes} -> {after.nodes}"
-    return [operators, sizes, change if known else "unknown", str(len(report.folds))]
-
-
-def _folds(folds: tuple[Fold, ...], verbose: int, planned: bool) -> Iterator[str]:
+def _folds(report: Report, verbose: int, planned: bool) -> Iterator[str]:
+    folds = report.folds
     yield ""
     if not folds:
         yield "Folds: none"
+        yield f"Why: {why_nothing(report)}."
         return
     kinds = Counter(str(fold.kind) for fold in folds)
     listed = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
@@ -289,7 +249,7 @@ def _output(verdict: OutputVerdict, verbose: int, tells_tolerance: bool = True) 
 
 
 def _latency(bench: Bench) -> str:
-    original, fused = (f"{ms[0]:.3g} ms ({ms[1]:.3g}..{ms[2]:.3g})" for ms in (bench.original, bench.fused))
+    original, fused = (_latencies(ms) for ms in (bench.original, bench.fused))
     median, low, high = bench.ratio
     how = (
         f"{plural(bench.warm_up, 'run')} to warm up, {bench.rounds} interleaved rounds, "
@@ -300,10 +260,15 @@ def _latency(bench: Bench) -> str:
     ) + (f"\n{as_zero}" if (as_zero := as_zero_sentence(bench)) else "")
 
 
+def _latencies(milliseconds: tuple[float, float, float]) -> str:
+    median, low, high = (duration(value / 1000) for value in milliseconds)
+    return f"{median} ({low}..{high})"
+
+
 def _precision(study: Precision) -> str:
     words = "closer to" if study.factor < 1 else "as far from" if study.factor == 1 else "farther from"
     return (
-        f"Precision of {clean(study.output)}: {words} float64, {study.factor:.2g} of the original's distance "
+        f"Precision of {clean(study.output)}: {words} float64, {study.factor:.3g} of the original's distance "
         f"(rms {figure(study.original)} -> {figure(study.fused)}, "
         f"worst {figure(study.worst_original)} -> {figure(study.worst_fused)})"
     )
@@ -319,15 +284,6 @@ def _notes(report: Report, verbose: int) -> Iterator[str]:
     if verbose and report.seconds:
         spent = [f"{clean(stage)} {duration(seconds)}" for stage, seconds in report.seconds.items()]
         yield f"Time: {', '.join(spent)}"
-
-
-def _result(outcome: Outcome) -> str:
-    """The last cell of the table, in a few words."""
-    if outcome.error:
-        return clean(outcome.error)
-    if outcome.exit_code == 4:
-        return "remaining: " + ", ".join(f"{g.remaining} {clean(g.op)}" for g in outcome.gates if g.remaining)
-    return "planned" if outcome.command == "plan" else outcome.status
 
 
 def _closing(outcome: Outcome) -> Text:

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from onnx_repfuse.records.outcome import Gate, Outcome
+from onnx_repfuse.records.outcome import Bench, Gate, Outcome
 from onnx_repfuse.records.verdict import Status, Verification
+from onnx_repfuse.report.batch_table import summarize
 from onnx_repfuse.report.formatting import clean, figure, quantity, size
-from onnx_repfuse.report.text import show, summarize
+from onnx_repfuse.report.text import show
 from tests.outcomes import compared, outcome
 
 
@@ -37,8 +38,8 @@ def text(value, width=100, verbose=0, many=False):
 def test_shows_folds_refusals_and_verification():
     shown = text(outcome())
     for word in ("BatchNormalization", "All nodes", "1.23 M", "5.00 MB", "-50%", "Folds: 3 (branches 3)",
-                 "consumers (5)", "and 2 more", "PASSED y: max |diff| 3.1e-07, allowed 1.2e-06",
-                 "noise 2.5e-07, at worst 1.2x", "2.00x as fast", "Wrote net.fused.onnx"):  # fmt: skip
+                 "consumers (5)", "and 2 more", "PASSED y: max |diff| 3.10e-07, allowed 1.20e-06",
+                 "noise 2.50e-07, at worst 1.2x", "2.00x as fast", "Wrote net.fused.onnx"):  # fmt: skip
         assert word in shown
 
 
@@ -46,7 +47,7 @@ def test_verbose_lifts_the_limits():
     shown = text(outcome(), verbose=1)
     assert "more (-v" not in shown
     assert "Conv 'c0_0'" in shown
-    assert "Time: plan 10 ms" in shown
+    assert "Time: plan 10.0 ms" in shown
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
@@ -79,10 +80,30 @@ def test_gate_identical_unverified_and_error():
     assert "cannot" in text([Outcome("fuse", "net.onnx", exit_code=1, error="cannot be read")], many=True)
 
 
+def test_one_sentence_says_why_nothing_was_folded():
+    base = outcome(folds=0)
+    several = text(base)
+    assert "Folds: none\nWhy: " in several
+    assert "candidates stay, because of 'consumers'" in several
+    one = replace(base.report, refusals=base.report.refusals[:1])
+    assert "Why: the one candidate stays, because " in text(replace(base, report=one))
+    none = replace(base, report=replace(base.report, refusals=()))
+    assert "Why: no two linear operators of this model are exactly one, or cheaper as one." in text(none)
+    assert "Why: " not in text(outcome())
+
+
+def test_times_are_in_si_units():
+    bench = Bench((0.25, 0.2, 0.3), (0.125, 0.1, 0.15), (2.0, 1.9, 2.1), 20, 2, {}, warm_up=9)
+    assert (
+        "Latency: FASTER. 250 us (200 us..300 us) -> 125 us (100 us..150 us), 2.00x as fast (1.90..2.10; 9 runs to "
+        "warm up, 20 interleaved rounds, 2 threads)"
+    ) in text(replace(outcome(), bench=bench), width=200)
+
+
 def test_formatting():
     assert clean("a\u202eb\ud800") == "a\\u202eb\\ud800"
     assert (size(999_999), size(0), quantity(10**18)) == ("1.00 MB", "0 B", "1000 P")
-    assert (figure(float("inf")), figure(0.5), figure(12345.0)) == ("inf", "0.5", "1.2e+04")
+    assert (figure(float("inf")), figure(0.5), figure(12345.0)) == ("inf", "0.5", "1.23e+04")
 
 
 def test_a_comparison_shows_statistics_and_where_two_models_part():
@@ -90,11 +111,11 @@ def test_a_comparison_shows_statistics_and_where_two_models_part():
     for words in (
         "input 'x' tensor(float) [N, 3, ?] in the first model, 'x' tensor(float16) [N, 3, ?] in the second",
         "judged by the noise of the second (float16)",
-        "absolute error: max 0.003 at [0, 7] (0.5 and 0.503), mean 1.0e-04, median 2.0e-05, p90 1.0e-04",
+        "absolute error: max 0.003 at [0, 7] (0.5 and 0.503), mean 1.00e-04, median 2.00e-05, p90 1.00e-04",
         "20 of 30 elements differ, 1 of them NaN or infinite in one model only, PSNR 60.5 dB, top-5 agrees 80.0%",
         "minimum tolerance that would pass: none",
         "Tensors that both have: 4 (2 agree, 2 diverge)",
-        "The first that diverges: 't2': relative error 0.001, allowed 1.2e-07",
+        "The first that diverges: 't2': relative error 0.001, allowed 1.20e-07",
         "computed by Relu 'node of t2'",
         "the last before it that agrees: 't1'",
     ):

@@ -12,6 +12,7 @@ from onnx_repfuse.lift import Declined, LinearOp
 from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Refusal
+from onnx_repfuse.records.units import quantity
 
 __all__ = [
     "chain_refusal",
@@ -88,14 +89,30 @@ def sum_refusal(scope: Scope, factor: gs.Node, total: gs.Node) -> Refusal:
 
 
 def _refusal(scope: Scope, reason: Reason, message: str, *nodes: gs.Node) -> Refusal:
-    return Refusal(reason, message, tuple(map(node_name, nodes)), scope.label)
+    names = dict.fromkeys(_origin(scope, node)[1] for node in nodes)
+    return Refusal(reason, message, tuple(names), scope.label)
 
 
 def _title(scope: Scope, node: gs.Node) -> str:
-    """A node in words; a new one is called by the tensor it computes, which the user knows."""
+    """A node in words; a new one is called by the node of the file whose tensor it computes, which the user knows."""
+    op, name = _origin(scope, node)
     if id(node) in scope.original:
-        return f"{node.op} '{node_name(node)}'"
-    return f"the fused {node.op} of '{node.outputs[0].name}'"
+        return f"{op} '{name}'"
+    now = f"now {'an' if node.op[0] in 'AEIOU' else 'a'} {node.op}"
+    return f"{op} '{name}' ({now})" if op != node.op else f"{op} '{name}' (with what was folded into it)"
+
+
+def _origin(scope: Scope, node: gs.Node) -> tuple[str, str]:
+    """(operator, name) of a node of the file: the node itself, or the one whose tensor a new node computes.
+
+    The tensors within a fold have the name of the fold's output, and more.
+    """
+    if id(node) in scope.original:
+        return str(node.op), node_name(node)
+    name = node.outputs[0].name
+    while name not in scope.file_nodes and "_fused" in name:
+        name = name[: name.rindex("_fused")]
+    return scope.file_nodes.get(name, (str(node.op), node_name(node)))
 
 
 def _not_exact(scope: Scope, cover: Cover, name: str) -> Refusal | None:
@@ -140,10 +157,10 @@ def _shared_source(scope: Scope, cover: Cover, name: str) -> Refusal | None:
     below = cover.lifts.get(source)
     if below is None or cover.regions.is_private(source) or operator(below.node).weight is None:
         return None
-    macs = _mega(cover.entries[source].node.macs)
+    macs = quantity(cover.entries[source].node.macs)
     message = (
         f"{_title(scope, lifted.node)} stays: its input '{source}' {_other_use(scope, source, lifted.node)}, "
-        f"so folding would compute {_title(scope, below.node)} twice (+{macs} MMAC)."
+        f"so folding would compute {_title(scope, below.node)} twice (+{macs} multiply-adds)."
     )
     return _refusal(scope, Reason.CONSUMERS, message, lifted.node, below.node)
 
@@ -177,7 +194,7 @@ def _more_multiply_adds(scope: Scope, cover: Cover, name: str) -> Refusal | None
         return None
     message = (
         f"{_title(scope, lifted.node)} and {_title(scope, below.node)} stay apart: as one operator they would take "
-        f"{_mega(price.macs)} MMAC instead of {_mega(entry.original.macs)}."
+        f"{quantity(price.macs)} multiply-adds instead of {quantity(entry.original.macs)}."
     )
     return _refusal(scope, Reason.COST, message, lifted.node, below.node)
 
@@ -207,7 +224,3 @@ def _behind_an_obstacle(scope: Scope, cover: Cover, name: str) -> Refusal | None
         obstacle = before if before.op == "Cast" else obstacle
         before = scope.producer.get(before.inputs[0].name)
     return None
-
-
-def _mega(macs: int) -> str:
-    return f"{macs / 1e6:.3g}"
