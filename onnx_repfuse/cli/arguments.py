@@ -44,6 +44,7 @@ USELESS = {
     "compare": "--compare fuses and writes nothing, so {} has no meaning",
     "fuse": "{} is for --compare",
     "explain": "--explain only prints, so {} has no meaning",
+    "list_nodes": "--list-nodes only prints, so {} has no meaning",
     "plan": "--plan runs nothing, so {} has no meaning",
     "fail_on_folds": "--fail-on-folds writes nothing, so {} has no meaning",
     "in_place": "{} needs both files, and --in-place overwrites one: give an output instead",
@@ -53,6 +54,9 @@ TWO_OUTPUTS = "--in-place overwrites one input, so no output can be given beside
 _TWO_RUNS = "{} and {} contradict each other: each is a run of its own"
 CONTRADICTIONS = (
     ("plan", "explain", _TWO_RUNS.format("--plan", "--explain")),
+    ("plan", "list_nodes", _TWO_RUNS.format("--plan", "--list-nodes")),
+    ("explain", "list_nodes", _TWO_RUNS.format("--explain", "--list-nodes")),
+    ("compare", "list_nodes", _TWO_RUNS.format("--compare", "--list-nodes")),
     ("plan", "compare", _TWO_RUNS.format("--plan", "--compare")),
     ("explain", "compare", _TWO_RUNS.format("--explain", "--compare")),
     ("output", "out_dir", "-o and --out-dir contradict each other: give one of them"),
@@ -62,8 +66,8 @@ CONTRADICTIONS = (
     ("in_place", "out_dir", TWO_OUTPUTS),
     ("quiet", "verbose", "-q and -v contradict each other"),
 )
-_FUSING_ONLY = ("compare", "explain")
-_COMPARING_ONLY = ("fuse", "explain", "plan")
+_FUSING_ONLY = ("compare", "explain", "list_nodes")
+_COMPARING_ONLY = ("fuse", "explain", "list_nodes", "plan")
 
 
 @dataclass(frozen=True)
@@ -145,9 +149,15 @@ class CliArguments:
     )
     explain: str | None = _option(
         "--explain", None, "Say why this node was or was not fused.",
-        more="NODE is a node's name, or a tensor it computes. Prints its region, the forms considered with their "
+        more="NODE is a node's name, a tensor it computes, a glob on names, or an input or weight: then the nodes that "
+        "read it are explained. Prints its region, the forms considered with their "
         "multiply-adds and estimated cost, and the reason.",
         table="run", metavar="NODE",
+    )
+    list_nodes: bool = _option(
+        "--list-nodes", False, "Print every node: operator, name, and what would become of it.",
+        more="One line a node; the names are those that `--explain` and `--keep` take.",
+        table="run",
     )
     compare: bool = _option(
         "--compare", False, "Compare two models numerically: --compare A.onnx B.onnx.",
@@ -167,20 +177,20 @@ class CliArguments:
     json_file: str | None = _option(
         "--json json_file", None, "Write the report as JSON; - is standard output.",
         more="[The JSON report](json-schema.md), key by key. Standard output then carries nothing else.",
-        complete="file", table="output", metavar="FILE|-", useless=("explain",),
+        complete="file", table="output", metavar="FILE|-", useless=("explain", "list_nodes",),
     )
     report_file: str | None = _option(
         "--report report_file", None, "Write the report as one HTML page.",
         more="It needs no other file, and shows operators before and after, latency, error against noise, a "
         "picture of every fold, and the refusals.",
-        complete="file", table="output", metavar="FILE.html", useless=("explain",),
+        complete="file", table="output", metavar="FILE.html", useless=("explain", "list_nodes",),
     )
     bench: bool = _option(
         "--bench", False, "Time the original and the fused model, interleaved.",
         more="With ONNX Runtime's optimizations on, in one thread unless `--threads` says otherwise. One word says "
         "whether the result is faster, equal or slower. On the CPU provider, also says what the session's setting "
         "`session.set_denormal_as_zero` would gain: more than nothing if weights or activations are subnormal.",
-        table="check", report="bench", useless=("explain", "plan", "fail_on_folds", "in_place"),
+        table="check", report="bench", useless=("explain", "list_nodes", "plan", "fail_on_folds", "in_place"),
     )
     check: bool = _option(
         "--check/--no-check", True, "Verify with ONNX Runtime before writing [default: yes].",
@@ -189,7 +199,7 @@ class CliArguments:
     strict: bool = _option(
         "--strict", False, "Exit 3, and write nothing, unless everything was observed.",
         more="Without it, what cannot show a fault is reported as *not observed*, and the exit code is 0.",
-        table="check", library="strict", useless=("compare", "explain", "no_check"),
+        table="check", library="strict", useless=("compare", "explain", "list_nodes", "no_check"),
     )
     rtol: float | None = _option(
         "--rtol", None, "Relative tolerance, instead of one measured from noise.",
@@ -214,23 +224,24 @@ class CliArguments:
         "--provider", None, "Execution provider of ONNX Runtime to compare and time on [default: CPU].",
         more="Any that the installed ONNX Runtime has; `openvino` is `OpenVINOExecutionProvider`. Folds are proved "
         "one by one on the CPU, whatever the provider.",
-        complete="providers", table="check", metavar="NAME", library="provider", useless=("explain", "plan"),
+        complete="providers", table="check", metavar="NAME", library="provider",
+        useless=("explain", "list_nodes", "plan"),
     )
     threads: int = _option(
         "--threads", 1, "Threads to compare and time with [default: 1]; 0 is one per core.",
-        table="check", metavar="N", type=int, library="threads", useless=("explain", "plan"),
+        table="check", metavar="N", type=int, library="threads", useless=("explain", "list_nodes", "plan"),
     )
     custom_ops: tuple[str, ...] = _option(
         "--custom-ops", (), "A library with custom operators for ONNX Runtime (repeatable).",
         more="Without it, the folds of a model that needs them are proved one by one, and its outputs are *not "
         "observed*.",
         complete="file", table="check", metavar="LIB.so", library="custom_ops", parse=values.libraries,
-        useless=("explain", "plan"),
+        useless=("explain", "list_nodes", "plan"),
     )
     precision_study: bool = _option(
         "--precision-study", False, "Compare both models with the original in float64 (small models).",
         table="check", library="precision_study", report="precision",
-        useless=("compare", "explain", "plan", "fail_on_folds", "in_place", "no_check"),
+        useless=("compare", "explain", "list_nodes", "plan", "fail_on_folds", "in_place", "no_check"),
     )
     skip: tuple[str, ...] = _option(
         "--skip", (), "Leave out folds of these kinds.",
@@ -277,13 +288,13 @@ class CliArguments:
         "proved against the original; where the other tool crashes, hangs or writes another model, the run goes on "
         "without it and says so. [More](#other-simplifiers-first).",
         table="folds", type=["onnxsim", "onnxslim", "auto"], library="simplify", report="simplified",
-        bare="auto", useless=("compare", "explain"),
+        bare="auto", useless=("compare", "explain", "list_nodes"),
     )
     level: str = _option(
         "-O level", "1", "-O2 also converts to the lowest opset that pays, and does what --simplify does.",
         more="For the fastest result. `--opset` and `--simplify`, if given, win. What cannot be converted or "
         "simplified, or is not proved equal then, is left out and noted. The default is `-O1`.",
-        table="folds", type=["1", "2"], library="level", parse=int, useless=("compare", "explain"),
+        table="folds", type=["1", "2"], library="level", parse=int, useless=("compare", "explain", "list_nodes"),
     )
     opset: int | None = _option(
         "--opset", None, "Convert the model to this ONNX opset first, if it has an older one.",
@@ -304,7 +315,7 @@ class CliArguments:
     )
     quiet: bool = _option(
         "-q --quiet", False, "Print errors only.",
-        table="terminal", useless=("explain",),
+        table="terminal", useless=("explain", "list_nodes",),
     )
     verbose: int = _option(
         "-v --verbose", 0, "Print everything; twice, also tracebacks.",
@@ -321,7 +332,12 @@ class CliArguments:
     @property
     def command(self) -> str:
         """The run's kind, as the report names it."""
-        return "compare" if self.compare else "plan" if self.plan else "fuse"
+        return "compare" if self.compare else "plan" if self.plan or self.prints_only else "fuse"
+
+    @property
+    def prints_only(self) -> bool:
+        """Whether the run prints lines, and has no report."""
+        return self.list_nodes or self.explain is not None
 
 
 def declared() -> Iterator[tuple[Field[Any], Option]]:

@@ -55,7 +55,7 @@ def _useless(given: CliArguments) -> Iterator[str]:
     """Options that the run asked for does not use."""
     present = _given(given)
     runs = {*present, *(() if given.check else ("no_check",))}
-    if runs.isdisjoint(("compare", "explain", "plan")):
+    if runs.isdisjoint(("compare", "explain", "list_nodes", "plan")):
         runs.add("fuse")
     if given.fail_on_folds:
         runs.discard("plan")  # it is proved, so models are run
@@ -80,7 +80,7 @@ def _streams(given: CliArguments) -> Iterator[str]:
         yield f"{flag} is for files, and - is standard input"
     if given.compare and models.count(STREAM) > 1:
         yield "standard input brings one model, and --compare takes two"
-    if given.compare or given.plan or given.explain is not None:
+    if given.compare or given.plan or given.prints_only:
         return
     to_stdout = given.output == STREAM or (given.output is None and models[-1] == STREAM)
     if to_stdout and given.json_file == STREAM:
@@ -94,9 +94,9 @@ def _file_count(given: CliArguments) -> Iterator[str]:
     if given.compare:
         if count != 2:
             yield f"--compare takes two models, not {count}"
-    elif given.explain is not None:
+    elif given.prints_only:
         if count > 1:
-            yield USELESS["explain"].format("an output file")
+            yield USELESS["list_nodes" if given.list_nodes else "explain"].format("an output file")
     elif given.in_place:
         if count > 1:
             yield TWO_OUTPUTS

@@ -17,7 +17,7 @@ from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.lift import may_be_linear
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.make_report import make_report
-from onnx_repfuse.pipeline.plan_model import make_plan
+from onnx_repfuse.pipeline.plan_model import ModelPlan, make_plan
 from onnx_repfuse.planner.cover_scope import cover_scope
 from onnx_repfuse.planner.pricing.cost import Price
 from onnx_repfuse.planner.pricing.steps import Lowered, Step
@@ -27,7 +27,7 @@ from onnx_repfuse.records.report import Fold, Kind, NodeRef, Report
 from onnx_repfuse.records.units import duration, quantity
 from onnx_repfuse.report.formatting import clean, percent, plural
 
-__all__ = ["considered", "explain", "looking_through"]
+__all__ = ["considered", "explain", "looking_through", "meant"]
 
 _OPS = {"Shift": "Add of a constant", "Norm": "BatchNormalization", "Mul": "Mul by a constant"}
 # Others that are not read as linear, such as CumSum, may be linear nevertheless.
@@ -44,7 +44,8 @@ def explain(model: str, node: str, options: Options | None = None) -> str:
 
     Args:
         model: the file.
-        node: a node's name, or a tensor that it computes.
+        node: a node's name, a tensor that it computes, a glob on nodes' names, or an input or initializer: then the
+            nodes that read it are explained.
         options: as for `plan`.
 
     Raises:
@@ -53,10 +54,17 @@ def explain(model: str, node: str, options: Options | None = None) -> str:
     chosen = options or Options()
     with document_of(model) as document:
         original = read_scopes(document, freeze_initializers=chosen.freeze_initializers)
-        op = _op(original, node)
-        name = _name_of(original, node)
+        head, nodes = meant(original, node)
         planned = make_plan(document, chosen)
         report = make_report(planned, name=str(model))
+    texts = [_explained(name, original, planned, report, chosen) for name in nodes]
+    return "\n\n".join([*head, *texts])
+
+
+def _explained(node: str, original: list[Scope], planned: ModelPlan, report: Report, chosen: Options) -> str:
+    """The explanation of one node."""
+    op = _ops(original)[node]
+    name = _name_of(original, node)
     folds = [fold for fold in report.folds if any(_is(ref, node) for ref in fold.absorbed)]
     refusals = list(_refusals(report, folds, node))
     lines = [f"{clean(op)} '{clean(node)}'"]
@@ -134,19 +142,39 @@ def _removed(report: Report, planned: list[Scope], node: str, name: str) -> list
     return ["Removed: no node reads what it computes any more."]
 
 
-def _op(scopes: list[Scope], wanted: str) -> str:
-    """The operator of the node; raises InputError with the nearest names if there is none."""
+def meant(scopes: list[Scope], wanted: str) -> tuple[list[str], list[str]]:
+    """(a head line if there is something to say, the nodes) that a word of the user means.
+
+    Raises:
+        InputError: there is no such node; with the nearest names.
+    """
+    ops = _ops(scopes)
+    if wanted in ops:
+        return [], [wanted]
+    names = dict.fromkeys(node_name(node) for scope in scopes for node in scope.nodes)
+    matching = [name for name in names if fnmatchcase(name, wanted)]
+    if matching:
+        return ([f"{plural(len(matching), 'node')}:"] if len(matching) > 1 else []), matching
+    readers = dict.fromkeys(
+        node_name(node) for scope in scopes for node in scope.nodes if wanted in [t.name for t in node.inputs]
+    )
+    if readers:
+        return [f"'{clean(wanted)}' is read by {plural(len(readers), 'node')}:"], list(readers)
+    tensors = dict.fromkeys(t.name for scope in scopes for node in scope.nodes for t in node.inputs if t.name)
+    near = difflib.get_close_matches(wanted, [*ops, *(name for name in tensors if name not in ops)], 3)
+    hint = "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?" if near else ""
+    raise InputError(f"the model has no node or tensor '{wanted}'{hint or '; --list-nodes prints the names'}")
+
+
+def _ops(scopes: list[Scope]) -> dict[str, str]:
+    """Name of a node, or of a tensor that it computes -> its operator."""
     ops: dict[str, str] = {}
     for scope in scopes:
         for node in scope.nodes:
             ops.update((tensor.name, str(node.op)) for tensor in node.outputs if tensor.name)
     for scope in scopes:
         ops.update((node_name(node), str(node.op)) for node in scope.nodes)
-    if wanted not in ops:
-        near = difflib.get_close_matches(wanted, ops, 3)
-        hint = "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?" if near else ""
-        raise InputError(f"the model has no node or tensor '{wanted}'{hint}")
-    return ops[wanted]
+    return ops
 
 
 def _tensors(scope: Scope, wanted: str) -> list[str]:

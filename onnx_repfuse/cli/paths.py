@@ -39,7 +39,7 @@ def targets(given: CliArguments) -> list[tuple[str, str]]:
     if given.in_place:
         return [(given.models[0], given.models[0])]
     pairs = _several(given) if given.many else [_single(given)]
-    if given.plan:  # writes none of them
+    if given.plan or given.prints_only:  # writes none of them
         return pairs
     models = given.models if given.many else given.models[:1]
     for _, output in pairs:

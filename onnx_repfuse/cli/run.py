@@ -59,8 +59,8 @@ def execute(given: CliArguments, version: str) -> int:
         for model, output in pairs
     ]
     with on_files(tasks) as used:
-        if given.explain is not None:
-            return _explain(used[0].model, given.explain, options)
+        if given.prints_only:
+            return _lines(used[0].model, given.explain, options)
         outcomes = [_delivered(*parts) for parts in zip(_run(used, given), used, tasks, strict=True)]
     code = worst([outcome.exit_code for outcome in outcomes])
     code = _save(outcomes, given, version, code)
@@ -108,10 +108,12 @@ def _run(tasks: list[Task], given: CliArguments) -> list[Outcome]:
         return run_all(tasks, given.jobs, done)
 
 
-def _explain(model: str, node: str, options: Options) -> int:
+def _lines(model: str, node: str | None, options: Options) -> int:
+    """Print the explanation of a node, or a list of all."""
     from onnx_repfuse.cli.explain import explain
+    from onnx_repfuse.cli.list_nodes import list_nodes
 
-    text = explain(model, node, options)
+    text = list_nodes(model, options) if node is None else explain(model, node, options)
     return _to_stdout(lambda: print(text), [], 0)
 
 

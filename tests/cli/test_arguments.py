@@ -45,6 +45,7 @@ def test_the_library_page_names_every_choice():
 )
 def test_an_option_that_a_run_has_no_use_for_is_refused(name, run):
     asked = {"fuse": {}, "compare": {"compare": True}, "explain": {"explain": "n"}, "plan": {"plan": True},
+             "list_nodes": {"list_nodes": True},
              "fail_on_folds": {"plan": True, "fail_on_folds": True},
              "in_place": {"in_place": True}, "no_check": {"check": False}}[run]  # fmt: skip
     values = {"check": False, "jobs": 1, "threads": 2, "rtol": 0.1, "atol": 0.1, "output": "o", "out_dir": "d",

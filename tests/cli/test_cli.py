@@ -656,7 +656,7 @@ def test_pipe_is_plain_narrow_and_may_close(model):
     assert [len(line) for line in narrow.stdout.splitlines()[:-1]] == [
         len(line) for line in found.stdout.splitlines()[:-1]
     ]
-    assert max(map(len, found.stdout.splitlines())) <= 80
+    assert max(map(len, found.stdout.splitlines())) <= 120
     assert found.stdout.isascii()
     forced = shell("net.onnx", env={"FORCE_COLOR": "1", "NO_COLOR": "1"})
     assert "\x1b[3" not in forced.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import onnx
 import pytest
 
 from onnx_repfuse.cli.explain import explain
+from onnx_repfuse.cli.list_nodes import list_nodes
+from onnx_repfuse.cli.main import main
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.options import Options
 from onnx_repfuse.records.report import Kind
@@ -116,3 +119,42 @@ def test_what_may_be_linear_is_not_called_nonlinear(tmp_path):
 def test_what_is_kept_says_so():
     text = explain(str(MODELS / "acnet.train.onnx"), SQUARE, Options(keep=(SQUARE,)))
     assert "Stays as it is: --keep names it." in text
+
+
+def test_a_glob_explains_every_node_that_it_matches():
+    text = explain(str(MODELS / "acnet.train.onnx"), "/0/*/bn/BatchNormalization")
+    assert text.startswith("3 nodes:\n\nBatchNormalization '/0/")
+    assert text.count("<- this node") == 3
+    one = explain(str(MODELS / "acnet.train.onnx"), "/0/square/bn/*")
+    assert one == explain(str(MODELS / "acnet.train.onnx"), SQUARE)
+
+
+def test_an_input_or_a_weight_explains_the_nodes_that_read_it():
+    text = explain(str(MODELS / "acnet.train.onnx"), "input")
+    assert text.startswith("'input' is read by 3 nodes:\n\nConv '/0/")
+    assert text.count("<- this node") == 3
+    weight = onnx.load(MODELS / "acnet.train.onnx").graph.node[0].input[1]
+    assert f"'{weight}' is read by 1 node:" in explain(str(MODELS / "acnet.train.onnx"), weight)
+
+
+def test_a_glob_that_matches_nothing_says_where_the_names_are():
+    with pytest.raises(InputError, match="--list-nodes prints the names"):
+        explain(str(REPVGG), "%%%*")
+
+
+def test_every_node_is_listed_with_what_becomes_of_it(tmp_path, capsys):
+    path = MODELS / "pplcnetv3.train.onnx"
+    lines = list_nodes(str(path)).splitlines()
+    names = [line.split()[1] for line in lines]
+    computed = {node.name for node in onnx.load(path).graph.node}
+    assert set(names) == computed
+    assert len(names) == len(computed)
+    assert any(re.search(r"^Conv .* folds: branches, into '", line) for line in lines)
+    assert any(line.endswith(" stays") for line in lines)
+    net = Net(4)
+    same = net.op("Identity", net.op("Relu", "x", name="relu"), name="same")
+    onnx.save(net.model(net.op("Conv", same, net.random(4, 4, 3, 3), name="conv")), tmp_path / "m.onnx")
+    assert main([str(tmp_path / "m.onnx"), "--list-nodes"]) == 0
+    assert [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()] == [
+        ["Relu", "relu", "stays"], ["Identity", "same", "removed: no-op"], ["Conv", "conv", "stays"]
+    ]  # fmt: skip
