@@ -21,6 +21,7 @@ from onnx_repfuse.errors import InputError
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.snapshot import safe_to_run
 from onnx_repfuse.options import Options
+from onnx_repfuse.pipeline.input_shapes import reshaped
 from onnx_repfuse.pipeline.level import at_level
 from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import make_plan
@@ -126,7 +127,7 @@ def plan(model: Model, options: Options | None = None) -> Report:
     chosen = options or Options()
     with document_of(model) as document:
         return at_level(
-            document,
+            reshaped(document, chosen.overwrite_input_shapes) if chosen.overwrite_input_shapes else document,
             chosen,
             lambda given, final: make_report(make_plan(given, final), name=_name(model)),
             tempfile.TemporaryDirectory,

@@ -34,6 +34,7 @@ class Options:
         strict: what could not be observed is a failure, too: nothing is written then.
         rtol, atol: the tolerance of the outputs, `atol + rtol * abs(y)`, instead of the one measured from noise.
         input_shapes: input name -> shape to verify with.
+        overwrite_input_shapes: input name -> shape that the result is written with, and compared at.
         input_data: (input name or None, file) to verify with: .npy of an input, .npz, a test_data_set folder.
         provider: the execution provider of ONNX Runtime that whole models run on, to compare and time them; None is its
             CPU provider. Folds are proved one by one on the CPU, whatever the provider.
@@ -65,6 +66,7 @@ class Options:
     rtol: float | None = None
     atol: float | None = None
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    overwrite_input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     input_data: tuple[tuple[str | None, Path], ...] = ()
     provider: str | None = None
     threads: int = 1

@@ -215,6 +215,13 @@ class CliArguments:
         more="To verify and time with; `NAME:scalar` for a scalar.",
         table="check", metavar="NAME:1,3,224,224", library="input_shapes", parse=values.input_shapes,
     )
+    overwrite_input_shape: tuple[str, ...] = _option(
+        "--overwrite-input-shape", (), "Write this size of an input into the result (repeatable).",
+        more="What the file says of inner tensors is dropped, and outputs get the sizes that follow. The result is "
+        "compared with the same nodes at this size. `--input-shape` only verifies.",
+        table="folds", metavar="NAME:1,3,224,224", library="overwrite_input_shapes", parse=values.overwritten_shapes,
+        useless=("compare", "explain", "list_nodes"),
+    )
     input_data: tuple[str, ...] = _option(
         "--input-data", (), "Real inputs: NAME:FILE.npy, FILE.npz or an ONNX test_data_set folder (repeatable).",
         more="They replace the random ones.",

@@ -202,7 +202,8 @@ def _check_readable(model: Path) -> None:
 def _feeds(task: Task) -> FeedSpec:
     from onnx_repfuse.verifier.user_inputs import feed_spec
 
-    return feed_spec(task.model, task.options.input_shapes, task.options.input_data)
+    shapes = {**task.options.input_shapes, **task.options.overwrite_input_shapes}
+    return feed_spec(task.model, shapes, task.options.input_data)
 
 
 def _bench(task: Task, progress: Progress) -> Bench:

@@ -16,6 +16,7 @@ __all__ = [
     "libraries",
     "only_kinds",
     "operators",
+    "overwritten_shapes",
     "skip_kinds",
     "words",
 ]
@@ -83,7 +84,12 @@ def _kinds(option: str, given: tuple[str, ...]) -> frozenset[Kind]:
         raise UsageError(f"{option}: {error}") from error
 
 
-def input_shapes(given: Iterable[str]) -> dict[str, tuple[int, ...]]:
+def overwritten_shapes(given: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """As `input_shapes`, of `--overwrite-input-shape`."""
+    return input_shapes(given, "--overwrite-input-shape")
+
+
+def input_shapes(given: Iterable[str], flag: str = "--input-shape") -> dict[str, tuple[int, ...]]:
     """`name:1,3,224,224` each, read from the right, so that a name may hold colons, commas and spaces.
 
     >>> input_shapes(["serving:0:1,3,8,8"])
@@ -93,13 +99,13 @@ def input_shapes(given: Iterable[str]) -> dict[str, tuple[int, ...]]:
     for value in given:
         match = _SHAPE.fullmatch(value)
         if match is None:
-            raise UsageError(f"--input-shape takes NAME:1,3,224,224 (whole numbers), not '{value}'")
+            raise UsageError(f"{flag} takes NAME:1,3,224,224 (whole numbers), not '{value}'")
         name, dims = match["name"], match["dims"]
         if name in shapes:
-            raise UsageError(f"--input-shape names the input '{name}' twice")
+            raise UsageError(f"{flag} names the input '{name}' twice")
         shapes[name] = () if dims == "scalar" else tuple(int(dim) for dim in re.split("[,x]", dims))
         if any(dim > MAX_DIM for dim in shapes[name]):
-            raise UsageError(f"--input-shape: nothing is as large as '{value}'")
+            raise UsageError(f"{flag}: nothing is as large as '{value}'")
     return shapes
 
 

@@ -47,6 +47,7 @@ class Document:
         data_files: the files of external data.
         unconverted: itself; of one that `opset.at_opset` has converted, the document that the files hold.
         original: itself; of one that `opset.at_opset` or `peers.run_peer` made, the document that the user gave.
+        is_reshaped: whether its inputs were given other shapes than in the user's file.
         converted: opset -> what `at_opset` made.
     """
 
@@ -57,6 +58,7 @@ class Document:
         self.data_files = ExternalFiles(path)
         self.unconverted: Document = self
         self.original: Document = self
+        self.is_reshaped = False
         self.converted: dict[int, Document] = {}
         self._remembered: dict[int, bytes | memoryview] = {}
         try:
@@ -151,7 +153,7 @@ class Document:
     @property
     def is_converted(self) -> bool:
         """Whether this is not the model that the user gave, but what became of it before planning."""
-        return self.original is not self
+        return self.original is not self or self.is_reshaped
 
     @property
     def has_external_data(self) -> bool:

@@ -21,6 +21,7 @@ from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.bans import Bans, folds_out_of_range
 from onnx_repfuse.pipeline.check_scopes import check_scopes, force_branches
 from onnx_repfuse.pipeline.compare_models import compare, folds_to_blame, measure, reason_of
+from onnx_repfuse.pipeline.input_shapes import shapes_note, with_input_shapes
 from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error
 from onnx_repfuse.pipeline.level import at_level
 from onnx_repfuse.pipeline.make_report import make_report
@@ -84,7 +85,13 @@ def run(
     def go(given: Document, chosen: Options) -> Report:
         return _run(given, output, chosen, name=name, output_name=output_name, progress=progress or _silent)
 
-    return at_level(document, options, go, lambda: work_folder(output))
+    shapes = options.overwrite_input_shapes
+    if not shapes:
+        return at_level(document, options, go, lambda: work_folder(output))
+    verified = replace(options, input_shapes={**options.input_shapes, **shapes})
+    with work_folder(output) as folder, with_input_shapes(document, shapes, folder) as given:
+        report = at_level(given, verified, go, lambda: work_folder(output))
+    return replace(report, notes=(*report.notes, shapes_note(shapes)))
 
 
 def _run(

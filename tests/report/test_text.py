@@ -115,7 +115,7 @@ def test_a_comparison_shows_statistics_and_where_two_models_part():
         "20 of 30 elements differ, 1 of them NaN or infinite in one model only, PSNR 60.5 dB, top-5 agrees 80.0%",
         "minimum tolerance that would pass: none",
         "Tensors that both have: 4 (2 agree, 2 diverge)",
-        "The first that diverges: 't2': relative error 0.001, allowed 1.20e-07",
+        "The first that diverges: 't2': relative error 0.001, allowed 1.21e-07",
         "computed by Relu 'node of t2'",
         "the last before it that agrees: 't1'",
     ):
