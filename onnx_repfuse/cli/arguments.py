@@ -262,8 +262,9 @@ class CliArguments:
     )
     avoid: tuple[str, ...] = _option(
         "--avoid", (), "Write none of these operators, which the target cannot run.",
-        more="A BatchNormalization that stays becomes Mul and Add. Of other operators, those that are there stay; "
-        "`--fail-on-remaining` tells.",
+        more="Those that are there become others where there is a way: BatchNormalization becomes Mul and Add, Gemm "
+        "becomes MatMul and Add, and Sum, Sub, Neg, Div by constants, HardSwish, HardSigmoid and GlobalAveragePool "
+        "have one. What stays, `--fail-on-remaining` tells.",
         complete="operators", table="folds", metavar="OP,..", useless=("compare",),
         library="avoid", parse=values.operators,
     )

@@ -25,6 +25,7 @@ from onnx_repfuse.planner.cover_scope import is_kept
 from onnx_repfuse.planner.flush.flushing import Flushing
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.planner.plan_scope import plan_scope
+from onnx_repfuse.planner.rewrites.avoided_operators import creators_of_avoided
 from onnx_repfuse.records.report import Counts, Kind
 
 __all__ = ["FLUSH", "FoldKey", "ModelPlan", "initialized_inputs", "make_plan"]
@@ -145,6 +146,13 @@ def make_plan(
             plan.scopes.append(
                 plan_scope(scope, options, banned_here, layouts, None if scope.key else plan.flushing)
             )
+        writers = {
+            (planned.scope.key, name)
+            for planned in plan.scopes
+            for name in creators_of_avoided(planned, options.avoid)
+        }
+        if not writers <= banned:  # fewer folds, so that this ends
+            return make_plan(document, options, writers | banned, scanned)
         forget_unread_captures(scopes)
         if plan.flushing is not None:
             plan.flushing.flush_created()

@@ -41,6 +41,7 @@ from onnx_repfuse.planner.pricing.cost import cost_model
 from onnx_repfuse.planner.pricing.lowering import Prices
 from onnx_repfuse.planner.rewrites.activation_patterns import activations
 from onnx_repfuse.planner.rewrites.affine_chains import chain_refusals, merge_chains
+from onnx_repfuse.planner.rewrites.avoided_operators import rewrite_avoided
 from onnx_repfuse.planner.rewrites.constant_nodes import write_constants
 from onnx_repfuse.planner.rewrites.dead_channels import ZeroChannels, drop_dead_channels
 from onnx_repfuse.planner.rewrites.equal_nodes import merge_equal_nodes
@@ -153,9 +154,10 @@ class _Planning:
             self._changed(written=remove_no_ops(self.plan, is_kept(self.options), self.banned, layouts))
 
     def fold_activations(self) -> None:
-        """Write decomposed activations as one operator each."""
+        """Write decomposed activations as one operator each, and operators that the target cannot run as others."""
         if self.options.allows(Kind.ACTIVATION):
             self._changed(written=_fold_activations(self.plan, self.options, self.banned))
+        self._changed(written=rewrite_avoided(self.plan, self.options.avoid, self.is_free))
 
     def rewrite_windows(self, layouts: dict[str, ChannelLayout]) -> dict[str, ChannelLayout]:
         """Write Pads into windows where the algebra cannot, or else skip what all consumers skip; the layouts then."""
@@ -175,14 +177,11 @@ class _Planning:
 
     def move_constants(self, layouts: dict[str, ChannelLayout]) -> dict[str, ChannelLayout]:
         """Merge chains of arithmetic with constants, move scalar factors to where they fold; all layouts then."""
-        is_written = False
-        if self.options.allows(Kind.AFFINE):
-            is_written = merge_chains(self.plan, self.paths(layouts))
-            self._changed(written=is_written)
-        if move_factors(self.plan, self.paths(layouts), self.options.allows_all):
-            is_written = True
-            self._changed(written=True)
-        return channel_layouts(self.plan.scope, layouts) if is_written else layouts
+        is_merged = self.options.allows(Kind.AFFINE) and merge_chains(self.plan, self.paths(layouts))
+        self._changed(written=is_merged)
+        is_moved = move_factors(self.plan, self.paths(layouts), self.options.allows_all)
+        self._changed(written=is_moved)
+        return channel_layouts(self.plan.scope, layouts) if is_merged or is_moved else layouts
 
     def paths(self, layouts: dict[str, ChannelLayout]) -> Paths:
         """The ways of scalar factors, in the scope as it is."""

@@ -1,4 +1,9 @@
-"""Operators that the user's target cannot run, so that none is written; and which operator a step becomes."""
+"""Operators that the user's target cannot run, so that none is written; and which operator a step becomes.
+
+`cover` asks before it chooses, to find another way. Whatever wrote a fold,
+`rewrites.avoided_operators` has the last word: a fold that wrote such an operator is given up, as one that failed its
+proof.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from collections.abc import Iterable, Set
 from onnx_repfuse.planner.pricing.steps import Step
 from onnx_repfuse.planner.search.select import Selection
 
-__all__ = ["creates_avoided", "operator_of"]
+__all__ = ["creates_avoided", "operator_of", "rises"]
 
 _OPERATORS = {"Shift": "Add", "Norm": "BatchNormalization", "SizesMul": "Mul", "SizesAdd": "Add"}
 
@@ -28,8 +33,9 @@ def creates_avoided(selection: Selection, avoided: Set[str]) -> bool:
     """Whether a fold would write more nodes of an avoided operator than it takes away."""
     created = [operator_of(step) for step in selection.lowered.steps]
     present = [node.op for node in selection.nodes]
-    return any(_rises(operator, created, present) for operator in avoided)
+    return any(rises(operator, created, present) for operator in avoided)
 
 
-def _rises(operator: str, created: Iterable[str], present: Iterable[str]) -> bool:
+def rises(operator: str, created: Iterable[str], present: Iterable[str]) -> bool:
+    """Whether there are more nodes of an operator among those created than among those that were there."""
     return list(created).count(operator) > list(present).count(operator)

@@ -35,11 +35,13 @@ class Sizes:
 
     Attributes:
         operand_channels: channels of tensors, in each layout they are read in.
+        may_gemm: whether Gemm may be written.
     """
 
     context: Context
     lifts: dict[str, LinearOp]
     operand_channels: dict[Key, int] = field(default_factory=dict)
+    may_gemm: bool = True
     _elements: dict[str, int] = field(default_factory=dict)  # answers of `elements`
 
     @cached_property
@@ -103,7 +105,7 @@ class Sizes:
 
     def is_matrix(self, source: Hashable) -> bool:
         """Whether it is known to have two dims, so that a Gemm can read it; no runtime has Gemm below opset 7."""
-        if self.context.scope.opset < NUMPY_BROADCAST_SINCE:
+        if self.context.scope.opset < NUMPY_BROADCAST_SINCE or not self.may_gemm:
             return False
         source = source.source if isinstance(source, Shifted) else source
         return (source.view.dims if isinstance(source, Viewed) else self.context.rank(str(source))) == 2

@@ -65,7 +65,7 @@ from onnx_repfuse.records.report import Kind
 __all__ = ["Cover"]
 
 _NO_OP = frozenset((Kind.NO_OP,))
-NORM = "BatchNormalization"  # the one operator that others can always compute
+NORM, GEMM = "BatchNormalization", "Gemm"  # which others can compute: Mul and Add, MatMul and Add
 PROHIBITIVE = 1 << 80  # the cost of reading a shared tensor that should have been absorbed
 
 
@@ -107,7 +107,7 @@ class Cover:
 
     def __post_init__(self) -> None:
         self.regions = Regions(self.context.scope, self.lifts, self.shaped)
-        self.sizes = Sizes(self.context, self.lifts)
+        self.sizes = Sizes(self.context, self.lifts, may_gemm=GEMM not in self.avoided)
         self.lowering = Lowering(self.model, self.sizes, self.prices)
 
     def resume(self, previous: Cover, changed: set[str]) -> set[str]:
@@ -228,7 +228,7 @@ class Cover:
 
     def _is_avoided(self, lifted: LinearOp) -> bool:
         """Whether a node has to be written otherwise, as two nodes if need be."""
-        return lifted.node.op == NORM and NORM in self.avoided
+        return lifted.node.op in (NORM, GEMM) and lifted.node.op in self.avoided
 
     def _reads_absorbed(self, lifted: LinearOp) -> set[str]:
         if not self.absorbed:

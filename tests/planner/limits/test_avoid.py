@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
 
-from onnx_repfuse import Options, UsageError, fuse
+from onnx_repfuse import Options, UsageError, fuse, plan
 from onnx_repfuse.cli.main import main
 from onnx_repfuse.records.report import Kind
 from tests.build import Net, counts, equal
+from tests.random_graphs import Recipe, build, recipes
 
 NO_NORM = Options(avoid=frozenset(["BatchNormalization"]))
 
@@ -94,3 +96,118 @@ def test_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match="avoid"):
         Options(avoid="Gemm")  # type: ignore[arg-type]
     assert np.isfinite(onnx.numpy_helper.to_array(onnx.load(output).graph.initializer[0])).all()
+
+
+def _between(op: str, *more: str, opset: int = 17, **attributes: object) -> onnx.ModelProto:
+    """One operator between two Relus; `more` are its other inputs: "c" a constant, "y" another tensor."""
+    net = Net(4, shape=("N", 4, 6, 5), opset=opset)
+    kinds = {
+        "c": lambda: net.const(np.linspace(0.5, 2, 4).reshape(4, 1, 1)),
+        "y": lambda: net.op("Sigmoid", "x"),
+    }
+    others = [kinds[kind]() for kind in more]
+    return net.model(net.op("Relu", net.op(op, net.op("Softplus", "x"), *others, **attributes)))
+
+
+@pytest.mark.parametrize(
+    ("model", "avoided", "instead"),
+    [
+        (_between("Sum", "y", "y"), "Sum", {"Add": 2}),
+        (_between("Sub", "y"), "Sub", {"Mul": 1, "Add": 1}),
+        (_between("Sub", "c"), "Sub", {"Add": 1}),
+        (_between("Div", "c"), "Div", {"Mul": 1}),
+        (_between("Neg"), "Neg", {"Mul": 1}),
+        (_between("HardSwish"), "HardSwish", {"HardSigmoid": 1, "Mul": 1}),
+        (_between("HardSwish"), "HardSwish,HardSigmoid", {"Mul": 2, "Add": 1, "Clip": 1}),
+        (_between("HardSigmoid", alpha=0.3, beta=0.4), "HardSigmoid", {"Mul": 1, "Add": 1, "Clip": 1}),
+        (_between("HardSigmoid", opset=11), "HardSigmoid", {"Mul": 1, "Add": 1, "Clip": 1}),
+        (_between("GlobalAveragePool"), "GlobalAveragePool", {"ReduceMean": 1}),
+        (_between("GlobalAveragePool", opset=18), "GlobalAveragePool", {"ReduceMean": 1}),
+    ],
+)
+def test_an_operator_that_is_there_becomes_others(
+    model: onnx.ModelProto, avoided: str, instead: dict[str, int]
+) -> None:
+    options = Options(avoid=frozenset(avoided.split(",")))
+    result = fuse(model, options=options)
+    around = {"Relu": 1, "Softplus": 1, **({"Sigmoid": 1} if "Sigmoid" in counts(model) else {})}
+    if model.graph.node[0].op_type == "Sigmoid" and counts(model)["Sigmoid"] == 2:
+        around["Sigmoid"] = 1  # two equal ones are merged
+    assert counts(result.model) == {**around, **instead}
+    assert equal(model, result.model) > 0
+    again = fuse(result.model, options=options)
+    assert again.report.verification.unchanged
+
+
+@pytest.mark.parametrize(
+    ("model", "avoided"),
+    [
+        (_between("Div", "y"), "Div"),  # x * Reciprocal(y) would round otherwise
+        (_between("Sub", "y"), "Sub,Mul"),
+        (_between("HardSigmoid", opset=9), "HardSigmoid"),  # Clip has no inputs there
+        (_lone_norm(), "BatchNormalization,Add"),
+    ],
+)
+def test_where_there_is_no_way_it_stays(model: onnx.ModelProto, avoided: str) -> None:
+    options = Options(avoid=frozenset(avoided.split(",")))
+    op = avoided.split(",")[0]
+    assert counts(fuse(model, options=options).model)[op] == 1
+
+
+def test_what_is_kept_or_in_half_precision_stays() -> None:
+    model = _between("Sub", "c")
+    name = next(node.name for node in model.graph.node if node.op_type == "Sub")
+    assert counts(fuse(model, options=Options(avoid=frozenset(["Sub"]), keep=(name,))).model)["Sub"] == 1
+    net = Net(4, shape=(1, 4, 6, 5), dtype=np.float16)
+    half = net.model(net.op("Relu", net.op("HardSwish", net.op("Relu", "x"))))
+    assert counts(fuse(half, options=Options(avoid=frozenset(["HardSwish"]))).model)["HardSwish"] == 1
+
+
+def test_a_gemm_becomes_a_matmul_and_an_add() -> None:
+    net = Net(shape=("N", 4))
+    model = net.model(
+        net.op("Relu", net.op("Gemm", net.op("Relu", "x"), net.random(5, 4), net.random(5), transB=1))
+    )
+    result = fuse(model, options=Options(avoid=frozenset(["Gemm"])))
+    assert counts(result.model) == {"Relu": 2, "MatMul": 1, "Add": 1}
+    assert equal(model, result.model) > 0
+    assert fuse(result.model, options=Options(avoid=frozenset(["Gemm"]))).report.verification.unchanged
+
+
+def test_a_chain_of_constants_is_not_merged_into_what_is_avoided() -> None:
+    """No other writer asks before it writes; such a fold is given up afterwards."""
+    net = Net(4, shape=("N", 4, 6, 5))
+    y = net.op("Sub", net.op("Relu", "x"), net.random(4, 6, 5))
+    y = net.op("Div", y, net.const(np.linspace(1, 2, 30).reshape(6, 5)))
+    model = net.model(net.op("Relu", net.op("Sub", y, net.random(4, 6, 5))))
+    assert counts(fuse(model).model) == {"Relu": 2, "Mul": 1, "Add": 1}
+    result = fuse(model, options=Options(avoid=frozenset(["Mul"])))
+    assert counts(result.model) == counts(model)
+
+
+@settings(
+    max_examples=60,
+    suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example),
+    phases=[Phase.generate],
+)
+@given(recipes)
+def _nothing_avoided_is_created(recipe: Recipe) -> None:
+    _check(build(recipe)[0])
+
+
+def _check(model: onnx.ModelProto) -> None:
+    """Whatever folds create, alone and all together: none of it is there when it is to be avoided."""
+    created = sorted({node.op for fold in plan(model).folds for node in fold.created})
+    for avoided in (created, created[:1], created[-1:]):
+        report = plan(model, Options(avoid=frozenset(avoided)))
+        for op in avoided:
+            assert report.after.ops.get(op, 0) <= report.before.ops.get(op, 0), op
+
+
+def test_nothing_avoided_is_created_in_random_graphs() -> None:
+    _nothing_avoided_is_created()
+
+
+@pytest.mark.parametrize("path", sorted(Path("models").glob("*.train.onnx")), ids=lambda path: path.stem)
+def test_nothing_avoided_is_created_in_the_bundled_models(path: Path) -> None:
+    _check(onnx.load(path))
