@@ -17,10 +17,12 @@ from onnx_repfuse.errors import ConversionError, InputError, UsageError, Verific
 from onnx_repfuse.graph.load import read_scopes
 from onnx_repfuse.graph.model_size import count
 from onnx_repfuse.graph.operators import OPERATORS
+from onnx_repfuse.graph.scope import node_name
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.peers import PEERS, PeerError, installed, run_peer
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.plan_model import ModelPlan, make_plan
+from onnx_repfuse.planner.plan_scope import is_kept
 from onnx_repfuse.planner.predict import predicted_cost
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Report, Simplified
@@ -133,6 +135,7 @@ class _Level:
     def _ways(self, peers: tuple[str, ...], folder: Path, stack: ExitStack) -> list[_Way]:
         """What each simplifier makes of the model, as far as the result is predicted to be faster for it."""
         before = self._predicted_without()
+        kept = self._kept(self.document)
         ways = []
         for peer in peers:
             try:
@@ -145,11 +148,17 @@ class _Level:
             try:
                 by = replace(by, counts=count(read_scopes(result.document), None, result.document.nbytes))
                 options = _with_paying_opset(result.document, self.options)
-                cost = _predicted(result.document, options)
-            except InputError as error:
+                plan = make_plan(result.document, options)
+            except (InputError, UsageError) as error:  # of usage: it removed what the user wants to keep
                 self._reject(by, f"it wrote what cannot be planned: {error}")
                 continue
-            if cost > before * (1 - LEAST_GAIN):
+            cost = _predicted(plan, options)
+            created = [op for op in sorted(options.avoid) if _count(plan, op) > plan.before.ops.get(op, 0)]
+            if created:
+                self._reject(by, f"it wrote {created[0]}, which is to be avoided")
+            elif not kept <= self._kept(result.document):
+                self._reject(by, "it changed nodes that are to be kept")
+            elif cost > before * (1 - LEAST_GAIN):
                 ratio = cost / max(before, 1)
                 self._reject(by, f"the result is predicted to take {ratio:.3f} of the time with it")
             else:
@@ -159,9 +168,19 @@ class _Level:
     def _predicted_without(self) -> int:
         """The cost of the result without a simplifier."""
         try:
-            return _predicted(self.document, _with_paying_opset(self.document, self.options))
+            options = _with_paying_opset(self.document, self.options)
+            return _predicted(make_plan(self.document, options), options)
         except ConversionError:  # `as_it_is` says so
-            return _predicted(self.document, replace(self.options, opset=None))
+            options = replace(self.options, opset=None)
+            return _predicted(make_plan(self.document, options), options)
+
+    def _kept(self, document: Document) -> set[tuple[str, str]]:
+        """Name and operator of the nodes that the user wants to keep."""
+        if not self.options.keep:
+            return set()
+        stays = is_kept(self.options)
+        nodes = (node for scope in read_scopes(document) for node in scope.nodes if stays(node))
+        return {(node_name(node), node.op) for node in nodes}
 
     def _reject(self, by: Simplified, why: str) -> None:
         self.tried.append(replace(by, used=False, message=why))
@@ -181,6 +200,9 @@ def _pays(plan: ModelPlan) -> bool:
     return any(refusal.reason is Reason.OPSET for scope in plan.scopes for refusal in scope.refusals)
 
 
-def _predicted(document: Document, options: Options) -> int:
-    plan = make_plan(document, options)
+def _count(plan: ModelPlan, op: str) -> int:
+    return sum(node.op == op for planned in plan.scopes for node in planned.scope.nodes)
+
+
+def _predicted(plan: ModelPlan, options: Options) -> int:
     return sum(predicted_cost(planned.scope, options.cost) for planned in plan.scopes)

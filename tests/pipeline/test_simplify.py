@@ -216,6 +216,19 @@ def test_a_fused_pattern_is_not_broken(install: Install) -> None:
     assert _only(plan(model, SLIM)).used
 
 
+def test_what_is_to_be_kept_or_avoided_holds_for_it_too(install: Install) -> None:
+    install(onnxslim=_GOOD)
+    model = _model()
+    first, second = (node.name for node in model.graph.node[:2])
+    for name, is_used in ((first, True), (second, False)):
+        result = fuse(model, options=Options(simplify="onnxslim", keep=(name,)))
+        assert _only(result.report).used is is_used
+        assert name in {node.name for node in result.model.graph.node}
+    install(onnxslim="join_relus(model).graph.node[0].op_type = 'Elu'\nreturn model")
+    report = plan(model, Options(simplify="onnxslim", avoid=frozenset(["Elu"])))
+    assert _only(report).message == "it wrote Elu, which is to be avoided"
+
+
 def test_large_models_go_by_path_and_external_data_stays_external(
     install: Install, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

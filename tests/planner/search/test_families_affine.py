@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.records.reasons import Reason
-from tests.build import Net, check, counts
+from tests.build import Net, check, counts, equal
 
 
 @pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div"])
@@ -326,3 +326,32 @@ def test_a_sum_with_a_constant_per_position_stays() -> None:
     net = Net(4)
     out = net.op("Sum", net.conv("x", 4, 4, 3), net.const(np.full((4, 1, 1), np.inf)))
     assert fuse(net.model(out)).report.refusals[0].reason is Reason.NON_FINITE
+
+
+@pytest.mark.parametrize(
+    "around", ["alone", "two", "behind a Mul", "before an Add", "two consumers", "a sum"]
+)
+def test_a_shift_that_padding_keeps_stays_in_a_batch_normalization(around: str) -> None:
+    """Between Convs, runtimes keep their blocked layouts over a BatchNormalization, and leave them for an Add."""
+    net = Net(8, shape=(1, 8, 9, 7))
+    y = net.op("Relu", net.conv("x", 8, 8, 3))
+    factor = net.const(np.linspace(0.5, 2, 8).reshape(8, 1, 1))
+    if around == "behind a Mul":
+        y = net.op("Mul", y, factor)
+    y = net.bn(y, 8)
+    if around == "two":
+        y = net.bn(y, 8)
+    if around == "before an Add":
+        y = net.op("Add", y, factor)
+    z = net.conv(y, 8, 8, 3)
+    if around == "two consumers":
+        z = net.op("Add", net.op("Sigmoid", z), net.op("Relu", net.conv(y, 8, 8, 1)))
+    if around == "a sum":
+        z = net.op("Add", z, net.conv(y, 8, 8, 1))
+    model = net.model(net.op("Relu", z))
+    result = fuse(model)
+    left = counts(result.model)
+    assert left["BatchNormalization"] == 1
+    assert left.get("Add", 0) == (around == "two consumers")
+    assert "Mul" not in left
+    assert equal(model, result.model) > 0
