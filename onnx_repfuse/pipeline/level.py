@@ -3,7 +3,7 @@
 Level 1 fuses the model after what the options name. Level 2 is for whoever wants the fastest result: it converts the
 model to the lowest opset that pays, and lets the simplifier run that gives the faster result. Everything is proved
 against the original; what cannot be converted or simplified, or is not proved, is left out and noted, so that level 2
-gives whatever level 1 gives. A second run at level 2 finds nothing more to do.
+gives whatever level 1 gives. A simplifier may gain something once more on the result: a second run then uses it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.peers import PEERS, PeerError, installed, run_peer
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.plan_model import ModelPlan, make_plan
-from onnx_repfuse.planner.plan_scope import is_kept
+from onnx_repfuse.planner.cover_scope import is_kept
 from onnx_repfuse.planner.predict import predicted_cost
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Report, Simplified
@@ -31,7 +31,7 @@ __all__ = ["at_level", "check_peer"]
 
 # Decomposed activations are the only thing that an older opset keeps from being folded.
 PAYING_OPSET = OPERATORS["HardSwish"].since
-# Of the predicted time. A simplifier that gains less is not used: a second run would find as much again.
+# Of the predicted time. A simplifier that gains less is not used: that little is not worth another tool.
 LEAST_GAIN = 0.01
 Go = Callable[[Document, Options], Report]
 
