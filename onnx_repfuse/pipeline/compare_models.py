@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["bisect", "compare", "folds_to_blame", "measure", "reason_of"]
 
-MAX_BLAMED = 8  # if more folds than these must go, the cause is not single folds
+MAX_RUNS_PER_HALVING = (
+    3  # of trial results while folds to blame are searched; that finds two or three of many
+)
 MAX_REPLANS = 8
 T = TypeVar("T")
 
@@ -121,11 +123,17 @@ def folds_to_blame(
         return agrees(trial)
 
     folds = {key: fold for key, (_, fold) in zip(plan.keys, plan.folds, strict=True)}
-    blamed = bisect(plan.keys, passes, MAX_BLAMED)
-    if len(blamed) == len(folds) > 1:
+    runs = MAX_RUNS_PER_HALVING * (len(folds).bit_length() + 1)
+    found, unsearched = bisect(plan.keys, passes, runs)
+    if len(found) + len(unsearched) == len(folds) > 1:
         return []
-    message = f"it passed alone, but with it the whole model fails: {why}"
-    return [FailedFold(key[0], folds[key], Reason.VERIFICATION, message) for key in blamed]
+    messages = dict.fromkeys(found, f"it passed alone, but with it the whole model fails: {why}")
+    for key in unsearched:
+        messages[key] = (
+            f"it passed alone, but the whole model fails with it and {len(unsearched) - 1} others, among which "
+            f"the fold to blame was not searched after {runs} runs: {why}"
+        )
+    return [FailedFold(key[0], folds[key], Reason.VERIFICATION, text) for key, text in messages.items()]
 
 
 def _plan_with_only(
@@ -146,32 +154,41 @@ def _plan_with_only(
     return trial
 
 
-def bisect(items: Sequence[T], passes: Callable[[Sequence[T]], bool], limit: int = 16) -> list[T]:
+def bisect(
+    items: Sequence[T], passes: Callable[[Sequence[T]], bool], max_calls: int = 1 << 30
+) -> tuple[list[T], list[T]]:
     """The items to leave out so that the rest passes, in the order they were found.
 
     The shortest prefix (of what is left) that fails ends in one, and is found by halving. That takes
-    log2(len(items)) + 1 calls of `passes` per item.
+    log2(len(items)) + 1 calls of `passes` per item; a prefix that is known to pass is not searched again.
 
     Args:
         items: the changes, in the order they build on each other.
         passes: whether the result with only these changes, a subsequence of `items`, is right. It is assumed to pass
-            without any.
-        limit: give up after so many items, and return all that is left as well.
+            without any, and where a longer prefix passes.
+        max_calls: of `passes`.
+
+    Returns:
+        (the items that were found, those that were not searched any more when the calls were spent: one of them is to
+        be left out, too, and without all of them the rest passes).
 
     >>> bisect(range(10), lambda kept: 3 not in kept and 7 not in kept)
-    [3, 7]
+    ([3, 7], [])
     """
     left = list(items)
     failing: list[T] = []
-    while left and not passes(left):
-        if len(failing) >= limit:
-            return [*failing, *left]
-        low, high = 0, len(left)  # left[:low] passes, left[:high] fails
+    low = calls = 0  # left[:low] passes
+    while len(left) > low:
+        high = len(left) + 1  # left[:high] fails; one more than there are as long as that is not known
         while high - low > 1:
-            middle = (low + high) // 2
+            if calls == max_calls:
+                return failing, left[low:]
+            middle = (low + high) // 2 if high <= len(left) else len(left)
+            calls += 1
             if passes(left[:middle]):
                 low = middle
             else:
                 high = middle
-        failing.append(left.pop(high - 1))
-    return failing
+        if high <= len(left):
+            failing.append(left.pop(high - 1))
+    return failing, []

@@ -299,12 +299,29 @@ def test_bisection_finds_every_culprit(bad: set[int]) -> None:
         calls += 1
         return not bad & set(kept)
 
-    assert set(bisect(range(10), passes)) == bad
+    found, unsearched = bisect(range(10), passes)
+    assert (set(found), unsearched) == (bad, [])
     assert calls <= 5 * len(bad) + 1
 
 
-def test_bisection_gives_up_beyond_its_limit() -> None:
-    assert bisect(range(100), lambda kept: False, limit=3)[-1] == 99
+@pytest.mark.parametrize(
+    "bad", [{0}, {40}, {99}, {3, 50}, {10, 20, 90}, set(range(60, 100)), set(range(100))]
+)
+@pytest.mark.parametrize("most", [0, 1, 5, 12, 24])
+def test_bisection_is_bounded_and_what_it_leaves_passes(bad: set[int], most: int) -> None:
+    calls = 0
+
+    def passes(kept: Sequence[int]) -> bool:
+        nonlocal calls
+        calls += 1
+        return not bad & set(kept)
+
+    found, unsearched = bisect(range(100), passes, most)
+    assert calls <= most
+    assert bad.issuperset(found)
+    assert bad <= {*found, *unsearched}
+    if min(bad) > 50 and most > 1:  # what was seen to pass is kept
+        assert min([*found, *unsearched]) >= 50
 
 
 @pytest.mark.parametrize("scale", [1.5, 1.6])
