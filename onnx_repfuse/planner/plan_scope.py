@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout, channel_layouts
 from onnx_repfuse.graph.edit_points import needed_nodes, remove_dead_nodes, replace_nodes
+from onnx_repfuse.graph.idle_nodes import put_back_idle_nodes, take_out_idle_nodes
 from onnx_repfuse.graph.read_again import read_again
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import Context, Declined, LinearOp
@@ -81,35 +82,13 @@ def plan_scope(
         flushing: what lets small weights be zero, of the main graph.
     """
     stays = is_kept(options)
+    idle = take_out_idle_nodes(scope, stays)
     # A kept node stays also where a fold leaves nobody who reads it.
     alive = needed_nodes(scope) - {id(node) for node in scope.nodes if stays(node)}
     planning = _Planning(ScopePlan(scope), options, banned, alive)
-    plan = planning.plan
-    for reading in range(MAX_READINGS):
-        planning.write_constants()
-        planning.merge_equal_nodes()
-        layouts = channel_layouts(scope) if layouts is None or planning.is_changed else layouts
-        planning.remove_no_ops(layouts)
-        planning.fold_activations()
-        if planning.is_changed:
-            layouts = channel_layouts(scope)
-        layouts = planning.rewrite_windows(layouts)
-        layouts = planning.pass_maxima(layouts)
-        layouts = planning.move_constants(layouts)
-        last = planning.fold_in_rounds(layouts, once=reading == 0)
-        if last is not None and not planning.is_changed and flushing is not None:
-            planning.is_changed = flushing.flush_planned()
-        if last is not None and not planning.is_changed:
-            planning.drop_dead_channels(layouts)
-        if last is not None and not planning.is_changed:
-            planning.finish(last, layouts)
-            return plan
-        # A second run would read the file that the nodes make now. So plan once more by what that says: without what
-        # is remembered of nodes that are gone, and with the shapes that inference finds.
-        read_again(scope)
-        planning.is_changed, layouts = False, None
-    plan.notes.append("planning stopped before it found nothing more to do; please report this model")
-    return plan
+    planning.run(None if idle else layouts, flushing)
+    put_back_idle_nodes(scope, idle, planning.plan.stand_in)
+    return planning.plan
 
 
 @dataclass(eq=False)
@@ -137,6 +116,34 @@ class _Planning:
     is_changed: bool = False
     zeros: ZeroChannels = field(default_factory=ZeroChannels)
     prices: Prices = field(default_factory=dict)
+
+    def run(self, layouts: dict[str, ChannelLayout] | None, flushing: Flushing | None) -> None:
+        """Read the scope, and plan it, until that finds nothing more; see `plan_scope`."""
+        scope = self.plan.scope
+        for reading in range(MAX_READINGS):
+            self.write_constants()
+            self.merge_equal_nodes()
+            layouts = channel_layouts(scope) if layouts is None or self.is_changed else layouts
+            self.remove_no_ops(layouts)
+            self.fold_activations()
+            if self.is_changed:
+                layouts = channel_layouts(scope)
+            layouts = self.rewrite_windows(layouts)
+            layouts = self.pass_maxima(layouts)
+            layouts = self.move_constants(layouts)
+            last = self.fold_in_rounds(layouts, once=reading == 0)
+            if last is not None and not self.is_changed and flushing is not None:
+                self.is_changed = flushing.flush_planned()
+            if last is not None and not self.is_changed:
+                self.drop_dead_channels(layouts)
+            if last is not None and not self.is_changed:
+                self.finish(last, layouts)
+                return
+            # A second run would read the file that the nodes make now. So plan once more by what that says: without
+            # what is remembered of nodes that are gone, and with the shapes that inference finds.
+            read_again(scope)
+            self.is_changed, layouts = False, None
+        self.plan.notes.append("planning stopped before it found nothing more to do; please report it")
 
     def write_constants(self) -> None:
         """Write what nodes compute from constants alone as initializers."""
