@@ -70,3 +70,16 @@ class Lowered:
             return str(self.result)
         only = self.steps[0] if len(self.steps) == 1 else None
         return str(only.inputs[0]) if only is not None and only.op == "Identity" else ""
+
+    @property
+    def only(self) -> str:
+        """The ONNX operator that is all it takes; "" if it takes several, or none.
+
+        What is written as the operator that it is must not be written: prices may differ all the same, where sizes are
+        assumed that contradict each other, as of a tensor that is read along two axes. Every round would write it anew.
+        """
+        if len(self.steps) != 1:
+            return ""
+        (step,) = self.steps
+        name = step.op if step.view is None else str(step.view.node.op)
+        return {"Shift": "Add", "Norm": "BatchNormalization"}.get(name, name)

@@ -247,9 +247,10 @@ class Cover:
     def _may_choose(self, lifted: LinearOp, candidate: Candidate) -> bool:
         if lifted.output in self.banned or self.is_refused(lifted.output, candidate):
             return False
-        if not self.is_allowed(self.roles_of(lifted, candidate)):
-            return False
-        return self.regions.has_one_used_output(lifted.node)
+        lowered = self.lower(lifted, candidate) if candidate.nodes == 1 else None
+        is_again = lowered is not None and lowered.only == lifted.node.op
+        is_allowed = not is_again and self.is_allowed(self.roles_of(lifted, candidate))
+        return is_allowed and self.regions.has_one_used_output(lifted.node)
 
     def is_refused(self, output: str, candidate: Candidate) -> bool:
         """Whether this way to compute a tensor was found to be dearer at some size."""
