@@ -185,19 +185,14 @@ class _Analysis:
         name = optional_input(node, BIAS)
         bias = np.zeros(self.region.channels)
         if is_zero.any() and name:
-            bias = self._bias(self.scope.constants[name])
+            # As it is written: a fold's may need a kernel, which is computed once for both.
+            bias = np.asarray(self.scope.constants[name].read()).astype(np.float64).ravel()
         small = [c for c in np.flatnonzero(is_zero & (bias != 0)) if self._is_invisible(node, float(bias[c]))]
         bias = np.where(np.isin(np.arange(len(bias)), small), 0.0, bias)
         return np.where(is_zero, bias, np.nan)
 
     def _is_invisible(self, node: gs.Node, value: float) -> bool:
         return self.is_invisible(node.outputs[0].name, abs(value))
-
-    def _bias(self, const: Const) -> Values:
-        """A bias in float64; NaN where it needs a kernel to be read."""
-        if const.bias is None:
-            return np.asarray(const.read()).astype(np.float64).ravel()
-        return np.full(len(const.bias.known), np.nan) if const.bias.deferred else const.bias.known
 
     def _through(self, node: gs.Node) -> Values:
         """What a node makes of the constant channels of its inputs."""

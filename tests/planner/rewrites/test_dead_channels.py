@@ -282,3 +282,10 @@ def test_zero_rows_are_seen_behind_a_choice_of_channels_that_the_weight_takes_in
     given = {"order": np.array([2, 1, 0]), "u": u, "b": _bias(-0.5, [1, 5]), "w": w}
     made = model(graph(nodes, [info("y", None)], given, [info("x", [2, 3, 7, 6])]))
     assert _channels(made) == C - 2
+
+
+def test_a_bias_that_needs_a_kernel_tells_of_dead_channels() -> None:
+    """Three of the second Conv's kernels are zero: the first one's bias does not reach these channels."""
+    middle = [node("Conv", "a v c", "s"), node("Relu", "s", "r")]
+    weights = {"w": random(C, 3, 3, 3), "v": _zeroed((C, C, 1, 1)), "c": _bias(-0.5)}
+    assert _channels(_chain(middle, weights)) == C - 3
