@@ -13,6 +13,7 @@ from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import LinearOp
+from onnx_repfuse.modelfile.node_order import in_order
 from onnx_repfuse.planner.search.candidates import reported_kind
 from onnx_repfuse.records.report import Kind, Refusal
 
@@ -87,6 +88,7 @@ class ScopePlan:
     Attributes:
         aliases: a tensor that no node computes any more -> the fold that let its consumers read another one.
         merged: output of a node that went -> the same output of a node equal to it.
+        taken: tensors of the file that are also read in place of what a fold had created for itself.
         renamed: a tensor that a fold computed -> the name it got later.
         creator: id() of a node that came -> its fold.
     """
@@ -95,6 +97,7 @@ class ScopePlan:
     folds: list[PlannedFold] = field(default_factory=list)
     aliases: dict[str, PlannedFold] = field(default_factory=dict)
     merged: dict[str, str] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
     renamed: dict[str, str] = field(default_factory=dict)
     creator: dict[int, PlannedFold] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
@@ -129,11 +132,14 @@ class ScopePlan:
 
         An absorbed node may read a tensor that another fold has turned into an alias. In the file that tensor is
         computed, so the nodes which computed it belong to this side, too. So do those of a fold that shares new nodes
-        with this one. What two equal nodes computed is one tensor on both sides.
+        with this one, and a node of the file that computes what it had computed for itself. What two equal nodes
+        computed is one tensor on both sides.
         """
         anchor, nodes = self.scope.anchor, self.scope.proto.node
-        shared = [self.creator[id(node)] for node in self._borrowed(fold)]
+        borrowed = self._borrowed(fold)
+        shared = [self.creator[id(node)] for node in borrowed if id(node) in self.creator]
         positions = {anchor[id(node)] for other in (fold, *shared) for node in other.absorbed}
+        positions |= {anchor[id(node)] for node in borrowed if id(node) not in self.creator}
         pending = [nodes[position] for position in positions]
         while pending:
             for name in self._reading_merged(pending.pop()).input:
@@ -143,7 +149,8 @@ class ScopePlan:
                 fresh = {anchor[id(node)] for node in below.absorbed} - positions
                 positions |= fresh
                 pending.extend(nodes[position] for position in fresh)
-        return [self._reading_merged(nodes[position]) for position in sorted(positions)]
+        # a node may stand before the one that now computes its input in place of an equal one
+        return in_order([self._reading_merged(nodes[position]) for position in sorted(positions)])
 
     def _reading_merged(self, proto: onnx.NodeProto) -> onnx.NodeProto:
         """A node as it is in the file, but reading one of several equal tensors."""
@@ -171,19 +178,22 @@ class ScopePlan:
         return [node for node in fold.created if id(node) in self._position]
 
     def _borrowed(self, fold: PlannedFold) -> list[gs.Node]:
-        """New nodes of other folds that compute what this one reads, and that the file does not have.
+        """Nodes of others that compute what this one reads and the nodes before did not: neither side is given that.
 
-        Two consumers of a tensor may both have absorbed it: then both read the new tensors it was made of.
+        Two consumers of a tensor may both have absorbed it: then both read the new tensors it was made of. And what one
+        created for itself may have been taken from elsewhere, see `taken`.
         """
         present = self._present(fold)
+        taken = {self.stand_in(name) for name in self.taken}
         own, borrowed = {id(node) for node in present}, []
         pending = list(present)
         while pending:
             for tensor in pending.pop().inputs:
                 node = self.scope.producer.get(tensor.name)
-                if node is None or id(node) in own or id(node) not in self.creator:
+                if node is None or id(node) in own:
                     continue
-                if tensor.name not in self.original_outputs:
+                is_new = id(node) in self.creator and tensor.name not in self.original_outputs
+                if is_new or tensor.name in taken:
                     own.add(id(node))
                     borrowed.append(node)
                     pending.append(node)

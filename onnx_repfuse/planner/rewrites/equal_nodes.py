@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.constant_folding import why_not_constant
 from onnx_repfuse.graph.edit_points import replace_aliases, replace_nodes, to_proto
-from onnx_repfuse.graph.scope import Const, Scope
+from onnx_repfuse.graph.scope import Const
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.records.report import Kind
 
@@ -27,24 +27,27 @@ MAX_COMPARED_ELEMENTS = (
 def merge_equal_nodes(plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banned: frozenset[str]) -> bool:
     """Let the consumers of a node read the outputs of an equal one; whether there were any.
 
-    Kept nodes and banned outputs stay, and so does what somebody outside of the scope reads. A node that a fold created
-    is merged with created ones only: in place of one of the file, the proof of its fold would read another tensor than
-    the nodes before.
+    Kept nodes and banned outputs stay, and so do the roots of folds and what somebody outside of the scope reads. What
+    a fold created for itself may be what the file, or another fold, computes for others, too: `ScopePlan.taken`.
     """
     scope = plan.scope
     known = _EqualNodes(plan)
     replaced: dict[int, list[gs.Node]] = {}
-    for node in scope.nodes:
+
+    for node in _order_of_staying(plan, banned):
         first = known.first(node)
-        if first is None or is_kept(node) or not _may_go(scope, node, banned):
+        if first is None or is_kept(node) or not _may_go(plan, node, banned):
             continue
         replaced[id(node)] = []
         for output, kept in zip(node.outputs, first.outputs, strict=True):
-            if output.name:
-                known.merged[output.name] = kept.name
-            if output.name and id(node) in scope.original:
+            if not output.name:
+                continue
+            known.merged[output.name] = kept.name
+            if id(node) in scope.original:
                 roles = frozenset((Kind.EQUAL,))
                 plan.add(PlannedFold((output.name,), [node], [], roles, 0, 0, equal_to=first))
+            elif not _is_inner(plan, first):
+                plan.taken.add(kept.name)
     plan.merged.update(known.merged)
     replace_nodes(scope, replaced)
     replace_aliases(scope, known.merged)
@@ -53,9 +56,22 @@ def merge_equal_nodes(plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banne
     return bool(replaced)
 
 
-def _may_go(scope: Scope, node: gs.Node, banned: frozenset[str]) -> bool:
+def _order_of_staying(plan: ScopePlan, banned: frozenset[str]) -> list[gs.Node]:
+    """The nodes in their order: first those that must stay, last those that a fold created for itself."""
+    return sorted(plan.scope.nodes, key=lambda node: (_may_go(plan, node, banned), _is_inner(plan, node)))
+
+
+def _is_inner(plan: ScopePlan, node: gs.Node) -> bool:
+    """Whether a fold created it for itself: two folds may view one tensor, each for its own consumer."""
+    names = {tensor.name for tensor in node.outputs}
+    return id(node) in plan.creator and names.isdisjoint(plan.original_outputs)
+
+
+def _may_go(plan: ScopePlan, node: gs.Node, banned: frozenset[str]) -> bool:
+    if id(node) not in plan.scope.original and not _is_inner(plan, node):
+        return False
     names = [tensor.name for tensor in node.outputs if tensor.name]
-    return banned.isdisjoint(names) and not any(map(scope.is_seen, names))
+    return banned.isdisjoint(names) and not any(map(plan.scope.is_seen, names))
 
 
 class _EqualNodes:
@@ -74,7 +90,7 @@ class _EqualNodes:
 
     def first(self, node: gs.Node) -> gs.Node | None:
         """The node equal to this one that was passed before; None if there is none."""
-        if not node.inputs or not (id(node) in self.scope.original or self._is_inside_a_fold(node)):
+        if not node.inputs:
             return None
         if any(tensor.name and self.scope.producer.get(tensor.name) is not node for tensor in node.outputs):
             return None  # an invalid model, in which two nodes write one tensor
@@ -90,17 +106,11 @@ class _EqualNodes:
         first = self._by_all.setdefault((inputs, self._rest(node)), node)
         return None if first is node else first
 
-    def _is_inside_a_fold(self, node: gs.Node) -> bool:
-        """Whether a fold created it for itself: two folds may view one tensor, each for its own consumer."""
-        names = {tensor.name for tensor in node.outputs}
-        return id(node) in self.plan.creator and names.isdisjoint(self.plan.original_outputs)
-
     def _key(self, node: gs.Node, key_of: Callable[[str], Hashable]) -> Hashable:
         outputs = tuple(
             bool(tensor.name) for tensor in node.outputs
         )  # their number decides what some compute
-        is_created = id(node) not in self.scope.original
-        return is_created, node.op, outputs, tuple(key_of(tensor.name) for tensor in node.inputs)
+        return node.op, outputs, tuple(key_of(tensor.name) for tensor in node.inputs)
 
     def _tensor_or_type(self, name: str) -> Hashable:
         const = self.scope.const(name)

@@ -388,8 +388,7 @@ class Cover:
         setup, roles, nodes, below = added_up(combination, lifted.roles)
         facts = operator(lifted.node)
         convolves = facts.weight is not None and not facts.scatters
-        if convolves and below:
-            roles |= {Kind.SEQUENCE}
+        roles |= {Kind.SEQUENCE} if convolves and below else set()
         return Candidate(
             form, setup, roles, nodes, self._reads_existing(form, combination), convolves or below
         )

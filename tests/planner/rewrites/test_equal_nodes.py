@@ -10,6 +10,7 @@ import pytest
 from onnx import NodeProto, helper
 
 from onnx_repfuse import Options, fuse
+from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 from onnx_repfuse.records.verdict import Status
 from tests.build import counts, run
@@ -148,7 +149,7 @@ def test_an_output_of_the_graph_keeps_its_node() -> None:
     nodes = [node("Sin", "x", "a"), node("Sin", "x", "y"), node("Cos", "a", "z")]
     assert _left(_model(nodes, {}, "y", "z")) == {"Sin": 1, "Cos": 1}
     nodes = [node("Sin", "x", "a"), node("Sin", "x", "y"), node("Sin", "x", "z")]
-    assert _left(_model(nodes, {}, "y", "z")) == {"Sin": 2}
+    assert _left(_model(nodes, {}, "y", "z")) == {"Sin": 3}  # `a` is for nobody, and not ours to remove
 
 
 def test_in_a_branch() -> None:
@@ -221,19 +222,37 @@ def test_two_nodes_that_write_one_tensor_are_not_merged() -> None:
     assert counts(result) == {"Sin": 2, "Cos": 1}
 
 
-def test_a_view_that_a_fold_creates_is_not_taken_for_one_of_the_file() -> None:
-    """The fold of `q` would be undone: before it reads `x`, behind it would read `u`, and a probe feeds both freely."""
-    nodes = [
+VIEW = {"perm": [0, 2, 3, 1]}
+# What the file, or a fold, computes of `x` by the same Transpose as a fold does for itself.
+EQUAL_VIEWS = {
+    "a node of the file": [node("Transpose", "x", "u", **VIEW), node("MatMul", "u w", "z")],
+    "an output": [node("Transpose", "x", "z", **VIEW)],
+    "an output, read": [node("Transpose", "x", "z", **VIEW), node("MatMul", "z w", "unread")],
+    "the root of a fold": [node("Neg", "x", "m"), node("Neg", "m", "n"), node("Transpose", "n", "u", **VIEW),
+                           node("Sin", "u", "z")],
+    "an inner one": [node("Mul", "x two", "m"), node("Transpose", "m", "u", **VIEW), node("MatMul", "u w", "z")],
+    "one of another fold": [node("Transpose", "x", "u", **VIEW), node("Add", "u b", "k"), node("MatMul", "k w", "z")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("is_behind", [True, False])
+@pytest.mark.parametrize("kind", EQUAL_VIEWS)
+def test_a_view_that_a_fold_creates_may_be_one_of_others(kind: str, is_behind: bool) -> None:
+    """The fold's proof gives neither side the view that it took from elsewhere."""
+    own = [
         node("Mul", "x two", "a"),
         node("Transpose", "a", "t", perm=[0, 2, 3, 1]),
         node("MatMul", "t v", "q"),
         node("Transpose", "q", "y", perm=[0, 3, 1, 2]),
-        node("Transpose", "x", "u", perm=[0, 2, 3, 1]),
-        node("MatMul", "u w", "z"),
     ]
-    weights = {"v": random(4, 4), "w": random(4, 4), "two": np.array(2, np.float32)}
+    nodes = [*own, *EQUAL_VIEWS[kind]] if is_behind else [*EQUAL_VIEWS[kind], *own]
+    weights = {"v": random(4, 4), "w": random(4, 4), "b": random(4), "two": np.array(2, np.float32)}
     made = _model(nodes, weights, "y", "z")
-    agree(made, X, folds=1)
-    result = fuse(made).model
-    assert result is not None
-    assert counts(result) == {"Transpose": 3, "MatMul": 2}
+    result = fuse(made)
+    assert [one.message for one in result.report.refusals if one.reason is Reason.VERIFICATION] == []
+    agree(made, X, folds=len(result.report.folds))
+    assert counts(result.model)["Transpose"] == 2
+    for options in (Options(), Options(check=False)):
+        first = fuse(made, options=options).model
+        again = fuse(first, options=options).model
+        assert again.SerializeToString() == first.SerializeToString()
