@@ -134,13 +134,14 @@ def join_no_ops(plan: ScopePlan) -> None:
         for node in fold.absorbed:
             _add_reader(scope, readers, node, fold)
     gone: set[int] = set()
-    # From the last no-op of a chain to the first: who absorbs the one absorbs the other.
+    # Who absorbs the last no-op of a chain absorbs those before it, in whatever order they were noted.
     for fold in [fold for fold in plan.folds if _is_no_op_of_nothing(scope, fold)][::-1]:
-        (node,) = fold.absorbed
         gone.add(id(fold))
         for other in [other for other in readers.get(fold.name, ()) if id(other) not in gone]:
-            other.absorbed = sorted([*other.absorbed, node], key=lambda one: scope.anchor[id(one)])
-            _add_reader(scope, readers, node, other)
+            absorbed = {id(node): node for node in (*other.absorbed, *fold.absorbed)}
+            other.absorbed = sorted(absorbed.values(), key=lambda one: scope.anchor[id(one)])
+            for node in fold.absorbed:
+                _add_reader(scope, readers, node, other)
     plan.folds = [fold for fold in plan.folds if id(fold) not in gone]
 
 

@@ -289,3 +289,19 @@ def test_a_bias_that_needs_a_kernel_tells_of_dead_channels() -> None:
     middle = [node("Conv", "a v c", "s"), node("Relu", "s", "r")]
     weights = {"w": random(C, 3, 3, 3), "v": _zeroed((C, C, 1, 1)), "c": _bias(-0.5)}
     assert _channels(_chain(middle, weights)) == C - 3
+
+
+def test_folds_of_two_regions_with_no_ops_between() -> None:
+    """`Mean(n, n)` is n, once an Identity is gone, and another one reads it: two no-ops were noted in that order."""
+    middle = [
+        node("Relu", "a", "r"),
+        node("Conv", "r v", "n"),
+        node("Identity", "n", "i"),
+        node("Mean", "n i", "m"),
+        node("Identity", "m", "j"),
+        node("Conv", "j s", "d"),
+        node("Relu", "d", "e"),
+    ]
+    weights = {"v": random(4, C, 1, 1), "s": _zeroed((C, 4, 1, 1))}
+    assert _channels(_chain(middle, weights, last="e")) == C - 3
+    assert _channels(_chain(middle, weights, last="e"), check=False) == C - 3
