@@ -122,9 +122,7 @@ class _Planning:
         scope = self.plan.scope
         for reading in range(MAX_READINGS):
             self.write_constants()
-            self.merge_equal_nodes()
-            layouts = channel_layouts(scope) if layouts is None or self.is_changed else layouts
-            self.remove_no_ops(layouts)
+            layouts = self.merge_and_remove(layouts)
             self.fold_activations()
             if self.is_changed:
                 layouts = channel_layouts(scope)
@@ -150,15 +148,22 @@ class _Planning:
         if self.options.allows(Kind.CONSTANT):
             self._changed(written=write_constants(self.plan, is_kept(self.options), self.banned))
 
-    def merge_equal_nodes(self) -> None:
-        """Compute once what several nodes compute."""
-        if self.options.allows(Kind.EQUAL):
-            self._changed(written=merge_equal_nodes(self.plan, is_kept(self.options), self.banned))
+    def merge_and_remove(self, layouts: dict[str, ChannelLayout] | None) -> dict[str, ChannelLayout]:
+        """Compute once what several nodes compute, and let the consumers of each no-op read what it reads.
 
-    def remove_no_ops(self, layouts: dict[str, ChannelLayout]) -> None:
-        """Let the consumers of each no-op read what it reads: then nothing depends on whether there is one."""
-        if self.options.allows(Kind.NO_OP):
-            self._changed(written=remove_no_ops(self.plan, is_kept(self.options), self.banned, layouts))
+        As long as that finds any: nodes are equal once no-ops are gone, and some are no-ops once others are equal.
+
+        Returns:
+            the layouts of all tensors, as they were before the last no-ops went.
+        """
+        plan, options, stays = self.plan, self.options, is_kept(self.options)
+        while True:
+            if options.allows(Kind.EQUAL):
+                self._changed(written=merge_equal_nodes(plan, stays, self.banned))
+            layouts = channel_layouts(plan.scope) if layouts is None or self.is_changed else layouts
+            if not options.allows(Kind.NO_OP) or not remove_no_ops(plan, stays, self.banned, layouts):
+                return layouts
+            self._changed(written=True)
 
     def fold_activations(self) -> None:
         """Write decomposed activations as one operator each, and operators that the target cannot run as others."""

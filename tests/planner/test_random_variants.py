@@ -38,3 +38,23 @@ def test_a_function_with_attribute_references_is_folded_to_the_same_values() -> 
         other = outlined(model, seed)
         assert equal(model, fuse(other, options=UNCHECKED).model) > 0
     assert any(outlined(model, seed).graph.node[0].attribute for seed in range(4))
+
+
+@pytest.mark.parametrize("place", ["x", "between", "output"])
+def test_nodes_that_are_equal_once_an_identity_is_gone(place: str) -> None:
+    """`Sin(x) + Sin(x)` is a Mul where the channels are known, which the MatMul tells."""
+    net = Net(shape=("N", "H", "W", 4))
+    plain = net.model(*_doubled(net, ""))
+    other = Net(shape=("N", "H", "W", 4))
+    same_plan(plain, fuse(plain).model, "renamed", UNCHECKED)
+    identities = other.model(*_doubled(other, place))
+    assert ops(fuse(identities).model) == ops(fuse(plain).model) == Counter({"Sin": 1, "Mul": 1, "MatMul": 1})
+
+
+def _doubled(net: Net, place: str) -> tuple[str, ...]:
+    one = net.op("Sin", net.op("Identity", "x") if place == "x" else "x")
+    two = net.op("Identity", net.op("Sin", "x")) if place == "between" else net.op("Sin", "x")
+    total = str(net.op("Add", one, two))
+    if place == "output":
+        total = str(net.op("Identity", total))
+    return total, str(net.op("MatMul", one, net.random(4, 4)))

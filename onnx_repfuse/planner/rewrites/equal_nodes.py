@@ -90,8 +90,10 @@ class _EqualNodes:
 
     def first(self, node: gs.Node) -> gs.Node | None:
         """The node equal to this one that was passed before; None if there is none."""
-        if not node.inputs:
-            return None
+        if not node.inputs or node.op == "Identity":
+            return (
+                None  # the second of two Identity nodes is removed, not merged, also where it reads the first
+            )
         if any(tensor.name and self.scope.producer.get(tensor.name) is not node for tensor in node.outputs):
             return None  # an invalid model, in which two nodes write one tensor
         inputs = self._key(node, self._tensor_or_type)
