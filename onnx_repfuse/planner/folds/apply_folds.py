@@ -187,8 +187,9 @@ def _joined(plan: ScopePlan, nodes: Iterable[gs.Node]) -> list[PlannedFold]:
 
 
 def add_fold(plan: ScopePlan, fold: PlannedFold, nodes: Sequence[gs.Node]) -> None:
-    """Note a fold that absorbs these nodes."""
+    """Note a fold that absorbs these nodes; it is known by the output of an earlier one, if its own is inside that."""
     earlier = _joined(plan, nodes)
+    fold.outputs = _outside(fold.name, earlier) or fold.outputs
     plan.add(_joined_fold(plan, fold, nodes, earlier), earlier)
 
 
@@ -257,10 +258,19 @@ def _outputs(selection: Selection, earlier: Iterable[PlannedFold], renamed_from:
     for fold in earlier:
         if renamed_from in fold.outputs:
             return tuple(selection.output if name == renamed_from else name for name in fold.outputs)
-        created = {tensor.name for node in fold.created for tensor in node.outputs}
-        if selection.output in created and selection.output not in fold.outputs:
-            return fold.outputs
+        outside = _outside(selection.output, [fold])
+        if outside:
+            return outside
     return (selection.output,)
+
+
+def _outside(name: str, earlier: Iterable[PlannedFold]) -> tuple[str, ...]:
+    """The outputs of the fold that created a tensor for itself; () if none did."""
+    for fold in earlier:
+        created = {tensor.name for node in fold.created for tensor in node.outputs}
+        if name in created and name not in fold.outputs:
+            return fold.outputs
+    return ()
 
 
 def _rename_source(plan: ScopePlan, selection: Selection, fresh: dict[str, gs.Node]) -> gs.Node | None:

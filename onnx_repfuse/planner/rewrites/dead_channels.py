@@ -280,18 +280,13 @@ class _Writer:
         ends = [node for node in self.region.sinks if node.outputs[0].name not in self.names]
         last, *others = sorted(ends, key=lambda node: self.place[id(node)], reverse=True)
         for node in others:
-            own = PlannedFold(self._outputs(node), [], replaced[id(node)], _DEAD, 0, 0)
+            own = PlannedFold((node.outputs[0].name,), [], replaced[id(node)], _DEAD, 0, 0)
             add_fold(self.plan, own, [node])
         rest = [node for node in nodes if not any(node is other for other in others)]
         created = [replaced[id(node)][0] for node in rest]
         macs = (self._macs(nodes), self._macs([new for news in replaced.values() for new in news]))
-        add_fold(self.plan, PlannedFold(self._outputs(last), [], created, _DEAD, *macs), rest)
+        add_fold(self.plan, PlannedFold((last.outputs[0].name,), [], created, _DEAD, *macs), rest)
         return replaced
-
-    def _outputs(self, node: gs.Node) -> tuple[str, ...]:
-        """The tensor that a fold is known by: where it is one inside an earlier fold, that fold's own."""
-        name, earlier = node.outputs[0].name, self.plan.creator.get(id(node))
-        return (name,) if earlier is None or name in earlier.outputs else earlier.outputs
 
     def _macs(self, nodes: Sequence[gs.Node]) -> int:
         rules = [(operator(node).multiply_adds, node) for node in nodes]

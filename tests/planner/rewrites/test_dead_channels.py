@@ -44,7 +44,10 @@ def _channels(made: onnx.ModelProto, **options: Any) -> int:
     result = fuse(made, options=Options(**options))
     assert result.model is not None
     for want, got in zip(run(made, X), run(result.model, X), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-5)
+        largest = float(
+            np.abs(want).max()
+        )  # a sum is rounded as its largest terms are, also where it is small
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-5 + 4e-7 * largest)
     again = fuse(result.model, options=Options(**options)).model
     assert again is not None
     assert again.SerializeToString() == result.model.SerializeToString()
@@ -305,3 +308,15 @@ def test_folds_of_two_regions_with_no_ops_between() -> None:
     weights = {"v": random(4, C, 1, 1), "s": _zeroed((C, 4, 1, 1))}
     assert _channels(_chain(middle, weights, last="e")) == C - 3
     assert _channels(_chain(middle, weights, last="e"), check=False) == C - 3
+
+
+def test_a_factor_passes_an_activation_once_its_negative_channels_are_gone() -> None:
+    """That is a part of the fold that dropped them, and proved with it."""
+    factors = np.abs(random(C, 1, 1)) + 0.1
+    factors[ZERO] *= -1
+    made = _chain(
+        [node("Relu", "a", "r"), node("Mul", "r m", "p"), node("PRelu", "p m", "s")], {"m": factors}, last="s"
+    )
+    assert _channels(made) == C - 3
+    (fold,) = fuse(made).report.folds
+    assert fold.output == "y"
