@@ -155,7 +155,8 @@ def test_branches_in_branches() -> None:
         body = inside(net)
         y = repvgg(body, "x")
         if depth:
-            y = body.op("If", "choice", then_branch=nested(depth - 1), else_branch=nested(depth - 1))
+            inner = body.op("If", "choice", then_branch=nested(depth - 1), else_branch=nested(depth - 1))
+            y = str(body.op("Mul", y, inner))
         return helper.make_graph(body.nodes, f"depth{depth}", [], [value(y)])
 
     out = net.op("If", "choice", then_branch=nested(2), else_branch=nested(0))
