@@ -49,6 +49,10 @@ class Rearranged:
     axes: tuple[Axis, ...]
     chosen: dict[int, Index]
 
+    def is_like(self, other: Rearranged) -> bool:
+        """Whether two tensors have each element at the same place."""
+        return self.axes == other.axes and not self.chosen and not other.chosen
+
     @classmethod
     def of(cls, dims: Dims) -> Rearranged:
         """A tensor of these dims as itself."""

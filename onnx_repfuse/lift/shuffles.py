@@ -7,6 +7,7 @@ taps are zero but for one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from math import prod
 
 import numpy as np
@@ -18,7 +19,7 @@ from onnx_repfuse.algebra.choice import Index, picked
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Kernel, Stored, Vector
 from onnx_repfuse.graph.dims import known_dims
-from onnx_repfuse.graph.extents import times
+from onnx_repfuse.graph.extents import Dims, times
 from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
 from onnx_repfuse.lift.pixel_shuffle import pixel_shuffle
 from onnx_repfuse.lift.rearranged import Part, Rearranged, rearranged
@@ -57,9 +58,10 @@ def lift_shuffle(context: Context, node: gs.Node) -> LinearOp | None:
             continue
         if context.scope.data_type(source) not in FLOAT_FORMATS:
             return None
-        tensor: Rearranged | None = Rearranged.of(dims)
-        for one in nodes:
-            tensor = None if tensor is None else rearranged(context.scope, tensor, one)
+        steps = list(_rearrangements(context, dims, nodes))
+        if len(nodes) - _undone(steps) < 2:
+            return None  # what is left is a view, or nothing: views that undo each other go another way
+        tensor = steps[-1] if len(steps) > len(nodes) else None
         kernel = None if tensor is None else _moved(tensor, dims[1], len(dims))
         if kernel is not None:
             return _operator(node, source, kernel, tuple(nodes[:-1]))
@@ -67,6 +69,24 @@ def lift_shuffle(context: Context, node: gs.Node) -> LinearOp | None:
         if view is not None:
             return operator_of_view(node, view, tuple(nodes[:-1]))
     return None
+
+
+def _rearrangements(context: Context, dims: Dims, nodes: Sequence[gs.Node]) -> Iterator[Rearranged]:
+    """A tensor of these dims, and what each of the nodes makes of it, up to the first that does something else."""
+    tensor: Rearranged | None = Rearranged.of(dims)
+    for node in nodes:
+        if tensor is None:
+            return
+        yield tensor
+        tensor = rearranged(context.scope, tensor, node)
+    if tensor is not None:
+        yield tensor
+
+
+def _undone(steps: Sequence[Rearranged]) -> int:
+    """How many nodes in a row undo each other, at most."""
+    pairs = combinations(enumerate(steps), 2)
+    return max((later - first for (first, one), (later, other) in pairs if one.is_like(other)), default=0)
 
 
 def _chains(context: Context, last: gs.Node) -> Iterator[list[gs.Node]]:

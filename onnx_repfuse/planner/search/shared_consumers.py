@@ -30,7 +30,6 @@ __all__ = ["absorb_shared_tensors"]
 
 MAX_CONSUMERS = 16
 MAX_REGION_NODES = 64  # of all regions that read the tensor
-MAX_CANDIDATES_TRIED = 2
 MAX_TOGETHER = 16  # tensors that are absorbed in one step
 MAX_NESTED_KERNELS = 32
 
@@ -95,7 +94,7 @@ def _try(cover: Cover, name: str, regions: dict[str, list[str]]) -> None:
     limit = _limit(cover, [name, *roots])
     behind = _computed_from(cover, name, regions)
     before = {member: cover.entries[member] for members in behind.values() for member in members}
-    for candidate in cover.entries[name].candidates[:MAX_CANDIDATES_TRIED]:
+    for candidate in _candidates_tried(cover.entries[name].candidates):
         if sum(term.kernel.size for term in candidate.form.terms) > MAX_NESTED_KERNELS:
             continue
         cover.absorb(name, candidate)
@@ -106,6 +105,14 @@ def _try(cover: Cover, name: str, regions: dict[str, list[str]]) -> None:
                 return
             cover.entries.update(before)
         cover.absorb(name, None)
+
+
+def _candidates_tried(candidates: Sequence[Candidate]) -> Iterator[Candidate]:
+    """Few of a tensor's candidates: the cheapest, and the cheapest by which no consumer computes a convolution anew."""
+    yield from candidates[:1]
+    others = candidates[1:]
+    if others:
+        yield next((candidate for candidate in others if not candidate.convolves), others[0])
 
 
 def _groups(left: dict[str, list[str]]) -> Iterator[tuple[list[str], tuple[str, ...]]]:

@@ -359,6 +359,25 @@ def test_channel_shuffles_around_a_depthwise() -> None:
     check(net.model(net.op("Relu", shuffled(net, middle, 6, 3, 5, 4))), {"Conv": 1, "Relu": 1})
 
 
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
+def test_transposes_that_undo_each_other_are_no_shuffle(times: int) -> None:
+    """Three of (N, 1, 2) would be read as a space to depth, and keep apart what is around them."""
+    net = Net(shape=("N", 1, 2))
+    moved = net.op("MatMul", "x", net.random(2, 2))
+    for _ in range(2 * times):
+        moved = net.op("Transpose", moved, perm=[0, 2, 1])
+    check(net.model(net.op("Add", moved, net.op("MatMul", "x", net.random(2, 2)))), {"MatMul": 1})
+
+
+def test_a_shuffle_between_nodes_that_undo_each_other() -> None:
+    net = Net(shape=(2, 6, 5, 4))
+    moved = "x"
+    for number in range(4):
+        moved = shuffled(net, moved, 6, 2, 5, 4) if number == 2 else moved
+        moved = net.op("Transpose", moved, perm=[0, 1, 3, 2])
+    check(net.model(net.conv(moved, 6, 8, 3)), {"Conv": 1})
+
+
 def test_a_shuffle_whose_groups_do_not_fit_is_one_gather() -> None:
     net = Net(shape=("N", 6, 5, 4))
     model = net.model(net.conv(shuffled(net, "x", 6, 2, 5, 4), 6, 6, 3, group=3))
