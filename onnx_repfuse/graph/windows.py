@@ -34,8 +34,9 @@ class Window(NamedTuple):
 
 
 def has_window(node: gs.Node) -> bool:
-    """Whether a node slides a window over space: a convolution or a pool."""
-    return node.op == "Conv" or operator(node).has_window
+    """Whether a node slides a window over its input: a convolution or a pool, no ConvTranspose."""
+    facts = operator(node)
+    return facts.has_window and not facts.scatters
 
 
 def kernel_of(scope: Scope, node: gs.Node) -> tuple[int, ...]:
@@ -63,9 +64,13 @@ def fits(scope: Scope, name: str, slack: Sequence[int]) -> bool:
     return all(positions + more >= 0 for positions, more in zip(size, slack, strict=True))
 
 
-def any_window(scope: Scope, node: gs.Node) -> Window | None:
-    """As `window_of`, also where it may be larger than its input."""
-    if not has_window(node) or node.attrs.get("ceil_mode", 0) or len(node.outputs) != 1:
+def any_window(scope: Scope, node: gs.Node, *, rounds_up: bool = False) -> Window | None:
+    """As `window_of`, also where it may be larger than its input.
+
+    Args:
+        rounds_up: also of a pool with ceil_mode, which may have a window more.
+    """
+    if not has_window(node) or len(node.outputs) != 1 or (node.attrs.get("ceil_mode", 0) and not rounds_up):
         return None
     kernel = kernel_of(scope, node)
     rank = len(kernel)

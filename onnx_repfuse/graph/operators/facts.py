@@ -190,7 +190,7 @@ class Operator:
         normalizes: its other inputs are scale, shift, mean and variance of each channel.
         stays_for_a_reason: the user is told why one stays that is linear; others cost little or nothing.
         operations: arithmetic operations per output element, besides multiply-adds: for costs.
-        has_window: it slides a window of `kernel_shape` over space.
+        has_window: it slides a window of `kernel_shape` over its input, or its output if it `scatters`.
         elementwise: each element of its output is computed from those at the same place of its operands, which
             broadcast as in numpy.
         passes: what passes it per channel, if positive.

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_repfuse import Options
+from onnx_repfuse import Options, plan
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 from tests.build import MANY, Net, check, counts
@@ -318,3 +318,19 @@ def test_together_with_other_folds() -> None:
     out = [net.bn(strided(net, y, bias=False), 6) for _ in range(2)]
     result = check(net.model(*out), {"Conv": 4, "Relu": 2}, largest=9)
     assert [s for _, s in strides(result.model)] == [1, 2, 1, 1]
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_transposed_convolution_reads_every_position(kernel: int) -> None:
+    """Its stride is that of what it writes."""
+    net = Net(4)
+    first = net.op("Relu", net.conv("x", 4, 4, 3))
+    shape = {"kernel_shape": [kernel] * 2, "strides": [2, 2]}
+    model = net.model(net.op("ConvTranspose", first, net.random(4, 4, kernel, kernel), **shape))
+    assert not plan(model).folds  # before a proof may undo them
+
+
+def test_a_transposed_convolution_computes_every_position() -> None:
+    net = Net(4)
+    first = net.op("ConvTranspose", "x", net.random(4, 4, 3, 3), kernel_shape=[3, 3])
+    assert not plan(net.model(net.conv(net.op("Relu", first), 4, 4, 1, strides=[2, 2]))).folds
