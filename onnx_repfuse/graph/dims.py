@@ -15,6 +15,7 @@ from onnx_repfuse.graph.extents import (
     Extent,
     behind,
     extents_of,
+    plus,
     quotient,
     tensors_of,
     times,
@@ -320,10 +321,26 @@ _KEEP_SHAPE = frozenset(
         "Softmax",
     )
 )
+
+
+def _padded(found: dict[str, Dims], lists: dict[str, SizeList], scope: Scope, node: gs.Node) -> Dims | None:
+    """Of a Pad of all axes; a tensor that is cropped may have nothing left."""
+    first = found[node.inputs[0].name]
+    name = optional_input(node, 1)
+    pads = constant_list(scope, name) if name else node.attrs.get("pads", node.attrs.get("paddings"))
+    if pads is None or len(pads) != 2 * len(first) or min(pads, default=0) < 0 or optional_input(node, 3):
+        return None
+    added = zip(first, pads[: len(first)], pads[len(first) :], strict=True)
+    sizes = [plus(dim, begin + end) if begin + end else dim for dim, begin, end in added]
+    output = node.outputs[0].name
+    return tuple(Extent(output, axis) if size is None else size for axis, size in enumerate(sizes))
+
+
 _Rule = Callable[[dict[str, Dims], dict[str, SizeList], Scope, gs.Node], Dims | None]
 _RULES: dict[str, _Rule] = {
     "Concat": _side_by_side,
     "MatMul": _multiplied,
+    "Pad": _padded,
     "Reshape": _reshaped,
     "Resize": _resized,
     "Slice": _sliced,

@@ -75,7 +75,6 @@ class LinearOp:
         needs_equal_shapes: it is exact only if its operands have equal shapes, which is not proved yet.
         size: positions per spatial axis of its operands, where known.
         inner_nodes: nodes between its operands and `node` that are absorbed with it, in topological order.
-        may_be_empty: it leaves nothing of a small tensor, which a convolution in its place would not accept.
         view: it is this view of its only operand; `layout` is that of the output, its term's that of the operand.
         also: another reading of the node: an AveragePool is a depthwise convolution, and a view.
         declined: why it is no convolution, where it is one but for that: told where the node stays.
@@ -94,7 +93,6 @@ class LinearOp:
     size: tuple[int, ...] | None = None
     inner_nodes: tuple[gs.Node, ...] = ()
     view: View | None = None
-    may_be_empty: bool = False
     also: LinearOp | None = None
     declined: Declined | None = None
 

@@ -146,8 +146,7 @@ def lift_slice(context: Context, node: gs.Node) -> LinearOp | None:
     kernel = composed(Sampled(window), choice.kernel, zero_bias=True)
     term = replace(choice, kernel=kernel)
     lifted = _of_first_input(node, node.outputs[0].name, channel_layout, term, Kind.INDEX)
-    may_be_empty = context.size(name, channel_layout.rank) is None and any(window.origin)
-    return replace(lifted, may_be_empty=may_be_empty, also=lift_view(context, node))
+    return replace(lifted, also=lift_view(context, node))
 
 
 def _cuts(context: Context, node: gs.Node, channel_layout: ChannelLayout) -> dict[int, Cut] | None:

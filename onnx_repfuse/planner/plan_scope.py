@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout, channel_layouts
-from onnx_repfuse.graph.edit_points import needed_nodes, remove_dead_nodes, replace_nodes
+from onnx_repfuse.graph.edit_points import needed_nodes, remove_dead_nodes
 from onnx_repfuse.graph.idle_nodes import put_back_idle_nodes, take_out_idle_nodes
 from onnx_repfuse.graph.read_again import read_again
 from onnx_repfuse.graph.scope import Scope
@@ -26,21 +26,20 @@ from onnx_repfuse.options import Options
 from onnx_repfuse.planner.cover_scope import Round, cover_round, is_kept
 from onnx_repfuse.planner.flush.flushing import Flushing, invisible_constants
 from onnx_repfuse.planner.folds.apply_folds import (
-    add_fold,
     apply_folds,
     join_no_ops,
     reads_too_many,
     remove_no_ops,
 )
-from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.limits.avoided import creates_avoided
+from onnx_repfuse.planner.limits.every_size import RefusalOf, why_not_at_every_size
 from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
-from onnx_repfuse.planner.limits.refusals import opset_refusal, refusals, size_refusal
-from onnx_repfuse.planner.limits.run_time_sizes import may_rise
+from onnx_repfuse.planner.limits.refusals import refusals
 from onnx_repfuse.planner.limits.shape_readers import lost_shapes
 from onnx_repfuse.planner.pricing.cost import cost_model
 from onnx_repfuse.planner.pricing.lowering import Prices
-from onnx_repfuse.planner.rewrites.activation_patterns import activations
+from onnx_repfuse.planner.rewrites.activation_patterns import fold_activations
 from onnx_repfuse.planner.rewrites.affine_chains import chain_refusals, merge_chains
 from onnx_repfuse.planner.rewrites.avoided_operators import rewrite_avoided
 from onnx_repfuse.planner.rewrites.constant_nodes import write_constants
@@ -84,7 +83,7 @@ def plan_scope(
     stays = is_kept(options)
     idle = take_out_idle_nodes(scope, stays)
     # A kept node stays also where a fold leaves nobody who reads it.
-    alive = needed_nodes(scope) - {id(node) for node in scope.nodes if stays(node)}
+    alive = needed_nodes(scope) - set(map(id, filter(stays, scope.nodes)))
     planning = _Planning(ScopePlan(scope), options, banned, alive)
     planning.run(None if idle else layouts, flushing)
     put_back_idle_nodes(scope, idle, planning.plan.stand_in)
@@ -98,9 +97,9 @@ class _Planning:
     Attributes:
         banned: outputs that must stay computed as they are.
         alive: ids of the nodes that were needed before; the others are not ours to remove.
-        refused: outputs, and ways to compute them that take more multiply-adds at some size.
+        refused: outputs, and ways to compute them that are dearer, or no longer run, at some size.
         shaped: tensors of which a fold would have taken away the last one that has their shape, which is asked for.
-        not_cheaper: outputs in `refused`, and the nodes that would have been absorbed.
+        not_made: outputs in `refused`, the nodes that would have been absorbed, and what makes a refusal of them.
         is_changed: something was written since the scope was read.
         zeros: which channels of the weights are zero.
         prices: see `Cover`.
@@ -112,7 +111,7 @@ class _Planning:
     alive: set[int]
     refused: frozenset[tuple[str, Way]] = frozenset()
     shaped: frozenset[str] = frozenset()
-    not_cheaper: dict[str, tuple[gs.Node, ...]] = field(default_factory=dict)
+    not_made: dict[str, tuple[tuple[gs.Node, ...], RefusalOf]] = field(default_factory=dict)
     is_changed: bool = False
     zeros: ZeroChannels = field(default_factory=ZeroChannels)
     prices: Prices = field(default_factory=dict)
@@ -168,7 +167,8 @@ class _Planning:
     def fold_activations(self) -> None:
         """Write decomposed activations as one operator each, and operators that the target cannot run as others."""
         if self.options.allows(Kind.ACTIVATION):
-            self._changed(written=_fold_activations(self.plan, self.options, self.banned))
+            stays, avoid = is_kept(self.options), self.options.avoid
+            self._changed(written=fold_activations(self.plan, stays, self.banned, avoid))
         self._changed(written=rewrite_avoided(self.plan, self.options.avoid, self.is_free))
 
     def rewrite_windows(self, layouts: dict[str, ChannelLayout]) -> dict[str, ChannelLayout]:
@@ -245,7 +245,7 @@ class _Planning:
         return None
 
     def refuse(self, cover: Cover, selections: Iterable[Selection]) -> set[str]:
-        """Ban outputs of which too much would have to be proved, and refuse ways that may be dearer at run time.
+        """Ban outputs of which too much would have to be proved; refuse ways that are dearer, or fail, at some size.
 
         Likewise ways that would write an operator to be avoided. The last tensor whose shape tells a size stays.
 
@@ -254,15 +254,17 @@ class _Planning:
         """
         too_wide = {one.output for one in selections if reads_too_many(self.plan, one)}
         self.banned |= too_wide
-        rising = [one for one in selections if one.output not in too_wide and may_rise(cover, one)]
-        for one in rising:
-            self.not_cheaper.setdefault(one.output, one.nodes)
-        rising += [one for one in selections if creates_avoided(one, self.options.avoid)]
-        self.refused |= {(one.output, way_of(one.candidate)) for one in rising}
+        refused = [one for one in selections if creates_avoided(one, self.options.avoid)]
+        for one in selections:
+            why_not = None if one.output in too_wide else why_not_at_every_size(cover, one)
+            if why_not is not None:
+                self.not_made.setdefault(one.output, (one.nodes, why_not))
+                refused.append(one)
+        self.refused |= {(one.output, way_of(one.candidate)) for one in refused}
         lost = {one.output: lost_shapes(cover, one) for one in selections}
         self.shaped = self.shaped.union(*lost.values())
-        again = too_wide.union({one.output for one in rising}, *lost.values())
-        return again | {name for name, tensors in lost.items() if tensors}
+        losing = {name for name, tensors in lost.items() if tensors}
+        return too_wide.union({one.output for one in refused}, losing, *lost.values())
 
     def finish(self, last: Round, layouts: dict[str, ChannelLayout]) -> None:
         """Put the folds in order, and say why the rest stayed.
@@ -275,9 +277,9 @@ class _Planning:
         join_no_ops(self.plan)
         share_equal_weights(scope)
         present = {id(node) for node in scope.nodes}
-        for nodes in self.not_cheaper.values():
+        for nodes, refusal in self.not_made.values():
             if all(id(node) in present for node in nodes):
-                self.plan.refusals.append(size_refusal(scope, nodes))
+                self.plan.refusals.append(refusal(scope, nodes))
         self.plan.refusals += _new_refusals(self.plan, last)
         if allows(Kind.STRIDE):
             self.plan.refusals += subsampling_refusals(scope, layouts, self.is_free)
@@ -293,25 +295,6 @@ class _Planning:
         if written:
             remove_dead_nodes(self.plan.scope, self.alive | self.plan.creator.keys())
             self.is_changed = True
-
-
-def _fold_activations(plan: ScopePlan, options: Options, banned: frozenset[str]) -> bool:
-    """Write decomposed activations as one operator each; whether there were any."""
-    replaced: dict[int, list[gs.Node]] = {}
-    for activation in activations(plan.scope, is_kept(options), banned):
-        if any(node.op in options.avoid for node in activation.created):
-            continue
-        if not activation.created:
-            refusal = opset_refusal(plan.scope, activation.place, activation.absorbed)
-            if refusal not in plan.refusals:  # of an earlier reading
-                plan.refusals.append(refusal)
-            continue
-        roles = frozenset((Kind.ACTIVATION,))
-        fold = PlannedFold((activation.output,), [], activation.created, roles, 0, 0)
-        add_fold(plan, fold, activation.absorbed)
-        replaced[id(activation.place)] = activation.created
-    replace_nodes(plan.scope, replaced)
-    return bool(replaced)
 
 
 def _new_refusals(plan: ScopePlan, last: Round) -> list[Refusal]:

@@ -22,6 +22,7 @@ __all__ = [
     "size_refusal",
     "stride_refusal",
     "sum_refusal",
+    "window_refusal",
 ]
 
 MAX_NODES_BACK = 8  # looked at between a BatchNormalization and its convolution
@@ -63,6 +64,15 @@ def size_refusal(scope: Scope, nodes: Sequence[gs.Node]) -> Refusal:
     verb = "stay" if others else "stays"
     why = "folded they would take more multiply-adds at some of the sizes that are not known"
     return _refusal(scope, Reason.SHAPE, f"{names} {verb} as they are: {why}.", last, *others)
+
+
+def window_refusal(scope: Scope, nodes: Sequence[gs.Node], node: gs.Node) -> Refusal:
+    """A pool or Slice that is no convolution where its input is small, and what would have been folded with it."""
+    others = [other for other in nodes if other is not node]
+    why = (
+        "of an input that is smaller than its window, runtimes take what there is, where a Conv would not run"
+    )
+    return _refusal(scope, Reason.SHAPE, f"{_title(scope, node)} stays: {why}.", node, *others)
 
 
 def sign_refusal(scope: Scope, node: gs.Node, other: gs.Node) -> Refusal:

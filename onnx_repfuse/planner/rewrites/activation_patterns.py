@@ -20,11 +20,16 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.decode import new_node
+from onnx_repfuse.graph.edit_points import replace_nodes
 from onnx_repfuse.graph.operators import OPERATORS, operator
 from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.planner.folds.apply_folds import add_fold
+from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.planner.limits.refusals import opset_refusal
 from onnx_repfuse.records.float_formats import epsilon
+from onnx_repfuse.records.report import Kind
 
-__all__ = ["Activation", "activations"]
+__all__ = ["fold_activations"]
 
 MAX_NODES_BEFORE = 4  # scalar operators before the Clip
 HARD_SIGMOID_OPSET = 6  # before it, HardSigmoid has another attribute
@@ -32,7 +37,7 @@ ULP = epsilon(onnx.TensorProto.FLOAT)  # what exporters round the constants of a
 
 
 @dataclass(frozen=True, eq=False)
-class Activation:
+class _Activation:
     """One activation.
 
     Attributes:
@@ -69,9 +74,40 @@ class _Scaling(NamedTuple):
     other: str | None = None
 
 
-def activations(
+def fold_activations(
+    plan: ScopePlan,
+    is_kept: Callable[[gs.Node], bool],
+    banned: frozenset[str],
+    avoided: frozenset[str],
+) -> bool:
+    """Write decomposed activations as one operator each; whether there were any.
+
+    Args:
+        plan: of the scope, which is changed.
+        is_kept: whether a node stays.
+        banned: outputs that must stay computed as they are.
+        avoided: operators that the target cannot run.
+    """
+    replaced: dict[int, list[gs.Node]] = {}
+    for activation in _activations(plan.scope, is_kept, banned):
+        if any(node.op in avoided for node in activation.created):
+            continue
+        if not activation.created:
+            refusal = opset_refusal(plan.scope, activation.place, activation.absorbed)
+            if refusal not in plan.refusals:  # of an earlier reading
+                plan.refusals.append(refusal)
+            continue
+        roles = frozenset((Kind.ACTIVATION,))
+        fold = PlannedFold((activation.output,), [], activation.created, roles, 0, 0)
+        add_fold(plan, fold, activation.absorbed)
+        replaced[id(activation.place)] = activation.created
+    replace_nodes(plan.scope, replaced)
+    return bool(replaced)
+
+
+def _activations(
     scope: Scope, is_kept: Callable[[gs.Node], bool], banned: frozenset[str]
-) -> Iterator[Activation]:
+) -> Iterator[_Activation]:
     """Every decomposed HardSigmoid and HardSwish; kept nodes and banned outputs stay."""
     if scope.opset < HARD_SIGMOID_OPSET:
         return
@@ -89,7 +125,7 @@ def _is_float32(scope: Scope, node: gs.Node) -> bool:
     return any(scope.data_type(name) == onnx.TensorProto.FLOAT for name in names)
 
 
-def _product_with_gate(scope: Scope, gate: gs.Node) -> Activation | None:
+def _product_with_gate(scope: Scope, gate: gs.Node) -> _Activation | None:
     """`x * HardSigmoid(x)` as HardSwish."""
     alpha, beta = (float(np.float32(gate.attrs.get(*default))) for default in (("alpha", 0.2), ("beta", 0.5)))
     if not _is_float32(scope, gate) or not _is_hard_swish(alpha, beta) or not _has_channels(scope, gate):
@@ -99,11 +135,11 @@ def _product_with_gate(scope: Scope, gate: gs.Node) -> Activation | None:
     if product is None:
         return None
     if scope.opset < OPERATORS["HardSwish"].since:
-        return Activation(gate.outputs[0].name, gate, [gate, product], [])
+        return _Activation(gate.outputs[0].name, gate, [gate, product], [])
     return _hard_swish(scope, source, [gate], product)
 
 
-def _activation(scope: Scope, clip: gs.Node) -> Activation | None:
+def _activation(scope: Scope, clip: gs.Node) -> _Activation | None:
     """A Clip and what scales it, as HardSigmoid or HardSwish."""
     largest = _upper_limit(scope, clip) if _is_float32(scope, clip) else None
     scaling = None if largest is None else _scaling_after(scope, clip, largest)
@@ -123,7 +159,7 @@ def _activation(scope: Scope, clip: gs.Node) -> Activation | None:
         return _hard_sigmoid(scope, argument.source, absorbed, scaling.other, {"alpha": alpha, "beta": beta})
     if scope.opset < OPERATORS["HardSwish"].since:
         # what scales behind the Clip is not absorbed, so that it may still fold
-        return Activation(absorbed[-1].outputs[0].name, clip, [*before, clip], [])
+        return _Activation(absorbed[-1].outputs[0].name, clip, [*before, clip], [])
     return _hard_swish(scope, argument.source, absorbed, product)
 
 
@@ -132,27 +168,27 @@ def _is_hard_swish(alpha: float, beta: float) -> bool:
     return max(abs(alpha * 6 - 1), abs(beta * 2 - 1)) <= ULP
 
 
-def _hard_swish(scope: Scope, source: str, absorbed: list[gs.Node], product: gs.Node) -> Activation:
+def _hard_swish(scope: Scope, source: str, absorbed: list[gs.Node], product: gs.Node) -> _Activation:
     output = product.outputs[0].name
     nodes = absorbed if product is absorbed[-1] else [*absorbed, product]
-    return Activation(output, product, nodes, [_node(scope, "HardSwish", [source], output, {})])
+    return _Activation(output, product, nodes, [_node(scope, "HardSwish", [source], output, {})])
 
 
 def _hard_sigmoid(
     scope: Scope, source: str, absorbed: list[gs.Node], other: str | None, attributes: dict[str, float]
-) -> Activation:
+) -> _Activation:
     last = absorbed[-1]
     output = last.outputs[0].name
     if other is None:
         gate = _node(scope, "HardSigmoid", [source], output, attributes)
-        return Activation(output, last, absorbed, [gate])
+        return _Activation(output, last, absorbed, [gate])
     name = scope.fresh(f"{output}_gate")
     gate = _node(scope, "HardSigmoid", [source], name, attributes)
     product = _node(scope, "Mul", [other, name], output, {})
     scope.types[name] = scope.types.get(output, (onnx.TensorProto.FLOAT, None))
     if output in scope.assumed:
         scope.assumed[name] = scope.assumed[output]
-    return Activation(output, last, absorbed, [gate, product])
+    return _Activation(output, last, absorbed, [gate, product])
 
 
 def _node(scope: Scope, op: str, inputs: list[str], output: str, attributes: dict[str, float]) -> gs.Node:
@@ -281,7 +317,7 @@ def _factor_and_offset(op: str, value: float, *, constant_first: bool) -> tuple[
     return None
 
 
-_RULES: dict[str, Callable[[Scope, gs.Node], Activation | None]] = {
+_RULES: dict[str, Callable[[Scope, gs.Node], _Activation | None]] = {
     "Clip": _activation,
     "HardSigmoid": _product_with_gate,
 }

@@ -269,8 +269,6 @@ class Cover:
         An operator that reads padding takes no bias from below; it may read the source shifted instead.
         """
         options = [self._options_of(operand) for operand in lifted.operands]
-        if lifted.may_be_empty:
-            return [choice[:1] for choice in options]
         separate = list(map(self._separate_options, lifted.operands))
         if any(separate):
             more = [choice + apart for choice, apart in zip(options, separate, strict=True)]

@@ -38,9 +38,16 @@ def order(result: Result) -> list[str]:
     return [node.op_type for node in result.model.graph.node]
 
 
-def transition(attrs: dict[str, Any], *, bias: bool, opset: int = 19) -> Net:
+def writes_nothing(attrs: dict[str, Any]) -> bool:
+    """Whether a pool makes no position of one: its window is larger by the stride."""
+    is_padded = bool(attrs.get("pads")) or attrs.get("auto_pad", "VALID") != "VALID"
+    return not is_padded and attrs != HALVES
+
+
+def transition(attrs: dict[str, Any], *, bias: bool, opset: int = 19, is_known: bool | None = None) -> Net:
     """DenseNet's: Relu, 1x1 Conv, average."""
-    net = Net(8, opset=opset)
+    known = writes_nothing(attrs) if is_known is None else is_known
+    net = Net(opset=opset, shape=("N", 8, 7, 6) if known else ("N", 8, "H", "W"))
     net.op("AveragePool", net.conv(net.op("Relu", "x"), 8, 4, 1, bias=bias), **attrs)
     return net
 
@@ -72,10 +79,17 @@ def test_an_average_that_counts_padding_lets_no_bias_through(attrs: dict[str, An
     assert order(result) == ["Relu", "AveragePool", "Conv"]
 
 
+@pytest.mark.parametrize("attrs", [attrs for attrs in MEANS + OTHERS if writes_nothing(attrs)], ids=str)
+def test_a_conv_does_not_move_behind_a_pool_that_may_write_nothing(attrs: dict[str, Any]) -> None:
+    """There it would not run."""
+    net = transition(attrs, bias=False, is_known=False)
+    check(net.model(f"averagepool_{net.count}"), None, Reason.SHAPE, largest=7, options=BY_MACS)
+
+
 def test_a_window_that_may_be_larger_than_its_input_lets_no_bias_through() -> None:
     """ONNX Runtime may run it, and divides by taps that are not there."""
     attrs = {"kernel_shape": [3, 3], "strides": [2, 2], "count_include_pad": 1}
-    net = transition(attrs, bias=True)
+    net = transition(attrs, bias=True, is_known=False)
     check(net.model(f"averagepool_{net.count}"), None, largest=7, options=BY_MACS)
 
 
