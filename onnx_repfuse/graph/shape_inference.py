@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import onnx
 
 from onnx_repfuse.graph.enforced import is_inferable
+from onnx_repfuse.graph.guarded_inference import infer_shapes
 from onnx_repfuse.graph.operators import operator_of_proto
 from onnx_repfuse.graph.scope import (
     MAX_SHAPE_ELEMENTS,
@@ -243,7 +244,7 @@ def _leaves_nothing_open(graph: onnx.GraphProto, types: Types) -> bool:
 
 def _inferred(model: onnx.ModelProto, *, data_prop: bool) -> onnx.GraphProto:
     try:
-        return onnx.shape_inference.infer_shapes(model, data_prop=data_prop).graph
+        return infer_shapes(model, data_prop=data_prop)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError) as error:
         # one node that makes no sense, and nothing is inferred: the plan is made from what weights say
         logger.info("shape inference gave up: %s", error)

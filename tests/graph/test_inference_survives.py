@@ -12,10 +12,11 @@ import onnx
 import pytest
 from onnx import AttributeProto, TypeProto, helper
 
-from onnx_repfuse import Options, fuse, verify
+from onnx_repfuse import Options, fuse, plan, verify
 from onnx_repfuse.errors import InputError, VerificationError
 from onnx_repfuse.graph.enforced import is_inferable
 from onnx_repfuse.records.verdict import Status
+from tests.build import Net
 from tests.parts import batch_norm, norm, random
 
 AttrType = onnx.defs.OpSchema.AttrType
@@ -116,6 +117,40 @@ def test_no_operator_ends_the_process_or_never_ends() -> None:
         child.join()
     assert len(tried) > 150
     assert not operator, f"{tried[-1]} never ends"
+
+
+def _waveforms() -> Iterator[onnx.ModelProto]:
+    """Models of an input of unknown length, with windows larger than what is assumed, and Slices behind them."""
+    for how in ("Conv", "AveragePool", "MaxPool", "Pad", "ConvTranspose", "twice"):
+        net = Net(shape=("N", 1, "L"))
+        bounds = [net.const(np.array([number])) for number in (0, -1, 2)]
+        if how == "Pad":
+            made = net.op("Pad", "x", net.const(np.array([0, 0, -300, 0, 0, 0])))
+        elif how == "ConvTranspose":
+            made = net.op("ConvTranspose", "x", net.random(1, 1, 3), pads=[300, 0])
+        elif "Pool" in how:
+            made = net.op(how, "x", kernel_shape=[600])
+        else:
+            made = net.conv("x", 1, 1, (100 if how == "twice" else 600,), pad=0, strides=[10])
+        made = net.op("Slice", made, *bounds)
+        if how == "twice":
+            made = net.op("Slice", net.conv(net.op("Relu", made), 1, 1, (100,), pad=0), *bounds)
+        yield net.model(net.bn(net.conv(made, 1, 4, (3,)), 4))
+
+
+def _plan_waveforms(done: Connection) -> None:
+    done.send([len(plan(made).folds) for made in _waveforms()])
+
+
+def test_a_slice_of_what_inference_takes_for_a_negative_size() -> None:
+    """In a child process, which it ended."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    child = context.Process(target=_plan_waveforms, args=(there,))
+    child.start()
+    there.close()
+    assert here.recv() == [1] * 6
+    child.join()
 
 
 def _same(made: onnx.ModelProto) -> None:

@@ -1,0 +1,83 @@
+"""onnx's shape inference, kept from what ends the process.
+
+Behind a window that is larger than its input, it finds negative sizes: for a waveform whose length is not known, too,
+where a Conv of 400 samples meets the size that is assumed. A Slice of such a tensor fails an assertion in C++. So the
+Slices behind windows are left out at first, and shown only where what they read has no negative size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import onnx
+
+from onnx_repfuse.graph.operators import operator_of_proto
+
+__all__ = ["infer_shapes"]
+
+_NONE = onnx.AttributeProto()
+
+
+def infer_shapes(model: onnx.ModelProto, *, data_prop: bool) -> onnx.GraphProto:
+    """The graph with all types that inference finds; nodes are in topological order.
+
+    Raises:
+        onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError: a node makes no sense.
+    """
+    levels = _slices_behind_windows(model.graph.node)
+    hidden = {place for level in levels for place in level}
+    for level in levels:
+        sizes = _inferred_sizes(_without(model, hidden))
+        nodes = model.graph.node
+        hidden -= {place for place in level if min(sizes.get(nodes[place].input[0], ()), default=0) >= 0}
+    shown = _without(model, hidden) if levels else model
+    return onnx.shape_inference.infer_shapes(shown, data_prop=data_prop).graph
+
+
+def _slices_behind_windows(nodes: Sequence[onnx.NodeProto]) -> list[list[int]]:
+    """The places of the Slices that read what a window may have made too small, in order of dependence."""
+    # of each tensor: how many such Slices are before it in a row, and whether a window is behind the last of them
+    states: dict[str, tuple[int, bool]] = {}
+    levels: list[list[int]] = []
+    for place, node in enumerate(nodes):
+        depth, is_behind = max((states.get(name, (0, False)) for name in node.input), default=(0, False))
+        if node.op_type == "Slice" and is_behind:
+            levels += [[]] * (depth + 1 - len(levels))
+            levels[depth] = [*levels[depth], place]
+            depth, is_behind = depth + 1, False
+        is_behind |= _may_shrink(node)
+        if (depth or is_behind) and operator_of_proto(node).of_shape is None:
+            states.update(dict.fromkeys(node.output, (depth, is_behind)))
+    return levels
+
+
+def _may_shrink(node: onnx.NodeProto) -> bool:
+    """Whether a node may write fewer positions than its stride says: a Pad that crops, a window beyond its pads."""
+    facts = operator_of_proto(node)
+    if node.op_type == "Pad" or facts.scatters or not facts.has_window:
+        return node.op_type == "Pad" or facts.scatters
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    if attributes.get("auto_pad", _NONE).s.startswith(b"SAME"):
+        return False
+    kernel, pads = (list(attributes.get(name, _NONE).ints) for name in ("kernel_shape", "pads"))
+    steps = list(attributes.get("dilations", _NONE).ints) or [1] * len(kernel)
+    if not kernel or len(steps) != len(kernel) or len(pads) != 2 * len(kernel):
+        return not kernel or max(kernel) > 1
+    sides = zip(kernel, steps, pads, pads[len(kernel) :], strict=False)
+    return any(step * (taps - 1) > begin + end for taps, step, begin, end in sides)
+
+
+def _without(model: onnx.ModelProto, hidden: Collection[int]) -> onnx.ModelProto:
+    """A model without the nodes at some places."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.node[:]
+    copy.graph.node.extend(node for place, node in enumerate(model.graph.node) if place not in hidden)
+    return copy
+
+
+def _inferred_sizes(model: onnx.ModelProto) -> Mapping[str, Sequence[int]]:
+    """The sizes of all tensors, 0 where they are not known."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    values = (*graph.value_info, *graph.input, *graph.output)
+    return {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
