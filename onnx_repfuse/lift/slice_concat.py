@@ -143,7 +143,9 @@ def lift_slice(context: Context, node: gs.Node) -> LinearOp | None:
     if window is None:
         return None
     choice = _choice(channel_layout, index)
-    kernel = composed(Sampled(window), choice.kernel, zero_bias=True)
+    # a Slice of all positions is no convolution
+    taps = Vector.unit(len(index), window.layout) if window.is_pointwise else Sampled(window)
+    kernel = composed(taps, choice.kernel, zero_bias=True)
     term = replace(choice, kernel=kernel)
     lifted = _of_first_input(node, node.outputs[0].name, channel_layout, term, Kind.INDEX)
     return replace(lifted, also=lift_view(context, node))

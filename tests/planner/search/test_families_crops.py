@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from onnx_repfuse import Options
+from onnx_repfuse import Options, fuse
 from tests.build import Net, check
 
 BY_MACS = Options(cost="macs")
@@ -72,3 +72,19 @@ def test_channels_that_are_padded_or_repeated_stay() -> None:
     net = Net(4, shape=(1, 4, 5, 7))
     y = net.op("Tile", net.conv("x", 4, 4, 3), net.const(np.array([1, 2, 1, 1])))
     check(net.model(net.bn(y, 8)), None)
+
+
+@pytest.mark.parametrize("behind", ["nothing", "norm", "factor", "sum", "difference"])
+def test_a_slice_of_all_positions_is_no_convolution(behind: str) -> None:
+    """It takes no multiply-add, and nothing that it folds with does."""
+    net = Net(shape=(2, 3, 3, 3))
+    bounds = [net.const(np.array([number])) for number in (-5, np.iinfo(np.int64).max, 3, 1)]
+    x = net.bn(net.op("Slice", "x", *(net.const(np.array([number])) for number in (0, 2, 1))), 2)
+    y = net.op("Slice", x, *bounds)
+    y = net.bn(y, 2) if behind == "norm" else y
+    y = net.op("Mul", y, net.channel(2)) if behind == "factor" else y
+    y = net.add(y, net.op("Mul", x, net.channel(2))) if behind == "sum" else y
+    y = net.op("Sub", x, net.op("Mul", y, net.channel(2))) if behind == "difference" else y
+    report = fuse(net.model(y), options=Options(check=False)).report
+    assert "Conv" not in report.after.ops
+    assert report.after.macs == 0
