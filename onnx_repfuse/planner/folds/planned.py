@@ -9,8 +9,7 @@ from functools import cached_property
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.decode import new_node
-from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.graph.decode import decode, new_node
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.modelfile.node_order import in_order
@@ -135,11 +134,15 @@ class ScopePlan:
         with this one, and a node of the file that computes what it had computed for itself. What two equal nodes
         computed is one tensor on both sides.
         """
-        anchor, nodes = self.scope.anchor, self.scope.proto.node
         borrowed = self._borrowed(fold)
         shared = [self.creator[id(node)] for node in borrowed if id(node) in self.creator]
-        positions = {anchor[id(node)] for other in (fold, *shared) for node in other.absorbed}
-        positions |= {anchor[id(node)] for node in borrowed if id(node) not in self.creator}
+        absorbed = [node for other in (fold, *shared) for node in other.absorbed]
+        return self._as_in_file([*absorbed, *(node for node in borrowed if id(node) not in self.creator)])
+
+    def _as_in_file(self, absorbed: Iterable[gs.Node]) -> list[onnx.NodeProto]:
+        """Nodes as they are in the file, with those that computed what other folds have turned into aliases."""
+        anchor, nodes = self.scope.anchor, self.scope.proto.node
+        positions = {anchor[id(node)] for node in absorbed}
         pending = [nodes[position] for position in positions]
         while pending:
             for name in self._reading_merged(pending.pop()).input:
@@ -160,13 +163,6 @@ class ScopePlan:
         result.CopyFrom(proto)
         result.input[:] = [self._one_of_equals(name) for name in proto.input]
         return result
-
-    def _as_in_file(self, node: gs.Node) -> gs.Node:
-        """A Shape that reads another tensor since a fold absorbed the one it read, reading that again."""
-        if operator(node).of_shape is None or id(node) not in self.scope.original:
-            return node
-        proto = self._reading_merged(self.scope.proto.node[self.scope.anchor[id(node)]])
-        return new_node(node.op, node.name, node.attrs, proto.input, [node.outputs[0].name])
 
     def _one_of_equals(self, name: str) -> str:
         while name in self.merged:
@@ -225,7 +221,7 @@ class ScopePlan:
             outputs = [self._one_of_equals(name) for name in fold.outputs]
             pairs = zip(outputs, fold.outputs, strict=True)
             return [
-                self._as_in_file(fold.equal_to),
+                *decode(self._as_in_file([fold.equal_to])),
                 *(new_node("Identity", "", {}, [kept], [name]) for kept, name in pairs),
             ]
         before = self.nodes_before(fold)

@@ -13,7 +13,7 @@ from onnx_repfuse import Options, fuse
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 from onnx_repfuse.records.verdict import Status
-from tests.build import counts, run
+from tests.build import Net, check, counts, run
 from tests.parts import Weights, agree, batch_norm, graph, info, model, node, norm, random, rarely
 
 X = {"x": random(2, 4, 6, 7)}
@@ -256,3 +256,14 @@ def test_a_view_that_a_fold_creates_may_be_one_of_others(kind: str, is_behind: b
         first = fuse(made, options=options).model
         again = fuse(first, options=options).model
         assert again.SerializeToString() == first.SerializeToString()
+
+
+def test_equal_nodes_that_do_nothing_are_each_proved() -> None:
+    """The one that is read instead goes, too, as a no-op."""
+    net = Net(4)
+    x = net.op("Relu", "x")
+    first, second = (net.op("Cast", x, to=onnx.TensorProto.FLOAT) for _ in range(2))
+    made = net.add(net.conv(first, 4, 4, 3), net.conv(second, 4, 4, 1))
+    result = check(net.model(net.op("Relu", made)), {"Relu": 2, "Conv": 1})
+    assert {str(change.kind) for change in result.report.changes} == {"equal", "no-op"}
+    assert Reason.VERIFICATION not in {refusal.reason for refusal in result.report.refusals}
