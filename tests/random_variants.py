@@ -2,7 +2,7 @@
 
 Names, the order of nodes, where a constant is kept, Identity nodes and recorded shapes carry no meaning. `same_plan`
 folds a model and a variant of it and compares what is left. `outlined` is for results only: a function is folded
-without knowing the types of its inputs and the attributes of its calls, so less may be folded.
+without knowing the types of its inputs, so less may be folded.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ what follows from these for the outputs of nodes. No facts are:
 
 * Shapes that a subgraph declares for its inputs: a Loop may hand it a tensor of another rank in every iteration. Their
   shapes are proved by induction, see `graph.subgraph_inputs`. The inputs of a function have no types at all.
-* Attributes that refer to an argument of the call of a function (`refers_to_call`): such a node is an operator of which
-  nothing is known, whatever it is. onnx's inference would take them for 0.
+* Attributes that refer to an argument of the call of a function (`refers_to_call`), unless it is the same in all calls
+  (`graph.function_calls`): such a node is an operator of which nothing is known, whatever it is. onnx's inference would
+  take them for 0.
 * Types and shapes that the file declares for its outputs and inner tensors: they are not read.
 * Sizes that onnx infers and ONNX Runtime computes otherwise: see `graph.unreliable_shapes`.
 * That an operand of unknown rank leaves the rank of a sum alone: see `graph.operators.channel_rules`.

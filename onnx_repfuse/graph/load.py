@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.constant_folding import ConstantNodes, from_attributes
 from onnx_repfuse.graph.decode import bare, decode
 from onnx_repfuse.graph.dims import note_sizes
+from onnx_repfuse.graph.function_calls import agreed_arguments, with_arguments
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.planning_order import canonical_order, captures_in_order
 from onnx_repfuse.graph.scope import (
@@ -101,8 +102,10 @@ def _opset(imports: Iterable[onnx.OperatorSetIdProto]) -> int:
 
 
 def _function_bodies(model: onnx.ModelProto, opset: int) -> Iterator[_Source]:
+    arguments = agreed_arguments(model)
     for number, function in enumerate(model.functions):
-        body = onnx.GraphProto(node=function.node, name=function.name)
+        given = arguments.get((function.domain, function.name, function.overload), {})
+        body = onnx.GraphProto(node=with_arguments(function.node, given), name=function.name)
         body.input.extend(onnx.ValueInfoProto(name=name) for name in function.input)
         body.output.extend(onnx.ValueInfoProto(name=name) for name in function.output)
         label = f"function '{function.domain}:{function.name}'"
@@ -129,7 +132,7 @@ def _scope(document: Document, source: _Source, taken: set[str], *, may_override
         source.key,
         source.label,
         source.opset,
-        graph if source.function is None else source.function,
+        graph,
         nodes,
         types,
         assumed,
