@@ -248,7 +248,8 @@ def test_attributes_of_a_function_are_not_known() -> None:
     net.functions.append(
         helper.make_function("own", "F", ["a"], ["c"], body, [helper.make_opsetid("", 17)], ["pads"])
     )
-    net.nodes.append(helper.make_node("F", ["x"], ["y"], domain="own", pads=[1, 1, 1, 1]))
+    for output, pads in (("y", [1, 1, 1, 1]), ("z", [0, 0, 0, 0])):
+        net.nodes.append(helper.make_node("F", ["x"], [output], domain="own", pads=pads))
     check(net.model("y"), None)
 
 
