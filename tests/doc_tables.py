@@ -16,6 +16,7 @@ import click
 
 from onnx_repfuse.cli.arguments import USELESS, declared, flag_of
 from onnx_repfuse.cli.main import command
+from onnx_repfuse.cli.serve import command as serve
 from onnx_repfuse.cli.values import KIND_HELP
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -45,6 +46,12 @@ def _flags(option: click.Option) -> str:
         value = f" {option.metavar}" if option.metavar else f" [{'|'.join(map(str, choices))}]"
     flags = [*option.opts, *option.secondary_opts]
     return ", ".join(_cell(f"`{flag}{value if flag == flags[-1] else ''}`") for flag in flags)
+
+
+def serve_table() -> str:
+    """The options of `onnx-repfuse serve`."""
+    options = [option for option in serve.params if isinstance(option, click.Option)]
+    return _table("option", [f"| {_flags(option)} | {option.help} |" for option in options])
 
 
 def kinds_table() -> str:
@@ -111,6 +118,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     tables = {**option_tables(), "kinds": kinds_table(), "useless options": useless_table()}
     yield _filled(DOCS / "cli.md", tables)
     yield _filled(DOCS / "json-schema.md", {"keys": report_table()})
+    yield _filled(DOCS / "serve.md", {"serve": serve_table()})
 
 
 def _filled(path: Path, tables: dict[str, str]) -> tuple[Path, str]:

@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "report": VALUES,
     "pipeline": BELOW_LIFT | {"lift", "planner", "verifier", "options"},
     "api": VALUES | {"modelfile", "verifier", "pipeline", "options"},
-    "cli": BELOW_LIFT | {"lift", "planner", "verifier", "pipeline", "report", "options", "api"},
+    "serve": VALUES,
+    "cli": BELOW_LIFT | {"lift", "planner", "verifier", "pipeline", "report", "options", "api", "serve"},
     "integrations": VALUES | {"api", "options"},
     # under TYPE_CHECKING only: see test_import_is_lazy
     "__init__": VALUES | {"algebra", "api", "options", "verifier"},
@@ -129,7 +130,7 @@ def _folders(path: Path) -> set[str]:
 def test_import_is_lazy() -> None:
     code = (
         "import sys, onnx_repfuse, onnx_repfuse.cli.main\n"
-        "print(*{'onnx', 'onnxruntime', 'onnx_graphsurgeon'} & set(sys.modules))"
+        "print(*{'onnx', 'onnxruntime', 'onnx_graphsurgeon', 'starlette', 'uvicorn'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

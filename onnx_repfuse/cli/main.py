@@ -23,7 +23,7 @@ from onnx_repfuse.cli.values import KIND_HELP
 from onnx_repfuse.errors import RepfuseError
 from onnx_repfuse.report.formatting import clean
 
-__all__ = ["command", "main"]
+__all__ = ["command", "main", "tune_process"]
 
 _HELP = """Fold parallel linear branches of an exported ONNX network into one Conv each, proved equal.
 
@@ -32,6 +32,7 @@ onnx-repfuse model.onnx                  writes model.fused.onnx
 onnx-repfuse *.onnx --out-dir fused/     several models
 onnx-repfuse model.onnx --plan           only says what it would do
 onnx-repfuse --compare a.onnx b.onnx     compares two models
+onnx-repfuse serve                       all of it as a page in the browser
 """
 _EPILOG = """\b
 Exit codes:
@@ -114,20 +115,37 @@ command = _Command(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     _mend_streams()
-    # numpy reads this on import, which comes later. Its products here are small, and on a busy machine its threads,
-    # which wait by spinning, made them seven times as slow. The sessions have one thread, too.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # Planning makes many small objects and hardly a cycle. Python's default looks for cycles every 700 objects, which
-    # took 8 to 20 % of planning.
-    gc.set_threshold(50_000, 20, 20)
+    tune_process()
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        return _run(None if arguments is None else list(arguments))
+        return _serve(words[1:]) if _asks_to_serve(words) else _run(words)
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
     except RepfuseError as error:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", 130)
+
+
+def tune_process() -> None:
+    """Settings of a process that folds: threads and the garbage collector."""
+    # numpy reads this on import, which comes later. Its products here are small, and on a busy machine its threads,
+    # which wait by spinning, made them seven times as slow. The sessions have one thread, too.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Planning makes many small objects and hardly a cycle. Python's default looks for cycles every 700 objects, which
+    # took 8 to 20 % of planning.
+    gc.set_threshold(50_000, 20, 20)
+
+
+def _asks_to_serve(words: Sequence[str]) -> bool:
+    """Whether the first word is a command; a model of that name in this folder is a model."""
+    return words[:1] == ["serve"] and not os.path.lexists("serve")
+
+
+def _serve(words: Sequence[str]) -> int:
+    from onnx_repfuse.cli.serve import command as serve
+
+    return int(serve.main(list(words), prog_name="onnx-repfuse serve", standalone_mode=False) or 0)
 
 
 def _mend_streams() -> None:
@@ -140,7 +158,7 @@ def _mend_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _run(words: list[str] | None) -> int:
+def _run(words: list[str]) -> int:
     # Not standalone: click would print its errors in several lines and exit.
     parsed = command.main(words, prog_name="onnx-repfuse", standalone_mode=False)
     if not isinstance(parsed, CliArguments):  # --help and its like have printed
