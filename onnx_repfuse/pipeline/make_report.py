@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -15,6 +16,7 @@ from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import INPUTS_ARE_OPTIONAL
 from onnx_repfuse.modelfile.opset import opset_of
 from onnx_repfuse.pipeline.plan_model import ModelPlan, initialized_inputs
+from onnx_repfuse.pipeline.range_ratios import RangeRatios
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.records.report import Change, Fold, Kind, NodeRef, Refusal, Report, Vanished
 from onnx_repfuse.records.verdict import Verification
@@ -31,6 +33,7 @@ def make_report(
     undone: Sequence[Refusal] = (),
     verification: Verification | None = None,
     seconds: dict[str, float] | None = None,
+    ratios: RangeRatios | None = None,
 ) -> Report:
     """The report of a run, or of a dry run.
 
@@ -41,10 +44,11 @@ def make_report(
         undone: folds that failed their proof.
         verification: how the result compares; None: it was not checked.
         seconds: stage -> time.
+        ratios: how far the channels of weights differ; None in a dry run, which reads no weights.
     """
     scopes = [planned.scope for planned in plan.scopes]
     after = count(scopes, used_names(scopes), nbytes)
-    folds = tuple(_fold(planned, fold) for planned, fold in plan.folds if not fold.is_change)
+    folds = tuple(_fold(planned, fold, ratios) for planned, fold in plan.folds if not fold.is_change)
     changes = [
         _changed(planned, fold) for planned, fold in plan.folds if fold.is_change and planned.is_left(fold)
     ]
@@ -75,11 +79,11 @@ def _conversion(document: Document) -> str:
     return f"converted from opset {before} to {after} by the version converter of onnx {onnx.__version__}"
 
 
-def _fold(planned: ScopePlan, fold: PlannedFold) -> Fold:
+def _fold(planned: ScopePlan, fold: PlannedFold, ratios: RangeRatios | None) -> Fold:
     scope = planned.scope
     # A later fold of this scope may have absorbed some of the created nodes; they are listed here nevertheless.
-    absorbed = tuple(_original_ref(scope, node) for node in fold.absorbed)
-    created = tuple(_ref(scope, node) for node in fold.created)
+    absorbed = tuple(_with_ratio(_original_ref(scope, node), node, ratios) for node in fold.absorbed)
+    created = tuple(_with_ratio(_ref(scope, node), node, ratios) for node in fold.created)
     computed = {name for ref in created for name in ref.outputs}
     read = dict.fromkeys(name for ref in created for name in ref.inputs)  # in order, each once
     read.update(dict.fromkeys(planned.stand_in(name) for name in fold.aliases))
@@ -164,6 +168,10 @@ def _vanished(plan: ModelPlan) -> Iterator[Vanished]:
         gone = [name for node in nodes for name in node.output if name and name not in present]
         if gone:
             yield Vanished(scope.label, tuple(gone))
+
+
+def _with_ratio(ref: NodeRef, node: gs.Node, ratios: RangeRatios | None) -> NodeRef:
+    return ref if ratios is None else replace(ref, range_ratio=ratios.of(node))
 
 
 def _ref(scope: Scope, node: gs.Node) -> NodeRef:

@@ -27,6 +27,7 @@ from onnx_repfuse.pipeline.level import at_level
 from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import ModelPlan, make_plan
 from onnx_repfuse.pipeline.prove_folds import prove_folds
+from onnx_repfuse.pipeline.range_ratios import RangeRatios
 from onnx_repfuse.pipeline.runtime import runtime_of
 from onnx_repfuse.pipeline.spoken_paths import SpokenPaths
 from onnx_repfuse.pipeline.unrun_models import unobserved
@@ -148,6 +149,7 @@ class _Run:
     branches: ForcedBranches | None = None
     verification: Verification | None = None
     saved: Saved = field(default_factory=lambda: Saved(0))
+    ratios: RangeRatios | None = None
     plan: ModelPlan = field(init=False)
 
     def report(self) -> Report:
@@ -160,6 +162,7 @@ class _Run:
             undone=self.bans.refusals,
             verification=self.verification,
             seconds=self.seconds,
+            ratios=self.ratios,
         )
 
     def failed(self, why: str) -> VerificationError:
@@ -179,6 +182,7 @@ class _Run:
         """
         with self._timed("plan"):
             self.progress("planning", 0, 1)
+            self.ratios = None  # of the last plan
             self.plan = make_plan(self.document, self.options, self.bans.banned, self.scanned)
         # Without changes the output is a copy of the input: there is nothing to prove.
         if not self.options.check or not self.plan.is_change:
@@ -271,9 +275,9 @@ class _Run:
         with self._timed("write"):
             self.progress("writing", 0, 1)
             try:
-                self.saved = save(
-                    self.plan.document, self.plan.edits(), place, external=self.options.external
-                )
+                self.ratios = RangeRatios(self.plan)
+                edits = self.ratios.noting(self.plan.edits())
+                self.saved = save(self.plan.document, edits, place, external=self.options.external)
             except Inexact as error:
                 self.bans.add(folds_out_of_range(self.plan, error))
                 return False

@@ -83,6 +83,8 @@ class NodeRef:
         inputs: names of its non-constant input tensors.
         outputs: names of its output tensors.
         label: the parameters worth showing, e.g. "3x3, 64->64, groups 64, stride 2"; may be empty.
+        range_ratio: of a Conv, the range of its weight's widest output channel, divided by the median channel's; None
+            of other nodes, and where the weight is not constant or was not written.
     """
 
     name: str
@@ -90,6 +92,7 @@ class NodeRef:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     label: str = ""
+    range_ratio: float | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from onnx_repfuse.report.advice import advice, by_reason
 from onnx_repfuse.report.block_layout import draw, produced
+from onnx_repfuse.report.channel_ranges import ranges_of_fold
 from onnx_repfuse.report.formatting import figure, plural, simplifier_sentences
 from onnx_repfuse.report.html_comparison import comparison_parts
 from onnx_repfuse.report.html_parts import (
@@ -184,6 +185,8 @@ def _fold(fold: Fold, pictures: list[dict[str, object]], verdict: FoldVerdict | 
     figures += _figure("after", fold.created, sources, fold.output, pictures)
     replaced = ", ".join(f"{escape(node.op)} <code>{escape(node.name)}</code>" for node in fold.absorbed)
     macs = f"; MACs {fold.macs_before:,} &rarr; {fold.macs_after:,}" if fold.macs_before else ""
+    ranges = ranges_of_fold(fold)
+    macs += f"; {escape(ranges)}" if ranges else ""
     checked = ""
     if verdict is not None:
         checked = f"<br>Compared by itself: {escape(verdict.status)}"

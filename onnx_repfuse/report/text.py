@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from onnx_repfuse.report.advice import advice, brief, by_reason, why_nothing
+from onnx_repfuse.report.channel_ranges import ranges_of_fold, ranges_sentence
 from onnx_repfuse.report.comparison_text import head_lines, layer_lines, statistics_lines
 from onnx_repfuse.report.formatting import (
     CPU,
@@ -102,13 +103,15 @@ def _folds(report: Report, verbose: int, planned: bool) -> Iterator[str]:
     yield f"Folds{' planned' if planned else ''}: {len(folds)} ({listed})"
     if verbose:
         yield from map(_fold, folds)
+        yield from filter(None, [ranges_sentence(folds)])
 
 
 def _fold(fold: Fold) -> str:
     absorbed = " + ".join(f"{node.op} '{clean(node.name)}'" for node in fold.absorbed)
     created = " + ".join(f"{node.op} {clean(node.label)}".strip() for node in fold.created) or "nothing"
     where = f", in {clean(fold.scope)}" if fold.scope else ""
-    return f"  [{fold.kind}] '{clean(fold.output)}'{where}: {absorbed} -> {created}"
+    ranges = ranges_of_fold(fold)
+    return f"  [{fold.kind}] '{clean(fold.output)}'{where}: {absorbed} -> {created}{ranges and f'; {ranges}'}"
 
 
 def _changes(changes: tuple[Change, ...], verbose: int) -> Iterator[str]:

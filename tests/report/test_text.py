@@ -124,3 +124,18 @@ def test_a_comparison_shows_statistics_and_where_two_models_part():
     listed = text(compared(), width=300, verbose=1)
     assert "  1e-05 .. 1e-04           20 ########################################" in listed
     assert "  diverges       't3': relative error" in listed
+
+
+def test_verbose_tells_how_far_channels_differ_in_range():
+    value = outcome()
+    fold = value.report.folds[0]
+    absorbed = [replace(node, range_ratio=4.0 if node.op == "Conv" else None) for node in fold.absorbed]
+    (created,) = fold.created
+    wide = replace(fold, absorbed=tuple(absorbed), created=(replace(created, range_ratio=16.0),))
+    value = replace(value, report=replace(value.report, folds=(wide, *value.report.folds[1:])))
+    shown = text(value, width=1000, verbose=1)
+    assert shown.count("; channel ranges 4 -> 16") == 1  # of the others nothing is known
+    assert "up to 16 times those of the median channel (before: 4)" in shown
+    assert "the median channel gets 4.0 bits fewer" in shown
+    assert "annel ranges" not in text(value, width=1000)
+    assert "annel ranges" not in text(outcome(), width=1000, verbose=1)
