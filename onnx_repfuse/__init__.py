@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnx_repfuse.algebra.affine_conv import AffineConv
     from onnx_repfuse.algebra.geometry import Geometry
-    from onnx_repfuse.api import Result, compare, fuse, plan, verify
+    from onnx_repfuse.api import Result, benchmark, compare, fuse, plan, verify
     from onnx_repfuse.errors import (
         ConversionError,
         Inexact,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from onnx_repfuse.options import Options
     from onnx_repfuse.records.comparison import Comparison
+    from onnx_repfuse.records.outcome import Bench
     from onnx_repfuse.records.reasons import Reason
     from onnx_repfuse.records.report import Change, Fold, Kind, Refusal, Report
     from onnx_repfuse.records.verdict import Verification
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "AffineConv",
+    "Bench",
     "Change",
     "Comparison",
     "ConversionError",
@@ -59,6 +61,7 @@ __all__ = [
     "UsageError",
     "Verification",
     "VerificationError",
+    "benchmark",
     "compare",
     "fuse",
     "plan",
@@ -68,7 +71,7 @@ __all__ = [
 _MODULES = {
     "algebra.affine_conv": ("AffineConv",),
     "algebra.geometry": ("Geometry",),
-    "api": ("Result", "compare", "fuse", "plan", "verify"),
+    "api": ("Result", "benchmark", "compare", "fuse", "plan", "verify"),
     "errors": (
         "ConversionError",
         "Inexact",
@@ -81,6 +84,7 @@ _MODULES = {
     ),
     "options": ("Options",),
     "records.comparison": ("Comparison",),
+    "records.outcome": ("Bench",),
     "records.reasons": ("Reason",),
     "records.report": ("Change", "Fold", "Kind", "Refusal", "Report"),
     "verifier.inputs": ("FeedSpec",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 from typing_extensions import assert_type
 
@@ -20,10 +21,19 @@ def program() -> None:
     assert_type(result.path, Path | None)
     assert_type(onnx_repfuse.plan(result.model), onnx_repfuse.Report)
     assert_type(onnx_repfuse.verify("model.onnx", result.model), onnx_repfuse.Verification)
+    batch = {"input": np.zeros((1, 3, 32, 32), np.float32)}
+    assert_type(onnx_repfuse.verify("model.onnx", result.model, feeds=batch), onnx_repfuse.Verification)
+    assert_type(onnx_repfuse.compare("a.onnx", "b.onnx", feeds=[batch, batch]), onnx_repfuse.Comparison)
+    timing = onnx_repfuse.benchmark("a.onnx", Path("b.onnx"), feeds=batch["input"])
+    assert_type(timing, onnx_repfuse.Bench)
+    assert_type(timing.ratio, tuple[float, float, float])
+    onnx_repfuse.fuse("model.onnx", "model.onnx", in_place=True)
     assert_type(result.report.verification, onnx_repfuse.Verification | None)
     for fold in result.report.folds:
         assert_type(fold, onnx_repfuse.Fold)
     for refusal in result.report.refusals:
         assert_type(refusal.reason, onnx_repfuse.Reason)
     assert_type(main(["--version"]), int)
+    onnx_repfuse.verify("a.onnx", "b.onnx", feeds=3)  # type: ignore[arg-type]
+    onnx_repfuse.fuse(3)  # type: ignore[arg-type]
     onnx_repfuse.fusee  # type: ignore[attr-defined]  # noqa: B018 - a misspelled name is an error

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from onnx_repfuse.cli.arguments import CliArguments
 from onnx_repfuse.errors import OutputError, UsageError
+from onnx_repfuse.modelfile.output_path import check_output, is_same_file
+from onnx_repfuse.modelfile.report_file import is_precious
 
-__all__ = ["STREAM", "beside", "check_reports", "is_precious", "targets"]
+__all__ = ["STREAM", "beside", "check_reports", "targets"]
 
 STREAM = "-"  # standard input or output, as a model
 SUFFIX = ".fused"
@@ -68,12 +70,12 @@ def check_reports(given: CliArguments, pairs: Iterable[tuple[str, str]]) -> None
         document = None
     for option, name in (("--json", document), ("--report", page)):
         if name is not None:
-            if any(_same(name, model) for model in models):
+            if any(is_same_file(name, model) for model in models):
                 raise UsageError(f"{option} would overwrite the model '{name}'")
             if any(_may_be_data_of(name, output) for _, output in pairs):
                 raise UsageError(f"{option} would take the name '{name}', which the model's weights may need")
             _check_report(option, name)
-    if page is not None and document is not None and _same(page, document):
+    if page is not None and document is not None and is_same_file(page, document):
         raise UsageError(f"--json and --report name one file: '{page}'")
 
 
@@ -82,7 +84,7 @@ def _may_be_data_of(name: str, output: str) -> bool:
     from onnx_repfuse.modelfile.save import is_data_name  # slow to import; only who asks for a report waits
 
     path, model = (Path(os.path.normcase(file)) for file in (name, output))
-    return is_data_name(path.name, model) and _same(str(path.parent), str(model.parent))
+    return is_data_name(path.name, model) and is_same_file(str(path.parent), str(model.parent))
 
 
 def _check_report(option: str, name: str) -> None:
@@ -93,15 +95,6 @@ def _check_report(option: str, name: str) -> None:
         raise OutputError(f"cannot write '{name}': its folder does not exist; create it first")
     if is_precious(path):
         raise UsageError(f"{option} would overwrite '{name}', which is no report: remove it first")
-
-
-def is_precious(path: Path) -> bool:
-    """Whether a file is not text, as every report is: the external data of a model, for example."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        begin = file.read(1 << 16)  # a binary file has zero bytes early on
-    return b"\0" in begin
 
 
 def _several(given: CliArguments) -> list[tuple[str, str]]:
@@ -123,34 +116,11 @@ def _several(given: CliArguments) -> list[tuple[str, str]]:
 
 
 def _check_output(output: str, models: Iterable[str]) -> None:
-    if output == STREAM:
-        return
-    if any(_same(output, model) for model in models):
-        raise UsageError(f"the output '{output}' is an input: --in-place overwrites it, if you want that")
-    if Path(output).is_dir():
-        raise UsageError(f"the output '{output}' is a folder: give a file, or --out-dir")
-    if _is_stream(output):
-        raise UsageError(f"the output '{output}' is a stream: a model is written to a file")
-
-
-def _is_stream(output: str) -> bool:
-    """Whether it is a link into /proc, as /dev/stdout is, even where the stream is a file.
-
-    Renaming the finished model onto such a link would replace the link.
-    """
-    folder = os.path.realpath(os.path.dirname(os.path.abspath(output)))
-    return os.path.islink(output) and "/proc/" in f"{folder}/{os.readlink(output)}"
+    if output != STREAM:
+        check_output(output, models, to_overwrite="--in-place", for_folder=", or --out-dir")
 
 
 def _check_folder(output: str) -> None:
     folder = Path(output).absolute().parent
     if not folder.is_dir():
         raise OutputError(f"cannot write '{output}': there is no folder '{folder}'; create it first")
-
-
-def _same(first: str, second: str) -> bool:
-    """Whether two names are one file; of files that do not exist, whether they would be."""
-    try:
-        return os.path.samefile(first, second)
-    except (OSError, ValueError):
-        return os.path.normcase(os.path.realpath(first)) == os.path.normcase(os.path.realpath(second))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +17,7 @@ from onnx_repfuse.cli.progress import progress
 from onnx_repfuse.cli.streams import copy_out, on_files
 from onnx_repfuse.cli.task import Task, check_ops, renamed, run
 from onnx_repfuse.cli.values import words
+from onnx_repfuse.modelfile.report_file import write_report
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.runtime import runtime_of
 from onnx_repfuse.records.outcome import Outcome, worst
@@ -144,7 +144,7 @@ def _save(outcomes: list[Outcome], given: CliArguments, version: str, code: int)
 
 def _write(name: str, text: str, outcomes: list[Outcome], code: int) -> int:
     try:
-        _replace(Path(name), text)
+        write_report(Path(name), text)
     except OSError as error:
         return _unwritten(f"'{name}'", error, outcomes, code)
     return code
@@ -164,31 +164,6 @@ def _unwritten(place: str, error: OSError, outcomes: list[Outcome], code: int) -
     models = f"'{written[0]}' is" if len(written) == 1 else f"{len(written)} models are"
     _error(f"{models} written, but not the report: {why}")
     return code
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a whole file or none. A link stays a link, and a pipe or device (/dev/stdout) is written to."""
-    data = text.encode("utf-8", "backslashreplace")
-    if paths.is_precious(path):  # checked before, but the run took its time
-        raise FileExistsError(0, "it is no report, and was written in the meantime")
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        path.write_bytes(data)
-        return
-    handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}."[:50])
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp's file is for its owner only
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value
 
 
 def _to_stdout(write: Callable[[], object], outcomes: list[Outcome], code: int) -> int:

@@ -97,7 +97,8 @@ def _silent(_stage: str, _done: int, _total: int) -> None:
 def _fuse(task: Task, progress: Progress) -> Outcome:
     from onnx_repfuse import api
 
-    report = api.fuse(task.model, task.output, task.options, progress=progress).report
+    in_place = task.model == task.output
+    report = api.fuse(task.model, task.output, task.options, in_place=in_place, progress=progress).report
     bench: Bench | None = None
     precision: tuple[Precision, ...] = ()
     try:
@@ -194,7 +195,8 @@ def _check_readable(model: Path) -> None:
     from onnx_repfuse.api import document_of
 
     try:
-        document_of(model).close()
+        with document_of(model):
+            pass
     except InputError as error:
         raise InputError(f"'{model}': {error}") from error
 
@@ -207,8 +209,8 @@ def _feeds(task: Task) -> FeedSpec:
 
 
 def _bench(task: Task, progress: Progress) -> Bench:
-    from onnx_repfuse.cli.benchmark import measure, measure_as_zero
     from onnx_repfuse.modelfile.snapshot import safe_to_run
+    from onnx_repfuse.pipeline.benchmark import measure, measure_as_zero
     from onnx_repfuse.pipeline.runtime import runtime_of
 
     progress("timing", 0, 0)

@@ -42,10 +42,9 @@ class FusePass(onnx_ir.passes.FunctionalPass):
         self.report: Report | None = None
 
     def call(self, model: onnx_ir.Model) -> onnx_ir.passes.PassResult:
-        """Fuse; `modified` says whether anything was folded."""
+        """Fuse; `modified` says whether anything was folded or changed."""
         with tempfile.TemporaryDirectory(prefix="repfuse-") as name:
-            place, target = Path(name) / "model.onnx", Path(name) / "fused.onnx"
-            onnx_ir.save(model, place, external_data="model.onnx.data")
-            self.report = fuse(place, target, self.options).report
+            target = Path(name) / "fused.onnx"
+            self.report = fuse(model, target, self.options).report
             fused = onnx_ir.external_data.load_to_model(onnx_ir.load(target))
-        return onnx_ir.passes.PassResult(fused, modified=bool(self.report.folds))
+        return onnx_ir.passes.PassResult(fused, modified=bool(self.report.folds or self.report.changes))

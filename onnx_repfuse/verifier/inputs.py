@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from onnx_repfuse.errors import InputError
+from onnx_repfuse.errors import InputError, UsageError
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, is_float
 from onnx_repfuse.verifier.input_hints import InputHints
 from onnx_repfuse.verifier.input_sizes import (
@@ -66,12 +66,22 @@ class FeedSpec:
             synthetic values.
         seeds: seeds of the random inputs; the first also measures the noise.
         fixed: input name -> dims, numbers where another model that is to take the same inputs fixes a size.
+
+    Raises:
+        UsageError: a value cannot have been meant.
     """
 
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     data: tuple[Mapping[str, Any], ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     fixed: Mapping[str, Sequence[Dim]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for slips."""
+        if not isinstance(self.shapes, Mapping):
+            raise UsageError("FeedSpec.shapes is a dict, input name -> shape")
+        if isinstance(self.data, Mapping) or not all(isinstance(run, Mapping) for run in self.data):
+            raise UsageError("FeedSpec.data has a dict for each run, ({'input': array},) for one")
 
 
 class FeedKey(NamedTuple):

@@ -1,4 +1,8 @@
-"""`--input-shape` and `--input-data` as a FeedSpec: real inputs from .npy, .npz, TensorProto .pb and ONNX test data."""
+"""What the user says of the inputs, as a FeedSpec.
+
+On the command line `--input-shape` and `--input-data`: real inputs from .npy, .npz, TensorProto .pb, ONNX test data.
+In the library, arrays.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,21 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
-from onnx_repfuse.errors import InputError
+from onnx_repfuse.errors import InputError, UsageError
 from onnx_repfuse.verifier.inputs import FeedSpec
 from onnx_repfuse.verifier.session import Model, input_names, load, one_line
 
-__all__ = ["feed_spec", "read_inputs"]
+__all__ = ["Feeds", "feed_spec", "given_feeds", "read_inputs"]
+
+_Run: TypeAlias = Mapping[str, npt.ArrayLike]
+# The names in quotes: `|` of these types does not exist at run time.
+Feeds: TypeAlias = "FeedSpec | _Run | Sequence[_Run] | np.ndarray[Any, Any]"
 
 _SINGLE_INPUT = (".npy", ".pb")  # files that hold one tensor and no input's name
 
@@ -51,6 +60,72 @@ def feed_spec(
                 combined.append(run)
             run.update(values)
     return FeedSpec(shapes=dict(shapes), data=(*combined, *complete))
+
+
+def given_feeds(model: Model, feeds: Feeds | None) -> FeedSpec | None:
+    """What a caller of the library feeds a model.
+
+    Args:
+        model: whose inputs.
+        feeds: a dict of arrays by input name for one run, a list of such dicts for several, an array for the only
+            input, or a FeedSpec. None means random data. A list of arrays in a dict is a sequence of tensors.
+
+    Raises:
+        UsageError: it is none of these, or names an input that the model does not have.
+        InputError: the model cannot be read.
+    """
+    if feeds is None or isinstance(feeds, FeedSpec):
+        return feeds
+    inputs = input_names(load(model, weights=False).graph)
+    if hasattr(feeds, "shape"):  # an array, of whatever library
+        if len(inputs) != 1:
+            raise UsageError(
+                f"an array alone is for a model of one input, and this one has {', '.join(inputs) or 'none'}: "
+                "feeds takes a dict of arrays by input name"
+            )
+        return FeedSpec(data=({inputs[0]: np.asarray(feeds)},))
+    runs = [feeds] if isinstance(feeds, Mapping) else feeds
+    if isinstance(runs, str) or not isinstance(runs, Sequence) or not runs:
+        raise UsageError(f"{_WANTED}, not {'an empty list' if runs == [] else type(feeds).__name__}")
+    return FeedSpec(data=tuple(_given_run(run, inputs) for run in runs))
+
+
+_WANTED = (
+    "feeds takes a dict of arrays by input name, a list of such dicts (one for each run), an array for the only input, "
+    "or a FeedSpec"
+)
+
+
+def _given_run(run: object, inputs: Sequence[str]) -> dict[str, Any]:
+    """One run of `given_feeds`, as arrays. Raises UsageError."""
+    if not isinstance(run, Mapping):
+        raise UsageError(f"{_WANTED}, not a list of {type(run).__name__}")
+    for name in run:
+        if name not in inputs:
+            raise UsageError(
+                f"feeds has an array for '{name}', but the model has no such input{_meant(str(name), inputs)}"
+            )
+    return {name: _given_value(name, value) for name, value in run.items()}
+
+
+def _given_value(name: str, value: Any) -> Any:
+    if isinstance(value, list) and value and all(hasattr(part, "shape") for part in value):
+        return [np.asarray(part) for part in value]
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:  # lists of unequal lengths
+        raise UsageError(f"what feeds has for '{name}' is no array: {one_line(error)}") from error
+    if array.dtype == object and not all(isinstance(element, str) for element in array.flat):
+        raise UsageError(
+            f"what feeds has for '{name}' is no array of numbers or strings, but {type(value).__name__}"
+        )
+    return array
+
+
+def _meant(name: str, inputs: Sequence[str]) -> str:
+    """The end of a sentence on an input that is not there: the nearest name, or all there are."""
+    near = difflib.get_close_matches(name, inputs, 1)
+    return f"; did you mean '{near[0]}'?" if near else f", only {', '.join(inputs) or 'none'}"
 
 
 def read_inputs(path: Path, inputs: Sequence[str], name: str | None = None) -> list[dict[str, Any]]:
@@ -104,9 +179,9 @@ def _read_npz(path: Path, inputs: Sequence[str], name: str | None) -> dict[str, 
         }
     for key in arrays:
         if key not in inputs:
-            near = difflib.get_close_matches(key, inputs, 1)
-            hint = f"; did you mean '{near[0]}'?" if near else f", only {', '.join(inputs)}"
-            raise InputError(f"'{path}' has an array '{key}', but the model has no such input{hint}")
+            raise InputError(
+                f"'{path}' has an array '{key}', but the model has no such input{_meant(key, inputs)}"
+            )
     return arrays
 
 

@@ -556,7 +556,7 @@ def test_the_word_of_a_bench_is_honest(ratio, word):
 
 
 def test_bench(model, capsys, monkeypatch):
-    from onnx_repfuse.cli import benchmark
+    from onnx_repfuse.pipeline import benchmark
 
     monkeypatch.setattr(benchmark, "_MAX_ROUNDS", 8)
     assert main(["net.onnx", "--bench", "--threads", "2", "--provider", "cpu", "--json", "r.json"]) == 0

@@ -246,7 +246,7 @@ def test_a_link_to_the_input_is_replaced_by_a_copy_with_its_data(tmp_path, out):
 def test_data_of_a_backup_of_the_output_stays(tmp_path):
     path = written(tmp_path, 1.0, "m.onnx.data")
     (tmp_path / "m.onnx.bak").write_bytes(path.read_bytes())
-    fuse(path, path, Options(external=False))
+    fuse(path, path, in_place=True, options=Options(external=False))
     assert names(tmp_path) == ["m.onnx", "m.onnx.bak", "m.onnx.data"]
     assert weight(path) == weight(tmp_path / "m.onnx.bak") == 1.0
 
@@ -447,10 +447,10 @@ def test_of_two_runs_in_place_the_second_to_finish_is_refused(tmp_path):
     def progress(now, done, total):
         if now == "probing":
             with contextlib.suppress(InputError):
-                fuse(path, path)
+                fuse(path, path, in_place=True)
 
     with pytest.raises(InputError, match="changed while it was read"):
-        fuse(path, path, progress=progress)
+        fuse(path, path, in_place=True, progress=progress)
     assert weight(path) == 2.0
     assert names(tmp_path) == ["m.onnx"]
 
@@ -509,7 +509,7 @@ def test_data_that_a_model_we_cannot_read_may_use_stays(tmp_path, name):
         next(entry for entry in absent.external_data if entry.key == "location").value = "not_here.data"
     is_text = name.endswith("txt")
     (tmp_path / name).write_bytes(str(other).encode() if is_text else other.SerializeToString())
-    fuse(path, path)
+    fuse(path, path, in_place=True)
     assert (tmp_path / "m.onnx.data").exists()
 
 

@@ -280,7 +280,7 @@ def test_the_data_file_of_an_output_that_became_inline_goes(path, tmp_path):
 
 def test_in_place_keeps_permissions(path):
     path.chmod(0o640)
-    fuse(path, path)
+    fuse(path, path, in_place=True)
     assert path.stat().st_mode & 0o777 == 0o640
     assert files(path.parent) == ["m.onnx"]
 

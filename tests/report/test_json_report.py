@@ -11,8 +11,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from onnx_repfuse.cli import benchmark
 from onnx_repfuse.cli.main import main
+from onnx_repfuse.pipeline import benchmark
 from onnx_repfuse.records.outcome import Outcome
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind

@@ -1,25 +1,20 @@
-"""The library: `fuse`, `plan`, `verify`, `compare`.
-
-Each takes a file, an `onnx.ModelProto`, or an `onnx_graphsurgeon.Graph`, and never changes it.
-"""
+"""`fuse`, `plan`, `verify`, `compare`, `benchmark`."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import onnx
-import onnx_graphsurgeon as gs
 
-from onnx_repfuse.errors import InputError
-from onnx_repfuse.modelfile.document import Document
-from onnx_repfuse.modelfile.snapshot import safe_to_run
+from onnx_repfuse.api.given_models import Model, document_of, name_of, runnable
+from onnx_repfuse.errors import UsageError
+from onnx_repfuse.modelfile.output_path import check_output
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.input_shapes import reshaped
 from onnx_repfuse.pipeline.level import at_level
@@ -28,15 +23,14 @@ from onnx_repfuse.pipeline.plan_model import make_plan
 from onnx_repfuse.pipeline.run import run
 from onnx_repfuse.pipeline.runtime import runtime_of
 from onnx_repfuse.records.comparison import Comparison
+from onnx_repfuse.records.outcome import Bench
 from onnx_repfuse.records.report import Report
 from onnx_repfuse.records.verdict import Verification
 
 if TYPE_CHECKING:
-    from onnx_repfuse.verifier.inputs import FeedSpec
+    from onnx_repfuse.verifier.user_inputs import Feeds
 
-__all__ = ["Result", "compare", "document_of", "fuse", "plan", "verify"]
-
-Model: TypeAlias = "onnx.ModelProto | gs.Graph | str | os.PathLike[str]"
+__all__ = ["Result", "benchmark", "compare", "document_of", "fuse", "plan", "verify"]
 
 
 @dataclass(frozen=True)
@@ -64,18 +58,21 @@ def fuse(
     output: str | os.PathLike[str] | None = None,
     options: Options | None = None,
     *,
+    in_place: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Result:
     """Fold the linear branches of a model, prove the result equal to the original, and return it.
 
     Args:
         model: a file, or a model in memory; never changed.
-        output: the file to write; None writes none. An older file is replaced, even if it is the input.
+        output: the file to write; None writes none. An older file is replaced, unless it is the input.
         options: see `Options`.
+        in_place: the output may be the input, which is replaced then.
         progress: called with (stage, done, total).
 
     Raises:
         InputError: the model cannot be read or does not run.
+        UsageError: the output is the input, or no file.
         OutputError: the result cannot be written.
         VerificationError: the result was not proved equal (or not observed, under `Options.strict`), and nothing was
             written; `report` has the figures.
@@ -92,8 +89,11 @@ def fuse(
     """
     chosen = options or Options()
     target = None if output is None else Path(output)
+    if target is not None:
+        inputs = [] if in_place or not name_of(model) else [name_of(model)]
+        check_output(str(target), inputs, to_overwrite="in_place=True")
     with document_of(model) as document:
-        name = _name(model)
+        name = name_of(model)
         if target is not None:
             report = run(document, target, chosen, name=name, progress=progress)
             return Result(report, target, lambda: onnx.load(target))
@@ -129,7 +129,7 @@ def plan(model: Model, options: Options | None = None) -> Report:
         return at_level(
             reshaped(document, chosen.overwrite_input_shapes) if chosen.overwrite_input_shapes else document,
             chosen,
-            lambda given, final: make_report(make_plan(given, final), name=_name(model)),
+            lambda given, final: make_report(make_plan(given, final), name=name_of(model)),
             tempfile.TemporaryDirectory,
         )
 
@@ -138,7 +138,7 @@ def verify(
     original: Model,
     fused: Model,
     *,
-    feeds: FeedSpec | None = None,
+    feeds: Feeds | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     custom_ops: Sequence[str | os.PathLike[str]] = (),
@@ -152,7 +152,8 @@ def verify(
 
     Args:
         original, fused: files, or models in memory. Their inputs and outputs have the same names.
-        feeds: shapes or data of the inputs; random data without it.
+        feeds: real inputs, a dict of arrays by input name for each run, or a `FeedSpec`; random data without it. The
+            array alone will do for the only input.
         rtol, atol: the tolerance, `|difference| <= atol + rtol * |y|`, instead of the one measured from noise.
         custom_ops: shared libraries with custom operators, registered with ONNX Runtime.
         provider: its execution provider to run both on; None is its CPU provider.
@@ -163,7 +164,7 @@ def verify(
 
     Raises:
         InputError: a model cannot be read, or the original does not run.
-        UsageError: the installed ONNX Runtime does not have the provider.
+        UsageError: the installed ONNX Runtime does not have the provider, or `feeds` is nothing to feed.
 
     >>> model = onnx.parser.parse_model('''
     ...     <ir_version: 8, opset_import: ["" : 17]>
@@ -173,17 +174,19 @@ def verify(
     True
     """
     from onnx_repfuse.verifier.outputs.compare import verify_outputs
+    from onnx_repfuse.verifier.user_inputs import given_feeds
 
     runtime = runtime_of(Options(custom_ops=tuple(map(Path, custom_ops)), provider=provider, threads=threads))
-    with _runnable(original, fused) as (first, second):
-        return verify_outputs(first, second, spec=feeds, rtol=rtol, atol=atol, runtime=runtime)
+    with runnable(original, fused) as (first, second):
+        spec = given_feeds(first, feeds)
+        return verify_outputs(first, second, spec=spec, rtol=rtol, atol=atol, runtime=runtime)
 
 
 def compare(
     first: Model,
     second: Model,
     *,
-    feeds: FeedSpec | None = None,
+    feeds: Feeds | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     custom_ops: Sequence[str | os.PathLike[str]] = (),
@@ -198,7 +201,7 @@ def compare(
 
     Args:
         first, second: files, or models in memory.
-        feeds: shapes or data of the first model's inputs; random data without it.
+        feeds: as of `verify`, by the names of the first model's inputs.
         rtol, atol: the tolerance, `|difference| <= atol + rtol * |y|`, instead of the one measured from noise.
         custom_ops, provider, threads: as of `verify`.
         by_order: match inputs and outputs by their order, not by name.
@@ -210,7 +213,7 @@ def compare(
 
     Raises:
         InputError: a model cannot be read, or the first does not run.
-        UsageError: the installed ONNX Runtime does not have the provider.
+        UsageError: the installed ONNX Runtime does not have the provider, or `feeds` is nothing to feed.
 
     >>> text = '''
     ...     <ir_version: 8, opset_import: ["" : 17]>
@@ -222,45 +225,53 @@ def compare(
     (False, 'm', 'Mul')
     """
     from onnx_repfuse.verifier.comparing.two_models import compare_models
+    from onnx_repfuse.verifier.user_inputs import given_feeds
 
     runtime = runtime_of(Options(custom_ops=tuple(map(Path, custom_ops)), provider=provider, threads=threads))
-    with _runnable(first, second) as (one, other):
+    with runnable(first, second) as (one, other):
+        spec = given_feeds(one, feeds)
         return compare_models(
-            one, other, spec=feeds, rtol=rtol, atol=atol, runtime=runtime, by_order=by_order, layers=layers
+            one, other, spec=spec, rtol=rtol, atol=atol, runtime=runtime, by_order=by_order, layers=layers
         )
 
 
-@contextmanager
-def _runnable(*models: Model) -> Iterator[tuple[onnx.ModelProto | Path, ...]]:
-    """Models as sessions take them: those with external data as copies that no other program can shorten.
+def benchmark(
+    original: Model,
+    fused: Model,
+    *,
+    feeds: Feeds | None = None,
+    custom_ops: Sequence[str | os.PathLike[str]] = (),
+    provider: str | None = None,
+    threads: int = 1,
+    seconds: float = 5.0,
+) -> Bench:
+    """Time two models that take the same inputs, interleaved in this process, with ONNX Runtime's optimizations on.
 
-    Raises InputError for a file that cannot be read: it is not a different model.
+    Args:
+        original, fused: files, or models in memory. Inputs are matched by name, or by order if the names differ.
+        feeds: as of `verify`; the first run is timed.
+        custom_ops, provider, threads: as of `verify`.
+        seconds: how long to measure; at least seven rounds are timed, however slow the models are.
+
+    Returns:
+        Milliseconds of both, their ratio, and in `.word` whether the second is "faster", "equal" or "slower".
+
+    Raises:
+        InputError: a model cannot be read, or does not run.
+        UsageError: as of `verify`; or `seconds` is negative.
+
+    >>> model = onnx.parser.parse_model('''
+    ...     <ir_version: 8, opset_import: ["" : 17]>
+    ...     block (float[1,1,8,8] x) => (float[1,1,8,8] y) { y = Relu(x) }''')
+    >>> timing = benchmark(model, model, seconds=0)
+    >>> timing.rounds, timing.shapes
+    (7, {'x': (1, 1, 8, 8)})
     """
-    given = [_plain(model) for model in models]
-    with safe_to_run(*(model for model in given if isinstance(model, Path))) as files:
-        paths = iter(files)
-        yield tuple(next(paths) if isinstance(model, Path) else model for model in given)
+    from onnx_repfuse.pipeline.benchmark import measure
+    from onnx_repfuse.verifier.user_inputs import given_feeds
 
-
-def _plain(model: Model) -> onnx.ModelProto | Path:
-    """A path as it is, a graph as a ModelProto. Raises InputError for anything else."""
-    if isinstance(model, str | os.PathLike):
-        return Path(model)
-    if isinstance(model, onnx.ModelProto):
-        return model
-    if isinstance(model, gs.Graph):
-        exported: onnx.ModelProto = gs.export_onnx(model.copy())
-        return exported
-    raise InputError(
-        f"a model is a path, an onnx.ModelProto or a graphsurgeon Graph, not {type(model).__name__}"
-    )
-
-
-def _name(model: Model) -> str:
-    return str(model) if isinstance(model, str | os.PathLike) else ""
-
-
-def document_of(model: Model) -> Document:
-    """The model opened for planning, to be closed by a `with` statement. Raises InputError."""
-    plain = _plain(model)
-    return Document.open(plain) if isinstance(plain, Path) else Document.from_model(plain)
+    if not seconds >= 0:
+        raise UsageError(f"seconds must be a number >= 0, not {seconds}")
+    runtime = runtime_of(Options(custom_ops=tuple(map(Path, custom_ops)), provider=provider, threads=threads))
+    with runnable(original, fused) as (first, second):
+        return measure(first, second, given_feeds(first, feeds), runtime=runtime, seconds=seconds)
