@@ -15,6 +15,7 @@ from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import INPUTS_ARE_OPTIONAL
 from onnx_repfuse.modelfile.opset import opset_of
+from onnx_repfuse.pipeline.graph_maps import graph_maps
 from onnx_repfuse.pipeline.plan_model import ModelPlan, initialized_inputs
 from onnx_repfuse.pipeline.range_ratios import RangeRatios
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
@@ -71,6 +72,7 @@ def make_report(
         changes=(*changes, *_frozen(plan), *_flushed(plan)),
         vanished=tuple(_vanished(plan)),
         overridable=_overridable(plan),
+        maps=graph_maps(plan),
     )
 
 

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from onnx_repfuse.errors import UsageError
+from onnx_repfuse.records.graph_map import GraphMaps
 from onnx_repfuse.records.reasons import Reason
 
 if TYPE_CHECKING:
@@ -250,6 +251,7 @@ class Report:
         seconds: stage -> wall time in seconds.
         bench: (median ratio original/fused, low, high) of --bench.
         notes: other sentences for the user.
+        maps: all nodes before and after, for a picture of the whole; None where nobody made them.
 
     >>> small = Counts({"Conv": 1}, parameters=9, bytes=200, macs=None)
     >>> Report("a.onnx", "b.onnx", small, small, (), (), None).after.ops["Conv"]
@@ -270,3 +272,4 @@ class Report:
     vanished: tuple[Vanished, ...] = ()
     overridable: tuple[str, ...] = ()
     simplified: tuple[Simplified, ...] = ()
+    maps: GraphMaps | None = field(default=None, repr=False)

@@ -1,0 +1,86 @@
+"""The maps of the model before and after: every node, and the fold that absorbed or created it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from onnx_repfuse.graph.scope import OPAQUE, node_name
+from onnx_repfuse.pipeline.plan_model import ModelPlan
+from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.records.graph_map import GraphMap, GraphMaps, MapNode
+
+__all__ = ["graph_maps"]
+
+_Node = tuple[str, str, Sequence[str], Sequence[str], int]  # name, op, inputs, outputs, key of its fold
+
+
+def graph_maps(plan: ModelPlan) -> GraphMaps:
+    """The maps of a planned model, of all its scopes.
+
+    Where the model was converted or simplified first, the map before is of what that gave: folds absorbed its nodes.
+    """
+    numbers = _numbers(plan)
+    before: list[MapNode] = []
+    after: list[MapNode] = []
+    for planned in plan.scopes:
+        absorbed, created = _owners(planned)
+        label = planned.scope.label
+        before += _placed(_original(planned), label, len(before), absorbed, numbers)
+        after += _placed(_now(planned), label, len(after), created, numbers)
+    return GraphMaps(tuple(before), tuple(after))
+
+
+def _numbers(plan: ModelPlan) -> dict[int, int]:
+    """id() of a fold -> its place among those of the report."""
+    folds = (fold for _, fold in plan.folds if not fold.is_change)
+    return {id(fold): number for number, fold in enumerate(folds)}
+
+
+def _owners(planned: ScopePlan) -> tuple[dict[int, PlannedFold | None], dict[int, PlannedFold | None]]:
+    """Place of an original node -> what absorbed it; id() of a node -> what created it.
+
+    None for a node that came without a fold; a node that is as it was has no entry.
+    """
+    scope = planned.scope
+    absorbed: dict[int, PlannedFold | None] = {}
+    created: dict[int, PlannedFold | None] = {
+        id(node): None for node in scope.nodes if id(node) not in scope.original
+    }
+    for fold in planned.folds:
+        absorbed.update((scope.anchor[id(node)], fold) for node in fold.absorbed)
+        created.update((id(node), fold) for node in fold.created)
+    return absorbed, created
+
+
+def _original(planned: ScopePlan) -> Iterator[_Node]:
+    """The nodes as they are in the file."""
+    for place, node in enumerate(planned.scope.proto.node):
+        name = node.name or next(filter(None, node.output), node.op_type)
+        yield name, node.op_type, node.input, node.output, place
+
+
+def _now(planned: ScopePlan) -> Iterator[_Node]:
+    """The nodes of the result."""
+    for node in planned.scope.nodes:
+        inputs, outputs = [t.name for t in node.inputs], [t.name for t in node.outputs]
+        yield node_name(node), node.op.removeprefix(OPAQUE), inputs, outputs, id(node)
+
+
+def _placed(
+    nodes: Iterable[_Node],
+    label: str,
+    start: int,
+    owners: dict[int, PlannedFold | None],
+    numbers: dict[int, int],
+) -> GraphMap:
+    """The nodes of one scope, the first of which has the place `start` in the map."""
+    nodes = list(nodes)
+    producer = {
+        name: place for place, (_, _, _, outputs, _) in enumerate(nodes, start) for name in outputs if name
+    }
+    placed = []
+    for name, op, inputs, _, key in nodes:
+        above = tuple(producer[each] for each in dict.fromkeys(inputs) if each in producer)
+        fold = numbers.get(id(owners.get(key)))
+        placed.append(MapNode(name, op, label, above, fold, key in owners and fold is None))
+    return tuple(placed)

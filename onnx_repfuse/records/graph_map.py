@@ -1,0 +1,39 @@
+"""All nodes of a model before and after folding, as a map of it needs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["GraphMap", "GraphMaps", "MapNode"]
+
+
+@dataclass(frozen=True)
+class MapNode:
+    """A node on the map.
+
+    Attributes:
+        name: the node's name, or its first output's when it has none.
+        op: the op type.
+        scope: as of `Fold`.
+        above: places in the map of the nodes that compute what it reads, of its own scope.
+        fold: the place in `Report.folds` of the fold that absorbed it, or created it; None if there is none.
+        is_changed: whether another change of the model removed it, or made it.
+    """
+
+    name: str
+    op: str
+    scope: str
+    above: tuple[int, ...]
+    fold: int | None = None
+    is_changed: bool = False
+
+
+GraphMap = tuple[MapNode, ...]
+
+
+@dataclass(frozen=True)
+class GraphMaps:
+    """A model twice: as it was when folds were planned, and as it is with all of them."""
+
+    before: GraphMap
+    after: GraphMap

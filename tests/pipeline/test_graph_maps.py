@@ -1,0 +1,38 @@
+"""The maps have every node of the model and of the result, and say which fold each belongs to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from onnx_repfuse.api import plan
+
+MODELS = Path(__file__).parents[2] / "models"
+
+
+@pytest.mark.parametrize("name", ["acnet.train", "fastvit.train", "efficientvit.train", "mobileone.deploy"])
+def test_they_have_every_node_and_every_fold(name):
+    report = plan(MODELS / f"{name}.onnx")
+    assert report.maps is not None
+    for nodes, counts in ((report.maps.before, report.before), (report.maps.after, report.after)):
+        assert Counter(node.op for node in nodes) == counts.ops
+        assert all(0 <= other < len(nodes) for node in nodes for other in node.above)
+    absorbed = {node.name for node in report.maps.before if node.fold is not None}
+    assert absorbed == {node.name for fold in report.folds for node in fold.absorbed}
+    for node in report.maps.before:
+        if node.fold is not None:
+            assert node.name in {other.name for other in report.folds[node.fold].absorbed}
+    created = {node.name for fold in report.folds for node in fold.created}
+    assert {node.name for node in report.maps.after if node.fold is not None} <= created
+
+
+def test_what_no_fold_removed_is_changed():
+    report = plan(MODELS / "efficientvit.train.onnx")
+    assert report.maps is not None
+    removed = {node.name for node in report.maps.before if node.is_changed}
+    assert removed >= {name for change in report.changes for name in change.nodes}
+    # What is not listed computed constants that went into others.
+    assert not removed & {node.name for node in report.maps.after}
+    assert not any(node.is_changed for node in report.maps.after)
