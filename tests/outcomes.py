@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from onnx_repfuse.records.comparison import (
@@ -16,6 +17,8 @@ from onnx_repfuse.records.comparison import (
     Producer,
     TensorInfo,
 )
+from onnx_repfuse.records.environment import Environment, FileDigest
+from onnx_repfuse.records.graph_map import GraphMaps, MapNode
 from onnx_repfuse.records.outcome import Bench, Gate, Outcome
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import (
@@ -64,6 +67,33 @@ def fold(number: int = 0, branches: int = 3, name: str = "out") -> Fold:
         "",
         300,
         100,
+    )
+
+
+def maps(folds: Sequence[Fold], evil: str = "") -> GraphMaps:
+    """A chain of the blocks of all folds and, of the result, of what they became, each followed by a Relu."""
+    before: list[MapNode] = []
+    after: list[MapNode] = []
+    for number, one in enumerate(folds):
+        for nodes, found in ((one.absorbed, before), (one.created, after)):
+            above = (len(found) - 1,) if found else ()
+            made: dict[str, int] = {}
+            for node in nodes:
+                inside = tuple(made[name] for name in node.inputs if name in made)
+                made.update(dict.fromkeys(node.outputs, len(found)))
+                found.append(MapNode(node.name, node.op, "", inside or above, number))
+            found.append(MapNode(f"relu{number}{evil}", "Relu", "", (len(found) - 1,)))
+    removed = MapNode(f"same{evil}", "Identity", f"If '{evil}' then_branch", (), None, is_changed=True)
+    refused = MapNode("bn1", "BatchNormalization", "", ())
+    return GraphMaps((*before, removed, refused), (*after, refused))
+
+
+def environment() -> Environment:
+    """A machine of nobody's, and files that nobody has."""
+    files = (FileDigest("input", 5_000_000, "0f" * 32), FileDigest("output", 4_000_000, "1e" * 32))
+    versions = {"python": "3.12.1", "onnxruntime": "1.20.0"}
+    return Environment(
+        "2026-01-02T03:04:05+00:00", "Linux x86_64", "A processor", 4, versions, {"opset": "17"}, files
     )
 
 
@@ -141,11 +171,12 @@ def outcome(folds: int = 3, evil: str = "", status: Status = Status.PASSED, erro
         shapes=({"x": (1, 3, 32, 32)},),
         runs=(5, 3),
     )
+    made = tuple(fold(i, name=f"out{evil}") for i in range(folds))
     report = Report(
         f"net{evil}.onnx", "net.fused.onnx",
         Counts({"Conv": 9, "BatchNormalization": 9, "Sum": 3, f"Op{evil}": 1}, 1_234_567, 5_000_000, 2_000_000),
         Counts({"Conv": 3, f"Op{evil}": 1}, 1_000_000, 4_000_000, 1_000_000),
-        tuple(fold(i, name=f"out{evil}") for i in range(folds)), refusals, verification,
+        made, refusals, verification,
         {"plan": 0.01, "verify": 1.5}, notes=(f"a note {evil}",),
         changes=(
             Change(Kind.NO_OP, (f"same{evil}",), f"Identity 'same{evil}' gives out what it reads"),
@@ -153,6 +184,7 @@ def outcome(folds: int = 3, evil: str = "", status: Status = Status.PASSED, erro
                    flushed=Flushed(f"w{evil}", 3, 9, 2e-39, 5e-39, is_times_input=True)),
         ),
         vanished=(Vanished("", (f"same{evil}",)),),
+        maps=maps(made, evil),
         simplified=(
             Simplified("onnxsim", "1.0", False, None, f"it failed: no '{evil}'"),
             Simplified("onnxslim", "2.0", True, Counts({"Conv": 9, "Sum": 3}, 1_200_000, 4_900_000, 2_000_000)),
@@ -178,6 +210,7 @@ def outcome(folds: int = 3, evil: str = "", status: Status = Status.PASSED, erro
         bench=bench,
         gates=(Gate("BatchNormalization", 0),),
         precision=(Precision("y", 2e-7, 1e-7, 1e-6, 5e-7),),
+        environment=environment(),
     )
 
 

@@ -55,6 +55,7 @@ def execute(given: CliArguments, version: str) -> int:
             by_order=given.by_order,
             layers=given.layers,
             fail_on_folds=given.fail_on_folds,
+            tells_environment=given.report_file is not None or given.json_file is not None,
         )
         for model, output in pairs
     ]

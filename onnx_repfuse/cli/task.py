@@ -45,6 +45,7 @@ class Task:
         by_order: of a comparison, whether inputs and outputs are paired by their order.
         layers: of a comparison, whether the tensors inside are compared, too.
         fail_on_folds: whether a plan is proved, and fails if it has anything left to do.
+        tells_environment: whether the outcome has the environment, with digests of the files.
     """
 
     command: str
@@ -56,10 +57,27 @@ class Task:
     by_order: bool = False
     layers: bool = False
     fail_on_folds: bool = False
+    tells_environment: bool = False
 
 
 def run(task: Task, progress: Progress | None = None) -> Outcome:
     """Carry a task out. Never raises but for KeyboardInterrupt."""
+    if not task.tells_environment:
+        return _run(task, progress)
+    from onnx_repfuse.pipeline.environment import digest, environment
+
+    is_comparison = task.command == "compare"
+    roles = {"first": task.model, "second": task.output} if is_comparison else {"input": task.model}
+    # before the run, which may overwrite its input
+    files = [digest(role, Path(name)) for role, name in roles.items()]
+    outcome = _run(task, progress)
+    if outcome.output and not is_comparison:
+        files.append(digest("output", Path(outcome.output)))
+    found = environment(task.options, tuple(file for file in files if file is not None))
+    return replace(outcome, environment=found)
+
+
+def _run(task: Task, progress: Progress | None) -> Outcome:
     failed = Outcome(task.command, task.model, task.output if task.command == "compare" else "", exit_code=1)
     try:
         return _COMMANDS[task.command](task, progress or _silent)

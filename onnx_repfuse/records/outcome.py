@@ -9,6 +9,7 @@ from onnx_repfuse.records.report import Report
 
 if TYPE_CHECKING:
     from onnx_repfuse.records.comparison import Comparison
+    from onnx_repfuse.records.environment import Environment
     from onnx_repfuse.records.verdict import Precision, Verification
 
 __all__ = ["Bench", "Gate", "Outcome", "worst"]
@@ -84,6 +85,7 @@ class Outcome:
         gates: one for each operator of --fail-on-remaining.
         precision: the distances of both models from float64, if asked for.
         trace: the traceback of an internal error.
+        environment: where and how it ran, if a report file was asked for.
     """
 
     command: str
@@ -98,6 +100,7 @@ class Outcome:
     gates: tuple[Gate, ...] = ()
     precision: tuple[Precision, ...] = ()
     trace: str = ""
+    environment: Environment | None = None
 
     @property
     def verification(self) -> Verification | None:

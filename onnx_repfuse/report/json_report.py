@@ -95,6 +95,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
             "precision": outcome.precision,
             "gates": outcome.gates,
             "left": outcome.left,
+            "environment": outcome.environment,
             "seconds": report.seconds if report else {},
             "notes": report.notes if report else (),
         }

@@ -1,0 +1,106 @@
+"""The environment of a run, for reports."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import fields
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from onnx_repfuse.options import Options
+from onnx_repfuse.records.environment import Environment, FileDigest
+
+__all__ = ["digest", "environment"]
+
+_PACKAGES = (
+    *("onnx-repfuse", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
+    *("onnx-graphsurgeon", "numpy", "onnxsim", "onnxslim"),
+)
+_BLOCK = 1 << 20  # bytes, that are read at once
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def environment(options: Options, files: tuple[FileDigest, ...] = ()) -> Environment:
+    """The environment of this process, now.
+
+    >>> found = environment(Options(opset=17, keep=("/head/*",)))
+    >>> found.options, sorted(found.versions)[-1]
+    ({'keep': '/head/*', 'opset': '17'}, 'python')
+    """
+    return Environment(
+        datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        f"{platform.system()} {platform.machine()}",
+        _processor(),
+        _cores(),
+        {"python": platform.python_version(), **_versions()},
+        dict(_chosen(options)),
+        files,
+    )
+
+
+def digest(role: str, path: Path) -> FileDigest | None:
+    """Size and SHA-256 of a file; None if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            found, size = hashlib.sha256(), 0
+            while block := file.read(_BLOCK):
+                found.update(block)
+                size += len(block)
+            return FileDigest(role, size, found.hexdigest())
+    except OSError:
+        return None
+
+
+def _versions() -> dict[str, str]:
+    """Package -> version, of those that are installed; one may be run from its sources."""
+    found = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _processor() -> str:
+    """Its name. `platform.processor` gives the machine type, or nothing, on Linux."""
+    try:
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _cores() -> int:
+    # where a container or taskset gives a process fewer cores than there are
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _chosen(options: Options) -> Iterator[tuple[str, str]]:
+    """Options that differ from their defaults, as text."""
+    default = Options()
+    for entry in fields(options):
+        value = getattr(options, entry.name)
+        if value != getattr(default, entry.name):
+            yield entry.name, _text(value)
+
+
+def _text(value: object) -> str:
+    """A value in words: lists with commas, sets in order, shapes as on the command line.
+
+    >>> _text(frozenset({"b", "a"})), _text({"x": (1, 3)}), _text(((None, Path("x.npz")),)), _text(True)
+    ('a, b', 'x:1,3', 'x.npz', 'yes')
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in value.items())
+    if isinstance(value, frozenset):
+        return ", ".join(sorted(map(str, value)))
+    if isinstance(value, tuple):
+        return ", ".join(_text(item) for item in value if item is not None)
+    return str(value)
