@@ -181,8 +181,9 @@ class CliArguments:
     )
     report_file: str | None = _option(
         "--report report_file", None, "Write the report as one HTML page.",
-        more="It needs no other file, and shows operators before and after, latency, error against noise, a "
-        "picture of every fold, and the refusals.",
+        more="It needs no other file, and shows the verdict, a map of the whole graph before and after, sizes, "
+        "latency, the folds with pictures of their blocks, the refusals by reason, error against noise, and the "
+        "environment.",
         complete="file", table="output", metavar="FILE.html", useless=("explain", "list_nodes",),
     )
     bench: bool = _option(

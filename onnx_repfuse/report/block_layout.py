@@ -6,13 +6,14 @@ a few sweeps that order each layer by the mean place of its neighbours, then coo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from onnx_repfuse.records.report import NodeRef
 from onnx_repfuse.report.formatting import clean
 
-__all__ = ["MAX_NODES", "Box", "Picture", "draw", "produced"]
+__all__ = ["MAX_NODES", "Box", "Picture", "Pictures", "draw", "produced"]
 
 MAX_NODES = 80  # more do not fit on a page
 _LETTER, _NODE_HEIGHT, _TENSOR_HEIGHT, _GAP_X, _GAP_Y, _BEND_WIDTH, _MARGIN = 6.7, 38, 24, 14, 26, 10, 6
@@ -46,9 +47,29 @@ class Picture:
     edges: list[str]
     heads: list[str]
 
-    def compact(self) -> dict[str, object]:
-        """As the page's script reads it."""
-        return {"w": self.width, "h": self.height, "n": self.boxes, "e": self.edges, "a": self.heads}
+
+class Pictures:
+    """The pictures of a page, as its script reads them: those that differ in their texts only share all else."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self._shapes: dict[str, int] = {}
+        self._pictures: list[list[object]] = []
+
+    def add(self, picture: Picture) -> int:
+        """The number of the picture."""
+        boxes = [box[:5] for box in picture.boxes]
+        shape = {"w": picture.width, "h": picture.height, "b": boxes, "e": picture.edges, "a": picture.heads}
+        number = self._shapes.setdefault(json.dumps(shape, separators=(",", ":")), len(self._shapes))
+        # (label, name) of each box; "" for a label that is the name
+        texts = [text for *_, label, name in picture.boxes for text in ("" if label == name else label, name)]
+        self._pictures.append([number, texts])
+        return len(self._pictures) - 1
+
+    def data(self) -> str:
+        """All of them as JSON."""
+        shapes, pictures = ",".join(self._shapes), json.dumps(self._pictures, separators=(",", ":"))
+        return f'{{"shapes":[{shapes}],"pictures":{pictures}}}'
 
 
 def draw(nodes: Sequence[NodeRef], sources: Sequence[str], output: str) -> Picture | None:

@@ -18,6 +18,7 @@ from onnx_repfuse.report.formatting import (
     plural,
     quantity,
     ran_on,
+    size,
     totals,
 )
 
@@ -26,9 +27,23 @@ if TYPE_CHECKING:
     from onnx_repfuse.records.report import Report
     from onnx_repfuse.records.verdict import FoldVerdict, OutputVerdict, Precision, Verification
 
-__all__ = ["bench_bars", "escape", "outputs_table", "precision_table", "sizes_table", "table", "tiles"]
+__all__ = [
+    "bar",
+    "bench_bars",
+    "escape",
+    "filtered_list",
+    "outputs_table",
+    "precision_table",
+    "shortened",
+    "sizes_table",
+    "table",
+    "tiles",
+    "where",
+]
 
 _COLOR = {"passed": "good", "failed": "bad"}
+_EXAMPLES = 3  # of what is grouped, that are shown at once
+_OPERATORS = 6  # whose counts changed most, that are shown at once
 
 
 def escape(text: object) -> str:
@@ -49,6 +64,8 @@ def tiles(report: Report, bench: Bench | None) -> str:
     ]
     if before.macs is not None and after.macs is not None:
         cells.append(("MACs", quantity(after.macs), percent(before.macs, after.macs)))
+    if before.bytes and after.bytes:
+        cells.append(("size", size(after.bytes), percent(before.bytes, after.bytes)))
     if bench is not None:
         cells.append(("speed", f"{bench.ratio[0]:.2f}x", bench.word))
     if report.seconds:
@@ -60,28 +77,45 @@ def tiles(report: Report, bench: Bench | None) -> str:
 
 
 def sizes_table(report: Report, *, written: bool) -> str:
-    """Operators, parameters, bytes and MACs before and after; no bytes if no file was `written`."""
+    """Operators, parameters, bytes and MACs before and after, with bars; no bytes if no file was `written`."""
     before, after = report.before, report.after
-    rows = []
-    unchanged = []
-    for op in sorted({*before.ops, *after.ops}, key=str.lower):
-        counts = before.ops.get(op, 0), after.ops.get(op, 0)
-        if counts[0] == counts[1]:
-            unchanged.append(f"{escape(op)}&nbsp;{counts[0]}")
-        else:
-            rows.append((escape(op), *map(str, counts), percent(*counts)))
-    rows.append(("All nodes", str(before.nodes), str(after.nodes), percent(before.nodes, after.nodes)))
-    rows += totals(before, after, written=written)
-    body = (
-        f'<tr><th scope="row">{name}</th><td>{then}</td><td>{now}</td><td class="{_color(change)}">{change}</td></tr>'
-        for name, then, now, change in rows
+    rows = [_size("All nodes", str(before.nodes), str(after.nodes), (before.nodes, after.nodes))]
+    counted = {"Parameters": (before.parameters, after.parameters), "Size": (before.bytes, after.bytes)}
+    for name, then, now, _ in totals(before, after, written=written):
+        rows.append(_size(name, then, now, counted.get(name, (before.macs, after.macs))))
+    counts = {op: (before.ops.get(op, 0), after.ops.get(op, 0)) for op in {*before.ops, *after.ops}}
+    changed = sorted((op for op in counts if counts[op][0] != counts[op][1]),
+                     key=lambda op: (-abs(counts[op][0] - counts[op][1]), op))  # fmt: skip
+    of_ops = [_size(escape(op), str(counts[op][0]), str(counts[op][1]), counts[op]) for op in changed]
+    rows += of_ops[:_OPERATORS]
+    heads = _heads("", "before", "after", "change", "")
+    parts = [table(heads, rows, ' class="sizes"')]
+    if of_ops[_OPERATORS:]:
+        others = table(heads, of_ops[_OPERATORS:], ' class="sizes"')
+        title = f"{plural(len(of_ops) - _OPERATORS, 'other operator')} changed"
+        parts.append(f'<details class="more"><summary>{title}</summary>{others}</details>')
+    unchanged = [f"{escape(op)}&nbsp;{counts[op][0]}" for op in sorted(counts) if op not in changed]
+    if unchanged:
+        parts.append(f"<p><small>Unchanged: {', '.join(unchanged)}</small></p>")
+    return "".join(parts)
+
+
+def _size(name: str, then: str, now: str, counts: tuple[int | None, int | None]) -> str:
+    """A row of the table of sizes: the bar is what is left, its track what there was."""
+    change = percent(*counts)
+    color = "good" if change.startswith("-") else "warn" if change else ""
+    # both None, or both known
+    drawn = "" if counts[0] is None or counts[1] is None else bar(counts[1], max(counts[0], counts[1]))
+    return (
+        f'<tr><th scope="row">{name}</th><td>{then}</td><td>{now}</td><td class="{color}">{change}</td>'
+        f'<td class="drawn">{drawn}</td></tr>'
     )
-    others = f"<p><small>Unchanged: {', '.join(unchanged)}</small></p>" if unchanged else ""
-    return table(_heads("", "before", "after", "change"), body, ' class="sizes"') + others
 
 
-def _color(change: str) -> str:
-    return "good" if change.startswith("-") else "warn" if change else ""
+def bar(amount: int, most: int) -> str:
+    """A bar on a track that is as wide as there is room; it says nothing that no number beside it says."""
+    share = 100 * min(max(amount, 0), most) / most if most > 0 else 0
+    return f'<span class="bar" aria-hidden="true"><i style="width:{share:.1f}%"></i></span>'
 
 
 def bench_bars(bench: Bench) -> str:
@@ -89,9 +123,10 @@ def bench_bars(bench: Bench) -> str:
     # both bars in percent of the longer one
     longest = max(bench.original[0], bench.fused[0])
     rows = "".join(
-        f'<span>{name}</span><i class="{name}" style="width:{100 * values[0] / longest:.1f}%"></i>'
-        f"<span>{duration(values[0] / 1000)} "
+        f"<span>{name}</span>"
+        f'<span class="ms">{duration(values[0] / 1000)} '
         f"<small>({duration(values[1] / 1000)}&ndash;{duration(values[2] / 1000)})</small></span>"
+        f'<span class="bar {name}"><i style="width:{100 * values[0] / longest:.1f}%"></i></span>'
         for name, values in (("original", bench.original), ("fused", bench.fused))
     )
     as_zero = f"<p>{escape(as_zero_sentence(bench))}</p>" if bench.as_zero else ""
@@ -102,6 +137,34 @@ def bench_bars(bench: Bench) -> str:
         f"({bench.ratio[1]:.2f}&ndash;{bench.ratio[2]:.2f} between the quartiles of {bench.rounds} interleaved rounds, "
         f"{plural(bench.warm_up, 'run')} to warm up, {how}, {escape(shapes)})</p>{as_zero}"
     )
+
+
+def filtered_list(target: str, what: str, kinds: Sequence[str], items: Sequence[str]) -> str:
+    """A list under a filter by text and by kind; empty if it has no items."""
+    if not items:
+        return ""
+    choices = "".join(f'<option value="{escape(kind)}">{escape(kind)}</option>' for kind in kinds)
+    return (
+        f'<div class="filter" data-list="{target}" hidden>'
+        f'<input type="search" placeholder="filter {what}" aria-label="filter {what}">'
+        f'<select aria-label="kind of {what}"><option value="">all kinds</option>{choices}</select>'
+        '<output class="dim" aria-live="polite"></output></div>'
+        f'<ul class="list" id="{target}">{"".join(items)}</ul>'
+    )
+
+
+def shortened(items: Sequence[str]) -> str:
+    """A list of which the first few items are shown at once, the others when asked for."""
+    shown, rest = items[:_EXAMPLES], items[_EXAMPLES:]
+    more = ""
+    if rest:
+        more = f'<details class="more"><summary>{len(rest)} more</summary><ul>{"".join(rest)}</ul></details>'
+    return f"<ul>{''.join(shown)}</ul>{more}"
+
+
+def where(scope: str) -> str:
+    """The scope, in small letters; "" for the main graph."""
+    return f" <small>in {escape(scope)}</small>" if scope else ""
 
 
 def outputs_table(verification: Verification, status: str) -> str:

@@ -50,7 +50,7 @@ def test_renders_under_its_own_policy_without_a_console_message(tmp_path):
     dom, console = browse(tmp_path, render([outcome()], "1.0"))
     assert console == []
     assert 'data-ready="yes"' in dom
-    assert dom.count("<svg") == 3  # the scale, and the first fold before and after
+    assert dom.count("<svg") == 5  # two maps, the scale, and the first fold before and after
     assert 'class="norm"' in dom
     assert "3x3, 64-&gt;64" in dom
 
@@ -69,7 +69,8 @@ def test_evil_names_are_harmless(tmp_path):
 def test_filters_and_draws_what_is_opened(tmp_path):
     script = """
       const filter = document.querySelector('[data-list="refusals-0"]');
-      const shown = () => [...document.querySelectorAll('#refusals-0 > li')].filter((li) => !li.hidden).length;
+      const items = [...document.querySelectorAll('#refusals-0 li li')];
+      const shown = () => items.filter((li) => !li.closest('[hidden]')).length;
       const seen = [shown()];
       const [input, select] = [filter.querySelector('input'), filter.querySelector('select')];
       const type = (text) => { input.value = text; input.dispatchEvent(new Event('input')); seen.push(shown()); };
@@ -135,9 +136,91 @@ def test_500_folds_are_listed_and_few_drawn(tmp_path):
     assert len(page) < 1_500_000
     dom, console = browse(tmp_path, page, script)
     assert console == []
-    assert dom.count("<svg") == 3
+    assert dom.count("<svg") == 5
     assert dom.count('class="fold"') == 500
     assert int(text_of(dom)) < 30_000
+
+
+@browser
+def test_a_click_on_the_map_opens_the_fold_among_those_that_are_alike(tmp_path):
+    script = """
+      const fold = document.getElementById('fold-0-30');
+      const [before, after] = document.querySelectorAll('.map a[href="#fold-0-30"]');
+      const seen = [fold.checkVisibility(), fold.open];
+      before.dispatchEvent(new PointerEvent('pointerenter'));
+      seen.push(after.classList.contains('hot'));
+      fold.addEventListener('toggle', () => setTimeout(() => {
+        seen.push(fold.checkVisibility(), fold.open, fold.querySelectorAll('svg').length);
+        document.title = seen.join(); }));
+      after.dispatchEvent(new MouseEvent('click', { bubbles: true, cancelable: true }));
+    """
+    dom, console = browse(tmp_path, render([outcome(folds=40)], "1.0"), script)
+    assert console == []
+    assert text_of(dom) == "false,false,true,true,true,2"
+
+
+@browser
+def test_nothing_is_blank_when_it_is_printed(tmp_path):
+    script = """
+      const hidden = () => [...document.querySelectorAll('ul.list li')].filter((li) => !li.checkVisibility(
+        { contentVisibilityAuto: true })).length;
+      const seen = [hidden() > 0];
+      dispatchEvent(new Event('beforeprint'));
+      seen.push(hidden());
+      dispatchEvent(new Event('afterprint'));
+      seen.push(hidden() > 0);
+      document.title = seen.join();
+    """
+    dom, _ = browse(tmp_path, render([outcome(folds=40)], "1.0"), script)
+    assert text_of(dom) == "true,0,true"
+
+
+@browser
+@pytest.mark.parametrize("width", [390, 1280, 1920])
+def test_bars_use_the_width_and_keep_their_numbers(tmp_path, width):
+    """In a frame, because headless Chromium's windows are at least 500 wide."""
+    (tmp_path / "inner.html").write_text(render([outcome()], "1.0"), encoding="utf-8")
+    frame = f'<iframe src="inner.html" style="width:{width}px;height:900px;border:0"></iframe>'
+    script = """
+      const page = frames[0].document;
+      const wide = page.querySelector('main').clientWidth;
+      const share = (name) => page.querySelector(name).getBoundingClientRect().width / wide;
+      const all = [...page.querySelectorAll('.ms, .sizes td, .saved > span')];
+      const numbers = all.filter((one) => one.checkVisibility());
+      const inside = numbers.every((one) => one.scrollWidth <= one.clientWidth + 1 &&
+        one.getBoundingClientRect().right <= page.documentElement.clientWidth);
+      document.title = [inside, share('.bars .bar') > 0.6, share('.sizes .bar') > 0.45, share('.maps') > 0.99].join();
+    """
+    dom, _ = browse(tmp_path, f"<title></title><html><body>{frame}</body></html>", script, 2000)
+    assert text_of(dom) == "true,true,true,true"
+
+
+@pytest.mark.parametrize(("status", "mark"), [(Status.PASSED, "&check;"), (Status.NOT_OBSERVED, "?"),
+                                              (Status.FAILED, "&times;")])  # fmt: skip
+def test_the_verdict_is_one_of_three_and_needs_no_color(status, mark):
+    page = render([outcome(status=status)], "1.0")
+    assert f"<b>{mark}</b></span><div><strong>{str(status).capitalize()}</strong>" in page
+
+
+def test_folds_that_are_alike_are_one_card_and_refusals_one_per_reason():
+    page = render([outcome(folds=36)], "1.0")
+    assert page.count('<details class="group">') == 1
+    assert '<b class="times">36 &times;</b> 3 Conv + 3 BatchNormalization + Sum &rarr; Conv' in page
+    assert "&minus;7.20 k MACs, &minus;216 nodes" in page
+    assert '<b class="times">5 &times;</b> ' in page
+    assert "2 more" in page
+
+
+def test_300_folds_are_less_than_a_megabyte():
+    long = "/stages/stages.0/blocks/blocks.0/token_mixer/"
+    assert len(render([outcome(folds=300, evil=long)], "1.0")) < 1_000_000
+
+
+def test_the_environment_is_told():
+    page = render([outcome()], "1.0")
+    for words in ("2026-01-02 03:04:05 UTC", "A processor, 4 cores, Linux x86_64", "onnxruntime 1.20.0", "opset = 17",
+                  "0, 1, 2", "x:1,3,32,32", f"5.00 MB, SHA-256 <code>{'0f' * 32}</code>"):  # fmt: skip
+        assert words in page
 
 
 def test_stands_alone_and_is_well_formed():
