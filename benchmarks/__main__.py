@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import authors, calibrate, growth, latency, toolcost
+from benchmarks import authors, calibrate, growth, latency, leaderboard, toolcost
 from benchmarks.exports import BY_NAME, LARGEST, MODELS, Model
 from benchmarks.pages import write_pages
 from benchmarks.runtimes import RUNTIMES
 
-PARTS = ("calibrate", "latency", "authors", "tools", "growth")
+PARTS = ("calibrate", "latency", "authors", "tools", "growth", "leaderboard")
 DOCS = Path(__file__).parent.parent / "docs"
+LEADERBOARD = "leaderboard.jsonl"
 TOOL_MODELS = ("ppocr_cls", "repvgg_a0", "mobileone_s0", "fastvit_t8", "yolov10n", LARGEST.name)
 
 
@@ -24,6 +25,9 @@ def main() -> None:
     arguments.results.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for part in () if arguments.pages else arguments.only or PARTS:
+            if part == "leaderboard":
+                _leaderboard(arguments)
+                continue
             path = arguments.results / f"{part}.json"
             for result in _run(part, arguments, Path(folder)):
                 path.write_text(json.dumps(_merged(path, result), indent=1), encoding="utf-8")
@@ -31,7 +35,24 @@ def main() -> None:
         path.stem: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(arguments.results.glob("*.json"))
     }
-    write_pages(results, arguments.docs)
+    board = leaderboard.latest(leaderboard.read(arguments.results / LEADERBOARD))
+    write_pages({**results, **({"leaderboard": board} if board else {})}, arguments.docs)
+
+
+def _leaderboard(arguments: argparse.Namespace) -> None:
+    """Measure what is not known yet."""
+    records = leaderboard.run(
+        arguments.exports.parent,
+        arguments.results / LEADERBOARD,
+        only=tuple(arguments.files),
+        settings=tuple(
+            (r, t) for r, t in leaderboard.SETTINGS if r in arguments.runtimes and t in arguments.threads
+        ),
+        seconds=2 if arguments.quick else arguments.seconds,
+        check=not arguments.unchecked,
+    )
+    for record in records:
+        print(leaderboard.say(record), flush=True)
 
 
 def _merged(path: Path, result: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +99,8 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
     add("--models", nargs="+", type=_model, metavar="NAME", help=f"of {', '.join(BY_NAME)}")
+    add("--files", nargs="+", default=["*"], metavar="GLOB", help="of the leaderboard: globs of their names")
+    add("--unchecked", action="store_true", help="make ours with --no-check, for the leaderboard")
     add("--exporters", nargs="+", choices=("ts", "dynamo"), default=["ts", "dynamo"])
     add("--runtimes", nargs="+", choices=tuple(RUNTIMES), default=list(RUNTIMES))
     add("--threads", nargs="+", type=int, default=[1, 2], metavar="N")

@@ -1,8 +1,9 @@
-"""The full-size models: exported once into a folder, from timm, ultralytics and rapidocr-onnxruntime.
+"""The full-size models, exported once into a folder: from timm, torchvision, transformers, ultralytics, an OCR package.
 
 A file is `NAME.FORM.EXPORTER.onnx`. FORM is `train` (as trained) or `deploy` (re-parameterized by its author's Python
 code). EXPORTER is `ts` (the legacy exporter, BatchNormalization kept) or `dynamo`. Weights are random, see
-models/randomise.py: nothing here depends on their values. The OCR models are their author's files.
+models/randomise.py: nothing here depends on their values. The OCR models are their author's files. They, and the
+networks without training branches, have one form only: `NAME.onnx`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.popular import BUILDERS
+
 
 @dataclass(frozen=True)
 class Model:
@@ -24,8 +27,8 @@ class Model:
     family: str = "timm"
 
     def file(self, folder: Path, form: str, exporter: str) -> Path:
-        """Path of the export; the OCR models have one form only."""
-        if self.family == "ocr":
+        """Path of the export."""
+        if self.family in ("ocr", "plain"):
             return folder / f"{self.name}.onnx"
         return folder / f"{self.name}.{form}.{exporter}.onnx"
 
@@ -56,6 +59,7 @@ MODELS = (
     Model("ppocr_rec", (1, 3, 48, 320), "ocr"),
     Model("ppocr_cls", (1, 3, 48, 192), "ocr"),
 )
+PLAIN = tuple(Model(name, (1, 3, size, size), "plain") for name, (_, size) in BUILDERS.items())
 LARGEST = Model("repvgg_b3", _IMAGE)
 BY_NAME = {model.name: model for model in (*MODELS, LARGEST)}
 
@@ -131,8 +135,24 @@ def _ocr(model: Model, folder: Path) -> None:
     shutil.copyfile(paths[0], model.file(folder, "train", "ts"))
 
 
+def _plain(model: Model, folder: Path) -> None:
+    import onnx
+    import torch
+
+    from models.exporting import export
+    from models.randomise import images, randomise
+
+    torch.manual_seed(0)
+    network = BUILDERS[model.name][0]()
+    randomise(network, images(2, *model.shape[1:], seed=1), seed=1)
+    path = model.file(folder, "train", "ts")
+    onnx.save(export(network.eval(), images(*model.shape, seed=2), dynamo=False), path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
+
+
 _FAMILIES: dict[str, Callable[[Model, Path], None]] = {
     "timm": _timm,
+    "plain": _plain,
     "ultralytics": _ultralytics,
     "ocr": _ocr,
 }

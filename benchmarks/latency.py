@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.exports import Model, ensure
 from benchmarks.machine import describe
+from benchmarks.race import against, race
 from benchmarks.runtimes import RUNTIMES, feeds
-from benchmarks.timing import interleaved, ratios, spread
+from benchmarks.timing import spread
 from benchmarks.tools import PEERS, measured
 
 OURS, TRAINED, DEPLOYED = "ours", "as trained", "author's"
-OPENINGS = 3  # of each file for a row: the place of a session's memory changes times by several percent
 
 
 def run(
@@ -69,47 +68,16 @@ def _row(
 ) -> dict[str, Any]:
     """Milliseconds of each file, and our time as a multiple of its time."""
     inputs = feeds(files[TRAINED], model.shape)
-    failed = dict(errors)
-    samples: dict[str, list[float]] = {}
-    for opening in range(OPENINGS):
-        functions = {}
-        for name in _turned(list(files), opening):
-            function, error = _opened(runtime, files[name], inputs, threads)
-            if function is None:
-                failed[name] = error
-            else:
-                functions[name] = function
-        clock = time.process_time if threads == 1 else time.perf_counter
-        timed = interleaved(functions, seconds=seconds / OPENINGS, fewest=3, clock=clock)
-        for name in files:
-            if name in timed:
-                samples.setdefault(name, []).extend(timed[name])
+    clock = time.process_time if threads == 1 else time.perf_counter
+    samples, failed = race(files, inputs, runtime, threads, seconds, clock)
     return {
         "runtime": runtime,
         "threads": threads,
         "rounds": len(next(iter(samples.values()))),
         "ms": {name: spread([1000 * value for value in values]) for name, values in samples.items()},
-        "ours/": {name: ratios(samples, OURS, name) for name in samples if OURS in samples},
-        "failed": failed,
+        "ours/": against(samples, OURS),
+        "failed": {**errors, **failed},
     }
-
-
-def _turned(names: list[str], opening: int) -> list[str]:
-    """The order in which files are opened, rotated at each opening."""
-    first = opening * len(names) // OPENINGS
-    return names[first:] + names[:first]
-
-
-def _opened(
-    runtime: str, path: Path, inputs: list[Any], threads: int
-) -> tuple[Callable[[], object] | None, str]:
-    """A function that runs the model once; or None, and why the model does not run."""
-    try:
-        function = RUNTIMES[runtime](path, inputs, threads)
-        function()
-    except Exception as error:
-        return None, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-    return function, ""
 
 
 def _say(row: dict[str, Any]) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks import plots
+from benchmarks.board_pages import board_family, board_summary, board_text
 from benchmarks.calibrate import by_group
 from benchmarks.latency import DEPLOYED, OURS, TRAINED
 from benchmarks.summary import latency_summary, tools_summary
 from benchmarks.tables import EXPORTERS, RUNTIMES, best_peer, ratio, setting, table
 from benchmarks.tools import PEERS
 
-BENCHMARKS, COST_MODEL = "benchmarks.md", "cost-model.md"
+BENCHMARKS, COST_MODEL, LEADERBOARD = "benchmarks.md", "cost-model.md", "leaderboard.md"
 
 
 def write_pages(results: dict[str, Any], docs: Path) -> None:
@@ -36,6 +37,13 @@ def write_pages(results: dict[str, Any], docs: Path) -> None:
     if "calibrate" in results:
         _fill(docs / COST_MODEL, "calibrate", calibrate_text(results["calibrate"]))
         plots.calibration(results["calibrate"], docs / "cost-model.png")
+    if "leaderboard" in results:
+        rows = results["leaderboard"]
+        for page in (docs / LEADERBOARD, docs / "index.md", docs.parent / "README.md"):
+            _fill(page, "leaderboard summary", board_summary(rows))
+        _fill(docs.parent / "README.md", "leaderboard OCR", board_family(rows, "PP-OCR"))
+        _fill(docs / LEADERBOARD, "leaderboard", board_text(rows))
+        plots.leaderboard(rows, docs / "leaderboard.png")
 
 
 def _fill(page: Path, name: str, text: str) -> None:

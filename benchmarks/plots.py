@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.board_pages import usable
 from benchmarks.latency import DEPLOYED, OURS, TRAINED
+from benchmarks.leaderboard import FASTEST
+from benchmarks.tables import best_peer, setting
 from benchmarks.tools import PEERS
 
 _COLOURS = {
@@ -64,6 +67,28 @@ def latency(result: dict[str, Any], path: Path) -> None:
         axis.set_title(f"{runtime}, {threads} thread")
         axis.set_xlabel("time / time as trained")
     axes[0].legend(loc="lower left", fontsize=8)
+    _save(figure, path)
+
+
+def leaderboard(rows: list[dict[str, Any]], path: Path) -> None:
+    """Our time as a multiple of the best peer's: a dot for each file, a panel for each setting."""
+    settings = list(dict.fromkeys((row["runtime"], row["threads"]) for row in rows))
+    figure, axes = _axes(len(settings), 5.5 * len(settings), 9)
+    for axis, key in zip(axes, settings, strict=True):
+        here = [r for r in usable(rows) if (r["runtime"], r["threads"]) == key and best_peer(r) is not None]
+        here.sort(key=lambda row: best_peer(row, FASTEST)[0])
+        for ours, colour in ((OURS, "#7fb3d9"), (FASTEST, "#1f77b4")):
+            values = [best_peer(row, ours)[0] for row in here]
+            axis.plot(values, range(len(here)), "o", markersize=4, label=ours, color=colour)
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_xscale("log")
+        ticks = [0.2, 0.3, 0.5, 0.7, 1, 1.2]
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
+        axis.set_yticks(range(len(here)), [row["raced"] for row in here], fontsize=6)
+        axis.set_title(setting(*key))
+        axis.set_xlabel("time / time of the best peer's file")
+        axis.legend(fontsize=8)
     _save(figure, path)
 
 

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-Shapes = dict[str, tuple[int, ...]]
+Given = tuple[int, ...] | float
 FEWEST = 64  # size of a symbolic axis that the shape does not give
 
 
-def feeds(path: Path, shape: tuple[int, ...] | None) -> list[np.ndarray[Any, Any]]:
-    """Mixed-sign noise for the inputs of a model, in their order; `shape` is that of the first one."""
+def feeds(
+    path: Path, shape: tuple[int, ...] | None, given: Mapping[str, Given] | None = None
+) -> list[np.ndarray[Any, Any]]:
+    """Mixed-sign noise for the inputs of a model, in their order.
+
+    Args:
+        path: the model.
+        shape: of the first input.
+        given: of others, by name: the shape or, for a scalar, the value.
+    """
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph
     weights = {item.name for item in graph.initializer}
     rng = np.random.default_rng(0)
-    result = []
+    result: list[np.ndarray[Any, Any]] = []
     for value in graph.input:
         if value.name in weights:
             continue
         kind = value.type.tensor_type
-        dims = tuple(d.dim_value if d.dim_value > 0 else FEWEST for d in kind.shape.dim)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        result.append(rng.standard_normal(shape if shape and not result else dims).astype(dtype))
+        dims: Given = tuple(d.dim_value if d.dim_value > 0 else FEWEST for d in kind.shape.dim)
+        dims = shape if shape and not result else (given or {}).get(value.name, dims)
+        noise = rng.standard_normal(dims) if isinstance(dims, tuple) else np.array(dims)
+        result.append(noise.astype(dtype))
     return result
 
 

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.latency import DEPLOYED, TRAINED
+from benchmarks.race import NOTABLE
 from benchmarks.tables import EXPORTERS, best_peer, setting, table
-
-NOTABLE = 0.02  # a smaller difference from 1 may come from the machine
 
 
 def latency_summary(result: dict[str, Any]) -> str:
@@ -27,7 +26,7 @@ def _by_network(rows: list[dict[str, Any]]) -> str:
             columns[row["runtime"], row["threads"]][row["model"]] = row["ours/"][TRAINED][0]
     models = dict.fromkeys(row["model"] for row in rows)
     lines = [[model, *(_factor(column.get(model)) for column in columns.values())] for model in models]
-    lines.append(["**geometric mean**", *(f"**{_mean(column.values())}**" for column in columns.values())])
+    lines.append(["**geometric mean**", *(f"**{mean(column.values())}**" for column in columns.values())])
     return table([f"ours / {TRAINED}", *(setting(*key) for key in settings)], lines)
 
 
@@ -45,9 +44,9 @@ def _by_setting(rows: list[dict[str, Any]]) -> str:
         lines.append(
             [
                 f"{setting(runtime, threads)}, {EXPORTERS[exporter]}",
-                _mean(trained),
-                _mean(peers),
-                _mean(authors),
+                mean(trained),
+                mean(peers),
+                mean(authors),
                 f"{sum(value < 1 - NOTABLE for value in trained)} of {len(trained)}",
                 f"{sum(value > 1 + NOTABLE for value in trained)} of {len(trained)}",
                 f"{sum(value > 1 + NOTABLE for value in peers)} of {len(peers)}",
@@ -75,8 +74,8 @@ def tools_summary(result: dict[str, Any]) -> str:
         lines.append(
             [
                 tool,
-                _mean(cost["time"][0] for cost in costs),
-                _mean(cost["memory"][0] for cost in costs),
+                mean(cost["time"][0] for cost in costs),
+                mean(cost["memory"][0] for cost in costs),
                 f"{len(costs)} of {len(result['rows'])}",
             ]
         )
@@ -87,10 +86,10 @@ def _factor(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _mean(values: Iterable[float]) -> str:
+def mean(values: Iterable[float]) -> str:
     """The geometric mean, as ratios want.
 
-    >>> _mean([0.5, 2.0]), _mean([])
+    >>> mean([0.5, 2.0]), mean([])
     ('1.00', '')
     """
     values = list(values)

@@ -39,7 +39,7 @@ def setting(runtime: str, threads: int) -> str:
     return f"{RUNTIMES[runtime]}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
-def best_peer(row: dict[str, Any]) -> Sequence[float] | None:
+def best_peer(row: dict[str, Any], ours: str = "ours") -> Sequence[float] | None:
     """Our time as a multiple of the fastest peer's, as (median, quartiles); None if all peers failed."""
-    ratios = [row["ours/"][name] for name in PEERS if name in row["ours/"]]
+    ratios = [row[f"{ours}/"][name] for name in PEERS if name in row[f"{ours}/"]]
     return max(ratios, key=lambda value: value[0], default=None)

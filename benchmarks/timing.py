@@ -53,6 +53,7 @@ def interleaved(
     seconds: float,
     fewest: int = 7,
     most: int = 200,
+    warm: int = WARM,
     clock: Clock = time.process_time,
 ) -> dict[str, list[float]]:
     """Seconds of one call of each function, in rounds. Each round starts with another function.
@@ -60,12 +61,13 @@ def interleaved(
     Args:
         functions: by name.
         seconds: for all of them together; slow functions take longer, for `fewest` rounds.
+        warm: calls of each before it is timed.
         clock: the clock; `time.perf_counter` for functions that use several threads.
     """
     names = list(functions)
     repeats = {}
     for name, function in functions.items():
-        for _ in range(WARM):
+        for _ in range(warm):
             first = _call(function, 1, clock)
             if first > SLOW:
                 break

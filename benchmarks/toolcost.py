@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.exports import Model, ensure
 from benchmarks.machine import describe
 from benchmarks.timing import ratios, spread
-from benchmarks.tools import TOOLS, Cost, measured
+from benchmarks.tools import COMPARED, Cost, measured
 
 BASE = "load+save"
 
@@ -18,9 +18,9 @@ def run(models: list[Model], folder: Path, work: Path, *, rounds: int = 5) -> di
     rows = []
     for model in models:
         source = ensure(model, folder, "train", "ts")
-        costs: dict[str, list[Cost]] = {tool: [] for tool in TOOLS}
+        costs: dict[str, list[Cost]] = {tool: [] for tool in COMPARED}
         for number in range(rounds):
-            tools = list(TOOLS)
+            tools = list(COMPARED)
             for tool in (*tools[number % len(tools) :], *tools[: number % len(tools)]):
                 if not any(cost.error for cost in costs[tool]):
                     costs[tool].append(measured(tool, source, work / "tool.out.onnx"))

@@ -67,14 +67,21 @@ def _onnxscript() -> Job:
     return job
 
 
-def _ours(check: bool) -> Job:
+def _ours(name: str) -> Job:
+    """Ours: "ours" or "ours -O2", with the words "unchecked" and "frozen" after commas."""
     import onnx_graphsurgeon
     import onnxruntime  # noqa: F401
 
     from onnx_repfuse import Options, fuse
 
     assert onnx_graphsurgeon
-    return lambda source, target: fuse(source, target, Options(check=check))
+    head, *words = name.split(", ")
+    options = Options(
+        check="unchecked" not in words,
+        level=2 if head.endswith("-O2") else 1,
+        freeze_initializers="frozen" in words,
+    )
+    return lambda source, target: fuse(source, target, options)
 
 
 TOOLS: dict[str, Callable[[], Job]] = {
@@ -83,9 +90,8 @@ TOOLS: dict[str, Callable[[], Job]] = {
     "onnxslim": _onnxslim,
     "onnxoptimizer": _onnxoptimizer,
     "onnxscript": _onnxscript,
-    "ours": lambda: _ours(check=True),
-    "ours, unchecked": lambda: _ours(check=False),
 }
+COMPARED = (*TOOLS, "ours", "ours, unchecked")
 PEERS = ("onnxsim", "onnxslim", "onnxoptimizer", "onnxscript")
 
 
@@ -121,7 +127,7 @@ def _peak() -> float:
 def main(arguments: list[str]) -> None:
     name, source, target = arguments
     start = time.process_time()
-    job = TOOLS[name]()
+    job = TOOLS[name]() if name in TOOLS else _ours(name)
     middle, wall = time.process_time(), time.perf_counter()
     job(source, target)
     end, wall = time.process_time(), time.perf_counter() - wall

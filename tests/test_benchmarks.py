@@ -12,8 +12,8 @@ import pytest
 from benchmarks import calibrate
 from benchmarks.fit import errors, nonnegative
 from benchmarks.growth import channels_of
-from benchmarks.latency import OPENINGS, _turned
 from benchmarks.pages import latency_text
+from benchmarks.race import OPENINGS, turned
 from benchmarks.summary import latency_summary, tools_summary
 from benchmarks.synthetic import SHAPES, write
 from benchmarks.timing import interleaved, ratios
@@ -132,6 +132,6 @@ def test_interleaved_sessions_do_not_wait_by_spinning(tmp_path: Path) -> None:
 
 def test_each_opening_begins_with_another_file() -> None:
     names = ["as trained", "onnxsim", "ours", "author's"]
-    orders = [_turned(names, opening) for opening in range(OPENINGS)]
+    orders = [turned(names, opening) for opening in range(OPENINGS)]
     assert all(sorted(order) == sorted(names) for order in orders)
     assert len({order[0] for order in orders}) == OPENINGS
