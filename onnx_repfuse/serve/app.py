@@ -150,7 +150,7 @@ class _Routes:
     async def document(self, request: Request) -> Response:
         job = self._job(request)
         place = _existing(job, job.document)
-        name = f"{Path(_names(job)[0]).stem}.{job.kind}.json"
+        name = f"{Path(job.names[0]).stem}.{job.kind}.json"
         return FileResponse(place, media_type="application/json", filename=name)
 
     async def download(self, request: Request) -> Response:
@@ -176,18 +176,13 @@ def _existing(job: Job, place: Path) -> Path:
     return place
 
 
-def _names(job: Job) -> list[str]:
-    """The models' names; none before they are there."""
-    return [] if job.state is State.UPLOADING else [model.name for model in job.models()]
-
-
 def _shown(job: Job, ahead: int) -> dict[str, Any]:
     """What the page shows of a job."""
     passed = job.seconds if not job.unfinished else time.monotonic() - job.since
     return {
         "id": job.id,
         "kind": job.kind,
-        "models": _names(job),
+        "models": job.names,
         "state": job.state.value,
         "ahead": ahead,
         "seconds": round(passed, 1),

@@ -74,6 +74,7 @@ class Job:
         folder: of its own: `first/` and `second/` hold what was uploaded, `result/` what was written.
         state, since: where it is, and since when, in seconds of `time.monotonic`.
         received: bytes of its files.
+        names: of the models, once they are there.
         progress: the last message of the process: "stage", "done", "total".
         answer: its final message: "exit_code", "verdict", "error".
         gone: it was removed.
@@ -87,6 +88,7 @@ class Job:
     since: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
     received: int = 0
+    names: tuple[str, ...] = ()
     progress: dict[str, Any] = field(default_factory=dict)
     answer: dict[str, Any] = field(default_factory=dict)
     gone: bool = False
@@ -226,7 +228,7 @@ class Jobs:
         """Queue a job whose files are there. Raises Refused."""
         if job.state is not State.UPLOADING:
             raise Refused(409, "the job has begun")
-        job.models()
+        job.names = tuple(model.name for model in job.models())
         job.to(State.WAITING)
         self._queue.put_nowait(job)
 
@@ -281,7 +283,10 @@ class Jobs:
             await asyncio.wait({running})
         if job.gone:
             shutil.rmtree(job.folder, ignore_errors=True)
-        elif running.exception() is not None:
+            return
+        for spent in (*SIDES[job.kind], "tmp"):  # a result may be kept for long, and these are large
+            shutil.rmtree(job.folder / spent, ignore_errors=True)
+        if running.exception() is not None:
             job.fail(f"internal error, {type(running.exception()).__name__}: {running.exception()}")
         elif not job.answer:
             job.fail(running.result())

@@ -28,8 +28,7 @@
   };
 
   /* A file as a body, with progress, which fetch does not tell. */
-  const send = (path, file, tell) => new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest();
+  const send = (path, file, request, tell) => new Promise((resolve, reject) => {
     request.open("PUT", path);
     request.upload.onprogress = (event) => tell(event.loaded);
     request.onload = () => {
@@ -38,11 +37,11 @@
       try { text = JSON.parse(request.responseText).error; } catch { /* no sentence came */ }
       reject(new Error(text));
     };
-    request.onerror = () => reject(new Error("The upload broke off."));
+    request.onerror = request.onabort = () => reject(new Error("The upload broke off."));
     request.send(file);
   });
 
-  /* The uploads that this page is sending: id -> [bytes sent, bytes in all, names]. */
+  /* The uploads that this page is sending: id -> bytes sent, bytes in all, names; `request` is the one under way. */
   const uploads = new Map();
 
   const begin = async (kind, settings, sides) => {
@@ -52,18 +51,21 @@
       throw new Error(`${size(total)} is more than the server takes (${size(limits.bytes)}): start it with --max-size.`);
     }
     const { id } = await ask("POST", "jobs", JSON.stringify({ kind, settings }));
-    const upload = { sent: 0, total, names: files.map(([, file]) => file.name) };
+    const upload = { sent: 0, total, names: files.map(([, file]) => file.name), cancelled: false, request: null };
     uploads.set(id, upload);
     await refresh();
     $("#runs-title").focus(); // the button that had the focus is disabled by now
     let before = 0;
     try {
       for (const [side, file] of files) {
-        await send(`jobs/${id}/files/${side}/${encodeURIComponent(file.name)}`, file, (loaded) => { upload.sent = before + loaded; });
+        upload.request = new XMLHttpRequest();
+        const path = `jobs/${id}/files/${side}/${encodeURIComponent(file.name)}`;
+        await send(path, file, upload.request, (loaded) => { upload.sent = before + loaded; });
         before += file.size;
       }
       await ask("POST", `jobs/${id}/start`);
     } catch (error) {
+      if (upload.cancelled) return; // by the user, who knows
       ask("DELETE", `jobs/${id}`).catch(() => {});
       throw error;
     } finally {
@@ -103,6 +105,7 @@
     badge.classList.add(VERDICTS[job.answer.verdict] || "warn");
     badge.hidden = false;
     $("progress", item).hidden = true;
+    $("#said").textContent = `${job.models.join(", ")}: ${job.answer.verdict}`;
     const links = $(".links", item);
     for (const [index, file] of job.files.entries()) {
       link(links, `Download ${file.name} (${size(file.bytes)})`, `jobs/${job.id}/files/${encodeURIComponent(file.name)}`, file.name, index === 0);
@@ -130,6 +133,11 @@
       item = $("#run").content.firstElementChild.cloneNode(true);
       item.id = `run-${job.id}`;
       $(".remove", item).addEventListener("click", async () => {
+        const upload = uploads.get(job.id);
+        if (upload) {
+          upload.cancelled = true;
+          upload.request?.abort();
+        }
         try { await ask("DELETE", `jobs/${job.id}`); } catch (error) { trouble(error.message); }
         refresh();
       });

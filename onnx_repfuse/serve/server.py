@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 import signal
 import socket
@@ -36,12 +37,12 @@ def serve(worker: Sequence[str], port: int, limits: Limits, announce: Callable[[
         announce: called with the address of the page when it answers.
 
     Raises:
-        UsageError: the port cannot be had.
+        UsageError: the port cannot be had, or no folder for temporary files.
     """
     token = secrets.token_urlsafe(24)
-    with _listening(port) as listener, tempfile.TemporaryDirectory(prefix="repfuse-serve-") as folder:
+    with _listening(port) as listener, _temporary() as folder:
         number = listener.getsockname()[1]
-        jobs = Jobs(Path(folder), worker, limits)
+        jobs = Jobs(folder, worker, limits)
         config = uvicorn.Config(
             Guard(make_app(jobs, token), token=token, port=number),
             log_level="error",
@@ -52,7 +53,10 @@ def serve(worker: Sequence[str], port: int, limits: Limits, announce: Callable[[
             proxy_headers=False,
             timeout_graceful_shutdown=_PATIENCE,
         )
-        with _ending_by_signal(server := uvicorn.Server(config)):
+        server = uvicorn.Server(config)
+        # An upload that is broken off by the end of the server is no news.
+        logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)
+        with _ending_by_signal(server):
             announce(f"http://{ADDRESS}:{number}/{token}/")
             server.run(sockets=[listener])
 
@@ -68,6 +72,17 @@ def _listening(port: int) -> Iterator[socket.socket]:
             raise UsageError(f"port {port} cannot be had: {error.strerror or error}") from error
         listener.listen()
         yield listener
+
+
+@contextlib.contextmanager
+def _temporary() -> Iterator[Path]:
+    """A folder of this user only, gone after the block."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="repfuse-serve-")
+    except OSError as error:
+        raise UsageError(f"there is no folder for temporary files: {error.strerror or error}") from error
+    with folder as name:
+        yield Path(name)
 
 
 @contextlib.contextmanager

@@ -56,6 +56,13 @@ class Server:
         """The status of an upload."""
         return self.ask("PUT", f"jobs/{job}/files/{side}/{quote(name, safe='')}", data, **rest)[0]
 
+    def head_of_upload(self, job):
+        """The bytes of a request that brings 5 of 1,000 bytes."""
+        return (
+            f"PUT /{self.token}/jobs/{job}/files/first/m.onnx HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
+            f"Origin: {self.origin}\r\nContent-Length: 1000\r\n\r\nbegin".encode()
+        )
+
     def show(self, job):
         """What the page is told of a job."""
         (shown,) = (entry for entry in self.json("GET", "jobs")["jobs"] if entry["id"] == job)

@@ -80,6 +80,12 @@ class Page:
     def submit(self, form):
         self.one(f"#{form} button[type=submit]").click()
 
+    def expect(self, words):
+        """Take what was said on the console with these words in it."""
+        said = [entry["message"] for entry in self.driver.get_log("browser")]
+        self.expected |= {message for message in said if words in message}
+        assert self.expected >= set(said)
+
     def ended(self, number=1):
         """The newest run, once so many have ended."""
         self.until(lambda: len(self(".run[data-ended]")) == number)
@@ -186,11 +192,7 @@ def test_errors_are_said(page, tmp_path):
     page.until(lambda: "exactly one is the model" in trouble.text)
     page.until(lambda: page.server.json("GET", "jobs")["jobs"] == [])  # and is not kept
     page.until(lambda: page("#runs > li") == [])
-    page.expected |= {
-        entry["message"]
-        for entry in page.driver.get_log("browser")
-        if "400 (Bad Request)" in entry["message"]
-    }
+    page.expect("400 (Bad Request)")
 
 
 def test_a_run_is_cancelled_and_removed(page):
@@ -204,6 +206,30 @@ def test_a_run_is_cancelled_and_removed(page):
         page.until(lambda left=left: len(page("#runs > li")) == left)
     assert page.server.json("GET", "jobs")["jobs"] == []
     page.until(lambda: page.server.left() == [])
+
+
+def test_an_upload_is_cancelled(page, tmp_path):
+    (tmp_path / "slow.onnx").write_bytes(bytes(900_000))
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 100_000}
+    page.driver.execute_cdp_cmd("Network.enable", {})
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", slow)
+    page.choose("fuse", "first", tmp_path / "slow.onnx")
+    page.submit("fuse")
+    page.until(lambda: any(state.text.startswith("Sending") for state in page(".state")))
+    page.one(".remove").click()
+    page.until(lambda: page("#runs > li") == [])
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", {**slow, "uploadThroughput": -1})
+    page.until(lambda: page.server.json("GET", "jobs")["jobs"] == page.server.left() == [])
+    assert page.one("#trouble").text == ""
+
+
+def test_a_server_that_is_gone_is_said(page, tmp_path):
+    with running(tmp_path / "files") as other:
+        page.driver.get(other.address)
+        page.choose("fuse", "first", TRAIN)
+    page.submit("fuse")
+    page.until(lambda: "The server does not answer" in page.one("#trouble").text)
+    page.expect("ERR_CONNECTION_REFUSED")
 
 
 def test_the_page_comes_back_after_a_reload(page):
@@ -251,11 +277,7 @@ def test_names_are_harmless(page, tmp_path):
     page.submit("fuse")
     assert page.ended().find_element("css selector", "h3").text == name
     assert page.driver.title == "onnx-repfuse"
-    page.expected |= {
-        entry["message"]
-        for entry in page.driver.get_log("browser")
-        if "400 (Bad Request)" in entry["message"]
-    }
+    page.expect("400 (Bad Request)")
 
 
 def test_the_policy_lets_the_page_reach_this_server_only(page):
@@ -282,9 +304,7 @@ def test_the_policy_lets_the_page_reach_this_server_only(page):
     )
     assert result == ["connect-src", "frame-src", "img-src", "script-src-elem"]
     assert page.driver.title == "onnx-repfuse"
-    page.expected |= {
-        entry["message"] for entry in page.driver.get_log("browser") if "Security Policy" in entry["message"]
-    }
+    page.expect("Security Policy")
 
 
 @pytest.mark.parametrize("width", [390, 1280])

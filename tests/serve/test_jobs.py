@@ -120,6 +120,8 @@ say(stage=tempfile.gettempdir(), done=1, total=2)
 {ANSWER}"""
     job = outcome(tmp_path, body)
     assert job.progress == {"stage": str(job.folder / "tmp"), "done": 1, "total": 2}
+    assert not (job.folder / "tmp").exists()
+    assert not (job.folder / "first").exists()  # nor is what was uploaded kept
 
 
 def alive(pid):

@@ -232,10 +232,7 @@ def test_uploads_that_are_refused(server):
 def test_an_upload_that_breaks_off_leaves_nothing(server):
     job = server.create()
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        connection.sendall(
-            f"PUT /{server.token}/jobs/{job}/files/first/m.onnx HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
-            f"Origin: {server.origin}\r\nContent-Length: 1000\r\n\r\nbegin".encode()
-        )
+        connection.sendall(server.head_of_upload(job))
         time.sleep(0.2)
     end = time.monotonic() + 10
     while server.left() and time.monotonic() < end:
@@ -290,11 +287,6 @@ def children_that_work_in(folder):
     return found
 
 
-def test_each_server_has_a_token_of_its_own(server, tmp_path):
-    with running(tmp_path / "files") as other:
-        assert other.token != server.token
-
-
 def test_serve_is_a_command_unless_there_is_such_a_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["serve", "--help"]) == 0
@@ -320,6 +312,30 @@ def test_wrong_usage(words, capsys):
 def test_a_port_that_is_taken(server, capsys):
     assert main(["serve", "--port", str(server.port)]) == 2
     assert f"port {server.port} cannot be had" in capsys.readouterr().err
+
+
+def test_without_a_folder_for_temporary_files(monkeypatch, capsys):
+    def refuse(**_):
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
+    assert main(["serve", "--port", "0"]) == 2
+    assert "no folder for temporary files: No usable" in capsys.readouterr().err
+
+
+def test_a_signal_during_an_upload_ends_the_server(lasting, tmp_path):
+    with running(tmp_path / "files") as server:
+        assert server.token != lasting.token
+        job = server.create()
+        connection = socket.create_connection(("127.0.0.1", server.port))
+        connection.sendall(server.head_of_upload(job))
+        end = time.monotonic() + 10
+        while not server.left() and time.monotonic() < end:
+            time.sleep(0.02)
+        assert server.left()
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 0
+        connection.close()
 
 
 def test_without_the_extra(monkeypatch, capsys):
