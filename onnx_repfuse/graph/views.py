@@ -126,7 +126,9 @@ class View:
         return channels * self.channels_behind // self.channels
 
     def fits(self, channels: int) -> bool:
-        """Whether it can be written for that many channels."""
+        """Whether it can be written for that many channels of its output."""
+        if self.node.op == "Reshape" and self.channels_behind < self.channels:
+            return channels == self.channels_behind  # its list tells how the many are those of one
         if self.entry is None:
             return True
         return channels == self.channels or self.target is not None or bool(self.listed_in)
@@ -172,8 +174,9 @@ def behind_view(
     axis, rank = before
     if axis == 1 and len(shape) != rank + 2:
         return None  # the layout was learned elsewhere, and the shape disproves it
+    wanted = None if demanded is None else (demanded.layout, demanded.channels)
     try:
-        case = ViewCase(scope, node, before, channels, shape, result, partial(_dims, scope, node))
+        case = ViewCase(scope, node, before, channels, shape, result, wanted, partial(_dims, scope, node))
         layout = space_map.layout(case)
         behind = space_map.channels(case)
         is_copy = layout is not None and space_map.copies(case)

@@ -31,6 +31,8 @@ def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
     # The term is in the layout before the view, the operator's output in the one behind it.
     layout, shape = behind.layout, behind.shape
     entry, target = _entry_of_channels(scope, node, before, layout[0] % len(shape), shape)
+    if behind.channels != before.channels:
+        entry = None  # of one side only: it is written for these channels
     view = View(
         node,
         name,
@@ -40,7 +42,7 @@ def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
         before.layout,
         layout,
         dims=len(shape),
-        entry=entry if behind.channels == before.channels else None,
+        entry=entry,
         target=target,
         listed_in=_varying_list(node, entry, target),
         start=scope.shape(name) or (),

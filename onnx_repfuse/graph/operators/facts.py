@@ -69,6 +69,7 @@ class ViewCase:
         before: layout of the operand.
         channels: of operand and output.
         shape, result: proved shapes of operand and output, both of rank 2 or more.
+        demanded: the layout and the channels that the consumers of the output demand, if any do.
         dims: those of operand and output as far as they follow from others (`graph.extents`); () where not even the
             rank is known.
     """
@@ -79,6 +80,7 @@ class ViewCase:
     channels: int
     shape: Shape
     result: Shape
+    demanded: tuple[Layout, int] | None = None
     dims: Callable[[], tuple[Dims, Dims]] = lambda: ((), ())
 
     @property

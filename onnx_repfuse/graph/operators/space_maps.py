@@ -58,12 +58,26 @@ def _joins_positions(case: ViewCase) -> bool:
     return is_joined and case.result[1] != case.channels
 
 
+def _parts_rows(case: ViewCase) -> bool:
+    """Whether it makes (N, C * H * W) to (N, C, H, W), the reverse.
+
+    Only the consumers tell: the same Reshape may make heads of rows, and have its channels on the last axis.
+    """
+    own = static(case.result[1:])
+    is_rows = not case.is_spatial and len(case.shape) == 2 and len(case.result) > 2
+    if not is_rows or own is None or case.result[1] == case.channels or prod(own) != case.channels:
+        return False
+    return case.demanded == ((1, len(case.result) - 2), own[0])
+
+
 def _joined_channels(case: ViewCase) -> int:
-    return (case.result[1] or 0) if _joins_positions(case) else case.channels
+    return (case.result[1] or 0) if _joins_positions(case) or _parts_rows(case) else case.channels
 
 
 def _reshape_layout(case: ViewCase) -> Layout | None:
     # (N, ..., C) -> (M, ..., C), (N, C, 1, 1) <-> (N, C), (N, C, H, W) -> (N, C, H * W)
+    if _parts_rows(case):
+        return 1, len(case.result) - 2
     if _channels_vary_fastest(case):
         return _rows_layout(case)
     if _joins_positions(case):

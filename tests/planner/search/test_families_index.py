@@ -8,7 +8,7 @@ import pytest
 from onnx_repfuse import Options, fuse, plan
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
-from tests.build import Net, check, equal, run
+from tests.build import Net, check, counts, equal, run
 
 END = np.iinfo(np.int64).max
 
@@ -621,6 +621,66 @@ def test_pointwise_before_flattened_positions_stays() -> None:
     net = Net(shape=("N", 4, 3, 2))
     flat = net.op("Flatten", net.conv("x", 4, 4, 1))
     check(net.model(net.op("Gemm", flat, net.random(5, 24), net.random(5), transB=1)), None)
+
+
+def rows_as_images(net: Net, x: str, how: str, *sizes: int) -> str:
+    """(N, C*H*W) as (N, C, H, W); the batch as -1, as 0, or taken from the Shape of x."""
+    if how != "shape":
+        return shaped(net, x, -1 if how == "-1" else 0, *sizes)
+    batch = net.op("Slice", net.op("Shape", "x"), ints(net, 0), ints(net, 1), ints(net, 0))
+    return str(net.op("Reshape", x, net.op("Concat", batch, ints(net, *sizes), axis=0)))
+
+
+@pytest.mark.parametrize("how", ["-1", "0", "shape"])
+@pytest.mark.parametrize("sizes", [(4, 3, 2), (4, 6), (4, 1, 3, 2)])
+@pytest.mark.parametrize("op", ["Gemm", "MatMul"])
+def test_norm_behind_rows_that_become_images(how: str, sizes: tuple[int, ...], op: str) -> None:
+    """A generator's Linear, view and BatchNormalization."""
+    net = Net(shape=("N", 5))
+    rows = net.op(op, "x", net.random(5, 24), *([net.random(24)] if op == "Gemm" else []))
+    y = net.op("Relu", net.bn(rows_as_images(net, rows, how, *sizes), 4))
+    model = net.model(y)
+    others = {name: count for name, count in counts(model).items() if name not in (op, "BatchNormalization")}
+    check(model, {**others, "Gemm": 1})
+
+
+@pytest.mark.parametrize("op", ["Mul", "Add"])
+@pytest.mark.parametrize("is_last", [True, False])
+def test_arithmetic_behind_rows_that_become_images(op: str, is_last: bool) -> None:
+    net = Net(shape=("N", 5))
+    rows = net.op("Gemm", "x", net.random(5, 24), net.random(24))
+    y = net.op(op, rows_as_images(net, rows, "-1", 4, 3, 2), net.channel(4))
+    model = net.model(y if is_last else net.conv(y, 4, 6, 3))
+    check(model, {"Gemm": 1, "Reshape": 1} if is_last else {"Gemm": 1, "Reshape": 1, "Conv": 1})
+
+
+def test_pointwise_behind_rows_that_become_images() -> None:
+    """As many channels: they go into the Gemm. Others would need another list of sizes, and stay."""
+    for c_out, ops in ((4, {"Gemm": 1, "Reshape": 1}), (2, None)):
+        net = Net(shape=("N", 5))
+        images = rows_as_images(net, net.op("Gemm", "x", net.random(5, 24), net.random(24)), "-1", 4, 3, 2)
+        check(net.model(net.conv(images, 4, c_out, 1)), ops)
+
+
+@pytest.mark.parametrize("sizes", [(8, 4, 3), (2, 4, 12), (-1, 4, 3)])
+def test_rows_that_become_more_or_fewer_images_stay(sizes: tuple[int, ...]) -> None:
+    net = Net(shape=(4, 5))
+    rows = net.op("Gemm", "x", net.random(5, 24), net.random(24))
+    check(net.model(net.bn(shaped(net, rows, *sizes), 4)), None)
+
+
+def test_rows_that_others_read_stay() -> None:
+    net = Net(shape=("N", 5))
+    rows = net.op("Gemm", "x", net.random(5, 24), net.random(24))
+    y = net.bn(rows_as_images(net, rows, "-1", 4, 3, 2), 4)
+    check(net.model(net.op("Relu", y), net.op("Softmax", rows)), None)
+
+
+def test_factor_per_position_behind_rows_that_become_images_stays() -> None:
+    net = Net(shape=("N", 5))
+    rows = net.op("Gemm", "x", net.random(5, 24), net.random(24))
+    images = rows_as_images(net, rows, "-1", 4, 3, 2)
+    check(net.model(net.op("Mul", images, net.random(1, 3, 2))), None)
 
 
 # Parts of a Split
