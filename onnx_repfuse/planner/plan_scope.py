@@ -33,7 +33,7 @@ from onnx_repfuse.planner.folds.apply_folds import (
 )
 from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.limits.avoided import creates_avoided
-from onnx_repfuse.planner.limits.every_size import RefusalOf, why_not_at_every_size
+from onnx_repfuse.planner.limits.every_size import NotMade, why_not_at_every_size
 from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
 from onnx_repfuse.planner.limits.refusals import refusals
 from onnx_repfuse.planner.limits.shape_readers import lost_shapes
@@ -99,7 +99,7 @@ class _Planning:
         alive: ids of the nodes that were needed before; the others are not ours to remove.
         refused: outputs, and ways to compute them that are dearer, or no longer run, at some size.
         shaped: tensors of which a fold would have taken away the last one that has their shape, which is asked for.
-        not_made: outputs in `refused`, the nodes that would have been absorbed, and what makes a refusal of them.
+        not_made: outputs in `refused`, and what tells why.
         is_changed: something was written since the scope was read.
         zeros: which channels of the weights are zero.
         prices: see `Cover`.
@@ -111,7 +111,7 @@ class _Planning:
     alive: set[int]
     refused: frozenset[tuple[str, Way]] = frozenset()
     shaped: frozenset[str] = frozenset()
-    not_made: dict[str, tuple[tuple[gs.Node, ...], RefusalOf]] = field(default_factory=dict)
+    not_made: dict[str, NotMade] = field(default_factory=dict)
     is_changed: bool = False
     zeros: ZeroChannels = field(default_factory=ZeroChannels)
     prices: Prices = field(default_factory=dict)
@@ -256,9 +256,9 @@ class _Planning:
         self.banned |= too_wide
         refused = [one for one in selections if creates_avoided(one, self.options.avoid)]
         for one in selections:
-            why_not = None if one.output in too_wide else why_not_at_every_size(cover, one)
-            if why_not is not None:
-                self.not_made.setdefault(one.output, (one.nodes, why_not))
+            not_made = None if one.output in too_wide else why_not_at_every_size(cover, one)
+            if not_made is not None:
+                self.not_made.setdefault(one.output, not_made)
                 refused.append(one)
         self.refused |= {(one.output, way_of(one.candidate)) for one in refused}
         lost = {one.output: lost_shapes(cover, one) for one in selections}
@@ -277,9 +277,8 @@ class _Planning:
         join_no_ops(self.plan)
         share_equal_weights(scope)
         present = {id(node) for node in scope.nodes}
-        for nodes, refusal in self.not_made.values():
-            if all(id(node) in present for node in nodes):
-                self.plan.refusals.append(refusal(scope, nodes))
+        told = [not_made.refusal(scope, present) for not_made in self.not_made.values()]
+        self.plan.refusals += filter(None, told)
         self.plan.refusals += _new_refusals(self.plan, last)
         if allows(Kind.STRIDE):
             self.plan.refusals += subsampling_refusals(scope, layouts, self.is_free)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Set
+from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
@@ -15,14 +15,37 @@ from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.planner.search.select import Selection
 from onnx_repfuse.records.report import Refusal
 
-__all__ = ["RefusalOf", "why_not_at_every_size"]
-
-RefusalOf = Callable[[Scope, Sequence[gs.Node]], Refusal]
+__all__ = ["NotMade", "why_not_at_every_size"]
 
 
-def why_not_at_every_size(cover: Cover, selection: Selection) -> RefusalOf | None:
-    """What makes the refusal of a selection, given its nodes; None if it may be made."""
+@dataclass(frozen=True)
+class NotMade:
+    """A selection that is not made.
+
+    Attributes:
+        nodes: all that it would have absorbed.
+        window: the one that is too small for some size; None if multiply-adds may rise.
+    """
+
+    nodes: tuple[gs.Node, ...]
+    window: gs.Node | None
+
+    def refusal(self, scope: Scope, present: Set[int]) -> Refusal | None:
+        """Why its nodes stay; None if they did not.
+
+        Args:
+            scope: theirs.
+            present: ids of the nodes that are left. What stands beside a window may have been folded otherwise.
+        """
+        left = [node for node in self.nodes if id(node) in present]
+        if self.window is not None:
+            return window_refusal(scope, left, self.window) if id(self.window) in present else None
+        return size_refusal(scope, left) if len(left) == len(self.nodes) else None
+
+
+def why_not_at_every_size(cover: Cover, selection: Selection) -> NotMade | None:
+    """Why a selection is not made; None if it may be."""
     window = too_small_for(cover, selection)
-    if window is not None:
-        return partial(window_refusal, node=window)
-    return size_refusal if may_rise(cover, selection) else None
+    if window is None and not may_rise(cover, selection):
+        return None
+    return NotMade(selection.nodes, window)

@@ -86,3 +86,13 @@ def test_padding_before_a_window_proves_that_it_fits(pads: int) -> None:
 def test_known_sizes_prove_it() -> None:
     net = Net(shape=("N", 3, 6))
     check(net.model(net.bn(net.op("AveragePool", "x", kernel_shape=[3], strides=[2]), 3)), {"Conv": 1})
+
+
+def test_the_reason_is_told_where_what_is_before_the_window_folds_otherwise() -> None:
+    net = Net(3, shape=("N", 3, "L"))
+    y = net.op("Relu", "x")
+    for _ in range(2):
+        y = net.op("Mul", y, net.channel(3, 1))
+    model = net.model(net.op("AveragePool", y, kernel_shape=[2], strides=[2]))
+    result = check(model, {"Relu": 1, "Mul": 1, "AveragePool": 1}, Reason.SHAPE)
+    assert [refusal.nodes for refusal in result.report.refusals] == [(model.graph.node[-1].name,)]
