@@ -10,12 +10,13 @@ from math import prod
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.operators.channel_rules import SELECTED
+from onnx_repfuse.graph.operators.channel_rules import BY_SHAPE, SELECTED, ChannelRule
 from onnx_repfuse.graph.operators.facts import (
     Attributes,
     Doubt,
     Layout,
     Operator,
+    Passes,
     SizeCase,
     SpaceMap,
     SpaceMapSort,
@@ -24,7 +25,7 @@ from onnx_repfuse.graph.operators.facts import (
 )
 from onnx_repfuse.graph.scope import Scope, optional_input, static
 
-__all__ = ["SPACE_MAPS", "permutation"]
+__all__ = ["SPACE_MAPS", "keeps_channels", "permutation"]
 
 
 def _layout_of(channel: int, rank: int) -> Layout | None:
@@ -166,6 +167,23 @@ def _reduce_layout(case: ViewCase) -> Layout | None:
     return _layout_of(case.channel, len(case.shape)) if _removed_axes(case) else None
 
 
+def keeps_channels(scope: Scope, node: gs.Node, layout: Layout) -> bool:
+    """Whether a ReduceMax or ReduceMin works on positions of one image alone, and leaves all axes where they are."""
+    shape = scope.shape(node.inputs[0].name)
+    dims = len(shape) if shape is not None else layout[1] + 2 if layout[0] == 1 else 0
+    axes = {axis % dims for axis in _constant_axes(scope, node)} if dims else set()
+    return bool(axes) and bool(node.attrs.get("keepdims", 1)) and axes.isdisjoint({0, layout[0] % dims})
+
+
+_EXTREME = ChannelRule(
+    lambda layouts, node: (
+        first
+        if (first := layouts.first(node)) is not None and keeps_channels(layouts.scope, node, first.layout)
+        else BY_SHAPE.forwards(layouts, node)
+    )
+)
+
+
 def _axes(attrs: Attributes, axes: Values | None) -> tuple[int, ...]:
     given = attrs.get("axes") if axes is None else axes.ravel()
     return () if given is None else tuple(int(axis) for axis in given)
@@ -220,8 +238,8 @@ SPACE_MAPS = (
         space_map=SpaceMap.of_sort(SpaceMapSort.AVERAGES, _reduce_layout),
         attributes_are_inputs_since=18,
     ),
-    Operator("ReduceMax", gain=1.0),
-    Operator("ReduceMin", gain=1.0),
+    Operator("ReduceMax", gain=1.0, channels=_EXTREME, passes=Passes.AFFINE, attributes_are_inputs_since=18),
+    Operator("ReduceMin", gain=1.0, channels=_EXTREME, passes=Passes.AFFINE, attributes_are_inputs_since=18),
     Operator("ReduceSum", gain=4096.0),
     Operator(
         "Reshape",

@@ -22,6 +22,7 @@ from onnx_repfuse.graph.edit_points import replace_nodes
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.operators.facts import Passes
+from onnx_repfuse.graph.operators.space_maps import keeps_channels
 from onnx_repfuse.graph.scope import Scope, optional_input
 from onnx_repfuse.graph.windows import any_window
 from onnx_repfuse.lift import Context, LinearOp, lift
@@ -188,6 +189,9 @@ def _commutes(context: Context, node: gs.Node) -> bool:
     """Whether a maximum or activation is one of the form that positive factors pass."""
     if node.op == "Clip":
         return _is_from_zero(context.scope, node)
+    if node.op in ("ReduceMax", "ReduceMin"):
+        layout = context.channel_layout(node.inputs[0].name)
+        return layout is not None and keeps_channels(context.scope, node, layout.layout)
     return node.op != "MaxPool" or _has_real_taps(context, node)
 
 

@@ -136,3 +136,47 @@ def test_half_precision_moves_no_factor_up() -> None:
     net = Net(4, dtype=np.float16)
     y = factor(net, max_pool(net, net.conv("x", 4, 4, 3)))
     check(net.model(net.op("Relu", y)), None, tolerance=1e-2)
+
+
+def reduced(
+    net: Net, x: str, op: str = "ReduceMax", axes: tuple[int, ...] = (2, 3), keepdims: int = 1
+) -> str:
+    if net.opset >= 18:
+        return str(net.op(op, x, net.const(np.array(axes)), keepdims=keepdims))
+    return str(net.op(op, x, axes=list(axes), keepdims=keepdims))
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
+@pytest.mark.parametrize("axes", [(2, 3), (-1,)])
+def test_norm_before_an_extreme_over_positions(opset: int, op: str, axes: tuple[int, ...]) -> None:
+    """torch's amax and amin, as in the channel attention of CBAM."""
+    net = Net(4, opset=opset)
+    y = reduced(net, positive_bn(net, net.op("Relu", "x")), op, axes)
+    check(net.model(net.conv(y, 4, 5, 1)), {"Relu": 1, op: 1, "Conv": 1})
+
+
+@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
+def test_norm_behind_an_extreme_over_positions(op: str) -> None:
+    net = Net(4)
+    y = positive_bn(net, reduced(net, net.conv("x", 4, 4, 3), op))
+    check(net.model(net.op("Relu", y)), {"Conv": 1, op: 1, "Relu": 1})
+
+
+@pytest.mark.parametrize(
+    ("axes", "keepdims"), [((1,), 1), ((1, 2, 3), 1), ((0, 2), 1), ((-3,), 1), ((), 1), ((2, 3), 0)]
+)
+def test_extremes_over_channels_or_images_and_those_that_remove_axes_stay(
+    axes: tuple[int, ...], keepdims: int
+) -> None:
+    net = Net(4, shape=(3, 4, 5, 6))
+    y = positive_bn(net, net.op("Relu", "x"))
+    y = reduced(net, y, "ReduceMax", axes, keepdims) if axes else net.op("ReduceMax", y)
+    net.op("Sigmoid", y)
+    check(net.model(net.nodes[-1].output[0]), None)
+
+
+def test_negative_factors_do_not_pass_an_extreme() -> None:
+    net = Net(4)
+    y = reduced(net, positive_bn(net, net.op("Relu", "x"), negative=True))
+    check(net.model(net.conv(y, 4, 5, 1)), None, Reason.SIGN)
