@@ -24,9 +24,8 @@ def graph_maps(plan: ModelPlan) -> GraphMaps:
     after: list[MapNode] = []
     for planned in plan.scopes:
         absorbed, created = _owners(planned)
-        label = planned.scope.label
-        before += _placed(_original(planned), label, len(before), absorbed, numbers)
-        after += _placed(_now(planned), label, len(after), created, numbers)
+        before += _placed(_original(planned), planned, len(before), absorbed, numbers)
+        after += _placed(_now(planned), planned, len(after), created, numbers)
     return GraphMaps(tuple(before), tuple(after))
 
 
@@ -68,7 +67,7 @@ def _now(planned: ScopePlan) -> Iterator[_Node]:
 
 def _placed(
     nodes: Iterable[_Node],
-    label: str,
+    planned: ScopePlan,
     start: int,
     owners: dict[int, PlannedFold | None],
     numbers: dict[int, int],
@@ -78,9 +77,15 @@ def _placed(
     producer = {
         name: place for place, (_, _, _, outputs, _) in enumerate(nodes, start) for name in outputs if name
     }
+    constants = set(planned.scope.constants)
     placed = []
-    for name, op, inputs, _, key in nodes:
-        above = tuple(producer[each] for each in dict.fromkeys(inputs) if each in producer)
+    for name, op, inputs, outputs, key in nodes:
+        read = [each for each in dict.fromkeys(inputs) if each]
+        above = tuple(producer[each] for each in read if each in producer)
         fold = numbers.get(id(owners.get(key)))
-        placed.append(MapNode(name, op, label, above, fold, key in owners and fold is None))
+        is_constant = op == "Constant" or (bool(read) and constants.issuperset(read))
+        if is_constant:
+            constants.update(outputs)
+        is_changed = key in owners and fold is None
+        placed.append(MapNode(name, op, planned.scope.label, above, fold, is_changed, is_constant))
     return tuple(placed)

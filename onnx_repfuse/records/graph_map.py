@@ -18,6 +18,7 @@ class MapNode:
         above: places in the map of the nodes that compute what it reads, of its own scope.
         fold: the place in `Report.folds` of the fold that absorbed it, or created it; None if there is none.
         is_changed: whether another change of the model removed it, or made it.
+        is_constant: whether it computes from constants alone.
     """
 
     name: str
@@ -26,6 +27,7 @@ class MapNode:
     above: tuple[int, ...]
     fold: int | None = None
     is_changed: bool = False
+    is_constant: bool = False
 
 
 GraphMap = tuple[MapNode, ...]

@@ -73,10 +73,10 @@ class Pictures:
 
 
 def draw(nodes: Sequence[NodeRef], sources: Sequence[str], output: str) -> Picture | None:
-    """Lay a block out, its nodes in topological order; None if it has more than MAX_NODES nodes."""
+    """Lay a block out; None if it has more than MAX_NODES nodes."""
     if max(len(nodes), len(sources)) > MAX_NODES:
         return None
-    boxes = _connect(nodes, sources, output)
+    boxes = _connect(_producers_first(nodes), sources, output)
     layers = _layers(boxes)
     _order(boxes, layers)
     return _place(boxes, layers)
@@ -88,6 +88,18 @@ def produced(nodes: Sequence[NodeRef]) -> set[str]:
     A node whose output has the name of its own input is what remains of a removed no-op: the name is the input's.
     """
     return {name for node in nodes for name in node.outputs if name not in node.inputs}
+
+
+def _producers_first(nodes: Sequence[NodeRef]) -> list[NodeRef]:
+    """The nodes in topological order: those that a fold creates come in the order in which it made them."""
+    ordered: list[NodeRef] = []
+    left = list(nodes)
+    while left:
+        missing = produced(left)
+        ready = [node for node in left if missing.isdisjoint(node.inputs)]
+        ordered += ready or left
+        left = [node for node in left if node not in ready] if ready else []
+    return ordered
 
 
 def _connect(nodes: Sequence[NodeRef], sources: Sequence[str], output: str) -> list[Box]:

@@ -96,6 +96,10 @@ def _layers(layers: Layers) -> list[str]:
             f'<strong class="bad">The first that diverges</strong> is <code>{escape(first.tensor)}</code>, computed '
             f"by {nodes}: relative error {figure(first.max_rel)}, allowed {figure(first.allowed_rel)}."
         )
+    again = sum(layer.status == "agrees again" for layer in layers.tensors)
+    if again:
+        verb = "differs" if again == 1 else "differ"
+        words += f" {plural(again, 'tensor')} {verb}, but what follows agrees again."
     return [f"<p>{words}</p>", _chart(shown, first), _all_tensors(layers.tensors), *notes]
 
 

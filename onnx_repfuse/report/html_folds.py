@@ -52,9 +52,10 @@ def _group(group: FoldGroup, folds: _Folds, saves_macs: bool) -> str:
     count = len(group.members)
     times = f'<b class="times">{count} &times;</b> ' if count > 1 else ""
     amount = group.macs if saves_macs else group.nodes
+    drawn = bar(amount, folds.most) if amount > 0 else "<span></span>"
     head = (
         f'<span class="what">{times}{escape(group.title).replace("-&gt;", "&rarr;")}</span>'
-        f'<span class="tag">{kind}</span><span class="saved">{bar(amount, folds.most)}'
+        f'<span class="tag">{kind}</span><span class="saved">{drawn}'
         f"<span>{_saved(group.macs, group.nodes) or 'same size'}</span></span>"
     )
     if count == 1:

@@ -24,7 +24,7 @@ _MARKS_OF = {"not observed": "?", "not verified": "!"}
 _VERBS = {
     "passed": (
         "passed, each compared by itself",
-        "passed: equal to the original within its own rounding noise",
+        "passed: equal within rounding noise",
     ),
     "failed": ("failed", "failed"),
     "not observed": ("could not have shown a fault", "could not have shown a fault"),

@@ -53,14 +53,8 @@ def _depths(nodes: GraphMap, places: Sequence[int]) -> dict[int, int]:
         depth[place] = max((depth[other] + 1 for other in nodes[place].above), default=0)
         for other in nodes[place].above:
             consumers[other].append(place)
-    floating: set[int] = set()
-    for place in order:
-        if nodes[place].op == "Constant" or (
-            nodes[place].above and all(other in floating for other in nodes[place].above)
-        ):
-            floating.add(place)
     for place in reversed(order):
-        if place in floating and consumers[place]:
+        if nodes[place].is_constant and consumers[place]:
             depth[place] = max(0, min(depth[other] for other in consumers[place]) - 1)
     return depth
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import onnx
+import onnx.parser
 import pytest
 
 from onnx_repfuse.api import plan
+from onnx_repfuse.options import Options
+from onnx_repfuse.records.report import Kind
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -36,3 +40,17 @@ def test_what_no_fold_removed_is_changed():
     # What is not listed computed constants that went into others.
     assert not removed & {node.name for node in report.maps.after}
     assert not any(node.is_changed for node in report.maps.after)
+
+
+def test_what_computes_from_constants_alone_is_told():
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        net (float[N,4] x) => (float[M,K] y) <int64[2] sizes = {2, -1}> {
+            two = Constant <value = int64[2] {1, 2}> ()
+            product = Mul(sizes, two)
+            reshaped = Reshape(x, product)
+            y = Relu(reshaped)
+        }""")
+    maps = plan(model, Options(only=frozenset({Kind.POOL}))).maps
+    assert maps is not None
+    assert [node.is_constant for node in maps.before] == [True, True, False, False]

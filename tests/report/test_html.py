@@ -276,6 +276,12 @@ def test_boxes_do_not_overlap_and_edges_run_down():
         assert float(start) < float(end)
 
 
+def test_nodes_in_any_order_are_connected():
+    """Those that a fold creates come in the order in which it made them."""
+    first, last = NodeRef("first", "Add", ("x",), ("t",)), NodeRef("last", "ReduceMean", ("t",), ("y",))
+    assert draw([last, first], ("x",), "y") == draw([first, last], ("x",), "y")
+
+
 def test_blocks_without_nodes_and_with_too_many():
     assert draw([NodeRef("n", "Conv", ("x",), ("y",))] * (MAX_NODES + 1), ("x",), "y") is None
     assert len(draw([], ("x",), "y").boxes) == 2
@@ -313,5 +319,9 @@ def test_a_comparison_says_all_that_differs():
     ):
         assert words in page
     assert "Error along the depth" not in render([compared(layers=0)], "1.0")
+    again = comparison(layers=4).layers
+    again = replace(again, tensors=(replace(again.tensors[0], status="agrees again"), *again.tensors[1:]))
+    page = render([replace(compared(), comparison=replace(comparison(), layers=again))], "1.0")
+    assert "1 tensor differs, but what follows agrees again." in page
     silent = replace(comparison(layers=4), layers=replace(comparison(layers=4).layers, tensors=()))
     assert "no tensor in common" in render([replace(compared(), comparison=silent)], "1.0")

@@ -6,8 +6,8 @@ from onnx_repfuse.records.graph_map import MapNode
 from onnx_repfuse.report.map_layout import columns, lay_out, width_of_bands
 
 
-def node(name, *above, op="Relu", scope=""):
-    return MapNode(name, op, scope, above)
+def node(name, *above, scope="", is_constant=False):
+    return MapNode(name, "Relu", scope, above, is_constant=is_constant)
 
 
 def test_columns_follow_the_longest_path():
@@ -26,7 +26,7 @@ def test_branches_keep_their_rows():
 def test_constants_stand_before_what_reads_them():
     nodes = (
         *(node("x"), node("y", 0), node("z", 1)),
-        *(node("axes", op="Constant"), node("of axes", 3, op="Unsqueeze"), node("last", 2, 4)),
+        *(node("axes", is_constant=True), node("of axes", 3, is_constant=True), node("last", 2, 4)),
     )
     assert columns(nodes) == [[0], [1, 3], [2, 4], [5]]
 
