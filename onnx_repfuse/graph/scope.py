@@ -186,11 +186,6 @@ class Scope:
                 if tensor.name:
                     self.consumers.setdefault(tensor.name, []).append(node)
 
-    @cached_property
-    def original_producer(self) -> dict[str, gs.Node]:
-        """Tensor -> node of the input; its inputs may have been given other names."""
-        return {tensor.name: node for node in self.original.values() for tensor in node.outputs}
-
     def is_private(self, name: str) -> bool:
         """Its fan-out is one node of this scope, and nobody outside sees it."""
         return not self.is_seen(name) and len(self.consumers.get(name, ())) == 1

@@ -234,18 +234,21 @@ def computed_from_shapes(scope: Scope, name: str, gone: Mapping[str, gs.Node] = 
     Args:
         gone: those that are not in the scope any more.
     """
-    nodes: dict[int, gs.Node] = {}
+    nodes: dict[int, gs.Node] = {}  # each once, behind all that it reads
     pending = [name]
+    seen: set[int] = set()
     while pending:
-        name = pending.pop()
-        producer = scope.producer.get(name) or gone.get(name)
-        if producer is None or producer.op in _HAVE_SUBGRAPHS or len(nodes) > MAX_SHAPE_NODES:
+        producer = scope.producer.get(pending[-1]) or gone.get(pending[-1])
+        if producer is None or producer.op in _HAVE_SUBGRAPHS or len(seen) > MAX_SHAPE_NODES:
             return []
-        nodes.pop(id(producer), None)  # what reads it too comes behind it
-        nodes[id(producer)] = producer
+        if id(producer) in seen:  # all that it reads has been visited
+            nodes.setdefault(id(producer), producer)
+            pending.pop()
+            continue
+        seen.add(id(producer))
         if operator(producer).of_shape is None:
             pending += [t.name for t in producer.inputs if t.name and scope.const(t.name) is None]
-    return list(nodes.values())[::-1]
+    return list(nodes.values())
 
 
 def restored_from(scope: Scope, node: gs.Node) -> str:

@@ -70,7 +70,7 @@ def _sides(plan: ScopePlan, fold: PlannedFold) -> tuple[Nodes, Nodes]:
         if group.role is Kind.PAD:  # the nodes of a shuffle run as they are
             before = _with_border_alone(plan.scope, before, group)
     after = [to_proto(node) for node in plan.nodes_after(fold)]
-    sides = (_with_shapes(plan.scope, nodes) for nodes in (before, after))
+    sides = (_with_shapes(plan, nodes) for nodes in (before, after))
     first, second = (_needed(nodes, fold.outputs) for nodes in sides)
     return first, second
 
@@ -111,7 +111,7 @@ def _outputs(nodes: Nodes) -> set[str]:
     return {name for node in nodes for name in node.output}
 
 
-def _with_shapes(scope: Scope, nodes: Nodes) -> Nodes:
+def _with_shapes(plan: ScopePlan, nodes: Nodes) -> Nodes:
     """Nodes, and those that compute lists of sizes for them from shapes, in topological order.
 
     Planning treats a Reshape to such a list as a view of one tensor, so a fold does not absorb what computes its
@@ -125,12 +125,12 @@ def _with_shapes(scope: Scope, nodes: Nodes) -> Nodes:
     ]
     if not lists:
         return nodes
-    computed = _outputs(nodes)
+    scope, computed = plan.scope, _outputs(nodes)
     missing = _read_by(nodes, [name for name in lists if name])
     added: dict[int, onnx.NodeProto] = {}
     for name in sorted(missing):
         if scope.const(name) is None:
-            sizes = computed_from_shapes(scope, name, scope.original_producer)
+            sizes = computed_from_shapes(scope, name, plan.original_producer)
             added.update((id(node), _as_read(scope, node, computed)) for node in sizes)
     others = [node for node in added.values() if computed.isdisjoint(node.output)]
     return in_order([*others, *nodes])

@@ -196,6 +196,11 @@ class ScopePlan:
         return borrowed
 
     @cached_property
+    def original_producer(self) -> dict[str, gs.Node]:
+        """Tensor -> the node that computes it in the file, as it is there; aliases rename the tensors of a scope."""
+        return {tensor.name: node for node in decode(self.scope.proto.node) for tensor in node.outputs}
+
+    @cached_property
     def original_outputs(self) -> set[str]:
         """The tensors that the file's nodes compute."""
         return {name for node in self.scope.proto.node for name in node.output}

@@ -397,8 +397,11 @@ def test_what_is_no_shuffle_of_channels_stays(middle: tuple[int, ...]) -> None:
     check(net.model(net.conv(moved, 6, 8, 3)), expected)
 
 
-def asked(net: Net, x: str, *sizes: int | tuple[int, int]) -> str:
-    """A list of numbers and of sizes of x, (axis, divisor), as the TorchScript exporter computes it."""
+def asked(net: Net, x: str, *sizes: int | tuple[int, int], casts: int = 0) -> str:
+    """A list of numbers and of sizes of x, (axis, divisor), as the TorchScript exporter computes it.
+
+    It puts two Casts to the same type behind each quotient.
+    """
     parts = []
     for size in sizes:
         if isinstance(size, int):
@@ -406,23 +409,37 @@ def asked(net: Net, x: str, *sizes: int | tuple[int, int]) -> str:
             continue
         axis, divisor = size
         one = net.op("Gather", net.op("Shape", x), net.const(np.array(axis)))
-        one = net.op("Div", one, net.const(np.array(divisor))) if divisor > 1 else one
+        if divisor > 1:
+            one = net.op("Div", one, net.const(np.array(divisor)))
+            for _ in range(casts):
+                one = net.op("Cast", one, to=7)
         parts.append(net.op("Unsqueeze", one, ints(net, 0)))
     return str(net.op("Concat", *parts, axis=0))
 
 
-def shuffled_at_any_size(net: Net, x: str, groups: int) -> str:
+def shuffled_at_any_size(net: Net, x: str, groups: int, casts: int = 0) -> str:
     batch, channels, height, width = ((axis, 1) for axis in range(4))
-    split = net.op("Reshape", x, asked(net, x, batch, groups, (1, groups), height, width))
+    split = net.op("Reshape", x, asked(net, x, batch, groups, (1, groups), height, width, casts=casts))
     swapped = net.op("Transpose", split, perm=[0, 2, 1, 3, 4])
     return str(net.op("Reshape", swapped, asked(net, x, batch, channels, height, width)))
 
 
-def test_channel_shuffle_of_unknown_size_goes_into_the_weights() -> None:
+@pytest.mark.parametrize("casts", [0, 1, 2])
+def test_channel_shuffle_of_unknown_size_goes_into_the_weights(casts: int) -> None:
     net = Net(6)
-    check(net.model(net.conv(shuffled_at_any_size(net, "x", 2), 6, 8, 3)), {"Conv": 1})
+    check(net.model(net.conv(shuffled_at_any_size(net, "x", 2, casts), 6, 8, 3)), {"Conv": 1})
     net = Net(6)
-    check(net.model(shuffled_at_any_size(net, net.conv("x", 6, 6, 3), 3)), {"Conv": 1})
+    check(net.model(shuffled_at_any_size(net, net.conv("x", 6, 6, 3), 3, casts)), {"Conv": 1})
+
+
+def test_a_size_that_is_computed_by_way_of_many_paths_is_followed_once() -> None:
+    net = Net(6)
+    size = net.op("Gather", net.op("Shape", "x"), ints(net, 0))
+    for _ in range(22):  # four million paths
+        size = net.op("Mul", size, size)
+    target = net.op("Concat", size, ints(net, 6), asked(net, "x", (2, 1), (3, 1)), axis=0)
+    result = fuse(net.model(net.bn(net.conv(net.op("Reshape", "x", target), 6, 6, 3), 6)))
+    assert result.report.folds
 
 
 def test_halves_of_a_shuffled_tensor_whose_ends_follow_from_its_channels() -> None:
