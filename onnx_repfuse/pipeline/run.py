@@ -19,6 +19,7 @@ from onnx_repfuse.modelfile.save import Saved, publish, save
 from onnx_repfuse.modelfile.work_folder import work_folder
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.bans import Bans, folds_out_of_range
+from onnx_repfuse.pipeline.blas_threads import one_blas_thread
 from onnx_repfuse.pipeline.check_scopes import check_scopes, force_branches
 from onnx_repfuse.pipeline.compare_models import compare, folds_to_blame, measure, reason_of
 from onnx_repfuse.pipeline.input_shapes import shapes_note, with_input_shapes
@@ -52,6 +53,7 @@ UNFOLDED = Verification(
 )
 
 
+@one_blas_thread()
 def run(
     document: Document,
     output: Path,
