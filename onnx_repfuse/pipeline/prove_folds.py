@@ -92,9 +92,12 @@ def _judge(
     from onnx_repfuse.verifier.folds.isolated import probe
 
     case = _case(plan, planned, fold, sized=False)
+    is_free = not case.names_its_sizes
+    if not is_free:
+        case = _case(plan, planned, fold, sized=True)
     _give_back(plan, planned.scope, fold)  # what folding its weights took
     verdict = probe(case, runtime=runtime)
-    if verdict.status is Status.FAILED:
+    if is_free and verdict.status is Status.FAILED:
         # It may be exact at the sizes the file proves alone.
         case = _case(plan, planned, fold, sized=True)
         verdict = probe(case, runtime=runtime)

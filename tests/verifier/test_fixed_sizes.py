@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from onnx import helper
@@ -69,3 +71,50 @@ def test_there_are_few_of_them() -> None:
 def test_a_wrong_weight_is_seen(wrong: tuple[int, int] | None) -> None:
     verdict = probe(head(wrong))
     assert verdict.status is (Status.PASSED if wrong is None else Status.FAILED), verdict.message
+
+
+def test_large_products_of_two_sources_have_few_samples_that_set_both() -> None:
+    sizes = {"a": (1, 8192, 32), "b": (1, 32, 16)}
+    inputs = [info(name, shape) for name, shape in sizes.items()]
+    product = helper.make_node("MatMul", ["a", "b"], ["p"])
+    scaled = helper.make_node("Mul", ["p", "s"], ["y"])
+    model = build([product, scaled], inputs, [info("y", None)], {"s": np.float32(0.5)})
+    case = FoldCase(model, model)
+    feeds = list(stimuli(case, next(candidate_rules(case))))
+    assert {one.kind for one in feeds} == {"noise", "impulse"}
+    assert len(feeds) == 2
+    assert all(array.any() for one in feeds for array in one.feed.values())
+
+
+@pytest.mark.parametrize(
+    ("target", "names"),
+    [
+        ([1, 8, 5, 4], True),
+        ([-1, 8, 5, 4], True),
+        ([0, 2, 4, 5, 4], True),
+        ([0, 8, 1, 1], False),
+        ([0, 8, -1, 4], False),
+        ([0, 0, 2, 4], False),
+        ([-1, 20, 8], False),
+    ],
+)
+def test_images_of_a_size_that_a_reshape_names(target: list[int], names: bool) -> None:
+    node = helper.make_node("Reshape", ["x", "t"], ["y"])
+    model = build([node], [info("x", (1, 8, 20))], [info("y", None)], {"t": np.array(target, np.int64)})
+    assert FoldCase(model, model).names_its_sizes is names
+
+
+def test_the_oracle_keeps_what_is_still_read_alone() -> None:
+    nodes = [helper.make_node("Neg", [f"x{i}"], [f"x{i + 1}"]) for i in range(20)]
+    nodes.append(helper.make_node("Add", ["x20", "x0"], ["y"]))
+    model = build(nodes, [info("x0", (1 << 16,))], [info("y", None)], {})
+    case = FoldCase(model, model)
+    feed = {"x0": np.ones(1 << 16, np.float32)}
+    tracemalloc.start()
+    try:
+        truth = case.oracle(model)(feed)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert not np.abs(truth.value - 2).any()
+    assert peak < 6 * 12 * (1 << 16)  # of 12 bytes for each element of a tensor; 22 tensors were held

@@ -152,6 +152,18 @@ class FoldCase:
         return not any(node.op_type in _MIXES_POSITIONS for node in nodes)
 
     @cached_property
+    def names_its_sizes(self) -> bool:
+        """Whether a Reshape says how high and wide images are: other sizes do not fit, or by luck as batches."""
+        lists = {tensor.name: tensor for tensor in self.before.graph.initializer}
+        targets = (
+            onnx.numpy_helper.to_array(lists[node.input[1]]).ravel().tolist()
+            for node in self.before.graph.node
+            if node.op_type == "Reshape" and len(node.input) > 1 and node.input[1] in lists
+        )
+        # (N, C, H, W), or more axes: of 1x1 images it may be the channels that are counted
+        return any(len(t) > 3 and min(t[1:]) > 0 and min(t[-2:]) > 1 for t in targets)
+
+    @cached_property
     def block(self) -> int:
         """What every size must be a multiple of: runtimes run SpaceToDepth on whole blocks alone."""
         return math.lcm(

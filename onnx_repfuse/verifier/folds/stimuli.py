@@ -32,6 +32,9 @@ _MAX_HALF_PRODUCTS = 250_000_000
 _MIN_POSITIONS, _MAX_POSITIONS = 110, 2000
 _MAX_IMPULSE_ELEMENTS = 1 << 24  # where each remainder of a stride gets a row
 _MANY_POSITIONS = 64  # of an image whose size is fixed: one of noise shows as much as several
+_MANY_ELEMENTS = (
+    1 << 18
+)  # of a source whose sizes are fixed: comparing its outputs takes longer than to compute them
 _SPACING = 6  # positions between impulses in one row
 _LARGE_KERNEL = 8  # extent from which on a kernel gets fewer and smaller sizes (RepLKNet has 31x31)
 
@@ -73,7 +76,8 @@ def _probes(case: FoldCase, rng: np.random.Generator) -> Iterator[_Probe]:
     axes = max((len(source.space) for source in case.sources), default=0)
     if not axes:  # (N, C), or all sizes fixed: there is one size only
         positions = max(map(_fixed_positions, case.sources), default=1)
-        is_large = case.weights * positions > _MAX_PRODUCTS
+        elements = max((math.prod(dim or 1 for dim in source.dims) for source in case.sources), default=1)
+        is_large = case.weights * positions > _MAX_PRODUCTS or elements >= _MANY_ELEMENTS
         # Each position is a sample of its own, and many hold no impulse: there, those of large folds are zeros.
         rows = 4 if positions < _MANY_POSITIONS else 2
         yield _noise("noise", (), 1 if is_large else rows, not is_large, rng)

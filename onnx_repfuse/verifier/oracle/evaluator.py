@@ -73,6 +73,7 @@ class Oracle:
         self.stored_as = stored_as
         self.nodes = [(node, Context.of(node, opset, power)) for node in graph.node]
         self.output = graph.output[0].name
+        self.done = _read_last(graph, self.output)
         large = _large_kernels(graph)
         self.constants: dict[str, Tensor] = {}
         for tensor in graph.initializer:
@@ -91,7 +92,7 @@ class Oracle:
                 tensor = Tensor(tensor.value, np.zeros_like(tensor.magnitude))
             tensors[name] = tensor
         terms: list[Array] = []
-        for node, context in self.nodes:
+        for (node, context), done in zip(self.nodes, self.done, strict=True):
             operands = [tensors[name] if name else None for name in node.input]
             results = evaluate_node(node, replace(context, terms=terms), operands)
             if self.storage and rounds(node, context):
@@ -99,8 +100,21 @@ class Oracle:
             if self.stored_as is not None and rounds(node, context):
                 results = [_rounded(result, self.stored_as) for result in results]
             tensors.update(zip(node.output, results, strict=False))
+            del operands, results
+            for name in done:  # large images would add up
+                tensors.pop(name, None)
         result = tensors[self.output]
         return Truth(result.value, result.magnitude, _total(terms, result.value))
+
+
+def _read_last(graph: onnx.GraphProto, output: str) -> list[list[str]]:
+    """For each node, the tensors that neither a later node nor `output` needs."""
+    later, result = {output}, list[list[str]]()
+    for node in reversed(graph.node):
+        names = {*node.input, *node.output} - later
+        later |= names
+        result.append(sorted(names))
+    return result[::-1]
 
 
 def _with_storage(result: Tensor, operand: Tensor | None) -> Tensor:
