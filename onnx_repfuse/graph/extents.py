@@ -20,6 +20,7 @@ __all__ = [
     "Extent",
     "Product",
     "behind",
+    "extents_of",
     "over",
     "plus",
     "quotient",

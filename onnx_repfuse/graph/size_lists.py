@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.extents import Dim, Dims, over, plus, times
+from onnx_repfuse.graph.extents import Dim, Dims, extents_of, over, plus, times
 from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, Scope, optional_input
 
 __all__ = ["SizeList", "constant_list", "moved_list", "paired", "size_list"]
@@ -99,7 +99,8 @@ def _computed(node: gs.Node, inputs: Sequence[SizeList]) -> SizeList | None:
 
 def _product(sizes: SizeList) -> Dim | None:
     known = [size for size in sizes if size is not None]
-    return times(known) if len(known) == len(sizes) else None
+    is_short = sum(len(extents_of(size)) for size in known) <= _MAX_FACTORS
+    return times(known) if is_short and len(known) == len(sizes) else None
 
 
 def _sum(a: Dim | None, b: Dim | None) -> Dim | None:
@@ -114,6 +115,7 @@ def _quotient(a: Dim | None, b: Dim | None) -> Dim | None:
     return over(a, b) if a is not None and isinstance(b, int) else None
 
 
+_MAX_FACTORS = 64  # of a size: one that is squared again and again has millions
 _ARITHMETIC: dict[str, Callable[[Dim | None, Dim | None], Dim | None]] = {
     "Add": _sum,
     "Sub": lambda a, b: _sum(a, -b) if isinstance(b, int) else None,
