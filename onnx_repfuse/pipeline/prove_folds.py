@@ -119,7 +119,9 @@ def _case(plan: ModelPlan, planned: ScopePlan, fold: PlannedFold, *, sized: bool
 
     layouts = plan.channel_layouts[planned.scope.key]
     models = fold_models(planned, fold, layouts, plan.document.model.ir_version, sized=sized)
-    return FoldCase(*models, flushed=_flushed_below(plan, planned.scope, models))
+    shapes = {value.name: planned.scope.shape(value.name) for value in models[0].graph.input}
+    proved = {name: shape for name, shape in shapes.items() if shape is not None}
+    return FoldCase(*models, flushed=_flushed_below(plan, planned.scope, models), proved=proved)
 
 
 def _flushed_below(plan: ModelPlan, scope: Scope, models: Iterable[onnx.ModelProto]) -> float:

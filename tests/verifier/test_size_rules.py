@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from onnx import helper, numpy_helper
 from onnx_repfuse.records.verdict import Status
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.folds.isolated import probe
-from onnx_repfuse.verifier.folds.size_rules import SizeRule
+from onnx_repfuse.verifier.folds.size_rules import EQUAL, SizeRule, holds_in_file
 from tests.verifier.small_models import build, info
 
 
@@ -76,3 +77,22 @@ def test_a_fold_that_no_rule_fits_has_failed_still() -> None:
     verdict = probe(case)
     assert verdict.status is Status.FAILED
     assert "nothing could be compared" in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("of_x", "of_q", "rule", "holds"),
+    [
+        ((1, 4, 16, 16), (1, 4, 8, 8), SizeRule(1, 0, 2), True),
+        ((1, 4, 16, 16), (1, 4, 8, 8), SizeRule(), False),
+        ((1, 4, 16, 16), (1, 4, 8, 9), SizeRule(1, 0, 2), False),
+        ((1, 4, 16, None), (1, 4, 8, 9), SizeRule(1, 0, 2), True),
+        ((None, 4, None, None), (1, 4, 8, 8), SizeRule(), True),
+        ((1, 4, 16, 16), None, SizeRule(), True),
+    ],
+)
+def test_only_rules_that_hold_of_what_the_file_proves_are_tried(
+    of_x: tuple[int, ...], of_q: tuple[int, ...] | None, rule: SizeRule, holds: bool
+) -> None:
+    case = strided_beside_pooled("xq", CONVS["stride 3"])
+    proved = {"x": of_x} if of_q is None else {"x": of_x, "q": of_q}
+    assert holds_in_file(replace(case, proved=proved), (EQUAL, (rule,))) is holds

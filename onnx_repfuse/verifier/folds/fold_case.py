@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -92,11 +92,13 @@ class FoldCase:
             declared, batch and space symbolic; constants are initializers.
         after: the nodes that replace them.
         flushed: no weight above this became zero because it was too small to show; 0 if none did.
+        proved: the shapes that sources have in the file, as far as it tells; an axis is None where it may vary.
     """
 
     before: onnx.ModelProto
     after: onnx.ModelProto
     flushed: float = 0.0
+    proved: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -30,7 +30,13 @@ from onnx_repfuse.verifier.folds.error_bound import (
     runtime_bound,
 )
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
-from onnx_repfuse.verifier.folds.size_rules import Rules, apply, candidate_rules, shared_rules
+from onnx_repfuse.verifier.folds.size_rules import (
+    Rules,
+    apply,
+    candidate_rules,
+    holds_in_file,
+    shared_rules,
+)
 from onnx_repfuse.verifier.folds.stimuli import Stimulus, stimuli
 from onnx_repfuse.verifier.noise import nudge_feed, nudged_weights
 from onnx_repfuse.verifier.oracle.tensor import Unsupported
@@ -217,7 +223,7 @@ def _rules_that_fit(case: FoldCase, side: Side) -> Rules:
         return equal
     best, fitting = equal, 0
     for rules in (equal, *candidates):
-        if not _fits(case, side, rules, _TRIED[0]):
+        if not holds_in_file(case, rules) or not _fits(case, side, rules, _TRIED[0]):
             continue
         if rules == equal:
             return equal

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import onnx
 
-from onnx_repfuse.verifier.folds.fold_case import FoldCase
+from onnx_repfuse.verifier.folds.fold_case import FoldCase, Source
 
-__all__ = ["EQUAL", "Rules", "SizeRule", "apply", "candidate_rules", "shared_rules"]
+__all__ = ["EQUAL", "Rules", "SizeRule", "apply", "candidate_rules", "holds_in_file", "shared_rules"]
 
 _MAX_WINDOW_RULES = 48
 
@@ -72,6 +72,23 @@ def candidate_rules(case: FoldCase) -> Iterator[Rules]:
     for rules, position in itertools.product(further, range(1, sources)):
         yield (*equal[:position], rules, *equal[position + 1 :])
     yield from shared_rules(case)
+
+
+def holds_in_file(case: FoldCase, rules: Rules) -> bool:
+    """Whether rules lead to the sizes that the file proves of the sources: trying others takes time."""
+
+    def sizes(source: Source) -> tuple[int | None, ...]:
+        shape = case.proved.get(source.name, ())
+        return tuple(shape[axis] for axis in source.space) if len(shape) == len(source.dims) else ()
+
+    if not case.sources:
+        return True
+    first = sizes(case.sources[0])
+    return all(
+        None in (size, real) or rule(size or 0) == real
+        for source, own in zip(case.sources[1:], rules[1:], strict=False)
+        for rule, size, real in zip(_padded(own, len(first)), first, sizes(source), strict=False)
+    )
 
 
 def _of_windows(case: FoldCase) -> tuple[AxisRules, ...]:
