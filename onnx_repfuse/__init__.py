@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnx_repfuse.algebra.affine_conv import AffineConv
     from onnx_repfuse.algebra.geometry import Geometry
-    from onnx_repfuse.api import Result, benchmark, compare, fuse, plan, verify
+    from onnx_repfuse.api import Report, Result, benchmark, compare, fuse, plan, verify
     from onnx_repfuse.errors import (
         ConversionError,
         Inexact,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from onnx_repfuse.records.comparison import Comparison
     from onnx_repfuse.records.outcome import Bench
     from onnx_repfuse.records.reasons import Reason
-    from onnx_repfuse.records.report import Change, Fold, Kind, Refusal, Report
+    from onnx_repfuse.records.report import Change, Fold, Kind, Refusal
     from onnx_repfuse.records.verdict import Verification
     from onnx_repfuse.verifier.inputs import FeedSpec
 
@@ -71,7 +71,7 @@ __all__ = [
 _MODULES = {
     "algebra.affine_conv": ("AffineConv",),
     "algebra.geometry": ("Geometry",),
-    "api": ("Result", "benchmark", "compare", "fuse", "plan", "verify"),
+    "api": ("Report", "Result", "benchmark", "compare", "fuse", "plan", "verify"),
     "errors": (
         "ConversionError",
         "Inexact",
@@ -86,7 +86,7 @@ _MODULES = {
     "records.comparison": ("Comparison",),
     "records.outcome": ("Bench",),
     "records.reasons": ("Reason",),
-    "records.report": ("Change", "Fold", "Kind", "Refusal", "Report"),
+    "records.report": ("Change", "Fold", "Kind", "Refusal"),
     "verifier.inputs": ("FeedSpec",),
     "records.verdict": ("Verification",),
 }

@@ -14,7 +14,12 @@ RepfuseError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from onnx_repfuse.records.reasons import Reason
+
+if TYPE_CHECKING:
+    from onnx_repfuse.records.report import Report
 
 __all__ = [
     "ConversionError",
@@ -58,9 +63,14 @@ class UsageError(RepfuseError):
 
 
 class VerificationError(RepfuseError):
-    """The result was not proved equal to the original (or not observed, under `strict`); nothing was written."""
+    """The result was not proved equal to the original (or not observed, under `strict`); nothing was written.
+
+    Attributes:
+        report: the figures that did not pass; None if the run did not get that far.
+    """
 
     exit_code = 3
+    report: Report | None = None
 
 
 class OutputError(RepfuseError):

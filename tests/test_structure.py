@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "verifier": VALUES | {"quiet_runtime"},
     "report": VALUES,
     "pipeline": BELOW_LIFT | {"lift", "planner", "verifier", "options"},
-    "api": VALUES | {"modelfile", "verifier", "pipeline", "options"},
+    "api": VALUES | {"report", "modelfile", "verifier", "pipeline", "options"},
     "serve": VALUES,
     "cli": BELOW_LIFT | {"lift", "planner", "verifier", "pipeline", "report", "options", "api", "serve"},
     "integrations": VALUES | {"api", "options"},

@@ -21,6 +21,9 @@ def program() -> None:
     assert_type(result.path, Path | None)
     assert_type(onnx_repfuse.plan(result.model), onnx_repfuse.Report)
     assert_type(onnx_repfuse.verify("model.onnx", result.model), onnx_repfuse.Verification)
+    assert_type(result.summary(verbose=True), str)
+    result.report.save_html("report.html")
+    result.save_json(Path("report.json"))
     batch = {"input": np.zeros((1, 3, 32, 32), np.float32)}
     assert_type(onnx_repfuse.verify("model.onnx", result.model, feeds=batch), onnx_repfuse.Verification)
     assert_type(onnx_repfuse.compare("a.onnx", "b.onnx", feeds=[batch, batch]), onnx_repfuse.Comparison)
@@ -33,6 +36,11 @@ def program() -> None:
         assert_type(fold, onnx_repfuse.Fold)
     for refusal in result.report.refusals:
         assert_type(refusal.reason, onnx_repfuse.Reason)
+    try:
+        onnx_repfuse.fuse("model.onnx")
+    except onnx_repfuse.VerificationError as error:
+        if error.report is not None:
+            assert_type(error.report.verification, onnx_repfuse.Verification | None)
     assert_type(main(["--version"]), int)
     onnx_repfuse.verify("a.onnx", "b.onnx", feeds=3)  # type: ignore[arg-type]
     onnx_repfuse.fuse(3)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 Each takes a file or a model in memory, in any of the forms of `given_models`, and never changes it.
 """
 
-from onnx_repfuse.api.functions import Result, benchmark, compare, document_of, fuse, plan, verify
+from onnx_repfuse.api.functions import benchmark, compare, document_of, fuse, plan, verify
+from onnx_repfuse.api.reports import Report, Result
 
-__all__ = ["Result", "benchmark", "compare", "document_of", "fuse", "plan", "verify"]
+__all__ = ["Report", "Result", "benchmark", "compare", "document_of", "fuse", "plan", "verify"]

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
 
 from onnx_repfuse.api.given_models import Model, document_of, name_of, runnable
-from onnx_repfuse.errors import UsageError
+from onnx_repfuse.api.reports import Report, Result
+from onnx_repfuse.errors import UsageError, VerificationError
 from onnx_repfuse.modelfile.output_path import check_output
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.input_shapes import reshaped
+from onnx_repfuse.pipeline.known_operators import check_operators
 from onnx_repfuse.pipeline.level import at_level
 from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import make_plan
@@ -24,33 +24,12 @@ from onnx_repfuse.pipeline.run import run
 from onnx_repfuse.pipeline.runtime import runtime_of
 from onnx_repfuse.records.comparison import Comparison
 from onnx_repfuse.records.outcome import Bench
-from onnx_repfuse.records.report import Report
 from onnx_repfuse.records.verdict import Verification
 
 if TYPE_CHECKING:
     from onnx_repfuse.verifier.user_inputs import Feeds
 
-__all__ = ["Result", "benchmark", "compare", "document_of", "fuse", "plan", "verify"]
-
-
-@dataclass(frozen=True)
-class Result:
-    """A fused model.
-
-    Attributes:
-        report: what was done, what was not, and how it was proved.
-        path: the file written, or None.
-        model: the fused model in memory; read from `path` on first use.
-    """
-
-    report: Report
-    path: Path | None
-    _load: Callable[[], onnx.ModelProto]
-
-    @cached_property
-    def model(self) -> onnx.ModelProto:
-        """The fused model in memory."""
-        return self._load()
+__all__ = ["benchmark", "compare", "document_of", "fuse", "plan", "verify"]
 
 
 def fuse(
@@ -88,20 +67,26 @@ def fuse(
     True
     """
     chosen = options or Options()
+    check_operators("Options.avoid", sorted(chosen.avoid))
     target = None if output is None else Path(output)
     if target is not None:
         inputs = [] if in_place or not name_of(model) else [name_of(model)]
         check_output(str(target), inputs, to_overwrite="in_place=True")
-    with document_of(model) as document:
-        name = name_of(model)
-        if target is not None:
-            report = run(document, target, chosen, name=name, progress=progress)
-            return Result(report, target, lambda: onnx.load(target))
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder) / "model.onnx"
-            report = run(document, place, chosen, name=name, output_name="", progress=progress)
-            fused = onnx.load(place)
-        return Result(report, None, lambda: fused)
+    try:
+        with document_of(model) as document:
+            name = name_of(model)
+            if target is not None:
+                report = Report.of(run(document, target, chosen, name=name, progress=progress), "file")
+                return Result(report, target, lambda: onnx.load(target))
+            with tempfile.TemporaryDirectory() as folder:
+                place = Path(folder) / "model.onnx"
+                done = run(document, place, chosen, name=name, output_name="", progress=progress)
+                fused = onnx.load(place)
+            return Result(Report.of(done, "memory"), None, lambda: fused)
+    except VerificationError as error:
+        if error.report is not None:
+            error.report = Report.of(error.report, "nothing")
+        raise
 
 
 def plan(model: Model, options: Options | None = None) -> Report:
@@ -125,13 +110,15 @@ def plan(model: Model, options: Options | None = None) -> Report:
     ([('y', 'branches')], None)
     """
     chosen = options or Options()
+    check_operators("Options.avoid", sorted(chosen.avoid))
     with document_of(model) as document:
-        return at_level(
+        report = at_level(
             reshaped(document, chosen.overwrite_input_shapes) if chosen.overwrite_input_shapes else document,
             chosen,
             lambda given, final: make_report(make_plan(given, final), name=name_of(model)),
             tempfile.TemporaryDirectory,
         )
+    return Report.of(report, "plan")
 
 
 def verify(

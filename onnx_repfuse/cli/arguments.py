@@ -372,8 +372,7 @@ def to_options(given: CliArguments) -> Options:
         if option.library:
             value = getattr(given, entry.name)
             chosen[option.library] = value if option.parse is None else option.parse(value)
-    options = Options(**chosen)
-    both = sorted(str(kind) for kind in options.skip & (options.only or frozenset()))
+    both = sorted(str(kind) for kind in chosen["skip"] & (chosen["only"] or frozenset()))
     if both:
         raise UsageError(f"--skip and --only both name '{both[0]}'")
-    return options
+    return Options(**chosen)

@@ -15,10 +15,11 @@ from onnx_repfuse.cli.arguments import CliArguments
 from onnx_repfuse.cli.paths import STREAM
 from onnx_repfuse.cli.progress import progress
 from onnx_repfuse.cli.streams import copy_out, on_files
-from onnx_repfuse.cli.task import Task, check_ops, renamed, run
+from onnx_repfuse.cli.task import Task, renamed, run
 from onnx_repfuse.cli.values import words
 from onnx_repfuse.modelfile.report_file import write_report
 from onnx_repfuse.options import Options
+from onnx_repfuse.pipeline.known_operators import check_operators
 from onnx_repfuse.pipeline.runtime import runtime_of
 from onnx_repfuse.records.outcome import Outcome, worst
 from onnx_repfuse.report.formatting import clean
@@ -38,10 +39,10 @@ def execute(given: CliArguments, version: str) -> int:
     if given.provider is not None:
         runtime_of(options)
     if gates:
-        check_ops("--fail-on-remaining", gates)
+        check_operators("--fail-on-remaining", gates)
     _check_peer(options)
     if options.avoid:
-        check_ops("--avoid", sorted(options.avoid))
+        check_operators("--avoid", sorted(options.avoid))
     if not debugging(given):
         warnings.simplefilter("ignore")  # onnxruntime's and onnx's are not about the user's command
     tasks = [

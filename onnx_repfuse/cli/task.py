@@ -5,16 +5,15 @@ Everything here pickles, so that joblib's backends can run it anywhere.
 
 from __future__ import annotations
 
-import difflib
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnx_repfuse.errors import InputError, RepfuseError, UsageError
+from onnx_repfuse.errors import InputError, RepfuseError
 from onnx_repfuse.records.outcome import Bench, Gate, Outcome
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME
 from onnx_repfuse.records.verdict import Status
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from onnx_repfuse.records.verdict import Precision
     from onnx_repfuse.verifier.inputs import FeedSpec
 
-__all__ = ["Task", "check_ops", "renamed", "run"]
+__all__ = ["Task", "renamed", "run"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -254,27 +253,3 @@ def _precision(task: Task, progress: Progress) -> tuple[Precision, ...]:
 
 def _line(text: str) -> str:
     return " ".join(text.split()) or "unknown error"
-
-
-def check_ops(flag: str, ops: Iterable[str]) -> None:
-    """Refuse a misspelled operator: no model contains it, so what `flag` asks for would always be so."""
-    import onnx
-
-    # with the history, since old operators such as Upsample may be asked for, too
-    names = {schema.name for schema in onnx.defs.get_all_schemas_with_history()}
-    for op in ops:
-        near = None if op in names else _misspelled(op, names)
-        if near:
-            raise UsageError(f"{flag}: there is no operator '{op}'; did you mean '{near}'?")
-
-
-def _misspelled(op: str, names: set[str]) -> str | None:
-    """The ONNX operator that was meant; None if it seems to be an operator of the user's own."""
-    by_lower = {name.lower(): name for name in sorted(names)}
-    short = op.lower()
-    if len(op) > 3:  # BatchNorm for BatchNormalization; an "Op" is the beginning of anything
-        for name in by_lower:
-            if name.startswith(short):
-                return by_lower[name]
-    close = difflib.get_close_matches(short, by_lower, 1, 0.8)
-    return by_lower[close[0]] if close else None

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import onnx_ir
 
-from onnx_repfuse.api import fuse
+from onnx_repfuse.api import Report, fuse
 from onnx_repfuse.options import Options
-from onnx_repfuse.records.report import Report
 
 __all__ = ["FusePass"]
 

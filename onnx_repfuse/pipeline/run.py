@@ -173,7 +173,7 @@ class _Run:
 
     def _refused(self, message: str) -> VerificationError:
         error = VerificationError(message)
-        error.report = self.report()  # type: ignore[attr-defined]
+        error.report = self.report()
         return error
 
     def attempt(self) -> bool:

@@ -84,6 +84,7 @@ class Outcome:
         left: folds and other changes that --fail-on-folds found; None without it.
         gates: one for each operator of --fail-on-remaining.
         precision: the distances of both models from float64, if asked for.
+        in_memory: whether the result is a model in memory, so that no file was written.
         trace: the traceback of an internal error.
         environment: where and how it ran, if a report file was asked for.
     """
@@ -101,6 +102,7 @@ class Outcome:
     precision: tuple[Precision, ...] = ()
     trace: str = ""
     environment: Environment | None = None
+    in_memory: bool = False
 
     @property
     def verification(self) -> Verification | None:

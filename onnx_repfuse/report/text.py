@@ -307,6 +307,8 @@ def _closing_words(outcome: Outcome) -> str:
         verdict = ", NOT OBSERVED" if outcome.status == "not observed" else ""
         where = "to standard output" if outcome.output == "-" else clean(outcome.output)
         return f"Wrote {where} ({size(outcome.report.after.bytes)}){took}{verdict}"
+    if outcome.in_memory and outcome.report is not None:
+        return f"In memory ({size(outcome.report.after.bytes)}): {outcome.status.upper()}"
     if outcome.status == "not observed":
         return (
             "NOT OBSERVED: nothing was written, because of --strict. --input-data verifies with real inputs."
