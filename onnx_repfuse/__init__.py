@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from onnx_repfuse.records.verdict import Verification
     from onnx_repfuse.verifier.inputs import FeedSpec
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "AffineConv",
     "Bench",
