@@ -74,7 +74,7 @@ class Job:
         folder: of its own: `first/` and `second/` hold what was uploaded, `result/` what was written.
         state, since: where it is, and since when, in seconds of `time.monotonic`.
         received: bytes of its files.
-        names: of the models, once they are there.
+        inputs: the models' files; none before the job is started.
         progress: the last message of the process: "stage", "done", "total".
         answer: its final message: "exit_code", "verdict", "error".
         gone: it was removed.
@@ -88,7 +88,7 @@ class Job:
     since: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
     received: int = 0
-    names: tuple[str, ...] = ()
+    inputs: tuple[Path, ...] = ()
     progress: dict[str, Any] = field(default_factory=dict)
     answer: dict[str, Any] = field(default_factory=dict)
     gone: bool = False
@@ -98,6 +98,11 @@ class Job:
     def unfinished(self) -> bool:
         """Whether it waits, or runs, or is not there yet."""
         return self.state in (State.UPLOADING, State.WAITING, State.RUNNING)
+
+    @property
+    def names(self) -> list[str]:
+        """The models' names, as the user knows them."""
+        return [model.name for model in self.inputs]
 
     @property
     def report(self) -> Path:
@@ -114,7 +119,7 @@ class Job:
         place = self.folder / "result"
         return sorted(place.iterdir()) if self.state is State.DONE and place.is_dir() else []
 
-    def models(self) -> list[Path]:
+    def models(self) -> tuple[Path, ...]:
         """The model of each side: the only file, or the only one called .onnx. Raises Refused."""
         found = []
         for side in SIDES[self.kind]:
@@ -129,7 +134,7 @@ class Job:
                     400, f"of several files, exactly one is the model (.onnx), and not {len(files)}"
                 )
             found += files
-        return found
+        return tuple(found)
 
     def to(self, state: State) -> None:
         """Go there."""
@@ -228,7 +233,7 @@ class Jobs:
         """Queue a job whose files are there. Raises Refused."""
         if job.state is not State.UPLOADING:
             raise Refused(409, "the job has begun")
-        job.names = tuple(model.name for model in job.models())
+        job.inputs = job.models()
         job.to(State.WAITING)
         self._queue.put_nowait(job)
 
@@ -262,7 +267,7 @@ class Jobs:
         request = {
             "kind": job.kind,
             "settings": job.settings,
-            "models": [str(model) for model in job.models()],
+            "models": [str(model) for model in job.inputs],
             "folder": str(job.folder),
         }
 

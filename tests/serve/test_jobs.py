@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 import time
 
@@ -170,6 +171,23 @@ def test_a_waiting_job_that_was_removed_never_begins(tmp_path):
         assert not second.folder.exists()
         with pytest.raises(Refused, match="removed"):
             jobs.get(second.id)
+
+    asyncio.run(go())
+
+
+def test_a_folder_that_was_deleted_fails_its_job_only(tmp_path):
+    """By a program that clears the folder for temporary files."""
+
+    async def go():
+        jobs = jobs_of(tmp_path)
+        first, second = add(jobs), add(jobs)
+        for job in (first, second):
+            jobs.start(job)
+        shutil.rmtree(first.folder)
+        async with jobs.working():
+            await until(lambda: not second.unfinished)
+        assert (first.state, second.state) == (State.FAILED, State.DONE)
+        assert "FileNotFoundError" in first.answer["error"]
 
     asyncio.run(go())
 
