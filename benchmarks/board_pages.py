@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.leaderboard import AFTER, COLUMNS, FASTEST, GROUPS, INPUT, OURS
+from benchmarks.leaderboard import AFTER, COLUMNS, FASTEST, GROUPS, INPUT, OURS, SETTINGS, entries
 from benchmarks.race import NOTABLE
 from benchmarks.summary import mean
 from benchmarks.tables import best_peer, setting, table
@@ -32,7 +32,7 @@ def board_summary(rows: Sequence[Row]) -> str:
         lines.append(
             [
                 setting(*key),
-                str(len(group)),
+                f"{len(group)} of {len(entries())}",
                 *(mean(row[f"{ours}/"][INPUT][0] for row in group) for ours in (OURS, FASTEST)),
                 *(mean(peers[ours]) for ours in (OURS, FASTEST)),
                 str(sum(value < 1 - NOTABLE for value in against)),
@@ -64,13 +64,19 @@ def board_family(rows: Sequence[Row], word: str) -> str:
 def board_text(rows: Sequence[Row]) -> str:
     """Everything: where it was measured, a table per setting and group, losses, and what failed."""
     parts = [_conditions(rows)]
-    for key, group in _by_setting(rows).items():
+    groups = _by_setting(rows)
+    if absent := [setting(*key) for key in SETTINGS if key not in groups]:
+        parts.append(f"Not run: {'; '.join(absent)}.")
+    for key, group in groups.items():
         parts.append(f"## {setting(*key)}")
         parts.extend(_tables(group))
         parts.append("### Losses")
         parts.append(_losses(group) or "None.")
         if failures := _failures(group):
-            parts += ["### Not raced", failures]
+            parts += ["### Failed or unequal", failures]
+        raced = {row["raced"] for row in group}
+        if absent := [entry.name for entry in entries() if entry.name not in raced]:
+            parts += ["### Not run", f"{', '.join(absent)}."]
     return "\n\n".join(parts)
 
 

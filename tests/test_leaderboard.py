@@ -153,13 +153,18 @@ def test_the_pages_show_every_row() -> None:
         _row("lucky", 2.2, 1.01),
     ]
     rows.append({**_row("dead", 1.0), "error": "exit code -11"})
-    assert "| ONNX Runtime, 1 thread | 3 | 1.57 | 0.79 | 1.57 | 0.79 | 1 | 1 | 1 | 1 |" in board_summary(rows)
+    assert (
+        f"| ONNX Runtime, 1 thread | 3 of {len(leaderboard.entries())} | 1.57 | 0.79 | 1.57 | 0.79 | 1 | 1 | 1 | 1 |"
+        in board_summary(rows)
+    )
     assert "| PP-OCR cls * | 2.0 | 0.80 | 0.40 | 0.40 |" in board_family(rows, "PP-OCR")
     assert "net" not in board_family(rows, "PP-OCR")
     text = board_text(rows)
     assert "### Shipped in packages" in text
     assert "| PP-OCR cls * | 2.00 |  | 1.00 |  |  | 0.80 | 0.40 |  | 0.80 | 0.40 |" in text
     assert "Our commit: abc." in text
+    assert "Not run: OpenVINO, 1 thread; ONNX Runtime, 2 threads; OpenVINO, 2 threads." in text
+    assert "### Not run\n\nPP-OCRv3 rec, English" in text
     assert "| net | ours -O2 | onnxslim | 1.100 | 1.080 |" in text
     assert "| lucky | ours -O2" not in text  # it did not show again
     assert "| dead | all | `exit code -11` |" in text
