@@ -38,10 +38,14 @@ def _numbers(plan: ModelPlan) -> dict[int, int]:
 def _owners(planned: ScopePlan) -> tuple[dict[int, PlannedFold | None], dict[int, PlannedFold | None]]:
     """Place of an original node -> what absorbed it; id() of a node -> what created it.
 
-    None for a node that came without a fold; a node that is as it was has no entry.
+    None for a node that came, or went, without a fold; a node that is as it was has no entry.
     """
     scope = planned.scope
-    absorbed: dict[int, PlannedFold | None] = {}
+    present = {scope.anchor[id(node)] for node in scope.nodes if id(node) in scope.original}
+    # Constants go where folds have absorbed all that read them.
+    absorbed: dict[int, PlannedFold | None] = {
+        place: None for place in range(len(scope.proto.node)) if place not in present
+    }
     created: dict[int, PlannedFold | None] = {
         id(node): None for node in scope.nodes if id(node) not in scope.original
     }

@@ -107,7 +107,7 @@ def _opened(fold: Fold, folds: _Folds) -> str:
     if fold.macs_before:
         macs = f"; MACs {quantity(fold.macs_before)} &rarr; {quantity(fold.macs_after)}"
     ranges = ranges_of_fold(fold)
-    macs += f"; {escape(ranges)}" if ranges else ""
+    macs += f"; {escape(ranges).replace('-&gt;', '&rarr;')}" if ranges else ""
     checked = ""
     verdict = folds.verdicts.get((fold.scope, fold.output))
     if verdict is not None:

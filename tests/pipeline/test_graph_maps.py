@@ -28,6 +28,9 @@ def test_they_have_every_node_and_every_fold(name):
     for node in report.maps.before:
         if node.fold is not None:
             assert node.name in {other.name for other in report.folds[node.fold].absorbed}
+    after = {(node.scope, node.name) for node in report.maps.after}
+    untouched = [node for node in report.maps.before if node.fold is None and not node.is_changed]
+    assert {(node.scope, node.name) for node in untouched} <= after
     created = {node.name for fold in report.folds for node in fold.created}
     assert {node.name for node in report.maps.after if node.fold is not None} <= created
 
