@@ -31,6 +31,7 @@ from onnx_repfuse.graph.scope import (
     static,
 )
 from onnx_repfuse.graph.shape_inference import infer
+from onnx_repfuse.graph.shape_parts import ShapeParts
 from onnx_repfuse.graph.subgraph_inputs import carried_tensors, first_shapes, widened
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import ScopeKey
@@ -319,7 +320,7 @@ def _fold(
     *,
     waits: bool,
 ) -> bool:
-    """Find the nodes that compute constants, the Shape of a tensor of proved shape among them; whether there were any.
+    """Find the nodes that compute constants, proved sizes that they pick of a Shape among them; whether there were any.
 
     Args:
         protos: of the nodes.
@@ -328,11 +329,12 @@ def _fold(
     """
     before = len(computed.constants)
     fixed = computed.constants.keys() - overridable
+    parts = ShapeParts(nodes, computed.constants, types)
     for node, proto in zip(nodes, protos, strict=True):
         names = [tensor.name for tensor in node.outputs]
         if not names or not fixed.isdisjoint(names):
             continue
-        found = _of_shape(node, computed.constants, fixed, types)
+        found = _of_shape(node, computed.constants, fixed, types) or parts.constant(node, fixed)
         if found is not None:
             computed.constants[names[0]] = found
             fixed.add(names[0])

@@ -113,7 +113,10 @@ def _changed(planned: ScopePlan, fold: PlannedFold) -> Change:
 
 def _of_initializer(planned: ScopePlan, fold: PlannedFold, titles: str) -> str:
     verb = "computes" if len(fold.absorbed) == 1 else "compute"
-    return f"{titles} {verb} '{fold.name}' from constants alone: it is an initializer now"
+    computed = {tensor.name for node in fold.absorbed for tensor in node.outputs}
+    read = {tensor.name for node in fold.absorbed for tensor in node.inputs if tensor.name} - computed
+    what = "constants" if read <= planned.scope.constants.keys() else "constants and proved sizes"
+    return f"{titles} {verb} '{fold.name}' from {what} alone: it is an initializer now"
 
 
 def _of_equal(planned: ScopePlan, fold: PlannedFold, titles: str) -> str:

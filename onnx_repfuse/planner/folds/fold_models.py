@@ -70,7 +70,9 @@ def _sides(plan: ScopePlan, fold: PlannedFold) -> tuple[Nodes, Nodes]:
         if group.role is Kind.PAD:  # the nodes of a shuffle run as they are
             before = _with_border_alone(plan.scope, before, group)
     after = [to_proto(node) for node in plan.nodes_after(fold)]
-    sides = (_with_shapes(plan, nodes) for nodes in (before, after))
+    # what picks a size that the file proves reads a list of sizes, of which another node computes the others
+    picked = [name for node in before for name in node.input if name] if fold.is_initializer else []
+    sides = (_with_shapes(plan, nodes, picked) for nodes in (before, after))
     first, second = (_needed(nodes, fold.outputs) for nodes in sides)
     return first, second
 
@@ -111,8 +113,8 @@ def _outputs(nodes: Nodes) -> set[str]:
     return {name for node in nodes for name in node.output}
 
 
-def _with_shapes(plan: ScopePlan, nodes: Nodes) -> Nodes:
-    """Nodes, and those that compute lists of sizes for them from shapes, in topological order.
+def _with_shapes(plan: ScopePlan, nodes: Nodes, picked: Sequence[str]) -> Nodes:
+    """Nodes, and those that compute lists of sizes for them from shapes, `picked` among them, in topological order.
 
     Planning treats a Reshape to such a list as a view of one tensor, so a fold does not absorb what computes its
     target; a Resize likewise, and a Slice whose ends follow from a number of channels.
@@ -123,6 +125,7 @@ def _with_shapes(plan: ScopePlan, nodes: Nodes) -> Nodes:
         for place in _LISTS_AT.get(node.op_type, ())
         if len(node.input) > place
     ]
+    lists += picked if nodes else ()
     if not lists:
         return nodes
     scope, computed = plan.scope, _outputs(nodes)

@@ -1,0 +1,86 @@
+"""Numbers of shapes that are known though the whole shape is not: of x of (N, 3, H, W), Shape(x)[1] is 3.
+
+Only what inference proves of the shape counts (`graph.enforced`). What picks such numbers, as Gather, Slice or Squeeze,
+computes a constant then, whatever the other sizes are.
+
+Where a ScatterND places values, all sizes stay as they are computed: `lift.border` recognises the indices of a padding
+by them, and removes them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from math import prod
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, Const, Types, static
+from onnx_repfuse.graph.size_lists import moved_list
+from onnx_repfuse.modelfile.dtypes import numpy_dtype
+
+__all__ = ["ShapeParts"]
+
+_INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+Numbers = Sequence[int | None]
+
+
+class ShapeParts:
+    """The lists that a scope computes from shapes, as far as their numbers are known; asked in topological order."""
+
+    def __init__(self, nodes: Sequence[gs.Node], constants: Mapping[str, Const], types: Types) -> None:
+        """`constants` may grow meanwhile; `types` are inferred."""
+        self._constants, self._types = constants, types
+        self._places_values = any(node.op == "ScatterND" for node in nodes)
+        self._lists: dict[str, Numbers] = {}
+
+    def constant(self, node: gs.Node, fixed: set[str]) -> Const | None:
+        """What a node of one output picks of shapes, if all its numbers are known.
+
+        Args:
+            node: it comes behind those that compute what it reads.
+            fixed: names of constants that nobody may override.
+        """
+        if self._places_values or len(node.outputs) != 1 or not node.inputs:
+            return None
+        numbers = self._numbers(node, fixed)
+        name = node.outputs[0].name
+        data_type, shape = self._types.get(name, (0, None))
+        size = static(shape)
+        # Rank 2 and more: a Gather or Slice of it would pick rows.
+        if numbers is None or size is None or len(size) > 1 or prod(size) != len(numbers):
+            return None
+        if data_type not in _INTEGERS or len(numbers) > MAX_SHAPE_ELEMENTS:
+            return None
+        known = [number for number in numbers if number is not None]
+        if len(known) < len(numbers):
+            self._lists[name] = numbers
+            return None
+        dtype = numpy_dtype(data_type)
+        if any(number > np.iinfo(dtype).max for number in known):
+            return None
+        return Const(size, data_type, partial(np.copy, np.array(known, dtype).reshape(size)))
+
+    def _numbers(self, node: gs.Node, fixed: set[str]) -> Numbers | None:
+        first = node.inputs[0].name
+        if operator(node).of_shape is not None:
+            shape = self._types.get(first, (0, None))[1]
+            return None if shape is None else shape[node.attrs.get("start", 0) : node.attrs.get("end")]
+        names = [tensor.name for tensor in node.inputs if tensor.name]
+        if not any(name in self._lists for name in names):
+            return None
+        inputs = [self._list(name, fixed) for name in names]
+        known = [one for one in inputs if one is not None]
+        return moved_list(node, known) if len(known) == len(inputs) else None
+
+    def _list(self, name: str, fixed: set[str]) -> Numbers | None:
+        const = self._constants[name] if name in fixed else None
+        if const is None:
+            return self._lists.get(name)
+        if const.data_type not in _INTEGERS or const.size > MAX_SHAPE_ELEMENTS or len(const.shape) > 1:
+            return None
+        values = const.computed()
+        return None if values is None else [int(number) for number in values.ravel()]
