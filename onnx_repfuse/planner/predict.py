@@ -36,7 +36,7 @@ def predicted_cost(scope: Scope, cost: str) -> int:
     inner = {id(node) for lifted in lifts.values() for node in lifted.inner_nodes}
     total = 0
     for node in scope.nodes:
-        if id(node) in inner or _is_fused(context, node):
+        if id(node) in inner or _is_fused(context, node) or _is_constant(scope, node):
             continue
         found = [lifts[tensor.name] for tensor in node.outputs if tensor.name in lifts]
         if found:
@@ -49,6 +49,11 @@ def predicted_cost(scope: Scope, cost: str) -> int:
 def _is_fused(context: Context, node: gs.Node) -> bool:
     """Whether runtimes compute it in the kernel of another node that is priced."""
     return id(node) in context.protected or (node.op == "Relu" and _follows_conv(context.scope, node))
+
+
+def _is_constant(scope: Scope, node: gs.Node) -> bool:
+    """Whether runtimes compute all of it once, when they load the model: a Constant, and what reads constants alone."""
+    return all(scope.const(tensor.name) is not None for tensor in node.outputs if tensor.name)
 
 
 def _follows_conv(scope: Scope, node: gs.Node) -> bool:
