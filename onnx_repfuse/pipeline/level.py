@@ -23,6 +23,7 @@ from onnx_repfuse.modelfile.peers import PEERS, PeerError, installed, run_peer
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.plan_model import ModelPlan, make_plan
 from onnx_repfuse.planner.cover_scope import is_kept
+from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
 from onnx_repfuse.planner.predict import predicted_cost
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Report, Simplified
@@ -134,7 +135,7 @@ class _Level:
 
     def _ways(self, peers: tuple[str, ...], folder: Path, stack: ExitStack) -> list[_Way]:
         """What each simplifier makes of the model, as far as the result is predicted to be faster for it."""
-        before = self._predicted_without()
+        before, fused = self._predicted_without()
         kept = self._kept(self.document)
         ways = []
         for peer in peers:
@@ -158,6 +159,9 @@ class _Level:
                 self._reject(by, f"it wrote {created[0]}, which is to be avoided")
             elif not kept <= self._kept(result.document):
                 self._reject(by, "it changed nodes that are to be kept")
+            elif _in_fused_patterns(plan) < fused:
+                # A factor moved out of a GELU into the next Conv, say: prices of one node each do not show it.
+                self._reject(by, "it broke a pattern that runtimes fuse")
             elif cost > before * (1 - LEAST_GAIN):
                 ratio = cost / max(before, 1)
                 self._reject(by, f"the result is predicted to take {ratio:.3f} of the time with it")
@@ -165,14 +169,15 @@ class _Level:
                 ways.append(_Way(result.document, options, by, cost))
         return ways
 
-    def _predicted_without(self) -> int:
-        """The cost of the result without a simplifier."""
+    def _predicted_without(self) -> tuple[int, int]:
+        """The cost of the result without a simplifier, and its nodes in patterns that runtimes fuse."""
         try:
             options = _with_paying_opset(self.document, self.options)
-            return _predicted(make_plan(self.document, options), options)
+            plan = make_plan(self.document, options)
         except ConversionError:  # `as_it_is` says so
             options = replace(self.options, opset=None)
-            return _predicted(make_plan(self.document, options), options)
+            plan = make_plan(self.document, options)
+        return _predicted(plan, options), _in_fused_patterns(plan)
 
     def _kept(self, document: Document) -> set[tuple[str, str]]:
         """Name and operator of the nodes that the user wants to keep."""
@@ -202,6 +207,10 @@ def _pays(plan: ModelPlan) -> bool:
 
 def _count(plan: ModelPlan, op: str) -> int:
     return sum(node.op == op for planned in plan.scopes for node in planned.scope.nodes)
+
+
+def _in_fused_patterns(plan: ModelPlan) -> int:
+    return sum(len(protected_nodes(planned.scope)) for planned in plan.scopes)
 
 
 def _predicted(plan: ModelPlan, options: Options) -> int:
