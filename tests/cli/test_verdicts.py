@@ -38,7 +38,7 @@ def half_observed() -> onnx.ModelProto:
 
 
 def badge(page: str) -> str:
-    return page.split('<span class="verdict ')[1].split("</span>")[0].split(">")[1]
+    return page.split('<div class="banner ')[1].split("<strong>")[1].split("</strong>")[0].lower()
 
 
 def test_a_part_that_is_not_observed_is_said_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +102,7 @@ def test_a_gate_exits_with_4_whether_something_is_written_or_not(words: list[str
     assert Path("o.onnx").exists() == (not words)
     page = Path("r.html").read_text()
     assert "operators remain" in page
-    assert badge(page) == ("planned, nothing written" if words else "passed")
+    assert badge(page) == ("planned" if words else "passed")
 
 
 def stage(name: str, status: Status) -> StageVerdict:
