@@ -40,10 +40,12 @@ def summarize(console: Console, outcomes: Iterable[Outcome]) -> None:
 
 
 def _total(outcomes: list[Outcome]) -> str:
-    failed = sum(outcome.exit_code in (1, 3) for outcome in outcomes)
+    failed = sum(outcome.exit_code not in (0, 4) for outcome in outcomes)
+    gated = sum(outcome.exit_code == 4 for outcome in outcomes)
+    gates = f", {gated} fell short of a gate" if gated else ""
     folders = sorted({clean(os.path.dirname(outcome.output)) for outcome in outcomes if outcome.output})
     written = f"; {plural(len(outcomes) - failed, 'file')} written to {', '.join(folders)}" if folders else ""
-    return f"{plural(len(outcomes), 'model')}, {failed or 'none'} failed{written}"
+    return f"{plural(len(outcomes), 'model')}, {failed or 'none'} failed{gates}{written}"
 
 
 def _summary(outcome: Outcome) -> list[str]:

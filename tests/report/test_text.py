@@ -139,3 +139,9 @@ def test_verbose_tells_how_far_channels_differ_in_range():
     assert "the median channel gets 4.0 bits fewer" in shown
     assert "annel ranges" not in text(value, width=1000)
     assert "annel ranges" not in text(outcome(), width=1000, verbose=1)
+
+
+def test_the_last_line_of_a_batch_counts_every_exit_code():
+    codes = (0, 4, 2, 3)
+    shown = text([replace(outcome(), exit_code=code) for code in codes], many=True)
+    assert "4 models, 2 failed, 1 fell short of a gate" in shown
