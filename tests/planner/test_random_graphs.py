@@ -16,7 +16,7 @@ QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_bas
 
 
 # To reduce a failure, which takes minutes, is for the script.
-@settings(max_examples=270, suppress_health_check=QUIET, phases=[Phase.generate])
+@settings(max_examples=180, suppress_health_check=QUIET, phases=[Phase.generate])
 @given(recipes)
 def folds_alone(recipe: Recipe) -> None:
     examine(recipe, UNCHECKED)

@@ -148,14 +148,15 @@ def _as_read(scope: Scope, node: gs.Node, computed: set[str]) -> onnx.NodeProto:
 def _read_by(nodes: Nodes, names: Sequence[str]) -> set[str]:
     """Those of some tensors that no node computes, and what the nodes read that compute the others."""
     producer = {output: node for node in nodes for output in node.output}
-    pending, missing = list(names), set[str]()
+    pending = list(names)
+    seen = set(pending)  # many paths may lead to one node
     while pending:
         name = pending.pop()
         if name in producer:
-            pending.extend(producer[name].input)
-        else:
-            missing.add(name)
-    return missing
+            inputs = set(producer[name].input) - seen
+            seen |= inputs
+            pending.extend(inputs)
+    return seen - producer.keys()
 
 
 def _declare(
