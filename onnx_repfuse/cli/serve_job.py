@@ -115,5 +115,12 @@ def _task(kind: str, models: list[str], settings: dict[str, Any]) -> Task:
     contradictions.check(given)
     model, output = models
     return Task(
-        kind, model, output, to_options(given), given.bench, by_order=given.by_order, layers=given.layers
+        kind,
+        model,
+        output,
+        to_options(given),
+        given.bench,
+        by_order=given.by_order,
+        layers=given.layers,
+        tells_environment=True,
     )

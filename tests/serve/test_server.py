@@ -55,6 +55,9 @@ def test_folds_a_model(server):
     assert [node.op_type for node in onnx.load_from_string(data).graph.node].count("BatchNormalization") == 0
     _, headers, text = server.ask("GET", f"jobs/{job}/json")
     document = json.loads(text)
+    files = document["environment"]["files"]
+    assert [file["role"] for file in files] == ["input", "output"]
+    assert b"repfuse-serve" not in text  # the folder of the upload is nobody's business
     assert (document["command"], document["model"], document["output"]) == ("fuse", TRAIN.name, file["name"])
     assert headers["Content-Disposition"] == 'attachment; filename="repvgg.train.fuse.json"'
     _, headers, page = server.ask("GET", f"jobs/{job}/report")
