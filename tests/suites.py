@@ -254,14 +254,13 @@ def main(folders: tuple[Path, ...], backend: bool, jobs: int, judge: bool) -> No
             for place in places
             for path in ([place] if place.is_file() else sorted(place.rglob("*.onnx")))
         ]
+        tally: Counter[str] = Counter()
         with ThreadPoolExecutor(jobs) as pool:
-            verdicts = list(pool.map(judge_model, paths))
-    tally: Counter[str] = Counter()
-    for path, verdict in zip(paths, verdicts, strict=True):
-        cause = verdict.split(":")[0] if not verdict.startswith("exit") else verdict
-        tally[re.sub(r"'[^']*'|\d{2,}", "...", cause)] += 1
-        if not verdict.startswith("fine"):
-            click.echo(f"{path.parent.name}/{path.name}: {verdict}")
+            for path, verdict in zip(paths, pool.map(judge_model, paths), strict=True):
+                cause = verdict.split(":")[0] if not verdict.startswith("exit") else verdict
+                tally[re.sub(r"'[^']*'|\d{2,}", "...", cause)] += 1
+                if not verdict.startswith("fine"):  # at once: a whole suite takes hours
+                    click.echo(f"{path.parent.name}/{path.name}: {verdict}")
     for cause, count in tally.most_common():
         click.echo(f"{count:6}  {cause}")
     sys.exit(any(cause.split(":")[0] in ("wrong", "broken", "again", "crash") for cause in tally))

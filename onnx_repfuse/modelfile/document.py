@@ -46,8 +46,9 @@ class Document:
         source: the bytes of the model.
         data_files: the files of external data.
         unconverted: itself; of one that `opset.at_opset` has converted, the document that the files hold.
-        original: itself; of one that `opset.at_opset` or `peers.run_peer` made, the document that the user gave.
-        is_reshaped: whether its inputs were given other shapes than in the user's file.
+        original: itself; of one that `opset.at_opset` or `peers.run_peer` made, the document it was made from, which
+            the result is compared with.
+        given: the document of the user's files: the original, unless its inputs were given other shapes than there.
         converted: opset -> what `at_opset` made.
     """
 
@@ -58,7 +59,7 @@ class Document:
         self.data_files = ExternalFiles(path)
         self.unconverted: Document = self
         self.original: Document = self
-        self.is_reshaped = False
+        self.given: Document = self
         self.converted: dict[int, Document] = {}
         self._remembered: dict[int, bytes | memoryview] = {}
         try:
@@ -153,7 +154,7 @@ class Document:
     @property
     def is_converted(self) -> bool:
         """Whether this is not the model that the user gave, but what became of it before planning."""
-        return self.original is not self or self.is_reshaped
+        return self.given is not self
 
     @property
     def has_external_data(self) -> bool:
@@ -166,10 +167,9 @@ class Document:
 
     def check_unchanged(self) -> None:
         """Raise InputError if one of the files was written to, or replaced, since the document was opened."""
-        for source in (self.source, *self.data_files.by_location.values()):
-            source.check_unchanged()
-        if self.original.source is not self.source:
-            self.original.check_unchanged()
+        for document in {id(made): made for made in (self, self.original, self.given)}.values():
+            for source in (document.source, *document.data_files.by_location.values()):
+                source.check_unchanged()
 
     def close(self) -> None:
         """Close the files; arrays stay valid."""

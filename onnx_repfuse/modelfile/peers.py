@@ -97,7 +97,7 @@ def run_peer(document: Document, peer: str, folder: Path) -> PeerResult:
     for why in _differences(document.model, result.model):
         result.close()
         raise PeerError(why, version)
-    result.original = document
+    result.original, result.given = document, document.given
     return PeerResult(peer, version, result)
 
 

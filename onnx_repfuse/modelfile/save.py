@@ -114,7 +114,7 @@ def _without_empty(edits: Edits) -> Edits:
 
 def _check_target(document: Document, target: Path) -> None:
     """Raise OutputError where the output would overwrite the weights of the input, or of another model."""
-    for file in document.original.data_files.by_location.values():
+    for file in document.given.data_files.by_location.values():
         if _is_same_path(file.file_path, target):
             raise OutputError(f"cannot write {quoted(target)}: the input keeps its weights there")
     if not target.is_file() or _data_locations(target) is not None:
@@ -250,7 +250,7 @@ def _replace_model(
     """Publish a model whose data files are there; those that only the replaced model used go. Under the lock."""
     _check_target(document, target)  # again: another run may just have written its weights there
     if sys.platform == "win32":
-        document.original.close()  # an open file cannot be replaced there
+        document.given.close()  # an open file cannot be replaced there
     old = _own_data_files(target)
     staging.publish_model(model, data)
     _remove_stale(old - data, target, document)
@@ -301,7 +301,7 @@ def _own_data_files(target: Path) -> set[Path]:
 
 def _remove_stale(old: set[Path], target: Path, document: Document) -> None:
     """Remove the data files that only the replaced model used."""
-    document = document.original
+    document = document.given
     is_input_replaced = document.path is not None and _is_same_path(document.path, target)
     in_use = {os.path.realpath(file.file_path) for file in document.data_files.by_location.values()}
     for path in old:

@@ -36,9 +36,8 @@ def with_input_shapes(
     place = folder / "reshaped.onnx"
     save(reshaped(document, shapes), {}, place)
     with Document.open(place) as result:
-        result.is_reshaped = True
+        result.given = document
         yield result
-        document.check_unchanged()
 
 
 def reshaped(document: Document, shapes: Mapping[str, tuple[int, ...]]) -> Document:
@@ -48,7 +47,7 @@ def reshaped(document: Document, shapes: Mapping[str, tuple[int, ...]]) -> Docum
         UsageError: it has no such input, or one of another rank.
     """
     result = copy.copy(document)
-    result.model, result.converted, result.is_reshaped = onnx.ModelProto(), {}, True
+    result.model, result.converted = onnx.ModelProto(), {}
     result.model.CopyFrom(document.model)
     result.unconverted = result.original = result
     graph = result.model.graph

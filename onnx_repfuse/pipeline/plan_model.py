@@ -135,7 +135,7 @@ def make_plan(
         freeze = options.freeze_initializers and Kind.FROZEN not in options.skip
         scopes = read_scopes(document, freeze_initializers=freeze)
         check_keep(options.keep, _node_names(scopes) if options.keep else ())
-        before = count(_as_in_the_file(document, scopes), None, document.original.nbytes)
+        before = count(_as_in_the_file(document, scopes), None, document.given.nbytes)
         plan = ModelPlan(document, [], before, initialized_inputs(document.model) if freeze else ())
         if options.allows(Kind.FLUSH) and FLUSH not in banned:
             plan.flushing = _flushing(scopes[0], options, {} if scanned is None else scanned)

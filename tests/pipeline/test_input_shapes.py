@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_repfuse import Options, UsageError, fuse, plan
+from onnx_repfuse import Options, OutputError, UsageError, fuse, plan
 from onnx_repfuse.cli.main import main
 from tests.build import Net, run
 
@@ -86,3 +86,86 @@ def test_what_a_subgraph_says_of_its_tensors_goes_too():
 def test_no_conversion_is_told_where_only_shapes_changed():
     notes = plan(net(), Options(overwrite_input_shapes=SHAPE)).notes
     assert not any("converted" in note for note in notes)
+
+
+def outside(model, folder):
+    """The model as a file with all of its weights in weights.bin beside it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    onnx.save(copy, folder / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+
+
+def hard_swish():
+    """Two Relus, and a decomposed HardSwish, which opset 11 has no operator for, between two Convs."""
+    made = Net(4, opset=11)
+    wide = made.conv_bn(made.op("Relu", made.op("Relu", "x")), 4, 64, 3)
+    three, zero, six = (made.const(np.array(number)) for number in (3.0, 0.0, 6.0))
+    gate = made.op("Div", made.op("Clip", made.op("Add", wide, three), zero, six), six)
+    return made.model(made.conv_bn(made.op("Mul", wide, gate), 64, 6, 3))
+
+
+@pytest.mark.parametrize("external", [None, False])
+@pytest.mark.parametrize(
+    ("more", "nodes", "opset"),
+    [
+        ({}, 8, 11),
+        ({"opset": 14}, 5, 14),
+        ({"simplify": "onnxslim"}, 7, 11),
+        ({"simplify": "onnxslim", "opset": 14}, 4, 14),
+        ({"level": 2}, 4, 14),
+    ],
+)
+def test_external_data_conversion_and_simplifiers_go_with_it(external, more, nodes, opset, tmp_path, install):
+    install(onnxslim="return join_relus(model)")
+    given, place = tmp_path / "in", tmp_path / "out"
+    given.mkdir()
+    place.mkdir()
+    outside(hard_swish(), given)
+    options = Options(overwrite_input_shapes=SHAPE, external=external, **more)
+    report = fuse(given / "m.onnx", place / "o.onnx", options).report
+    result = onnx.load(place / "o.onnx")
+    assert (len(result.graph.node), result.opset_import[0].version) == (nodes, opset)
+    assert dims(result.graph.input[0]) == [2, 4, 10, 12]
+    assert dims(result.graph.output[0]) == [2, 6, 10, 12]
+    feed = {"x": np.random.default_rng(0).standard_normal(SHAPE["x"]).astype(np.float32)}
+    np.testing.assert_allclose(run(result, feed)[0], run(hard_swish(), feed)[0], atol=1e-4)
+    assert str(report.verification.status) == "passed"
+    assert len(list(place.iterdir())) == (2 if external is None else 1)
+    assert report.before.bytes == sum(file.stat().st_size for file in given.iterdir())
+    assert report.after.bytes == sum(file.stat().st_size for file in place.iterdir())
+    planned = plan(given / "m.onnx", options)
+    assert (planned.before, planned.after.ops) == (report.before, report.after.ops)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_the_input_itself_can_be_replaced(check, tmp_path):
+    path = tmp_path / "m.onnx"
+    outside(net(), tmp_path)
+    options = Options(overwrite_input_shapes=SHAPE, check=check)
+    assert fuse(path, path, options, in_place=True).report.folds
+    assert dims(onnx.load(path).graph.input[0]) == [2, 4, 10, 12]
+
+
+def test_the_weights_of_the_input_stay_though_an_older_output_used_them_too(tmp_path):
+    """Else the replaced output's data file, which it may have named itself, would be removed as stale."""
+    (tmp_path / "sub").mkdir()
+    copy = net()
+    onnx.save(
+        copy, tmp_path / "m.onnx", save_as_external_data=True, location="sub/o.onnx.data", size_threshold=0
+    )
+    older = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    for tensor in older.graph.initializer:
+        tensor.external_data[0].value = "o.onnx.data"
+    onnx.save(older, tmp_path / "sub" / "o.onnx")
+    before = (tmp_path / "sub" / "o.onnx.data").read_bytes()
+    fuse(tmp_path / "m.onnx", tmp_path / "sub" / "o.onnx", Options(overwrite_input_shapes=SHAPE))
+    assert (tmp_path / "sub" / "o.onnx.data").read_bytes() == before
+    onnx.load(tmp_path / "m.onnx")
+
+
+def test_an_output_that_is_the_weights_of_the_input_is_refused(tmp_path):
+    outside(net(), tmp_path)
+    (tmp_path / "m.onnx").rename(tmp_path / "m.pb")
+    for shapes in ({}, SHAPE):
+        with pytest.raises(OutputError, match="the input keeps its weights there"):
+            fuse(tmp_path / "m.pb", tmp_path / "weights.bin", Options(overwrite_input_shapes=shapes))

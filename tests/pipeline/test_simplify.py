@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -12,49 +11,13 @@ import pytest
 from onnx_repfuse import Options, UsageError, fuse, plan
 from onnx_repfuse.cli.main import main
 from onnx_repfuse.modelfile import peers
-from onnx_repfuse.pipeline import level
 from onnx_repfuse.records.report import Report, Simplified
 from tests.build import Net, counts, equal
+from tests.pipeline.conftest import Install
 
 SLIM = Options(simplify="onnxslim")
 AUTO = Options(simplify="auto")
-# What we do not do, so that it must have been the other: of two Relus in a row, one.
-_HEAD = """
-import os, sys, time
-import onnx
-__version__ = "v1.2.3"
-
-def join_relus(model):
-    print("a line on standard output")
-    nodes = list(model.graph.node)
-    for first in nodes:
-        for second in nodes:
-            if first.op_type == second.op_type == "Relu" and list(second.input) == list(first.output):
-                first.output[0] = second.output[0]
-                model.graph.node.remove(second)
-    return model
-"""
 _GOOD = "return join_relus(model)"
-
-Install = Callable[..., None]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Put simplifiers in place whose body is given; no other is there."""
-    folder = tmp_path / "fakes"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(str(folder))
-
-    def put(**bodies: str) -> None:
-        for name, body in bodies.items():
-            given = "model, **rest" if name == "onnxsim" else "model"
-            function = "simplify" if name == "onnxsim" else "slim"
-            lines = "\n    ".join(body.splitlines())
-            (folder / f"{name}.py").write_text(f"{_HEAD}\ndef {function}({given}):\n    {lines}\n")
-        monkeypatch.setattr(level, "installed", lambda: tuple(name for name in peers.PEERS if name in bodies))
-
-    return put
 
 
 def _model(*, ir_version: int | None = None) -> onnx.ModelProto:
