@@ -9,11 +9,14 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
+from onnx_repfuse.graph.decode import read_instead
+from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.modelfile.edit import Edit, NewTensor, ScopeKey
 
 __all__ = [
     "forget_unread_captures",
+    "let_shapes_read",
     "needed_nodes",
     "present_proto",
     "remove_dead_nodes",
@@ -51,6 +54,13 @@ def replace_aliases(scope: Scope, aliases: Mapping[str, str]) -> None:
         for tensor in node.inputs:
             if tensor.name in aliases:
                 tensor.name = target(tensor.name)
+
+
+def let_shapes_read(scope: Scope, name: str, instead: str) -> None:
+    """Let what asks for the shape of a tensor that goes ask for that of another one, which is the same."""
+    for node in scope.consumers.get(name, ()):
+        if operator(node).of_shape is not None:
+            read_instead(node, 0, instead)
 
 
 def remove_dead_nodes(scope: Scope, alive: set[int]) -> None:

@@ -7,7 +7,7 @@ graphsurgeon's edge lists is quadratic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -237,6 +237,24 @@ class Scope:
             name = f"{stem}_{number}"
         self.taken.add(name)
         return name
+
+    def add_constants(self, constants: Mapping[str, Const]) -> None:
+        """Note constants that folds made: the writer adds those that somebody reads."""
+        self.constants.update(constants)
+        self.created.update(constants)
+
+    def new_constant(self, stem: str, const: Const) -> str:
+        """Note a constant that a fold made; its name."""
+        name = self.fresh(stem)
+        self.add_constants({name: const})
+        return name
+
+    def declare_like(self, name: str, like: str) -> None:
+        """Give a new tensor the type and shape of another one, as far as they are known."""
+        if like in self.types:
+            self.types[name] = self.types[like]
+        if like in self.assumed:
+            self.assumed[name] = self.assumed[like]
 
 
 def static(shape: Shape | None) -> tuple[int, ...] | None:

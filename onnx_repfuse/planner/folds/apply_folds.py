@@ -1,8 +1,4 @@
-"""Selected candidates written into their scope, and noted as folds.
-
-A selection of a later round may absorb what an earlier one created. To the user that is one fold, so the two are
-joined: `PlannedFold` keeps the original nodes behind every new one.
-"""
+"""Selected candidates written into their scope, and noted as folds."""
 
 from __future__ import annotations
 
@@ -16,9 +12,16 @@ from onnx_repfuse.graph.decode import read_instead
 from onnx_repfuse.graph.edit_points import replace_aliases, replace_nodes
 from onnx_repfuse.graph.no_ops import given_out
 from onnx_repfuse.graph.scope import Scope
-from onnx_repfuse.lift import Context, LinearOp
+from onnx_repfuse.lift import Context
 from onnx_repfuse.planner.folds.emit import emit
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.planner.folds.replacements import (
+    add_fold,
+    folds_below,
+    joined_fold,
+    original_nodes,
+    outputs_around,
+)
 from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
 from onnx_repfuse.planner.limits.shape_readers import shape_sources, with_numbers
 from onnx_repfuse.planner.search.cover import Cover
@@ -26,7 +29,7 @@ from onnx_repfuse.planner.search.select import Selection
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["add_fold", "apply_folds", "join_no_ops", "reads_too_many", "remove_no_ops"]
+__all__ = ["apply_folds", "join_no_ops", "reads_too_many", "remove_no_ops"]
 
 Dim = TypeVar("Dim")
 _TRANSPARENT = ("Cast", "Identity")  # runtimes look through them when they look for patterns
@@ -56,14 +59,13 @@ def apply_folds(plan: ScopePlan, cover: Cover, selections: Iterable[Selection]) 
             data_type = _data_type(scope, cover.context, selection)
             emission = emit(scope, output, lowered, data_type=data_type, name=f"{output}_fused")
             nodes = emission.nodes
-            scope.constants.update(emission.constants)
-            scope.created.update(emission.constants)
+            scope.add_constants(emission.constants)
         elif renamed is None:
             aliases[output] = str(lowered.result)
         _declare(scope, selection, nodes)
         fresh.update((tensor.name, node) for node in nodes for tensor in node.outputs)
         replaced[id(selection.lifted.node)] = nodes
-        earlier = _joined(plan, selection.nodes if renamed is None else (*selection.nodes, renamed))
+        earlier = folds_below(plan, selection.nodes if renamed is None else (*selection.nodes, renamed))
         renamed_from = "" if renamed is None else lowered.copied
         fold = _fold(plan, selection, nodes, earlier, renamed_from)
         fold.created = sizes.get(output, []) + fold.created
@@ -114,8 +116,8 @@ def remove_no_ops(
             continue
         name = node.outputs[0].name
         aliases[name] = source
-        fold = PlannedFold((name,), [], [], frozenset((Kind.NO_OP,)), 0, 0, aliases={name: source})
-        add_fold(plan, fold, [node])
+        fold = add_fold(plan, name, {Kind.NO_OP}, [node], [])
+        fold.aliases = {name: source}
         plan.aliases[name] = fold
         replaced[id(node)] = []
     replace_nodes(scope, replaced)
@@ -171,60 +173,13 @@ def reads_too_many(plan: ScopePlan, selection: Selection) -> bool:
 
     A bias moved down a residual stream would chain all blocks of a network into one fold.
     """
-    earlier = _joined(plan, selection.nodes)
-    nodes = _originals(plan, selection.nodes, earlier)
+    earlier = folds_below(plan, selection.nodes)
+    nodes = original_nodes(plan, selection.nodes, earlier)
     if len(nodes) <= len(selection.nodes):
         return False
     computed = {tensor.name for node in nodes for tensor in node.outputs}
     read = {tensor.name for node in nodes for tensor in node.inputs if tensor.name}
     return len(read - computed - plan.scope.constants.keys()) > MAX_JOINED_SOURCES
-
-
-def _joined(plan: ScopePlan, nodes: Iterable[gs.Node]) -> list[PlannedFold]:
-    """The folds that created some of these nodes."""
-    folds = [plan.creator[id(node)] for node in nodes if id(node) in plan.creator]
-    return list(dict.fromkeys(folds))
-
-
-def add_fold(plan: ScopePlan, fold: PlannedFold, nodes: Sequence[gs.Node]) -> None:
-    """Note a fold that absorbs these nodes; it is known by the output of an earlier one, if its own is inside that."""
-    earlier = _joined(plan, nodes)
-    fold.outputs = _outside(fold.name, earlier) or fold.outputs
-    plan.add(_joined_fold(plan, fold, nodes, earlier), earlier)
-
-
-def _originals(plan: ScopePlan, nodes: Iterable[gs.Node], earlier: Sequence[PlannedFold]) -> list[gs.Node]:
-    """The original nodes behind those that are absorbed; one twice, where two folds absorbed it."""
-    behind = [node for fold in earlier for node in fold.absorbed]
-    return behind + [node for node in nodes if id(node) not in plan.creator]
-
-
-def _joined_fold(
-    plan: ScopePlan, fold: PlannedFold, nodes: Sequence[gs.Node], earlier: Sequence[PlannedFold]
-) -> PlannedFold:
-    """A fold that absorbs these nodes, joined with the earlier ones that created some of them.
-
-    Args:
-        fold: what it creates, without `absorbed`.
-        nodes: what it absorbs.
-        earlier: the folds it builds upon.
-    """
-    absorbed = {id(node): node for node in _originals(plan, nodes, earlier)}
-    fold.absorbed = sorted(absorbed.values(), key=lambda node: plan.scope.anchor[id(node)])
-    gone = {id(node) for node in nodes}
-    left: list[gs.Node] = []
-    groups: tuple[LinearOp, ...] = ()
-    for one in earlier:
-        left += [node for node in one.created if id(node) not in gone]
-        gone.update(
-            id(node) for node in one.created
-        )  # two may have been joined with the same one, and share nodes
-        groups += one.groups
-        fold.roles |= one.roles
-        fold.macs_before += one.macs_before
-        fold.macs_after += one.macs_after
-    fold.created, fold.groups = left + fold.created, groups + fold.groups
-    return fold
 
 
 def _fold(
@@ -246,7 +201,7 @@ def _fold(
         selection.lowered.macs - between,
         selection.groups,
     )
-    return _joined_fold(plan, fold, selection.nodes, earlier)
+    return joined_fold(plan, fold, selection.nodes, earlier)
 
 
 def _outputs(selection: Selection, earlier: Iterable[PlannedFold], renamed_from: str) -> tuple[str, ...]:
@@ -258,19 +213,10 @@ def _outputs(selection: Selection, earlier: Iterable[PlannedFold], renamed_from:
     for fold in earlier:
         if renamed_from in fold.outputs:
             return tuple(selection.output if name == renamed_from else name for name in fold.outputs)
-        outside = _outside(selection.output, [fold])
+        outside = outputs_around(selection.output, [fold])
         if outside:
             return outside
     return (selection.output,)
-
-
-def _outside(name: str, earlier: Iterable[PlannedFold]) -> tuple[str, ...]:
-    """The outputs of the fold that created a tensor for itself; () if none did."""
-    for fold in earlier:
-        created = {tensor.name for node in fold.created for tensor in node.outputs}
-        if name in created and name not in fold.outputs:
-            return fold.outputs
-    return ()
 
 
 def _rename_source(plan: ScopePlan, selection: Selection, fresh: dict[str, gs.Node]) -> gs.Node | None:

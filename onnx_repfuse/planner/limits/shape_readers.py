@@ -100,10 +100,7 @@ def with_numbers(scope: Scope, one: ShapeSource) -> list[gs.Node]:
 
 def _list_of_sizes(scope: Scope, stem: str, values: NDArray[np.int64]) -> str:
     """A new constant."""
-    name = scope.fresh(stem)
-    const = Const(values.shape, onnx.TensorProto.INT64, lambda: values)
-    scope.constants[name] = scope.created[name] = const
-    return name
+    return scope.new_constant(stem, Const(values.shape, onnx.TensorProto.INT64, lambda: values))
 
 
 def _of_equal_sizes(

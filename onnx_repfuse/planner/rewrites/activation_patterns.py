@@ -20,11 +20,10 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.decode import new_node
-from onnx_repfuse.graph.edit_points import replace_nodes
 from onnx_repfuse.graph.operators import OPERATORS, operator
 from onnx_repfuse.graph.scope import Scope
-from onnx_repfuse.planner.folds.apply_folds import add_fold
-from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.planner.folds.planned import ScopePlan
+from onnx_repfuse.planner.folds.replacements import Replacements
 from onnx_repfuse.planner.limits.refusals import opset_refusal
 from onnx_repfuse.records.float_formats import epsilon
 from onnx_repfuse.records.report import Kind
@@ -88,7 +87,7 @@ def fold_activations(
         banned: outputs that must stay computed as they are.
         avoided: operators that the target cannot run.
     """
-    replaced: dict[int, list[gs.Node]] = {}
+    replacements = Replacements(plan)
     for activation in _activations(plan.scope, is_kept, banned):
         if any(node.op in avoided for node in activation.created):
             continue
@@ -97,12 +96,9 @@ def fold_activations(
             if refusal not in plan.refusals:  # of an earlier reading
                 plan.refusals.append(refusal)
             continue
-        roles = frozenset((Kind.ACTIVATION,))
-        fold = PlannedFold((activation.output,), [], activation.created, roles, 0, 0)
-        add_fold(plan, fold, activation.absorbed)
-        replaced[id(activation.place)] = activation.created
-    replace_nodes(plan.scope, replaced)
-    return bool(replaced)
+        kinds = {Kind.ACTIVATION}
+        replacements.fold(activation.output, kinds, activation.absorbed, activation.created)
+    return replacements.write()
 
 
 def _activations(
@@ -185,9 +181,8 @@ def _hard_sigmoid(
     name = scope.fresh(f"{output}_gate")
     gate = _node(scope, "HardSigmoid", [source], name, attributes)
     product = _node(scope, "Mul", [other, name], output, {})
-    scope.types[name] = scope.types.get(output, (onnx.TensorProto.FLOAT, None))
-    if output in scope.assumed:
-        scope.assumed[name] = scope.assumed[output]
+    scope.types[name] = (onnx.TensorProto.FLOAT, None)
+    scope.declare_like(name, output)
     return _Activation(output, last, absorbed, [gate, product])
 
 

@@ -16,14 +16,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnx_repfuse.graph.decode import new_node, read_instead
-from onnx_repfuse.graph.edit_points import replace_nodes
+from onnx_repfuse.graph.decode import new_node
+from onnx_repfuse.graph.edit_points import let_shapes_read
 from onnx_repfuse.graph.no_ops import constant_beside
-from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import Const, Scope
-from onnx_repfuse.planner.folds.apply_folds import add_fold
-from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.planner.folds.planned import ScopePlan
+from onnx_repfuse.planner.folds.replacements import Replacements
 from onnx_repfuse.planner.limits.refusals import chain_refusal
 from onnx_repfuse.planner.rewrites.scalar_paths import Paths
 from onnx_repfuse.planner.weights.rounding import rounded
@@ -134,16 +133,15 @@ def merge_chains(plan: ScopePlan, paths: Paths) -> bool:
         paths: what is known of it.
     """
     scope = plan.scope
-    replaced: dict[int, list[gs.Node]] = {}
+    replacements = Replacements(plan)
     for chain in list(_chains(paths)):
-        if chain.why_not is None:
-            created = _written(scope, chain)
-            _let_shapes_read(scope, chain)
-            roles = frozenset((Kind.AFFINE,))
-            add_fold(plan, PlannedFold((chain.output,), [], created, roles, 0, 0), chain.nodes)
-            replaced[id(chain.nodes[-1])] = created
-    replace_nodes(scope, replaced)
-    return bool(replaced)
+        if chain.why_not is not None:
+            continue
+        created = _written(scope, chain)
+        for node in chain.nodes[:-1]:
+            let_shapes_read(scope, node.outputs[0].name, chain.source)
+        replacements.fold(chain.output, {Kind.AFFINE}, chain.nodes, created)
+    return replacements.write()
 
 
 def chain_refusals(paths: Paths) -> Iterator[Refusal]:
@@ -261,7 +259,7 @@ def _written(scope: Scope, chain: _Chain) -> list[gs.Node]:
         is_last = number == len(parts) - 1
         name = chain.output if is_last else scope.fresh(f"{chain.output}_scaled")
         if not is_last:
-            _declare_as(scope, name, chain.output)
+            scope.declare_like(name, chain.output)
         const = _constant(scope, f"{chain.output}_{label}", value, chain.data_type)
         nodes.append(new_node(op, scope.fresh(f"{chain.output}_{op.lower()}"), {}, [tensor, const], [name]))
         tensor = name
@@ -270,23 +268,5 @@ def _written(scope: Scope, chain: _Chain) -> list[gs.Node]:
     return nodes
 
 
-def _declare_as(scope: Scope, name: str, like: str) -> None:
-    if like in scope.types:
-        scope.types[name] = scope.types[like]
-    if like in scope.assumed:
-        scope.assumed[name] = scope.assumed[like]
-
-
 def _constant(scope: Scope, stem: str, value: Array, data_type: int) -> str:
-    name = scope.fresh(stem)
-    const = Const(value.shape, data_type, lambda: rounded(value, data_type))
-    scope.constants[name] = scope.created[name] = const
-    return name
-
-
-def _let_shapes_read(scope: Scope, chain: _Chain) -> None:
-    """What asks for the shape of a tensor inside a chain asks for that of its source, which is the same."""
-    for node in chain.nodes[:-1]:
-        for reader in scope.consumers.get(node.outputs[0].name, ()):
-            if operator(reader).of_shape is not None:
-                read_instead(reader, 0, chain.source)
+    return scope.new_constant(stem, Const(value.shape, data_type, lambda: rounded(value, data_type)))

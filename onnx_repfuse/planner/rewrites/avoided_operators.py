@@ -16,11 +16,10 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.kernels import Array
 from onnx_repfuse.graph.decode import new_node
-from onnx_repfuse.graph.edit_points import replace_nodes
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import Const, Scope
-from onnx_repfuse.planner.folds.apply_folds import add_fold
-from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.planner.folds.planned import ScopePlan
+from onnx_repfuse.planner.folds.replacements import Replacements
 from onnx_repfuse.planner.limits.avoided import rises
 from onnx_repfuse.planner.weights.rounding import rounded
 from onnx_repfuse.records.report import Kind
@@ -90,7 +89,7 @@ def rewrite_avoided(plan: ScopePlan, avoided: Set[str], is_free: Callable[[gs.No
         is_free: whether a node may be replaced.
     """
     scope = plan.scope
-    replaced: dict[int, list[gs.Node]] = {}
+    replacements = Replacements(plan)
     for node in scope.nodes:
         if node.op not in avoided or node.op not in _RULES or not is_free(node):
             continue
@@ -98,12 +97,9 @@ def rewrite_avoided(plan: ScopePlan, avoided: Set[str], is_free: Callable[[gs.No
         written = None if rewriting is None else _expanded(rewriting, avoided)
         if rewriting is None or written is None:
             continue
-        created = _created(rewriting, written)
-        roles = frozenset((_KINDS.get(node.op, Kind.AFFINE),))
-        add_fold(plan, PlannedFold((rewriting.output,), [], created, roles, 0, 0), [node])
-        replaced[id(node)] = created
-    replace_nodes(scope, replaced)
-    return bool(replaced)
+        kind = _KINDS.get(node.op, Kind.AFFINE)
+        replacements.fold(rewriting.output, {kind}, [node], _created(rewriting, written))
+    return replacements.write()
 
 
 def creators_of_avoided(plan: ScopePlan, avoided: Set[str]) -> set[str]:
@@ -155,13 +151,9 @@ def _expanded(rewriting: _Rewriting, avoided: Set[str]) -> list[_Op] | None:
 
 def _created(rewriting: _Rewriting, written: Iterable[_Op]) -> list[gs.Node]:
     scope, output = rewriting.scope, rewriting.output
-    scope.constants.update(rewriting.constants)
-    scope.created.update(rewriting.constants)
+    scope.add_constants(rewriting.constants)
     for name in rewriting.inner:
-        if output in scope.types:
-            scope.types[name] = scope.types[output]
-        if output in scope.assumed:
-            scope.assumed[name] = scope.assumed[output]
+        scope.declare_like(name, output)
     return [
         new_node(one.op, scope.fresh(f"{output}_{one.op.lower()}"), one.attrs, one.inputs, [one.output])
         for one in written

@@ -13,14 +13,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnx_repfuse.graph.decode import new_node, read_instead
-from onnx_repfuse.graph.edit_points import replace_nodes
-from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.graph.decode import new_node
+from onnx_repfuse.graph.edit_points import let_shapes_read
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.lift.linear_op import affine_role
-from onnx_repfuse.planner.folds.apply_folds import add_fold
-from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.planner.folds.planned import ScopePlan
+from onnx_repfuse.planner.folds.replacements import Replacements, add_fold
 from onnx_repfuse.planner.limits.refusals import sum_refusal
 from onnx_repfuse.planner.rewrites.scalar_paths import Path, Paths, Step
 from onnx_repfuse.planner.weights.rounding import rounded
@@ -41,7 +40,7 @@ def move_factors(plan: ScopePlan, paths: Paths, is_allowed: Callable[[frozenset[
     if scope.opset < NUMPY_BROADCAST_SINCE:
         return False
     taken: set[int] = set()
-    replaced: dict[int, list[gs.Node]] = {}
+    replacements = Replacements(plan)
     for factor in paths.factors():
         path = paths.of(factor)
         if path is None or not is_allowed(_kinds(path)):
@@ -50,13 +49,14 @@ def move_factors(plan: ScopePlan, paths: Paths, is_allowed: Callable[[frozenset[
         if ids & taken:
             continue  # another one goes there; this one in the next reading
         taken |= ids
-        replaced[id(path.place)] = _Rewriting(plan, paths, path).made()
-        replaced.update((id(step.node), []) for step in path.up if step.node.op == "Split")
-        replaced.update((id(node), []) for step in path.up for node in step.others)
-    replace_nodes(scope, replaced)
-    if replaced:
+        replacements.nodes[id(path.place)] = _Rewriting(plan, paths, path).made()
+        for step in path.up:
+            gone = (step.node, *step.others) if step.node.op == "Split" else step.others
+            replacements.nodes.update((id(node), []) for node in gone)
+    is_written = replacements.write()
+    if is_written:
         scope.nodes = scope.order(scope.nodes)
-    return bool(replaced)
+    return is_written
 
 
 def factor_refusals(paths: Paths) -> Iterator[Refusal]:
@@ -94,7 +94,7 @@ class _Rewriting:
         path = self.path
         tensor = str(path.factor.inputs[self.factor_place].name)
         if path.down or path.turn is not None:
-            self._let_shapes_read(path.factor.outputs[0].name, tensor)
+            let_shapes_read(self.scope, path.factor.outputs[0].name, tensor)
         for step in path.down:
             tensor = self._copy(step.node, {step.place: tensor}, "")
         if path.turn is not None:
@@ -103,8 +103,7 @@ class _Rewriting:
             self._copy(product, {place: tensor, 1 - place: other}, path.output)
         else:
             self._scaled_above(tensor, path.output)
-        fold = PlannedFold((path.output,), [], self.created, frozenset((_role(path),)), 0, 0)
-        add_fold(self.plan, fold, path.nodes)
+        add_fold(self.plan, path.output, {_role(path)}, path.nodes, self.created)
         for step in path.up:
             self._note_other_parts(step)
             self._note_other_choices(step)
@@ -120,9 +119,7 @@ class _Rewriting:
             if name not in self.scope.used_before:
                 continue
             new = next(node for node in self.created if node.outputs[0].name == name)
-            add_fold(
-                self.plan, PlannedFold((name,), [], [new], frozenset((_role(self.path),)), 0, 0), [other]
-            )
+            add_fold(self.plan, name, {_role(self.path)}, [other], [new])
 
     def _note_other_parts(self, step: Step) -> None:
         """The outputs of a Split that the factor does not scale are computed otherwise, too: a fold each.
@@ -136,8 +133,7 @@ class _Rewriting:
         for number, tensor in enumerate(step.node.outputs):
             is_other = number != step.output and tensor.name in self.scope.used_before
             if new is not None and is_other and self.scope.is_used(tensor.name):
-                fold = PlannedFold((tensor.name,), [], [new], frozenset((_role(self.path),)), 0, 0)
-                add_fold(self.plan, fold, [step.node])
+                add_fold(self.plan, tensor.name, {_role(self.path)}, [step.node], [new])
 
     @property
     def factor_place(self) -> int:
@@ -187,27 +183,24 @@ class _Rewriting:
         data_type = layout.data_type if const is None else const.data_type
         shape = (layout.channels, *(1,) * layout.rank) if layout.channel_axis == 1 else (layout.channels,)
         values = np.where(channels, value, 1.0).reshape(shape)
-        name = scope.fresh(f"{self.path.output}_factors")
         vector = Const(shape, data_type, lambda: rounded(values, data_type))
-        scope.constants[name] = scope.created[name] = vector
+        name = scope.new_constant(f"{self.path.output}_factors", vector)
         op = "Div" if factor.op == "Div" else "Mul"
         result = output or scope.fresh(f"{tensor}_scaled")
         self.created.append(new_node(op, scope.fresh(f"{tensor}_scaled"), {}, [tensor, name], [result]))
-        self._declare(result, tensor)
+        scope.declare_like(result, tensor)
         return result
 
     def _without_axes(self, const: Const) -> str:
-        name = self.scope.fresh(f"{self.path.output}_factor")
         scalar = Const((), const.data_type, lambda: const.read().reshape(()))
-        self.scope.constants[name] = self.scope.created[name] = scalar
-        return name
+        return self.scope.new_constant(f"{self.path.output}_factor", scalar)
 
     def _copy(self, node: gs.Node, inputs: dict[int, str], output: str, number: int = 0) -> str:
         """A node of the way, which reads other tensors; `number` is that of the output on the way."""
         before = str(node.outputs[number].name)
         name = self._node(node, inputs, output, like=before, number=number)
         if before != self.path.output:
-            self._let_shapes_read(before, name)
+            let_shapes_read(self.scope, before, name)
         return name
 
     def _node(self, node: gs.Node, inputs: dict[int, str], output: str, like: str, number: int = 0) -> str:
@@ -218,19 +211,5 @@ class _Rewriting:
         outputs = [name if place == number else tensor.name for place, tensor in enumerate(node.outputs)]
         self.created.append(new_node(node.op, scope.fresh(stem), dict(node.attrs), names, outputs))
         if not output:
-            self._declare(name, like)
+            scope.declare_like(name, like)
         return name
-
-    def _declare(self, name: str, like: str) -> None:
-        """A new tensor of the type and shape of another one."""
-        scope = self.scope
-        if like in scope.types:
-            scope.types[name] = scope.types[like]
-        if like in scope.assumed:
-            scope.assumed[name] = scope.assumed[like]
-
-    def _let_shapes_read(self, tensor: str, instead: str) -> None:
-        """Let what asks for the shape of a tensor that goes read another one of that shape."""
-        for node in self.scope.consumers.get(tensor, ()):
-            if operator(node).of_shape is not None:
-                read_instead(node, 0, instead)

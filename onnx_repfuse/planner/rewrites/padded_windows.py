@@ -17,20 +17,18 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.decode import new_node
-from onnx_repfuse.graph.edit_points import replace_nodes
 from onnx_repfuse.graph.scope import optional_input
 from onnx_repfuse.graph.windows import Window, any_window, fits
 from onnx_repfuse.lift import Context
 from onnx_repfuse.lift.linear_op import Declined
 from onnx_repfuse.lift.pad_pool import read_pads
-from onnx_repfuse.planner.folds.apply_folds import add_fold
-from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.planner.folds.planned import ScopePlan
+from onnx_repfuse.planner.folds.replacements import Replacements
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["apply_padded_windows"]
 
 COUNTED_SINCE = 7  # the opset that brought count_include_pad
-_PAD = frozenset((Kind.PAD,))
 IsFree = Callable[[gs.Node], bool]
 
 
@@ -44,14 +42,11 @@ def apply_padded_windows(plan: ScopePlan, layouts: dict[str, ChannelLayout], is_
     """
     scope = plan.scope
     context = Context(scope, layouts)
-    replaced: dict[int, list[gs.Node]] = {}
+    replacements = Replacements(plan)
     for pad in [node for node in scope.nodes if node.op == "Pad" and is_free(node)]:
         for window, fresh in _windows_with_pads(context, pad, is_free):
-            fold = PlannedFold((window.outputs[0].name,), [], [fresh], _PAD, 0, 0)
-            add_fold(plan, fold, [pad, window])
-            replaced[id(window)] = [fresh]
-    replace_nodes(scope, replaced)
-    return bool(replaced)
+            replacements.fold(window.outputs[0].name, {Kind.PAD}, [pad, window], [fresh])
+    return replacements.write()
 
 
 def _windows_with_pads(context: Context, pad: gs.Node, is_free: IsFree) -> Iterator[tuple[gs.Node, gs.Node]]:

@@ -18,7 +18,6 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.decode import new_node
-from onnx_repfuse.graph.edit_points import replace_nodes
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.operators.facts import Passes
@@ -26,8 +25,8 @@ from onnx_repfuse.graph.operators.space_maps import keeps_channels
 from onnx_repfuse.graph.scope import Scope, optional_input
 from onnx_repfuse.graph.windows import any_window
 from onnx_repfuse.lift import Context, LinearOp, lift
-from onnx_repfuse.planner.folds.apply_folds import add_fold
-from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.planner.folds.planned import ScopePlan
+from onnx_repfuse.planner.folds.replacements import Replacements
 from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
 from onnx_repfuse.planner.limits.refusals import sign_refusal
 from onnx_repfuse.records.report import Kind, Refusal
@@ -35,7 +34,6 @@ from onnx_repfuse.records.report import Kind, Refusal
 __all__ = ["apply_maxima", "maximum_refusals"]
 
 MAX_NODES_TO_WEIGHT = 8  # per-channel operators between a node and the convolution before it
-_COMMUTE = frozenset((Kind.COMMUTE,))
 IsFree = Callable[[gs.Node], bool]
 
 
@@ -62,17 +60,13 @@ def apply_maxima(plan: ScopePlan, layouts: dict[str, ChannelLayout], is_free: Is
         is_free: whether a node may be replaced.
     """
     scope = plan.scope
-    replaced: dict[int, list[gs.Node]] = {}
+    replacements = Replacements(plan)
     for pair in _pairs(Context(scope, layouts, protected_nodes(scope)), is_free):
-        if not pair.is_positive or id(pair.first) in replaced or id(pair.second) in replaced:
-            continue
-        created = _swapped(scope, pair)
-        add_fold(
-            plan, PlannedFold((pair.second.outputs[0].name,), [], created, _COMMUTE, 0, 0), list(pair[:2])
-        )
-        replaced[id(pair.first)], replaced[id(pair.second)] = [], created
-    replace_nodes(scope, replaced)
-    return bool(replaced)
+        first, second, _ = pair
+        if pair.is_positive and replacements.nodes.keys().isdisjoint((id(first), id(second))):
+            replacements.fold(second.outputs[0].name, {Kind.COMMUTE}, [first, second], _swapped(scope, pair))
+            replacements.nodes[id(first)] = []
+    return replacements.write()
 
 
 def maximum_refusals(scope: Scope, layouts: dict[str, ChannelLayout], is_free: IsFree) -> Iterator[Refusal]:

@@ -21,12 +21,11 @@ from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.decode import new_node
-from onnx_repfuse.graph.edit_points import replace_nodes
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.lift import LinearOp
-from onnx_repfuse.planner.folds.apply_folds import add_fold
 from onnx_repfuse.planner.folds.emit import Emission, emit
-from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.planner.folds.planned import ScopePlan
+from onnx_repfuse.planner.folds.replacements import Replacements, add_fold
 from onnx_repfuse.planner.forms.compose import form_of_node, inline
 from onnx_repfuse.planner.forms.value_range import check_range, data_type_of
 from onnx_repfuse.planner.pricing.steps import Lowered
@@ -50,13 +49,12 @@ def fold_into_parts(plan: ScopePlan, cover: Cover, is_allowed: Callable[[frozens
     """Fold what stands behind parts of Splits; whether there was any."""
     if not is_allowed(_ROLES):
         return False
-    replaced: dict[int, list[gs.Node]] = {}
+    replacements = Replacements(plan)
     for parts in _found(cover):
         lowered = _lowered(cover, parts)
         if lowered is not None:
-            replaced.update(_written(plan, cover, parts, lowered))
-    replace_nodes(plan.scope, replaced)
-    return bool(replaced)
+            replacements.nodes |= _written(plan, cover, parts, lowered)
+    return replacements.write()
 
 
 def _found(cover: Cover) -> Iterator[_Parts]:
@@ -142,9 +140,8 @@ def _written(plan: ScopePlan, cover: Cover, parts: _Parts, lowered: Lowered) -> 
             replaced[id(lifted.node)] = []
         elif not scope.is_used(name):
             continue
-        fold = PlannedFold((name,), [], list(created), _ROLES, macs, macs)
+        add_fold(plan, name, _ROLES, absorbed, list(created), (macs, macs))
         macs = 0  # counted once
-        add_fold(plan, fold, absorbed)
     return replaced
 
 
@@ -154,10 +151,6 @@ def _emitted(cover: Cover, parts: _Parts, lowered: Lowered) -> tuple[Emission, s
     name = scope.fresh(f"{before.output}_fused")
     data_type = data_type_of(before, cover.context) or onnx.TensorProto.FLOAT
     emission = emit(scope, name, lowered, data_type=data_type, name=name)
-    scope.constants.update(emission.constants)
-    scope.created.update(emission.constants)
-    if before.output in scope.types:
-        scope.types[name] = scope.types[before.output]
-    if before.output in scope.assumed:
-        scope.assumed[name] = scope.assumed[before.output]
+    scope.add_constants(emission.constants)
+    scope.declare_like(name, before.output)
     return emission, name

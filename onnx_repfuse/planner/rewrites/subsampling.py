@@ -19,13 +19,12 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.decode import new_node
-from onnx_repfuse.graph.edit_points import replace_nodes
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.graph.windows import kernel_of
 from onnx_repfuse.lift import Context
-from onnx_repfuse.planner.folds.apply_folds import add_fold
-from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.planner.folds.planned import ScopePlan
+from onnx_repfuse.planner.folds.replacements import Replacements, add_fold
 from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
 from onnx_repfuse.planner.limits.refusals import stride_refusal
 from onnx_repfuse.planner.pricing.cost import CostModel
@@ -38,7 +37,6 @@ from onnx_repfuse.records.report import Kind, Refusal
 __all__ = ["apply_subsamplings", "subsampling_refusals"]
 
 IsFree = Callable[[gs.Node], bool]
-_STRIDE = frozenset((Kind.STRIDE,))
 
 
 def apply_subsamplings(
@@ -57,20 +55,18 @@ def apply_subsamplings(
     scope = plan.scope
     if not any(map(_may_subsample, scope.nodes)):
         return False
-    replaced: dict[int, list[gs.Node]] = {}
+    replacements = Replacements(plan)
     for group in _groups(Context(scope, layouts, protected_nodes(scope)), model, is_free):
         first, *others = group.readers
         for reader in others:
-            own = PlannedFold((reader.outputs[0].name,), [], group.replaced[id(reader)], _STRIDE, 0, 0)
-            add_fold(plan, own, [reader])
+            add_fold(plan, reader.outputs[0].name, {Kind.STRIDE}, [reader], group.replaced[id(reader)])
         shared = set(map(id, others))  # `==` would compare what nodes hold
         rest = [node for node in group.absorbed if id(node) not in shared]
         created = [new for node in rest for new in group.replaced[id(node)]]
         macs = group.macs_before, group.macs_after
-        add_fold(plan, PlannedFold((first.outputs[0].name,), [], created, _STRIDE, *macs), rest)
-        replaced |= group.replaced
-    replace_nodes(scope, replaced)
-    return bool(replaced)
+        add_fold(plan, first.outputs[0].name, {Kind.STRIDE}, rest, created, macs)
+        replacements.nodes |= group.replaced
+    return replacements.write()
 
 
 def subsampling_refusals(
