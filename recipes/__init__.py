@@ -20,10 +20,6 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "precommit": ("pre-commit",),
     "ultralytics": (*_TORCH, "ultralytics", "onnxscript", "onnxslim"),
     "optimum": (*_TORCH, "optimum-onnx"),
-    "olive": (
-        *_TORCH,
-        "olive-ai",
-        "onnxscript",
-        "requests",
-    ),  # olive-ai does not ask for requests, which it imports
+    # olive-ai does not ask for requests, which it imports
+    "olive": (*_TORCH, "olive-ai", "onnxscript", "requests"),
 }

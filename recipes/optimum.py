@@ -76,9 +76,8 @@ def main() -> None:
             difference, noise = (
                 float((first - other).abs().max() / first.abs().max()) for other in (second, moved)
             )
-            assert difference <= max(
-                4 * noise, 1e-5
-            )  # random networks may be chaotic: then rounding alone shows
+            # random networks may be chaotic: then rounding alone shows
+            assert difference <= max(4 * noise, 1e-5)
             before, after = report.before, report.after
             macs = f", MACs {after.macs / before.macs - 1:+.0%}" if before.macs and after.macs else ""
             nodes = f"{before.nodes} -> {after.nodes} nodes{macs}"

@@ -120,9 +120,8 @@ def constants_as_nodes(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     nodes = [helper.make_node("Constant", [], [name], value=tensor) for name, tensor in tensors.items()]
     nodes += graph.node
-    inputs = [
-        value for value in graph.input if value.name not in tensors
-    ]  # IR version 3 lists them there, too
+    # IR version 3 lists them there, too
+    inputs = [value for value in graph.input if value.name not in tensors]
     for field, values in ((graph.node, nodes), (graph.input, inputs), (graph.initializer, [])):
         kept: list[Any] = [type(value).FromString(value.SerializeToString()) for value in values]
         del field[:]

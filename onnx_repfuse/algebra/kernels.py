@@ -264,9 +264,8 @@ def _grid(f: Geometry, out: Geometry) -> list[slice]:
     """Per axis, where f's taps lie on the grid of `out`, counted from f's first tap."""
     result = []
     for k, dilation, step in zip(f.kernel, f.dilations, out.dilations, strict=True):
-        stride = (
-            dilation // step if k > 1 else 1
-        )  # a dilation is a multiple of the grid's step, but for one tap
+        # a dilation is a multiple of the grid's step, but for one tap
+        stride = dilation // step if k > 1 else 1
         result.append(slice(0, stride * (k - 1) + 1, stride))
     return result
 

@@ -73,9 +73,8 @@ def _copy_in(place: Path) -> None:
         raise InputError(f"cannot read standard input: {error.strerror or error}") from error
     if not data:
         raise InputError("standard input is empty: it brings no model")
-    Document(
-        Source("the model", data=data), None
-    ).close()  # refuses external data, which does not come with it
+    # refuses external data, which does not come with it
+    Document(Source("the model", data=data), None).close()
 
 
 def copy_out(outcome: Outcome, used: Task, given: Task) -> Outcome:

@@ -34,9 +34,8 @@ Types = Mapping[str, tuple[int, Shape | None]]
 # What one node may make of its constants beyond their size, and all nodes of a scope together: an Expand of a scalar to
 # a billion elements decides nothing. What is no larger than what it is made of is a weight that is transposed or cast.
 MAX_GROWN_BYTES = 64 << 20
-MAX_CHEAP_ELEMENTS = (
-    1 << 10
-)  # of the largest tensor on the way to a value that is computed together with others
+# of the largest tensor on the way to a value that is computed together with others
+MAX_CHEAP_ELEMENTS = 1 << 10
 _SIMPLE_VALUES = {  # attribute of a Constant node -> field of the AttributeProto, dtype
     "value_float": ("f", np.float32),
     "value_floats": ("floats", np.float32),
@@ -160,9 +159,8 @@ class ConstantNodes:
         """Note the outputs of a node as constants; False if they are too large, or cannot be computed `now`."""
         inner = max([const.effort for const in given], default=0)
         effort = max(inner, *(prod(shape) for _, shape in sized.values()))
-        is_weight = (
-            now and effort > MAX_FOLDED_ELEMENTS
-        )  # to compute it now would take its memory while planning
+        # to compute it now would take its memory while planning
+        is_weight = now and effort > MAX_FOLDED_ELEMENTS
         if is_weight or not self._has_room(given, sized) or not self._note(node, given):
             return False
         for name, (kind, shape) in sized.items():
@@ -193,9 +191,8 @@ class ConstantNodes:
 
     def _has_room(self, given: Iterable[Const], made: Mapping[str, tuple[int, Sequence[int]]]) -> bool:
         grown = sum(stored_size(kind, shape) or 0 for kind, shape in made.values())
-        read = {
-            id(const): stored_size(const.data_type, const.shape) or 0 for const in given
-        }  # of Concat(c, c), once
+        # of Concat(c, c), once
+        read = {id(const): stored_size(const.data_type, const.shape) or 0 for const in given}
         grown = max(0, grown - sum(read.values()))
         if self.grown + grown > MAX_GROWN_BYTES:
             return False

@@ -145,9 +145,8 @@ def _transpose(scope: Scope, node: gs.Node) -> str:
 def _pad(scope: Scope, node: gs.Node) -> str:
     """A Pad by no positions, as torch's legacy exporter writes one before every AveragePool."""
     const = scope.const(optional_input(node, 1))
-    listed = node.attrs.get(
-        "pads", node.attrs.get("paddings")
-    )  # attributes before opset 11, and of that name in 1
+    # attributes before opset 11, and of that name in 1
+    listed = node.attrs.get("pads", node.attrs.get("paddings"))
     amounts: Any = listed if const is None else const.computed()
     is_known = amounts is not None and (const is not None or len(node.inputs) == 1)
     return str(node.inputs[0].name) if is_known and not np.any(amounts) else ""

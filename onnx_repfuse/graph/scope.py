@@ -70,9 +70,8 @@ class Const:
     inner: int = 0
 
     def __post_init__(self) -> None:
-        if (
-            self.size <= MAX_SHAPE_ELEMENTS
-        ):  # sizes, axes, scalars: one that others compute is read again and again
+        # sizes, axes, scalars: one that others compute is read again and again
+        if self.size <= MAX_SHAPE_ELEMENTS:
             self.read = _once(self.read)
 
     @property

@@ -181,9 +181,8 @@ def _chosen(cut: Cut, channels: int) -> Index:
         return np.arange(channels)[start:end:step]
     if end >= END_OF_AXIS:  # backwards, which ONNX Runtime takes to the front
         return np.arange(0)
-    return np.arange(channels)[
-        start : None if end < -channels else end : step
-    ]  # past the front: to the first
+    # past the front: to the first
+    return np.arange(channels)[start : None if end < -channels else end : step]
 
 
 def _window(

@@ -16,9 +16,8 @@ __all__ = ["one_blas_thread"]
 # Whoever says how many threads he wants has them. The command line says 1 before numpy is imported.
 _SAYS_HOW_MANY = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 _lock = threading.Lock()
-_limits: list[
-    Any
-] = []  # one for each block that is being run; the limit is the process's, so the last one lifts it
+# one for each block that is being run; the limit is the process's, so the last one lifts it
+_limits: list[Any] = []
 
 
 @contextmanager

@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["bisect", "compare", "folds_to_blame", "measure", "reason_of"]
 
-MAX_RUNS_PER_HALVING = (
-    3  # of trial results while folds to blame are searched; that finds two or three of many
-)
+# of trial results while folds to blame are searched; that finds two or three of many
+MAX_RUNS_PER_HALVING = 3
 MAX_REPLANS = 8
 T = TypeVar("T")
 

@@ -94,9 +94,8 @@ class ModelPlan:
 def _interface(model: onnx.ModelProto) -> set[str]:
     """The names that someone outside of the nodes may use: such an initializer stays, even if no node reads it."""
     names = {value.name for value in model.graph.output}
-    if (
-        model.ir_version >= INPUTS_ARE_OPTIONAL
-    ):  # before, every initializer is an input, by rule and not to be set by a user
+    # before, every initializer is an input, by rule and not to be set by a user
+    if model.ir_version >= INPUTS_ARE_OPTIONAL:
         names |= {value.name for value in model.graph.input}
     for info in model.training_info:  # its algorithm reads the main graph's initializers
         names.update(name for node in info.algorithm.node for name in node.input)

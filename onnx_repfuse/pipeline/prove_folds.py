@@ -101,9 +101,8 @@ def _judge(
         # It may be exact at the sizes the file proves alone.
         case = _case(plan, planned, fold, sized=True)
         verdict = probe(case, runtime=runtime)
-    if (
-        verdict.status is Status.FAILED or not case.sources
-    ):  # of constants alone, there is nothing else to try
+    # of constants alone, there is nothing else to try
+    if verdict.status is Status.FAILED or not case.sources:
         return (verdict,)
     _give_back(plan, planned.scope, fold)  # what the sessions and the oracles held
     in_place = check_in_place(case, seen, runtime)

@@ -21,9 +21,8 @@ from onnx_repfuse.serve.jobs import Jobs, Limits
 
 __all__ = ["serve"]
 
-ADDRESS = (
-    "127.0.0.1"  # this machine only; there is no option for another, since there is no password and no TLS
-)
+# this machine only; there is no option for another, since there is no password and no TLS
+ADDRESS = "127.0.0.1"
 _PATIENCE = 2  # seconds that the end of the server waits for downloads
 
 

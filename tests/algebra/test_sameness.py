@@ -43,9 +43,8 @@ def test_equal_derivations_have_equal_keys_and_no_others_do() -> None:
     assert None not in keys
     assert keys == [key_of_kernel(kernel) for kernel in again]
     others = [*map(key_of_kernel, _made(2.5)), *map(key_of_kernel, _made(origin="v"))]
-    assert (
-        len({*keys, *others}) == 3 * len(keys) - 2
-    )  # one stored weight, and one vector, do not depend on both
+    # one stored weight, and one vector, do not depend on both
+    assert len({*keys, *others}) == 3 * len(keys) - 2
 
 
 def test_what_is_asked_of_a_kernel_does_not_change_its_key() -> None:

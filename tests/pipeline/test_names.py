@@ -48,9 +48,8 @@ def test_a_name_that_stays_has_the_values_it_had_and_the_others_are_listed(name:
         old, new = np.asarray(before[tensor]), np.asarray(after[tensor])
         assert old.shape == new.shape, tensor
         np.testing.assert_allclose(new, old, rtol=1e-3, atol=1e-4, err_msg=tensor)
-    written = {
-        tensor.name for tensor in result.model.graph.initializer
-    }  # of what nodes computed from constants
+    # of what nodes computed from constants
+    written = {tensor.name for tensor in result.model.graph.initializer}
     gone = [tensor for part in result.report.vanished for tensor in part.tensors]
     assert sorted(gone) == sorted(before.keys() - after.keys() - written)
     for fold in result.report.folds:

@@ -90,9 +90,8 @@ def test_loop_body_with_weights_of_its_own() -> None:
     loop = next(n for n in result.model.graph.node if n.op_type == "Loop")
     inner = next(a.g for a in loop.attribute if a.name == "body")
     assert counts_of(inner) == {"Conv": 1, "Identity": 1, "Relu": 1}
-    assert (
-        len(inner.initializer) + len(result.model.graph.initializer) == 4
-    )  # weight, bias, and Loop's own two
+    # weight, bias, and Loop's own two
+    assert len(inner.initializer) + len(result.model.graph.initializer) == 4
 
 
 def counts_of(graph: onnx.GraphProto) -> dict[str, int]:

@@ -66,9 +66,8 @@ def test_combinations_that_are_not_tried_were_more_expensive() -> None:
 def test_a_node_created_in_an_earlier_round_is_lifted_as_itself() -> None:
     net = Net(4)
     x = net.op("Relu", "x")
-    inner = net.op(
-        "Add", x, net.conv(x, 4, 4, 3, group=4)
-    )  # becomes one Conv; the next one cannot see its bias
+    # becomes one Conv; the next one cannot see its bias
+    inner = net.op("Add", x, net.conv(x, 4, 4, 3, group=4))
     outer = net.conv(inner, 4, 4, 3)
     result = check(net.model(net.op("Relu", outer)), {"Relu": 2, "Conv": 2})
     refused = [refusal for refusal in result.report.refusals if refusal.reason is Reason.BORDER]

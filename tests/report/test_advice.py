@@ -96,9 +96,8 @@ def test_no_advice_without_a_cause():
 def test_a_fold_that_failed_verification_is_not_refused_for_its_cost(monkeypatch):
     """It is refused once, with the reason `verification`."""
     verdicts = iter([StageVerdict("isolated", Status.FAILED, 1.0, 0.1, "onnxruntime", "it differs")] * 2)
-    probes = importlib.import_module(
-        "onnx_repfuse.verifier.folds.isolated"
-    )  # onnx_repfuse.verify is the function
+    # onnx_repfuse.verify is the function
+    probes = importlib.import_module("onnx_repfuse.verifier.folds.isolated")
     monkeypatch.setattr(probes, "probe", lambda *_, **__: next(verdicts))
     model = onnx.parser.parse_model(OVERRIDABLE.replace(", float[2,2,1,1] w)", ")"))
     report = fuse(model).report

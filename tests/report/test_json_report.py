@@ -24,14 +24,8 @@ SCHEMA_FILE = files("onnx_repfuse.report").joinpath("report.schema.json")
 SCHEMA_TEXT = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
 MODELS = Path(__file__).parents[2] / "models"
 DOCS = MODELS.parent / "docs" / "json-schema.md"
-FREE = {
-    "ops",
-    "shapes",
-    "seconds",
-    "top_k",
-    "versions",
-    "options",
-}  # their keys are names of the model's or of the run's
+# their keys are names of the model's or of the run's
+FREE = {"ops", "shapes", "seconds", "top_k", "versions", "options"}
 
 
 def paths(value, prefix=""):

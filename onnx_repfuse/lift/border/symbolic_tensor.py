@@ -34,9 +34,8 @@ __all__ = [
 ]
 
 Cells = NDArray[Any]
-MAX_PADDING = (
-    64  # positions of a padding or a concatenated part, each of which gets a cell: none in use is wider
-)
+# positions of a padding or a concatenated part, each of which gets a cell: none in use is wider
+MAX_PADDING = 64
 MAX_CELLS = 1 << 20  # of a tensor; DBB with 2048 channels, padded for 15x15 kernels, takes nearly a half
 
 

@@ -32,9 +32,8 @@ def refusals(scope: Scope, cover: Cover, declined: Iterable[tuple[gs.Node, Decli
     """The refusals of the last round: nodes that were not lifted, then those that were, in topological order."""
     result: list[Refusal] = []
     for node, outcome in declined:
-        if (
-            outcome.reason is not Reason.FUSED_PATTERN or node.op != "Identity"
-        ):  # nobody misses the fold of an Identity
+        # nobody misses the fold of an Identity
+        if outcome.reason is not Reason.FUSED_PATTERN or node.op != "Identity":
             why = outcome.detail or outcome.reason.prose
             result.append(_refusal(scope, outcome.reason, f"{_title(scope, node)} stays: {why}.", node))
     for name, lifted in cover.lifts.items():
@@ -225,11 +224,8 @@ def _behind_an_obstacle(scope: Scope, cover: Cover, name: str) -> Refusal | None
         if obstacle is not None and operator(before).weight is not None:
             why = f"{_title(scope, obstacle)} is between it and {_title(scope, before)}"
             return _refusal(scope, Reason.UNSUPPORTED, f"{_title(scope, node)} stays: {why}.", node, before)
-        if before.op not in (
-            "Cast",
-            "Mul",
-            "Add",
-        ):  # how a dynamically quantized result becomes a float again
+        # how a dynamically quantized result becomes a float again
+        if before.op not in ("Cast", "Mul", "Add"):
             return None
         obstacle = before if before.op == "Cast" else obstacle
         before = scope.producer.get(before.inputs[0].name)

@@ -242,9 +242,8 @@ def _treats_channels_alike(scope: Scope, node: gs.Node, rank: int) -> bool:
 
 
 def _resizes_space(scope: Scope, node: gs.Node, rank: int) -> bool:
-    place = (
-        1 if len(node.inputs) == 2 else 2
-    )  # (x, scales) until opset 10, (x, roi, scales, sizes) from 11 on
+    # (x, scales) until opset 10, (x, roi, scales, sizes) from 11 on
+    place = 1 if len(node.inputs) == 2 else 2
     const = scope.const(optional_input(node, place))
     if optional_input(node, 3) or "axes" in node.attrs or "scales" in node.attrs or const is None:
         return False  # sizes name the channels

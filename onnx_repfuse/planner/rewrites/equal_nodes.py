@@ -19,9 +19,8 @@ from onnx_repfuse.records.report import Kind
 
 __all__ = ["merge_equal_nodes"]
 
-MAX_COMPARED_ELEMENTS = (
-    1024  # of two constants of different names; more are weights, which planning does not read
-)
+# of two constants of different names; more are weights, which planning does not read
+MAX_COMPARED_ELEMENTS = 1024
 
 
 def merge_equal_nodes(plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banned: frozenset[str]) -> bool:
@@ -91,9 +90,8 @@ class _EqualNodes:
     def first(self, node: gs.Node) -> gs.Node | None:
         """The node equal to this one that was passed before; None if there is none."""
         if not node.inputs or node.op == "Identity":
-            return (
-                None  # the second of two Identity nodes is removed, not merged, also where it reads the first
-            )
+            # the second of two Identity nodes is removed, not merged, also where it reads the first
+            return None
         if any(tensor.name and self.scope.producer.get(tensor.name) is not node for tensor in node.outputs):
             return None  # an invalid model, in which two nodes write one tensor
         inputs = self._key(node, self._tensor_or_type)
@@ -109,9 +107,8 @@ class _EqualNodes:
         return None if first is node else first
 
     def _key(self, node: gs.Node, key_of: Callable[[str], Hashable]) -> Hashable:
-        outputs = tuple(
-            bool(tensor.name) for tensor in node.outputs
-        )  # their number decides what some compute
+        # their number decides what some compute
+        outputs = tuple(bool(tensor.name) for tensor in node.outputs)
         return node.op, outputs, tuple(key_of(tensor.name) for tensor in node.inputs)
 
     def _tensor_or_type(self, name: str) -> Hashable:

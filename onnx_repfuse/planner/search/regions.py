@@ -36,9 +36,8 @@ class Regions:
     lifts: dict[str, LinearOp]
     shaped: frozenset[str] = frozenset()
     read_by_group: dict[str, LinearOp] = field(init=False)
-    _private: dict[str, bool] = field(
-        default_factory=dict
-    )  # answers of `is_private`, which is asked again and again
+    # answers of `is_private`, which is asked again and again
+    _private: dict[str, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         groups = [lifted for lifted in self.lifts.values() if lifted.inner_nodes]

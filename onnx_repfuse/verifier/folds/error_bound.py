@@ -34,11 +34,8 @@ from onnx_repfuse.verifier.session import DoesNotRun, open_session
 
 __all__ = ["SIZE_ERRORS", "Evaluation", "Side", "folding_bound", "measured_bound", "runtime_bound"]
 
-SIZE_ERRORS = (
-    ValueError,
-    IndexError,
-    ZeroDivisionError,
-)  # what the oracle raises where sizes do not fit the nodes
+# what the oracle raises where sizes do not fit the nodes
+SIZE_ERRORS = (ValueError, IndexError, ZeroDivisionError)
 _C = 1.0  # c above
 _FLOAT64_FACTOR = 4.0  # the oracle's own rounding error is 4 sqrt(n) u m at most, with float64's u
 _SIGMAS = 4.0  # standard deviations, where squares are summed

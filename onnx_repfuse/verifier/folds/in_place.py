@@ -34,9 +34,8 @@ from onnx_repfuse.verifier.session import DoesNotRun, open_session
 __all__ = ["check_in_place"]
 
 _REFERENCE_PRODUCTS = 300_000_000  # onnx's evaluator is slow: it runs only folds that take fewer than this
-_TRUTH_PRODUCTS = (
-    4_000_000_000  # so many at most are evaluated in float64 for a fold that would fail: some seconds
-)
+# so many at most are evaluated in float64 for a fold that would fail: some seconds
+_TRUTH_PRODUCTS = 4_000_000_000
 _OWN_ERROR_FACTOR = 2.0  # times the original's own error from float64 a correct fold may have
 # With this many channels and more, a sum of their largest values is far from what any sum of them reaches.
 _MANY_CHANNELS = 32
@@ -196,9 +195,8 @@ def _tiles(case: FoldCase, feed: Mapping[str, Array]) -> Iterator[dict[str, Arra
             # A window that meets no padding, and one beside it.
             size = tuple(extent + stride + 1 for extent, stride in zip(extents, strides, strict=True)) or (2,)
             shape = list(source.shape(1, size))
-            if (
-                level.shape[source.channel] > 1
-            ):  # also where the fold does not declare how many channels there are
+            # also where the fold does not declare how many channels there are
+            if level.shape[source.channel] > 1:
                 shape[source.channel] = level.shape[source.channel]
             yield {source.name: np.broadcast_to(level, shape)}
     yield {

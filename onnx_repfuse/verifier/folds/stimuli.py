@@ -32,9 +32,8 @@ _MAX_HALF_PRODUCTS = 250_000_000
 _MIN_POSITIONS, _MAX_POSITIONS = 110, 2000
 _MAX_IMPULSE_ELEMENTS = 1 << 24  # where each remainder of a stride gets a row
 _MANY_POSITIONS = 64  # of an image whose size is fixed: one of noise shows as much as several
-_MANY_ELEMENTS = (
-    1 << 18
-)  # of a source whose sizes are fixed: comparing its outputs takes longer than to compute them
+# of a source whose sizes are fixed: comparing its outputs takes longer than to compute them
+_MANY_ELEMENTS = 1 << 18
 _SPACING = 6  # positions between impulses in one row
 _LARGE_KERNEL = 8  # extent from which on a kernel gets fewer and smaller sizes (RepLKNet has 31x31)
 

@@ -57,9 +57,8 @@ class Window:
         """floor((size + padding - extent) / stride) + 1 per axis, or ceil. Raises ValueError if none fits."""
         sizes = []
         for axis, size in enumerate(space):
-            extent = (self.kernel[axis] - 1) * self.dilations[
-                axis
-            ] + 1  # 3 taps of dilation 2 span 5 positions
+            # 3 taps of dilation 2 span 5 positions
+            extent = (self.kernel[axis] - 1) * self.dilations[axis] + 1
             room, stride = size + self.begin[axis] + self.end[axis] - extent, self.strides[axis]
             count = (-(-room // stride) if self.ceil else room // stride) + 1
             is_too_small = room < 0 and not self.ceil  # with ceil_mode, a window that is not full counts

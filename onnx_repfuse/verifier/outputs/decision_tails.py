@@ -43,9 +43,8 @@ _INTEGER_TYPES = frozenset(
     for name in ("UINT8", "INT8", "UINT16", "INT16", "INT32", "INT64", "BOOL", "UINT32", "UINT64")
 )
 _MAX_CONSTANT_ELEMENTS = 16 << 20  # of a tail
-_ALLOWED_ULPS = (
-    8.0  # of float outputs: alone, a kernel of the tail may round otherwise than in the whole model
-)
+# of float outputs: alone, a kernel of the tail may round otherwise than in the whole model
+_ALLOWED_ULPS = 8.0
 Producers = Mapping[str, onnx.NodeProto]
 
 

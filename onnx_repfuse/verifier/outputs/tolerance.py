@@ -54,9 +54,8 @@ _TWIN_FACTOR = 2.0  # how many times the original's own distance from its float3
 # Between a float32 network and its float16 version. Once was too little for 4 of 270 comparisons.
 _ROUNDED_NOISES = 2.0
 _SAME_SIZE = 4.0  # times the median: the largest error of indices that are one quantity
-_LARGEST_OWN_SHARE = (
-    16.0  # of its tolerance: n equal terms err up to sqrt(n) times as much as independent ones
-)
+# of its tolerance: n equal terms err up to sqrt(n) times as much as independent ones
+_LARGEST_OWN_SHARE = 16.0
 
 
 @dataclass(frozen=True)

@@ -127,9 +127,8 @@ def test_a_kernel_that_nodes_compute_folds(name: str) -> None:
     nodes, weights, kernel = KERNELS[name]
     made = _convolving(nodes, weights)
     report = agree(made, X, folds=1)
-    assert [
-        str(verdict.status) for verdict in report.verification.changes
-    ] == []  # folded further: nothing shows
+    # folded further: nothing shows
+    assert [str(verdict.status) for verdict in report.verification.changes] == []
     result = fuse(made)
     assert result.model is not None
     assert counts(result.model) == {"Conv": 1}

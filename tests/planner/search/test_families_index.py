@@ -386,9 +386,8 @@ def test_a_shuffle_whose_groups_do_not_fit_is_one_gather() -> None:
     check(model, {"Gather": 1, "Conv": 1}, Reason.COST)
 
 
-@pytest.mark.parametrize(
-    "middle", [(-1, 2, 3, 4, 5), (-1, 3, 2, 5, 4), (-1, 6, 5, 2, 2)]
-)  # height and width change places; another split, of another axis
+# height and width change places; another split, of another axis
+@pytest.mark.parametrize("middle", [(-1, 2, 3, 4, 5), (-1, 3, 2, 5, 4), (-1, 6, 5, 2, 2)])
 def test_what_is_no_shuffle_of_channels_stays(middle: tuple[int, ...]) -> None:
     net = Net(shape=("N", 6, 5, 4))
     perm = [0, 2, 1, 3, 4] if middle[1] != 6 else [0, 1, 3, 2, 4]
