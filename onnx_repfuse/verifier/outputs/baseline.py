@@ -127,7 +127,9 @@ def measure_original(
         runtime: how it is run.
         optimized: also run it under ORT_ENABLE_ALL; None: where that is cheap.
         defer_noise: leave the noise of the inputs on the very first feed to `read_nudged_intermediates` or
-            `complete_noise`.
+            `complete_noise`, and that of the weights to `measure_noise_on`, for feeds that fail without it. It can only
+            widen the tolerance, so what passes without it is proved by more. In half precision it is part of the
+            measure (`is_judged_by_twin`) and not deferred.
         skeleton: the original without its weights, so that they need not be read for its integer inputs.
 
     Raises:
@@ -151,7 +153,8 @@ def measure_original(
             _run_twin(baseline, behind_short_weights(parsed))
     # The other feeds of a group take the noise of its first, scaled, unless one of them fails.
     first_feeds = [FeedKey(group, 0) for group in range(len(baseline.groups))]
-    _measure_noise_of_weights(baseline, first_feeds)
+    if in_half_precision or not defer_noise:
+        _measure_noise_of_weights(baseline, first_feeds)
     if optimized is None and _is_quick(original):
         _measure_optimized(baseline, [key for key in first_feeds if not baseline.is_largest(key.group)])
     elif optimized:
@@ -194,14 +197,17 @@ def complete_noise(baseline: Baseline) -> None:
 
 
 def measure_noise_on(baseline: Baseline, keys: Sequence[FeedKey]) -> bool:
-    """Measure the noise on feeds where it was only scaled from another feed: that of the weights, and where that is
-    known, that of the inputs. Whether anything was measured. Raises DoesNotRun."""
+    """Measure the noise where it is not known or only scaled from another feed: that of the weights on the first feed
+    of each shape, on the feeds themselves, and where that is known, that of the inputs. Whether anything was measured.
+    Raises DoesNotRun."""
+    first_feeds = list(dict.fromkeys(FeedKey(key.group, 0) for key in keys))
     # One table a call: where the noise of the weights is enough to pass, the runs for the inputs are saved.
-    for table, measure in (
-        (baseline.by_weights, _measure_noise_of_weights),
-        (baseline.by_inputs, _measure_noise_of_inputs),
+    for wanted, table, measure in (
+        (first_feeds, baseline.by_weights, _measure_noise_of_weights),
+        (keys, baseline.by_weights, _measure_noise_of_weights),
+        (keys, baseline.by_inputs, _measure_noise_of_inputs),
     ):
-        missing = [key for key in keys if key not in table]
+        missing = [key for key in wanted if key not in table]
         if missing:
             measure(baseline, missing)
             if not table.keys().isdisjoint(missing):
