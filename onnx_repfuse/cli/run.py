@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from onnx_repfuse.cli import arguments, contradictions, paths
 from onnx_repfuse.cli.arguments import CliArguments
@@ -23,6 +24,9 @@ from onnx_repfuse.pipeline.known_operators import check_operators
 from onnx_repfuse.pipeline.runtime import runtime_of
 from onnx_repfuse.records.outcome import Outcome, worst
 from onnx_repfuse.report.formatting import clean
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["debugging", "execute"]
 
@@ -116,7 +120,15 @@ def _lines(model: str, node: str | None, options: Options) -> int:
     from onnx_repfuse.cli.list_nodes import list_nodes
 
     text = list_nodes(model, options) if node is None else explain(model, node, options)
-    return _to_stdout(lambda: print(text), [], 0)
+    return _to_stdout(lambda: _print_lines(text), [], 0)
+
+
+def _print_lines(text: str) -> None:
+    from onnx_repfuse.report.lines import print_line
+
+    console = _console(sys.stdout)
+    for line in text.split("\n"):
+        print_line(console, line)
 
 
 def _complain(outcome: Outcome, given: CliArguments) -> None:
@@ -198,17 +210,21 @@ def _print(outcomes: list[Outcome], given: CliArguments, version: str, code: int
         _print_text(outcomes, given)
 
 
-def _print_text(outcomes: list[Outcome], given: CliArguments) -> None:
+def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
+    # A pipe or a file has no width: whoever searches it for a path must find it on one line.
+    width = None if stream.isatty() else PIPE_WIDTH
+    return Console(file=stream, markup=False, highlight=False, emoji=False, width=width)
+
+
+def _print_text(outcomes: list[Outcome], given: CliArguments) -> None:
     from onnx_repfuse.report.batch_table import summarize
     from onnx_repfuse.report.text import show
 
     # Standard output may carry the model.
     stream = sys.stderr if any(outcome.output == STREAM for outcome in outcomes) else sys.stdout
-    # A pipe or a file has no width: whoever searches it for a path must find it on one line.
-    width = None if stream.isatty() else PIPE_WIDTH
-    console = Console(file=stream, markup=False, highlight=False, emoji=False, width=width)
+    console = _console(stream)
     if not given.many:
         if outcomes[0].report is not None or outcomes[0].comparison is not None:
             show(console, outcomes[0], given.verbose)

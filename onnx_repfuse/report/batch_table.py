@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_repfuse.report.formatting import clean, percent, plural, size
-from onnx_repfuse.report.text import print_line
+from onnx_repfuse.report.lines import print_line
 
 if TYPE_CHECKING:
     from onnx_repfuse.records.outcome import Outcome

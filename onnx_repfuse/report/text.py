@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
 
 from onnx_repfuse.report.advice import advice, brief, by_reason, why_nothing
@@ -24,15 +23,18 @@ from onnx_repfuse.report.formatting import (
     simplifier_sentences,
     size,
 )
+from onnx_repfuse.report.lines import print_line
 from onnx_repfuse.report.text_sizes import sizes_table
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from onnx_repfuse.records.comparison import OutputStatistics
     from onnx_repfuse.records.outcome import Bench, Gate, Outcome
     from onnx_repfuse.records.report import Change, Fold, Refusal, Report, Vanished
     from onnx_repfuse.records.verdict import FoldVerdict, OutputVerdict, Precision, Verification
 
-__all__ = ["print_line", "show"]
+__all__ = ["show"]
 
 # How much is shown without -v.
 _MAX_REFUSALS, _MAX_OUTPUTS = 3, 8
@@ -83,12 +85,6 @@ def _unobserved(verification: Verification) -> str:
         missed = sum(str(verdict.status) == "not observed" for verdict in verdicts)
         parts += [f"{missed} of {plural(len(verdicts), noun)}"] if missed else []
     return f" ({' and '.join(parts)} could not have shown a fault)" if parts else ""
-
-
-def print_line(console: Console, text: str | Text, style: str = "") -> None:
-    """Print one line of a report."""
-    # In a pipe a line is not wrapped, so that grep finds it whole.
-    console.print(text, style=style, soft_wrap=not console.is_terminal)
 
 
 def _folds(report: Report, verbose: int, planned: bool) -> Iterator[str]:

@@ -12,6 +12,7 @@ from onnx_repfuse.records.outcome import Bench, Gate, Outcome
 from onnx_repfuse.records.verdict import Status, Verification
 from onnx_repfuse.report.batch_table import summarize
 from onnx_repfuse.report.formatting import clean, figure, quantity, size
+from onnx_repfuse.report.lines import print_line
 from onnx_repfuse.report.text import show
 from tests.outcomes import compared, outcome
 
@@ -54,6 +55,38 @@ def test_verbose_lifts_the_limits():
 def test_never_wider_than_the_terminal(width):
     for shown in (text(outcome(), width), text(outcome(), width, 1), text([outcome()] * 3, width, many=True)):
         assert max(map(len, shown.splitlines())) <= width
+
+
+@pytest.mark.parametrize("lead", ["", "  ", "    - "])
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_long_lines_go_on_further_right_than_they_began(lead, width):
+    line = lead + " ".join(["the", "border", "would", "differ"] * 8)
+    file = io.StringIO()
+    print_line(Console(file=file, width=width, force_terminal=True, no_color=True), line)
+    first, *more = file.getvalue().splitlines()
+    # of few columns none is given away
+    hang = 0 if width == 20 else {"": 2, "  ": 4, "    - ": 6}[lead]
+    assert first.startswith(lead)
+    assert more
+    assert all(len(part) - len(part.lstrip()) == hang for part in more)
+    assert max(map(len, (first, *more))) <= width
+    assert " ".join([first, *more]).split() == line.split()
+
+
+def test_in_a_pipe_a_line_stays_whole():
+    file = io.StringIO()
+    print_line(Console(file=file, width=40), "word " * 40)
+    assert len(file.getvalue().splitlines()) == 1
+
+
+def test_a_refusal_is_one_hanging_paragraph():
+    message = "it is read by " + "more than one consumer, " * 6
+    report = outcome().report
+    refusal = replace(report.refusals[0], message=message)
+    shown = text(replace(outcome(), report=replace(report, refusals=(refusal,))), 80)
+    lines = shown.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("    - "))
+    assert lines[start + 1].startswith("      ")
 
 
 def test_names_are_neither_markup_nor_escapes():
