@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnx_repfuse.algebra.affine_conv import AffineConv
     from onnx_repfuse.algebra.geometry import Geometry
-    from onnx_repfuse.api import Report, Result, benchmark, compare, fuse, plan, verify
+    from onnx_repfuse.api import (
+        Comparison,
+        Report,
+        Result,
+        Verification,
+        VerificationError,
+        benchmark,
+        compare,
+        fuse,
+        plan,
+        verify,
+    )
     from onnx_repfuse.errors import (
         ConversionError,
         Inexact,
@@ -27,14 +38,11 @@ if TYPE_CHECKING:
         RepfuseError,
         UnsafePathError,
         UsageError,
-        VerificationError,
     )
     from onnx_repfuse.options import Options
-    from onnx_repfuse.records.comparison import Comparison
     from onnx_repfuse.records.outcome import Bench
     from onnx_repfuse.records.reasons import Reason
     from onnx_repfuse.records.report import Change, Fold, Kind, Refusal
-    from onnx_repfuse.records.verdict import Verification
     from onnx_repfuse.verifier.inputs import FeedSpec
 
 __version__ = "0.2.0"
@@ -71,7 +79,18 @@ __all__ = [
 _MODULES = {
     "algebra.affine_conv": ("AffineConv",),
     "algebra.geometry": ("Geometry",),
-    "api": ("Report", "Result", "benchmark", "compare", "fuse", "plan", "verify"),
+    "api": (
+        "Comparison",
+        "Report",
+        "Result",
+        "Verification",
+        "VerificationError",
+        "benchmark",
+        "compare",
+        "fuse",
+        "plan",
+        "verify",
+    ),
     "errors": (
         "ConversionError",
         "Inexact",
@@ -80,15 +99,12 @@ _MODULES = {
         "RepfuseError",
         "UnsafePathError",
         "UsageError",
-        "VerificationError",
     ),
     "options": ("Options",),
-    "records.comparison": ("Comparison",),
     "records.outcome": ("Bench",),
     "records.reasons": ("Reason",),
     "records.report": ("Change", "Fold", "Kind", "Refusal"),
     "verifier.inputs": ("FeedSpec",),
-    "records.verdict": ("Verification",),
 }
 
 

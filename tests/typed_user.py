@@ -39,8 +39,17 @@ def program() -> None:
     try:
         onnx_repfuse.fuse("model.onnx")
     except onnx_repfuse.VerificationError as error:
+        assert_type(error.report, onnx_repfuse.Report | None)
         if error.report is not None:
             assert_type(error.report.verification, onnx_repfuse.Verification | None)
+            error.report.save_html("failed.html")
+    verification = onnx_repfuse.verify("a.onnx", "b.onnx")
+    verification.save_json("verified.json")
+    comparison = onnx_repfuse.compare("a.onnx", "b.onnx", layers=True)
+    assert_type(comparison.verification, onnx_repfuse.Verification)
+    assert_type(comparison.summary(), str)
+    comparison.save_html(Path("compared.html"))
+    assert_type(verification.names, tuple[str, str])
     assert_type(main(["--version"]), int)
     onnx_repfuse.verify("a.onnx", "b.onnx", feeds=3)  # type: ignore[arg-type]
     onnx_repfuse.fuse(3)  # type: ignore[arg-type]

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 
 import onnx
 
+from onnx_repfuse import errors
+from onnx_repfuse.api.comparisons import Comparison, Verification
 from onnx_repfuse.api.given_models import Model, document_of, name_of, runnable
-from onnx_repfuse.api.reports import Report, Result
-from onnx_repfuse.errors import UsageError, VerificationError
+from onnx_repfuse.api.reports import Report, Result, VerificationError
+from onnx_repfuse.errors import UsageError
 from onnx_repfuse.modelfile.output_path import check_output
 from onnx_repfuse.options import Options
+from onnx_repfuse.pipeline.environment import Surroundings
 from onnx_repfuse.pipeline.input_shapes import reshaped
 from onnx_repfuse.pipeline.known_operators import check_operators
 from onnx_repfuse.pipeline.level import at_level
@@ -22,9 +25,7 @@ from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import make_plan
 from onnx_repfuse.pipeline.run import run
 from onnx_repfuse.pipeline.runtime import runtime_of
-from onnx_repfuse.records.comparison import Comparison
 from onnx_repfuse.records.outcome import Bench
-from onnx_repfuse.records.verdict import Verification
 
 if TYPE_CHECKING:
     from onnx_repfuse.verifier.user_inputs import Feeds
@@ -72,21 +73,26 @@ def fuse(
     if target is not None:
         inputs = [] if in_place or not name_of(model) else [name_of(model)]
         check_output(str(target), inputs, to_overwrite="in_place=True")
+    name = name_of(model)
+    around = Surroundings.of(chosen, input=name)
+    if in_place:
+        around = around.with_digests()
     try:
         with document_of(model) as document:
-            name = name_of(model)
             if target is not None:
-                report = Report.of(run(document, target, chosen, name=name, progress=progress), "file")
+                done = run(document, target, chosen, name=name, progress=progress)
+                report = Report.of(done, "file", around.after(output=target))
                 return Result(report, target, lambda: onnx.load(target))
             with tempfile.TemporaryDirectory() as folder:
                 place = Path(folder) / "model.onnx"
                 done = run(document, place, chosen, name=name, output_name="", progress=progress)
                 fused = onnx.load(place)
-            return Result(Report.of(done, "memory"), None, lambda: fused)
-    except VerificationError as error:
+            return Result(Report.of(done, "memory", around.after()), None, lambda: fused)
+    except errors.VerificationError as error:
+        failed = VerificationError(*error.args)
         if error.report is not None:
-            error.report = Report.of(error.report, "nothing")
-        raise
+            failed.report = Report.of(error.report, "nothing", around.after())
+        raise failed from error
 
 
 def plan(model: Model, options: Options | None = None) -> Report:
@@ -111,6 +117,7 @@ def plan(model: Model, options: Options | None = None) -> Report:
     """
     chosen = options or Options()
     check_operators("Options.avoid", sorted(chosen.avoid))
+    around = Surroundings.of(chosen, input=name_of(model))
     with document_of(model) as document:
         report = at_level(
             reshaped(document, chosen.overwrite_input_shapes) if chosen.overwrite_input_shapes else document,
@@ -118,7 +125,7 @@ def plan(model: Model, options: Options | None = None) -> Report:
             lambda given, final: make_report(make_plan(given, final), name=name_of(model)),
             tempfile.TemporaryDirectory,
         )
-    return Report.of(report, "plan")
+    return Report.of(report, "plan", around.after())
 
 
 def verify(
@@ -163,10 +170,14 @@ def verify(
     from onnx_repfuse.verifier.outputs.compare import verify_outputs
     from onnx_repfuse.verifier.user_inputs import given_feeds
 
-    runtime = runtime_of(Options(custom_ops=tuple(map(Path, custom_ops)), provider=provider, threads=threads))
+    options = _options(custom_ops, provider, threads, rtol, atol)
+    names = name_of(original), name_of(fused)
+    around = Surroundings.of(options, first=names[0], second=names[1])
     with runnable(original, fused) as (first, second):
         spec = given_feeds(first, feeds)
-        return verify_outputs(first, second, spec=spec, rtol=rtol, atol=atol, runtime=runtime)
+        runtime = runtime_of(options)
+        found = verify_outputs(first, second, spec=spec, rtol=rtol, atol=atol, runtime=runtime)
+    return Verification.of(found, names, around.after())
 
 
 def compare(
@@ -214,12 +225,33 @@ def compare(
     from onnx_repfuse.verifier.comparing.two_models import compare_models
     from onnx_repfuse.verifier.user_inputs import given_feeds
 
-    runtime = runtime_of(Options(custom_ops=tuple(map(Path, custom_ops)), provider=provider, threads=threads))
+    options = _options(custom_ops, provider, threads, rtol, atol)
+    names = name_of(first), name_of(second)
+    around = Surroundings.of(options, first=names[0], second=names[1])
     with runnable(first, second) as (one, other):
-        spec = given_feeds(one, feeds)
-        return compare_models(
-            one, other, spec=spec, rtol=rtol, atol=atol, runtime=runtime, by_order=by_order, layers=layers
+        found = compare_models(
+            one,
+            other,
+            spec=given_feeds(one, feeds),
+            rtol=rtol,
+            atol=atol,
+            runtime=runtime_of(options),
+            by_order=by_order,
+            layers=layers,
         )
+    return Comparison.of(found, names, around.after())
+
+
+def _options(
+    custom_ops: Sequence[str | os.PathLike[str]],
+    provider: str | None,
+    threads: int,
+    rtol: float | None = None,
+    atol: float | None = None,
+) -> Options:
+    return Options(
+        custom_ops=tuple(map(Path, custom_ops)), provider=provider, threads=threads, rtol=rtol, atol=atol
+    )
 
 
 def benchmark(
@@ -259,6 +291,6 @@ def benchmark(
 
     if not seconds >= 0:
         raise UsageError(f"seconds must be a number >= 0, not {seconds}")
-    runtime = runtime_of(Options(custom_ops=tuple(map(Path, custom_ops)), provider=provider, threads=threads))
+    runtime = runtime_of(_options(custom_ops, provider, threads))
     with runnable(original, fused) as (first, second):
         return measure(first, second, given_feeds(first, feeds), runtime=runtime, seconds=seconds)

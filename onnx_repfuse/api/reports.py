@@ -2,92 +2,58 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import onnx
 
-import onnx_repfuse
-from onnx_repfuse.errors import OutputError
-from onnx_repfuse.modelfile.report_file import write_report
+from onnx_repfuse import errors
+from onnx_repfuse.api.comparisons import Verification
+from onnx_repfuse.api.shown import Shown
+from onnx_repfuse.pipeline.environment import Surroundings
 from onnx_repfuse.records import report as records
 from onnx_repfuse.records.outcome import Outcome
 
-__all__ = ["Report", "Result"]
+__all__ = ["Report", "Result", "VerificationError"]
 
 Made: TypeAlias = Literal["file", "memory", "plan", "nothing"]
-_WIDTH = 100  # characters of a line of `summary`
 
 
 @dataclass(frozen=True, repr=False)
-class Report(records.Report):
+class Report(Shown, records.Report):
     """One run over one model. Notebooks show it, and it can be printed and saved.
 
     Attributes:
+        verification: the verdicts, which can be shown and saved by themselves; None if nothing was verified.
         made: what the run left: a "file", a model in "memory", a "plan" only, or "nothing", since the result was not
             proved equal.
+        surroundings: where and how it ran, for files that are saved of the report.
 
     The others are those of `records.report.Report`.
     """
 
+    verification: Verification | None = None
     made: Made = "memory"
+    surroundings: Surroundings | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, record: records.Report, made: Made) -> Report:
+    def of(cls, record: records.Report, made: Made, surroundings: Surroundings | None = None) -> Report:
         """The report of a run that made this."""
-        return cls(**{entry.name: getattr(record, entry.name) for entry in fields(records.Report)}, made=made)
+        found = {entry.name: getattr(record, entry.name) for entry in fields(records.Report)}
+        if record.verification is not None:
+            names = (record.model, record.output)
+            found["verification"] = Verification.of(record.verification, names, surroundings)
+        return cls(**found, made=made, surroundings=surroundings)
 
     def __repr__(self) -> str:
         name = f" {self.model!r}" if self.model else ""
         folds = f"{len(self.folds)} fold{'' if len(self.folds) == 1 else 's'}"
         verdict = "planned" if self.made == "plan" else self._outcome.status
         return f"<Report{name}: {folds}, {self.before.nodes} -> {self.after.nodes} nodes, {verdict}>"
-
-    def _repr_html_(self) -> str:
-        from onnx_repfuse.report.notebook import fragment
-
-        return fragment(self._outcome)
-
-    def summary(self, *, verbose: bool = False) -> str:
-        """The report as text, as the command line prints it; `verbose` names every node, verdict and reason."""
-        from rich.console import Console
-
-        from onnx_repfuse.report.text import show
-
-        text = io.StringIO()
-        show(
-            Console(file=text, width=_WIDTH, markup=False, highlight=False, emoji=False),
-            self._outcome,
-            verbose,
-        )
-        return text.getvalue()
-
-    def save_html(self, path: str | os.PathLike[str]) -> None:
-        """Write the report as one HTML page that needs no other file.
-
-        Raises:
-            OutputError: it cannot be written, or a file that is no report would be replaced.
-        """
-        from onnx_repfuse.report.html import render
-
-        outcome = replace(self._outcome, model=self.model or "model in memory")
-        _save(path, render([outcome], onnx_repfuse.__version__))
-
-    def save_json(self, path: str | os.PathLike[str]) -> None:
-        """Write the report as JSON, as docs/json-schema.md describes it.
-
-        Raises:
-            OutputError: it cannot be written, or a file that is no report would be replaced.
-        """
-        from onnx_repfuse.report.json_report import dumps
-
-        outcome = self._outcome
-        _save(path, dumps([outcome], onnx_repfuse.__version__, many=False, exit_code=outcome.exit_code))
 
     @property
     def _outcome(self) -> Outcome:
@@ -102,12 +68,10 @@ class Report(records.Report):
         )
 
 
-def _save(path: str | os.PathLike[str], text: str) -> None:
-    place = Path(path)
-    try:
-        write_report(place, text)
-    except OSError as error:
-        raise OutputError(f"cannot write '{place}': {error.strerror or error}") from error
+class VerificationError(errors.VerificationError):
+    """As its base class; `report`, if there is one, can show and save itself."""
+
+    report: Report | None = None
 
 
 @dataclass(frozen=True, repr=False)

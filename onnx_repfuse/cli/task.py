@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from onnx_repfuse.errors import InputError, RepfuseError
 from onnx_repfuse.records.outcome import Bench, Gate, Outcome
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME
-from onnx_repfuse.records.verdict import Status
 from onnx_repfuse.report.formatting import plural
 
 if TYPE_CHECKING:
@@ -63,17 +62,15 @@ def run(task: Task, progress: Progress | None = None) -> Outcome:
     """Carry a task out. Never raises but for KeyboardInterrupt."""
     if not task.tells_environment:
         return _run(task, progress)
-    from onnx_repfuse.pipeline.environment import digest, environment
+    from onnx_repfuse.pipeline.environment import Surroundings
 
     is_comparison = task.command == "compare"
     roles = {"first": task.model, "second": task.output} if is_comparison else {"input": task.model}
     # before the run, which may overwrite its input
-    files = [digest(role, Path(name)) for role, name in roles.items()]
+    begun = Surroundings.of(task.options, **roles).with_digests()
     outcome = _run(task, progress)
-    if outcome.output and not is_comparison:
-        files.append(digest("output", Path(outcome.output)))
-    found = environment(task.options, tuple(file for file in files if file is not None))
-    return replace(outcome, environment=found)
+    ended = begun.after() if is_comparison else begun.after(output=outcome.output)
+    return replace(outcome, environment=ended.environment())
 
 
 def _run(task: Task, progress: Progress | None) -> Outcome:
@@ -171,6 +168,7 @@ def _gated(outcome: Outcome, report: Report, task: Task, but: str) -> Outcome:
 
 
 def _compare(task: Task, progress: Progress) -> Outcome:
+    from onnx_repfuse.api.comparisons import outcome_of
     from onnx_repfuse.modelfile.snapshot import safe_to_run
     from onnx_repfuse.pipeline.runtime import runtime_of
     from onnx_repfuse.verifier.comparing.two_models import compare_models
@@ -191,19 +189,10 @@ def _compare(task: Task, progress: Progress) -> Outcome:
             layers=task.layers,
             on_progress=partial(progress, "comparing layers"),
         )
-    verification = comparison.verification
     bench = _bench(task, progress) if task.bench else None
-    error = _DIFFERENCES.get(verification.status, "")
-    if not all(verification.runs):  # one was never run: nothing is known of a difference
-        error = f"the two models cannot be compared: {'; '.join(verification.notes)}"
-    exit_code = 3 if error else 0
-    return Outcome("compare", task.model, task.output, exit_code, error, comparison=comparison, bench=bench)
+    return replace(outcome_of(comparison, task.model, task.output), bench=bench)
 
 
-_DIFFERENCES = {
-    Status.FAILED: "the two models differ",
-    Status.NOT_OBSERVED: "not every output could have shown a difference; try --input-data with real inputs",
-}
 _COMMANDS = {"fuse": _fuse, "plan": _plan, "compare": _compare}
 
 

@@ -7,15 +7,16 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from onnx_repfuse.options import Options
 from onnx_repfuse.records.environment import Environment, FileDigest
 
-__all__ = ["digest", "environment"]
+__all__ = ["Surroundings", "digest", "environment"]
 
 _PACKAGES = (
     *("onnx-repfuse", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
@@ -23,6 +24,53 @@ _PACKAGES = (
 )
 _BLOCK = 1 << 20  # bytes, that are read at once
 _CPUINFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class _File:
+    """A model file at the time of a run; `identity` changes when it is written to, or another gets its name."""
+
+    role: str
+    path: Path
+    identity: tuple[int, ...] | None
+
+    @classmethod
+    def now(cls, role: str, path: Path) -> _File:
+        return cls(role, path, _identity(path))
+
+    def digest(self) -> FileDigest | None:
+        """Size and SHA-256 of the file; None if it is not what it was."""
+        found = digest(self.role, self.path)
+        return found if self.identity is not None and self.identity == _identity(self.path) else None
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The environment of a run that ended, whose files are looked at only when somebody wants their digests."""
+
+    ended: Environment
+    files: tuple[_File, ...] = ()
+    digests: tuple[FileDigest, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def of(cls, options: Options, **files: str | Path) -> Surroundings:
+        """Those of a run that begins now; `files` are role -> path, "" for a model in memory."""
+        found = tuple(_File.now(role, Path(path)) for role, path in files.items() if path)
+        return cls(environment(options), found)
+
+    def with_digests(self) -> Surroundings:
+        """The digests of the files as they are now: for files that the run is to replace."""
+        return replace(self, files=(), digests=tuple(filter(None, (file.digest() for file in self.files))))
+
+    def after(self, **files: str | Path) -> Surroundings:
+        """The same at the end of the run, which wrote these files."""
+        made = tuple(_File.now(role, Path(path)) for role, path in files.items() if path)
+        return replace(self, ended=replace(self.ended, date=_now()), files=(*self.files, *made))
+
+    def environment(self) -> Environment:
+        """With the digests of the files that are what they were."""
+        digests = filter(None, (file.digest() for file in self.files))
+        return replace(self.ended, files=(*self.digests, *digests))
 
 
 def environment(options: Options, files: tuple[FileDigest, ...] = ()) -> Environment:
@@ -33,7 +81,7 @@ def environment(options: Options, files: tuple[FileDigest, ...] = ()) -> Environ
     ({'keep': '/head/*', 'opset': '17'}, 'python')
     """
     return Environment(
-        datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        _now(),
         f"{platform.system()} {platform.machine()}",
         _processor(),
         _cores(),
@@ -56,6 +104,20 @@ def digest(role: str, path: Path) -> FileDigest | None:
         return None
 
 
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """None of a file that cannot be looked at."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@cache
 def _versions() -> dict[str, str]:
     """Package -> version, of those that are installed; one may be run from its sources."""
     found = {}
@@ -65,6 +127,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
+@cache
 def _processor() -> str:
     """Its name. `platform.processor` gives the machine type, or nothing, on Linux."""
     try:

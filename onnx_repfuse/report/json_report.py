@@ -37,7 +37,8 @@ _KEYS: dict[type, str] = {
     Precision: "output original fused worst_original worst_fused factor",
     Verification: "status judge provider threads seeds shapes runs notes outputs folds changes",
 }
-_ATTRIBUTES = {(Bench, "original_ms"): "original", (Bench, "fused_ms"): "fused"}  # of keys with another name
+# of keys with another name
+_ATTRIBUTES: dict[tuple[type, str], str] = {(Bench, "original_ms"): "original", (Bench, "fused_ms"): "fused"}
 # Tuples that become objects, and the keys of their members.
 _SPREAD = ("median", "low", "high")
 _BOTH = ("first", "second")
@@ -126,7 +127,8 @@ def _plain(value: Any) -> Any:
 
 
 def _object(record: Any) -> dict[str, Any]:
-    kind = type(record)
+    # the library returns subclasses, which can do more and say the same
+    kind: type = next((parent for parent in type(record).__mro__ if parent in _KEYS), type(record))
     keys = _KEYS[kind].split() if kind in _KEYS else [entry.name for entry in fields(record)]
     result = {}
     for key in keys:

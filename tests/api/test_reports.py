@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from importlib.resources import files
@@ -12,7 +13,7 @@ import onnx
 import pytest
 
 import onnx_repfuse
-from onnx_repfuse import OutputError, Report, VerificationError, fuse, plan
+from onnx_repfuse import Options, OutputError, Report, VerificationError, fuse, plan
 from onnx_repfuse.report.notebook import fragment
 from tests.outcomes import EVIL, outcome
 
@@ -77,6 +78,47 @@ def test_reports_are_saved(result, tmp_path):
     saved = json.loads((tmp_path / "p.json").read_text())
     jsonschema.validate(saved, SCHEMA)
     assert (saved["command"], saved["model"]) == ("plan", str(ACNET))
+
+
+def saved_files(report, place):
+    """Role -> SHA-256 of the files that a saved report tells."""
+    report.save_json(place)
+    saved = json.loads(place.read_text())
+    jsonschema.validate(saved, SCHEMA)
+    assert saved["environment"]["versions"]["onnx"] == onnx.__version__
+    return {file["role"]: file["sha256"] for file in saved["environment"]["files"]}
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_saved_reports_tell_the_environment_of_the_run(result, tmp_path):
+    """As those of the command line do; the page, too."""
+    place, output = tmp_path / "r.json", tmp_path / "o.onnx"
+    written = fuse(ACNET, output, Options(skip=frozenset({"pool"})))
+    assert saved_files(written, place) == {"input": sha256(ACNET), "output": sha256(output)}
+    assert json.loads(place.read_text())["environment"]["options"] == {"skip": "pool"}
+    written.save_html(tmp_path / "r.html")
+    assert sha256(output) in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert saved_files(plan(ACNET), place) == {"input": sha256(ACNET)}
+    assert saved_files(result, place) == {}
+
+
+def test_a_file_that_changed_since_has_no_digest(tmp_path):
+    place, model, output = tmp_path / "r.json", tmp_path / "m.onnx", tmp_path / "o.onnx"
+    model.write_bytes(ACNET.read_bytes())
+    report = fuse(model, output).report
+    model.write_bytes(b"another")
+    output.unlink()
+    assert saved_files(report, place) == {}
+
+
+def test_the_digest_of_an_input_that_was_replaced_is_that_of_before(tmp_path):
+    model = tmp_path / "m.onnx"
+    model.write_bytes(ACNET.read_bytes())
+    report = fuse(model, model, in_place=True).report
+    assert saved_files(report, tmp_path / "r.json") == {"input": sha256(ACNET), "output": sha256(model)}
 
 
 def test_a_report_replaces_no_model(result, tmp_path):
