@@ -7,6 +7,7 @@ the tables of docs/cli.md and the sentences about contradictions (`cli/contradic
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
@@ -336,7 +337,14 @@ class CliArguments:
     @property
     def many(self) -> bool:
         """Whether every positional is a model, and there is a report for each."""
-        return self.out_dir is not None or (self.suffix is not None and len(self.models) != 1)
+        if self.out_dir is not None or (self.suffix is not None and len(self.models) != 1):
+            return True
+        return self.plan and (len(self.models) > 2 or self._plans_two)
+
+    @property
+    def _plans_two(self) -> bool:
+        """Whether the second of two files to plan is a model: it is there, and nobody said that it may be replaced."""
+        return len(self.models) == 2 and not self.force and os.path.lexists(self.models[1])
 
     @property
     def command(self) -> str:

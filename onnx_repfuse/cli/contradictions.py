@@ -76,7 +76,8 @@ def _streams(given: CliArguments) -> Iterator[str]:
     if STREAM not in words:
         return
     if given.many or given.in_place:
-        flag = "--in-place" if given.in_place else "--out-dir" if given.out_dir is not None else "--suffix"
+        flags = {"--in-place": given.in_place, "--out-dir": given.out_dir, "--suffix": given.suffix}
+        flag = next((flag for flag, value in flags.items() if value not in (None, False)), "a list of models")
         yield f"{flag} is for files, and - is standard input"
     if given.compare and models.count(STREAM) > 1:
         yield "standard input brings one model, and --compare takes two"
@@ -104,6 +105,8 @@ def _file_count(given: CliArguments) -> Iterator[str]:
         yield f"{count} files were given: with more than two, all are models and --out-dir or --suffix is needed"
     elif count == 2 and given.output is not None:
         yield "the output is given twice: by -o and as the second file; give one of them"
+    elif count > 2 and given.output is not None:
+        yield f"-o names one output, and {count} models were given"
 
 
 def _gate(given: CliArguments) -> Iterator[str]:

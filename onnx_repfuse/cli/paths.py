@@ -99,6 +99,8 @@ def _check_report(option: str, name: str) -> None:
 
 def _several(given: CliArguments) -> list[tuple[str, str]]:
     """Each model in the folder of --out-dir, or beside itself, under its name with --suffix."""
+    if given.out_dir is None and given.suffix is None:  # of --plan, which writes none of them
+        return [(model, beside(model)) for model in given.models]
     pairs = [(model, beside(model, given.suffix or "")) for model in given.models]
     if given.out_dir is not None:
         folder = Path(given.out_dir)

@@ -324,6 +324,30 @@ def test_outputs_that_differ_in_case_only_are_one_on_some_systems(model, capsys,
     assert ("would both be written" in capsys.readouterr().err) == (code == 2)
 
 
+def test_several_models_are_planned_without_a_place_for_outputs(model, capsys):
+    for name in ("a.onnx", "b.onnx"):
+        Path(name).write_bytes(TRAIN.read_bytes())
+    for names in (["a.onnx", "b.onnx"], ["net.onnx", "a.onnx", "b.onnx"], ["a.onnx", "a.onnx", "a.onnx"]):
+        assert main([*names, "--plan", "--json", "-"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert [part["model"] for part in document["models"]] == names
+        assert {part["output"] for part in document["models"]} == {None}
+    assert main(["a.onnx", "b.onnx", "net.onnx", "--plan", "--fail-on-folds", "-q"]) == 4
+    capsys.readouterr()
+    # of two, one that is not there, or may be replaced, is an output
+    for words in (["a.onnx", "c.onnx", "--plan"], ["a.onnx", "b.onnx", "--plan", "--force"]):
+        assert main([*words, "--json", "-"]) == 0
+        assert json.loads(capsys.readouterr().out)["model"] == "a.onnx"
+    assert sorted(path.name for path in Path().iterdir()) == ["a.onnx", "b.onnx", "net.onnx"]
+    for words, why in (
+        (["a.onnx", "b.onnx", "net.onnx", "--plan", "-o", "o.onnx"], "-o names one output, and 3 models"),
+        (["-", "a.onnx", "b.onnx", "--plan"], "a list of models is for files, and - is standard input"),
+        (["a.onnx", "b.onnx", "net.onnx"], "--out-dir or --suffix is needed"),
+    ):
+        assert main(words) == 2
+        assert why in capsys.readouterr().err
+
+
 def test_batch_in_processes(model):
     for name in ("a.onnx", "b.onnx"):
         Path(name).write_bytes(TRAIN.read_bytes())
