@@ -19,9 +19,10 @@ from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import ModelPlan, make_plan
 from onnx_repfuse.planner.cover_scope import cover_scope
+from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.pricing.cost import Price
 from onnx_repfuse.planner.pricing.steps import Lowered, Step
-from onnx_repfuse.planner.search.candidates import Candidate, Entry
+from onnx_repfuse.planner.search.candidates import Candidate, Entry, way_of
 from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.records.report import Fold, Kind, NodeRef, Report
 from onnx_repfuse.records.units import duration, quantity
@@ -72,26 +73,28 @@ def _explained(node: str, original: list[Scope], planned: ModelPlan, report: Rep
         lines += _fold(fold, node, report)
     lines += refusals
     if folds:
-        lines += _forms_of_folds(folds, original, chosen)
+        lines += _forms_of_folds(folds, original, planned.scopes, chosen)
     elif gone := _removed(report, [part.scope for part in planned.scopes], node, name):
         lines += gone
     else:
-        lines += _forms_of_node(
-            node, op, [part.scope for part in planned.scopes], chosen, explained=bool(refusals)
-        )
+        lines += _forms_of_node(node, op, planned.scopes, chosen, explained=bool(refusals))
     return "\n".join(lines)
 
 
-def _forms_of_folds(folds: list[Fold], original: list[Scope], options: Options) -> Iterator[str]:
+def _forms_of_folds(
+    folds: list[Fold], original: list[Scope], planned: list[ScopePlan], options: Options
+) -> Iterator[str]:
     """What was weighed for the outputs of folds, in the model as it was."""
+    plan_of = {plan.scope.key: plan for plan in planned}
     for fold in folds:
         for scope in original:
             if scope.label == fold.scope:
-                yield from _forms(cover_scope(scope, options), [fold.output])
+                plan = plan_of[scope.key]
+                yield from _forms(cover_scope(scope, options, plan), plan, [fold.output])
 
 
 def _forms_of_node(
-    node: str, op: str, planned: list[Scope], options: Options, *, explained: bool
+    node: str, op: str, planned: list[ScopePlan], options: Options, *, explained: bool
 ) -> list[str]:
     """What was weighed for a node that stays, and for its consumer, in the model as planned.
 
@@ -99,15 +102,15 @@ def _forms_of_node(
     """
     lines: list[str] = []
     linear = may_be = False
-    for scope in planned:
-        tensors = _tensors(scope, node)
+    for plan in planned:
+        tensors = _tensors(plan.scope, node)
         if not tensors:
             continue
-        cover = cover_scope(scope, options)
+        cover = cover_scope(plan.scope, options, plan)
         linear |= any(name in cover.lifts for name in tensors)
-        may_be |= any(may_be_linear(scope.producer[name]) for name in tensors)
+        may_be |= any(may_be_linear(plan.scope.producer[name]) for name in tensors)
         consumers = [other for name in tensors for other in looking_through(cover, name)]
-        lines += _forms(cover, dict.fromkeys([*tensors, *consumers]))
+        lines += _forms(cover, plan, dict.fromkeys([*tensors, *consumers]))
     if explained:
         return lines
     if linear:
@@ -240,36 +243,40 @@ def _origins(report: Report, nodes: Iterable[str]) -> Iterator[str]:
             yield "  " + clean(f"Into '{name}' also went {parts}.")
 
 
-def _forms(cover: Cover, tensors: Iterable[str]) -> Iterator[str]:
+def _forms(cover: Cover, plan: ScopePlan, tensors: Iterable[str]) -> Iterator[str]:
     for tensor in tensors:
         if tensor in cover.entries:
             yield f"Forms considered for '{clean(tensor)}':"
-            yield from considered(cover, tensor)
+            yield from considered(cover, tensor, plan)
 
 
-def considered(cover: Cover, tensor: str) -> Iterator[str]:
-    """One line per form of a lifted tensor: operators, multiply-adds, estimated cost, and the outcome."""
+def considered(cover: Cover, tensor: str, plan: ScopePlan | None = None) -> Iterator[str]:
+    """One line per form of a lifted tensor: operators, multiply-adds, estimated cost, and the outcome.
+
+    Of a `plan`, the ways that it refused are told so.
+    """
+    refused = {} if plan is None else plan.refused
     entry = cover.entries[tensor]
     verdict = "chosen" if entry.choice is None else "more expensive"
     yield f"  as it is: {_price(cover, entry.original)} - {verdict}"
     for candidate in dict.fromkeys([entry.choice, *entry.candidates]):
         # The form of the node by itself is the one above, unless it was chosen.
         if candidate is not None and (candidate.nodes > 1 or candidate is entry.choice):
-            yield from _candidate(cover, tensor, candidate)
+            yield from _candidate(cover, tensor, candidate, refused.get((tensor, way_of(candidate)), ""))
     failures = [(failure.detail, through) for failure, through in cover.inexact.get(tensor, ())]
     for detail, through in dict.fromkeys(failures):
         where = f"looking through '{clean(through)}'" if through else "as one operator"
         yield f"  {where}: not exact, {clean(detail)}"
 
 
-def _candidate(cover: Cover, tensor: str, candidate: Candidate) -> Iterator[str]:
+def _candidate(cover: Cover, tensor: str, candidate: Candidate, why_refused: str) -> Iterator[str]:
     lowered = cover.lower(cover.lifts[tensor], candidate)
     if lowered is None:
         return
     price = candidate.setup.plus(lowered.price)
     sources = ", ".join(repr(clean(str(source))) for source in candidate.form.sources)
     replaced = plural(candidate.nodes, "node")
-    outcome = _outcome(cover, tensor, candidate, price)
+    outcome = f"refused: {why_refused}" if why_refused else _outcome(cover, tensor, candidate, price)
     yield f"  {_operators(lowered)} of {sources}, in place of {replaced}: {_price(cover, price)} - {outcome}"
 
 

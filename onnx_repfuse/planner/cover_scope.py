@@ -17,6 +17,7 @@ from onnx_repfuse.graph.channel_axis import ChannelLayout, channel_layouts
 from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.lift import Context, LinearOp
 from onnx_repfuse.options import Options
+from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
 from onnx_repfuse.planner.pricing.cost import cost_model
 from onnx_repfuse.planner.pricing.lowering import Prices
@@ -99,10 +100,11 @@ def _are_same(some: list[gs.Node], others: list[gs.Node]) -> bool:
     return len(some) == len(others) and all(map(is_, some, others))
 
 
-def cover_scope(scope: Scope, options: Options) -> Cover:
-    """What the planner weighs in a scope as it is."""
+def cover_scope(scope: Scope, options: Options, plan: ScopePlan | None = None) -> Cover:
+    """What the planner weighs in a scope as it is; what a plan of the scope refused is refused here, too."""
     none = frozenset[Any]()
-    return cover_round(scope, options, none, none, none, channel_layouts(scope), None, none, {}).cover
+    refused, shaped = (none, none) if plan is None else (frozenset(plan.refused), plan.shaped)
+    return cover_round(scope, options, none, refused, shaped, channel_layouts(scope), None, none, {}).cover
 
 
 def is_kept(options: Options) -> Callable[[gs.Node], bool]:

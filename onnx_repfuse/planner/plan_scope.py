@@ -51,7 +51,7 @@ from onnx_repfuse.planner.rewrites.pass_maxima import apply_maxima, maximum_refu
 from onnx_repfuse.planner.rewrites.scalar_paths import Paths
 from onnx_repfuse.planner.rewrites.split_parts import fold_into_parts
 from onnx_repfuse.planner.rewrites.subsampling import apply_subsamplings, subsampling_refusals
-from onnx_repfuse.planner.search.candidates import Way, way_of
+from onnx_repfuse.planner.search.candidates import way_of
 from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.planner.search.select import Selection, select
 from onnx_repfuse.planner.weights.shared_weights import share_equal_weights
@@ -97,9 +97,7 @@ class _Planning:
     Attributes:
         banned: outputs that must stay computed as they are.
         alive: ids of the nodes that were needed before; the others are not ours to remove.
-        refused: outputs, and ways to compute them that are dearer, or no longer run, at some size.
-        shaped: tensors of which a fold would have taken away the last one that has their shape, which is asked for.
-        not_made: outputs in `refused`, and what tells why.
+        not_made: outputs of the plan's `refused`, and what tells why.
         is_changed: something was written since the scope was read.
         zeros: which channels of the weights are zero.
         prices: see `Cover`.
@@ -109,8 +107,6 @@ class _Planning:
     options: Options
     banned: frozenset[str]
     alive: set[int]
-    refused: frozenset[tuple[str, Way]] = frozenset()
-    shaped: frozenset[str] = frozenset()
     not_made: dict[str, NotMade] = field(default_factory=dict)
     is_changed: bool = False
     zeros: ZeroChannels = field(default_factory=ZeroChannels)
@@ -227,7 +223,7 @@ class _Planning:
         scope, stale = self.plan.scope, set[str]()
         previous: Round | None = None
         for _ in range(MAX_ROUNDS):
-            limits = self.banned, self.refused, self.shaped
+            limits = self.banned, frozenset(self.plan.refused), self.plan.shaped
             current = cover_round(scope, self.options, *limits, layouts, previous, stale, self.prices)
             selections = select(current.cover)
             not_made = self.refuse(current.cover, selections)
@@ -254,17 +250,23 @@ class _Planning:
         """
         too_wide = {one.output for one in selections if reads_too_many(self.plan, one)}
         self.banned |= too_wide
-        refused = [one for one in selections if creates_avoided(one, self.options.avoid)]
+        refused = {
+            one.output: "it would write an operator to be avoided"
+            for one in selections
+            if creates_avoided(one, self.options.avoid)
+        }
         for one in selections:
             not_made = None if one.output in too_wide else why_not_at_every_size(cover, one)
             if not_made is not None:
                 self.not_made.setdefault(one.output, not_made)
-                refused.append(one)
-        self.refused |= {(one.output, way_of(one.candidate)) for one in refused}
+                refused[one.output] = not_made.clause
+        for one in selections:
+            if one.output in refused:
+                self.plan.refused[one.output, way_of(one.candidate)] = refused[one.output]
         lost = {one.output: lost_shapes(cover, one) for one in selections}
-        self.shaped = self.shaped.union(*lost.values())
+        self.plan.shaped = self.plan.shaped.union(*lost.values())
         losing = {name for name, tensors in lost.items() if tensors}
-        return too_wide.union({one.output for one in refused}, losing, *lost.values())
+        return too_wide.union(refused, losing, *lost.values())
 
     def finish(self, last: Round, layouts: dict[str, ChannelLayout]) -> None:
         """Put the folds in order, and say why the rest stayed.

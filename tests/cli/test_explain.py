@@ -116,6 +116,25 @@ def test_what_may_be_linear_is_not_called_nonlinear(tmp_path):
     assert "this Sigmoid is not a linear map" in explain(path, names["Sigmoid"])
 
 
+@pytest.mark.parametrize("case", ["window", "sizes"])
+def test_a_form_that_was_refused_is_not_called_chosen(case, tmp_path):
+    net = Net(shape=("N", 8, "H", "W"))
+    if case == "window":
+        first = net.op("AveragePool", "x", kernel_shape=[2, 2])
+        second, why = net.bn(first, 8), "at some size a window would be larger than what it reads"
+    else:
+        first = net.op("Conv", "x", net.random(6, 8, 1, 1))
+        second = net.op("Conv", first, net.random(4, 6, 3, 3), strides=[2, 2], pads=[1] * 4)
+        why = "more multiply-adds at some size"
+    path = saved(net, second, tmp_path)
+    for name in (first, second):
+        text = explain(path, name)
+        assert "Not fused (shape)" in text
+        assert f" - refused: {why}" in text
+        assert text.count("- chosen") == text.count("Forms considered")
+        assert text.count("as it is") == text.count("- chosen")
+
+
 def test_what_is_kept_says_so():
     text = explain(str(MODELS / "acnet.train.onnx"), SQUARE, Options(keep=(SQUARE,)))
     assert "Stays as it is: --keep names it." in text

@@ -13,7 +13,7 @@ from onnx_repfuse.graph.decode import decode, new_node
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.modelfile.node_order import in_order
-from onnx_repfuse.planner.search.candidates import reported_kind
+from onnx_repfuse.planner.search.candidates import Way, reported_kind
 from onnx_repfuse.records.report import Kind, Refusal
 
 __all__ = ["PlannedFold", "ScopePlan"]
@@ -90,6 +90,8 @@ class ScopePlan:
         taken: tensors of the file that are also read in place of what a fold had created for itself.
         renamed: a tensor that a fold computed -> the name it got later.
         creator: id() of a node that came -> its fold.
+        refused: ways to compute a tensor that were found to be no good, and why, in a clause.
+        shaped: tensors that stay because their shape is asked for.
     """
 
     scope: Scope
@@ -101,6 +103,8 @@ class ScopePlan:
     creator: dict[int, PlannedFold] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    refused: dict[tuple[str, Way], str] = field(default_factory=dict)
+    shaped: frozenset[str] = frozenset()
 
     def add(self, fold: PlannedFold, joined: Iterable[PlannedFold] = ()) -> None:
         """Note a fold, in place of those it was joined with; two folds may have been joined with the same one.

@@ -30,6 +30,13 @@ class NotMade:
     nodes: tuple[gs.Node, ...]
     window: gs.Node | None
 
+    @property
+    def clause(self) -> str:
+        """Why, in a few words."""
+        if self.window is not None:
+            return "at some size a window would be larger than what it reads"
+        return "more multiply-adds at some size"
+
     def refusal(self, scope: Scope, present: Set[int]) -> Refusal | None:
         """Why its nodes stay; None if they did not.
 
