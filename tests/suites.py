@@ -138,7 +138,7 @@ def _interface(graph: onnx.GraphProto, side: str) -> list[bytes]:
 def _nudged(value: NDArray[Any]) -> NDArray[Any]:
     """Floats, one unit in the last place higher: what a model makes of that is its noise."""
     if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-        return np.nextafter(value, np.asarray(np.inf, value.dtype))
+        return np.asarray(np.nextafter(value, np.asarray(np.inf, value.dtype)))  # a scalar stays an array
     return value
 
 
