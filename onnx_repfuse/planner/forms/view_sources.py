@@ -55,13 +55,18 @@ def _tensors_behind(source: Hashable) -> Iterator[str]:
 
 
 def is_viewed_form(source: Hashable) -> bool:
-    """Whether a source is a view of a form."""
-    return isinstance(source, Viewed) and isinstance(source.inner, Form)
+    """Whether a source is a view of a form, or a view of such a view."""
+    while isinstance(source, Viewed):
+        source = source.inner
+    return isinstance(source, Form)
 
 
-def viewed_form(form: Form, view: View, lo: int) -> Term:
-    """The term that writes the view of a form to the channels from `lo` on."""
-    return Term(Viewed(form, view), Vector.unit(view.behind(form.channels), view.after), 0, lo)
+def viewed_form(form: Form, views: Sequence[View], lo: int) -> Term:
+    """The term that writes a form, seen through views, the last one first, to the channels from `lo` on."""
+    source, channels = Viewed(form, views[-1]), views[-1].behind(form.channels)
+    for view in reversed(views[:-1]):
+        source, channels = Viewed(source, view), view.behind(channels)
+    return Term(source, Vector.unit(channels, views[0].after), 0, lo)
 
 
 def seen_through(form: Form, view: View) -> Form | None:

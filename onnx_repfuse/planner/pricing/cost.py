@@ -134,6 +134,10 @@ class Price(NamedTuple):
         _, e, f, g, h = limit
         return a < e or (a == e and b <= f and c <= g and d <= h)
 
+    def replaces_products(self, limit: Price) -> bool:
+        """Whether it has fewer matrix products than `limit`, and more convolutions."""
+        return self.products < limit.products and self.convolutions > limit.convolutions
+
 
 def node_price(
     lifted: LinearOp, model: CostModel, elements: Callable[[Hashable], int], is_used: Callable[[str], bool]

@@ -18,7 +18,7 @@ from onnx_repfuse.planner.forms.view_sources import common_view
 from onnx_repfuse.planner.pricing.cost import CostModel, Price
 from onnx_repfuse.planner.pricing.price_keys import PriceKeys
 from onnx_repfuse.planner.pricing.sizes import Sizes
-from onnx_repfuse.planner.pricing.steps import Lowered, Step
+from onnx_repfuse.planner.pricing.steps import Lowered, Step, Wanted
 from onnx_repfuse.planner.pricing.write_steps import Writer
 
 STEPS_SINCE = 10  # the opset that brought steps to Slice
@@ -45,30 +45,33 @@ class Lowering:
     def __post_init__(self) -> None:
         self.keys = PriceKeys(self.sizes)
 
-    def lower(self, form: Form, *, out_elements: int, may_normalize: bool, like: str = "") -> Lowered | None:
+    def lower(self, form: Form, wanted: Wanted, *, like: str = "") -> Lowered | None:
         """Write a form: each view before or after the terms that read it, whichever is cheaper.
 
         Args:
-            out_elements: of the result.
-            may_normalize: whether a BatchNormalization may be written.
+            form: the form.
+            wanted: what the result must be.
             like: see `Step`.
         """
-        apart = self._by_segments(form, out_elements, may_normalize, like)
+        apart = self._by_segments(form, wanted, like)
         common = None if form.reads_tensors else common_view(form)
         if common is None or (apart is not None and len(form.terms) == 1):
             return apart
         # one view of all segments, in place of one view of each
-        writer = Writer(self, out_elements, form.channels, form.layout, like, may_normalize)
-        result = writer.view_last(*common, out_elements)
-        if result is None or (apart is not None and writer.cost >= apart.cost):
+        writer = Writer(self, wanted, form.channels, form.layout, like)
+        result = writer.view_last(*common, wanted.elements)
+        if result is None:
             return apart
-        return writer.lowered(result)
+        whole = writer.lowered(result)
+        if apart is not None and wanted.rank(whole.steps, whole.cost) >= wanted.rank(apart.steps, apart.cost):
+            return apart
+        return whole
 
-    def _by_segments(self, form: Form, out_elements: int, may_normalize: bool, like: str) -> Lowered | None:
+    def _by_segments(self, form: Form, wanted: Wanted, like: str) -> Lowered | None:
         segments = segmented(form)
         if segments is None or not self._can_choose(form):
             return None
-        writer = Writer(self, out_elements, form.channels, form.layout, like, may_normalize)
+        writer = Writer(self, wanted, form.channels, form.layout, like)
         parts = []
         for (lo, hi), terms in segments:
             part = writer.segment(terms, form.bias.channels(lo, hi), hi - lo)
@@ -77,14 +80,14 @@ class Lowering:
             parts.append(part)
         if len(parts) > 1:
             step = Step("Concat", tuple(parts), form.channels)
-            parts = [writer.add(step, self.model.elementwise(2 * out_elements, 0))]
+            parts = [writer.add(step, self.model.elementwise(2 * wanted.elements, 0))]
         return writer.lowered(parts[0])
 
-    def price(self, form: Form, *, out_elements: int, may_normalize: bool) -> Price | None:
+    def price(self, form: Form, wanted: Wanted) -> Price | None:
         """What `lower` would ask for, without the steps."""
-        key = out_elements, may_normalize, self.keys.key(form)
+        key = wanted, self.keys.key(form)
         if key not in self.prices:
-            lowered = self.lower(form, out_elements=out_elements, may_normalize=may_normalize)
+            lowered = self.lower(form, wanted)
             self.prices[key] = None if lowered is None else lowered.price
         return self.prices[key]
 

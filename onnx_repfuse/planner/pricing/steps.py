@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.choice import Index
@@ -11,7 +12,7 @@ from onnx_repfuse.algebra.kernels import Kernel
 from onnx_repfuse.graph.views import Layout, View
 from onnx_repfuse.planner.pricing.cost import Price
 
-__all__ = ["Lowered", "Step"]
+__all__ = ["Lowered", "Step", "Wanted"]
 
 
 @dataclass(eq=False)
@@ -46,6 +47,24 @@ class Step:
     index: Index | None = None
 
 
+class Wanted(NamedTuple):
+    """What steps are to be like.
+
+    Attributes:
+        elements: of the result.
+        may_normalize: a BatchNormalization may be among them.
+        keeps_products: matrix products rather than Convs, though they be more expensive.
+    """
+
+    elements: int
+    may_normalize: bool
+    keeps_products: bool = False
+
+    def rank(self, steps: Iterable[Step], cost: int) -> tuple[int, int]:
+        """What is least for the best steps, given their cost."""
+        return _convolved_axes(steps).count(1) if self.keeps_products else 0, cost
+
+
 @dataclass(eq=False)  # not frozen, see `algebra.affine_form`
 class Lowered:
     """Steps in order, the last one being the result (an alias of `result` if there are none), and their cost."""
@@ -58,9 +77,7 @@ class Lowered:
     @property
     def price(self) -> Price:
         """That of all steps."""
-        axes = [
-            step.layout[0] for step in self.steps if step.op == "Conv" or (step.view and step.view.convolves)
-        ]
+        axes = _convolved_axes(self.steps)
         return Price(self.cost, self.macs, len(self.steps), axes.count(1), axes.count(-1))
 
     @property
@@ -83,3 +100,8 @@ class Lowered:
         (step,) = self.steps
         name = step.op if step.view is None else str(step.view.node.op)
         return {"Shift": "Add", "Norm": "BatchNormalization"}.get(name, name)
+
+
+def _convolved_axes(steps: Iterable[Step]) -> list[int]:
+    """The channel axis of each convolution (1) and matrix product (-1)."""
+    return [step.layout[0] for step in steps if step.op == "Conv" or (step.view and step.view.convolves)]

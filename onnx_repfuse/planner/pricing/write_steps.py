@@ -16,7 +16,7 @@ from onnx_repfuse.graph.views import Layout, View
 from onnx_repfuse.planner.forms.view_sources import Viewed, taken_last
 from onnx_repfuse.planner.pricing.cost import CostModel, multiply_adds, view_cost
 from onnx_repfuse.planner.pricing.sizes import Sizes
-from onnx_repfuse.planner.pricing.steps import Lowered, Step
+from onnx_repfuse.planner.pricing.steps import Lowered, Step, Wanted
 
 __all__ = ["LowersForms", "Writer", "is_copy"]
 
@@ -32,7 +32,7 @@ class LowersForms(Protocol):
     def sizes(self) -> Sizes:
         """Of the tensors of its scope."""
 
-    def lower(self, form: Form, *, out_elements: int, may_normalize: bool, like: str = "") -> Lowered | None:
+    def lower(self, form: Form, wanted: Wanted, *, like: str = "") -> Lowered | None:
         """The steps of a form."""
 
     def can_slice(self, kernel: Sampled) -> bool:
@@ -44,11 +44,10 @@ class Writer:
     """Adds up steps and their cost."""
 
     lowering: LowersForms
-    out_elements: int
+    wanted: Wanted
     out_channels: int
     layout: Layout
     like: str
-    may_normalize: bool
 
     def __post_init__(self) -> None:
         self.model, self.sizes = self.lowering.model, self.lowering.sizes
@@ -98,9 +97,10 @@ class Writer:
         if view is None:
             return self.sum(terms, bias, channels)
         state = len(self.steps), self.cost, self.macs
-        first, cost_of_first = None, 0
+        first, rank_of_first = None, (0, 0)
         if all(self.can_read(term.source) for term in terms):
-            first, cost_of_first = self.sum(terms, bias, channels), self.cost
+            first = self.sum(terms, bias, channels)
+            rank_of_first = self.wanted.rank(self.steps, self.cost)
         # a bias stays behind a view that does not keep constants
         inside = bias if view.keeps_constants else Bias.zeros(channels)
         inner = taken_last(terms, inside, view)
@@ -110,7 +110,7 @@ class Writer:
         last: Hashable | None = self.view_last(inner, view, self.size(channels))
         if last is not None and inside is not bias:
             last = self.shifted(last, bias, channels)
-        if first is None or (last is not None and self.cost < cost_of_first):
+        if first is None or (last is not None and self.wanted.rank(self.steps, self.cost) < rank_of_first):
             return last
         self.undo(*state)
         return self.sum(terms, bias, channels)
@@ -127,9 +127,7 @@ class Writer:
         """The view of a form, of `size` elements; None if the form cannot be written."""
         elements = self.sizes.elements
         below = max(1, size * elements(view.operand) // elements(view.output))
-        lowered = self.lowering.lower(
-            inner, out_elements=below, may_normalize=self.may_normalize, like=view.operand
-        )
+        lowered = self.lowering.lower(inner, self.wanted._replace(elements=below), like=view.operand)
         if lowered is None:
             return None
         return self.view(view, self.splice(lowered), view.behind(inner.channels), below, size)
@@ -162,7 +160,7 @@ class Writer:
 
     def size(self, channels: int) -> int:
         """Elements of so many channels of the result."""
-        return self.out_elements * channels // self.out_channels
+        return self.wanted.elements * channels // self.out_channels
 
     def added(self, parts: Sequence[Hashable], channels: int) -> Hashable:
         """The sum of what steps computed."""
@@ -204,7 +202,7 @@ class Writer:
 
     def normalizes(self, terms: Sequence[Term]) -> bool:
         """Whether one BatchNormalization may compute the sum. ONNX's has the channels on axis 1."""
-        return self.may_normalize and len(terms) == 1 and self.takes_bias(terms[0])
+        return self.wanted.may_normalize and len(terms) == 1 and self.takes_bias(terms[0])
 
     def takes_bias(self, term: Term) -> bool:
         """Whether Conv or Gemm computes it, which take a bias; MatMul does not, and Gemm reads matrices only."""

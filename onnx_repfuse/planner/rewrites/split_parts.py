@@ -28,7 +28,7 @@ from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.folds.replacements import Replacements, add_fold
 from onnx_repfuse.planner.forms.compose import form_of_node, inline
 from onnx_repfuse.planner.forms.value_range import check_range, data_type_of
-from onnx_repfuse.planner.pricing.steps import Lowered
+from onnx_repfuse.planner.pricing.steps import Lowered, Wanted
 from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.records.report import Kind
 
@@ -114,7 +114,7 @@ def _lowered(cover: Cover, parts: _Parts) -> Lowered | None:
     except Inexact:
         return None
     elements = cover.sizes.elements(before.output)
-    lowered = cover.lowering.lower(form, out_elements=elements, may_normalize=False)
+    lowered = cover.lowering.lower(form, Wanted(elements, may_normalize=False))
     return lowered if lowered is not None and [step.op for step in lowered.steps] == ["Conv"] else None
 
 

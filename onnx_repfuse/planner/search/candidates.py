@@ -73,6 +73,7 @@ class Candidate:
         reads_existing: all its sources exist anyway, whatever is chosen elsewhere.
         convolves: it absorbs a convolution or a matrix product.
         swallowed: a tensor that is not private, but that nobody needs any more.
+        keeps_products: it is written with matrix products where a Conv would be cheaper.
     """
 
     form: Form
@@ -82,6 +83,7 @@ class Candidate:
     reads_existing: bool
     convolves: bool
     swallowed: str = ""
+    keeps_products: bool = False
 
     def fits(self, operand: Operand) -> bool:
         """Whether an operand is read in the layout that the form is in."""

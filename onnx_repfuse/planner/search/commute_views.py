@@ -1,12 +1,14 @@
 """Ways to compute what reads views, besides looking through them: an operator moves before the view.
 
 Conv1x1(GlobalAveragePool(u))  =  GlobalAveragePool(Conv1x1(u)),  and the Conv1x1 may go into what computes u
+
+Likewise before several views, one behind another.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import NamedTuple
@@ -38,25 +40,25 @@ ENLARGED = "in half precision, what it enlarges could overflow in front of the a
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """Terms of a form that share a view.
+    """Terms of a form that share views.
 
     Attributes:
         terms: all of them write the same channels, unless they are all terms of the form.
-        view: None where views have cancelled.
-        inner: the form below the view, of one tensor.
+        views: the last one first; none where they have cancelled.
+        inner: the form below the views, of one tensor.
         lo: the first channel they write.
         is_whole: they are all there is, and the bias of the form is in `inner`.
     """
 
     terms: tuple[Term, ...]
-    view: View | None
+    views: tuple[View, ...]
     inner: Form
     lo: int
     is_whole: bool = False
 
     @property
     def source(self) -> str:
-        """The tensor that the view is taken of."""
+        """The tensor that the views are taken of."""
         return str(self.inner.sources[0])
 
 
@@ -98,22 +100,34 @@ def under_view(
 
 
 def _groups(candidate: Candidate) -> Iterator[_Group]:
-    """The groups of terms that read one tensor through one view."""
+    """The groups of terms that read one tensor through the same views."""
     form = candidate.form
-    inner, view = common_view(form) or (form, None)
-    if view is not None or (form.reads_tensors and Kind.COMMUTE in candidate.roles):
+    inner, views = _below_common_views(form)
+    if views or (form.reads_tensors and Kind.COMMUTE in candidate.roles):
         if len(inner.sources) == 1 and isinstance(inner.sources[0], str):
-            yield _Group(form.terms, view, inner, 0, is_whole=True)
+            yield _Group(form.terms, views, inner, 0, is_whole=True)
         return
     groups: dict[tuple[View, int, int], list[Term]] = {}
     for term in form.terms:
-        if isinstance(term.source, Viewed) and isinstance(term.source.inner, str):
+        if isinstance(term.source, Viewed):
             key = term.source.view, term.lo_out, term.kernel.geometry.c_out
             groups.setdefault(key, []).append(term)
     for (view, lo, channels), terms in groups.items():
         below = taken_last(terms, Bias.zeros(channels), view)
-        if below is not None and len(below.sources) == 1:
-            yield _Group(tuple(terms), view, below, lo)
+        if below is None:
+            continue
+        inner, views = _below_common_views(below)
+        if len(inner.sources) == 1 and isinstance(inner.sources[0], str):
+            yield _Group(tuple(terms), (view, *views), inner, lo)
+
+
+def _below_common_views(form: Form) -> tuple[Form, tuple[View, ...]]:
+    """A form below the views that all its sources share, and these views, the last one first."""
+    views: list[View] = []
+    while (below := common_view(form)) is not None:
+        form, view = below
+        views.append(view)
+    return form, tuple(views)
 
 
 def _ways_below(group: _Group, entry: Entry, cost_below: Callable[[Form, View], int | None]) -> list[_Below]:
@@ -123,11 +137,11 @@ def _ways_below(group: _Group, entry: Entry, cost_below: Callable[[Form, View], 
         form = inline(group.inner, group.source, below.form)
         if form is None:
             continue
-        cost = 0 if group.view is None else cost_below(form, group.view)
+        cost = cost_below(form, group.views[-1]) if group.views else 0
         if cost is not None:
             ways.append(_Below(cost + below.setup.cost, form, below))
-    if group.view is not None:
-        cost = cost_below(group.inner, group.view)
+    if group.views:
+        cost = cost_below(group.inner, group.views[-1])
         if cost is not None:
             ways.append(_Below(cost + entry.best.cost, group.inner, None))
     return sorted(ways, key=attrgetter("cost"))
@@ -138,23 +152,27 @@ def _moved(candidate: Candidate, chosen: Mapping[_Group, _Below], entries: Mappi
     for group, (_, inner, below) in chosen.items():
         if below is not None:
             setup = candidate.setup.minus(entries[group.source].best).plus(below.setup)
-            form = inner if group.view is None else _with_view_last(candidate.form, group, inner, group.view)
+            form = _with_views_last(candidate.form, group, inner) if group.views else inner
             candidate = absorbing(candidate, below, form, setup)
     return candidate
 
 
-def _with_view_last(form: Form, group: _Group, inner: Form, view: View) -> Form:
-    """A form with the view of another one in the place of a group of terms.
+def _with_views_last(form: Form, group: _Group, inner: Form) -> Form:
+    """A form with the views of another one in the place of a group of terms.
 
-    The bias goes below the view, too, where there is no convolution beside it to take it.
+    The bias goes below the views, too, where there is no convolution beside it to take it.
     """
     others = tuple(term for term in form.terms if term not in group.terms)
     bias = form.bias
     if group.is_whole:
         bias = Bias.zeros(form.channels)
-    elif view.keeps_constants and inner.channels == form.channels and all(map(_is_factor, others)):
+    elif _keep_constants(group.views) and inner.channels == form.channels and all(map(_is_factor, others)):
         inner, bias = replace(inner, bias=inner.bias + bias), Bias.zeros(form.channels)
-    return replace(form, terms=(*others, viewed_form(inner, view, group.lo)), bias=bias)
+    return replace(form, terms=(*others, viewed_form(inner, group.views, group.lo)), bias=bias)
+
+
+def _keep_constants(views: Sequence[View]) -> bool:
+    return all(view.keeps_constants for view in views)
 
 
 def _is_factor(term: Term) -> bool:
@@ -173,7 +191,7 @@ def why_not_before_average(
     if limits is None or not limits.is_half:
         return None
     for group in _groups(candidate):
-        if group.view is None or group.view.sort not in _MEANS or group.source not in entries:
+        if group.source not in entries or not any(view.sort in _MEANS for view in group.views):
             continue
         kernels = [taps_of(term.kernel) for term in group.terms]
         if any(isinstance(kernel, Vector) and np.abs(kernel.scale).max() > 1.0 for kernel in kernels):

@@ -20,18 +20,16 @@ last form is one Conv, cheaper than four nodes, so it is chosen. `n` is the root
 `select` starts at such roots: `n` is computed as K'(x) + bias, and a, b and s are not computed at all.
 
 A form is chosen only if the cost falls, and neither multiply-adds nor nodes nor convolutions rise. Costs are integers,
-so rounds of covering end.
-
-Time is linear in the number of nodes: a tensor keeps few candidates, few combinations of options are tried for an
-operator (`candidates`), and forms of more than `affine_form.MAX_TERMS` terms are cut. No kernel is read here: forms
-carry kernels that compute themselves when they are written.
+so rounds of covering end. Time is linear in the number of nodes: a tensor keeps few candidates, few combinations of
+options are tried for an operator (`candidates`), and forms of more than `affine_form.MAX_TERMS` terms are cut. No
+kernel is read here: forms carry kernels that compute themselves when they are written.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 from onnx_repfuse.algebra.affine_form import Form, apart, identity, scale_out
@@ -45,7 +43,7 @@ from onnx_repfuse.planner.forms.view_sources import seen_through, tensors_read
 from onnx_repfuse.planner.pricing.cost import CostModel, Price, node_price
 from onnx_repfuse.planner.pricing.lowering import Lowering, Prices
 from onnx_repfuse.planner.pricing.sizes import Sizes
-from onnx_repfuse.planner.pricing.steps import Lowered, Step
+from onnx_repfuse.planner.pricing.steps import Lowered, Step, Wanted
 from onnx_repfuse.planner.search.candidates import (
     Candidate,
     Entry,
@@ -155,27 +153,28 @@ class Cover:
 
     def lower(self, lifted: LinearOp, candidate: Candidate) -> Lowered | None:
         """The steps by which a candidate computes an operator's output."""
-        elements = self.sizes.elements(lifted.output)
-        may_normalize = self._may_normalize(lifted, candidate)
-        lowered = self.lowering.lower(candidate.form, out_elements=elements, may_normalize=may_normalize)
+        lowered = self.lowering.lower(candidate.form, self._wanted(lifted, candidate))
         if lowered is None or lowered.steps or not self.context.scope.is_seen(lifted.output):
             return lowered
         # the output is its source, but a graph output must keep its name
-        form = candidate.form
-        copy = Step("Identity", (lowered.result,), form.channels, layout=form.layout)
-        return Lowered((copy,), 0, self._copy(elements).cost, 0)
+        copy = Step("Identity", (lowered.result,), candidate.form.channels, layout=candidate.form.layout)
+        return Lowered((copy,), 0, self._copy(lifted).cost, 0)
 
     def price(self, lifted: LinearOp, candidate: Candidate) -> Price | None:
         """What `lower` would ask for, and the price of what it reads; None if it cannot be written."""
-        elements, may_normalize = self.sizes.elements(lifted.output), self._may_normalize(lifted, candidate)
-        price = self.lowering.price(candidate.form, out_elements=elements, may_normalize=may_normalize)
+        price = self.lowering.price(candidate.form, self._wanted(lifted, candidate))
         if price is not None and not price.nodes and self.context.scope.is_seen(lifted.output):
-            price = self._copy(elements)
+            price = self._copy(lifted)
         return None if price is None else candidate.setup.plus(price)
 
-    def _copy(self, elements: int) -> Price:
+    def _wanted(self, lifted: LinearOp, candidate: Candidate) -> Wanted:
+        """What the steps of a candidate are to be like."""
+        elements, may = self.sizes.elements(lifted.output), self._may_normalize(lifted, candidate)
+        return Wanted(elements, may, candidate.keeps_products)
+
+    def _copy(self, lifted: LinearOp) -> Price:
         """Of an Identity, for a tensor that must keep its name."""
-        return Price(self.model.elementwise(2 * elements, 0), 0, 1)
+        return Price(self.model.elementwise(2 * self.sizes.elements(lifted.output), 0), 0, 1)
 
     def _may_normalize(self, lifted: LinearOp, candidate: Candidate) -> bool:
         may = NORM not in self.avoided
@@ -231,18 +230,21 @@ class Cover:
         return lifted.node.op in (NORM, GEMM) and lifted.node.op in self.avoided
 
     def _reads_absorbed(self, lifted: LinearOp) -> set[str]:
-        if not self.absorbed:
-            return set()
-        return {operand.name for operand in lifted.operands} & self.absorbed.keys()
+        absorbed = self.absorbed  # mostly there are none
+        return {operand.name for operand in lifted.operands} & absorbed.keys() if absorbed else set()
 
     def _consider(self, lifted: LinearOp, candidate: Candidate, entry: Entry) -> int | None:
         """Choose a candidate if it is the best so far; its cost, or None if it cannot be written."""
         price = self.price(lifted, candidate)
         if price is None:
             return None
+        cost = price.cost
+        if not candidate.keeps_products and price.replaces_products(entry.original):
+            candidate = replace(candidate, keeps_products=True)
+            price = self.price(lifted, candidate) or price
         if price.improves(entry.best.cost, entry.original) and self._may_choose(lifted, candidate):
             entry.best, entry.choice = price, candidate
-        return price.cost
+        return cost
 
     def _may_choose(self, lifted: LinearOp, candidate: Candidate) -> bool:
         if lifted.output in self.banned or self.is_refused(lifted.output, candidate):
@@ -328,7 +330,7 @@ class Cover:
     def _cost_below(self, form: Form, view: View) -> int | None:
         """What it costs to compute a form before a view; None if it cannot be written."""
         elements = max(1, self.sizes.elements(view.operand) * form.channels // view.channels)
-        price = self.lowering.price(form, out_elements=elements, may_normalize=False)
+        price = self.lowering.price(form, Wanted(elements, may_normalize=False))
         return None if price is None else price.cost
 
     def _kept_apart(

@@ -14,7 +14,7 @@ from onnx_repfuse.planner.search.candidates import Candidate
 from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["Selection", "select"]
+__all__ = ["Selection", "select", "selection"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ def select(cover: Cover) -> list[Selection]:
     names = _chosen(cover)
     swallowed = {choice.swallowed for name in names if (choice := cover.entries[name].choice) is not None}
     position = {id(node): place for place, node in enumerate(cover.context.scope.nodes)}
-    return [_selection(cover, name, position) for name in names if name not in swallowed]
+    return [selection(cover, name, position) for name in names if name not in swallowed]
 
 
 def _chosen(cover: Cover) -> list[str]:
@@ -85,7 +85,8 @@ def _roots(cover: Cover) -> Iterator[str]:
             yield name
 
 
-def _selection(cover: Cover, name: str, position: dict[int, int]) -> Selection:
+def selection(cover: Cover, name: str, position: dict[int, int]) -> Selection:
+    """What is chosen for a tensor, given the place of each node by its id()."""
     candidate, lifted = cover.entries[name].choice, cover.lifts[name]
     assert candidate is not None
     lowered = cover.lower(lifted, candidate)

@@ -26,7 +26,7 @@ from onnx_repfuse.planner.search.candidates import Candidate, Entry, absorbing
 from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["absorb_shared_tensors"]
+__all__ = ["absorb_shared_tensors", "is_still_read", "may_be_absorbed"]
 
 MAX_CONSUMERS = 16
 MAX_REGION_NODES = 64  # of all regions that read the tensor
@@ -46,7 +46,7 @@ def absorb_shared_tensors(cover: Cover, changed: set[str] | None = None) -> None
         members.setdefault(roots[name], []).append(name)
     left: dict[str, list[str]] = {}  # a tensor that no step absorbed -> the regions that read it
     for name in list(cover.lifts):
-        if not _may_be_absorbed(cover, name):
+        if not may_be_absorbed(cover, name):
             continue
         touched = _roots_of_consumers(cover, name)
         if changed is None or roots[name] in changed or not changed.isdisjoint(touched):
@@ -57,7 +57,7 @@ def absorb_shared_tensors(cover: Cover, changed: set[str] | None = None) -> None
         _try_together(cover, names, ends, members)
 
 
-def _may_be_absorbed(cover: Cover, name: str) -> bool:
+def may_be_absorbed(cover: Cover, name: str) -> bool:
     """Whether a tensor is cheap to compute, and all its consumers may take its form in."""
     scope = cover.context.scope
     if cover.regions.is_private(name) or scope.is_seen(name) or name in cover.banned:
@@ -101,7 +101,7 @@ def _try(cover: Cover, name: str, regions: dict[str, list[str]]) -> None:
         for solve in (_inline, _cover_again):
             is_solved = solve(cover, name, behind, limit)
             price = _sum_of_prices(candidate.setup, cover, roots)
-            if is_solved and price.improves(limit.cost, limit) and not _is_still_read(cover, name, roots):
+            if is_solved and price.improves(limit.cost, limit) and not is_still_read(cover, name, roots):
                 return
             cover.entries.update(before)
         cover.absorb(name, None)
@@ -167,7 +167,7 @@ def _try_together(
     else:
         for root in ends:
             cover.solve(members[root])
-        is_read = any(_is_still_read(cover, name, ends) for name in names)
+        is_read = any(is_still_read(cover, name, ends) for name in names)
         if not is_read and _sum_of_prices(setup, cover, ends).improves(limit.cost, limit):
             return
     cover.entries.update(before)
@@ -252,7 +252,7 @@ def _readers(cover: Cover, name: str, members: Sequence[str]) -> list[str]:
     ]
 
 
-def _is_still_read(cover: Cover, name: str, roots: Sequence[str]) -> bool:
+def is_still_read(cover: Cover, name: str, roots: Sequence[str]) -> bool:
     """Whether what was chosen for the regions reads the tensor itself somewhere."""
     pending = list(roots)
     while pending:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from onnx_repfuse import Options
 from onnx_repfuse.records.reasons import Reason
@@ -250,3 +251,58 @@ def test_a_shift_of_an_average_before_a_padded_conv() -> None:
     y = net.op("ReduceMean", net.op("Relu", "x"), axes=[3], keepdims=0)
     y = net.op("Add", net.op("Mul", y, net.channel(4, 1)), net.channel(4, 1))
     check(net.model(net.conv(y, 4, 4, (3,))), {"Relu": 1, "ReduceMean": 1, "Add": 1, "Conv": 1})
+
+
+# several views, one behind another
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("reshapes", [1, 2])
+def test_a_factor_behind_several_views_goes_into_the_product(
+    residual: bool, bias: bool, reshapes: int
+) -> None:
+    """LayerScale behind an attention's projection, which Transpose and Reshape make an image again."""
+    net = Net(shape=(2, 6, 4))
+    y = net.op("MatMul", "x", net.random(4, 4))
+    y = net.op("Add", y, net.random(4)) if bias else y
+    y = net.op("Transpose", y, perm=[0, 2, 1])
+    for sizes in ([2, 4, 3, 2], [2, 4, 2, 3])[:reshapes]:
+        y = net.op("Reshape", y, net.const(np.array(sizes)))
+    y = net.op("Mul", y, net.channel(4))
+    ops = {"MatMul": 1, "Transpose": 1, "Reshape": reshapes}
+    if residual:
+        net.more_inputs.append(helper.make_tensor_value_info("z", 1, sizes))
+        y = net.op("Add", "z", y)
+    check(net.model(y), {**ops, **({"Add": bias + residual} if bias or residual else {})})
+
+
+def test_a_factor_behind_a_resize_and_a_pool_goes_into_the_conv() -> None:
+    net = Net(4)
+    scales = net.const(np.array([1, 1, 2, 2], np.float32))
+    y = net.op("Resize", net.conv("x", 4, 6, 3), "", scales, mode="nearest")
+    y = net.op("AveragePool", y, kernel_shape=[3, 3])
+    check(net.model(net.bn(y, 6)), {"Conv": 1, "Resize": 1, "AveragePool": 1})
+
+
+def test_a_factor_behind_two_views_stays_where_the_product_has_another_consumer() -> None:
+    net = Net(shape=(2, 6, 4))
+    y = net.op("MatMul", "x", net.random(4, 4))
+    z = net.op("Reshape", net.op("Transpose", y, perm=[0, 2, 1]), net.const(np.array([2, 4, 3, 2])))
+    check(net.model(net.op("Mul", z, net.channel(4)), net.op("Relu", y)), None)
+
+
+def test_a_shift_before_a_product_between_transposes_goes_into_its_bias() -> None:
+    """One Conv would be cheaper still, but a matrix product is not made one."""
+    net = Net(4)
+    y = net.op("Transpose", net.op("Add", "x", net.channel(4)), perm=[0, 2, 3, 1])
+    y = net.op("Add", net.op("MatMul", y, net.random(4, 3)), net.random(3))
+    model = net.model(net.op("Transpose", y, perm=[0, 3, 1, 2]))
+    check(model, {"Transpose": 2, "MatMul": 1, "Add": 1})
+
+
+def test_factors_on_both_sides_of_a_product_between_transposes() -> None:
+    net = Net(4)
+    y = net.op("Transpose", net.op("Mul", "x", net.channel(4)), perm=[0, 2, 3, 1])
+    y = net.op("Transpose", net.op("MatMul", y, net.random(4, 3)), perm=[0, 3, 1, 2])
+    check(net.model(net.op("Mul", y, net.channel(3))), {"Transpose": 2, "MatMul": 1})
