@@ -33,7 +33,8 @@ class Options:
         simplify: let another simplifier that is installed run first, "auto" for whichever gives the faster result. It
             is left out where it fails, where its result is not proved equal, or where it gains nothing.
         level: 2 also converts to the lowest opset that pays, unless `opset` names one, and simplifies as "auto" does,
-            unless `simplify` names one; what fails of that is left out.
+            unless `simplify` names one; what fails of that is left out. PRelu of several slopes is written as Relu, Mul
+            and Add, with which ONNX Runtime is faster.
         check: compare the result with the original in ONNX Runtime before it is written.
         strict: what could not be observed is a failure, too: nothing is written then.
         rtol, atol: the tolerance of the outputs, `atol + rtol * abs(y)`, instead of the one measured from noise.

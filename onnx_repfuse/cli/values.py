@@ -32,7 +32,7 @@ KIND_HELP = {
     Kind.CONCAT: "a Concat, Split or Slice over channels of convolutions",
     Kind.COMMUTE: "an affine or pointwise operator moved past a pool, reshape or resize, to where it folds",
     Kind.INDEX: "channels that Gather, Slice or a shuffle chooses, and positions that a Slice with steps takes",
-    Kind.ACTIVATION: "a decomposed activation, as one operator: Clip(x + 3, 0, 6) / 6 as HardSigmoid",
+    Kind.ACTIVATION: "a decomposed activation, as one operator: Clip(x + 3, 0, 6) / 6 as HardSigmoid; PRelu",
     Kind.STRIDE: "the stride of a 1x1 Conv or Slice, moved up to the Conv that computes what it skips",
     Kind.DEAD: "channels that are zero, or that nobody reads, neither computed nor read",
     Kind.PRODUCT: "a factor of a product of two tensors, moved to the operator that computes one of them",

@@ -49,6 +49,7 @@ from onnx_repfuse.planner.rewrites.move_factors import factor_refusals, move_fac
 from onnx_repfuse.planner.rewrites.padded_windows import apply_padded_windows
 from onnx_repfuse.planner.rewrites.pass_maxima import apply_maxima, maximum_refusals
 from onnx_repfuse.planner.rewrites.scalar_paths import Paths
+from onnx_repfuse.planner.rewrites.slopes import is_slow_prelu
 from onnx_repfuse.planner.rewrites.split_parts import fold_into_parts
 from onnx_repfuse.planner.rewrites.subsampling import apply_subsamplings, subsampling_refusals
 from onnx_repfuse.planner.search.candidates import way_of
@@ -165,7 +166,11 @@ class _Planning:
         if self.options.allows(Kind.ACTIVATION):
             stays, avoid = is_kept(self.options), self.options.avoid
             self._changed(written=fold_activations(self.plan, stays, self.banned, avoid))
-        self._changed(written=rewrite_avoided(self.plan, self.options.avoid, self.is_free))
+        self._changed(written=rewrite_avoided(self.plan, self.options.avoid, self.is_free, self.is_slow))
+
+    def is_slow(self, node: gs.Node) -> bool:
+        """Whether runtimes are slow with a node that others can do without."""
+        return is_slow_prelu(self.plan.scope, node, self.options)
 
     def rewrite_windows(self, layouts: dict[str, ChannelLayout]) -> dict[str, ChannelLayout]:
         """Write Pads into windows where the algebra cannot, or else skip what all consumers skip; the layouts then."""

@@ -1,4 +1,5 @@
-"""Operators that the user's target cannot run, written as others: a Sum as Adds, a HardSwish as HardSigmoid and Mul.
+"""Operators that the user's target cannot run, or is slow with, written as others: a Sum as Adds, a HardSwish as
+HardSigmoid and Mul.
 
 A rule writes one operator as others that compute the same, but for rounding. Where one of these is to be avoided, too,
 its own rule is asked; where there is none, the node stays. `cover` does the same for BatchNormalization and Gemm.
@@ -21,6 +22,7 @@ from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.folds.replacements import Replacements
 from onnx_repfuse.planner.limits.avoided import rises
+from onnx_repfuse.planner.rewrites.slopes import common_slope, keeps_shape
 from onnx_repfuse.planner.weights.rounding import rounded
 from onnx_repfuse.records.report import Kind
 
@@ -29,6 +31,7 @@ __all__ = ["creators_of_avoided", "rewrite_avoided"]
 # In half precision, two roundings instead of one may show.
 _TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 _CLIP_READS_LIMITS_SINCE = 11
+MAX_SLOPE = 4.0
 _AXES_ARE_INPUT_SINCE = 18  # of ReduceMean
 
 
@@ -80,21 +83,27 @@ class _Rewriting:
         return None if const is None else const.read().astype(np.float64)
 
 
-def rewrite_avoided(plan: ScopePlan, avoided: Set[str], is_free: Callable[[gs.Node], bool]) -> bool:
-    """Write nodes of avoided operators as others where there is a way; whether there were any.
+def rewrite_avoided(
+    plan: ScopePlan,
+    avoided: Set[str],
+    is_free: Callable[[gs.Node], bool],
+    is_slow: Callable[[gs.Node], bool] = lambda node: False,
+) -> bool:
+    """Write nodes of avoided operators, and slow ones, as others where there is a way; whether there were any.
 
     Args:
         plan: of the scope; folds are added.
         avoided: operators.
         is_free: whether a node may be replaced.
+        is_slow: whether a node of an operator that is not avoided should be replaced.
     """
     scope = plan.scope
     replacements = Replacements(plan)
     for node in scope.nodes:
-        if node.op not in avoided or node.op not in _RULES or not is_free(node):
+        if node.op not in _RULES or not is_free(node) or not (node.op in avoided or is_slow(node)):
             continue
         rewriting = _begin(scope, node)
-        written = None if rewriting is None else _expanded(rewriting, avoided)
+        written = None if rewriting is None else _expanded(rewriting, avoided | {node.op})
         if rewriting is None or written is None:
             continue
         kind = _KINDS.get(node.op, Kind.AFFINE)
@@ -228,12 +237,44 @@ def _global_average(new: _Rewriting, one: _Op) -> list[_Op] | None:
     return [_Op("ReduceMean", one.inputs, one.output, {"axes": axes, "keepdims": 1})]
 
 
+def _prelu(new: _Rewriting, one: _Op) -> list[_Op] | None:
+    """One slope: the LeakyRelu that it is. Several: as there, if the slopes do not enlarge the tensor."""
+    source, name = one.inputs
+    const = new.scope.const(name)
+    if const is None or not keeps_shape(new.scope.shape(source), const.shape):
+        return None
+    slope = common_slope(const)
+    if slope is not None and new.data_type == onnx.TensorProto.FLOAT:
+        return [_Op("LeakyRelu", (source,), one.output, {"alpha": slope})]
+    return _two_sided(new, source, const.read().astype(np.float64), one.output)
+
+
+def _leaky_relu(new: _Rewriting, one: _Op) -> list[_Op] | None:
+    slope = np.float64(np.float32(one.attrs.get("alpha", 0.01)))
+    return _two_sided(new, one.inputs[0], np.asarray(slope), one.output)
+
+
+def _two_sided(new: _Rewriting, source: str, slope: Array, output: str) -> list[_Op] | None:
+    """`s*x + (1 - s)*Relu(x)`, which is x above zero and s*x below."""
+    if not np.all(np.abs(slope) <= MAX_SLOPE):  # above zero, what the two add would cancel
+        return None
+    positive, below, above = new.tensor(), new.tensor(), new.tensor()
+    return [
+        _Op("Relu", (source,), positive, {}),
+        _Op("Mul", (source, new.constant(slope)), below, {}),
+        _Op("Mul", (positive, new.constant(1.0 - slope)), above, {}),
+        _Op("Add", (below, above), output, {}),
+    ]
+
+
 _RULES: dict[str, Callable[[_Rewriting, _Op], list[_Op] | None]] = {
     "Div": _div,
     "GlobalAveragePool": _global_average,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_swish,
+    "LeakyRelu": _leaky_relu,
     "Neg": _neg,
+    "PRelu": _prelu,
     "Sub": _sub,
     "Sum": _sum,
 }
@@ -241,5 +282,7 @@ _KINDS = {
     "GlobalAveragePool": Kind.POOL,
     "HardSigmoid": Kind.ACTIVATION,
     "HardSwish": Kind.ACTIVATION,
+    "LeakyRelu": Kind.ACTIVATION,
+    "PRelu": Kind.ACTIVATION,
     "Sum": Kind.BRANCHES,
 }

@@ -121,6 +121,8 @@ def _between(op: str, *more: str, opset: int = 17, **attributes: object) -> onnx
         (_between("HardSwish"), "HardSwish,HardSigmoid", {"Mul": 2, "Add": 1, "Clip": 1}),
         (_between("HardSigmoid", alpha=0.3, beta=0.4), "HardSigmoid", {"Mul": 1, "Add": 1, "Clip": 1}),
         (_between("HardSigmoid", opset=11), "HardSigmoid", {"Mul": 1, "Add": 1, "Clip": 1}),
+        (_between("PRelu", "c"), "PRelu", {"Relu": 2, "Mul": 2, "Add": 1}),
+        (_between("LeakyRelu", alpha=0.2), "LeakyRelu", {"Relu": 2, "Mul": 2, "Add": 1}),
         (_between("GlobalAveragePool"), "GlobalAveragePool", {"ReduceMean": 1}),
         (_between("GlobalAveragePool", opset=18), "GlobalAveragePool", {"ReduceMean": 1}),
     ],
