@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from tests.build import Net
 
-__all__ = ["mlp_head", "multiply_adds", "pyramid", "shapes_at"]
+__all__ = ["conv_head", "mlp_head", "multiply_adds", "pyramid", "shapes_at"]
 
 
 def pyramid(net: Net, channels: tuple[int, ...]) -> list[str]:
@@ -28,16 +28,37 @@ def mlp_head(
     net: Net, maps: list[str], channels: tuple[int, ...], width: int, exporter: str, **resize: Any
 ) -> str:
     """SegFormer's: each map as rows, a Linear, a map again, resized to the first; Concat and a 1x1 Conv."""
-    sizes = _Asked(net) if exporter == "legacy" else _Computed(net)
-    parts = []
+    sizes = _sizes(net, exporter)
+    images = []
     for number, (x, c_in) in enumerate(zip(maps, channels, strict=True)):
         rows = net.op("Transpose", net.op("Reshape", x, sizes.rows(x, c_in, number)), perm=[0, 2, 1])
         linear = net.op("Add", net.op("MatMul", rows, net.random(c_in, width)), net.random(width))
         columns = net.op("Transpose", linear, perm=[0, 2, 1])
-        image = net.op("Reshape", columns, sizes.image(x, width, number))
-        wanted = net.op("Concat", sizes.of(image, 0, 2), sizes.space(maps[0], 0), axis=0)
+        images.append(str(net.op("Reshape", columns, sizes.image(x, width, number))))
+    return _merged(net, images, maps[0], width, sizes, **resize)
+
+
+def conv_head(
+    net: Net, maps: list[str], channels: tuple[int, ...], width: int, exporter: str, **resize: Any
+) -> str:
+    """The same with a 1x1 Conv for each map, which needs no rows."""
+    images = [net.conv(x, c_in, width, 1) for x, c_in in zip(maps, channels, strict=True)]
+    return _merged(net, images, maps[0], width, _sizes(net, exporter), **resize)
+
+
+def _sizes(net: Net, exporter: str) -> _Asked | _Computed:
+    return _Asked(net) if exporter == "legacy" else _Computed(net)
+
+
+def _merged(
+    net: Net, images: list[str], like: str, width: int, sizes: _Asked | _Computed, **resize: Any
+) -> str:
+    """Images of so many channels resized to the size of the first map, joined, and a 1x1 Conv."""
+    parts = []
+    for image in images:
+        wanted = net.op("Concat", sizes.of(image, 0, 2), sizes.space(like, 0), axis=0)
         parts.append(net.op("Resize", image, "", "", wanted, **{"mode": "linear", **resize}))
-    return net.conv(str(net.op("Concat", *parts[::-1], axis=1)), width * len(maps), width, 1)
+    return net.conv(str(net.op("Concat", *parts[::-1], axis=1)), width * len(images), width, 1)
 
 
 class _Asked:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import onnx
 
 from onnx_repfuse.errors import Inexact
+from onnx_repfuse.graph.dims import known_dims
+from onnx_repfuse.graph.extents import Extent
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.pipeline.bans import FailedFold
 from onnx_repfuse.pipeline.plan_model import ModelPlan
@@ -19,7 +21,7 @@ from onnx_repfuse.records.runtime import Runtime
 from onnx_repfuse.records.verdict import FoldVerdict, StageVerdict, Status
 
 if TYPE_CHECKING:
-    from onnx_repfuse.verifier.folds.fold_case import FoldCase
+    from onnx_repfuse.verifier.folds.fold_case import FoldCase, Window
     from onnx_repfuse.verifier.intermediates import Intermediates
     from onnx_repfuse.verifier.outputs.baseline import Baseline
 
@@ -120,7 +122,20 @@ def _case(plan: ModelPlan, planned: ScopePlan, fold: PlannedFold, *, sized: bool
     models = fold_models(planned, fold, layouts, plan.document.model.ir_version, sized=sized)
     shapes = {value.name: planned.scope.shape(value.name) for value in models[0].graph.input}
     proved = {name: shape for name, shape in shapes.items() if shape is not None}
-    return FoldCase(*models, flushed=_flushed_below(plan, planned.scope, models), proved=proved)
+    flushed = _flushed_below(plan, planned.scope, models)
+    return FoldCase(*models, flushed=flushed, proved=proved, behind=_behind(planned.scope, shapes))
+
+
+def _behind(scope: Scope, names: Iterable[str]) -> dict[str, tuple[Window | None, ...]]:
+    """What is known of sizes: the windows between the axes of tensors and those of others."""
+    from onnx_repfuse.verifier.folds.fold_case import Window
+
+    known = known_dims(scope)
+    return {
+        name: tuple(Window(*dim) if isinstance(dim, Extent) else None for dim in known[name])
+        for name in names
+        if name in known
+    }
 
 
 def _flushed_below(plan: ModelPlan, scope: Scope, models: Iterable[onnx.ModelProto]) -> float:

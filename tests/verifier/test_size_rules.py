@@ -10,9 +10,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnx_repfuse.records.verdict import Status
-from onnx_repfuse.verifier.folds.fold_case import FoldCase
+from onnx_repfuse.verifier.folds.fold_case import FoldCase, Window
 from onnx_repfuse.verifier.folds.isolated import probe
-from onnx_repfuse.verifier.folds.size_rules import EQUAL, SizeRule, holds_in_file
+from onnx_repfuse.verifier.folds.size_rules import EQUAL, SizeRule, holds_in_file, rules_of_file
 from tests.verifier.small_models import build, info
 
 
@@ -96,3 +96,47 @@ def test_only_rules_that_hold_of_what_the_file_proves_are_tried(
     case = strided_beside_pooled("xq", CONVS["stride 3"])
     proved = {"x": of_x} if of_q is None else {"x": of_x, "q": of_q}
     assert holds_in_file(replace(case, proved=proved), (EQUAL, (rule,))) is holds
+
+
+def of_three_maps(*, is_known: bool, wrong: float = 0.0) -> FoldCase:
+    """Maps of a half and a fourth of an image, resized to its half and added up; the image is read for its size."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"], start=2, end=4),
+        helper.make_node("Add", ["s", "one"], ["t"]),
+        helper.make_node("Div", ["t", "two"], ["half"]),
+        helper.make_node("Shape", ["q"], ["first"], start=0, end=2),
+        helper.make_node("Concat", ["first", "half"], ["sizes"], axis=0),
+        helper.make_node("Resize", ["q", "", "", "sizes"], ["r"], mode="nearest"),
+    ]
+    mul, add = helper.make_node("Mul", ["p", "k"], ["m"]), helper.make_node("Add", ["m", "r"], ["y"])
+    resized = helper.make_node("Resize", ["p", "", "", "sizes"], ["v"], mode="nearest")
+    again = helper.make_node("Mul", ["v", "k"], ["m"])
+    constants = {"k": np.float32(3), "one": np.int64([1, 1]), "two": np.int64([2, 2])}
+    inputs = [info(name, ["n", 4, "h", "w"]) for name in "xpq"]
+    before = build([*nodes, resized, again, add], inputs, [info("y", None)], constants)
+    after = build([*nodes, mul, add], inputs, [info("y", None)], {**constants, "k": np.float32(3 + wrong)})
+    strides = {"x": (1, -1), "p": (2, -1), "q": (4, -1)}
+    behind = {
+        name: (None, None, *(Window("x", axis, *slides) for axis in (2, 3)))
+        for name, slides in strides.items()
+    }
+    return FoldCase(before, after, behind=behind if is_known else {})
+
+
+def test_sizes_follow_the_file_where_it_tells() -> None:
+    """A Resize to the size that there is goes; at other sizes the replacement would have another shape."""
+    assert rules_of_file(of_three_maps(is_known=True)) == (
+        EQUAL,
+        (SizeRule(1, 1, 2),) * 2,
+        (SizeRule(1, 3, 4),) * 2,
+    )
+    assert probe(of_three_maps(is_known=True)).status is Status.PASSED
+    assert probe(of_three_maps(is_known=True, wrong=1e-3)).status is Status.FAILED
+    assert probe(of_three_maps(is_known=False)).status is Status.FAILED
+
+
+def test_sizes_of_several_tensors_are_no_rules() -> None:
+    case = of_three_maps(is_known=True)
+    others = {"p": (None, None, Window("z", 2, 2, -1), Window("z", 3, 2, -1))}
+    assert rules_of_file(replace(case, behind={**case.behind, **others})) is None
+    assert rules_of_file(replace(case, behind={**case.behind, "q": (None,) * 4})) is None

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ from onnx_repfuse.records.float_formats import FLOAT_FORMATS, FloatFormat
 from onnx_repfuse.verifier.distance import Array
 from onnx_repfuse.verifier.oracle.evaluator import Oracle
 
-__all__ = ["FoldCase", "Source", "reach"]
+__all__ = ["FoldCase", "Source", "Window", "reach"]
 
 # Operators of which an output position depends on other positions of the input.
 _MIXES_POSITIONS = {
@@ -83,6 +83,15 @@ class Source:
         return tuple(dims)
 
 
+class Window(NamedTuple):
+    """What slides over an axis of a tensor, and leaves `floor((size + slack) / stride) + 1`."""
+
+    tensor: str
+    axis: int
+    stride: int
+    slack: int
+
+
 @dataclass(frozen=True)
 class FoldCase:
     """One fold as two small models with the same inputs and the same outputs.
@@ -93,12 +102,14 @@ class FoldCase:
         after: the nodes that replace them.
         flushed: no weight above this became zero because it was too small to show; 0 if none did.
         proved: the shapes that sources have in the file, as far as it tells; an axis is None where it may vary.
+        behind: what the axes of sources are sizes behind, as far as the file tells.
     """
 
     before: onnx.ModelProto
     after: onnx.ModelProto
     flushed: float = 0.0
     proved: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    behind: Mapping[str, tuple[Window | None, ...]] = field(default_factory=dict)
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -31,10 +31,12 @@ from onnx_repfuse.verifier.folds.error_bound import (
 )
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.folds.size_rules import (
+    EQUAL,
     Rules,
     apply,
     candidate_rules,
     holds_in_file,
+    rules_of_file,
     shared_rules,
 )
 from onnx_repfuse.verifier.folds.stimuli import Stimulus, stimuli
@@ -217,16 +219,16 @@ def _by_runtime_alone(
 
 def _rules_that_fit(case: FoldCase, side: Side) -> Rules:
     """How the sizes of further sources follow from the first's: by the rules that fit the nodes at the most sizes."""
-    candidates = candidate_rules(case)
-    equal = next(candidates)
+    equal = (EQUAL,) * len(case.sources)
     if len(case.sources) < 2 or not any(source.space for source in case.sources):
         return equal
+    known = rules_of_file(case)
     best, fitting = equal, 0
-    for rules in (equal, *candidates):
+    for rules in candidate_rules(case):
         if not holds_in_file(case, rules) or not _fits(case, side, rules, _TRIED[0]):
             continue
-        if rules == equal:
-            return equal
+        if rules in (equal, known):
+            return rules
         # ceil(size / 3) is size / 3 at 21 and 24, and at no other size of the probes.
         count = 1 + sum(_fits(case, side, rules, sizes) for sizes in _TRIED[1:])
         if count > fitting:

@@ -1,7 +1,8 @@
 """How the sizes of a fold's further sources follow from those of its first.
 
 A fold that adds a pooled tensor to a strided convolution reads both, and their sizes must fit. Nothing in the fold's
-models says how, so rules are tried: some that are common, and those of the windows in the fold's own nodes.
+models says how. Where the file does, its rules are taken; else rules are tried: some that are common, and those of the
+windows in the fold's own nodes.
 """
 
 from __future__ import annotations
@@ -12,9 +13,18 @@ from typing import NamedTuple
 
 import onnx
 
-from onnx_repfuse.verifier.folds.fold_case import FoldCase, Source
+from onnx_repfuse.verifier.folds.fold_case import FoldCase, Source, Window
 
-__all__ = ["EQUAL", "Rules", "SizeRule", "apply", "candidate_rules", "holds_in_file", "shared_rules"]
+__all__ = [
+    "EQUAL",
+    "Rules",
+    "SizeRule",
+    "apply",
+    "candidate_rules",
+    "holds_in_file",
+    "rules_of_file",
+    "shared_rules",
+]
 
 _MAX_WINDOW_RULES = 48
 
@@ -56,17 +66,51 @@ def apply(rules: AxisRules, sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(rule(size) for rule, size in zip(_padded(rules, len(sizes)), sizes, strict=True))
 
 
+def rules_of_file(case: FoldCase) -> Rules | None:
+    """The rules that hold in the file, where all sizes of all sources follow from the same axes of one tensor."""
+    if len(case.sources) < 2:
+        return None
+    windows = [_windows_of(case, source) for source in case.sources]
+    first = windows[0]
+    rules: list[AxisRules] = [EQUAL]
+    for own in windows[1:]:
+        axes = [(w.tensor, w.axis) for w in own]
+        if not first or axes != [(w.tensor, w.axis) for w in first]:
+            return None
+        pairs = zip(own, first, strict=True)
+        rules.append(tuple(_of_window(w).after(_inverse(_of_window(one))) for w, one in pairs))
+    return tuple(rules)
+
+
+def _windows_of(case: FoldCase, source: Source) -> list[Window]:
+    """Of each free axis of a source; [] if one is not known."""
+    found = case.behind.get(source.name, ())
+    if len(found) != len(source.dims):
+        return []
+    windows = [found[axis] for axis in source.space]
+    return [] if None in windows else [window for window in windows if window is not None]
+
+
+def _of_window(window: Window) -> SizeRule:
+    return SizeRule(1, window.slack + window.stride, window.stride)
+
+
 def shared_rules(case: FoldCase) -> Iterator[Rules]:
-    """Rules to try for the sizes of several sources: one rule for all but the first."""
-    sources = len(case.sources)
+    """Rules to try for the sizes of several sources: those of the file, then one rule for all but the first."""
+    sources, known = len(case.sources), rules_of_file(case)
+    if known is not None:
+        yield known
     for rule in (*_USUAL, *_of_windows(case)) if sources > 1 else (EQUAL,):
         yield (EQUAL, *(rule,) * (sources - 1))[:sources]  # constants alone have no source
 
 
 def candidate_rules(case: FoldCase) -> Iterator[Rules]:
-    """More rules to try: all sizes equal, one source by another rule, then `shared_rules`."""
+    """More rules to try: all sizes equal, one source by another rule, then `shared_rules`, the file's first of all."""
     sources = len(case.sources)
     equal = (EQUAL,) * sources
+    known = rules_of_file(case)
+    if known is not None:
+        yield known
     yield equal
     further = (*_USUAL[1:], *_of_windows(case)) if sources > 1 else ()
     for rules, position in itertools.product(further, range(1, sources)):

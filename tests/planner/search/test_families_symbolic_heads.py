@@ -11,7 +11,7 @@ from onnx import helper
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.records.reasons import Reason
 from tests.build import Net, counts, equal
-from tests.heads import mlp_head, multiply_adds, pyramid
+from tests.heads import conv_head, mlp_head, multiply_adds, pyramid
 
 BY_MACS = Options(cost="macs")
 CHANNELS = (4, 6, 8)
@@ -23,16 +23,20 @@ MODES = [
 ]
 
 
-def head(exporter: str, width: int, more: int = 0, **resize: Any) -> onnx.ModelProto:
+HEADS = {"linear": mlp_head, "1x1": conv_head}
+
+
+def head(kind: str, exporter: str, width: int, **resize: Any) -> onnx.ModelProto:
     net = Net(3)
-    y = net.op("Relu", mlp_head(net, pyramid(net, CHANNELS), CHANNELS, width, exporter, **resize))
-    return net.model(net.conv(y, width, 3, 1) if more else y)
+    y = HEADS[kind](net, pyramid(net, CHANNELS), CHANNELS, width, exporter, **resize)
+    return net.model(net.op("Relu", y))
 
 
 @pytest.mark.parametrize("resize", MODES)
 @pytest.mark.parametrize("exporter", ["legacy", "new"])
-def test_each_map_has_one_product_at_its_own_size(exporter: str, resize: dict[str, Any]) -> None:
-    model = head(exporter, 8, **resize)
+@pytest.mark.parametrize("kind", HEADS)
+def test_each_map_has_one_product_at_its_own_size(kind: str, exporter: str, resize: dict[str, Any]) -> None:
+    model = head(kind, exporter, 8, **resize)
     result = fuse(model, options=BY_MACS)
     assert equal(model, result.model, 9) > 0
     # of the four 1x1 of 8 channels per map, one per map is left
