@@ -202,7 +202,9 @@ def _result_shape(scope: Scope, node: gs.Node) -> Shape:
     could.
     """
     varying = [t.name for t in node.inputs[1:] if t.name and scope.const(t.name) is None]
-    follows = node.op in ("Reshape", "Resize") and all(computed_from_shapes(scope, name) for name in varying)
+    follows = node.op in ("Expand", "Reshape", "Resize") and all(
+        computed_from_shapes(scope, name) for name in varying
+    )
     name = (restored_from(scope, node) if varying else "") or (
         node.outputs[0].name if follows or not varying else ""
     )

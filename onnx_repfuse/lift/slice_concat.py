@@ -22,12 +22,12 @@ from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.dims import known_list
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS
-from onnx_repfuse.graph.scope import optional_input
+from onnx_repfuse.graph.scope import Scope, optional_input
 from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
 from onnx_repfuse.lift.view_ops import lift_view
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["choice_of", "lift_concat", "lift_gather", "lift_slice", "lift_split"]
+__all__ = ["choice_of", "lift_concat", "lift_gather", "lift_slice", "lift_split", "slice_arguments"]
 
 
 class Cut(NamedTuple):
@@ -140,8 +140,9 @@ def lift_slice(context: Context, node: gs.Node) -> LinearOp | None:
     if not cuts:
         return choice_of(node, channel_layout, index)
     window = _window(context, name, channel_layout, cuts, len(index))
-    if window is None:
-        return None
+    if window is None:  # no kernel; but where only sizes are not known, it may be a view
+        is_known = None not in (context.scope.shape(name) or (None,))
+        return None if is_known or len(index) != channel_layout.channels else lift_view(context, node)
     choice = _choice(channel_layout, index)
     # a Slice of all positions is no convolution
     taps = Vector.unit(len(index), window.layout) if window.is_pointwise else Sampled(window)
@@ -153,7 +154,7 @@ def lift_slice(context: Context, node: gs.Node) -> LinearOp | None:
 
 def _cuts(context: Context, node: gs.Node, channel_layout: ChannelLayout) -> dict[int, Cut] | None:
     """What a Slice keeps along each axis it names: `CHANNELS`, or another axis counted from the front."""
-    arguments = _slice_arguments(context, node)
+    arguments = slice_arguments(context.scope, node)
     if arguments is None:
         return None
     starts, ends, axes, steps = arguments
@@ -219,14 +220,14 @@ def _bounds(cut: Cut, size: int | None) -> tuple[int, int] | None:
     return (first, size - last) if first < last else None
 
 
-def _slice_arguments(context: Context, node: gs.Node) -> list[list[int]] | None:
+def slice_arguments(scope: Scope, node: gs.Node) -> list[list[int]] | None:
     """Starts, ends, axes and steps, [] where one is not given: attributes before opset 10, then inputs."""
-    if operator(node).uses_attributes(context.scope.opset):
+    if operator(node).uses_attributes(scope.opset):
         return [list(node.attrs.get(name) or ()) for name in ("starts", "ends", "axes", "steps")]
     arguments: list[list[int]] = [[], [], [], []]
     for number, tensor in enumerate(node.inputs[1:5]):
         if tensor.name:
-            values = known_list(context.scope, tensor.name)
+            values = known_list(scope, tensor.name)
             if values is None:
                 return None
             arguments[number] = values

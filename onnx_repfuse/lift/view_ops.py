@@ -21,7 +21,7 @@ _LISTED_AT = {"Resize": 3, "Reshape": 1}  # which input lists the sizes
 
 
 def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
-    """GlobalAveragePool, ReduceMean, Resize, Flatten, Reshape, Squeeze, Unsqueeze, Transpose: see `graph.views`."""
+    """GlobalAveragePool, Resize, Flatten, Reshape, Transpose, a crop, an Expand and others: see `graph.views`."""
     scope = context.scope
     name, output = node.inputs[0].name, node.outputs[0].name
     before, after = context.float_layout(name), context.channel_layout(output)
@@ -93,8 +93,8 @@ def _entry_of_channels(
         return _entry_of_resize(node, channel, len(shape)), scope.const(node.inputs[3].name)
     if node.op == "Expand":
         shape_list = scope.const(optional_input(node, 1))
-        keeps = shape_list is None or int(shape_list.read().ravel()[channel]) == 1
-        return (None, None) if keeps else (channel, shape_list)
+        listed = scope.size_lists[node.inputs[1].name] if shape_list is None else shape_list.read().ravel()
+        return (None, None) if listed[channel] == 1 else (channel, shape_list)
     if node.op != "Reshape":
         return None, None
     target = scope.const(optional_input(node, 1))

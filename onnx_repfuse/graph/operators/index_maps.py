@@ -48,17 +48,24 @@ def _every_axis(case: SizeCase) -> Sequence[int]:
 
 
 def _of_space(case: ViewCase, axes: Iterable[int]) -> Layout | None:
-    """The layout, where the channels are not touched and all sizes of space are known: for these it is priced."""
+    """The layout, where the channels are not touched."""
     rank = len(case.shape)
-    if not case.is_spatial or len(case.result) != rank or None in (*case.shape[2:], *case.result[2:]):
+    if not case.is_spatial or len(case.result) != rank or case.result[1] is None:
         return None
     return case.before if all(axis % rank != 1 for axis in axes) else None
 
 
 def _expand_layout(case: ViewCase) -> Layout | None:
     """(N, C, 1, 1) -> (N, C, H, W)"""
-    const = case.scope.const(optional_input(case.node, 1))
-    return None if const is None or const.size != len(case.shape) else _of_space(case, ())
+    name = optional_input(case.node, 1)
+    const = case.scope.const(name)
+    if const is not None:
+        return None if const.size != len(case.shape) else _of_space(case, ())
+    case.dims()  # finds the lists that are computed from sizes
+    sizes = case.scope.size_lists.get(name, ())
+    if len(sizes) != len(case.shape) or sizes[1] not in (1, case.channels):
+        return None
+    return _of_space(case, ())
 
 
 def _tile_layout(case: ViewCase) -> Layout | None:
@@ -79,13 +86,27 @@ def _pad_layout(case: ViewCase) -> Layout | None:
 
 
 def _slice_layout(case: ViewCase) -> Layout | None:
-    """Of a Slice that takes positions of space, forwards."""
+    """Of a Slice that takes positions of space, forwards; where sizes are not known, by constants."""
     if case.shape[1] != case.result[1]:
         return None
     steps = case.scope.const(optional_input(case.node, 4))
     if optional_input(case.node, 4) and (steps is None or min(steps.read().ravel(), default=1) < 1):
         return None
-    return _of_space(case, ())
+    is_known = None not in (*case.shape[2:], *case.result[2:])
+    return _of_space(case, ()) if is_known or _crops_space_by_constants(case) else None
+
+
+def _crops_space_by_constants(case: ViewCase) -> bool:
+    """Whether a Slice names its axes, none of them the batch or the channels, and its bounds are constants."""
+    if case.node.inputs[1:]:  # inputs since opset 10: starts, ends, axes, steps
+        lists = [case.scope.const(tensor.name) for tensor in case.node.inputs[1:] if tensor.name]
+        axes = case.scope.const(optional_input(case.node, 3))
+        if None in lists or axes is None:
+            return False
+        named = [int(axis) for axis in axes.read().ravel()]
+    else:
+        named = list(case.node.attrs.get("axes") or ())
+    return bool(named) and all(axis % len(case.shape) > 1 for axis in named)
 
 
 INDEX_MAPS = (

@@ -11,7 +11,7 @@ arithmetic of Conv, pool, Pad and Resize. What that arithmetic does not tell is 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
@@ -27,6 +27,7 @@ from onnx_repfuse.graph.scope import optional_input
 from onnx_repfuse.graph.views import View
 from onnx_repfuse.lift import Context, LinearOp
 from onnx_repfuse.planner.limits.run_time_lists import RunTimeLists
+from onnx_repfuse.planner.limits.space_sizes import positions_behind
 from onnx_repfuse.planner.pricing.steps import Step
 from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.planner.search.select import Selection
@@ -178,7 +179,7 @@ class _Trial:
         if view.sort in (SpaceMapSort.RESHAPES, SpaceMapSort.PERMUTES):
             total = operand.total * view.channels // view.channels_behind
             return _Places(() if axis == -1 else self.space_of(view, total), total)
-        told = None if operand.space is None else view.positions(operand.space)
+        told = None if operand.space is None else self.told(view, operand.space)
         if told is not None:
             if min(told, default=1) < 1:
                 raise _UntoldError  # the operator does not run at this size
@@ -195,6 +196,11 @@ class _Trial:
             space.append(dim if dim is not None else max(1, int(operand.space[place] * factors[place])))
         return _Places(() if axis == -1 else tuple(space), prod(space))
 
+    def told(self, view: View, space: tuple[int, ...]) -> Sequence[int] | None:
+        """The positions behind a view that its own arguments tell."""
+        by_rule = view.positions(space)
+        return positions_behind(self.context, view.node, space) if by_rule is None else by_rule
+
     def space_of(self, view: View, total: int) -> tuple[int, ...] | None:
         """The positions per axis behind a Reshape or Transpose, where they are proved or follow from others."""
         proved = _unless_none(view.end[2:])
@@ -204,14 +210,16 @@ class _Trial:
         return tuple(dims[2:])
 
     def listed(self, view: View) -> tuple[int, ...] | None:
-        """The positions behind a Resize that lists sizes, where these follow from the sizes of what it reads."""
-        name = optional_input(view.node, 3)
+        """The positions behind a Resize or Expand that lists sizes, where these follow from those of what it reads."""
+        name = optional_input(view.node, 1 if view.node.op == "Expand" else 3)
         sizes = self.lists.evaluate(name) if name else None
         before = self.lists.dims(view.operand)
         if sizes is None or before is None:
             return None
         axes = view.node.attrs.get("axes") or range(len(view.start))
         by_axis = {int(axis) % len(view.start): size for axis, size in zip(axes, sizes, strict=True)}
+        if view.node.op == "Expand":
+            by_axis = {axis: max(size, before[axis]) for axis, size in by_axis.items()}
         space = tuple(by_axis.get(axis, before[axis]) for axis in range(2, len(view.start)))
         if min(space, default=1) < 1:
             raise _UntoldError

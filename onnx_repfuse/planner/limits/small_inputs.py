@@ -24,6 +24,7 @@ from onnx_repfuse.graph.operators.facts import SpaceMapSort
 from onnx_repfuse.graph.operators.space_maps import permutation
 from onnx_repfuse.graph.windows import any_window
 from onnx_repfuse.lift import Context, LinearOp
+from onnx_repfuse.planner.limits.space_sizes import positions_behind
 from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.planner.search.select import Selection
 
@@ -146,6 +147,8 @@ class _SmallInputs:
         """Whether an operator is not the convolution that it was read as, for so many positions of an axis."""
         if lifted.node.op not in _WINDOWS or id(lifted.node) in self.stay - self.convolved:
             return False  # what stays itself is cut as it was
+        if lifted.view is not None and lifted.node.op == "Slice":
+            return self.cropped(lifted, axis, size) == 0
         sampling = self.sampling(lifted)
         if sampling is None or axis - 2 >= len(sampling):
             return False
@@ -161,6 +164,9 @@ class _SmallInputs:
         view = lifted.view
         if view is not None and view.sort is SpaceMapSort.PERMUTES and view.before == view.after:
             return permutation(view.node, view.dims).index(axis), positions
+        if view is not None and view.node.op == "Slice":
+            cropped = self.cropped(lifted, axis, positions)
+            return None if cropped is None else (axis, cropped)
         sampling = self.sampling(lifted, operand)
         if sampling is None or axis - 2 >= len(sampling):
             return None
@@ -173,6 +179,12 @@ class _SmallInputs:
         if op in ("Conv", "ConvTranspose"):
             return axis, written if written > 0 else -1
         return axis, max(written, 0)
+
+    def cropped(self, lifted: LinearOp, axis: int, positions: int) -> int | None:
+        """The positions of an axis that a Slice leaves of so many; None where it does not tell."""
+        rank = lifted.operands[0].layout[1]
+        left = positions_behind(self.context, lifted.node, (positions,) * rank)
+        return None if left is None or axis - 2 >= rank else left[axis - 2]
 
     def sampling(self, lifted: LinearOp, operand: int = 0) -> list[tuple[int, int]] | None:
         """Stride and slack along each axis of an operand; None of a view but a pool's, and where they are not known."""

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from onnx_repfuse import Options, fuse
-from tests.build import Net, check
+from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS
+from onnx_repfuse.records.reasons import Reason
+from tests.build import Net, check, equal
 
 BY_MACS = Options(cost="macs")
 Map = Callable[[Net, str], str]
@@ -88,3 +90,81 @@ def test_a_slice_of_all_positions_is_no_convolution(behind: str) -> None:
     report = fuse(net.model(y), options=Options(check=False)).report
     assert "Conv" not in report.after.ops
     assert report.after.macs == 0
+
+
+# sizes that are not known
+
+
+def crop(net: Net, x: str, first: int = 1, last: int = -1, **bounds: str) -> str:
+    """x[:, :, first:last, first:last]"""
+    both = {name: net.const(np.array([at, at])) for name, at in (("starts", first), ("ends", last))}
+    both |= bounds
+    return str(net.op("Slice", x, both["starts"], both["ends"], net.const(np.array([2, 3]))))
+
+
+@pytest.mark.parametrize("bounds", [(1, -1), (0, -2), (2, 5), (-3, END_OF_AXIS)])
+def test_norm_behind_a_crop_of_unknown_sizes_goes_into_the_conv_before_it(bounds: tuple[int, int]) -> None:
+    net = Net(4)
+    y = net.bn(crop(net, net.conv("x", 4, 4, 3, pad=1), *bounds), 4)
+    check(net.model(net.op("Relu", y)), {"Conv": 1, "Slice": 1, "Relu": 1}, largest=9)
+
+
+@pytest.mark.parametrize("mode", ["edge", "reflect"])
+def test_norm_behind_a_pad_of_unknown_sizes_goes_into_the_conv_before_it(mode: str) -> None:
+    net = Net(4, opset=19)
+    y = net.bn(padded(mode)(net, net.conv("x", 4, 4, 3, pad=1)), 4)
+    check(net.model(net.op("Relu", y)), {"Conv": 1, "Pad": 1, "Relu": 1}, largest=9)
+
+
+@pytest.mark.parametrize("space_map", [padded("edge"), tiled])
+def test_pointwise_conv_of_what_is_repeated_at_unknown_sizes(space_map: Map) -> None:
+    net = Net(6)
+    model = net.model(net.op("Relu", net.conv(space_map(net, net.op("Relu", "x")), 6, 4, 1)))
+    before = [node.op_type for node in model.graph.node]
+    result = check(model, {op: before.count(op) for op in before}, options=BY_MACS, largest=9)
+    assert [node.op_type for node in result.model.graph.node][-3:] == ["Conv", before[-3], "Relu"]
+
+
+def test_pointwise_conv_behind_an_expand_to_the_size_of_another_tensor() -> None:
+    """An image's average, which every position gets (`expand_as`)."""
+    net = Net(6)
+    space = net.op("Slice", net.op("Shape", "x"), *(net.const(np.array([k])) for k in (2, 4)))
+    sizes = net.op("Concat", net.const(np.array([1, 1])), space, axis=0)
+    y = net.op("Expand", net.op("GlobalAveragePool", net.op("Relu", "x")), sizes)
+    model = net.model(net.op("Relu", net.conv(y, 6, 4, 1)))
+    result = fuse(model, options=BY_MACS)
+    order = [node.op_type for node in result.model.graph.node]
+    assert order.index("Conv") < order.index("Expand")
+    assert equal(model, result.model, 9) > 0
+
+
+def test_a_conv_does_not_move_behind_a_crop_that_may_leave_nothing() -> None:
+    """Of two positions the crop leaves none, which ONNX Runtime's Conv does not take; the Slice does."""
+    net = Net(4)
+    model = net.model(net.op("Relu", crop(net, net.conv(net.op("Relu", "x"), 4, 6, 1))))
+    check(model, None, Reason.SHAPE, options=BY_MACS)
+
+
+def test_a_conv_moves_behind_a_crop_where_another_one_takes_what_it_leaves() -> None:
+    net = Net(4)
+    y = crop(net, net.conv(net.op("Relu", "x"), 4, 6, 1))
+    model = net.model(net.conv(y, 6, 5, 1))
+    result = check(model, {"Relu": 1, "Slice": 1, "Conv": 1}, options=BY_MACS, largest=9)
+    assert [node.op_type for node in result.model.graph.node] == ["Relu", "Slice", "Conv"]
+
+
+def test_a_conv_does_not_move_before_a_crop() -> None:
+    net = Net(4)
+    model = net.model(net.conv(crop(net, net.op("Relu", "x")), 4, 2, 1))
+    check(model, None, largest=9)
+
+
+def test_a_crop_by_computed_bounds_and_of_the_batch_stays() -> None:
+    net = Net(4)
+    ends = net.op("Slice", net.op("Shape", "x"), net.const(np.array([2])), net.const(np.array([4])))
+    y = crop(net, net.conv("x", 4, 4, 3, pad=1), ends=str(net.op("Sub", ends, net.const(np.array([1, 2])))))
+    assert not fuse(net.model(net.bn(y, 4))).report.folds
+    net = Net(4)
+    bounds = [net.const(np.array([k])) for k in (0, 1, 0)]
+    y = net.op("Slice", net.conv("x", 4, 4, 3, pad=1), *bounds)
+    assert not fuse(net.model(net.bn(y, 4))).report.folds
