@@ -10,7 +10,13 @@ from math import prod
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.operators.channel_rules import BY_SHAPE, SELECTED, ChannelRule
+from onnx_repfuse.graph.operators.channel_rules import (
+    BY_SHAPE,
+    SELECTED,
+    ChannelLayout,
+    ChannelRule,
+    Layouts,
+)
 from onnx_repfuse.graph.operators.facts import (
     Attributes,
     Doubt,
@@ -25,7 +31,7 @@ from onnx_repfuse.graph.operators.facts import (
 )
 from onnx_repfuse.graph.scope import Scope, optional_input, static
 
-__all__ = ["SPACE_MAPS", "keeps_channels", "permutation"]
+__all__ = ["SPACE_MAPS", "layout_of_extreme", "permutation"]
 
 
 def _layout_of(channel: int, rank: int) -> Layout | None:
@@ -167,21 +173,28 @@ def _reduce_layout(case: ViewCase) -> Layout | None:
     return _layout_of(case.channel, len(case.shape)) if _removed_axes(case) else None
 
 
-def keeps_channels(scope: Scope, node: gs.Node, layout: Layout) -> bool:
-    """Whether a ReduceMax or ReduceMin works on positions of one image alone, and leaves all axes where they are."""
+def layout_of_extreme(scope: Scope, node: gs.Node, layout: Layout) -> Layout | None:
+    """Where channels are behind a ReduceMax or ReduceMin; None unless it works on positions of one image alone."""
     shape = scope.shape(node.inputs[0].name)
     dims = len(shape) if shape is not None else layout[1] + 2 if layout[0] == 1 else 0
     axes = {axis % dims for axis in _constant_axes(scope, node)} if dims else set()
-    return bool(axes) and bool(node.attrs.get("keepdims", 1)) and axes.isdisjoint({0, layout[0] % dims})
+    if not axes or not axes.isdisjoint({0, layout[0] % dims}):
+        return None
+    if node.attrs.get("keepdims", 1):
+        return layout
+    channel = layout[0] % dims
+    return _layout_of(channel - sum(axis < channel for axis in axes), dims - len(axes))
 
 
-_EXTREME = ChannelRule(
-    lambda layouts, node: (
-        first
-        if (first := layouts.first(node)) is not None and keeps_channels(layouts.scope, node, first.layout)
-        else BY_SHAPE.forwards(layouts, node)
-    )
-)
+def _extreme_forwards(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
+    first = layouts.first(node)
+    layout = None if first is None else layout_of_extreme(layouts.scope, node, first.layout)
+    if first is None or layout is None:
+        return BY_SHAPE.forwards(layouts, node)
+    return ChannelLayout(*layout, first.channels, first.data_type)
+
+
+_EXTREME = ChannelRule(_extreme_forwards)
 
 
 def _axes(attrs: Attributes, axes: Values | None) -> tuple[int, ...]:

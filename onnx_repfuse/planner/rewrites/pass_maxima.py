@@ -9,20 +9,22 @@ Conv before it. Nothing is moved that would not fold there. The next round of co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
-from onnx_repfuse.graph.decode import new_node
+from onnx_repfuse.graph.decode import new_node, read_instead
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.operators.facts import Passes
-from onnx_repfuse.graph.operators.space_maps import keeps_channels
-from onnx_repfuse.graph.scope import Scope, optional_input
+from onnx_repfuse.graph.operators.space_maps import layout_of_extreme
+from onnx_repfuse.graph.scope import Const, Scope, optional_input
 from onnx_repfuse.graph.windows import any_window
 from onnx_repfuse.lift import Context, LinearOp, lift
 from onnx_repfuse.planner.folds.planned import ScopePlan
@@ -64,7 +66,8 @@ def apply_maxima(plan: ScopePlan, layouts: dict[str, ChannelLayout], is_free: Is
     for pair in _pairs(Context(scope, layouts, protected_nodes(scope)), is_free):
         first, second, _ = pair
         if pair.is_positive and replacements.nodes.keys().isdisjoint((id(first), id(second))):
-            replacements.fold(second.outputs[0].name, {Kind.COMMUTE}, [first, second], _swapped(scope, pair))
+            swapped = _swapped(scope, pair, layouts)
+            replacements.fold(second.outputs[0].name, {Kind.COMMUTE}, [first, second], swapped)
             replacements.nodes[id(first)] = []
     return replacements.write()
 
@@ -185,7 +188,7 @@ def _commutes(context: Context, node: gs.Node) -> bool:
         return _is_from_zero(context.scope, node)
     if node.op in ("ReduceMax", "ReduceMin"):
         layout = context.channel_layout(node.inputs[0].name)
-        return layout is not None and keeps_channels(context.scope, node, layout.layout)
+        return layout is not None and layout_of_extreme(context.scope, node, layout.layout) is not None
     return node.op != "MaxPool" or _has_real_taps(context, node)
 
 
@@ -209,7 +212,7 @@ def _has_real_taps(context: Context, pool: gs.Node) -> bool:
     return not any(window.pads) or (not is_dilated and max(window.pads) < min(window.kernel))
 
 
-def _swapped(scope: Scope, pair: _Pair) -> list[gs.Node]:
+def _swapped(scope: Scope, pair: _Pair, layouts: dict[str, ChannelLayout]) -> list[gs.Node]:
     """The second node of a pair, reading what the first reads, and the first behind it."""
     first, second = pair.first, pair.second
     source = pair.affine.operands[0].name if pair.affine.node is first else first.inputs[0].name
@@ -221,10 +224,34 @@ def _swapped(scope: Scope, pair: _Pair) -> list[gs.Node]:
     if like in scope.assumed:
         scope.assumed[between] = scope.assumed[like]
     middle = first.outputs[0].name
-    return [
+    nodes = [
         _reading(scope, second, middle, source, between),
         _reading(scope, first, source, between, second.outputs[0].name),
     ]
+    is_behind = pair.affine.node is first
+    place = layouts.get(second.outputs[0].name if is_behind else source)
+    if place is not None and place.layout != pair.affine.layout:
+        _bring_to(scope, nodes[is_behind], place)
+    return nodes
+
+
+def _bring_to(scope: Scope, affine: gs.Node, place: ChannelLayout) -> None:
+    """Give the constants of arithmetic the rank that tensors have in another place: (C, 1, 1) there is (C,) here."""
+    if operator(affine).normalizes:  # its parameters are vectors in every place
+        return
+    for number, tensor in enumerate(affine.inputs):
+        const = scope.const(tensor.name)
+        if const is None:
+            continue
+        shape = () if const.size == 1 else (const.size, *(1,) * place.rank)
+        name = scope.fresh(f"{tensor.name}_in_place")
+        made = Const(shape, const.data_type, partial(_reshaped, const, shape))
+        scope.constants[name] = scope.created[name] = made
+        read_instead(affine, number, name)
+
+
+def _reshaped(const: Const, shape: tuple[int, ...]) -> NDArray[Any]:
+    return np.reshape(const.read(), shape)
 
 
 def _reading(scope: Scope, node: gs.Node, old: str, new: str, output: str) -> gs.Node:

@@ -176,6 +176,41 @@ def test_extremes_over_channels_or_images_and_those_that_remove_axes_stay(
     check(net.model(net.nodes[-1].output[0]), None)
 
 
+@pytest.mark.parametrize("opset", [13, 18])
+@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
+@pytest.mark.parametrize("as_mul", [False, True])
+@pytest.mark.parametrize("scalar", [False, True])
+def test_what_is_before_an_extreme_that_removes_axes(opset: int, op: str, as_mul: bool, scalar: bool) -> None:
+    """torch's amax(x, (2, 3)) before a Linear; constants of (C, 1, 1) are of (C,) behind it."""
+    net = Net(4, opset=opset)
+    factors = np.linspace(0.5, 2, 4).reshape(4, 1, 1)
+    y = net.op("Relu", net.conv("x", 4, 4, 3))
+    if as_mul:
+        y = net.op("Mul", y, net.const(np.full((1, 1, 1, 1), 1.7) if scalar else factors))
+        y = net.op("Add", y, net.const(0.3) if scalar else net.channel(4))
+    else:
+        y = positive_bn(net, y)
+    y = reduced(net, y, op, (2, 3), 0)
+    check(
+        net.model(net.op("Gemm", y, net.random(4, 3), net.random(3))),
+        {"Conv": 1, "Relu": 1, op: 1, "Gemm": 1},
+    )
+
+
+@pytest.mark.parametrize("factor", [(4,), (1, 4), ()])
+def test_a_factor_behind_an_extreme_that_removes_axes(factor: tuple[int, ...]) -> None:
+    net = Net(4)
+    y = reduced(net, net.conv("x", 4, 4, 3), "ReduceMax", (2, 3), 0)
+    y = net.op("Mul", y, net.const(net.rng.uniform(0.5, 2, factor)))
+    check(net.model(net.op("Relu", y)), {"Conv": 1, "ReduceMax": 1, "Relu": 1})
+
+
+def test_an_extreme_along_one_axis_that_it_removes() -> None:
+    net = Net(4)
+    y = reduced(net, positive_bn(net, net.op("Relu", "x")), "ReduceMax", (3,), 0)
+    check(net.model(net.conv(y, 4, 5, (1,))), {"Relu": 1, "ReduceMax": 1, "Conv": 1})
+
+
 def test_negative_factors_do_not_pass_an_extreme() -> None:
     net = Net(4)
     y = reduced(net, positive_bn(net, net.op("Relu", "x"), negative=True))
