@@ -52,6 +52,8 @@ from onnx_repfuse.planner.rewrites.scalar_paths import Paths
 from onnx_repfuse.planner.rewrites.slopes import is_slow_prelu
 from onnx_repfuse.planner.rewrites.split_parts import fold_into_parts
 from onnx_repfuse.planner.rewrites.subsampling import apply_subsamplings, subsampling_refusals
+from onnx_repfuse.planner.rewrites.weight_factors import ROLES as WEIGHT_ROLES
+from onnx_repfuse.planner.rewrites.weight_factors import fold_into_weights
 from onnx_repfuse.planner.search.candidates import way_of
 from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.planner.search.select import Selection, select
@@ -192,9 +194,19 @@ class _Planning:
         """Merge chains of arithmetic with constants, move scalar factors to where they fold; all layouts then."""
         is_merged = self.options.allows(Kind.AFFINE) and merge_chains(self.plan, self.paths(layouts))
         self._changed(written=is_merged)
+        is_merged |= self.fold_into_weights(layouts)
         is_moved = move_factors(self.plan, self.paths(layouts), self.options.allows_all)
         self._changed(written=is_moved)
         return channel_layouts(self.plan.scope, layouts) if is_merged or is_moved else layouts
+
+    def fold_into_weights(self, layouts: dict[str, ChannelLayout]) -> bool:
+        """Put factors beside products of several matrices, or of rows, into their weights."""
+        if not self.options.allows_all(WEIGHT_ROLES):
+            return False
+        context = Context(self.plan.scope, layouts, protected_nodes(self.plan.scope))
+        is_written = fold_into_weights(self.plan, context, self.is_free)
+        self._changed(written=is_written)
+        return is_written
 
     def paths(self, layouts: dict[str, ChannelLayout]) -> Paths:
         """The ways of scalar factors, in the scope as it is."""

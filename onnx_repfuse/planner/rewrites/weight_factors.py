@@ -1,0 +1,255 @@
+"""Factors beside a matrix product go into its weight where no channels say how: batches of matrices, and rows.
+
+    (x @ W) * s = x @ (W * s)        (x * s) @ W = x @ (s' * W)        W of (heads, k, n): a matrix for each head
+
+The algebra knows products along the last axis by one matrix. What remains is a weight W of three or more axes, a weight
+that stands first, and a Gemm that reads its first input by columns (transA). A constant factor that has one value for
+all rows of the product, or for all columns of a weight that stands first, may differ from head to head and from column
+to column: W has elements for each of these. Behind a Gemm a factor and a shift per column go into its bias, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnx_repfuse.algebra.kernels import Vector
+from onnx_repfuse.graph.decode import new_node
+from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
+from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, Scope, optional_input
+from onnx_repfuse.lift import Context, LinearOp, lift
+from onnx_repfuse.planner.folds.planned import ScopePlan
+from onnx_repfuse.planner.folds.replacements import Replacements
+from onnx_repfuse.planner.weights.rounding import rounded
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from onnx_repfuse.records.report import Kind
+
+__all__ = ["fold_into_weights"]
+
+ROLES = frozenset((Kind.AFFINE, Kind.MATMUL))
+Array = NDArray[np.float64]
+
+
+class _Product(NamedTuple):
+    """A product with a constant matrix, or a batch of them.
+
+    Attributes:
+        node: MatMul or Gemm.
+        place: of the weight among its inputs.
+        weight: the constant.
+        summed, kept: the axes of the weight that are summed over, and that the product has, counted from the end.
+    """
+
+    node: gs.Node
+    place: int
+    weight: Const
+    summed: int
+    kept: int
+
+    @property
+    def data(self) -> str:
+        """The other factor."""
+        return str(self.node.inputs[1 - self.place].name)
+
+
+class _Beside(NamedTuple):
+    """What stands before or behind a product: the new weight's factor, and for a Gemm a shift."""
+
+    node: gs.Node
+    factor: Array
+    shift: Array | None
+
+
+def fold_into_weights(plan: ScopePlan, context: Context, is_free: Callable[[gs.Node], bool]) -> bool:
+    """Fold constant factors beside products into the products' weights; whether there were any.
+
+    Args:
+        plan: of the scope, which is changed.
+        context: the scope and its layouts.
+        is_free: whether a node may be replaced.
+    """
+    scope, replacements = context.scope, Replacements(plan)
+    taken: set[int] = set()
+    for product in _products(context, is_free):
+        beside = _behind(context, product, is_free) or _before(scope, product, is_free)
+        if beside is None or not taken.isdisjoint((id(product.node), id(beside.node))):
+            continue
+        first, last = _in_order(product.node, beside.node, scope)
+        output = last.outputs[0].name
+        taken.update((id(first), id(last)))
+        created = [_written(scope, product, beside, output)]
+        replacements.fold(output, ROLES, [first, last], created)
+        replacements.nodes[id(first)] = []
+    return replacements.write()
+
+
+def _products(context: Context, is_free: Callable[[gs.Node], bool]) -> Iterator[_Product]:
+    """The products by constants that the algebra does not read as maps of channels."""
+    scope = context.scope
+    for node in scope.nodes if scope.opset >= NUMPY_BROADCAST_SINCE else ():
+        if node.op not in ("MatMul", "Gemm") or not is_free(node) or id(node) in context.protected:
+            continue
+        if isinstance(lift(context, node), LinearOp):
+            continue
+        constants = [scope.const(tensor.name) for tensor in node.inputs[:2]]
+        if sum(const is not None for const in constants) != 1:
+            continue
+        place = 0 if constants[0] is not None else 1
+        weight, data = constants[place], scope.shape(node.inputs[1 - place].name)
+        if weight is None or min(weight.shape, default=0) < 1 or weight.data_type not in FLOAT_FORMATS:
+            continue
+        # a vector has no rows, or no columns
+        if min(len(weight.shape), 0 if data is None else len(data)) >= 2:
+            yield _product(node, place, weight)
+
+
+def _product(node: gs.Node, place: int, weight: Const) -> _Product:
+    is_turned = node.op == "Gemm" and bool(node.attrs.get("transA" if place == 0 else "transB", 0))
+    # (rows, summed) stands first, (summed, columns) second
+    kept_is_last = (place == 1) != is_turned
+    summed, kept = (-2, -1) if kept_is_last else (-1, -2)
+    return _Product(node, place, weight, summed, kept)
+
+
+def _behind(context: Context, product: _Product, is_free: Callable[[gs.Node], bool]) -> _Beside | None:
+    """What alone reads a product, and scales what its weight has."""
+    scope, name = context.scope, product.node.outputs[0].name
+    if not scope.is_private(name):
+        return None
+    node = scope.consumers[name][0]
+    if not is_free(node):
+        return None
+    axis = -1 if product.place == 1 else -2  # of the product, the one that the weight has
+    if product.node.op == "Gemm" and product.place == 1:
+        found = _per_column(context, node, name)
+        if found is None or not _bias_is_per_column(scope, product):
+            return None
+        factor, shift = found
+        return _Beside(node, _turned(factor[None, :], -1, product.kept), shift)
+    values = _scales(scope, node, name)
+    if values is None or product.node.op == "Gemm" or not _fits(values, product.weight, axis, product.kept):
+        return None
+    return _Beside(node, _turned(values, axis, product.kept), None)
+
+
+def _before(scope: Scope, product: _Product, is_free: Callable[[gs.Node], bool]) -> _Beside | None:
+    """What computes the other factor for the product alone, and scales what is summed over."""
+    node = scope.producer.get(product.data)
+    if node is None or not scope.is_private(product.data) or not is_free(node):
+        return None
+    data = [tensor.name for tensor in node.inputs if scope.const(tensor.name) is None]
+    values = _scales(scope, node, data[0]) if len(data) == 1 else None
+    if values is None or scope.shape(data[0]) is None or len(scope.shape(data[0]) or ()) < 2:
+        return None
+    is_turned = product.node.op == "Gemm" and bool(
+        product.node.attrs.get("transB" if product.place == 0 else "transA", 0)
+    )
+    axis = -1 if (product.place == 1) != is_turned else -2  # of the data, the one that is summed over
+    if not _fits(values, product.weight, axis, product.summed):
+        return None
+    return _Beside(node, _turned(values, axis, product.summed), None)
+
+
+def _scales(scope: Scope, node: gs.Node, source: str) -> Array | None:
+    """The constant that a Mul multiplies a tensor by, or a Div divides it by; None for any other node."""
+    if node.op not in ("Mul", "Div") or (node.op == "Div" and node.inputs[0].name != source):
+        return None
+    others = [tensor.name for tensor in node.inputs if tensor.name != source]
+    const = scope.const(others[0]) if len(others) == 1 else None
+    if const is None or const.size > MAX_FOLDED_ELEMENTS or const.data_type not in FLOAT_FORMATS:
+        return None
+    values = np.asarray(const.read()).astype(np.float64)
+    with np.errstate(all="ignore"):
+        values = 1.0 / values if node.op == "Div" else values
+    return values if np.isfinite(values).all() else None
+
+
+def _fits(values: Array, weight: Const, axis: int, own: int) -> bool:
+    """Whether factors along an axis of a tensor, and its batches, are factors of an axis of the weight and of its."""
+    shape = (1,) * (2 - values.ndim) + values.shape
+    other = -1 if axis == -2 else -2
+    if len(shape) > len(weight.shape) or shape[other] != 1 or shape[axis] not in (1, weight.shape[own]):
+        return False
+    batches = zip(shape[:-2][::-1], weight.shape[:-2][::-1], strict=False)
+    return all(size in (1, whole) for size, whole in batches)
+
+
+def _turned(values: Array, axis: int, own: int) -> Array:
+    """Factors along an axis of a tensor as factors along that axis of the weight."""
+    values = values.reshape((1,) * (2 - values.ndim) + values.shape)
+    return values if axis == own else np.swapaxes(values, -1, -2)
+
+
+def _per_column(context: Context, node: gs.Node, source: str) -> tuple[Array, Array] | None:
+    """Factor and shift of a per-channel operator over the columns of a matrix."""
+    lifted = lift(context, node)
+    if not isinstance(lifted, LinearOp) or lifted.view is not None or lifted.inner_nodes:
+        return None
+    if len(lifted.operands) != 1 or lifted.operands[0].name != source or lifted.layout != (-1, 0):
+        return None
+    kernel = lifted.terms[0].kernel
+    is_plain = isinstance(kernel, Vector) and len(lifted.terms) == 1 and not lifted.bias.deferred
+    return (kernel.scale, lifted.bias.known) if is_plain and isinstance(kernel, Vector) else None
+
+
+def _bias_is_per_column(scope: Scope, product: _Product) -> bool:
+    """Whether a Gemm adds nothing, or a constant for each column."""
+    name = optional_input(product.node, 2)
+    const = scope.const(name)
+    if not name:
+        return True
+    aligned = () if const is None else (1,) * (2 - len(const.shape)) + const.shape
+    return aligned in ((1, 1), (1, product.weight.shape[product.kept]))
+
+
+def _in_order(product: gs.Node, beside: gs.Node, scope: Scope) -> tuple[gs.Node, gs.Node]:
+    reads = any(tensor.name == product.outputs[0].name for tensor in beside.inputs)
+    return (product, beside) if reads else (beside, product)
+
+
+def _written(scope: Scope, product: _Product, beside: _Beside, output: str) -> gs.Node:
+    """The product with what stood beside it in its weight and its bias."""
+    node, inputs = product.node, [tensor.name for tensor in product.node.inputs]
+    source = product.data
+    if beside.node.outputs[0].name == source:
+        source = next(tensor.name for tensor in beside.node.inputs if scope.const(tensor.name) is None)
+    inputs[1 - product.place] = source
+    weight, factor, attrs = product.weight, beside.factor, dict(node.attrs)
+    shape = np.broadcast_shapes(weight.shape, factor.shape)
+    inputs[product.place] = _constant(
+        scope, f"{output}_weight", shape, weight.data_type, lambda: _values(weight) * factor
+    )
+    if beside.shift is not None and (optional_input(node, 2) or beside.shift.any()):
+        columns, shift = weight.shape[product.kept], beside.shift
+        bias = partial(_bias, scope.const(optional_input(node, 2)), float(attrs.pop("beta", 1.0)), columns)
+        scale = factor.ravel()
+        inputs[2:] = [
+            _constant(scope, f"{output}_bias", (columns,), weight.data_type, lambda: bias() * scale + shift)
+        ]
+    return new_node(node.op, scope.fresh(output), attrs, inputs, [output])
+
+
+def _values(const: Const) -> Array:
+    return np.asarray(const.read()).astype(np.float64)
+
+
+def _bias(const: Const | None, beta: float, columns: int) -> Array:
+    values = np.zeros(1) if const is None else beta * _values(const).ravel()
+    return np.broadcast_to(values, (columns,))
+
+
+def _constant(
+    scope: Scope, stem: str, shape: tuple[int, ...], data_type: int, compute: Callable[[], Array]
+) -> str:
+    name = scope.fresh(stem)
+
+    def read() -> NDArray[Any]:
+        return rounded(np.ascontiguousarray(np.broadcast_to(compute(), shape)), data_type)
+
+    scope.constants[name] = scope.created[name] = Const(shape, data_type, read)
+    return name

@@ -1,0 +1,128 @@
+"""Factors beside products of batches of matrices, of weights that stand first, and of Gemms that read columns."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from onnx_repfuse import Options, fuse
+from onnx_repfuse.records.report import Kind
+from tests.build import Net, check
+
+HEADS = (2, 3, 5, 4)  # batch, heads, rows, channels
+
+
+def heads(net: Net, x: str, factor: tuple[int, ...] | None, *, first: bool, op: str = "Mul") -> str:
+    """A matrix for each head, and a factor before or behind; `first`: the weight stands first."""
+    weight = net.random(3, *((6, 5) if first else (4, 6)))
+    y = net.op("MatMul", *((weight, x) if first else (x, weight)))
+    return str(y if factor is None else net.op(op, y, net.const(net.rng.uniform(0.5, 2, factor))))
+
+
+def scaled(net: Net, factor: tuple[int, ...]) -> str:
+    return str(net.op("Mul", net.op("Relu", "x"), net.const(net.rng.uniform(0.5, 2, factor))))
+
+
+@pytest.mark.parametrize("op", ["Mul", "Div"])
+@pytest.mark.parametrize("factor", [(), (6,), (1, 6), (3, 1, 6), (3, 1, 1)])
+def test_a_factor_behind_a_batch_of_matrices(op: str, factor: tuple[int, ...]) -> None:
+    net = Net(shape=HEADS)
+    check(net.model(heads(net, "x", factor, first=False, op=op)), {"MatMul": 1})
+
+
+@pytest.mark.parametrize("factor", [(6, 1), (3, 6, 1), (3, 1, 1), ()])
+def test_a_factor_behind_a_weight_that_stands_first(factor: tuple[int, ...]) -> None:
+    net = Net(shape=HEADS)
+    check(net.model(heads(net, "x", factor, first=True)), {"MatMul": 1})
+
+
+@pytest.mark.parametrize("factor", [(4,), (3, 1, 4), (3, 1, 1), ()])
+def test_a_factor_before_a_batch_of_matrices(factor: tuple[int, ...]) -> None:
+    net = Net(shape=HEADS)
+    check(net.model(heads(net, scaled(net, factor), None, first=False)), {"Relu": 1, "MatMul": 1})
+
+
+@pytest.mark.parametrize("factor", [(5, 1), (3, 5, 1), (3, 1, 1)])
+def test_a_factor_before_a_weight_that_stands_first(factor: tuple[int, ...]) -> None:
+    net = Net(shape=HEADS)
+    check(net.model(heads(net, scaled(net, factor), None, first=True)), {"Relu": 1, "MatMul": 1})
+
+
+def test_factors_on_both_sides() -> None:
+    net = Net(shape=HEADS)
+    y = net.op("Mul", "x", net.const(net.rng.uniform(0.5, 2, 4)))
+    check(net.model(heads(net, y, (3, 1, 6), first=False)), {"MatMul": 1})
+
+
+@pytest.mark.parametrize(
+    ("factor", "first"),
+    [((5, 1), False), ((5, 6), False), ((4,), True), ((6, 4), True), ((2, 1, 1, 1), False)],
+)
+def test_a_value_for_each_row_or_image_stays(factor: tuple[int, ...], first: bool) -> None:
+    """Of the product: rows of x, or columns of x where the weight stands first, are none of the weight."""
+    net = Net(shape=HEADS)
+    check(net.model(heads(net, "x", factor, first=first)), None)
+
+
+@pytest.mark.parametrize("factor", [(5, 1), (2, 1, 1, 4)])
+def test_a_value_for_each_row_or_image_before_a_product_stays(factor: tuple[int, ...]) -> None:
+    net = Net(shape=HEADS)
+    check(net.model(heads(net, scaled(net, factor), None, first=False)), None)
+
+
+def test_what_has_other_consumers_is_kept_or_not_to_be_folded_stays() -> None:
+    net = Net(shape=HEADS)
+    y = heads(net, "x", None, first=False)
+    check(net.model(net.op("Mul", y, net.random(6)), net.op("Relu", y)), None)
+    model = _named()
+    assert not fuse(model, options=Options(keep=("stays",))).report.folds
+    assert not fuse(model, options=Options(skip=frozenset({Kind.MATMUL}))).report.folds
+    assert fuse(model).report.folds
+
+
+def _named() -> onnx.ModelProto:
+    net = Net(shape=HEADS)
+    model = net.model(heads(net, "x", (6,), first=False))
+    model.graph.node[0].name = "stays"
+    return model
+
+
+def columns(net: Net, x: str, *, bias: bool = True, **attributes: float) -> str:
+    """A Gemm that reads its first input by columns."""
+    weight = net.random(*((6, 4) if attributes.get("transB") else (4, 6)))
+    more = [net.random(6)] if bias else []
+    return str(net.op("Gemm", x, weight, *more, transA=1, **attributes))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("attributes", [{}, {"transB": 1}, {"alpha": 0.5, "beta": 2.0}])
+def test_a_norm_behind_a_gemm_that_reads_columns(bias: bool, attributes: dict[str, float]) -> None:
+    net = Net(shape=(4, 5))
+    check(net.model(net.bn(columns(net, "x", bias=bias, **attributes), 6)), {"Gemm": 1})
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_arithmetic_behind_a_gemm_that_reads_columns(bias: bool) -> None:
+    net = Net(shape=(4, 5))
+    y = net.op("Mul", columns(net, "x", bias=bias), net.random(6))
+    check(net.model(net.op("Relu", net.op("Add", y, net.random(6)))), {"Gemm": 1, "Relu": 1})
+
+
+@pytest.mark.parametrize("attributes", [{}, {"transB": 1}, {"alpha": 0.5}])
+def test_a_factor_before_a_gemm_that_reads_columns(attributes: dict[str, float]) -> None:
+    net = Net(shape=(4, 5))
+    check(net.model(columns(net, scaled(net, (4, 1)), **attributes)), {"Relu": 1, "Gemm": 1})
+
+
+def test_a_factor_for_each_row_of_what_a_gemm_writes_stays() -> None:
+    net = Net(shape=(4, 5))
+    check(net.model(net.op("Mul", columns(net, "x"), net.random(5, 1))), None)
+    net = Net(shape=(4, 5))
+    check(net.model(columns(net, scaled(net, (5,)))), None)
+
+
+@pytest.mark.parametrize("trans", [0, 1])
+def test_a_gemm_whose_weight_stands_first(trans: int) -> None:
+    net = Net(shape=(4, 5))
+    weight = net.random(*((4, 6) if trans else (6, 4)))
+    check(net.model(net.op("Gemm", weight, scaled(net, (4, 1)), transA=trans)), {"Relu": 1, "Gemm": 1})
