@@ -1,7 +1,8 @@
 """Lists of sizes that a graph computes from shapes: what nodes make of them.
 
 An exporter writes the sizes of a Resize as Concat(Slice(Shape(x)), Cast(Concat(Unsqueeze(Gather(Shape(y))), ...))).
-Such lists are short and flat: Unsqueeze, Squeeze, Reshape and Cast to integers change nothing of them.
+Such lists are short and flat: Unsqueeze, Squeeze, Reshape and Cast to integers change nothing of them. Where a list has
+rows, its numbers are in order, but nothing is told of what is computed from it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.extents import Dim, Dims, extents_of, over, plus, times
 from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, Scope, optional_input
 
-__all__ = ["SizeList", "constant_list", "moved_list", "paired", "size_list"]
+__all__ = ["SizeList", "constant_list", "has_rows", "moved_list", "multiplies_all", "paired", "size_list"]
 
 _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 _FLAT = ("Identity", "Reshape", "Squeeze", "Unsqueeze")
@@ -32,6 +33,14 @@ def constant_list(scope: Scope, name: str) -> list[int] | None:
     return None if values is None else [int(number) for number in values.ravel()]
 
 
+def has_rows(scope: Scope, node: gs.Node) -> bool:
+    """Whether a node may see rows in one of the lists that it reads; what only rearranges the axes does not mind."""
+    if node.op in _FLAT or node.op == "Cast":
+        return False
+    names = [tensor.name for tensor in node.inputs if tensor.name]
+    return any(shape is None or len(shape) > 1 for shape in map(scope.shape, names))
+
+
 def moved_list(node: gs.Node, inputs: Sequence[Sequence[_Number]]) -> list[_Number] | None:
     """What a node makes of lists that computes nothing; None for any other, and where a list is too short."""
     if node.op in _FLAT or (node.op == "Cast" and node.attrs.get("to") in _INTEGERS):
@@ -45,8 +54,8 @@ def moved_list(node: gs.Node, inputs: Sequence[Sequence[_Number]]) -> list[_Numb
             [inputs[0][place] for place in places[0]] if all(-count <= p < count for p in places[0]) else None
         )
     if node.op == "Slice" and len(inputs) >= 3 and optional_input(node, 4) == "" and _are_numbers(places):
-        ((first,), (last,)) = places[0], places[1]
-        return list(inputs[0][first:last])
+        (first, last) = places[:2]
+        return list(inputs[0][first[0] : last[0]]) if len(first) == len(last) == 1 else None
     return None
 
 
@@ -70,7 +79,7 @@ def size_list(
     if node.op == "Shape":
         known = dims.get(first)
         return None if known is None else known[node.attrs.get("start", 0) : node.attrs.get("end")]
-    if not any(tensor.name in lists for tensor in node.inputs):
+    if not any(tensor.name in lists for tensor in node.inputs) or has_rows(scope, node):
         return None
     inputs = [_list(scope, tensor.name, lists) for tensor in node.inputs if tensor.name]
     known_inputs = [one for one in inputs if one is not None]
@@ -87,8 +96,14 @@ def _list(scope: Scope, name: str, lists: Mapping[str, SizeList]) -> SizeList | 
     return None if constant is None else tuple(constant)
 
 
+def multiplies_all(node: gs.Node, inputs: int) -> bool:
+    """Whether a node of so many inputs is the product of all numbers of a list."""
+    has_axes = inputs > 1 or node.attrs.get("axes") or node.attrs.get("noop_with_empty_axes")
+    return node.op == "ReduceProd" and not has_axes
+
+
 def _computed(node: gs.Node, inputs: Sequence[SizeList]) -> SizeList | None:
-    if node.op == "ReduceProd" and not node.attrs.get("axes") and len(inputs) == 1:
+    if multiplies_all(node, len(inputs)):
         return (_product(inputs[0]),)
     function = _ARITHMETIC.get(node.op)
     pairs = paired(*inputs) if function is not None and len(inputs) == 2 else None

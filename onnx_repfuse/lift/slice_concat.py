@@ -200,7 +200,8 @@ def _window(
     strides, origin, slack = [1] * rank, [0] * rank, [-1] * rank
     for axis, cut in cuts.items():
         bounds = _bounds(cut, shape[axis])
-        if bounds is None or (axis < 2 and bounds != (0, 0)):
+        skips_images = axis < 2 and (cut.step != 1 or bounds != (0, 0))
+        if bounds is None or skips_images:
             return None
         if axis >= 2:
             first, left_out = bounds

@@ -111,3 +111,31 @@ def test_products_and_quotients() -> None:
     assert quotient(area, 4) is None
     assert quotient(area, 0) is None
     assert times((area, 0)) == 0
+
+
+def test_lists_with_rows_are_not_taken_for_flat_ones() -> None:
+    """The rows of [[n, 4], [h, w]] beside themselves are (n, 4, n, 4, h, w, h, w)."""
+    net = Net(4)
+    rows = net.op("Reshape", net.op("Shape", "x"), net.const(np.array([2, 2])))
+    flat = net.const(np.array([-1]))
+    beside = net.op("Reshape", net.op("Concat", rows, rows, axis=1), flat)
+    chosen = net.op("Gather", beside, net.const(np.array([0, 1, 4, 5])))
+    column = net.op("Reshape", net.op("Shape", "x"), net.const(np.array([4, 1])))
+    table = net.op("Reshape", net.op("Mul", column, net.op("Shape", "x")), flat)
+    squares = net.op("Gather", table, net.const(np.array([0, 5, 10, 15])))
+    row = net.op("Gather", rows, net.const(np.array([0])))
+    cut = net.op("Slice", rows, net.const(np.array([0, 0])), net.const(np.array([1, 1])))
+    whole = net.op(
+        "Slice", net.op("Shape", "x"), net.const(np.array([], np.int64)), net.const(np.array([], np.int64))
+    )
+    names = [chosen, squares, net.op("Reshape", row, flat), net.op("Reshape", cut, flat), whole]
+    model = net.model(*(net.op("ConstantOfShape", name) for name in names))
+    for size in (2, 3):
+        assert not list(disagreements(model, 2, 4, size, size + 1))
+
+
+def test_a_product_that_does_nothing_is_no_product() -> None:
+    net = Net(4, opset=18)
+    sizes = net.op("ReduceProd", net.op("Shape", "x"), noop_with_empty_axes=1)
+    y = net.op("Reshape", "x", sizes)
+    assert known_dims(scope_of(net.model(y)))[y] != (Product(4, (Extent("x", 0), N, Extent("x", 3))),)

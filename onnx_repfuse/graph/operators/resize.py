@@ -119,7 +119,7 @@ def _copies(case: ViewCase) -> bool:
     if factors:
         return set(factors.values()) == {1.0}
     sizes, sizes_behind = case.dims()
-    return len(sizes) == len(case.shape) and sizes[2:] == sizes_behind[2:]
+    return len(sizes) == len(case.shape) and sizes == sizes_behind  # the batch may be resized, too
 
 
 def _sort(node: gs.Node) -> SpaceMapSort:

@@ -16,7 +16,7 @@ from onnx_repfuse.graph.dims import known_dims
 from onnx_repfuse.graph.extents import Dim, Extent, value
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope
-from onnx_repfuse.graph.size_lists import constant_list, moved_list, paired
+from onnx_repfuse.graph.size_lists import constant_list, has_rows, moved_list, multiplies_all, paired
 
 __all__ = ["RunTimeLists"]
 
@@ -83,6 +83,8 @@ class RunTimeLists:
             if dims is None:
                 raise _UnknownError
             return [int(number) for number in of_shape(node.attrs, tuple(dims)).ravel()]
+        if has_rows(scope, node):
+            raise _UnknownError
         return self._computed(node, [self._list(t.name, depth + 1) for t in node.inputs if t.name])
 
     def _computed(self, node: gs.Node, inputs: list[list[int]]) -> list[int]:
@@ -92,7 +94,7 @@ class RunTimeLists:
 
 def _arithmetic(node: gs.Node, inputs: list[list[int]]) -> list[int]:
     """Integer arithmetic of lists. Raises _UnknownError for what is not known here."""
-    if node.op == "ReduceProd" and not node.attrs.get("axes") and len(inputs) == 1:
+    if multiplies_all(node, len(inputs)):
         return [prod(inputs[0])]
     function = _ARITHMETIC.get(node.op)
     if function is None or len(inputs) != 2:

@@ -50,6 +50,17 @@ def test_crop_of_a_pointwise_conv() -> None:
     assert [node.op_type for node in result.model.graph.node] == ["Relu", "Slice", "Conv", "Relu"]
 
 
+@pytest.mark.parametrize("batch", [4, "N"])
+@pytest.mark.parametrize("axes", [(0,), (0, 2)])
+def test_every_second_image_is_not_every_image(batch: int | str, axes: tuple[int, ...]) -> None:
+    """A Slice with steps over the batch is no convolution, whatever it does with space."""
+    net = Net(3, shape=(batch, 3, 5, 5))
+    count = len(axes)
+    bounds = ([0] * count, [np.iinfo(np.int64).max] * count, list(axes), [2] * count)
+    y = net.op("Slice", "x", *(net.const(np.array(number)) for number in bounds))
+    check(net.model(net.conv(y, 3, 2, 1)), None, options=Options(check=False))
+
+
 @pytest.mark.parametrize("space_map", ENLARGE)
 def test_pointwise_conv_of_what_is_repeated(space_map: Map) -> None:
     net = Net(6, shape=(2, 6, 5, 7))

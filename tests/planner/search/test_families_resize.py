@@ -277,3 +277,14 @@ def test_a_map_that_shrinks_at_every_size_is_resized_first() -> None:
     first, _, third = features(net, (16, 16, 16))
     model = net.model(net.op("Relu", net.conv(resized_to(net, first, third), 16, 4, 1)))
     check(model, None, options=ALONE)
+
+
+@pytest.mark.parametrize("batch", [2, "N"])
+def test_a_resize_of_the_batch_alone_is_no_copy(batch: int | str) -> None:
+    net = Net(3, shape=(batch, 3, 4, 4))
+    y = net.op("Resize", net.op("Relu", "x"), "", "", net.const(np.array([4, 3, 4, 4])), mode="nearest")
+    check(
+        net.model(net.conv(y, 3, 3, 1)),
+        {"Relu": 1, "Resize": 1, "Conv": 1},
+        options=Options(cost="macs", check=False),
+    )
