@@ -62,7 +62,8 @@ def _assume(scope: Scope, name: str, dims: Dims) -> None:
     def size(extent: Extent) -> int:
         return assumed[extent.tensor][extent.axis]
 
-    if all(len(assumed.get(one.tensor, ())) > one.axis for one in extents_of(times(dims))):
+    extents = (one for dim in dims for one in extents_of(dim))
+    if all(len(assumed.get(one.tensor, ())) > one.axis for one in extents):
         sizes = tuple(value(dim, size) for dim in dims)
         if min(sizes, default=1) > 0:
             assumed[name] = sizes

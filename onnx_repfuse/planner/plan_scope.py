@@ -11,6 +11,7 @@ so the scope is read anew right behind it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -65,6 +66,9 @@ __all__ = ["plan_scope"]
 # Alarms, not limits: integer costs fall in every round, and what a reading of the file adds is little.
 MAX_ROUNDS = 64
 MAX_READINGS = 16
+# Of one tensor. Costs do not fall where sizes are assumed that contradict each other, as of an axis that two operators
+# read as channels: the same would be written in every round.
+MAX_WRITINGS = 16
 
 
 def plan_scope(
@@ -101,6 +105,7 @@ class _Planning:
         banned: outputs that must stay computed as they are.
         alive: ids of the nodes that were needed before; the others are not ours to remove.
         not_made: outputs of the plan's `refused`, and what tells why.
+        written: how often each tensor was written.
         is_changed: something was written since the scope was read.
         zeros: which channels of the weights are zero.
         prices: see `Cover`.
@@ -111,6 +116,7 @@ class _Planning:
     banned: frozenset[str]
     alive: set[int]
     not_made: dict[str, NotMade] = field(default_factory=dict)
+    written: Counter[str] = field(default_factory=Counter)
     is_changed: bool = False
     zeros: ZeroChannels = field(default_factory=ZeroChannels)
     prices: Prices = field(default_factory=dict)
@@ -260,12 +266,16 @@ class _Planning:
     def refuse(self, cover: Cover, selections: Iterable[Selection]) -> set[str]:
         """Ban outputs of which too much would have to be proved; refuse ways that are dearer, or fail, at some size.
 
-        Likewise ways that would write an operator to be avoided. The last tensor whose shape tells a size stays.
+        Likewise outputs that were written too often, and ways that would write an operator to be avoided. The last
+        tensor whose shape tells a size stays.
 
         Returns:
             the outputs to be covered again.
         """
+        selections = list(selections)
+        self.written.update(one.output for one in selections)
         too_wide = {one.output for one in selections if reads_too_many(self.plan, one)}
+        too_wide |= {one.output for one in selections if self.written[one.output] > MAX_WRITINGS}
         self.banned |= too_wide
         refused = {
             one.output: "it would write an operator to be avoided"

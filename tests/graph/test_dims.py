@@ -139,3 +139,12 @@ def test_a_product_that_does_nothing_is_no_product() -> None:
     sizes = net.op("ReduceProd", net.op("Shape", "x"), noop_with_empty_axes=1)
     y = net.op("Reshape", "x", sizes)
     assert known_dims(scope_of(net.model(y)))[y] != (Product(4, (Extent("x", 0), N, Extent("x", 3))),)
+
+
+def test_sizes_of_which_one_is_zero_are_not_assumed_from_others() -> None:
+    """A Resize of one column by a half has none left; how many rows it has is not known."""
+    net = Net(1, shape=(1, 1, "H", "W"))
+    x = net.op("MatMul", "x", net.random(8, 1))
+    y = net.op("Resize", x, "", net.const(np.array([1, 1, 2, 0.5], np.float32)), mode="nearest")
+    scope = scope_of(net.model(y))
+    assert y not in scope.assumed

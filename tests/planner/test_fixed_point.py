@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnx_repfuse import Options, fuse
-from tests.build import Net, check, counts, equal
+from tests.build import Net, check, counts, equal, run
 
 
 def runs_once(model: onnx.ModelProto, ops: dict[str, int]) -> None:
@@ -113,3 +113,17 @@ def test_what_reads_a_tensor_along_two_axes_is_not_written_anew_as_it_is(op: str
     again = fuse(result.model, options=Options(check=False))
     assert not again.report.folds
     assert len(again.model.graph.node) == len(result.model.graph.node) == len(model.graph.node)
+
+
+def test_planning_ends_where_one_axis_is_channels_for_two_readers() -> None:
+    """The norm reads the height as channels, of which it has six; assumed are as many as of any image."""
+    net = Net(2, shape=(1, 2, "H", "W"))
+    x = net.add(net.conv("x", 2, 2, 1), net.conv("x", 2, 2, 1))
+    x = net.op("Sub", x, net.conv_bn("x", 2, 2, 5, group=2))
+    rows = net.op("MatMul", net.op("Transpose", x, perm=[0, 2, 3, 1]), net.random(2, 2))
+    y = net.op("Softmax", net.op("Add", rows, net.random(2)))
+    model = net.model(net.op("Transpose", y, perm=[0, 3, 1, 2]), net.bn(rows, 6))
+    result = fuse(model, options=Options(check=False))
+    feed = {"x": np.random.default_rng(0).standard_normal((1, 2, 6, 8)).astype(np.float32)}
+    for a, b in zip(run(model, feed), run(result.model, feed), strict=True):
+        assert np.allclose(a, b, atol=1e-5)

@@ -117,6 +117,7 @@ class _Grower:
             # It may be both, of two regions: once for each tensor that it touches.
             side = self.region.producers if node.outputs[0].name == name else self.region.sinks
             is_known = has_one_group(node) and optional_input(node, WEIGHT) != name
+            is_known = is_known and self._weighs_all(node, is_sink=side is self.region.sinks)
             if not any(node is other for other in side):
                 side.append(node)
             self.is_closed = self.is_closed and is_known and optional_input(node, BIAS) != name
@@ -127,6 +128,12 @@ class _Grower:
         else:
             self.is_closed = False
         return []
+
+    def _weighs_all(self, node: gs.Node, *, is_sink: bool) -> bool:
+        """Whether its weight has a row, or column, for each channel: one that has not does not run."""
+        axis = int(is_sink != (node.op == "ConvTranspose"))
+        const = self.scope.const(optional_input(node, WEIGHT))
+        return const is not None and len(const.shape) > 1 and const.shape[axis] == self.region.channels
 
     def _kept_inputs(self, node: gs.Node) -> list[str]:
         """The inputs with the region's channels; one channel for all of them is no member."""

@@ -94,7 +94,9 @@ def _pairs(context: Context, is_free: IsFree) -> Iterator[_Pair]:
             if first is None or second is None or _only_consumer(scope, first) is not second:
                 continue
             affine = _per_channel(context, first if second is node else second, passes, is_free)
-            if affine is not None and _folds_elsewhere(context, _Pair(first, second, affine)):
+            if affine is None or not _keeps_positions_of(node, affine):
+                continue
+            if _folds_elsewhere(context, _Pair(first, second, affine)):
                 yield _Pair(first, second, affine)
                 break
 
@@ -118,6 +120,11 @@ def _per_channel(context: Context, node: gs.Node, passes: Passes, is_free: IsFre
     is_identity = lifted.terms[0].kernel.is_one and lifted.bias.is_zero
     shift_passes = lifted.bias.is_zero or (passes is Passes.AFFINE and lifted.layout[0] == 1)
     return lifted if shift_passes and not is_identity else None
+
+
+def _keeps_positions_of(node: gs.Node, affine: LinearOp) -> bool:
+    """Whether a window takes no maximum over the axis along which the factors vary."""
+    return affine.layout[0] == 1 or node.op not in ("MaxPool", "GlobalMaxPool")
 
 
 def _folds_elsewhere(context: Context, pair: _Pair) -> bool:

@@ -11,7 +11,7 @@ from onnx import NodeProto
 
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.records.report import Kind
-from tests.build import counts, run
+from tests.build import Net, counts, run
 from tests.parts import Weights, graph, info, model, node, random, rarely
 
 C, ZERO = 8, [1, 4, 5]
@@ -319,3 +319,11 @@ def test_a_factor_passes_an_activation_once_its_negative_channels_are_gone() -> 
     assert _channels(made) == C - 3
     (fold,) = fuse(made).report.folds
     assert fold.output == "y"
+
+
+def test_a_weight_of_other_channels_than_its_input_is_left_alone() -> None:
+    """ONNX Runtime loads such a model, and does not run it: the second Conv reads two channels of one."""
+    net = Net(1, shape=(1, 1, "H", "W"))
+    gate = net.op("Sigmoid", net.conv(net.op("GlobalAveragePool", "x"), 2, 1, 1))
+    model = net.model(net.conv(net.op("Mul", "x", gate), 2, 3, 1))
+    assert not fuse(model, options=Options(check=False)).report.folds

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnx_repfuse import Options
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 from tests.build import Net, check, counts
@@ -215,3 +216,16 @@ def test_negative_factors_do_not_pass_an_extreme() -> None:
     net = Net(4)
     y = reduced(net, positive_bn(net, net.op("Relu", "x"), negative=True))
     check(net.model(net.conv(y, 4, 5, 1)), None, Reason.SIGN)
+
+
+@pytest.mark.parametrize("pool", ["GlobalMaxPool", "MaxPool"])
+@pytest.mark.parametrize("equal", [True, False])
+def test_factors_along_the_last_axis_do_not_pass_a_window_over_it(pool: str, equal: bool) -> None:
+    """A MatMul's channels are positions for a pool, whose output has fewer of them."""
+    net = Net(3, shape=(2, 3, 5, 4))
+    rows = net.op("MatMul", "x", net.random(4, 4))
+    values = np.full(4, 2.0) if equal else net.rng.uniform(0.5, 1.5, 4)
+    scaled = net.op("Mul", net.op("Sigmoid", rows), net.const(values))
+    attrs = {} if pool == "GlobalMaxPool" else {"kernel_shape": [1, 4]}
+    y = net.conv(net.op(pool, scaled, **attrs), 3, 2, 1)
+    check(net.model(y), None, options=Options(check=False))
