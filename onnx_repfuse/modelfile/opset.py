@@ -2,16 +2,18 @@
 
 The converter takes a whole ModelProto. It gets the skeleton, in which large weights are inputs for that time, since
 conversion reads no weight but small ones (axes, bounds, scales). What the converter forgets, as notes of the file that
-do not concern it, is put back.
+do not concern it, is put back. So is what it changes silently, where that can be said at the newer opset: what a Resize
+takes for a position (`_keep_sampling`).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import onnx
-from onnx import version_converter
+from onnx import numpy_helper, version_converter
 
 from onnx_repfuse.errors import ConversionError
 from onnx_repfuse.modelfile.document import Document
@@ -21,6 +23,8 @@ from onnx_repfuse.modelfile.weightless import mark_of
 __all__ = ["at_opset", "opset_of"]
 
 ONNX_DOMAINS = ("", "ai.onnx")
+SAMPLING_SINCE = 11  # the opset in which a Resize says what it takes for a position
+HARDMAX_OF_ONE_AXIS_SINCE = 13  # before, it is of all axes from one on
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -46,7 +50,7 @@ def at_opset(document: Document, opset: int | None) -> Document:
 
 
 def _convert(original: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    for what in _unconvertible(original):
+    for what in _unconvertible(original, opset):
         raise ConversionError(f"the model cannot be converted to opset {opset}: it has {what}")
     model = onnx.ModelProto()
     model.CopyFrom(original)
@@ -56,13 +60,15 @@ def _convert(original: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     except (RuntimeError, ValueError, TypeError) as error:  # what the converter raises is of C++
         text = " ".join(str(error).split())
         raise ConversionError(f"the model cannot be converted to opset {opset}: {text}") from error
+    if opset_of(original) < SAMPLING_SINCE <= opset:
+        _keep_sampling(converted, original)
     _put_back(converted, original, constants)
     sort_nodes(converted)
     return converted
 
 
-def _unconvertible(model: onnx.ModelProto) -> Iterator[str]:
-    """What the converter would pass over, or forget."""
+def _unconvertible(model: onnx.ModelProto, opset: int) -> Iterator[str]:
+    """What the converter would pass over, or forget, on the way to an opset."""
     if model.functions:
         yield "functions"
     if model.training_info:
@@ -71,6 +77,56 @@ def _unconvertible(model: onnx.ModelProto) -> Iterator[str]:
         yield "sparse initializers"
     if any(True for node in model.graph.node for _ in inner_graphs(node)):
         yield "subgraphs"
+    if opset_of(model) < HARDMAX_OF_ONE_AXIS_SINCE <= opset:
+        for node in model.graph.node:
+            if node.op_type == "Hardmax" and _attribute(node, "axis", 1) != -1:
+                yield "a Hardmax of several axes"
+    if opset_of(model) < SAMPLING_SINCE <= opset:
+        for node in model.graph.node:
+            if node.op_type == "Resize" and _nearest_mode(model, node) is None:
+                yield "a Resize of which it is not known whether it enlarges"
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    found = next((one for one in node.attribute if one.name == name), None)
+    return default if found is None else onnx.helper.get_attribute_value(found)
+
+
+def _nearest_mode(model: onnx.ModelProto, node: onnx.NodeProto) -> str | None:
+    """How a Resize or Upsample before opset 11 rounds a position; None where no single mode is that.
+
+    ONNX Runtime rounds up along the axes that it makes shorter, and down along all others.
+    """
+    if node.op_type != "Resize" or _attribute(node, "mode", b"nearest") != b"nearest":
+        return "floor"  # an Upsample makes none shorter
+    values = {tensor.name: tensor for tensor in model.graph.initializer if mark_of(tensor) is None}
+    for constant in model.graph.node:
+        value = _attribute(constant, "value", None) if constant.op_type == "Constant" else None
+        if isinstance(value, onnx.TensorProto):
+            values[constant.output[0]] = value
+    if any(value.name in values for value in model.graph.input if value.name == node.input[1]):
+        return None  # the caller may give others
+    if node.input[1] not in values:
+        return None
+    scales = numpy_helper.to_array(values[node.input[1]])
+    if not (scales < 1).any():
+        return "floor"
+    return None if (scales > 1).any() else "ceil"
+
+
+def _keep_sampling(converted: onnx.ModelProto, original: onnx.ModelProto) -> None:
+    """Let what was an Upsample or Resize before opset 11 take position i from i / scale, as it did.
+
+    From opset 11 on, that is an attribute with another default, which the converter leaves out.
+    """
+    before = {node.output[0]: node for node in original.graph.node if node.output}
+    for node in converted.graph.node:
+        if node.op_type != "Resize":
+            continue
+        mode = _nearest_mode(original, before.get(node.output[0], node)) or "floor"
+        given = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": mode}
+        _keep(node.attribute, [one for one in node.attribute if one.name not in given])
+        node.attribute.extend(onnx.helper.make_attribute(*pair) for pair in given.items())
 
 
 def _set_weights_apart(graph: onnx.GraphProto) -> list[onnx.NodeProto]:

@@ -168,3 +168,47 @@ def test_a_wrong_conversion_is_not_written(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(VerificationError):
         fuse(model, tmp_path / "o.onnx", AT_14)
     assert not list(tmp_path.iterdir())
+
+
+def _resized(opset: int, mode: str, scales: list[float], *, as_node: bool = False) -> onnx.ModelProto:
+    net = Net(3, opset=opset)
+    op = "Upsample" if opset < 10 else "Resize"
+    if opset < 9:
+        return net.model(net.op(op, "x", mode=mode, scales=list(map(float, scales))))
+    value = np.array(scales, np.float32)
+    factors = net.op("Constant", value=numpy_helper.from_array(value)) if as_node else net.const(value)
+    return net.model(net.op(op, "x", factors, mode=mode))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize(
+    ("opset", "factor"), [(7, 2), (7, 1.5), (9, 2), (9, 1.5), (10, 2), (10, 1.5), (10, 0.5), (10, 0.7)]
+)
+def test_a_resize_reads_the_positions_that_it_read(opset: int, mode: str, factor: float) -> None:
+    """Until opset 10, position i is i / scale of the input, rounded up where that has more."""
+    model = _resized(opset, mode, [1, 1, factor, factor], as_node=factor == 1.5 and opset > 8)
+    for newer in (11, 13, 18):
+        result = fuse(model, options=Options(opset=newer, check=False))
+        assert opset_of(result.model) == newer
+        assert equal(model, result.model, largest=7) > 0
+
+
+def test_a_resize_that_no_newer_one_is_is_refused() -> None:
+    with pytest.raises(ConversionError, match="not known whether it enlarges"):
+        fuse(_resized(10, "nearest", [1, 1, 0.5, 2]), options=AT_14)
+    net = Net(3, opset=10)
+    net.more_inputs.append(helper.make_tensor_value_info("scales", TensorProto.FLOAT, [4]))
+    with pytest.raises(ConversionError, match="not known whether it enlarges"):
+        fuse(net.model(net.op("Resize", "x", "scales", mode="nearest")), options=AT_14)
+
+
+@pytest.mark.parametrize("axis", [None, 1, 2, -1])
+def test_a_hardmax_of_several_axes_is_refused(axis: int | None) -> None:
+    """The converter makes one of a single axis."""
+    net = Net(3, opset=11)
+    model = net.model(net.op("Hardmax", "x", **({} if axis is None else {"axis": axis})))
+    if axis == -1:
+        assert equal(model, fuse(model, options=Options(opset=13, check=False)).model) > 0
+        return
+    with pytest.raises(ConversionError, match="a Hardmax of several axes"):
+        fuse(model, options=AT_14)
