@@ -21,7 +21,7 @@ from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.dims import known_list
 from onnx_repfuse.graph.operators import operator
-from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS
+from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS, sliced
 from onnx_repfuse.graph.scope import Scope, optional_input
 from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
 from onnx_repfuse.lift.view_ops import lift_view
@@ -134,7 +134,7 @@ def lift_slice(context: Context, node: gs.Node) -> LinearOp | None:
     cuts = None if channel_layout is None else _cuts(context, node, channel_layout)
     if channel_layout is None or cuts is None:
         return None
-    index = _chosen(cuts.pop(CHANNELS, WHOLE), channel_layout.channels)
+    index = sliced(channel_layout.channels, *cuts.pop(CHANNELS, WHOLE))
     if not len(index):
         return None
     if not cuts:
@@ -173,17 +173,6 @@ def _cuts(context: Context, node: gs.Node, channel_layout: ChannelLayout) -> dic
             return None
         cuts[place] = Cut(*cut)
     return cuts
-
-
-def _chosen(cut: Cut, channels: int) -> Index:
-    """The channels that a Slice keeps; none where runtimes do not agree."""
-    start, end, step = cut
-    if step > 0:
-        return np.arange(channels)[start:end:step]
-    if end >= END_OF_AXIS:  # backwards, which ONNX Runtime takes to the front
-        return np.arange(0)
-    # past the front: to the first
-    return np.arange(channels)[start : None if end < -channels else end : step]
 
 
 def _window(

@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout
+from onnx_repfuse.graph.operators.index_maps import sliced
 from onnx_repfuse.graph.operators.space_maps import permutation
 from onnx_repfuse.graph.scope import Scope, Shape
 
@@ -97,7 +98,8 @@ def _chosen(scope: Scope, node: gs.Node, shape: Shape) -> _Choice | None:
     start, end, axis, *step = (int(value.item()) for value in values)
     axis %= len(shape)
     size = shape[axis]
-    return None if size is None else _Choice(axis, np.arange(size)[start : end : (step or [1])[0]], False)
+    places = None if size is None else sliced(size, start, end, *(step or [1]))
+    return None if places is None or not len(places) else _Choice(axis, places, False)
 
 
 def pattern_above(scope: Scope, view: gs.Node, pattern: Pattern) -> Pattern | None:

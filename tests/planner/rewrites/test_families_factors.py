@@ -319,3 +319,16 @@ def test_patterns_against_numpy() -> None:
         plain = run(model, {"x": x})[0]
         np.testing.assert_array_equal(scaled, np.where(np.broadcast_to(pattern, shape), 3 * plain, plain))
     assert told > 100
+
+
+@pytest.mark.parametrize("end", [-9, np.iinfo(np.int32).max, np.iinfo(np.int64).max])
+def test_a_choice_backwards_to_the_greatest_number_overlaps(end: int) -> None:
+    """ONNX Runtime takes it to the front, where numpy takes nothing: so it reads what the factor scales."""
+    net = Net(4, shape=(2, 4))
+    rows = net.op("MatMul", "x", net.random(4, 4))
+    cuts = [
+        net.op("Slice", rows, *(net.const(np.array([number])) for number in (start, stop, 1, step)))
+        for start, stop, step in ((0, 2, 1), (-1, end, -1))
+    ]
+    model = net.model(net.op("Mul", cuts[0], net.const(3.0)), net.op("Relu", cuts[1]))
+    check(model, None, options=Options(check=False))
