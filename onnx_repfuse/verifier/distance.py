@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,18 @@ import numpy as np
 
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, is_float
 
-__all__ = ["Array", "cosine", "difference", "flatten", "is_inexact", "is_structure", "largest", "top1", "ulp"]
+__all__ = [
+    "Array",
+    "cosine",
+    "difference",
+    "flatten",
+    "is_inexact",
+    "is_part",
+    "is_structure",
+    "largest",
+    "top1",
+    "ulp",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _BY_NAME = {limits.dtype.name: limits for limits in FLOAT_FORMATS.values()}
@@ -90,6 +102,7 @@ def top1(pairs: Sequence[tuple[Array, Array]]) -> float | None:
 
 
 _LENGTH, _KEYS = ".length", ".keys"
+_PART = re.compile(r"(\[\d+\])*(\.length|\.keys|\.values)?\Z")
 
 
 def is_structure(name: str) -> bool:
@@ -115,6 +128,15 @@ def flatten(values: dict[str, Any]) -> dict[str, Array | None]:
         else:
             flat[name] = None if value is None else np.asarray(value)
     return flat
+
+
+def is_part(name: str, whole: str) -> bool:
+    """Whether `flatten` may have made a tensor of that name of a value named `whole`, or of itself.
+
+    >>> is_part("scores[2]", "scores"), is_part("scores.1", "scores")
+    (True, False)
+    """
+    return name.startswith(whole) and _PART.fullmatch(name, len(whole)) is not None
 
 
 def _widened(array: Array) -> Array:

@@ -204,3 +204,22 @@ def test_nodes_are_sorted_where_the_file_does_not() -> None:
     assert [node.output[0] for node in in_topological_order(nodes[::-1])] == names
     circle = [helper.make_node("Neg", ["a"], ["b"]), helper.make_node("Neg", ["b"], ["a"])]
     assert in_topological_order(circle) == circle
+
+
+def test_a_name_that_another_one_begins_with_is_another_tensor() -> None:
+    """Exporters call tensors `input` and `input.1`."""
+    model = network(2)
+    relus = [node.output[0] for node in model.graph.node if node.op_type == "Relu"]
+    names = {relus[0]: "y", relus[1]: "y.1"}
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    model.graph.output[0].name = "y.1"
+    model.graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    model.graph.output[1].type.tensor_type.ClearField("shape")
+    other, tensor = broken(model, 1)
+    result = compare_models(model, other, layers=True)
+    assert result.layers is not None
+    assert result.layers.first_divergence is not None
+    assert result.layers.first_divergence.tensor == tensor
+    assert [layer.status for layer in result.layers.tensors if layer.tensor == "y"] == ["agrees"]

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from onnx_repfuse.records.comparison import Layer
 from onnx_repfuse.records.verdict import OutputVerdict, Status
 from onnx_repfuse.verifier.comparing.shared_tensors import SharedTensor
-from onnx_repfuse.verifier.distance import is_inexact, largest
+from onnx_repfuse.verifier.distance import is_inexact, is_part, largest
 from onnx_repfuse.verifier.inputs import FeedKey
 from onnx_repfuse.verifier.outputs.baseline import Row
 from onnx_repfuse.verifier.outputs.float32_twin import is_short
@@ -58,7 +58,7 @@ def judge_layer(tensor: SharedTensor, name: str, values: SliceValues, terms: Lay
     if name in terms.random:
         return _layer(tensor, "not comparable", message="it depends on random numbers")
     rows = values.measure, values.other
-    parts = [part for part in dict.fromkeys([*rows[0], *rows[1]]) if _belongs(part, tensor.first)]
+    parts = [part for part in dict.fromkeys([*rows[0], *rows[1]]) if is_part(part, tensor.first)]
     judged = []
     for part in parts:
         sample = _sample(part, name, values, terms)
@@ -70,12 +70,6 @@ def judge_layer(tensor: SharedTensor, name: str, values: SliceValues, terms: Lay
         return _layer(tensor, "not comparable", message="it is absent")
     verdict, sample = max(judged, key=lambda pair: _badness(pair[0]))
     return _from_verdict(tensor, verdict, sample)
-
-
-def _belongs(part: str, name: str) -> bool:
-    """Whether `part` is a tensor, or `scores[2]` of a sequence "scores"."""
-    rest = part.removeprefix(name)
-    return part.startswith(name) and (not rest or rest[0] in "[.")
 
 
 def _sample(part: str, name: str, values: SliceValues, terms: LayerTerms) -> Sample:

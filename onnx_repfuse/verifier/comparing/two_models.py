@@ -17,7 +17,7 @@ from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.records.verdict import OutputVerdict, Status, Verification
 from onnx_repfuse.verifier.comparing.layers import compare_layers
 from onnx_repfuse.verifier.comparing.statistics import output_statistics
-from onnx_repfuse.verifier.distance import is_structure, ulp
+from onnx_repfuse.verifier.distance import is_part, is_structure, ulp
 from onnx_repfuse.verifier.inputs import FeedSpec, converted, float_dtype, renamed
 from onnx_repfuse.verifier.outputs.compare import (
     Compared,
@@ -192,11 +192,8 @@ def _first_name(name: str, outputs: Mapping[str, str]) -> str:
 
 def _output_and_part(name: str, outputs: Iterable[str]) -> tuple[str, str]:
     """("scores", "[2]") for the part `scores[2]` of the sequence "scores"; ("", "") if it is no output."""
-    for output in outputs:
-        part = name.removeprefix(output)
-        if name.startswith(output) and (not part or part[0] in "[."):
-            return output, part
-    return "", ""
+    output = next((output for output in outputs if is_part(name, output)), "")
+    return output, name.removeprefix(output) if output else ""
 
 
 def _statistics(result: Compared, pairing: Pairing, is_swapped: bool) -> tuple[OutputStatistics, ...]:
