@@ -12,7 +12,7 @@ so the scope is read anew right behind it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
@@ -255,6 +255,7 @@ class _Planning:
                 continue
             if selections:
                 apply_folds(self.plan, current.cover, selections)
+                self.written.update(one.output for one in selections)
             elif not fold_into_parts(self.plan, current.cover, self.options.allows_all):
                 return current
             self._changed(written=True)
@@ -263,7 +264,7 @@ class _Planning:
             previous, layouts, stale = current, channel_layouts(scope, layouts), set()
         return None
 
-    def refuse(self, cover: Cover, selections: Iterable[Selection]) -> set[str]:
+    def refuse(self, cover: Cover, selections: Sequence[Selection]) -> set[str]:
         """Ban outputs of which too much would have to be proved; refuse ways that are dearer, or fail, at some size.
 
         Likewise outputs that were written too often, and ways that would write an operator to be avoided. The last
@@ -272,10 +273,8 @@ class _Planning:
         Returns:
             the outputs to be covered again.
         """
-        selections = list(selections)
-        self.written.update(one.output for one in selections)
         too_wide = {one.output for one in selections if reads_too_many(self.plan, one)}
-        too_wide |= {one.output for one in selections if self.written[one.output] > MAX_WRITINGS}
+        too_wide |= {one.output for one in selections if self.written[one.output] >= MAX_WRITINGS}
         self.banned |= too_wide
         refused = {
             one.output: "it would write an operator to be avoided"

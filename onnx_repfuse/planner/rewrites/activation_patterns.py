@@ -181,8 +181,9 @@ def _hard_sigmoid(
     name = scope.fresh(f"{output}_gate")
     gate = _node(scope, "HardSigmoid", [source], name, attributes)
     product = _node(scope, "Mul", [other, name], output, {})
-    scope.types[name] = (onnx.TensorProto.FLOAT, None)
-    scope.declare_like(name, output)
+    # of the shape of what it is a function of, beside which the other factor may be larger
+    scope.declare_like(name, source)
+    scope.types[name] = onnx.TensorProto.FLOAT, scope.shape(source)
     return _Activation(output, last, absorbed, [gate, product])
 
 

@@ -161,8 +161,13 @@ def _expanded(rewriting: _Rewriting, avoided: Set[str]) -> list[_Op] | None:
 def _created(rewriting: _Rewriting, written: Iterable[_Op]) -> list[gs.Node]:
     scope, output = rewriting.scope, rewriting.output
     scope.add_constants(rewriting.constants)
+    shapes = {scope.shape(t.name) for t in (*rewriting.node.inputs, *rewriting.node.outputs)}
     for name in rewriting.inner:
         scope.declare_like(name, output)
+        if (
+            len(shapes) > 1
+        ):  # an operand may be smaller than the result, and what is computed of it alone, too
+            scope.types[name] = rewriting.data_type, None
     return [
         new_node(one.op, scope.fresh(f"{output}_{one.op.lower()}"), one.attrs, one.inputs, [one.output])
         for one in written

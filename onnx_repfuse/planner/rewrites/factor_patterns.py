@@ -98,8 +98,8 @@ def _chosen(scope: Scope, node: gs.Node, shape: Shape) -> _Choice | None:
     start, end, axis, *step = (int(value.item()) for value in values)
     axis %= len(shape)
     size = shape[axis]
-    places = None if size is None else sliced(size, start, end, *(step or [1]))
-    return None if places is None or not len(places) else _Choice(axis, places, False)
+    taken = None if size is None else sliced(size, start, end, *(step or [1]))
+    return None if taken is None or not len(taken) else _Choice(axis, taken, False)
 
 
 def pattern_above(scope: Scope, view: gs.Node, pattern: Pattern) -> Pattern | None:

@@ -213,3 +213,22 @@ def test_nothing_avoided_is_created_in_random_graphs() -> None:
 @pytest.mark.parametrize("path", sorted(Path("models").glob("*.train.onnx")), ids=lambda path: path.stem)
 def test_nothing_avoided_is_created_in_the_bundled_models(path: Path) -> None:
     _check(onnx.load(path))
+
+
+@pytest.mark.parametrize("operands", ["difference", "sum", "scaled"])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_what_is_computed_of_a_smaller_operand_has_its_shape(operands: str, kernel: int) -> None:
+    """A 3x3 Conv of the mean alone is another one than of the mean beside an image."""
+    net = Net(4, shape=(2, 4, 16, 16))
+    mean = net.conv(net.op("GlobalAveragePool", "x"), 4, 16, 1, bias=False)
+    image = net.conv("x", 4, 16, 1, bias=False)
+    if operands == "sum":
+        total = net.op("Sum", mean, mean, image)
+    else:
+        total = net.op(
+            "Sub", image, mean if operands == "difference" else net.op("Mul", mean, net.channel(16))
+        )
+    model = net.model(net.conv(total, 16, 1, kernel))
+    result = fuse(model, options=Options(check=False, avoid=frozenset(["Sub", "Sum"])))
+    assert not {"Sub", "Sum"} & counts(result.model).keys()
+    assert equal(model, result.model) > 0
