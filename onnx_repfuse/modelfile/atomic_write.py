@@ -2,18 +2,20 @@
 
 A file is written in a folder of our own beside the output, brought to the disk, and only then given its name, in one
 step of the file system. Whatever happens before that step leaves the folder of the output as it was. While a file is
-written, its digest is computed. Once it has its name, what is there is read again and compared with it.
+written, its checksum is computed. Once it has its name, what is there is read again and compared with it. A checksum is
+enough there, as nothing but an accident can have changed a file of ours; where a file of somebody else may have the
+same bytes, the two are compared.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import stat
 import sys
-from collections.abc import Callable, Collection
+import zlib
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +41,12 @@ class Written:
 
     Attributes:
         path: where it is.
-        size, digest: of the bytes that were meant to be written: their number and SHA-256.
+        size, checksum: of the bytes that were meant to be written: their number and CRC-32.
     """
 
     path: Path
     size: int
-    digest: bytes
+    checksum: int
 
     def is_at(self, path: Path) -> bool:
         """Whether a regular file of exactly these bytes is there; a link to one is another file."""
@@ -52,27 +54,56 @@ class Written:
             status = os.lstat(path)
             if not stat.S_ISREG(status.st_mode) or status.st_size != self.size:
                 return False
-            with open(path, "rb", buffering=0) as file:
-                found = hashlib.sha256()
-                while block := file.read(CHUNK_BYTES):
-                    found.update(block)
+            found = 0
+            # Another file is there as long as this one has its first name.
+            with contextlib.ExitStack() as stack:
+                other = None
+                with contextlib.suppress(FileNotFoundError):
+                    other = stack.enter_context(_Blocks(self.path))
+                for block in stack.enter_context(_Blocks(path)):
+                    found = zlib.crc32(block, found)
+                    if other is not None and block != next(other, None):
+                        return False
         except FileNotFoundError:
             return False
-        return found.digest() == self.digest
+        return found == self.checksum
 
 
-class _Digesting:
-    """A file being written, and the digest of what was meant to be in it."""
+class _Checked:
+    """A file being written, and the checksum of what was meant to be in it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.size = 0
-        self.sha256 = hashlib.sha256()
+        self.checksum = 0
 
     def write(self, data: bytes | memoryview, /) -> None:
-        self.sha256.update(data)
+        self.checksum = zlib.crc32(data, self.checksum)
         self.size += len(data)
         self._file.write(data)
+
+
+class _Blocks:
+    """The bytes of a file, block by block; each block is gone when the next one is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by the context
+        self._buffer = memoryview(bytearray(CHUNK_BYTES))
+
+    def __enter__(self) -> _Blocks:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return self
+
+    def __next__(self) -> memoryview:
+        count = self._file.readinto(self._buffer)
+        if not count:
+            raise StopIteration
+        return self._buffer[:count]
 
 
 class Staging:
@@ -120,13 +151,13 @@ class Staging:
         path = self._folder / str(self._count)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with open(descriptor, "wb", buffering=BUFFER_BYTES) as file:
-            digesting = _Digesting(file)
-            fill(digesting)
+            checked = _Checked(file)
+            fill(checked)
             file.flush()
             # Readable by those who could read the file that is replaced, and by nobody else.
             _copy_permissions(path, beside)
             os.fsync(file.fileno())
-        return Written(path, digesting.size, digesting.sha256.digest())
+        return Written(path, checked.size, checked.checksum)
 
     def take_over(self, file: Written, beside: Path) -> Written:
         """Let a file that another context wrote on this file system be published here; as for `write`."""

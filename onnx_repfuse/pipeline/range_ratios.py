@@ -38,7 +38,9 @@ def range_ratio(weight: NDArray[Any]) -> float | None:
     >>> range_ratio(np.array([[[1.0]], [[-8.0]], [[2.0]], [[0.0]]]))
     4.0
     """
-    ranges = np.abs(weight).max(axis=tuple(range(1, weight.ndim)), initial=0).astype(np.float64)
+    axes = tuple(range(1, weight.ndim))
+    # Without a copy of absolute values, which is as large as the weight.
+    ranges = np.maximum(weight.max(axes, initial=0), -weight.min(axes, initial=0)).astype(np.float64)
     if not np.isfinite(ranges).all() or not ranges.any():
         return None
     return float(ranges.max() / np.median(ranges[ranges > 0]))

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import resource
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -546,3 +547,20 @@ def test_data_that_another_machine_removes_is_missed(tmp_path, out, monkeypatch)
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(OutputError, match="was removed"), Document.open(source) as document:
         save(document, EDIT, out / "m.onnx")
+
+
+@pytest.mark.parametrize("is_published", [False, True])
+def test_another_file_of_the_same_checksum_is_not_taken_for_ours(tmp_path, is_published):
+    """As long as ours is there to be compared with. The bits of CRC-32's polynomial may change: none is seen."""
+    with Staging(tmp_path / "m.onnx") as staging:
+        written = staging.write(lambda sink: sink.write(bytes(100)), tmp_path / "m.onnx")
+        data = bytearray(100)
+        data[10:15] = 0x1DB710641.to_bytes(5, "little")
+        (tmp_path / "other").write_bytes(data)
+        assert zlib.crc32(data) == written.checksum
+        if is_published:
+            staging.publish_model(written)
+        assert written.is_at(tmp_path / "other") is is_published
+        data[0] = 1
+        (tmp_path / "other").write_bytes(data)
+        assert not written.is_at(tmp_path / "other")

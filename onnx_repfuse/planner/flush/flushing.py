@@ -91,7 +91,7 @@ class Flushing:
         for name in [name for name in self._file_weights() if name not in self.flushed]:
             const = self.scope.constants[name]
             if name not in self.scanned:
-                self.scanned[name] = has_small(magnitude(const.read()), TINY[const.data_type])
+                self.scanned[name] = has_small(const.read(), TINY[const.data_type])
             if not self.scanned[name]:
                 continue
             small = self._small(name, const.read())
@@ -244,9 +244,10 @@ class Flushing:
 
     def _small(self, name: str, values: Values) -> NDArray[np.bool_] | None:
         """Which elements of a weight are too small to show, noted in `flushed`; None if none are."""
-        data_type, size = self.scope.constants[name].data_type, magnitude(values)
-        if not has_small(size, TINY[data_type]):
+        data_type = self.scope.constants[name].data_type
+        if not has_small(values, TINY[data_type]):
             return None
+        size = magnitude(values)
         uses = self._uses(name)
         if not uses or not all(self._is_hidden(node) for node, _ in uses):
             return None

@@ -70,11 +70,11 @@ def zeroed(const: Const, bits: NDArray[np.uint8]) -> Values:
     return np.where(small, values.dtype.type(0), values)
 
 
-def has_small(size: Values, limit: float) -> bool:
-    """Whether a magnitude is below a limit, but not zero."""
-    flat = size.reshape(-1)
+def has_small(values: Values, limit: float) -> bool:
+    """Whether an element is below a limit in magnitude, but not zero."""
+    flat = values.reshape(-1)
     for begin in range(0, flat.size, BLOCK):
-        block = flat[begin : begin + BLOCK]
+        block = magnitude(flat[begin : begin + BLOCK])
         if np.count_nonzero(block < limit) > np.count_nonzero(block == 0):
             return True
     return False
