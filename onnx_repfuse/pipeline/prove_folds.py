@@ -14,7 +14,7 @@ from onnx_repfuse.graph.extents import Extent
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.pipeline.bans import FailedFold
 from onnx_repfuse.pipeline.plan_model import ModelPlan
-from onnx_repfuse.planner.folds.fold_models import fold_models, sources
+from onnx_repfuse.planner.folds.fold_models import Weights, fold_models, sources
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.runtime import Runtime
@@ -22,6 +22,7 @@ from onnx_repfuse.records.verdict import FoldVerdict, StageVerdict, Status
 
 if TYPE_CHECKING:
     from onnx_repfuse.verifier.folds.fold_case import FoldCase, Window
+    from onnx_repfuse.verifier.folds.structures import Structures
     from onnx_repfuse.verifier.intermediates import Intermediates
     from onnx_repfuse.verifier.outputs.baseline import Baseline
 
@@ -47,8 +48,10 @@ def prove_folds(
         runtime: how folds are run.
         progress: called with (done, total).
     """
+    from onnx_repfuse.verifier.folds.structures import Structures
     from onnx_repfuse.verifier.outputs.baseline import read_nudged_intermediates
 
+    structures = Structures(runtime)
     # Later folds may have left neither a node of a fold nor an alias for its output: then there is nothing to judge.
     verdicts = [FoldVerdict(fold.name, planned.scope.label) for planned, fold in plan.folds]
     places = [place for place, (planned, fold) in enumerate(plan.folds) if planned.can_be_judged(fold)]
@@ -68,7 +71,7 @@ def prove_folds(
         planned, fold = folds[index]
         progress(done, len(folds))
         try:
-            stages = _judge(plan, planned, fold, seen, runtime)
+            stages = _judge(plan, planned, fold, seen, structures)
         except Inexact as error:
             failed.append(FailedFold(planned.scope.key, fold, error.reason, error.detail))
             continue
@@ -82,7 +85,7 @@ def prove_folds(
 
 
 def _judge(
-    plan: ModelPlan, planned: ScopePlan, fold: PlannedFold, seen: Intermediates, runtime: Runtime
+    plan: ModelPlan, planned: ScopePlan, fold: PlannedFold, seen: Intermediates, structures: Structures
 ) -> tuple[StageVerdict, ...]:
     """The verdict of the probe and, if it passed, of the comparison in place.
 
@@ -98,16 +101,16 @@ def _judge(
     if not is_free:
         case = _case(plan, planned, fold, sized=True)
     _give_back(plan, planned.scope, fold)  # what folding its weights took
-    verdict = probe(case, runtime=runtime)
+    verdict = probe(case, structures=structures)
     if is_free and verdict.status is Status.FAILED:
         # It may be exact at the sizes the file proves alone.
         case = _case(plan, planned, fold, sized=True)
-        verdict = probe(case, runtime=runtime)
+        verdict = probe(case, structures=structures)
     # of constants alone, there is nothing else to try
     if verdict.status is Status.FAILED or not case.sources:
         return (verdict,)
     _give_back(plan, planned.scope, fold)  # what the sessions and the oracles held
-    in_place = check_in_place(case, seen, runtime)
+    in_place = check_in_place(case, seen, structures)
     why = "" if in_place.status is Status.FAILED else loses_precision(case, seen)
     if why:
         raise Inexact(Reason.PRECISION, why)
@@ -119,11 +122,18 @@ def _case(plan: ModelPlan, planned: ScopePlan, fold: PlannedFold, *, sized: bool
     from onnx_repfuse.verifier.folds.fold_case import FoldCase
 
     layouts = plan.channel_layouts[planned.scope.key]
-    models = fold_models(planned, fold, layouts, plan.document.model.ir_version, sized=sized)
+    weights: Weights = {}
+    models = fold_models(planned, fold, layouts, plan.document.model.ir_version, sized=sized, weights=weights)
     shapes = {value.name: planned.scope.shape(value.name) for value in models[0].graph.input}
     proved = {name: shape for name, shape in shapes.items() if shape is not None}
     flushed = _flushed_below(plan, planned.scope, models)
-    return FoldCase(*models, flushed=flushed, proved=proved, behind=_behind(planned.scope, shapes))
+    return FoldCase(
+        *models,
+        flushed=flushed,
+        proved=proved,
+        behind=_behind(planned.scope, shapes),
+        weights_apart=weights,
+    )
 
 
 def _behind(scope: Scope, names: Iterable[str]) -> dict[str, tuple[Window | None, ...]]:

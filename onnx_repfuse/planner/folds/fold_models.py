@@ -26,11 +26,14 @@ from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.modelfile.dtypes import numpy_dtype
 from onnx_repfuse.modelfile.node_order import in_order
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["fold_models", "sources"]
 
 Nodes = Sequence[onnx.NodeProto]
+Weights = dict[str, NDArray[Any]]
+MAX_INLINE_ELEMENTS = 1 << 10  # of an initializer whose elements are in the model of a fold in any case
 MAX_BORDER_ELEMENTS = 1 << 14  # of an operand, up to which a border's own nodes are tried
 _LISTS_AT = {"Reshape": [1], "Resize": [3], "Slice": [1, 2, 3, 4]}  # which inputs may be computed from sizes
 PAD_TAKES_ANY_TYPE = 13  # the opset from which Pad takes bfloat16, too
@@ -43,11 +46,14 @@ def fold_models(
     ir_version: int,
     *,
     sized: bool = False,
+    weights: Weights | None = None,
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Both sides of a fold. Computes its weights.
 
     Args:
         sized: declare the inputs with the sizes the file proves, where it does: a fold may be exact for them alone.
+        weights: takes the elements of large initializers, by name, which the models only declare then: a message would
+            hold two copies of them.
 
     Raises:
         Inexact: a weight overflows.
@@ -55,7 +61,9 @@ def fold_models(
     scope = plan.scope
     before, after = _sides(plan, fold)
     inputs = [_declare(scope, channel_layouts, name, sized=sized) for name in _inputs(scope, before, after)]
-    first, second = (_model(scope, nodes, inputs, fold.outputs, ir_version) for nodes in (before, after))
+    first, second = (
+        _model(scope, nodes, inputs, fold.outputs, ir_version, weights) for nodes in (before, after)
+    )
     return first, second
 
 
@@ -195,6 +203,7 @@ def _model(
     inputs: Sequence[onnx.ValueInfoProto],
     outputs: Sequence[str],
     ir_version: int,
+    weights: Weights | None,
 ) -> onnx.ModelProto:
     graph = onnx.GraphProto(name="fold", node=nodes, input=inputs)
     graph.output.extend(_output(scope, name) for name in outputs)
@@ -203,7 +212,7 @@ def _model(
     for name in dict.fromkeys((*(name for node in nodes for name in node.input), *outputs)):
         const = scope.const(name)
         if const is not None and name not in computed:
-            graph.initializer.append(_initializer(name, const))
+            graph.initializer.append(_initializer(name, const, weights))
     model = onnx.ModelProto(graph=graph, ir_version=max(ir_version, 4))
     model.opset_import.add(domain="", version=scope.opset)
     return model
@@ -216,11 +225,16 @@ def _output(scope: Scope, name: str) -> onnx.ValueInfoProto:
     return onnx.helper.make_tensor_value_info(name, data_type, None)
 
 
-def _initializer(name: str, const: Const) -> onnx.TensorProto:
+def _initializer(name: str, const: Const, weights: Weights | None) -> onnx.TensorProto:
+    tensor = onnx.TensorProto(name=name, data_type=const.data_type, dims=list(const.shape))
+    if weights is not None and name in weights:  # both sides may read it
+        return tensor
     values = const.read().astype(numpy_dtype(const.data_type), copy=False)
-    return onnx.TensorProto(
-        name=name, data_type=const.data_type, dims=list(const.shape), raw_data=values.tobytes()
-    )
+    if weights is not None and const.size > MAX_INLINE_ELEMENTS and const.data_type in FLOAT_FORMATS:
+        weights[name] = np.ascontiguousarray(values).reshape(const.shape)
+    else:
+        tensor.raw_data = values.tobytes()
+    return tensor
 
 
 def _with_border_alone(scope: Scope, nodes: Nodes, border: LinearOp) -> Nodes:

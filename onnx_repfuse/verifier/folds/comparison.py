@@ -69,6 +69,10 @@ class Comparison:
         status = Status.FAILED if ratio > 1.0 else Status.PASSED
         return self._verdict(status, error, tolerance, "; ".join((text, *self._notes)))
 
+    def equal(self, why: str) -> StageVerdict:
+        """PASSED without a comparison."""
+        return self._verdict(Status.PASSED, 0.0, 0.0, f"'{self.output}': {why}")
+
     def failed(self, why: str) -> StageVerdict:
         """FAILED for a reason other than a difference."""
         return self._verdict(Status.FAILED, float("inf"), 0.0, f"'{self.output}': {why}")

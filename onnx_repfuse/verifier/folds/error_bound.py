@@ -89,8 +89,9 @@ class Side:
         self.oracle = case.oracle(model)
         # There u m is not small beside a fault. Errors of independent roundings add up in squares.
         is_short = self.float_format.unit_roundoff > _U32
-        self.squares = Oracle(model, 2) if is_short else None
-        self.stored = Oracle(model, 2, storage=True) if is_short else None
+        arrays = case.side(model).arrays
+        self.squares = Oracle(model, 2, arrays=arrays) if is_short else None
+        self.stored = Oracle(model, 2, storage=True, arrays=arrays) if is_short else None
 
     def evaluate(self, feed: Mapping[str, Array]) -> Evaluation:
         """Evaluate one feed. Raises Unsupported, or one of SIZE_ERRORS."""

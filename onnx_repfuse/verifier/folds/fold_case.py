@@ -14,9 +14,10 @@ import onnx
 
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, FloatFormat
 from onnx_repfuse.verifier.distance import Array
+from onnx_repfuse.verifier.folds.anonymous import Anonymous, anonymous
 from onnx_repfuse.verifier.oracle.evaluator import Oracle
 
-__all__ = ["FoldCase", "Source", "Window", "reach"]
+__all__ = ["FoldCase", "Source", "Window", "is_chain", "reach"]
 
 # Operators of which an output position depends on other positions of the input.
 _MIXES_POSITIONS = {
@@ -92,6 +93,46 @@ class Window(NamedTuple):
     slack: int
 
 
+class _Side:
+    """One model of a fold and what is made of it, once."""
+
+    def __init__(self, model: onnx.ModelProto, apart: Mapping[str, Array]) -> None:
+        self.model = model
+        self.apart = apart
+
+    @cached_property
+    def arrays(self) -> dict[str, Array]:
+        """The initializers by name."""
+        return {
+            tensor.name: self.apart[tensor.name]
+            if tensor.name in self.apart
+            else onnx.numpy_helper.to_array(tensor)
+            for tensor in self.model.graph.initializer
+        }
+
+    @property
+    def complete(self) -> onnx.ModelProto:
+        """The model with the elements of all initializers."""
+        if not self.apart:
+            return self.model
+        result = onnx.ModelProto()
+        result.CopyFrom(self.model)
+        for tensor in result.graph.initializer:
+            if tensor.name in self.apart:
+                tensor.raw_data = self.apart[tensor.name].tobytes()
+        return result
+
+    @cached_property
+    def oracle(self) -> Oracle:
+        """Raises Unsupported."""
+        return Oracle(self.model, arrays=self.arrays)
+
+    @cached_property
+    def anonymous(self) -> Anonymous:
+        """The model without names and weights."""
+        return anonymous(self.model, self.arrays)
+
+
 @dataclass(frozen=True)
 class FoldCase:
     """One fold as two small models with the same inputs and the same outputs.
@@ -103,6 +144,7 @@ class FoldCase:
         flushed: no weight above this became zero because it was too small to show; 0 if none did.
         proved: the shapes that sources have in the file, as far as it tells; an axis is None where it may vary.
         behind: what the axes of sources are sizes behind, as far as the file tells.
+        weights_apart: the elements of initializers that the models only declare.
     """
 
     before: onnx.ModelProto
@@ -110,6 +152,7 @@ class FoldCase:
     flushed: float = 0.0
     proved: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     behind: Mapping[str, tuple[Window | None, ...]] = field(default_factory=dict)
+    weights_apart: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -143,15 +186,33 @@ class FoldCase:
         Raises:
             Unsupported: it does not know the operators.
         """
-        return self._oracle_before if model is self.before else self._oracle_after
+        return self.side(model).oracle
+
+    def side(self, model: onnx.ModelProto) -> _Side:
+        """What was made of `before` or `after`."""
+        return self._side_before if model is self.before else self._side_after
 
     @cached_property
-    def _oracle_before(self) -> Oracle:
-        return Oracle(self.before)
+    def _side_before(self) -> _Side:
+        return _Side(self.before, self.weights_apart)
 
     @cached_property
-    def _oracle_after(self) -> Oracle:
-        return Oracle(self.after)
+    def _side_after(self) -> _Side:
+        return _Side(self.after, self.weights_apart)
+
+    @cached_property
+    def structure(self) -> object:
+        """What it has in common with folds that differ in names, weights and numbers of channels only; hashable."""
+        sources = (
+            (s.dtype.name, s.channel, *(_kind_of_dim(s, axis) for axis in range(len(s.dims))))
+            for s in self.sources
+        )
+        return (self._side_before.anonymous.structure, self._side_after.anonymous.structure, *sources)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether folds of one structure can differ."""
+        return bool(self._side_before.anonymous.weights or self._side_after.anonymous.weights)
 
     @property
     def is_initializer(self) -> bool:
@@ -230,6 +291,13 @@ class FoldCase:
         return [*self.before.graph.initializer, *self.after.graph.initializer]
 
 
+def _kind_of_dim(source: Source, axis: int) -> int | str:
+    """Of a source with sizes to choose, any number of channels is as good as another; else sizes are what they are."""
+    if source.space and axis == source.channel:
+        return "channels"
+    return source.dims[axis] or "any"
+
+
 def reach(case: FoldCase) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(kernel extent, largest stride), each per spatial axis, over all windows of both models."""
     # A fold of parallel branches reaches as far as its largest kernel; a composed kernel, in `after`, farther.
@@ -237,6 +305,11 @@ def reach(case: FoldCase) -> tuple[tuple[int, ...], tuple[int, ...]]:
     extents = itertools.zip_longest(*(extent for extent, _ in windows), fillvalue=0)
     strides = itertools.zip_longest(*(stride for _, stride in windows), fillvalue=1)
     return tuple(max(axis) for axis in extents), tuple(max(axis) for axis in strides)
+
+
+def is_chain(case: FoldCase) -> bool:
+    """Whether the replacement has several windows, of which one may read what another computes."""
+    return sum(1 for _ in _windows(case.after)) > 1
 
 
 def _windows(model: onnx.ModelProto) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

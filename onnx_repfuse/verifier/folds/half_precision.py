@@ -46,7 +46,10 @@ def loses_precision(case: FoldCase, intermediates: Intermediates, seed: int = 0)
     dtype = case.float_format.dtype
     try:
         exact = case.oracle(case.before)
-        before, after = (Oracle(model, stored_as=dtype) for model in (case.before, case.after))
+        before, after = (
+            Oracle(model, stored_as=dtype, arrays=case.side(model).arrays)
+            for model in (case.before, case.after)
+        )
     except Unsupported:
         return ""
     for what, feed in _feeds(case, exact, intermediates, np.random.default_rng(seed)):

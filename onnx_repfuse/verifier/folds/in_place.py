@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.records.verdict import StageVerdict
 from onnx_repfuse.verifier.distance import Array, difference
 from onnx_repfuse.verifier.folds.comparison import Comparison
@@ -25,11 +24,12 @@ from onnx_repfuse.verifier.folds.error_bound import (
     measured_bound,
     runtime_bound,
 )
-from onnx_repfuse.verifier.folds.fold_case import FoldCase, reach
+from onnx_repfuse.verifier.folds.fold_case import FoldCase, is_chain, reach
+from onnx_repfuse.verifier.folds.structures import Structures
 from onnx_repfuse.verifier.intermediates import Intermediates
 from onnx_repfuse.verifier.noise import nudge_feed
 from onnx_repfuse.verifier.oracle.tensor import Unsupported
-from onnx_repfuse.verifier.session import DoesNotRun, open_session
+from onnx_repfuse.verifier.session import DoesNotRun
 
 __all__ = ["check_in_place"]
 
@@ -43,18 +43,19 @@ _MANY_CHANNELS = 32
 
 
 def check_in_place(
-    case: FoldCase, intermediates: Intermediates, runtime: Runtime = DEFAULT_RUNTIME
+    case: FoldCase, intermediates: Intermediates, structures: Structures | None = None
 ) -> StageVerdict:
     """Judge one fold by tensors of the original's main graph.
 
     Args:
         case: the fold.
         intermediates: the values of its sources and its output among others, or why they cannot be read.
-        runtime: how the replacement is run.
+        structures: runs the replacement.
 
     Returns:
         PASSED, FAILED, or NOT_OBSERVED where there are no values, or they hold no signal.
     """
+    structures = structures or Structures()
     comparison = Comparison(case.output, "in-place")
     if isinstance(intermediates, str):
         return comparison.not_observed(intermediates)
@@ -64,7 +65,7 @@ def check_in_place(
         return comparison.not_observed("the activations it reads are all zero")
     case = _with_ranks_of(case, feed)
     try:
-        after = open_session(case.after, runtime)
+        after = structures.open(case, case.after)
         comparison.backend = after.backend
         if after.backend == "reference" and case.products(expected.shape) > _REFERENCE_PRODUCTS:
             return comparison.not_observed("onnx's reference evaluator is too slow for it")
@@ -81,7 +82,7 @@ def check_in_place(
     except Unsupported as reason:
         comparison.note(f"the oracle does not know {reason}; the runtime alone was the judge")
         try:
-            tolerance = _tolerance_by_noise(case, feed, expected, runtime)
+            tolerance = _tolerance_by_noise(case, feed, expected, structures)
         except DoesNotRun as error:
             return comparison.failed(f"its nodes do not run alone: {error}")
     gap = difference(expected, actual)
@@ -196,8 +197,12 @@ def _tiles(case: FoldCase, feed: Mapping[str, Array]) -> Iterator[dict[str, Arra
         level = levels[source.name]
         if source.has_channels and level.ndim == len(source.dims):
             extents, strides = reach(case)
-            # A window that meets no padding, and one beside it.
-            size = tuple(extent + stride + 1 for extent, stride in zip(extents, strides, strict=True)) or (2,)
+            # A window that meets no padding: some stride of one begins at 0 or behind. Of several windows in a row, the
+            # last meets none where there is more room.
+            room = 1 if is_chain(case) else -1
+            size = tuple(extent + stride + room for extent, stride in zip(extents, strides, strict=True)) or (
+                2,
+            )
             shape = list(source.shape(1, size))
             # also where the fold does not declare how many channels there are
             if level.shape[source.channel] > 1:
@@ -233,8 +238,8 @@ def _level(value: Array, channel: int, depth: int) -> Array:
 
 
 def _tolerance_by_noise(
-    case: FoldCase, feed: Mapping[str, Array], expected: Array, runtime: Runtime
+    case: FoldCase, feed: Mapping[str, Array], expected: Array, structures: Structures
 ) -> Array:
-    with open_session(case.before, runtime) as before:
-        nudged: list[Any] = [before.run(nudge_feed(feed, seed))[case.output] for seed in (1, 2)]
+    before = structures.open(case, case.before)
+    nudged: list[Any] = [before.run(nudge_feed(feed, seed))[case.output] for seed in (1, 2)]
     return measured_bound(expected, nudged)

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
-from onnx_repfuse.records.verdict import StageVerdict
+from onnx_repfuse.records.runtime import Runtime
+from onnx_repfuse.records.verdict import StageVerdict, Status
 from onnx_repfuse.verifier.distance import Array, difference
 from onnx_repfuse.verifier.folds.comparison import Comparison
 from onnx_repfuse.verifier.folds.error_bound import (
@@ -40,9 +40,10 @@ from onnx_repfuse.verifier.folds.size_rules import (
     shared_rules,
 )
 from onnx_repfuse.verifier.folds.stimuli import Stimulus, stimuli
+from onnx_repfuse.verifier.folds.structures import FoldSession, Structures
 from onnx_repfuse.verifier.noise import nudge_feed, nudged_weights
 from onnx_repfuse.verifier.oracle.tensor import Unsupported
-from onnx_repfuse.verifier.session import DoesNotRun, Session, open_session
+from onnx_repfuse.verifier.session import DoesNotRun, open_session
 
 __all__ = ["probe"]
 
@@ -56,25 +57,26 @@ class _Failed(Exception):  # noqa: N818 - an outcome, like Unsupported
     """The fold has failed, and not by a difference; `str()` says how."""
 
 
-def probe(case: FoldCase, seed: int = 0, runtime: Runtime = DEFAULT_RUNTIME) -> StageVerdict:
+def probe(case: FoldCase, seed: int = 0, structures: Structures | None = None) -> StageVerdict:
     """Judge one fold on synthetic inputs.
 
     Args:
         case: the fold; float sources of any rank.
         seed: of the random values.
-        runtime: how both sides are run.
+        structures: runs both sides, and knows what was proved of other folds of this structure.
 
     Returns:
         PASSED, or FAILED with the worst error found; a fold of which nothing could be compared has FAILED.
     """
+    structures = structures or Structures()
     comparison = Comparison(case.output, "isolated")
     try:
-        before = open_session(case.before, runtime)
+        before = structures.open(case, case.before)
     except DoesNotRun as error:
         return comparison.failed(f"its nodes do not run alone: {error}")
     comparison.backend = before.backend
     try:
-        after = open_session(case.after, runtime)
+        after = structures.open(case, case.after)
     except DoesNotRun as error:
         return comparison.failed(f"its replacement does not run: {error}")
     if before.backend == "onnxruntime":  # else the reference evaluator ran one side, which the verdict says
@@ -82,22 +84,31 @@ def probe(case: FoldCase, seed: int = 0, runtime: Runtime = DEFAULT_RUNTIME) -> 
     backend = comparison.backend
     try:
         try:
-            return _by_oracle(case, before, after, comparison, seed)
+            return _by_oracle(case, before, after, comparison, seed, structures)
         except Unsupported as reason:
             comparison = Comparison(case.output, "isolated", backend)
             comparison.note(f"the oracle does not know {reason}; the runtime alone was the judge")
-            return _by_runtime_alone(case, before, after, comparison, seed, runtime)
+            return _by_runtime_alone(case, before, after, comparison, seed, structures.runtime)
     except _Failed as reason:
         return comparison.failed(str(reason))
 
 
 def _by_oracle(
-    case: FoldCase, before: Session, after: Session, comparison: Comparison, seed: int
+    case: FoldCase,
+    before: FoldSession,
+    after: FoldSession,
+    comparison: Comparison,
+    seed: int,
+    structures: Structures,
 ) -> StageVerdict:
     """The three comparisons. Raises Unsupported where the oracle cannot judge."""
     first, second = Side(case, case.before), Side(case, case.after)
     was_compared = was_run = False
-    for stimulus, expected in _fitting(case, first, seed):
+    proved = structures.proved_rules(case)
+    if proved is not None and not case.has_weights:
+        return comparison.equal("a fold of the same nodes has passed, and there are no weights")
+    rules = proved or _rules_that_fit(case, first)
+    for stimulus, expected in _fitting(case, first, seed, rules, of_weights=proved is not None):
         actual = _evaluate_replacement(second, stimulus, expected.value.shape)
         was_compared = True
         # 1. Oracle against oracle.
@@ -117,15 +128,19 @@ def _by_oracle(
         raise _Failed(_NOTHING_FITS)
     if not was_run:
         comparison.note("no probe could be run; it was judged in float64 alone")
-    return comparison.verdict()
+    verdict = comparison.verdict()
+    if was_run and verdict.status is Status.PASSED:
+        structures.note_proved(case, rules)
+    return verdict
 
 
-def _fitting(case: FoldCase, side: Side, seed: int) -> Iterator[tuple[Stimulus, Evaluation]]:
+def _fitting(
+    case: FoldCase, side: Side, seed: int, rules: Rules, *, of_weights: bool
+) -> Iterator[tuple[Stimulus, Evaluation]]:
     """The stimuli that the nodes before take, and what these compute; where none fits, those of whole blocks."""
-    rules = _rules_that_fit(case, side)
     for block in dict.fromkeys((case.block, math.lcm(case.block, case.divisor))):
         fits = False
-        for stimulus in stimuli(case, rules, seed, block):
+        for stimulus in stimuli(case, rules, seed, block, of_weights=of_weights):
             try:
                 expected = side.evaluate(stimulus.feed)
             except SIZE_ERRORS:
@@ -148,7 +163,7 @@ def _evaluate_replacement(side: Side, stimulus: Stimulus, shape: tuple[int, ...]
 
 
 def _run(
-    case: FoldCase, before: Session, after: Session, stimulus: Stimulus, shape: tuple[int, ...]
+    case: FoldCase, before: FoldSession, after: FoldSession, stimulus: Stimulus, shape: tuple[int, ...]
 ) -> tuple[Array, Array] | None:
     """What both sides give in the runtime; None if the nodes before do not run at this size."""
     try:
@@ -161,7 +176,7 @@ def _run(
     return old, new
 
 
-def _run_replacement(case: FoldCase, after: Session, stimulus: Stimulus) -> Array:
+def _run_replacement(case: FoldCase, after: FoldSession, stimulus: Stimulus) -> Array:
     try:
         return np.asarray(after.run(stimulus.feed)[case.output])
     except DoesNotRun as error:
@@ -187,10 +202,15 @@ def _runtime_errors(
 
 
 def _by_runtime_alone(
-    case: FoldCase, before: Session, after: Session, comparison: Comparison, seed: int, runtime: Runtime
+    case: FoldCase,
+    before: FoldSession,
+    after: FoldSession,
+    comparison: Comparison,
+    seed: int,
+    runtime: Runtime,
 ) -> StageVerdict:
     """Before against after in the runtime, with the tolerance that whole models have."""
-    nudged_model = nudged_weights(case.before)
+    nudged_model = nudged_weights(case.side(case.before).complete)
     noisy = before if nudged_model is None else open_session(nudged_model, runtime)
     was_compared = False
     for rules in shared_rules(case):

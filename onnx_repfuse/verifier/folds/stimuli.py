@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ _LARGE_KERNEL = 8  # extent from which on a kernel gets fewer and smaller sizes 
 
 
 class Stimulus(NamedTuple):
-    """One feed of the fold's sources, with a word for what it is: "border", "impulse" or "noise"."""
+    """One feed of the fold's sources, with a word for what it is: "border", "impulse", "noise" or "stacked"."""
 
     kind: str
     feed: dict[str, Array]
@@ -55,7 +55,9 @@ class _Probe:
     fill: Callable[[Source, tuple[int, ...]], Array]  # (source, its shape) -> its values
 
 
-def stimuli(case: FoldCase, rules: Rules, seed: int = 0, block: int = 0) -> Iterator[Stimulus]:
+def stimuli(
+    case: FoldCase, rules: Rules, seed: int = 0, block: int = 0, *, of_weights: bool = False
+) -> Iterator[Stimulus]:
     """All probes of a fold, smallest sizes first.
 
     Args:
@@ -63,14 +65,15 @@ def stimuli(case: FoldCase, rules: Rules, seed: int = 0, block: int = 0) -> Iter
         rules: how the size of each source follows from that of the first.
         seed: of the random values.
         block: what every size is a multiple of; 0 for that of the case.
+        of_weights: only what depends on the weights, not those for which sizes and padding meet in all ways.
     """
     rng, block = np.random.default_rng(seed), block or case.block
-    for probe in _probes(case, rng):
+    for probe in _probes(case, rng, of_weights):
         size = tuple(-(-count // block) * block for count in probe.size)
         yield from _feeds(case, rules, replace(probe, size=size))
 
 
-def _probes(case: FoldCase, rng: np.random.Generator) -> Iterator[_Probe]:
+def _probes(case: FoldCase, rng: np.random.Generator, of_weights: bool) -> Iterator[_Probe]:
     budget = int(np.clip(_MAX_PRODUCTS // max(case.weights, 1), _MIN_POSITIONS, _MAX_POSITIONS))
     axes = max((len(source.space) for source in case.sources), default=0)
     if not axes:  # (N, C), or all sizes fixed: there is one size only
@@ -85,11 +88,26 @@ def _probes(case: FoldCase, rng: np.random.Generator) -> Iterator[_Probe]:
     # (1, 1) without a kernel
     extents, strides = ((sizes + (sizes[-1:] or (1,)) * axes)[:axes] for sizes in reach(case))
     # A third of the positions for sizes where padding is everywhere, half for impulses, the rest for an ordinary size.
-    for size, rows in _border_sizes(extents, budget // 3):
-        yield _noise("border", size, rows, rows > 1, rng)
     size = _impulse_size(extents, budget // 2)
-    yield from _impulses(case, size, strides, max(4, budget // 2 // math.prod(size)), rng)
-    yield _noise("noise", _ordinary_size(extents, strides, budget), 1, False, rng)
+    impulses = _impulses(case, size, strides, max(4, budget // 2 // math.prod(size)), rng)
+    if of_weights:  # zeros, noise and impulses, at a size that has padding on all sides
+        probes = [_noise("noise", size, 2, True, rng), *impulses]
+        takes_any_rows = all(source.has_channels and source.batch is None for source in case.sources)
+        yield from [_stacked(probes)] if takes_any_rows else probes
+        return
+    for border, rows in _border_sizes(extents, budget // 3):
+        yield _noise("border", border, rows, rows > 1, rng)
+    yield from impulses
+    yield _noise("noise", _ordinary_size(extents, strides, budget // 3), 1, False, rng)
+
+
+def _stacked(probes: Sequence[_Probe]) -> _Probe:
+    """Probes of one size as one."""
+
+    def fill(source: Source, shape: tuple[int, ...]) -> Array:
+        return np.concatenate([probe.fill(source, (probe.rows, *shape[1:])) for probe in probes])
+
+    return _Probe("stacked", probes[0].size, sum(probe.rows for probe in probes), fill)
 
 
 def _border_sizes(extents: tuple[int, ...], budget: int) -> Iterator[tuple[tuple[int, ...], int]]:
@@ -129,8 +147,12 @@ def _ordinary_size(extents: tuple[int, ...], strides: tuple[int, ...], budget: i
     """A size with more inner positions than padded ones, different on each axis; smaller where that is too many."""
     axes = list(enumerate(zip(extents, strides, strict=True)))
     size = tuple(extent + 2 * stride + 4 + axis for axis, (extent, stride) in axes)
-    if math.prod(size) <= budget:
-        return size
+    return size if math.prod(size) <= budget else _small_size(extents, strides)
+
+
+def _small_size(extents: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+    """One more stride than the extent, different on each axis; half the extent of large kernels."""
+    axes = enumerate(zip(extents, strides, strict=True))
     return tuple(
         (extent if extent < _LARGE_KERNEL else extent // 2) + stride + axis for axis, (extent, stride) in axes
     )

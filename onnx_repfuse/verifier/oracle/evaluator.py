@@ -51,6 +51,7 @@ class Oracle:
             node's result adds its square. That is what rounding every stored tensor adds up to.
         stored_as: round what each node computes to this type, as hardware does that keeps tensors in it; float64 by
             default.
+        arrays: the constants by name, if they were read before.
 
     Raises:
         Unsupported: it has an operator the oracle does not know.
@@ -62,6 +63,7 @@ class Oracle:
         power: int = 1,
         storage: bool = False,
         stored_as: np.dtype[Any] | None = None,
+        arrays: Mapping[str, Array] | None = None,
     ) -> None:
         graph = model.graph
         unknown = next((node for node in graph.node if not is_known(node)), None)
@@ -77,7 +79,7 @@ class Oracle:
         large = _large_kernels(graph)
         self.constants: dict[str, Tensor] = {}
         for tensor in graph.initializer:
-            array = onnx.numpy_helper.to_array(tensor)
+            array = onnx.numpy_helper.to_array(tensor) if arrays is None else arrays[tensor.name]
             is_large = tensor.name in large
             self.constants[tensor.name] = (
                 StoredKernel(array, array, power) if is_large else Tensor.of(array, power)
