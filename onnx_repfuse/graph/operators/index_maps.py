@@ -56,24 +56,28 @@ def _every_axis(case: SizeCase) -> Sequence[int]:
 
 
 def _of_space(case: ViewCase, axes: Iterable[int]) -> Layout | None:
-    """The layout, where the channels are not touched."""
+    """The layout, where the channels are not touched, nor is the batch, if it is not known: work is told by image.
+
+    Args:
+        axes: those that may change.
+    """
     rank = len(case.shape)
     if not case.is_spatial or len(case.result) != rank or case.result[1] is None:
         return None
-    return case.before if all(axis % rank != 1 for axis in axes) else None
+    first = 2 if None in (case.shape[0], case.result[0]) else 0
+    return case.before if all(axis % rank != 1 and axis % rank >= first for axis in axes) else None
 
 
 def _expand_layout(case: ViewCase) -> Layout | None:
     """(N, C, 1, 1) -> (N, C, H, W)"""
     name = optional_input(case.node, 1)
     const = case.scope.const(name)
-    if const is not None:
-        return None if const.size != len(case.shape) else _of_space(case, ())
-    case.dims()  # finds the lists that are computed from sizes
-    sizes = case.scope.size_lists.get(name, ())
-    if len(sizes) != len(case.shape) or sizes[1] not in (1, case.channels):
+    dims, _ = case.dims()  # finds the lists that are computed from sizes, too
+    sizes = case.scope.size_lists.get(name, ()) if const is None else const.read().ravel().tolist()
+    if len(sizes) != len(case.shape) or len(dims) != len(sizes) or sizes[1] not in (1, case.channels):
         return None
-    return _of_space(case, ())
+    pairs = enumerate(zip(sizes, dims, strict=True))
+    return _of_space(case, [axis for axis, (size, own) in pairs if size not in (1, own)])
 
 
 def _tile_layout(case: ViewCase) -> Layout | None:
@@ -89,8 +93,15 @@ def _pad_layout(case: ViewCase) -> Layout | None:
         return None
     const = case.scope.const(optional_input(case.node, 1))
     pads = case.node.attrs.get("pads") or ([-1] if const is None else const.read().ravel().tolist())
-    # a negative pad crops; the other channels of a tensor padded there would be copies of these
-    return _of_space(case, ()) if min(pads) >= 0 and case.shape[1] == case.result[1] else None
+    if min(pads) < 0 or case.shape[1] != case.result[1]:
+        return (
+            None  # a negative pad crops; the other channels of a tensor padded there would be copies of these
+        )
+    named = case.scope.const(optional_input(case.node, 3))
+    axes = range(len(case.shape)) if named is None else named.read().ravel().tolist()
+    is_told = len(pads) == 2 * len(axes) and not (named is None and optional_input(case.node, 3))
+    changed = [axis for number, axis in enumerate(axes) if not is_told or any(pads[number :: len(axes)])]
+    return _of_space(case, changed)
 
 
 def _slice_layout(case: ViewCase) -> Layout | None:
@@ -101,7 +112,8 @@ def _slice_layout(case: ViewCase) -> Layout | None:
     if optional_input(case.node, 4) and (steps is None or min(steps.read().ravel(), default=1) < 1):
         return None
     is_known = None not in (*case.shape[2:], *case.result[2:])
-    return _of_space(case, ()) if is_known or _crops_space_by_constants(case) else None
+    crops_space = _crops_space_by_constants(case)
+    return _of_space(case, () if crops_space else [0]) if is_known or crops_space else None
 
 
 def _crops_space_by_constants(case: ViewCase) -> bool:

@@ -61,6 +61,27 @@ def test_every_second_image_is_not_every_image(batch: int | str, axes: tuple[int
     check(net.model(net.conv(y, 3, 2, 1)), None, options=Options(check=False))
 
 
+BATCHES: dict[str, Map] = {
+    "cut": lambda net, x: str(net.op("Slice", x, *(net.const(np.array([k])) for k in (0, 1, 0)))),
+    "tiled": lambda net, x: str(net.op("Tile", x, net.const(np.array([2, 1, 2, 2])))),
+    "expanded": lambda net, x: str(net.op("Expand", x, net.const(np.array([2, 1, 1, 1])))),
+    "padded": lambda net, x: str(
+        net.op("Pad", x, net.const(np.array([0, 0, 1, 0, 2, 0, 0, 0])), mode="edge")
+    ),
+}
+
+
+@pytest.mark.parametrize("way", BATCHES)
+@pytest.mark.parametrize("conv_first", [False, True])
+def test_a_conv_does_not_pass_what_changes_a_batch_of_unknown_size(way: str, conv_first: bool) -> None:
+    """Of four images, one may be left, or eight: how much it takes is told by image."""
+    net = Net(6, shape=("N", 6, 5, 7))
+    x = net.op("Relu", "x")
+    y = BATCHES[way](net, net.conv(x, 6, 4, 1)) if conv_first else net.conv(BATCHES[way](net, x), 6, 4, 1)
+    model = net.model(net.op("Relu", y))
+    check(model, None, options=BY_MACS)
+
+
 @pytest.mark.parametrize("space_map", ENLARGE)
 def test_pointwise_conv_of_what_is_repeated(space_map: Map) -> None:
     net = Net(6, shape=(2, 6, 5, 7))
