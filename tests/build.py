@@ -59,6 +59,13 @@ class Net:
         self.tensors.append(numpy_helper.from_array(array, name))
         return name
 
+    def default(self, value: Any) -> str:
+        """An initializer that is also an input, so that its value is known only when the model runs (from IR 4)."""
+        name = self.const(value)
+        tensor = self.tensors[-1]
+        self.more_inputs.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+        return name
+
     def random(self, *shape: int, dtype: Any = None) -> str:
         """A random initializer, scaled by its fan-in."""
         scale = 1.0 / np.sqrt(max(1, int(np.prod(shape[1:]))))
@@ -74,7 +81,7 @@ class Net:
         """Relu of the input "x" inside an If, so that shape inference cannot know its type."""
         empty = [helper.make_empty_tensor_value_info("inner")]
         body = helper.make_graph([helper.make_node("Relu", ["x"], ["inner"])], "body", [], empty)
-        return str(self.op("If", self.const(np.array(True)), then_branch=body, else_branch=body))
+        return str(self.op("If", self.default(np.array(True)), then_branch=body, else_branch=body))
 
     def conv(
         self, x: str, c_in: int, c_out: int, k: Any, *, bias: bool = True, pad: Any = None, **attrs: Any

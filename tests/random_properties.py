@@ -55,12 +55,12 @@ def compare(first: onnx.ModelProto, second: onnx.ModelProto, feeds: list[dict[st
 
 
 def _other_branches(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the conditions of all Ifs, the only bools there are, turned round."""
+    """The model with the conditions of the Ifs turned round: the scalar bools; the others are always taken."""
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     bodies = (copy.graph, *copy.functions)
     nodes = (node for body in bodies for node in body.node if node.op_type == "Constant")
     for tensor in (*copy.graph.initializer, *(a.t for node in nodes for a in node.attribute)):
-        if tensor.data_type == onnx.TensorProto.BOOL:
+        if tensor.data_type == onnx.TensorProto.BOOL and not tensor.dims:
             turned = np.logical_not(onnx.numpy_helper.to_array(tensor))
             tensor.CopyFrom(onnx.numpy_helper.from_array(turned, tensor.name))
     return copy

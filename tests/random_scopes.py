@@ -12,6 +12,13 @@ from tests.random_builder import Builder
 from tests.reference import InvalidError
 
 
+def _condition(b: Builder, entered: bool) -> str:
+    """A condition that is known only when the model runs."""
+    mean = b.op("ReduceMean", "x", keepdims=0)
+    above = b.op("Add", b.op("Abs", mean), b.const(np.array(1.0)))
+    return str(b.op("And", b.const(np.array(entered)), b.op("Cast", above, to=onnx.TensorProto.BOOL)))
+
+
 def capture(b: Builder, x: int, y: int) -> None:
     """An If whose branches read tensors of the outer graph."""
     name = b.pick(x)
@@ -24,7 +31,8 @@ def capture(b: Builder, x: int, y: int) -> None:
         graphs.append(
             helper.make_graph([helper.make_node(op, [name, other], [made])], f"g{number}", [], [value])
         )
-    b.op("If", b.const(np.array(True)), then_branch=graphs[0], else_branch=graphs[1])
+    # one dim: such an If is always taken, and `tests.random_properties` does not turn it round
+    b.op("If", b.const(np.array([True])), then_branch=graphs[0], else_branch=graphs[1])
 
 
 def hidden(b: Builder, x: int, axes: list[bool], op: str, first: bool) -> None:
@@ -41,7 +49,7 @@ def hidden(b: Builder, x: int, axes: list[bool], op: str, first: bool) -> None:
         graphs.append(
             helper.make_graph([helper.make_node(inner, [narrow], [made])], f"h{number}", [], [value])
         )
-    unseen = b.op("If", b.const(np.array(True)), then_branch=graphs[0], else_branch=graphs[1])
+    unseen = b.op("If", _condition(b, True), then_branch=graphs[0], else_branch=graphs[1])
     scaled = b.op("Mul", unseen, b.const(np.float32(2).astype(b.net.dtype)))
     b.op(op, *((scaled, name) if first else (name, scaled)))
 
@@ -50,7 +58,7 @@ def branches(b: Builder, x: int, forms: tuple[int, int], entered: bool) -> None:
     """An If with linear operators in both branches, of which one is never entered."""
     name = b.image(x)
     graphs = [_linear(b, name, form, "branch") for form in forms]
-    b.op("If", b.const(np.array(entered)), then_branch=graphs[0], else_branch=graphs[1])
+    b.op("If", _condition(b, entered), then_branch=graphs[0], else_branch=graphs[1])
 
 
 def rank_behind_if(b: Builder, x: int, more: int, op: str) -> None:
@@ -64,7 +72,7 @@ def rank_behind_if(b: Builder, x: int, more: int, op: str) -> None:
         result = helper.make_tensor_value_info(made, kind, None)
         nodes = [helper.make_node("Identity", [value], [made])]
         graphs.append(helper.make_graph(nodes, f"r{dims}", [], [result]))
-    unseen = b.op("If", b.const(np.array(True)), then_branch=graphs[0], else_branch=graphs[1])
+    unseen = b.op("If", _condition(b, True), then_branch=graphs[0], else_branch=graphs[1])
     b.op(op, name, unseen)
 
 

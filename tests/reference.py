@@ -345,7 +345,7 @@ def _global_average(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> li
 
 def _reduce(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
     x = ins[0]
-    axes = tuple(int(a) for a in (ins[1].x if len(ins) > 1 else attrs["axes"]))
+    axes = tuple(int(a) for a in (ins[1].x if len(ins) > 1 else attrs.get("axes", range(x.x.ndim))))
     keep = bool(attrs.get("keepdims", 1))
     count = prod(x.x.shape[a] for a in axes)
     e = np.sqrt((x.e**2).sum(axes, keepdims=keep)) / count
@@ -474,8 +474,10 @@ def _space_to_depth(x: Array, ins: list[Value], attrs: dict[str, Any]) -> Array:
 _RUN: dict[str, Run] = {
     "Abs": _each(np.abs),
     "Add": _arithmetic("Add"),
+    "And": _moves(lambda x, ins, attrs: np.logical_and(x, ins[1].x)),
     "AveragePool": _pool("Average"),
     "BatchNormalization": _batch_norm,
+    "Cast": _each(lambda x: x != 0),  # to bool
     "Clip": _clip,
     "Concat": _concat,
     "Conv": _conv,

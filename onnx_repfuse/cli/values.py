@@ -37,7 +37,7 @@ KIND_HELP = {
     Kind.DEAD: "channels that are zero, or that nobody reads, neither computed nor read",
     Kind.PRODUCT: "a factor of a product of two tensors, moved to the operator that computes one of them",
     Kind.FLUSH: "not a fold: weights so small that processors are slow with them, and too small to show, become zero",
-    Kind.CONSTANT: "not a fold: nodes that compute a constant, as the initializer that they compute",
+    Kind.CONSTANT: "not a fold: nodes that compute a constant, as an initializer; an If that always takes one branch",
     Kind.EQUAL: "not a fold: a node that computes what an equal one computes, which is read instead",
     Kind.NO_OP: "not a fold: a node that gives out what it reads (Identity, Add of 0), removed by itself",
     Kind.FROZEN: "not a fold: a graph input taken for its initializer, which --freeze-initializers alone asks for",

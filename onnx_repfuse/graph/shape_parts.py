@@ -17,7 +17,6 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, Const, Types, static
 from onnx_repfuse.graph.size_lists import moved_list
 from onnx_repfuse.modelfile.dtypes import numpy_dtype
@@ -66,7 +65,7 @@ class ShapeParts:
 
     def _numbers(self, node: gs.Node, fixed: set[str]) -> Numbers | None:
         first = node.inputs[0].name
-        if operator(node).of_shape is not None:
+        if node.op == "Shape":
             shape = self._types.get(first, (0, None))[1]
             return None if shape is None else shape[node.attrs.get("start", 0) : node.attrs.get("end")]
         names = [tensor.name for tensor in node.inputs if tensor.name]

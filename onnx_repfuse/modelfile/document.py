@@ -45,7 +45,7 @@ class Document:
         nbytes: size of the file and of its external data.
         source: the bytes of the model.
         data_files: the files of external data.
-        unconverted: itself; of one that `opset.at_opset` has converted, the document that the files hold.
+        unconverted: itself; of one that `opset.at_opset` or `branches.inline` made, the document that the files hold.
         original: itself; of one that `opset.at_opset` or `peers.run_peer` made, the document it was made from, which
             the result is compared with.
         given: the document of the user's files: the original, unless its inputs were given other shapes than there.

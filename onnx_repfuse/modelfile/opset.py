@@ -44,7 +44,7 @@ def at_opset(document: Document, opset: int | None) -> Document:
         return document
     if opset not in document.converted:
         result = copy.copy(document)
-        result.model, result.unconverted = _convert(document.model, opset), document
+        result.model = _convert(document.model, opset)
         document.converted[opset] = result
     return document.converted[opset]
 

@@ -129,7 +129,8 @@ class _Weights:
     def _original(self, index: int) -> Range | None:
         """The whole TensorProto in the bytes of the input."""
         payloads = self._document.payloads
-        message = payloads[index].message if index < len(payloads) else None
+        payload = payloads[index] if index < len(payloads) else None
+        message = None if payload is None or payload.is_renamed else payload.message
         return None if message is None else Range(self._document.source, *message)
 
     def _compute(self, new: NewTensor) -> memoryview:

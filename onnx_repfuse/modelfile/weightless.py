@@ -43,12 +43,14 @@ class Payload:
         source, begin, end: the bytes of its `raw_data`, or the range in a file of external data. If the elements are
             in a typed field as `float_data`, the whole TensorProto.
         message: begin and end of the whole TensorProto in the model's bytes; None for external data.
+        is_renamed: whether the model's bytes say another name than the skeleton.
     """
 
     source: Source
     begin: int
     end: int
     message: tuple[int, int] | None = None
+    is_renamed: bool = False
 
     @property
     def is_raw(self) -> bool:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from onnx_repfuse.errors import Inexact, OutputError
 from onnx_repfuse.graph.scope import node_name
 from onnx_repfuse.modelfile.edit import ScopeKey
-from onnx_repfuse.pipeline.plan_model import FLUSH, FoldKey, ModelPlan
+from onnx_repfuse.pipeline.plan_model import BRANCHES, FLUSH, FoldKey, ModelPlan
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.planner.forms.value_range import weighed
 from onnx_repfuse.records.reasons import Reason
@@ -71,6 +71,17 @@ class Bans:
         self.banned.add(FLUSH)
         names = tuple(dict.fromkeys(name for change in plan.flushing.changes() for name in change.nodes))
         message = f"{FLUSH_UNDONE}: with zeros in their place, {why}"
+        self.refusals.append(Refusal(Reason.VERIFICATION, message, names))
+        return True
+
+    def add_branches(self, plan: ModelPlan, why: str) -> bool:
+        """Let every If stay, if the plan has replaced any; whether it had."""
+        if not plan.inlined:
+            return False
+        self.attempts += 1
+        self.banned.add(BRANCHES)
+        names = tuple(one.name for one in plan.inlined)
+        message = f"every If was left as it is: with the branches that they always take in their place, {why}"
         self.refusals.append(Refusal(Reason.VERIFICATION, message, names))
         return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnx_repfuse.graph.constant_ifs import always_taken
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.pipeline.bans import FailedFold
 from onnx_repfuse.pipeline.plan_model import ModelPlan
@@ -30,7 +31,7 @@ def check_scopes(plan: ModelPlan, baseline: Baseline, result: Path) -> tuple[lis
     keys = list(dict.fromkeys(planned.scope.key for planned, _ in plan.folds if planned.scope.key))
     failed: list[FailedFold] = []
     notes: list[str] = []
-    for verdict in check(baseline, result, keys, plan.document.unconverted.model):
+    for verdict in check(baseline, result, keys, plan.document.model):
         if verdict.status is Status.FAILED:
             message = f"{labels[verdict.key]}, run alone: {verdict.message}"
             failed += [
@@ -47,4 +48,5 @@ def force_branches(baseline: Baseline, document: Document) -> ForcedBranches:
     """What the user gave, in all its branches, measured; `document` is that, or was made of it."""
     from onnx_repfuse.verifier.scopes.forced import ForcedBranches
 
-    return ForcedBranches(baseline, document.original.model)
+    original = document.original
+    return ForcedBranches(baseline, original.model, always_taken(original))

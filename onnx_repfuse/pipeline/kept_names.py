@@ -8,9 +8,14 @@ from fnmatch import fnmatchcase
 
 from onnx_repfuse.errors import UsageError
 
-__all__ = ["check_keep"]
+__all__ = ["check_keep", "matches"]
 
 _WILD = "*?["
+
+
+def matches(patterns: Iterable[str], name: str) -> bool:
+    """Whether one of the globs matches the name of a node."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def check_keep(patterns: Sequence[str], names: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ from onnx_repfuse.graph.edit_points import used_names
 from onnx_repfuse.graph.model_size import count
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.modelfile.branches import NAMES
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import INPUTS_ARE_OPTIONAL
 from onnx_repfuse.modelfile.opset import opset_of
@@ -57,8 +58,7 @@ def make_report(
     for scope_plan in plan.scopes:
         refusals += scope_plan.refusals
         notes += scope_plan.notes
-    if plan.document.unconverted is not plan.document:
-        notes.append(_conversion(plan.document))
+    notes += _conversion(plan.document)
     if plan.raised_ir_version:
         notes.append(
             f"the IR version is {plan.raised_ir_version} now: before, every initializer had to be a graph input"
@@ -69,16 +69,17 @@ def make_report(
         verification=verification,
         seconds=seconds or {},
         notes=tuple(notes),
-        changes=(*changes, *_frozen(plan), *_flushed(plan)),
+        changes=(*_inlined(plan), *changes, *_frozen(plan), *_flushed(plan)),
         vanished=tuple(_vanished(plan)),
         overridable=_overridable(plan),
         maps=graph_maps(plan),
     )
 
 
-def _conversion(document: Document) -> str:
+def _conversion(document: Document) -> Iterator[str]:
     before, after = opset_of(document.unconverted.model), opset_of(document.model)
-    return f"converted from opset {before} to {after} by the version converter of onnx {onnx.__version__}"
+    if before != after:
+        yield f"converted from opset {before} to {after} by the version converter of onnx {onnx.__version__}"
 
 
 def _fold(planned: ScopePlan, fold: PlannedFold, ratios: RangeRatios | None) -> Fold:
@@ -135,6 +136,15 @@ def _of_no_op(planned: ScopePlan, fold: PlannedFold, titles: str) -> str:
         source, instead = fold.created[0].inputs[0].name, "of which it is now an Identity"
     verb = "gives out what it reads" if len(fold.absorbed) == 1 else "give out what they read"
     return f"{titles} {verb}: '{fold.name}' equals '{source}', {instead}"
+
+
+def _inlined(plan: ModelPlan) -> Iterator[Change]:
+    for one in plan.inlined:
+        claim = (
+            f"the condition of If '{one.name}' is always {str(one.taken).lower()}: "
+            f"its {NAMES[one.taken]} is in its place"
+        )
+        yield Change(Kind.CONSTANT, (one.name,), claim, one.scope)
 
 
 def _frozen(plan: ModelPlan) -> Iterator[Change]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout, channel_layouts
+from onnx_repfuse.graph.constant_ifs import ConstantIf, has_if, without_constant_ifs
 from onnx_repfuse.graph.cycles import check_acyclic
 from onnx_repfuse.graph.edit_points import forget_unread_captures, scope_edit, used_names
 from onnx_repfuse.graph.load import read_scopes
@@ -20,7 +21,7 @@ from onnx_repfuse.modelfile.edit import INPUTS_ARE_OPTIONAL, Edit, NewTensor, Sc
 from onnx_repfuse.modelfile.opset import at_opset
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error
-from onnx_repfuse.pipeline.kept_names import check_keep
+from onnx_repfuse.pipeline.kept_names import check_keep, matches
 from onnx_repfuse.planner.cover_scope import is_kept
 from onnx_repfuse.planner.flush.flushing import Flushing
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
@@ -28,10 +29,11 @@ from onnx_repfuse.planner.plan_scope import plan_scope
 from onnx_repfuse.planner.rewrites.avoided_operators import creators_of_avoided
 from onnx_repfuse.records.report import Counts, Kind
 
-__all__ = ["FLUSH", "FoldKey", "ModelPlan", "initialized_inputs", "make_plan"]
+__all__ = ["BRANCHES", "FLUSH", "FoldKey", "ModelPlan", "initialized_inputs", "make_plan"]
 
 FoldKey = tuple[ScopeKey, str]  # the scope, and the output that names the fold
 FLUSH: FoldKey = ((), "")  # bans all flushing of weights; no output has this name
+BRANCHES: FoldKey = (("",), "")  # keeps every If; no scope has this key
 
 
 @dataclass(eq=False)
@@ -40,6 +42,7 @@ class ModelPlan:
 
     Attributes:
         before: nodes, multiply-adds and bytes of the original.
+        inlined: the Ifs that were replaced by the branch they always take; `document` is without them.
         frozen: graph inputs that are taken for the constants they are initialized with, and are inputs no more.
         channel_layouts: scope -> tensor -> its channel axis, in the original.
         flushing: the weights in which small elements become zero; None where that is not wanted.
@@ -48,6 +51,7 @@ class ModelPlan:
     document: Document
     scopes: list[ScopePlan]
     before: Counts
+    inlined: tuple[ConstantIf, ...] = ()
     frozen: tuple[str, ...] = ()
     channel_layouts: dict[ScopeKey, dict[str, ChannelLayout]] = field(default_factory=dict)
     flushing: Flushing | None = None
@@ -130,12 +134,11 @@ def make_plan(
     """
     with invalid_model_is_input_error(document), _garbage_left():
         check_acyclic(document.model)
-        document = at_opset(document, options.opset)
         freeze = options.freeze_initializers and Kind.FROZEN not in options.skip
-        scopes = read_scopes(document, freeze_initializers=freeze)
-        check_keep(options.keep, _node_names(scopes) if options.keep else ())
+        document, scopes, inlined = _read(document, options, banned, freeze)
         before = count(_as_in_the_file(document, scopes), None, document.given.nbytes)
-        plan = ModelPlan(document, [], before, initialized_inputs(document.model) if freeze else ())
+        frozen = initialized_inputs(document.model) if freeze else ()
+        plan = ModelPlan(document, [], before, inlined, frozen)
         if options.allows(Kind.FLUSH) and FLUSH not in banned:
             plan.flushing = _flushing(scopes[0], options, {} if scanned is None else scanned)
             document.release()
@@ -158,12 +161,35 @@ def make_plan(
         return plan
 
 
+def _read(
+    document: Document, options: Options, banned: Set[FoldKey], freeze: bool
+) -> tuple[Document, list[Scope], tuple[ConstantIf, ...]]:
+    """The document to plan, its scopes, and the Ifs that were replaced by a branch. Raises as `make_plan`."""
+    replaced: list[ConstantIf] = []
+    if options.allows(Kind.CONSTANT) and BRANCHES not in banned and has_if(document.model.graph):
+        if options.keep:  # what stands in a branch that is never taken has a name, too
+            check_keep(options.keep, _node_names(read_scopes(document)))
+        inlined = without_constant_ifs(
+            document, freeze_initializers=freeze, is_kept=lambda node: matches(options.keep, _name(node))
+        )
+        document, replaced = inlined.document, inlined.replaced
+    document = at_opset(document, options.opset)
+    scopes = read_scopes(document, freeze_initializers=freeze)
+    if options.keep and not replaced:
+        check_keep(options.keep, _node_names(scopes))
+    return document, scopes, tuple(replaced)
+
+
 def _node_names(scopes: list[Scope]) -> Iterator[str]:
     """Names of the file's nodes, those that compute constants included; of one without, its first output's."""
     for scope in scopes:
         for node in scope.proto.node:
-            yield node.name or next(filter(None, node.output), node.op_type)
+            yield _name(node)
         yield from map(node_name, scope.nodes)
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return node.name or next(filter(None, node.output), node.op_type)
 
 
 @contextmanager

@@ -351,6 +351,8 @@ class _Run:
             return
         failed = folds_to_blame(self.plan, agrees, baseline, self.options, self.bans.banned, self.folder, why)
         if not failed:
+            if self.bans.add_branches(self.plan, why):
+                return
             raise self.failed(why)
         self.bans.add(failed)
         self.bans.try_flush_again()

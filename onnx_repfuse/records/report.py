@@ -148,9 +148,9 @@ class Change:
     """A change that is not a fold: no operator was computed into another.
 
     Attributes:
-        kind: CONSTANT, nodes that computed a constant, which is an initializer now; EQUAL, a node
-            that computed what another one does; NO_OP, nodes that gave out what
-            they read, and were removed; FROZEN, an input that callers could set, and whose initializer is now a
+        kind: CONSTANT, nodes that computed a constant, which is an initializer now, or an If that always takes one
+            branch, which is in its place; EQUAL, a node that computed what another one does; NO_OP, nodes that gave out
+            what they read, and were removed; FROZEN, an input that callers could set, and whose initializer is now a
             constant; FLUSH, a weight in which what is too small to show is zero.
         nodes: names of the nodes it is about.
         claim: the sentence that must hold for the result to be right.

@@ -63,7 +63,7 @@ def test_what_cannot_be_converted_is_kept_and_noted() -> None:
     net, y = _net()
     empty = [onnx.helper.make_empty_tensor_value_info("inner")]
     body = onnx.helper.make_graph([onnx.helper.make_node("Relu", [y], ["inner"])], "body", [], empty)
-    model = net.model(net.op("If", net.const(True), then_branch=body, else_branch=body))
+    model = net.model(net.op("If", net.default(True), then_branch=body, else_branch=body))
     for report in (fuse(model, options=FASTEST).report, plan(model, FASTEST)):
         assert sum("it has subgraphs" in note for note in report.notes) == 1
         assert report.folds

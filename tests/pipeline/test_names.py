@@ -159,7 +159,8 @@ def test_weights_of_subgraphs_are_frozen_too() -> None:
         [],
         [onnx.helper.make_tensor_value_info("inner", onnx.TensorProto.FLOAT, None)],
     )
-    model = net.model(net.op("If", net.const(np.array(True)), then_branch=body, else_branch=body))
+    condition = net.op("Cast", net.op("ReduceMax", "x", keepdims=0), to=onnx.TensorProto.BOOL)
+    model = net.model(net.op("If", condition, then_branch=body, else_branch=body))
     model = _with_inputs(model)
     result = fuse(model, options=Options(freeze_initializers=True))
     assert [value.name for value in result.model.graph.input] == ["x"]

@@ -382,7 +382,7 @@ def test_a_scope_that_differs_alone_loses_its_folds(tmp_path, monkeypatch):
     y = inner.conv_bn("x", 4, 4, 3)
     values = [onnx.helper.make_empty_tensor_value_info(y)]
     body = onnx.helper.make_graph(inner.nodes, "body", [], values, inner.tensors)
-    behind = outer.op("If", outer.const(np.array(True)), then_branch=body, else_branch=body)
+    behind = outer.op("If", outer.default(np.array(True)), then_branch=body, else_branch=body)
     model = outer.model(outer.op("Relu", behind), outer.conv_bn("x", 4, 4, 3))
     report = fuse(model).report
     assert [fold.scope for fold in report.folds] == [""]

@@ -83,7 +83,7 @@ def test_a_concat_with_an_operand_of_unknown_size_is_not_rewritten_as_itself() -
         inner = helper.make_tensor_value_info(f"inner_{op}", TensorProto.FLOAT, None)
         node = helper.make_node(op, ["x", "x"], [inner.name])
         branches.append(helper.make_graph([node], op, [], [inner]))
-    unknown = net.op("If", net.const(np.array(True)), then_branch=branches[0], else_branch=branches[1])
+    unknown = net.op("If", net.default(np.array(True)), then_branch=branches[0], else_branch=branches[1])
     branch = net.conv("x", 4, 2, 5)
     total = net.op("Sum", unknown, "x")
     check(net.model(net.op("Concat", branch, total, axis=1)), None)
@@ -108,7 +108,7 @@ def test_weights_have_the_type_of_what_they_replace_where_inference_gives_up() -
     for op in ("Add", "Sub"):
         inner = helper.make_tensor_value_info(f"inner_{op}", TensorProto.FLOAT16, None)
         branches.append(helper.make_graph([helper.make_node(op, ["x", "x"], [inner.name])], op, [], [inner]))
-    unknown = net.op("If", net.const(np.array(True)), then_branch=branches[0], else_branch=branches[1])
+    unknown = net.op("If", net.default(np.array(True)), then_branch=branches[0], else_branch=branches[1])
     scaled = net.conv(net.op("Mul", unknown, net.const(np.float16(2))), 3, 3, 3)
     _, part = net.op("Split", scaled, net.const(np.array([1, 2])), outputs=2, axis=1)
     model = net.model(net.op("Relu", net.bn(part, 2)), net.op("Sigmoid", part))
@@ -124,7 +124,7 @@ def test_what_is_beside_a_wider_tensor_need_not_be_as_wide() -> None:
     for op in ("Relu", "Neg"):
         inner = helper.make_tensor_value_info(f"inner_{op}", TensorProto.FLOAT, None)
         branches.append(helper.make_graph([helper.make_node(op, [narrow], [inner.name])], op, [], [inner]))
-    unseen = net.op("If", net.const(np.array(True)), then_branch=branches[0], else_branch=branches[1])
+    unseen = net.op("If", net.default(np.array(True)), then_branch=branches[0], else_branch=branches[1])
     total = net.op("Mul", net.op("Mul", unseen, net.channel(4)), net.const(np.float32(2)))
     result = check(
         net.model(net.conv(total, 4, 4, 3), unseen), {"ReduceMean": 1, "If": 1, "Mul": 1, "Conv": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,10 @@ def sliced(size: int, start: int, end: int, step: int) -> NDArray[np.intp]:
 
 def _shape(attrs: Attributes, shape: tuple[int, ...]) -> Values:
     return np.array(shape, np.int64)[attrs.get("start", 0) : attrs.get("end")]
+
+
+def _number_of_elements(_attrs: Attributes, shape: tuple[int, ...]) -> Values:
+    return np.array(prod(shape), np.int64)
 
 
 def _slice_doubts(case: SizeCase) -> Sequence[int]:
@@ -148,6 +153,7 @@ INDEX_MAPS = (
     Operator("GatherND", gain=1.0, operations=0),
     Operator("Range"),
     Operator("Shape", gain=0.0, of_shape=_shape),
+    Operator("Size", gain=0.0, of_shape=_number_of_elements),
     Operator(
         "Slice",
         space_map=SpaceMap.of_sort(SpaceMapSort.CHOOSES, _slice_layout),

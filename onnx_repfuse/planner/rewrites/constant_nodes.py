@@ -91,6 +91,8 @@ class _Stays:
                 elsewhere = any(id(one) not in found for one in scope.consumers.get(name, ()))
                 if not name or elsewhere or scope.is_seen(name) or name not in scope.constants:
                     continue
+                if producer is None and name not in scope.initializers and name not in scope.created:
+                    continue  # of a graph around this one, where it stays
                 if producer is None or producer.op in NOTHING_COMPUTED:
                     total += _bytes(scope.constants[name])
                 elif id(producer) not in found:

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from onnx_repfuse import Options, Reason, Result, fuse, plan
@@ -191,9 +191,11 @@ def test_a_wrong_value_is_found_by_the_proof(monkeypatch: pytest.MonkeyPatch) ->
         ([node("RandomNormalLike", "w", "k", seed=1.0)], {"w": W}, "it is random"),
         ([node("Bernoulli", "w", "k", seed=1.0)], {"w": np.abs(W).clip(0, 1)}, "it is random"),
         ([node("Dropout", "w r t", "k", seed=1)], {"w": W, "r": np.float32(0.5), "t": np.array(True)}, "it is random"),
-        ([node("If", "t", "k", then_branch=graph([node("Identity", "w", "u")], [info("u", None)]),
-               else_branch=graph([node("Neg", "w", "v")], [info("v", None)]))],
-         {"w": W, "t": np.array(True)}, "it has subgraphs"),
+        ([node("Loop", "n t w", "k", body=graph(
+            [node("Identity", "go", "on"), node("Neg", "s", "r")],
+            [info("on", [], TensorProto.BOOL), info("r", None)],
+            {}, [info("i", [], TensorProto.INT64), info("go", [], TensorProto.BOOL), info("s", None)]))],
+         {"w": W, "n": np.array(3), "t": np.array(True)}, "it has subgraphs"),
     ],
 )  # fmt: skip
 def test_what_is_not_evaluated_says_why(nodes: list[NodeProto], weights: Weights, why: str) -> None:
@@ -332,6 +334,17 @@ def test_in_a_branch(ir: int) -> None:
         np.testing.assert_allclose(
             run(result.model, {"x": x})[0], run(made, {"x": x})[0], rtol=1e-4, atol=1e-4
         )
+
+
+def test_a_weight_of_the_graph_around_stays_there() -> None:
+    """Each branch would hold one of its own, and the other branch keeps the one outside."""
+    branches = [
+        graph([node("Transpose", "b", "k"), node("MatMul", "x k", out)], [info(out, None)]) for out in "pq"
+    ]
+    made = rarely(*branches, {"b": BIG})
+    result = fuse(made, options=Options(check=False))
+    assert result.report.after.bytes <= result.report.before.bytes
+    assert [len(a.g.node) for a in result.model.graph.node[-1].attribute] == [2, 2]
 
 
 @pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])
