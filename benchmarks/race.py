@@ -14,15 +14,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks.equality import Expected
 from benchmarks.runtimes import RUNTIMES, Given, feeds
 from benchmarks.timing import Clock, interleaved, ratios, spread
 
 OPENINGS = 3  # of each file: the place of a session's memory changes times by several percent
 AGAIN = 14  # openings in which a loss must show again
 NOTABLE = 0.02  # a smaller difference from 1 may come from the machine
-FAR = 1e-3  # of the largest value of an output: farther apart than that is not rounding
 
 Job = dict[str, Any]
 Function = Callable[[], object]
@@ -70,30 +68,6 @@ def opened(runtime: str, path: Path, inputs: list[Any], threads: int) -> tuple[F
     return function, ""
 
 
-def unequal(result: object, expected: object) -> str:
-    """Why the outputs of a file are not those of the input; empty if they are, up to rounding.
-
-    >>> unequal([np.ones(3)], [np.ones(3) + 1e-6]), unequal([np.ones(3)], [np.array([1, 1, 2.0])])
-    ('', 'output 0 differs by 0.5 of its largest value')
-    """
-    ours, theirs = _arrays(result), _arrays(expected)
-    if [a.shape for a in ours] != [b.shape for b in theirs]:
-        return f"outputs of shapes {[a.shape for a in ours]}"
-    for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        if not a.size or np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
-            continue
-        off = float(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64))))
-        largest = float(np.max(np.abs(b.astype(np.float64))))
-        if not off <= FAR * largest:
-            return f"output {index} differs by {off / max(largest, 1e-30):.2g} of its largest value"
-    return ""
-
-
-def _arrays(result: Any) -> list[Any]:
-    values = result.values() if hasattr(result, "values") else result
-    return [np.asarray(value) for value in values]
-
-
 def against(samples: Mapping[str, list[float]], ours: str) -> dict[str, Any]:
     """Our time as a multiple of each file's."""
     return {name: ratios(samples, ours, name) for name in samples if ours in samples}
@@ -129,10 +103,10 @@ def run(job: Job) -> dict[str, Any]:
     given: dict[str, Given] = {n: tuple(v) if isinstance(v, list) else v for n, v in job["given"].items()}
     inputs = feeds(files[first], tuple(job["shape"]), given)
     failed: dict[str, str] = {}
-    expected = RUNTIMES[runtime](files[first], inputs, threads)()
+    expected = Expected(files[first], inputs, runtime, threads)
     for name in [name for name in files if name != first]:
         function, error = opened(runtime, files[name], inputs, threads)
-        error = error if function is None else unequal(function(), expected)
+        error = error if function is None else expected.unequal(function())
         if error:
             failed[name] = error
             del files[name]

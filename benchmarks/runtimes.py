@@ -41,8 +41,10 @@ def feeds(
     return result
 
 
-def onnxruntime(path: Path, inputs: list[np.ndarray[Any, Any]], threads: int) -> Callable[[], object]:
-    """ONNX Runtime with all its optimizations."""
+def onnxruntime(
+    path: Path, inputs: list[np.ndarray[Any, Any]], threads: int, *, optimized: bool = True
+) -> Callable[[], object]:
+    """ONNX Runtime with all its optimizations, or none."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -51,7 +53,8 @@ def onnxruntime(path: Path, inputs: list[np.ndarray[Any, Any]], threads: int) ->
     options.log_severity_level = 4
     # sessions are interleaved: threads of an idle session that spin would slow down the next one
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     feed = {port.name: value for port, value in zip(session.get_inputs(), inputs, strict=True)}
     return lambda: session.run(None, feed)

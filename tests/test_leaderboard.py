@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from benchmarks import leaderboard, race
 from benchmarks.board_pages import board_family, board_summary, board_text
+from benchmarks.equality import Expected
 from benchmarks.leaderboard import COLUMNS, GROUPS, Entry
 from benchmarks.runtimes import feeds
 from benchmarks.tools import Cost
@@ -127,6 +128,34 @@ def test_an_unequal_file_is_not_raced(tmp_path: Path, monkeypatch: pytest.Monkey
     assert set(result["ms"]) == {"input", "onnxslim", "ours", "twin"}
     assert set(result["failed"]) == {"peer", "shade"}
     assert "differs" in result["failed"]["peer"]
+
+
+def test_outputs_may_differ_as_the_inputs_own_do(tmp_path: Path) -> None:
+    """A threshold: of 1,000 pixels, eight are at it, and move with one unit in the last place of the image."""
+    nodes = [
+        helper.make_node("GreaterOrEqual", ["x", "one"], ["b"]),
+        helper.make_node("Cast", ["b"], ["y"], to=TensorProto.FLOAT),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1000]) for name in "xy")
+    one = helper.make_tensor("one", TensorProto.FLOAT, [], [1.0])
+    graph = helper.make_graph(nodes, "g", [x], [y], [one])
+    path = tmp_path / "steep.onnx"
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 17)]), path)
+    image = np.random.default_rng(1).uniform(-0.5, 0.5, 1000).astype(np.float32)
+    image[:8] = 1
+    expected = Expected(path, [image], "onnxruntime", 1)
+    same = (image >= 1).astype(np.float32)
+    few, many, wrong = same.copy(), same.copy(), same.copy()
+    few[:4] = 0
+    many[:200] = 1
+    wrong[8] = 50
+    assert not expected.unequal([same])
+    assert not expected.unequal([few])
+    assert not expected.unequal([same * np.float32(1.0005)])
+    assert "output 0 differs by 1 of" in expected.unequal([many])
+    assert "output 0 differs by 50 of" in expected.unequal([wrong])
+    assert "differs by nan" in expected.unequal([same * np.float32(np.nan)])
+    assert "shapes" in expected.unequal([same[1:]])
 
 
 def _row(name: str, factor: float, again: float = 0.0, threads: int = 1) -> dict[str, Any]:
