@@ -122,7 +122,7 @@ def plan(model: Model, options: Options | None = None) -> Report:
         report = at_level(
             reshaped(document, chosen.overwrite_input_shapes) if chosen.overwrite_input_shapes else document,
             chosen,
-            lambda given, final: make_report(make_plan(given, final), name=name_of(model)),
+            lambda given, final, _: make_report(make_plan(given, final), name=name_of(model)),
             tempfile.TemporaryDirectory,
         )
     return Report.of(report, "plan", around.after())

@@ -85,8 +85,10 @@ def run(
 
     runtime_of(options)  # a provider that is not there is found before the work begins
 
-    def go(given: Document, chosen: Options) -> Report:
-        return _run(given, output, chosen, name=name, output_name=output_name, progress=progress or _silent)
+    def go(given: Document, chosen: Options, place: Path | None) -> Report:
+        return _run(
+            given, place or output, chosen, name=name, output_name=output_name, progress=progress or _silent
+        )
 
     shapes = options.overwrite_input_shapes
     if not shapes:

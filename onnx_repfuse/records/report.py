@@ -218,7 +218,8 @@ class Simplified:
     Attributes:
         peer: its name, "onnxsim" or "onnxslim".
         version: its version; "" if it is not known, since it did not get that far.
-        used: whether the result was made from what it wrote. At most one of a report was used.
+        used: whether the result was made from what it wrote. If several are, each ran on what was fused behind the one
+            before.
         counts: the size of what it wrote; None if that is no model.
         message: why it was not used, in a clause; "" if it was.
     """

@@ -145,9 +145,16 @@ def simplifier_sentences(report: Report, *, written: bool) -> Iterator[str]:
     for other in report.simplified:
         if not other.used:
             yield f"Not used: {other.title}: {other.message}"
-        elif other.counts is not None:
-            yield f"{other.title} ran first: {_gain(report.before, other.counts, written=True)}"
-            yield f"then onnx-repfuse: {_gain(other.counts, report.after, written=written)}"
+    before: Counts | None = None
+    for other in report.simplified:
+        if other.used and other.counts is not None:
+            if before is None:
+                yield f"{other.title} ran first: {_gain(report.before, other.counts, written=True)}"
+            else:
+                yield f"then onnx-repfuse, and {other.title}: {_gain(before, other.counts, written=True)}"
+            before = other.counts
+    if before is not None:
+        yield f"then onnx-repfuse: {_gain(before, report.after, written=written)}"
 
 
 def _gain(before: Counts, after: Counts, *, written: bool) -> str:

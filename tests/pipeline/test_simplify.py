@@ -11,6 +11,7 @@ import pytest
 from onnx_repfuse import Options, UsageError, fuse, plan
 from onnx_repfuse.cli.main import main
 from onnx_repfuse.modelfile import peers
+from onnx_repfuse.pipeline import level
 from onnx_repfuse.records.report import Report, Simplified
 from tests.build import Net, counts, equal
 from tests.pipeline.conftest import Install
@@ -161,6 +162,59 @@ def test_level_2_simplifies_and_what_is_named_wins(install: Install) -> None:
     named = fuse(model, options=Options(level=2, simplify="onnxsim")).report
     assert [(one.peer, one.used) for one in named.simplified] == [("onnxsim", True)]
     assert not fuse(model).report.simplified
+
+
+# What simplifiers return; some gain something only behind another one, or behind us.
+_LATER = {
+    "all at once": "join_relus(model)",
+    "one a time": "join_relus(model, most=1)",
+    "once folded": "model if any(n.op_type == 'BatchNormalization' for n in model.graph.node) else join_relus(model)",
+    "nothing": "model",
+}
+
+
+@pytest.mark.parametrize(
+    ("slim", "sim"), [("all at once", "nothing"), ("nothing", "once folded"), ("one a time", "once folded")]
+)
+def test_a_second_run_finds_nothing(install: Install, slim: str, sim: str) -> None:
+    install(onnxslim=f"return {_LATER[slim]}", onnxsim=f"return ({_LATER[sim]}), True")
+    net = Net(4, shape=("N", 4, 16, 16))
+    y = net.op("Relu", net.op("Relu", net.op("Relu", "x")))
+    model = net.model(net.conv_bn(y, 4, 4, 3))
+    first = fuse(model, options=Options(level=2))
+    assert counts(first.model) == {"Relu": 1, "Conv": 1}
+    assert equal(model, first.model) > 0
+    assert len(first.report.verification.folds) == len(first.report.folds) == 1
+    if slim == "one a time":
+        assert plan(model, Options(level=2)).after.ops == first.report.after.ops
+    again = fuse(first.model, options=Options(level=2))
+    assert again.report.verification.unchanged
+    assert again.model == first.model
+
+
+def test_rounds_are_bounded_and_one_that_is_not_proved_is_left_out(
+    install: Install, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    net = Net(4, shape=("N", 4, 16, 16))
+    y = "x"
+    for _ in range(8):
+        y = net.op("Relu", y)
+    model = net.model(net.conv_bn(y, 4, 4, 3))
+    install(onnxslim="return join_relus(model, most=1)")
+    first = fuse(model, options=SLIM)
+    assert [one.used for one in first.report.simplified] == [True] * level.MAX_ROUNDS
+    assert counts(first.model) == {"Relu": 8 - level.MAX_ROUNDS, "Conv": 1}
+    onnx.save(model, tmp_path / "m.onnx")
+    assert main([str(tmp_path / "m.onnx"), "-o", str(tmp_path / "o.onnx"), "--simplify"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("onnxslim 1.2.3 ran first: 10 -> 9 nodes") == 1
+    assert "then onnx-repfuse, and onnxslim 1.2.3: 9 -> 7 nodes" in text
+    wrong = "if not any(n.op_type == 'BatchNormalization' for n in model.graph.node):\n"
+    wrong += "    join_relus(model).graph.node[0].op_type = 'Softplus'\n    return model\n"
+    install(onnxslim=wrong + "return join_relus(model, most=1)")
+    kept = fuse(model, options=SLIM)
+    assert [one.used for one in kept.report.simplified] == [True]
+    assert counts(kept.model) == {"Relu": 7, "Conv": 1}
 
 
 _NEGATED = """
