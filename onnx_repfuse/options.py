@@ -26,7 +26,7 @@ class Options:
         skip, only: the kinds of folds (`Kind`, or its word) to leave out, or the only ones to make; a fold of several
             kinds needs them all.
         avoid: ONNX operators that the target cannot run: none is written, and those that are there become others
-            where there is a way (BatchNormalization becomes Mul and Add).
+            where there is a way (BatchNormalization becomes Mul and Add); the report says what stays.
         keep: globs on node names; matching nodes stay as they are. One that matches no node is an error of the run.
         freeze_initializers: treat initializers that are also graph inputs as constants (IR >= 4).
         opset: convert the model to this version of the ONNX operator set first, if it has an older one.

@@ -102,7 +102,7 @@ def build(recipe: Recipe) -> tuple[onnx.ModelProto, list[dict[str, Array]]]:
     builder = Builder(net, feeds)
     builder.nodes_as_constants = recipe["constants"]
     grow(builder, recipe["steps"])
-    computed = [n for node in net.nodes if node.op_type != "Constant" for n in node.output]
+    computed = [n for node in net.nodes if node.op_type not in _NO_OUTPUTS for n in node.output]
     if not computed:
         builder.op("Identity", "x")
         computed = [builder.pick(0)]
@@ -123,6 +123,10 @@ def build(recipe: Recipe) -> tuple[onnx.ModelProto, list[dict[str, Array]]]:
     if recipe["annotated"]:
         model = onnx.shape_inference.infer_shapes(model)
     return model, kept
+
+
+# Constants, and the conditions of Ifs, which are bools.
+_NO_OUTPUTS = ("Constant", "Cast", "And")
 
 
 def examine(recipe: Recipe, options: Options = UNCHECKED) -> Report:

@@ -264,9 +264,10 @@ class CliArguments:
     )
     avoid: tuple[str, ...] = _option(
         "--avoid", (), "Write none of these operators, which the target cannot run.",
-        more="Those that are there become others where there is a way: BatchNormalization becomes Mul and Add, Gemm "
-        "becomes MatMul and Add, and Sum, Sub, Neg, Div by constants, HardSwish, HardSigmoid, PRelu, LeakyRelu and "
-        "GlobalAveragePool have one. What stays, `--fail-on-remaining` tells.",
+        more="Those that are there become others where there is a way: BatchNormalization becomes Mul and Add "
+        "(a depthwise Conv, if one of these is to be avoided, too), Gemm becomes MatMul and Add, and Sum, Sub, Neg, "
+        "Div by constants, HardSwish, HardSigmoid, PRelu, LeakyRelu, GlobalAveragePool, Gelu and LayerNormalization "
+        "have one. The report says what stays, and why (reason `avoided`); `--fail-on-remaining` exits with 4 then.",
         complete="operators", table="folds", metavar="OP,..", useless=("compare",),
         library="avoid", parse=values.operators,
     )

@@ -42,7 +42,8 @@ from onnx_repfuse.planner.pricing.cost import cost_model
 from onnx_repfuse.planner.pricing.lowering import Prices
 from onnx_repfuse.planner.rewrites.activation_patterns import fold_activations
 from onnx_repfuse.planner.rewrites.affine_chains import chain_refusals, merge_chains
-from onnx_repfuse.planner.rewrites.avoided_operators import rewrite_avoided
+from onnx_repfuse.planner.rewrites.avoided_operators import avoided_refusals, rewrite_avoided
+from onnx_repfuse.planner.rewrites.avoided_rules import LATE_RULES
 from onnx_repfuse.planner.rewrites.constant_nodes import write_constants
 from onnx_repfuse.planner.rewrites.dead_channels import ZeroChannels, drop_dead_channels
 from onnx_repfuse.planner.rewrites.equal_nodes import merge_equal_nodes
@@ -139,6 +140,8 @@ class _Planning:
             if last is not None and not self.is_changed:
                 self.drop_dead_channels(layouts)
             if last is not None and not self.is_changed:
+                self.rewrite_late()
+            if last is not None and not self.is_changed:
                 self.finish(last, layouts)
                 return
             # A second run would read the file that the nodes make now. So plan once more by what that says: without
@@ -179,6 +182,12 @@ class _Planning:
     def is_slow(self, node: gs.Node) -> bool:
         """Whether runtimes are slow with a node that others can do without."""
         return is_slow_prelu(self.plan.scope, node, self.options)
+
+    def rewrite_late(self) -> None:
+        """Write what the target cannot run, and what did not fold, as operators that fold less well."""
+        avoid = self.options.avoid
+        if avoid.intersection(("Mul", "Add")):
+            self._changed(written=rewrite_avoided(self.plan, avoid, self.is_free, rules=LATE_RULES))
 
     def rewrite_windows(self, layouts: dict[str, ChannelLayout]) -> dict[str, ChannelLayout]:
         """Write Pads into windows where the algebra cannot, or else skip what all consumers skip; the layouts then."""
@@ -308,6 +317,7 @@ class _Planning:
         told = [not_made.refusal(scope, present) for not_made in self.not_made.values()]
         self.plan.refusals += filter(None, told)
         self.plan.refusals += _new_refusals(self.plan, last)
+        self.plan.refusals += avoided_refusals(scope, self.options.avoid, is_kept(self.options))
         if allows(Kind.STRIDE):
             self.plan.refusals += subsampling_refusals(scope, layouts, self.is_free)
         if allows(Kind.COMMUTE):

@@ -35,6 +35,7 @@ class Reason(str, Enum):
     SIGN = "sign"
     FUSED_PATTERN = "fused-pattern"
     OPSET = "opset"
+    AVOIDED = "avoided"
     VERIFICATION = "verification"
     UNSUPPORTED = "unsupported"
 
@@ -73,6 +74,7 @@ _PROSE = {
     Reason.SIGN: "its factors are not all positive, and only those change places with a maximum or an activation",
     Reason.FUSED_PATTERN: "it is part of an activation or normalization that runtimes fuse as a whole",
     Reason.OPSET: "it is part of a HardSwish, which is an operator only from opset 14 on",
+    Reason.AVOIDED: "it is to be avoided, and no other operators are known that compute the same",
     Reason.VERIFICATION: "the fold did not pass verification and was undone",
     Reason.UNSUPPORTED: "this form of the operator is not handled",
 }

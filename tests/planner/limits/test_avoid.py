@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from onnx_repfuse import Options, UsageError, fuse, plan
 from onnx_repfuse.cli.main import main
+from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 from tests.build import Net, counts, equal
 from tests.random_graphs import Recipe, build, recipes
@@ -98,12 +99,18 @@ def test_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert np.isfinite(onnx.numpy_helper.to_array(onnx.load(output).graph.initializer[0])).all()
 
 
+LAYER_NORM = {"ReduceMean": 2, "Sub": 1, "Pow": 1, "Sqrt": 1, "Div": 1}
+
+
 def _between(op: str, *more: str, opset: int = 17, **attributes: object) -> onnx.ModelProto:
     """One operator between two Relus; `more` are its other inputs: "c" a constant, "y" another tensor."""
     net = Net(4, shape=("N", 4, 6, 5), opset=opset)
     kinds = {
         "c": lambda: net.const(np.linspace(0.5, 2, 4).reshape(4, 1, 1)),
         "y": lambda: net.op("Sigmoid", "x"),
+        "g": lambda: net.const(
+            np.linspace(0.5, 2, 30).reshape(6, 5)[:: 1 if attributes.get("axis", -1) in (2, -2) else 6]
+        ),
     }
     others = [kinds[kind]() for kind in more]
     return net.model(net.op("Relu", net.op(op, net.op("Softplus", "x"), *others, **attributes)))
@@ -125,6 +132,25 @@ def _between(op: str, *more: str, opset: int = 17, **attributes: object) -> onnx
         (_between("LeakyRelu", alpha=0.2), "LeakyRelu", {"Relu": 2, "Mul": 2, "Add": 1}),
         (_between("GlobalAveragePool"), "GlobalAveragePool", {"ReduceMean": 1}),
         (_between("GlobalAveragePool", opset=18), "GlobalAveragePool", {"ReduceMean": 1}),
+        (_between("Gelu", opset=20), "Gelu", {"Div": 1, "Erf": 1, "Add": 1, "Mul": 2}),
+        (_between("Gelu", opset=20), "Gelu,Div", {"Mul": 3, "Erf": 1, "Add": 1}),
+        (_between("Gelu", opset=20, approximate="tanh"), "Gelu", {"Mul": 6, "Tanh": 1, "Add": 2}),
+        (_between("LayerNormalization", "g", "g"), "LayerNormalization", {**LAYER_NORM, "Mul": 1, "Add": 2}),
+        (
+            _between("LayerNormalization", "g", axis=-1),
+            "LayerNormalization",
+            {**LAYER_NORM, "Mul": 1, "Add": 1},
+        ),
+        (
+            _between("LayerNormalization", "g", "g", axis=2),
+            "LayerNormalization",
+            {**LAYER_NORM, "Mul": 1, "Add": 2},
+        ),
+        (
+            _between("LayerNormalization", "g", opset=18, axis=-2),
+            "LayerNormalization",
+            {**LAYER_NORM, "Mul": 1, "Add": 1},
+        ),
     ],
 )
 def test_an_operator_that_is_there_becomes_others(
@@ -147,13 +173,49 @@ def test_an_operator_that_is_there_becomes_others(
         (_between("Div", "y"), "Div"),  # x * Reciprocal(y) would round otherwise
         (_between("Sub", "y"), "Sub,Mul"),
         (_between("HardSigmoid", opset=9), "HardSigmoid"),  # Clip has no inputs there
-        (_lone_norm(), "BatchNormalization,Add"),
+        (_lone_norm(0), "BatchNormalization,Add"),
+        (_lone_norm(), "BatchNormalization,Add,Conv"),
+        (_between("Erf"), "Erf"),
+        (_between("LayerNormalization", "g"), "LayerNormalization,ReduceMean"),
+        (_between("LayerNormalization", "g", stash_type=10), "LayerNormalization"),  # statistics in float16
     ],
 )
 def test_where_there_is_no_way_it_stays(model: onnx.ModelProto, avoided: str) -> None:
     options = Options(avoid=frozenset(avoided.split(",")))
     op = avoided.split(",")[0]
-    assert counts(fuse(model, options=options).model)[op] == 1
+    result = fuse(model, options=options)
+    assert counts(result.model)[op] == 1
+    told = [one.message for one in result.report.refusals if one.reason is Reason.AVOIDED]
+    assert len(told) == 1
+    assert f"{op} '" in told[0]
+    assert ("no rule" in told[0]) == (op == "Erf")
+
+
+def test_results_of_a_layer_normalization_that_are_read_stay() -> None:
+    net = Net(4, shape=("N", 4, 6, 5))
+    y, mean, _ = net.op("LayerNormalization", "x", net.random(5), outputs=3)
+    model = net.model(net.op("Relu", y), net.op("Relu", mean))
+    result = fuse(model, options=Options(avoid=frozenset(["LayerNormalization"])))
+    assert counts(result.model)["LayerNormalization"] == 1
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("more", ["Mul", "Add", "Mul,Add"])
+def test_a_norm_becomes_a_depthwise_conv_where_the_target_has_no_arithmetic(rank: int, more: str) -> None:
+    options = Options(avoid=frozenset(["BatchNormalization", *more.split(",")]))
+    model = _lone_norm(rank)
+    result = fuse(model, options=options)
+    assert counts(result.model) == {"Relu": 2, "Conv": 1}
+    assert next(n for n in result.model.graph.node if n.op_type == "Conv").attribute[0].i == 4
+    assert equal(model, result.model) > 0
+    again = fuse(result.model, options=options)
+    assert again.report.verification.unchanged
+    net = Net(4)
+    padded = net.model(net.conv(net.bn(net.op("Relu", "x"), 4), 4, 4, 3))
+    folded = fuse(padded, options=options)
+    assert counts(folded.model) == {"Relu": 1, **({"Add": 1, "Conv": 1} if more == "Mul" else {"Conv": 2})}
+    assert equal(padded, folded.model) > 0
+    assert fuse(folded.model, options=options).report.verification.unchanged
 
 
 def test_what_is_kept_or_in_half_precision_stays() -> None:
@@ -162,7 +224,11 @@ def test_what_is_kept_or_in_half_precision_stays() -> None:
     assert counts(fuse(model, options=Options(avoid=frozenset(["Sub"]), keep=(name,))).model)["Sub"] == 1
     net = Net(4, shape=(1, 4, 6, 5), dtype=np.float16)
     half = net.model(net.op("Relu", net.op("HardSwish", net.op("Relu", "x"))))
-    assert counts(fuse(half, options=Options(avoid=frozenset(["HardSwish"]))).model)["HardSwish"] == 1
+    result = fuse(half, options=Options(avoid=frozenset(["HardSwish"])))
+    assert counts(result.model)["HardSwish"] == 1
+    assert "half precision" in next(
+        one.message for one in result.report.refusals if one.reason is Reason.AVOIDED
+    )
 
 
 def test_a_gemm_becomes_a_matmul_and_an_add() -> None:
