@@ -305,7 +305,8 @@ class CliArguments:
         "-O level", "1", "-O2 also converts to the lowest opset that pays, and does what --simplify does.",
         more="For the fastest result. `--opset` and `--simplify`, if given, win. What cannot be converted or "
         "simplified, or is not proved equal then, is left out and noted. PRelu with a slope for each channel becomes "
-        "Relu, Mul and Add, with which ONNX Runtime is faster. The default is `-O1`.",
+        "Relu, Mul and Add, with which ONNX Runtime is faster. The file may grow by up to 4 MB, of constants that ONNX "
+        "Runtime would compute in every run (made of a ConstantOfShape). The default is `-O1`.",
         table="folds", type=["1", "2"], library="level", parse=int, useless=("compare", "explain", "list_nodes"),
     )
     opset: int | None = _option(

@@ -153,7 +153,8 @@ class _Planning:
     def write_constants(self) -> None:
         """Write what nodes compute from constants alone as initializers."""
         if self.options.allows(Kind.CONSTANT):
-            self._changed(written=write_constants(self.plan, is_kept(self.options), self.banned))
+            stays, for_speed = is_kept(self.options), self.options.level == 2
+            self._changed(written=write_constants(self.plan, stays, self.banned, for_speed=for_speed))
 
     def merge_and_remove(self, layouts: dict[str, ChannelLayout] | None) -> dict[str, ChannelLayout]:
         """Compute once what several nodes compute, and let the consumers of each no-op read what it reads.

@@ -21,17 +21,23 @@ __all__ = ["write_constants"]
 # What an initializer may take beyond the weights that it replaces. A mask that the graph expands from a scalar, or a
 # weight that another node reads untransposed, stays computed: the file would grow, and runtimes compute it once.
 MAX_GROWN_BYTES = 4096
+# ONNX Runtime leaves these, and whatever is made of them, for every run. For the fastest result, the file grows.
+COMPUTED_IN_EVERY_RUN = ("ConstantOfShape",)
+MAX_GROWN_FOR_SPEED = 4 << 20  # of one scope
 MAX_NODES_BACK = 256  # looked at for the weights that an initializer replaces
 NOTHING_COMPUTED = ("Constant",)  # operators that are no more than an initializer themselves
 
 
-def write_constants(plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banned: frozenset[str]) -> bool:
+def write_constants(
+    plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banned: frozenset[str], *, for_speed: bool = False
+) -> bool:
     """Replace nodes that compute constants by initializers; whether there were any.
 
-    Kept nodes, banned outputs and what is an output of the scope stay.
+    Kept nodes, banned outputs and what is an output of the scope stay. `for_speed` lets the file grow where ONNX
+    Runtime would compute a constant in every run.
     """
     scope = plan.scope
-    stays = _Stays(scope, is_kept, banned)
+    stays = _Stays(scope, is_kept, banned, MAX_GROWN_FOR_SPEED if for_speed else 0)
     written: list[tuple[gs.Node, list[str]]] = []
     absorbed: set[int] = set()
     # From the consumers to the producers: what only an absorbed node reads is absorbed with it.
@@ -63,8 +69,10 @@ def _is_wanted(scope: Scope, name: str, absorbed: set[int]) -> bool:
 class _Stays:
     """Which nodes stay although they compute constants."""
 
-    def __init__(self, scope: Scope, is_kept: Callable[[gs.Node], bool], banned: frozenset[str]) -> None:
-        self.scope, self.is_kept, self.banned = scope, is_kept, banned
+    def __init__(
+        self, scope: Scope, is_kept: Callable[[gs.Node], bool], banned: frozenset[str], room: int
+    ) -> None:
+        self.scope, self.is_kept, self.banned, self.room = scope, is_kept, banned, room
 
     def computes_constants(self, node: gs.Node) -> bool:
         """Whether all that is read of a node is constant, and nothing keeps it."""
@@ -79,7 +87,25 @@ class _Stays:
     def would_grow(self, node: gs.Node, name: str) -> bool:
         """Whether the file would grow by more than a little if a tensor became an initializer."""
         grown = _bytes(self.scope.constants[name]) - MAX_GROWN_BYTES
-        return grown > 0 and grown > self._replaced(node)
+        if grown <= 0 or grown <= self._replaced(node):
+            return False
+        if grown > self.room or not self._is_computed_in_every_run(node):
+            return True
+        self.room -= grown
+        return False
+
+    def _is_computed_in_every_run(self, node: gs.Node) -> bool:
+        scope, seen, pending = self.scope, {id(node)}, [node]
+        while pending and len(seen) < MAX_NODES_BACK:
+            one = pending.pop()
+            if one.op in COMPUTED_IN_EVERY_RUN:
+                return True
+            for tensor in one.inputs:
+                producer = scope.producer.get(tensor.name)
+                if producer is not None and id(producer) not in seen:
+                    seen.add(id(producer))
+                    pending.append(producer)
+        return False
 
     def _replaced(self, node: gs.Node) -> int:
         """Bytes of the stored constants that nobody reads but this node and those that only it needs."""

@@ -336,6 +336,25 @@ def test_in_a_branch(ir: int) -> None:
         )
 
 
+@pytest.mark.parametrize(("first", "left"), [("ConstantOfShape", 0), ("Expand", 1)])
+def test_at_level_2_a_file_grows_by_what_runtimes_compute_in_every_run(first: str, left: int) -> None:
+    """ONNX Runtime folds no ConstantOfShape, so that it would scatter, and multiply by a weight that is no constant."""
+    made_by = (
+        node("ConstantOfShape", "s", "e") if first == "ConstantOfShape" else node("Expand", "one s", "e")
+    )
+    nodes = [made_by, node("ScatterElements", "e at u", "k"), node("MatMul", "x k", "y")]
+    weights = {"s": [64, 64], "one": np.ones((1,), np.float32), "at": np.arange(64)[None], "u": random(1, 64)}
+    made = model(graph(nodes, [info("y", None)], weights, [info("x", ["n", 64])]))
+    kept = fuse(made)
+    assert kept.report.after.ops == kept.report.before.ops
+    grown = fuse(made, options=Options(level=2))
+    assert grown.report.after.ops == {"MatMul": 1, **({first: 1, "ScatterElements": 1} if left else {})}
+    assert grown.model is not None
+    x = {"x": random(3, 64)}
+    np.testing.assert_array_equal(run(made, x)[0], run(grown.model, x)[0])
+    assert not fuse(grown.model, options=Options(level=2)).report.changes
+
+
 def test_a_weight_of_the_graph_around_stays_there() -> None:
     """Each branch would hold one of its own, and the other branch keeps the one outside."""
     branches = [
