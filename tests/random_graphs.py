@@ -31,6 +31,7 @@ from tests.random_properties import (
     Array,
     a_function_gives_the_same,
     a_second_run_changes_nothing,
+    choices_are_honoured,
     compare,
     external_data_changes_nothing,
     no_more_multiply_adds,
@@ -140,6 +141,8 @@ def examine(recipe: Recipe, options: Options = UNCHECKED) -> Report:
         same_plan(model, fused, variant, UNCHECKED, seed)
     if (ALL_VARIANTS or seed % 5 == 0) and recipe["opset"] >= 12:
         a_function_gives_the_same(model, feeds, seed)
+    if (ALL_VARIANTS or seed % 3 == 0) and (report.folds or report.changes):
+        choices_are_honoured(model, report, feeds, seed)
     if recipe["external"]:
         external_data_changes_nothing(model, fused)
     return report

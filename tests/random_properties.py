@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from onnx import helper
 
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.quiet_runtime import ort
+from onnx_repfuse.records.report import Report
 from tests.random_variants import ops, outlined
 from tests.reference import InvalidError, Tally, Value, evaluate
 
@@ -242,6 +244,64 @@ def a_function_gives_the_same(model: onnx.ModelProto, feeds: list[dict[str, Arra
     TALLY["as a function"] += 1
     TALLY["as a function: compared"] += bool(compare(model, fused, feeds))
     TALLY["as a function: folded alike"] += ops(fused) == ops(fuse(model, options=UNCHECKED).model)
+
+
+def choices_are_honoured(
+    model: onnx.ModelProto, report: Report, feeds: list[dict[str, Array]], seed: int
+) -> None:
+    """Some kinds skipped, or allowed alone, and some nodes kept.
+
+    Args:
+        model: the model.
+        report: of the model, folded without choices.
+        feeds: inputs.
+        seed: chooses the kinds and the nodes.
+    """
+    rng = np.random.default_rng(seed)
+    found = sorted({kind for fold in report.folds for kind in fold.kinds} | {c.kind for c in report.changes})
+    some = frozenset(kind for kind in found if rng.random() < 0.5)
+    names = [node.name for node in model.graph.node if node.name and node.op_type != "Constant"]
+    kept = tuple(str(name) for name in rng.choice(names, min(2, len(names)), replace=False)) if names else ()
+    choices = [Options(check=False, skip=some)]
+    choices += [Options(check=False, only=some)] if some else []
+    choices += [Options(check=False, keep=tuple(map(glob.escape, kept)))] if kept else []
+    for options in choices:
+        result = fuse(model, options=options)
+        _only_what_is_allowed(result.report, options)
+        if options.keep:
+            _kept_as_they_were(model, result.model, result.report, kept)
+        compare(model, result.model, feeds)
+        no_more_multiply_adds(model, result.model, feeds)
+        a_second_run_changes_nothing(result.model, options)
+        TALLY["choices honoured"] += 1
+
+
+def _only_what_is_allowed(report: Report, options: Options) -> None:
+    """A fold of several kinds needs all of them."""
+    for fold in report.folds:
+        assert options.allows_all(frozenset(fold.kinds)), (
+            f"{options} made a fold of {fold.kinds}: {fold.output}"
+        )
+        assert options.allows_all(frozenset([fold.kind])), (
+            f"{options} made a fold of {fold.kind}: {fold.output}"
+        )
+    for change in report.changes:
+        assert options.allows(change.kind), f"{options} made the change {change.claim}"
+
+
+def _kept_as_they_were(
+    model: onnx.ModelProto, fused: onnx.ModelProto, report: Report, kept: tuple[str, ...]
+) -> None:
+    before, after = ({node.name: node for node in one.graph.node} for one in (model, fused))
+    gone = {ref.name for fold in report.folds for ref in fold.absorbed}
+    for name in kept:
+        assert name in after, f"{before[name].op_type} {name!r} was to be kept, and is gone"
+        one, other = before[name], after[name]
+        assert (one.op_type, list(one.attribute)) == (other.op_type, list(other.attribute)), (
+            f"{name!r} changed"
+        )
+        assert list(one.output) == list(other.output), f"the outputs of {name!r} changed"
+        assert name not in gone, f"{name!r} was to be kept, and was absorbed"
 
 
 def external_data_changes_nothing(model: onnx.ModelProto, fused: onnx.ModelProto) -> None:
