@@ -166,18 +166,20 @@ def _read(
 ) -> tuple[Document, list[Scope], tuple[ConstantIf, ...]]:
     """The document to plan, its scopes, and the Ifs that were replaced by a branch. Raises as `make_plan`."""
     replaced: list[ConstantIf] = []
+    scopes: list[Scope] | None = None
     if options.allows(Kind.CONSTANT) and BRANCHES not in banned and has_if(document.model.graph):
         if options.keep:  # what stands in a branch that is never taken has a name, too
             check_keep(options.keep, _node_names(read_scopes(document)))
         inlined = without_constant_ifs(
             document, freeze_initializers=freeze, is_kept=lambda node: matches(options.keep, _name(node))
         )
-        document, replaced = inlined.document, inlined.replaced
-    document = at_opset(document, options.opset)
-    scopes = read_scopes(document, freeze_initializers=freeze)
+        document, replaced, scopes = inlined.document, inlined.replaced, inlined.scopes
+    converted = at_opset(document, options.opset)
+    if scopes is None or converted is not document:
+        scopes = read_scopes(converted, freeze_initializers=freeze)
     if options.keep and not replaced:
         check_keep(options.keep, _node_names(scopes))
-    return document, scopes, tuple(replaced)
+    return converted, scopes, tuple(replaced)
 
 
 def _node_names(scopes: list[Scope]) -> Iterator[str]:
