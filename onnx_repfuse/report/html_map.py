@@ -39,7 +39,7 @@ def graph_maps(report: Report, model: int) -> str:
     places = columns(before)
     width = width_of_bands(places)
     refused = _refused(report)
-    used = next((other.title for other in report.simplified if other.used), "")
+    used = next((other.title for other in reversed(report.simplified) if other.used), "")
     title = f"Before, as {escape(used)} left it" if used else "Before"
     panes = _pane(title, before, lay_out(places, width), report, model, refused) + _pane(
         "After", after, lay_out(columns(after), width), report, model, refused
