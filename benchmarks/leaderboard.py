@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.equality import RULE
 from benchmarks.exports import MODELS, PLAIN, ensure
 from benchmarks.machine import describe, versions
 from benchmarks.race import Job, raced
@@ -175,6 +176,7 @@ class Board:
             "version": self.versions[runtime],
             "files": {tool: digest(path) for tool, path in files.items()},
             "commit": self.versions[OURS],
+            "equal": RULE,
             "machine": self.machine,
         }
 
@@ -209,6 +211,9 @@ def _key(record: Record) -> str:
         parts = [record[name] for name in ("made", "tool", "version", "source")]
     else:
         parts = [record[name] for name in ("raced", "runtime", "threads", "version", "files")]
+        # What another rule found unequal is judged, and raced, again.
+        if record.get("equal") != RULE and any("differs" in why for why in record["failed"].values()):
+            parts.append("another rule")
     return json.dumps(parts)
 
 

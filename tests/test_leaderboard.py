@@ -91,6 +91,17 @@ def test_a_new_commit_makes_ours_anew_and_races_only_what_changed(board: dict[st
     assert len(board["races"]) == 1  # the bytes are the same
 
 
+def test_what_another_rule_found_unequal_is_raced_again(board: dict[str, Any]) -> None:
+    board["run"]()
+    records = board["results"].read_text().splitlines()
+    row = json.loads(records[-1])
+    for failed, again in (({"onnxslim": "it crashed"}, 1), ({"onnxslim": "output 0 differs by 0.5"}, 2)):
+        old = {key: value for key, value in row.items() if key != "equal"} | {"failed": failed}
+        board["results"].write_text("\n".join([*records[:-1], json.dumps(old)]) + "\n")
+        board["run"]()
+        assert len(board["races"]) == again
+
+
 def test_files_of_the_same_bytes_run_once(board: dict[str, Any]) -> None:
     (row,) = [record for record in board["run"]() if "raced" in record]
     (job,) = board["races"]
