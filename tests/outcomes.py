@@ -81,9 +81,9 @@ def maps(folds: Sequence[Fold], evil: str = "") -> GraphMaps:
             for node in nodes:
                 inside = tuple(made[name] for name in node.inputs if name in made)
                 made.update(dict.fromkeys(node.outputs, len(found)))
-                found.append(MapNode(node.name, node.op, "", inside or above, number))
+                found.append(MapNode(node.name, node.op, "", inside or above, (number,)))
             found.append(MapNode(f"relu{number}{evil}", "Relu", "", (len(found) - 1,)))
-    removed = MapNode(f"same{evil}", "Identity", f"If '{evil}' then_branch", (), None, is_changed=True)
+    removed = MapNode(f"same{evil}", "Identity", f"If '{evil}' then_branch", (), (), is_changed=True)
     refused = MapNode("bn1", "BatchNormalization", "", ())
     return GraphMaps((*before, removed, refused), (*after, refused))
 

@@ -1,4 +1,4 @@
-"""The maps of the model before and after: every node, and the fold that absorbed or created it."""
+"""The maps of the model before and after: every node, and the folds that absorbed or created it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from onnx_repfuse.records.graph_map import GraphMap, GraphMaps, MapNode
 
 __all__ = ["graph_maps"]
 
-_Node = tuple[str, str, Sequence[str], Sequence[str], int]  # name, op, inputs, outputs, key of its fold
+_Node = tuple[str, str, Sequence[str], Sequence[str], int]  # name, op, inputs, outputs, key of its folds
+_Owners = dict[int, list[PlannedFold]]
 
 
 def graph_maps(plan: ModelPlan) -> GraphMaps:
@@ -35,23 +36,21 @@ def _numbers(plan: ModelPlan) -> dict[int, int]:
     return {id(fold): number for number, fold in enumerate(folds)}
 
 
-def _owners(planned: ScopePlan) -> tuple[dict[int, PlannedFold | None], dict[int, PlannedFold | None]]:
+def _owners(planned: ScopePlan) -> tuple[_Owners, _Owners]:
     """Place of an original node -> what absorbed it; id() of a node -> what created it.
 
-    None for a node that came, or went, without a fold; a node that is as it was has no entry.
+    An empty list for a node that came, or went, without a fold; a node that is as it was has no entry.
     """
     scope = planned.scope
     present = {scope.anchor[id(node)] for node in scope.nodes if id(node) in scope.original}
     # Constants go where folds have absorbed all that read them.
-    absorbed: dict[int, PlannedFold | None] = {
-        place: None for place in range(len(scope.proto.node)) if place not in present
-    }
-    created: dict[int, PlannedFold | None] = {
-        id(node): None for node in scope.nodes if id(node) not in scope.original
-    }
+    absorbed: _Owners = {place: [] for place in range(len(scope.proto.node)) if place not in present}
+    created: _Owners = {id(node): [] for node in scope.nodes if id(node) not in scope.original}
     for fold in planned.folds:
-        absorbed.update((scope.anchor[id(node)], fold) for node in fold.absorbed)
-        created.update((id(node), fold) for node in fold.created)
+        for node in fold.absorbed:
+            absorbed.setdefault(scope.anchor[id(node)], []).append(fold)
+        for node in fold.created:
+            created.setdefault(id(node), []).append(fold)
     return absorbed, created
 
 
@@ -73,7 +72,7 @@ def _placed(
     nodes: Iterable[_Node],
     planned: ScopePlan,
     start: int,
-    owners: dict[int, PlannedFold | None],
+    owners: _Owners,
     numbers: dict[int, int],
 ) -> GraphMap:
     """The nodes of one scope, the first of which has the place `start` in the map."""
@@ -86,10 +85,10 @@ def _placed(
     for name, op, inputs, outputs, key in nodes:
         read = [each for each in dict.fromkeys(inputs) if each]
         above = tuple(producer[each] for each in read if each in producer)
-        fold = numbers.get(id(owners.get(key)))
+        folds = tuple(numbers[id(fold)] for fold in owners.get(key, ()) if id(fold) in numbers)
         is_constant = op == "Constant" or (bool(read) and constants.issuperset(read))
         if is_constant:
             constants.update(outputs)
-        is_changed = key in owners and fold is None
-        placed.append(MapNode(name, op, planned.scope.label, above, fold, is_changed, is_constant))
+        is_changed = key in owners and not folds
+        placed.append(MapNode(name, op, planned.scope.label, above, folds, is_changed, is_constant))
     return tuple(placed)

@@ -16,7 +16,7 @@ class MapNode:
         op: the op type.
         scope: as of `Fold`.
         above: places in the map of the nodes that compute what it reads, of its own scope.
-        fold: the place in `Report.folds` of the fold that absorbed it, or created it; None if there is none.
+        folds: the places in `Report.folds` of the folds that absorbed it, or created it: two may share a node.
         is_changed: whether another change of the model removed it, or made it.
         is_constant: whether it computes from constants alone.
     """
@@ -25,7 +25,7 @@ class MapNode:
     op: str
     scope: str
     above: tuple[int, ...]
-    fold: int | None = None
+    folds: tuple[int, ...] = ()
     is_changed: bool = False
     is_constant: bool = False
 

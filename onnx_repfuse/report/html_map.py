@@ -66,13 +66,15 @@ def _pane(
     refused: dict[tuple[str, str], Reason],
 ) -> str:
     """One map. Nodes that look alike share a path, which keeps the page small."""
-    folds: dict[int, list[int]] = {}
+    folds: dict[int, dict[int, str]] = {}  # number -> place -> its part of the cell
     reasons: dict[Reason, list[int]] = {}
     removed: list[int] = []
     others: dict[str, list[int]] = {}
     for place, node in enumerate(nodes):
-        if node.fold is not None:
-            folds.setdefault(node.fold, []).append(place)
+        if node.folds:
+            for part, number in enumerate(node.folds):
+                square = _part(layout.cells[place], part, len(node.folds))
+                folds.setdefault(number, {})[place] = square
         elif node.is_changed:
             removed.append(place)
         elif (node.scope, node.name) in refused:
@@ -89,9 +91,10 @@ def _pane(
     for reason, places in reasons.items():
         shape = _shape("kept", cells(places), f"{_ops(nodes, places)}: not folded, {reason}")
         parts.append(_link(reason_id(model, reason), shape))
-    for number, places in sorted(folds.items()):
+    for number, strips in sorted(folds.items()):
         fold = report.folds[number]
-        shape = _shape(f"fold{number % 2}", cells(places), f"{fold.output}: {_ops(nodes, places)}")
+        words = f"{fold.output}: {_ops(nodes, list(strips))}{_shared(nodes, strips, number, report)}"
+        shape = _shape(f"fold{number % 2}", "".join(strips.values()), words)
         parts.append(_link(fold_id(model, number), shape))
     wide, high = layout.width * _PITCH, max(1, layout.height) * _PITCH
     label = escape(
@@ -107,6 +110,22 @@ def _pane(
 def _path(cells: Iterable[tuple[int, int]]) -> str:
     """Squares, as one path."""
     return "".join(f"M{x * _PITCH + 1} {y * _PITCH + 1}h{_CELL}v{_CELL}h-{_CELL}z" for x, y in cells)
+
+
+def _part(cell: tuple[int, int], part: int, parts: int) -> str:
+    """One of several strips of a square, as a path: each fold that shares a node has one."""
+    x, y = cell
+    top, high = y * _PITCH + 1 + part * _CELL / parts, _CELL / parts
+    return f"M{x * _PITCH + 1} {top:g}h{_CELL}v{high:g}h-{_CELL}z"
+
+
+def _shared(nodes: GraphMap, places: Iterable[int], number: int, report: Report) -> str:
+    """With which other folds a fold shares nodes, as the end of a sentence."""
+    others = Counter(other for place in places for other in nodes[place].folds if other != number)
+    return "".join(
+        f"; {plural(count, 'node')} shared with {report.folds[other].output}"
+        for other, count in others.items()
+    )
 
 
 def _shape(style: str, path: str, title: str) -> str:
@@ -130,15 +149,15 @@ def _counted(op: str, places: Sequence[int]) -> str:
 def _legend(before: GraphMap, after: GraphMap, refused: dict[tuple[str, str], Reason]) -> str:
     """What the colors mean that are there."""
     nodes = (*before, *after)
-    free = [node for node in nodes if node.fold is None and not node.is_changed]
+    free = [node for node in nodes if not node.folds and not node.is_changed]
     entries = [
-        ("fold0", "folded", any(node.fold is not None for node in nodes)),
+        ("fold0", "folded", any(node.folds for node in nodes)),
         ("changed", "changed otherwise", any(node.is_changed for node in nodes)),
         ("kept", "linear, not folded", any((node.scope, node.name) in refused for node in free)),
         ("same", "as it was", bool(free)),
     ]
     keys = "".join(f'<span class="cell {style}">{text}</span>' for style, text, there in entries if there)
-    click = "; a click on a fold opens it" if any(node.fold is not None for node in nodes) else ""
+    click = "; a click on a fold opens it" if any(node.folds for node in nodes) else ""
     scopes = len({node.scope for node in nodes}) > 1
     more = '<span class="dim">subgraphs and functions follow the main graph</span>' if scopes else ""
     return (

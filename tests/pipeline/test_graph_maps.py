@@ -12,6 +12,8 @@ import pytest
 from onnx_repfuse.api import plan
 from onnx_repfuse.options import Options
 from onnx_repfuse.records.report import Kind
+from onnx_repfuse.report.html_map import graph_maps
+from tests.build import Net
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -23,16 +25,16 @@ def test_they_have_every_node_and_every_fold(name):
     for nodes, counts in ((report.maps.before, report.before), (report.maps.after, report.after)):
         assert Counter(node.op for node in nodes) == counts.ops
         assert all(0 <= other < len(nodes) for node in nodes for other in node.above)
-    absorbed = {node.name for node in report.maps.before if node.fold is not None}
+    absorbed = {node.name for node in report.maps.before if node.folds}
     assert absorbed == {node.name for fold in report.folds for node in fold.absorbed}
     for node in report.maps.before:
-        if node.fold is not None:
-            assert node.name in {other.name for other in report.folds[node.fold].absorbed}
+        for fold in node.folds:
+            assert node.name in {other.name for other in report.folds[fold].absorbed}
     after = {(node.scope, node.name) for node in report.maps.after}
-    untouched = [node for node in report.maps.before if node.fold is None and not node.is_changed]
+    untouched = [node for node in report.maps.before if not node.folds and not node.is_changed]
     assert {(node.scope, node.name) for node in untouched} <= after
     created = {node.name for fold in report.folds for node in fold.created}
-    assert {node.name for node in report.maps.after if node.fold is not None} <= created
+    assert {node.name for node in report.maps.after if node.folds} <= created
 
 
 def test_what_no_fold_removed_is_changed():
@@ -57,3 +59,25 @@ def test_what_computes_from_constants_alone_is_told():
     maps = plan(model, Options(only=frozenset({Kind.POOL}))).maps
     assert maps is not None
     assert [node.is_constant for node in maps.before] == [True, True, False, False]
+
+
+def test_a_node_that_two_folds_absorb_is_of_both():
+    net = Net(4)
+    scaled = net.op("Mul", "x", net.channel(4))
+    report = plan(net.model(net.conv(scaled, 4, 4, 3), net.conv(scaled, 4, 4, 1)))
+    assert report.maps is not None
+    holders = {
+        node.name: [number for number, fold in enumerate(report.folds) if node.name in _names(fold.absorbed)]
+        for node in report.maps.before
+    }
+    assert max(map(len, holders.values())) == 2
+    assert {node.name: sorted(node.folds) for node in report.maps.before} == holders
+    page = graph_maps(report, 0)
+    for number, fold in enumerate(report.folds):
+        assert f'<a href="#fold-0-{number}"' in page
+        other = report.folds[1 - number].output
+        assert f"{fold.output}: Mul, Conv; 1 node shared with {other}" in page
+
+
+def _names(nodes):
+    return {node.name for node in nodes}
