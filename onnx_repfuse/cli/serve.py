@@ -6,10 +6,14 @@ import importlib.util
 import json
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import click
 
-from onnx_repfuse.errors import UsageError
+from onnx_repfuse.errors import OutputError, UsageError
 
 __all__ = ["command", "worker"]
 
@@ -68,5 +72,22 @@ def command(port: int, max_size: int, time_limit: int) -> int:
         click.echo(f"onnx-repfuse: open {address}")
         click.echo("Ctrl-C ends it.")
 
-    serve(worker(), port, Limits(bytes=max_size * 1_000_000, seconds=time_limit), announce)
+    limits = Limits(bytes=max_size * 1_000_000, seconds=time_limit)
+    with _folder() as folder:
+        serve(worker(), folder, port, limits, announce)
     return 0
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder of this user only, gone after the block; those that killed servers left go now. Raises UsageError."""
+    from onnx_repfuse.modelfile.work_folder import work_folder
+
+    with ExitStack() as stack:
+        try:
+            place = Path(tempfile.gettempdir(), "files")
+            folder = stack.enter_context(work_folder(place))
+        except (OSError, OutputError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise UsageError(f"there is no folder for temporary files: {why}") from error
+        yield folder

@@ -1,4 +1,4 @@
-"""The server itself: its socket, its folder, and its end."""
+"""The server itself: its socket and its end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import secrets
 import signal
 import socket
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -26,20 +25,23 @@ ADDRESS = "127.0.0.1"
 _PATIENCE = 2  # seconds that the end of the server waits for downloads
 
 
-def serve(worker: Sequence[str], port: int, limits: Limits, announce: Callable[[str], None]) -> None:
+def serve(
+    worker: Sequence[str], folder: Path, port: int, limits: Limits, announce: Callable[[str], None]
+) -> None:
     """Serve until a signal ends it (Ctrl-C, SIGTERM, the terminal closing); then no process and no file is left.
 
     Args:
         worker: the command that carries a job out, see `serve/process.py`.
+        folder: an empty one, of this user only, for the files of the jobs.
         port: where to listen; 0 takes a free one.
         limits: of each job.
         announce: called with the address of the page when it answers.
 
     Raises:
-        UsageError: the port cannot be had, or no folder for temporary files.
+        UsageError: the port cannot be had.
     """
     token = secrets.token_urlsafe(24)
-    with _listening(port) as listener, _temporary() as folder:
+    with _listening(port) as listener:
         number = listener.getsockname()[1]
         jobs = Jobs(folder, worker, limits)
         config = uvicorn.Config(
@@ -71,17 +73,6 @@ def _listening(port: int) -> Iterator[socket.socket]:
             raise UsageError(f"port {port} cannot be had: {error.strerror or error}") from error
         listener.listen()
         yield listener
-
-
-@contextlib.contextmanager
-def _temporary() -> Iterator[Path]:
-    """A folder of this user only, gone after the block."""
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="repfuse-serve-")
-    except OSError as error:
-        raise UsageError(f"there is no folder for temporary files: {error.strerror or error}") from error
-    with folder as name:
-        yield Path(name)
 
 
 @contextlib.contextmanager

@@ -86,8 +86,8 @@ class Server:
         return self.until(job)
 
     def left(self):
-        """What is in the server's folder for temporary files."""
-        return sorted(path for path in self.folder.rglob("*") if path.is_file())
+        """What is in the server's folder for temporary files, but the lock that tells that it is in use."""
+        return sorted(path for path in self.folder.rglob("*") if path.is_file() and path.name != ".lock")
 
 
 @contextmanager

@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import onnx
@@ -57,7 +59,7 @@ def test_folds_a_model(server):
     document = json.loads(text)
     files = document["environment"]["files"]
     assert [file["role"] for file in files] == ["input", "output"]
-    assert b"repfuse-serve" not in text  # the folder of the upload is nobody's business
+    assert b".repfuse-" not in text  # the folder of the upload is nobody's business
     assert (document["command"], document["model"], document["output"]) == ("fuse", TRAIN.name, file["name"])
     assert headers["Content-Disposition"] == 'attachment; filename="repvgg.train.fuse.json"'
     _, headers, page = server.ask("GET", f"jobs/{job}/report")
@@ -277,6 +279,31 @@ def test_a_run_ends_with_a_server_that_was_killed(tmp_path):
     assert children_that_work_in(tmp_path) == []
 
 
+def test_what_a_killed_server_left_goes_when_another_begins(tmp_path):
+    """But not what a server uses that still runs."""
+    files = tmp_path / "files"
+    with running(files) as server:
+        server.put(server.create(), TRAIN.name, TRAIN.read_bytes())
+        server.process.kill()
+        server.process.wait(30)
+    (left,) = files.iterdir()
+    os.utime(left, (0, 0))
+    with running(files) as first:
+        assert not left.exists()
+        (used,) = files.iterdir()
+        job = first.create()
+        os.utime(used, (0, 0))
+        other = subprocess.Popen(
+            [sys.executable, "-m", "onnx_repfuse", "serve", "--port", "0"],
+            stdout=subprocess.PIPE, text=True, cwd=tmp_path,
+            env={**os.environ, "TMPDIR": str(files), "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        other.stdout.readline()
+        assert first.put(job, TRAIN.name, TRAIN.read_bytes()) == 204
+        other.send_signal(signal.SIGINT)
+        other.communicate(timeout=30)
+
+
 def children_that_work_in(folder):
     """The processes whose working directory is below a folder."""
     found = []
@@ -321,7 +348,7 @@ def test_without_a_folder_for_temporary_files(monkeypatch, capsys):
     def refuse(**_):
         raise FileNotFoundError(2, "No usable temporary directory found")
 
-    monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
+    monkeypatch.setattr("tempfile.gettempdir", refuse)
     assert main(["serve", "--port", "0"]) == 2
     assert "no folder for temporary files: No usable" in capsys.readouterr().err
 
