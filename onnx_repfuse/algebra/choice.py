@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.algebra.kernels import Array, Derived, Kernel, Vector, input_channels
+from onnx_repfuse.algebra.kernels import Array, Derived, DerivedFromOne, Kernel, Vector, input_channels
 
 __all__ = [
     "ColumnsAt",
@@ -86,15 +86,12 @@ class Sampled:
 
 
 @dataclass(frozen=True, eq=False)
-class RowsAt(Derived):
+class RowsAt(DerivedFromOne):
     """Row o is row `index[o]` of `inner`: `P @ inner`."""
 
     geometry: Geometry
     index: Index
     inner: Kernel
-
-    def operands(self) -> tuple[Kernel, ...]:
-        return (self.inner,)
 
     def rows(self, lo: int, hi: int) -> Array:
         wanted = self.index[lo:hi]
@@ -107,15 +104,12 @@ class RowsAt(Derived):
 
 
 @dataclass(frozen=True, eq=False)
-class ColumnsAt(Derived):
+class ColumnsAt(DerivedFromOne):
     """What `inner` reads from channel m is read from channel `index[m]`: `inner @ P`. Columns of one channel add up."""
 
     geometry: Geometry
     index: Index
     inner: Kernel
-
-    def operands(self) -> tuple[Kernel, ...]:
-        return (self.inner,)
 
     def rows(self, lo: int, hi: int) -> Array:
         channels = self.index[input_channels(self.inner.geometry, lo, hi)]

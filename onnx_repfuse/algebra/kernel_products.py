@@ -14,7 +14,7 @@ import numpy as np
 from onnx_repfuse.algebra import laws
 from onnx_repfuse.algebra.choice import Picked, Sampled, columns_at, picked, rows_at, taps_at
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.algebra.kernel_slices import Columns, InLayout, Rows
+from onnx_repfuse.algebra.kernel_slices import Block, InLayout
 from onnx_repfuse.algebra.kernels import Array, Composed, Kernel, Scaled, Total, Vector
 
 MAX_SUMS = 8  # that a kernel is tried to join: planning stays linear
@@ -33,11 +33,7 @@ def rows(kernel: Kernel, lo: int, hi: int) -> tuple[Kernel, int]:
         index = kernel.index[lo:hi]
         return picked(index, taps_at(kernel.taps, np.arange(lo, hi)), kernel.geometry.c_in), 0
     geometry, first, _ = laws.select_outputs(kernel.geometry, lo, hi)
-    if isinstance(kernel, Vector):
-        return Vector(geometry, kernel.scale[lo:hi]), first
-    if isinstance(kernel, Sampled):
-        return Sampled(geometry), first
-    return Rows(geometry, kernel, lo, first), first
+    return _block(kernel, geometry, lo, first, slice(lo, hi)), first
 
 
 def columns(kernel: Kernel, lo: int, hi: int) -> tuple[Kernel, int]:
@@ -45,11 +41,16 @@ def columns(kernel: Kernel, lo: int, hi: int) -> tuple[Kernel, int]:
     if isinstance(kernel, Picked):
         return _picked_columns(kernel, lo, hi), 0
     geometry, first, _ = laws.select_inputs(kernel.geometry, lo, hi)
+    return _block(kernel, geometry, first, lo, slice(lo, hi)), first
+
+
+def _block(kernel: Kernel, geometry: Geometry, row: int, column: int, channels: slice) -> Kernel:
+    """The part of a kernel that begins at a row and a column; both are the same where it keeps `channels` apart."""
     if isinstance(kernel, Vector):
-        return Vector(geometry, kernel.scale[lo:hi]), first
+        return Vector(geometry, kernel.scale[channels])
     if isinstance(kernel, Sampled):
-        return Sampled(geometry), first
-    return Columns(geometry, kernel, lo, first), first
+        return Sampled(geometry)
+    return Block(geometry, kernel, row, column)
 
 
 def _picked_columns(kernel: Picked, lo: int, hi: int) -> Kernel:

@@ -8,57 +8,37 @@ from functools import cached_property
 import numpy as np
 
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.algebra.kernels import Array, Derived, Kernel, input_channels, into_groups
+from onnx_repfuse.algebra.kernels import Array, Derived, DerivedFromOne, Kernel, input_channels, into_groups
 
-__all__ = ["Columns", "InLayout", "Rows", "Stacked"]
+__all__ = ["Block", "InLayout", "Stacked"]
 
 
 @dataclass(frozen=True, eq=False)
-class Rows(Derived):
-    """Output channels `start ..` of `inner`; they read its inputs `first_column ..` (see `laws.select_outputs`)."""
+class Block(DerivedFromOne):
+    """The part of `inner` that begins at an output channel, `row`, and at an input channel, `column`.
+
+    Some output channels, with the inputs that they read (`laws.select_outputs`); or some input channels, with the
+    outputs that they reach (`laws.select_inputs`).
+    """
 
     geometry: Geometry
     inner: Kernel
-    start: int
-    first_column: int
-
-    def operands(self) -> tuple[Kernel, ...]:
-        return (self.inner,)
+    row: int
+    column: int
 
     def rows(self, lo: int, hi: int) -> Array:
-        first, last = self.start + lo, self.start + hi
-        # Inner groups that the range cuts become one: `into_groups` lays their rows side by side.
-        channels = input_channels(self.inner.geometry, first, last) - self.first_column
+        first, last = self.row + lo, self.row + hi
+        # Inner groups that the block cuts become one: `into_groups` lays their rows side by side.
+        channels = input_channels(self.inner.geometry, first, last) - self.column
         return into_groups(self.inner.rows(first, last), channels, self.geometry, lo)
 
 
 @dataclass(frozen=True, eq=False)
-class Columns(Derived):
-    """`inner` fed only input channels `start ..`: its output channels `first_row ..` (`laws.select_inputs`)."""
-
-    geometry: Geometry
-    inner: Kernel
-    start: int
-    first_row: int
-
-    def operands(self) -> tuple[Kernel, ...]:
-        return (self.inner,)
-
-    def rows(self, lo: int, hi: int) -> Array:
-        first, last = self.first_row + lo, self.first_row + hi
-        channels = input_channels(self.inner.geometry, first, last) - self.start
-        return into_groups(self.inner.rows(first, last), channels, self.geometry, lo)
-
-
-@dataclass(frozen=True, eq=False)
-class InLayout(Derived):
+class InLayout(DerivedFromOne):
     """A pointwise kernel on another number of spatial axes: the same numbers."""
 
     geometry: Geometry
     inner: Kernel
-
-    def operands(self) -> tuple[Kernel, ...]:
-        return (self.inner,)
 
     @cached_property
     def depth(self) -> int:

@@ -25,6 +25,7 @@ __all__ = [
     "Array",
     "Composed",
     "Derived",
+    "DerivedFromOne",
     "Kernel",
     "Scaled",
     "Stored",
@@ -74,6 +75,15 @@ class Derived:
     @cached_property
     def size(self) -> int:
         return sum([operand.size for operand in self.operands()]) + 1
+
+
+class DerivedFromOne(Derived):
+    """A kernel that is computed from one other."""
+
+    inner: Kernel
+
+    def operands(self) -> tuple[Kernel, ...]:
+        return (self.inner,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,16 +139,13 @@ class Vector:
 
 
 @dataclass(eq=False)  # not frozen: a plan makes many, see `affine_form`
-class Scaled(Derived):
+class Scaled(DerivedFromOne):
     """`diag(outer) @ inner @ diag(inputs)`: factors per output channel and per input channel, where given."""
 
     geometry: Geometry
     inner: Kernel
     outer: Array | None
     inputs: Array | None = None
-
-    def operands(self) -> tuple[Kernel, ...]:
-        return (self.inner,)
 
     def rows(self, lo: int, hi: int) -> Array:
         weight = self.inner.rows(lo, hi)  # ours to change, by the protocol

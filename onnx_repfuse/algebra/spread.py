@@ -13,7 +13,7 @@ import numpy as np
 
 from onnx_repfuse.algebra.affine_form import Form, Term
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.algebra.kernels import Array, Derived, Kernel, Vector
+from onnx_repfuse.algebra.kernels import Array, DerivedFromOne, Kernel, Vector
 
 __all__ = ["Spread", "Spreading", "spread"]
 
@@ -31,15 +31,12 @@ class Spreading:
 
 
 @dataclass(frozen=True, eq=False)
-class Spread(Derived):
+class Spread(DerivedFromOne):
     """`inner (x) I`; `inner` is pointwise."""
 
     geometry: Geometry
     inner: Kernel
     spreading: Spreading
-
-    def operands(self) -> tuple[Kernel, ...]:
-        return (self.inner,)
 
     def rows(self, lo: int, hi: int) -> Array:
         numbers, times = np.arange(lo, hi), self.spreading.times

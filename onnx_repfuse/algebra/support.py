@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_repfuse.algebra.choice import ColumnsAt, Picked, RowsAt
-from onnx_repfuse.algebra.kernel_slices import Columns, InLayout, Rows, Stacked
+from onnx_repfuse.algebra.kernel_slices import Block, InLayout, Stacked
 from onnx_repfuse.algebra.kernels import Composed, Kernel, Scaled, Stored, Total, Vector, input_channels
 
 __all__ = ["Mask", "reached", "zero_channels"]
@@ -87,13 +87,15 @@ def _(kernel: Stacked, start: Mask, backwards: bool) -> Mask:
 
 
 @reached.register
-def _(kernel: Rows, start: Mask, backwards: bool) -> Mask:
-    return _cut(kernel, kernel.inner, kernel.first_column, kernel.start, start, backwards)
-
-
-@reached.register
-def _(kernel: Columns, start: Mask, backwards: bool) -> Mask:
-    return _cut(kernel, kernel.inner, kernel.start, kernel.first_row, start, backwards)
+def _(kernel: Block, start: Mask, backwards: bool) -> Mask:
+    g, whole = kernel.geometry, kernel.inner.geometry
+    here, size, there = (kernel.column, whole.c_in, kernel.row)
+    if backwards:
+        here, size, there = (kernel.row, whole.c_out, kernel.column)
+    wide = np.zeros(size, np.bool_)
+    wide[here : here + len(start)] = start
+    count = g.c_in if backwards else g.c_out
+    return reached(kernel.inner, wide, backwards)[there : there + count]
 
 
 @reached.register
@@ -125,16 +127,6 @@ def _pattern(kernel: Stored) -> Mask:
         return np.ones(shape[:2], np.bool_)
     weight = kernel.read()
     return np.asarray(np.any(weight.reshape(*shape[:2], -1) != 0, axis=2))
-
-
-def _cut(kernel: Kernel, inner: Kernel, column: int, row: int, start: Mask, backwards: bool) -> Mask:
-    """`reached` of the part of `inner` that begins at a row and at a column."""
-    g, whole = kernel.geometry, inner.geometry
-    lo, size, other = (row, whole.c_out, column) if backwards else (column, whole.c_in, row)
-    wide = np.zeros(size, np.bool_)
-    wide[lo : lo + len(start)] = start
-    count = g.c_in if backwards else g.c_out
-    return reached(inner, wide, backwards)[other : other + count]
 
 
 def _nonzero(mask: Mask, factors: NDArray[np.float64] | None) -> Mask:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx_repfuse.algebra import laws
 from onnx_repfuse.algebra.affine_conv import AffineConv
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.algebra.kernel_slices import Columns, Rows, Stacked
+from onnx_repfuse.algebra.kernel_slices import Block, Stacked
 from onnx_repfuse.algebra.kernels import Composed, Kernel, Scaled, Stored, Total, Vector, push
 
 
@@ -160,7 +160,7 @@ def test_rows_selects_output_channels(groups: int) -> None:
     x = np.random.default_rng(1).normal(size=(1, 8, 3))
     for lo, hi in RANGES:
         geometry, first, last = laws.select_outputs(f.geometry, lo, hi)
-        part = AffineConv(geometry, whole(Rows(geometry, f.kernel, lo, first)), f.bias[lo:hi])
+        part = AffineConv(geometry, whole(Block(geometry, f.kernel, lo, first)), f.bias[lo:hi])
         assert geometry.c_in == last - first
         np.testing.assert_allclose(part(x[:, first:last]), f(x)[:, lo:hi], atol=1e-13)
 
@@ -171,7 +171,7 @@ def test_columns_selects_input_channels(groups: int) -> None:
     x = np.random.default_rng(1).normal(size=(1, 8, 3))
     for lo, hi in RANGES:
         geometry, first, last = laws.select_inputs(f.geometry, lo, hi)
-        part = AffineConv(geometry, whole(Columns(geometry, f.kernel, lo, first)), f.bias[first:last])
+        part = AffineConv(geometry, whole(Block(geometry, f.kernel, first, lo)), f.bias[first:last])
         only = np.zeros_like(x)
         only[:, lo:hi] = x[:, lo:hi]
         expected = f(only)
@@ -186,7 +186,7 @@ def test_selections_of_uneven_groups() -> None:
     x = np.random.default_rng(1).normal(size=(1, 6, 2))
     for lo, hi in [(0, 2), (2, 4), (1, 3), (0, 1), (3, 4), (0, 4)]:
         geometry, first, last = laws.select_outputs(f.geometry, lo, hi)
-        part = AffineConv(geometry, whole(Rows(geometry, f.kernel, lo, first)), f.bias[lo:hi])
+        part = AffineConv(geometry, whole(Block(geometry, f.kernel, lo, first)), f.bias[lo:hi])
         np.testing.assert_allclose(part(x[:, first:last]), f(x)[:, lo:hi], atol=1e-13)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.algebra.kernel_slices import Columns, Rows, Stacked
+from onnx_repfuse.algebra.kernel_slices import Block, Stacked
 from onnx_repfuse.algebra.kernels import Composed, Kernel, Scaled, Stored, Total, Vector
 from onnx_repfuse.algebra.sameness import key_of_bias, key_of_kernel
 
@@ -28,9 +28,9 @@ def _made(value: float = 2.0, origin: object = "w") -> list[Kernel]:
         Scaled(G, _stored(origin), None, factors),
         Composed(G, scaled, _stored(origin)),
         Total(G, (scaled, _stored(origin))),
-        Rows(Geometry.conv(4, 2, (1, 1)), scaled, 0, 0),
-        Rows(Geometry.conv(4, 2, (1, 1)), scaled, 2, 0),
-        Columns(Geometry.conv(2, 4, (1, 1)), scaled, 0, 0),
+        Block(Geometry.conv(4, 2, (1, 1)), scaled, 0, 0),
+        Block(Geometry.conv(4, 2, (1, 1)), scaled, 2, 0),
+        Block(Geometry.conv(2, 4, (1, 1)), scaled, 0, 0),
         Stacked(Geometry.conv(4, 8, (1, 1)), (scaled, _stored(origin))),
         Stacked(Geometry.conv(4, 8, (1, 1)), (_stored(origin), scaled)),
         Vector(Geometry.diagonal(4, 2, 1), factors),

@@ -11,7 +11,7 @@ import pytest
 from onnx_repfuse.algebra import laws
 from onnx_repfuse.algebra.choice import ColumnsAt, RowsAt, picked
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.algebra.kernel_slices import Columns, InLayout, Rows, Stacked
+from onnx_repfuse.algebra.kernel_slices import Block, InLayout, Stacked
 from onnx_repfuse.algebra.kernels import Composed, Kernel, Scaled, Stored, Total, Vector, input_channels
 from onnx_repfuse.algebra.support import reached, zero_channels
 
@@ -49,13 +49,13 @@ def scaled() -> Kernel:
 def rows(lo: int, hi: int) -> Kernel:
     inner = stored(4, 6, groups=2, zero_out=[1, 4], zero_in=[3])
     geometry, first, _ = laws.select_outputs(inner.geometry, lo, hi)
-    return Rows(geometry, inner, lo, first)
+    return Block(geometry, inner, lo, first)
 
 
 def columns(lo: int, hi: int) -> Kernel:
     inner = stored(4, 6, groups=2, zero_out=[1, 4], zero_in=[3])
     geometry, first, _ = laws.select_inputs(inner.geometry, lo, hi)
-    return Columns(geometry, inner, lo, first)
+    return Block(geometry, inner, first, lo)
 
 
 def stacked() -> Kernel:
