@@ -6,8 +6,8 @@ many consumers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -125,7 +125,8 @@ def _scope(document: Document, source: _Source, taken: set[str], *, may_override
     if may_override and not source.key:
         overridable |= inputs & initializers.keys()
     constants = {**visible, **initializers}
-    (nodes, types, assumed), shapes = _read_proved(document, source, constants, overridable)
+    reading = _Reading(document, source, constants, overridable)
+    (nodes, types, assumed), shapes = reading.proved()
     captures: dict[int, list[str]] = {}
     for position, *_, inner in source.nested:
         captures.setdefault(id(nodes[position]), []).extend(captures_in_order(inner))
@@ -145,7 +146,7 @@ def _scope(document: Document, source: _Source, taken: set[str], *, may_override
         overridable=overridable,
         taken=taken,
         order=partial(canonical_order, outputs=[o.name for o in graph.output], captures=captures),
-        infer=_inference(document, source, constants, overridable, shapes),
+        infer=reading.inference(shapes),
     )
     note_sizes(scope)
     return scope
@@ -207,91 +208,132 @@ def _not_hidden(constants: dict[str, Const], graph: onnx.GraphProto) -> dict[str
     return {name: const for name, const in constants.items() if name not in hidden}
 
 
-def _read_proved(
-    document: Document, source: _Source, constants: dict[str, Const], overridable: set[str]
-) -> tuple[_Read, Mapping[str, Shape | None]]:
-    """`_read`, with the shapes of a subgraph's inputs that hold in every iteration, and these."""
-    node, outer = source.node, source.outer
-    if node is None or outer is None or not source.graph.input:
-        return _read(document, source, constants, overridable, {}), {}
-    carried = carried_tensors(node, source.graph, source.opset)
-    shapes = first_shapes(node, source.graph, outer, source.opset)
-    for _ in range(MAX_INDUCTIONS):
-        found = dict(constants)
-        result = _read(document, source, found, overridable, shapes)
-        known = partial(_known_shape, result[1], found, overridable)
-        before, shapes = shapes, widened(shapes, carried, known)
-        if shapes == before:
-            constants.update(found)
-            return result, shapes
-    return _read(document, source, constants, overridable, {}), {}
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """A graph while it is read.
 
-
-def _known_shape(types: Types, constants: dict[str, Const], overridable: set[str], name: str) -> Shape | None:
-    if name in constants and name not in overridable:
-        return constants[name].shape
-    return types.get(name, (0, None))[1]
-
-
-def _read(
-    document: Document,
-    source: _Source,
-    constants: dict[str, Const],
-    overridable: set[str],
-    input_shapes: Mapping[str, Shape | None],
-) -> _Read:
-    """The nodes of a graph, and types and assumed sizes of its tensors; adds what nodes compute to `constants`.
-
-    `input_shapes` are those proved of a subgraph's inputs.
+    Attributes:
+        document, source: where it is.
+        constants: what is known to be constant, by tensor name; what nodes compute from constants alone is added.
+        overridable: names of those that may have another value when the model runs.
     """
-    graph = source.graph
-    protos = bare(graph.node)
-    nodes = decode(protos)
-    computed = ConstantNodes(source.opset, constants)
-    for node, proto in zip(nodes, graph.node, strict=True):
-        if node.op == "Constant" and node.outputs:
-            const = from_attributes(proto, document.array)
-            if const is not None:
-                constants[node.outputs[0].name] = const
-    infer_types = _inference(document, source, constants, overridable, input_shapes)
-    types, assumed = infer_types(protos)
-    waits = True  # inference of all nodes tells more, in less time, than a run of each node whose shape is not known
-    for _ in range(MAX_INFERENCES):
-        found = _fold(nodes, protos, computed, types, overridable, waits=waits)
-        if not found and waits:
-            waits = False
-            found = _fold(nodes, protos, computed, types, overridable, waits=waits)
-        if not found:
-            break
-        fixed = {name: const for name, const in constants.items() if name not in overridable}
-        if _leaves_nothing_open(nodes, types, fixed):
-            return nodes, *_with_constants(types, assumed, fixed)
-        varying = [
-            proto
-            for node, proto in zip(nodes, protos, strict=True)
-            if any(tensor.name not in fixed for tensor in node.outputs)
-        ]
-        unknown = _unknown(types)
-        types, assumed = infer_types(varying)
-        is_told = _unknown(types) < unknown
-        if not is_told and not waits:
-            break
-        waits = is_told
-    return nodes, types, assumed
+
+    document: Document
+    source: _Source
+    constants: dict[str, Const]
+    overridable: set[str]
+
+    def proved(self) -> tuple[_Read, Mapping[str, Shape | None]]:
+        """The nodes, with the shapes of a subgraph's inputs that hold in every iteration, and these."""
+        source, node, outer = self.source, self.source.node, self.source.outer
+        if node is None or outer is None or not source.graph.input:
+            return self.once({}), {}
+        carried = carried_tensors(node, source.graph, source.opset)
+        shapes = first_shapes(node, source.graph, outer, source.opset)
+        for _ in range(MAX_INDUCTIONS):
+            trial = replace(self, constants=dict(self.constants))
+            result = trial.once(shapes)
+            before, shapes = shapes, widened(shapes, carried, partial(trial.known_shape, result[1]))
+            if shapes == before:
+                self.constants.update(trial.constants)
+                return result, shapes
+        return self.once({}), {}
+
+    def known_shape(self, types: Types, name: str) -> Shape | None:
+        """The shape of a tensor, given what was inferred."""
+        if name in self.constants and name not in self.overridable:
+            return self.constants[name].shape
+        return types.get(name, (0, None))[1]
+
+    def inference(self, input_shapes: Mapping[str, Shape | None]) -> Infer:
+        """`infer` for the nodes of the graph, given what is proved of a subgraph's inputs; see there."""
+        source, model = self.source, self.document.model
+        place = source.graph, source.outer
+        return partial(infer, *place, self.constants, self.overridable, input_shapes, source.opset, model)
+
+    def once(self, input_shapes: Mapping[str, Shape | None]) -> _Read:
+        """The nodes, and types and assumed sizes of their tensors.
+
+        Constants and shapes tell of each other: a Shape of what was inferred is a constant, with which inference gets
+        further. So both are found in turns, until neither tells more.
+
+        Args:
+            input_shapes: those that are proved of a subgraph's inputs.
+        """
+        protos = bare(self.source.graph.node)
+        nodes = decode(protos)
+        self.read_constant_nodes(nodes)
+        computed = ConstantNodes(self.source.opset, self.constants)
+        infer_types = self.inference(input_shapes)
+        types, assumed = infer_types(protos)
+        # inference of all nodes tells more, in less time, than a run of each node whose shape is not known
+        waits = True
+        for _ in range(MAX_INFERENCES):
+            is_found = self.find_constants(nodes, protos, computed, types, waits=waits)
+            if not is_found and waits:
+                waits = False
+                is_found = self.find_constants(nodes, protos, computed, types, waits=waits)
+            if not is_found:
+                break
+            fixed = {name: const for name, const in self.constants.items() if name not in self.overridable}
+            if _leaves_nothing_open(nodes, types, fixed):
+                return nodes, *_with_constants(types, assumed, fixed)
+            unknown = _unknown(types)
+            types, assumed = infer_types(_varying(nodes, protos, fixed))
+            is_told = _unknown(types) < unknown
+            if not is_told and not waits:
+                break
+            waits = is_told
+        return nodes, types, assumed
+
+    def read_constant_nodes(self, nodes: Iterable[gs.Node]) -> None:
+        """Note the values of Constant nodes."""
+        for node, proto in zip(nodes, self.source.graph.node, strict=True):
+            if node.op == "Constant" and node.outputs:
+                const = from_attributes(proto, self.document.array)
+                if const is not None:
+                    self.constants[node.outputs[0].name] = const
+
+    def find_constants(
+        self,
+        nodes: list[gs.Node],
+        protos: list[onnx.NodeProto],
+        computed: ConstantNodes,
+        types: Types,
+        *,
+        waits: bool,
+    ) -> bool:
+        """Find the nodes that compute constants, proved sizes that they pick of a Shape among them; whether there are.
+
+        Args:
+            protos: of the nodes.
+            computed: those found so far.
+            types: what was inferred.
+            waits: see `ConstantNodes.add`.
+        """
+        constants = self.constants
+        before = len(constants)
+        fixed = constants.keys() - self.overridable
+        parts = ShapeParts(nodes, constants, types)
+        for node, proto in zip(nodes, protos, strict=True):
+            names = [tensor.name for tensor in node.outputs]
+            if not names or not fixed.isdisjoint(names):
+                continue
+            found = _of_shape(node, constants, fixed, types) or parts.constant(node, fixed)
+            if found is not None:
+                constants[names[0]] = found
+                fixed.add(names[0])
+            elif _reads_constants_alone(node, fixed):
+                fixed.update(computed.add(proto, types, waits=waits))
+        return len(constants) > before
 
 
-def _inference(
-    document: Document,
-    source: _Source,
-    constants: dict[str, Const],
-    overridable: set[str],
-    input_shapes: Mapping[str, Shape | None],
-) -> Infer:
-    """`infer` for the nodes of a scope; see there."""
-    model = document.model
-    return partial(
-        infer, source.graph, source.outer, constants, overridable, input_shapes, source.opset, model
-    )
+def _varying(
+    nodes: list[gs.Node], protos: list[onnx.NodeProto], constants: Container[str]
+) -> list[onnx.NodeProto]:
+    """The nodes with an output that is no constant."""
+    pairs = zip(nodes, protos, strict=True)
+    return [proto for node, proto in pairs if any(tensor.name not in constants for tensor in node.outputs)]
 
 
 def _unknown(types: Types) -> int:
@@ -309,38 +351,6 @@ def _with_constants(types: Types, assumed: Sizes, constants: Mapping[str, Const]
     found = {name: constants[name] for name in types.keys() & constants.keys()}
     declared = {name: (const.data_type, const.shape) for name, const in found.items()}
     return types | declared, assumed | {name: const.shape for name, const in found.items()}
-
-
-def _fold(
-    nodes: list[gs.Node],
-    protos: list[onnx.NodeProto],
-    computed: ConstantNodes,
-    types: Types,
-    overridable: set[str],
-    *,
-    waits: bool,
-) -> bool:
-    """Find the nodes that compute constants, proved sizes that they pick of a Shape among them; whether there were any.
-
-    Args:
-        protos: of the nodes.
-        computed: those found so far.
-        waits: see `ConstantNodes.add`.
-    """
-    before = len(computed.constants)
-    fixed = computed.constants.keys() - overridable
-    parts = ShapeParts(nodes, computed.constants, types)
-    for node, proto in zip(nodes, protos, strict=True):
-        names = [tensor.name for tensor in node.outputs]
-        if not names or not fixed.isdisjoint(names):
-            continue
-        found = _of_shape(node, computed.constants, fixed, types) or parts.constant(node, fixed)
-        if found is not None:
-            computed.constants[names[0]] = found
-            fixed.add(names[0])
-        elif _reads_constants_alone(node, fixed):
-            fixed.update(computed.add(proto, types, waits=waits))
-    return len(computed.constants) > before
 
 
 def _reads_constants_alone(node: gs.Node, fixed: set[str]) -> bool:
