@@ -24,21 +24,9 @@ MAX_TENSORS_BEHIND = 64  # looked at for one that tells 0 from -0
 # Operators that make something else of -0 than of 0, with the inputs for which they do.
 _TELL_ZEROS_APART = {"Reciprocal": (0,), "Div": (1,), "Pow": (0,), "BitCast": (0,)}
 # Operators behind which the sign of a zero is lost: they add many terms, or have one value for both zeros.
-_LOSE_SIGN = frozenset(
-    (
-        "Abs",
-        "Conv",
-        "ConvTranspose",
-        "Exp",
-        "Gemm",
-        "LogSoftmax",
-        "MatMul",
-        "Shape",
-        "Sigmoid",
-        "Softmax",
-        "Softplus",
-    )
-)
+_LOSE_SIGN = {
+    "Abs", "Conv", "ConvTranspose", "Exp", "Gemm", "LogSoftmax", "MatMul", "Shape", "Sigmoid", "Softmax", "Softplus",
+}  # fmt: skip
 _HAVE_SUBGRAPHS = frozenset(("If", "Loop", "Scan"))
 
 
@@ -168,7 +156,7 @@ def _sum(scope: Scope, node: gs.Node) -> str:
 
 
 def _is_from_file(const: Const) -> bool:
-    """Whether an exporter left it behind: what this run made does something, and may be dear to compute."""
+    """Whether an exporter left it behind: what this run made does something, and may be expensive to compute."""
     return const.bias is None and const.kernel is None
 
 

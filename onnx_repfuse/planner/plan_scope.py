@@ -275,10 +275,10 @@ class _Planning:
         return None
 
     def refuse(self, cover: Cover, selections: Sequence[Selection]) -> set[str]:
-        """Ban outputs of which too much would have to be proved; refuse ways that are dearer, or fail, at some size.
+        """Ban outputs of which too much would have to be proved, and refuse ways that must not be taken.
 
-        Likewise outputs that were written too often, and ways that would write an operator to be avoided. The last
-        tensor whose shape tells a size stays.
+        These are more expensive, or fail, at some size, or write an operator to be avoided. Outputs that were written
+        too often are banned, too. The last tensor whose shape tells a size stays.
 
         Returns:
             the outputs to be covered again.

@@ -23,7 +23,7 @@ from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.facts import SpaceMapSort
 from onnx_repfuse.graph.operators.space_maps import permutation
-from onnx_repfuse.graph.scope import optional_input
+from onnx_repfuse.graph.scope import Shape, optional_input
 from onnx_repfuse.graph.views import View
 from onnx_repfuse.lift import Context, LinearOp
 from onnx_repfuse.planner.limits.run_time_lists import RunTimeLists
@@ -172,31 +172,39 @@ class _Trial:
 
     def behind_view(self, view: View, operand: _Places) -> _Places:
         """The positions behind a view. Raises _UntoldError."""
-        axis, _ = view.after
         if view.sort is SpaceMapSort.PERMUTES and view.before == view.after and operand.space:
             order = permutation(view.node, len(operand.space) + 2)
             return _Places(tuple(operand.space[place - 2] for place in order[2:]), operand.total)
+        is_on_last_axis = view.after[0] == -1
         if view.sort in (SpaceMapSort.RESHAPES, SpaceMapSort.PERMUTES):
             total = operand.total * view.channels // view.channels_behind
-            return _Places(() if axis == -1 else self.space_of(view, total), total)
-        told = None if operand.space is None else self.told(view, operand.space)
+            return _Places(() if is_on_last_axis else self.space_of(view, total), total)
+        told = self.told(view, operand)
+        if told is not None:
+            return _Places(told, prod(told))
+        space = self.assumed(view, operand, view.end[1:-1] if is_on_last_axis else view.end[2:])
+        return _Places(() if is_on_last_axis else space, prod(space))
+
+    def told(self, view: View, operand: _Places) -> tuple[int, ...] | None:
+        """The positions per axis that a view tells of itself, or lists. Raises _UntoldError if it does not run."""
+        told = None if operand.space is None else self.told_by_arguments(view, operand.space)
         if told is not None:
             if min(told, default=1) < 1:
-                raise _UntoldError  # the operator does not run at this size
-            return _Places(tuple(told), prod(told))
-        listed = self.listed(view) if view.sort in _RESIZES else None
-        if listed is not None:
-            return _Places(listed, prod(listed))
-        proved = view.end[1:-1] if axis == -1 else view.end[2:]
+                raise _UntoldError
+            return tuple(told)
+        return self.listed(view) if view.sort in _RESIZES else None
+
+    def assumed(self, view: View, operand: _Places, proved: Shape) -> tuple[int, ...]:
+        """The positions per axis: those that are proved, of the others the scale's. Raises _UntoldError."""
         if operand.space is None or (None in proved and len(proved) != len(operand.space)):
             raise _UntoldError
-        space: list[int] = []
         factors = self.factors(view) if view.sort in _RESIZES else (1.0,) * len(proved)
+        space: list[int] = []
         for place, dim in enumerate(proved):
             space.append(dim if dim is not None else max(1, int(operand.space[place] * factors[place])))
-        return _Places(() if axis == -1 else tuple(space), prod(space))
+        return tuple(space)
 
-    def told(self, view: View, space: tuple[int, ...]) -> Sequence[int] | None:
+    def told_by_arguments(self, view: View, space: tuple[int, ...]) -> Sequence[int] | None:
         """The positions behind a view that its own arguments tell."""
         by_rule = view.positions(space)
         return positions_behind(self.context, view.node, space) if by_rule is None else by_rule

@@ -99,7 +99,6 @@ def with_numbers(scope: Scope, one: ShapeSource) -> list[gs.Node]:
 
 
 def _list_of_sizes(scope: Scope, stem: str, values: NDArray[np.int64]) -> str:
-    """A new constant."""
     return scope.new_constant(stem, Const(values.shape, onnx.TensorProto.INT64, lambda: values))
 
 

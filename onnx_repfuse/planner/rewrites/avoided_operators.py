@@ -86,15 +86,15 @@ def creators_of_avoided(plan: ScopePlan, avoided: Set[str]) -> set[str]:
     if not avoided:
         return set()
     left = {id(node) for node in plan.scope.nodes}
-    created = {fold.name: [node.op for node in fold.created if id(node) in left] for fold in plan.folds}
     before = [node.op_type for node in plan.scope.proto.node]
     rising = {op for op in avoided if rises(op, (node.op for node in plan.scope.nodes), before)}
-    return {
-        fold.name
-        for fold in plan.folds
-        if rising.intersection(created[fold.name])
-        or any(rises(op, created[fold.name], [node.op for node in fold.absorbed]) for op in avoided)
-    }
+    creators = set()
+    for fold in plan.folds:
+        absorbed = [node.op for node in fold.absorbed]
+        created = [node.op for node in fold.created if id(node) in left]
+        if rising.intersection(created) or any(rises(op, created, absorbed) for op in avoided):
+            creators.add(fold.name)
+    return creators
 
 
 def _begin(scope: Scope, node: gs.Node) -> Rewriting | None:

@@ -205,11 +205,7 @@ def _fits(scope: Scope, layouts: Mapping[str, ChannelLayout], name: str, rank: i
     if shape is not None and len(shape) == rank and shape[1] == 1:
         return True
     layout = layouts.get(name)
-    return layout is not None and (layout.channel_axis, layout.rank + 2, layout.channels) == (
-        1,
-        rank,
-        channels,
-    )
+    return layout is not None and (layout.layout, layout.channels) == ((1, rank - 2), channels)
 
 
 def axis_of_parameter(const: Const, rank: int, channels: int) -> int | None:
@@ -229,26 +225,33 @@ def _treats_channels_alike(scope: Scope, node: gs.Node, rank: int) -> bool:
     if any(tensor.name and scope.const(tensor.name) is None for tensor in node.inputs[1:]):
         return False
     if node.op.startswith("Reduce"):
-        axes = _ints(scope, node, "axes", 1)
-        return (
-            bool(axes)
-            and min(axis % rank for axis in axes or (0,)) >= 2
-            and node.attrs.get("keepdims", 1) == 1
-        )
+        return _reduces_space(scope, node, rank)
     if node.op == "Pad":
-        pads, has_axes = _ints(scope, node, "pads", 1), bool(optional_input(node, 3))
-        return (
-            not has_axes
-            and pads is not None
-            and len(pads) == 2 * rank
-            and not any((*pads[:2], *pads[rank : rank + 2]))
-        )
+        return _pads_space(scope, node, rank)
     if node.op in ("Resize", "Upsample"):
         return _resizes_space(scope, node, rank)
     return True
 
 
+def _reduces_space(scope: Scope, node: gs.Node, rank: int) -> bool:
+    """Whether a reduction is over spatial axes, which stay with one position each."""
+    axes = _ints(scope, node, "axes", 1)
+    if not axes or node.attrs.get("keepdims", 1) != 1:
+        return False
+    return min(axis % rank for axis in axes) >= 2
+
+
+def _pads_space(scope: Scope, node: gs.Node, rank: int) -> bool:
+    """Whether a Pad adds nothing before and after batch and channels."""
+    pads = _ints(scope, node, "pads", 1)
+    has_axes = bool(optional_input(node, 3))  # then the pads are of these axes alone
+    if has_axes or pads is None or len(pads) != 2 * rank:
+        return False
+    return not any((*pads[:2], *pads[rank : rank + 2]))
+
+
 def _resizes_space(scope: Scope, node: gs.Node, rank: int) -> bool:
+    """Whether a Resize has the scale 1 for batch and channels."""
     # (x, scales) until opset 10, (x, roi, scales, sizes) from 11 on
     place = 1 if len(node.inputs) == 2 else 2
     const = scope.const(optional_input(node, place))

@@ -83,19 +83,29 @@ class _Choice(NamedTuple):
 
 
 def _chosen(scope: Scope, node: gs.Node, shape: Shape) -> _Choice | None:
-    constants = [scope.const(tensor.name) for tensor in node.inputs[1:]]
-    if not constants or None in constants:
+    """What a Gather or Slice chooses of a tensor of this shape; None if its arguments are no constants."""
+    constants = [const for tensor in node.inputs[1:] if (const := scope.const(tensor.name)) is not None]
+    if len(constants) < len(node.inputs) - 1:
         return None
-    values = [const.read() for const in constants if const is not None]
-    if node.op == "Gather":
-        axis, places = node.attrs.get("axis", 0) % len(shape), values[0]
-        size = shape[axis]
-        if size is None or places.ndim > 1:
-            return None
-        return _Choice(axis, places.ravel() % size, places.ndim == 0)
-    if node.op != "Slice" or len(values) < 3 or any(value.size != 1 for value in values):
+    values = [const.read() for const in constants]
+    if node.op == "Gather" and values:
+        return _gathered(node, shape, values[0])
+    return _sliced(shape, values) if node.op == "Slice" else None
+
+
+def _gathered(node: gs.Node, shape: Shape, places: NDArray[np.int64]) -> _Choice | None:
+    axis = node.attrs.get("axis", 0) % len(shape)
+    size = shape[axis]
+    if size is None or places.ndim > 1:
         return None
-    start, end, axis, *step = (int(value.item()) for value in values)
+    return _Choice(axis, places.ravel() % size, places.ndim == 0)
+
+
+def _sliced(shape: Shape, arguments: list[NDArray[Any]]) -> _Choice | None:
+    """The places of a Slice of one axis, given its inputs starts, ends, axes and, maybe, steps."""
+    if len(arguments) < 3 or any(value.size != 1 for value in arguments):
+        return None
+    start, end, axis, *step = (int(value.item()) for value in arguments)
     axis %= len(shape)
     size = shape[axis]
     taken = None if size is None else sliced(size, start, end, *(step or [1]))

@@ -97,21 +97,25 @@ def _with_pads(
 ) -> gs.Node | None:
     """A window that reads what the Pad reads; None where it would be another one."""
     window = any_window(context.scope, node)
-    names = [tensor.name for tensor in node.inputs]
-    if node.op not in ("AveragePool", "Conv") or window is None or names.count(pad.outputs[0].name) != 1:
+    if window is None or node.op not in ("AveragePool", "Conv") or len(window.kernel) != len(amounts[0]):
         return None
-    if names[0] != pad.outputs[0].name or len(window.kernel) != len(amounts[0]):
+    data, *others = (tensor.name for tensor in node.inputs)
+    padded = pad.outputs[0].name
+    if data != padded or padded in others:
         return None
     pads = [own + more for own, more in zip(window.pads, (*amounts[0], *amounts[1]), strict=True)]
     attributes: dict[str, Any] = {key: value for key, value in node.attrs.items() if key != "auto_pad"}
     if node.op == "AveragePool":
-        counts = not any(window.pads) or bool(node.attrs.get("count_include_pad", 0))
-        # of more padding than a window holds, runtimes have no average
-        if not counts or context.scope.opset < COUNTED_SINCE or max(pads) >= min(window.kernel):
-            return None
-        if not _fits_padded(context, node, window, amounts):
+        if not _may_count(context, node, window, pads) or not _fits_padded(context, node, window, amounts):
             return None
         attributes["count_include_pad"] = 1
-    inputs = [pad.inputs[0].name, *names[1:]]
+    inputs = [pad.inputs[0].name, *others]
     name = context.scope.fresh(f"{node.outputs[0].name}_padded")
     return new_node(node.op, name, {**attributes, "pads": pads}, inputs, [node.outputs[0].name])
+
+
+def _may_count(context: Context, pool: gs.Node, window: Window, pads: list[int]) -> bool:
+    """Whether a pool with these pads divides by its whole window, as it does behind the Pad."""
+    counts = not any(window.pads) or bool(pool.attrs.get("count_include_pad", 0))
+    # of more padding than a window holds, runtimes have no average
+    return counts and context.scope.opset >= COUNTED_SINCE and max(pads) < min(window.kernel)

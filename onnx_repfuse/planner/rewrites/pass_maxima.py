@@ -109,13 +109,11 @@ def _only_consumer(scope: Scope, node: gs.Node) -> gs.Node | None:
 
 
 def _per_channel(context: Context, node: gs.Node, passes: Passes, is_free: IsFree) -> LinearOp | None:
-    """A node as a factor and shift per channel, such as passes."""
+    """A node as a factor and shift per channel, where a maximum or activation lets these pass."""
     if not is_free(node) or operator(node).weight is not None or not node.inputs:
         return None
-    lifted = lift(context, node)
-    if not isinstance(lifted, LinearOp) or lifted.view is not None or lifted.inner_nodes:
-        return None
-    if len(lifted.operands) != 1 or not isinstance(lifted.terms[0].kernel, Vector):
+    lifted = _lifted(context, node)
+    if lifted is None or lifted.inner_nodes or not isinstance(lifted.terms[0].kernel, Vector):
         return None
     is_identity = lifted.terms[0].kernel.is_one and lifted.bias.is_zero
     shift_passes = lifted.bias.is_zero or (passes is Passes.AFFINE and lifted.layout[0] == 1)
@@ -125,6 +123,13 @@ def _per_channel(context: Context, node: gs.Node, passes: Passes, is_free: IsFre
 def _keeps_positions_of(node: gs.Node, affine: LinearOp) -> bool:
     """Whether a window takes no maximum over the axis along which the factors vary."""
     return affine.layout[0] == 1 or node.op not in ("MaxPool", "GlobalMaxPool")
+
+
+def _lifted(context: Context, node: gs.Node) -> LinearOp | None:
+    """A node as an operator of one tensor that moves no positions."""
+    lifted = lift(context, node)
+    is_of_one = isinstance(lifted, LinearOp) and lifted.view is None and len(lifted.operands) == 1
+    return lifted if isinstance(lifted, LinearOp) and is_of_one else None
 
 
 def _folds_elsewhere(context: Context, pair: _Pair) -> bool:
@@ -173,13 +178,12 @@ def _rises(context: Context, node: gs.Node, *, has_shift: bool, passing: bool) -
     """
     scope = context.scope
     for _ in range(MAX_NODES_TO_WEIGHT):
-        data = [tensor.name for tensor in node.inputs if scope.const(tensor.name) is None]
-        producer = scope.producer.get(data[0]) if data else None
-        if producer is None or not producer.inputs or not scope.is_private(data[0]):
+        producer = _producer_for_it_alone(scope, node)
+        if producer is None:
             return False
         if not passing or not _passes(context, producer, has_shift=has_shift):
-            lifted = lift(context, producer)
-            if not isinstance(lifted, LinearOp) or lifted.view is not None or len(lifted.operands) != 1:
+            lifted = _lifted(context, producer)
+            if lifted is None:
                 return False
             if operator(producer).weight is not None:
                 return True
@@ -187,6 +191,15 @@ def _rises(context: Context, node: gs.Node, *, has_shift: bool, passing: bool) -
                 return False
         node = producer
     return False
+
+
+def _producer_for_it_alone(scope: Scope, node: gs.Node) -> gs.Node | None:
+    """The node that computes the first operand which is no constant, if nobody else reads that."""
+    data = [tensor.name for tensor in node.inputs if scope.const(tensor.name) is None]
+    if not data or not scope.is_private(data[0]):
+        return None
+    producer = scope.producer.get(data[0])
+    return producer if producer is not None and producer.inputs else None
 
 
 def _commutes(context: Context, node: gs.Node) -> bool:

@@ -80,23 +80,22 @@ def _fits(context: Context, name: str, rank: int) -> bool:
 
 
 def _sliced(scope: Scope, node: gs.Node, rank: int) -> Strides | None:
-    arguments = [_indices(scope, node, place, name) for place, name in enumerate(("starts", "ends"), 1)]
-    starts, ends = arguments
-    axes, steps = (_indices(scope, node, place, name) for place, name in ((3, "axes"), (4, "steps")))
-    if starts is None or ends is None or axes is None or steps is None or any(starts):
-        return None
-    if not ends or not len(axes) == len(steps) == len(ends) or min(ends) < TO_THE_END or min(steps) < 1:
-        return None
-    strides = dict(zip([int(axis) % (rank + 2) for axis in axes], map(int, steps), strict=True))
-    if strides.get(0, 1) != 1 or strides.get(1, 1) != 1:
-        return None
-    return tuple(strides.get(axis, 1) for axis in range(2, rank + 2))
-
-
-def _indices(scope: Scope, node: gs.Node, place: int, attribute: str) -> Sequence[int] | None:
-    """An argument of a Slice that has all of them, constant."""
+    """The strides of a Slice of space that begins with the first position and ends with the last."""
     if operator(node).uses_attributes(scope.opset):
-        return None  # no steps
+        return None  # it has no steps then
+    starts, ends, axes, steps = (_indices(scope, node, place) for place in range(1, 5))
+    if starts is None or ends is None or axes is None or steps is None:
+        return None
+    takes_all = not any(starts) and min(ends, default=0) >= TO_THE_END
+    if not takes_all or not len(axes) == len(steps) == len(ends) or min(steps) < 1:
+        return None
+    step_of = dict(zip([int(axis) % (rank + 2) for axis in axes], map(int, steps), strict=True))
+    batch, channels, *space = (step_of.get(axis, 1) for axis in range(rank + 2))
+    return tuple(space) if batch == channels == 1 else None
+
+
+def _indices(scope: Scope, node: gs.Node, place: int) -> Sequence[int] | None:
+    """The numbers of a constant input."""
     const = scope.const(optional_input(node, place))
     values: Any = None if const is None else const.computed()
     return None if values is None else np.asarray(values).ravel().tolist()

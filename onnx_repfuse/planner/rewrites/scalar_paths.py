@@ -35,19 +35,11 @@ __all__ = ["Path", "Paths", "Step"]
 
 MAX_STEPS = 16
 MAX_PARTS = 16  # of one tensor, each of which may have a factor
-_MOVES = (
-    "DepthToSpace",
-    "Expand",
-    "Flatten",
-    "Gather",
-    "Reshape",
-    "Slice",
-    "SpaceToDepth",
-    "Squeeze",
-    "Tile",
-)
-VIEWS = frozenset((*_MOVES, "Transpose", "Unsqueeze"))
-_FACTORS = frozenset(("Div", "Mul", "Neg"))
+_VIEWS = {
+    "DepthToSpace", "Expand", "Flatten", "Gather", "Reshape", "Slice", "SpaceToDepth", "Squeeze", "Tile", "Transpose",
+    "Unsqueeze",
+}  # fmt: skip
+_FACTORS = {"Div", "Mul", "Neg"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,7 +295,7 @@ class Paths:
             return (0,)
         if len(node.outputs) != 1 or (pattern is not None and node.op == "MatMul"):
             return ()
-        if node.op in VIEWS:
+        if node.op in _VIEWS:
             return (0,)
         names = [optional_input(node, place) for place in (0, 1)]
         is_product = node.op == "MatMul" and names[0] != names[1]

@@ -58,21 +58,28 @@ def fold_into_parts(plan: ScopePlan, cover: Cover, is_allowed: Callable[[frozens
 
 
 def _found(cover: Cover) -> Iterator[_Parts]:
+    """The Splits behind convolutions that have something to fold behind a part."""
     scope = cover.context.scope
     for node in scope.nodes:
-        if node.op != "Split" or not node.inputs:
-            continue
-        before = cover.lifts.get(node.inputs[0].name)
+        before = _convolution_before(cover, node)
         names = [tensor.name for tensor in node.outputs]
-        if before is None or operator(before.node).weight is None or not scope.is_private(before.output):
+        if before is None or not cover.banned.isdisjoint(names):
             continue
-        if not cover.banned.isdisjoint(names) or any(
-            scope.is_used(name) and name not in cover.lifts for name in names
-        ):
-            continue
+        if any(scope.is_used(name) and name not in cover.lifts for name in names):
+            continue  # a part of which nobody knows the channels
         behind = [_behind(cover, name) for name in names]
         if any(behind):
             yield _Parts(node, before, behind)
+
+
+def _convolution_before(cover: Cover, split: gs.Node) -> LinearOp | None:
+    """The operator with a weight that a Split alone reads; None if there is none, or the node is no Split."""
+    if split.op != "Split" or not split.inputs:
+        return None
+    before = cover.lifts.get(split.inputs[0].name)
+    if before is None or operator(before.node).weight is None:
+        return None
+    return before if cover.context.scope.is_private(before.output) else None
 
 
 def _behind(cover: Cover, part: str) -> LinearOp | None:

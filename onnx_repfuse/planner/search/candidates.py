@@ -235,7 +235,7 @@ def prune(ranked: list[tuple[int, Candidate]]) -> list[Candidate]:
     Args:
         ranked: costs with candidates; sorted in place.
     """
-    # Of equally dear ones first those of few sources: whoever puts them together finds terms of one source to add up.
+    # Of one price, first those of few sources: what absorbs them finds terms of one source to add up.
     # Then those that reach farther: what follows can go into all that they absorb.
     ranked.sort(key=lambda pair: (pair[0], len(pair[1].form.sources), -pair[1].nodes))
     distinct: dict[frozenset[Hashable], Candidate] = {}

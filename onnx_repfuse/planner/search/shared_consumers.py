@@ -95,7 +95,7 @@ def _try(cover: Cover, name: str, regions: dict[str, list[str]]) -> None:
     behind = _computed_from(cover, name, regions)
     before = {member: cover.entries[member] for members in behind.values() for member in members}
     for candidate in _candidates_tried(cover.entries[name].candidates):
-        if sum(term.kernel.size for term in candidate.form.terms) > MAX_NESTED_KERNELS:
+        if _nests_too_deep(candidate):
             continue
         cover.absorb(name, candidate)
         for solve in (_inline, _cover_again):
@@ -155,16 +155,8 @@ def _try_together(
         return
     limit = _limit(cover, [*names, *ends])
     before = {member: cover.entries[member] for member in touched}
-    setup = Price()
-    for name in names:
-        cover.solve(members[name])
-        candidate = next(iter(cover.entries[name].candidates), None)
-        kernels = [] if candidate is None else [term.kernel.size for term in candidate.form.terms]
-        if candidate is None or sum(kernels) > MAX_NESTED_KERNELS:
-            break
-        setup = setup.plus(candidate.setup)
-        cover.absorb(name, candidate)
-    else:
+    setup = _absorb_all(cover, names, members)
+    if setup is not None:
         for root in ends:
             cover.solve(members[root])
         is_read = any(is_still_read(cover, name, ends) for name in names)
@@ -173,6 +165,24 @@ def _try_together(
     cover.entries.update(before)
     for name in names:
         cover.absorb(name, None)
+
+
+def _absorb_all(cover: Cover, names: Sequence[str], members: dict[str, list[str]]) -> Price | None:
+    """Let the regions around tensors take them in; what these need beside. None if one has no form that may nest."""
+    setup = Price()
+    for name in names:
+        cover.solve(members[name])
+        candidate = next(iter(cover.entries[name].candidates), None)
+        if candidate is None or _nests_too_deep(candidate):
+            return None
+        setup = setup.plus(candidate.setup)
+        cover.absorb(name, candidate)
+    return setup
+
+
+def _nests_too_deep(candidate: Candidate) -> bool:
+    """Whether its kernels are computed from so many others that absorbing them again and again takes too long."""
+    return sum(term.kernel.size for term in candidate.form.terms) > MAX_NESTED_KERNELS
 
 
 def _computed_from(cover: Cover, name: str, regions: dict[str, list[str]]) -> dict[str, list[str]]:
