@@ -4,7 +4,8 @@ although no size is known (`extents`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -35,7 +36,9 @@ __all__ = ["equal_shapes", "known_dims", "known_list", "note_sizes"]
 def known_dims(scope: Scope) -> dict[str, Dims]:
     """The dims of every tensor of a scope of which at least the rank is known, found once for the nodes it has."""
     if not scope.dims:  # asked for the first time
-        scope.dims, scope.size_lists = _found(scope)
+        following = _Following(scope)
+        following.read()
+        scope.dims, scope.size_lists = following.found, following.lists
     return scope.dims
 
 
@@ -86,99 +89,197 @@ def equal_shapes(scope: Scope, names: Sequence[str]) -> bool:
     return first is not None and all(other == first for other in others)
 
 
-def _found(scope: Scope) -> tuple[dict[str, Dims], dict[str, SizeList]]:
-    """The dims of all tensors, and the lists that are computed from them."""
-    found: dict[str, Dims] = {}
-    lists: dict[str, SizeList] = {}
-    for node in scope.nodes:
-        for tensor in node.inputs:  # what no node of this scope makes
-            _note(found, scope, tensor.name, None)
-        dims = _dims_of(found, lists, scope, node) if len(node.outputs) == 1 else None
-        for tensor in node.outputs:
-            if node.op == "Split" and node.inputs[0].name in found:
-                dims = _except(found[node.inputs[0].name], [node.attrs.get("axis", 0)], tensor.name)
-            _note(found, scope, tensor.name, dims)
-        sizes = size_list(scope, node, lists, found) if len(node.outputs) == 1 else None
-        if sizes is not None:
-            lists[node.outputs[0].name] = sizes
-    return found, lists
+@dataclass(eq=False)
+class _Following:
+    """The dims of all tensors of a scope, and the lists that are computed from them, found node by node."""
+
+    scope: Scope
+    found: dict[str, Dims] = field(default_factory=dict)
+    lists: dict[str, SizeList] = field(default_factory=dict)
+
+    def read(self) -> None:
+        """Follow all nodes in their order."""
+        for node in self.scope.nodes:
+            for tensor in node.inputs:  # what no node of this scope makes
+                self.note(tensor.name, None)
+            dims = self.dims_of(node) if len(node.outputs) == 1 else None
+            for tensor in node.outputs:
+                if node.op == "Split" and node.inputs[0].name in self.found:
+                    dims = _except(self.first(node), [node.attrs.get("axis", 0)], tensor.name)
+                self.note(tensor.name, dims)
+            sizes = size_list(self.scope, node, self.lists, self.found) if len(node.outputs) == 1 else None
+            if sizes is not None:
+                self.lists[node.outputs[0].name] = sizes
+
+    def note(self, name: str, dims: Dims | None) -> None:
+        """Note the dims of a tensor: numbers where they are proved, else those given, else its own."""
+        proved = self.scope.shape(name)
+        if not name or name in self.found or (proved is None and dims is None):
+            return
+        if proved is None or (dims is not None and len(dims) != len(proved)):
+            proved = (None,) * len(dims or ())
+        given = dims or _own(name, (None,) * len(proved))
+        self.found[name] = tuple(
+            other if dim is None else dim for dim, other in zip(proved, given, strict=True)
+        )
+
+    def first(self, node: gs.Node) -> Dims:
+        """The dims of a node's first input, which are known."""
+        return self.found[node.inputs[0].name]
+
+    def sizes(self, node: gs.Node, place: int) -> SizeList:
+        """The list that a node reads, computed from shapes or constant; () if there is none, or nothing is known."""
+        name = optional_input(node, place)
+        return self.lists.get(name) or tuple(constant_list(self.scope, name) or ())
+
+    def dims_of(self, node: gs.Node) -> Dims | None:
+        """The dims of a node's first output, where they follow from those of its inputs."""
+        first = self.found.get(node.inputs[0].name) if node.inputs else None
+        if first is None:
+            return None
+        if operator(node).normalizes or node.op in _KEEP_SHAPE:
+            return first
+        if operator(node).elementwise:
+            return self.broadcast(node)
+        rule = _RULES.get(node.op)
+        if rule is not None:
+            return rule(self, node)
+        if node.op == "ReduceMean" and node.attrs.get("keepdims", 1):
+            axes = _axes(self.scope, node)
+            return None if axes is None else _except(first, axes, node.outputs[0].name)
+        if node.op.startswith("Global"):  # pools of all positions
+            return (*first[:2], *(1,) * len(first[2:]))
+        return self.behind_window(node, first)
+
+    def behind_window(self, node: gs.Node, first: Dims) -> Dims | None:
+        """Of a convolution or pool."""
+        window = window_of(self.scope, node)
+        if window is None or len(window.strides) != len(first) - 2:
+            return None
+        channels: Dim | None = first[1]
+        if node.op == "Conv":
+            weight = static(self.scope.shape(optional_input(node, 1)))
+            channels = weight[0] if weight else None
+        axes = zip(first[2:], window.strides, window.slack, strict=True)
+        space = [behind(dim, stride, slack) for dim, stride, slack in axes]
+        return _own(node.outputs[0].name, (first[0], channels, *space))
+
+    def broadcast(self, node: gs.Node) -> Dims | None:
+        """Of an element-wise operator: where not even equal, only a number above 1 prevails."""
+        if self.scope.opset < NUMPY_BROADCAST_SINCE:
+            return None
+        operands = [self.found.get(tensor.name) for tensor in node.inputs if tensor.name]
+        known = [dims for dims in operands if dims is not None]
+        return _broadcast(node.outputs[0].name, known) if len(known) == len(operands) else None
+
+    def side_by_side(self, node: gs.Node) -> Dims | None:
+        """Of a Concat: where all operands agree, along the other axes.
+
+        Where they do not, one of them may be empty: ONNX Runtime leaves it out then, whatever its other sizes.
+        """
+        parts = [self.found.get(tensor.name) for tensor in node.inputs]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts) or len(set(map(len, known))) != 1:
+            return None
+        differing = [axis for axis, dims in enumerate(zip(*known, strict=True)) if len(set(dims)) > 1]
+        axis = node.attrs.get("axis", 1)
+        result = _except(known[0], [*differing, axis], node.outputs[0].name)
+        if result is None:
+            return None
+        numbers = [size for part in known if isinstance(size := part[axis], int)]
+        if len(numbers) < len(known):
+            return result
+        place = axis % len(result)
+        return (*result[:place], sum(numbers), *result[place + 1 :])
+
+    def transposed(self, node: gs.Node) -> Dims | None:
+        """Of a Transpose: the same, in another order."""
+        first = self.first(node)
+        order = permutation(node, len(first))
+        is_order = sorted(order) == list(range(len(first)))
+        return tuple(first[axis] for axis in order) if is_order else None
+
+    def reshaped(self, node: gs.Node) -> Dims | None:
+        """Of a Reshape: the sizes it lists; the one that is left follows from the number of elements, which stays."""
+        first, target = self.first(node), self.sizes(node, 1)
+        if not target:
+            return None
+        sizes = _written_sizes(first, target, copies=not node.attrs.get("allowzero"))
+        given = [size for size in sizes if size is not None]
+        if len(given) == len(sizes) - 1:
+            rest = quotient(times(first), times(given))
+            sizes = [rest if size is None else size for size in sizes]
+        return _own(node.outputs[0].name, sizes)
+
+    def multiplied(self, node: gs.Node) -> Dims | None:
+        """Of a MatMul of tensors of rank 2 or more: the axes before the last two broadcast."""
+        a, b = (self.found.get(tensor.name) or () for tensor in node.inputs)
+        if min(len(a), len(b)) < 2:
+            return None
+        return (*_broadcast(node.outputs[0].name, [a, b])[:-2], a[-2], b[-1])
+
+    def sliced(self, node: gs.Node) -> Dims | None:
+        """Of a Slice by lists: the axes of which it takes everything, or whose size is known, as are the ends."""
+        first, output = self.first(node), node.outputs[0].name
+        if operator(node).uses_attributes(self.scope.opset):
+            axes = list(node.attrs.get("axes") or ())
+            return _except(first, axes, output) if axes else None
+        starts, ends, places, steps = (self.sizes(node, place) for place in range(1, 5))
+        count = len(starts)
+        if not optional_input(node, 3):
+            places = tuple(range(count))
+        if not optional_input(node, 4):
+            steps = (1,) * count
+        if not count or {len(ends), len(places), len(steps)} != {count}:
+            return None
+        dims: list[Dim | None] = list(first)
+        for start, end, axis, step in zip(starts, ends, places, steps, strict=True):
+            if not isinstance(axis, int) or not -len(first) <= axis < len(first):
+                return None
+            dims[axis] = _kept(dims[axis], start, end, step)
+        return _own(output, dims)
+
+    def resized(self, node: gs.Node) -> Dims | None:
+        """Of a Resize that lists sizes: these."""
+        first, sizes = self.first(node), self.sizes(node, 3)
+        axes = [axis % len(first) for axis in node.attrs.get("axes") or range(len(first))]
+        is_stretched = node.attrs.get("keep_aspect_ratio_policy", "stretch") in ("stretch", b"stretch")
+        if not sizes or len(sizes) != len(axes) or not is_stretched:
+            return None
+        given = dict(zip(axes, sizes, strict=True))
+        return _own(node.outputs[0].name, [given.get(axis, dim) for axis, dim in enumerate(first)])
+
+    def padded(self, node: gs.Node) -> Dims | None:
+        """Of a Pad of all axes; a tensor that is cropped may have nothing left."""
+        first, name = self.first(node), optional_input(node, 1)
+        listed = node.attrs.get("pads", node.attrs.get("paddings"))
+        pads = constant_list(self.scope, name) if name else listed
+        has_axes = bool(optional_input(node, 3))
+        if pads is None or has_axes or len(pads) != 2 * len(first) or min(pads, default=0) < 0:
+            return None
+        added = zip(first, pads[: len(first)], pads[len(first) :], strict=True)
+        sizes = [plus(dim, begin + end) if begin + end else dim for dim, begin, end in added]
+        return _own(node.outputs[0].name, sizes)
 
 
-def _note(found: dict[str, Dims], scope: Scope, name: str, dims: Dims | None) -> None:
-    """Note the dims of a tensor: numbers where they are proved, else those given, else its own."""
-    proved = scope.shape(name)
-    if not name or name in found or (proved is None and dims is None):
-        return
-    if proved is None or (dims is not None and len(dims) != len(proved)):
-        proved = (None,) * len(dims or ())
-    given = dims or tuple(Extent(name, axis) for axis in range(len(proved)))
-    found[name] = tuple(other if dim is None else dim for dim, other in zip(proved, given, strict=True))
+def _own(output: str, sizes: Iterable[Dim | None]) -> Dims:
+    """Dims of a tensor: where a size does not follow from others, it is its own."""
+    return tuple(Extent(output, axis) if size is None else size for axis, size in enumerate(sizes))
 
 
-def _dims_of(found: dict[str, Dims], lists: dict[str, SizeList], scope: Scope, node: gs.Node) -> Dims | None:
-    """The dims of a node's first output, where they follow from those of its inputs."""
-    first = found.get(node.inputs[0].name) if node.inputs else None
-    if first is None:
-        return None
-    if operator(node).normalizes or node.op in _KEEP_SHAPE:
-        return first
-    if operator(node).elementwise:
-        return _broadcast(found, scope, node)
-    rule = _RULES.get(node.op)
-    if rule is not None:
-        return rule(found, lists, scope, node)
-    if node.op == "ReduceMean" and node.attrs.get("keepdims", 1):
-        axes = _axes(scope, node)
-        return None if axes is None else _except(first, axes, node.outputs[0].name)
-    if node.op.startswith("Global"):  # pools of all positions
-        return (*first[:2], *(1,) * len(first[2:]))
-    return _behind_window(scope, node, first)
+def _broadcast(output: str, operands: Sequence[Dims]) -> Dims:
+    """The dims that operands broadcast to."""
+    rank = max(map(len, operands))
+    padded = [(1,) * (rank - len(dims)) + dims for dims in operands]
+    return _own(output, [_joint(set(dims)) for dims in zip(*padded, strict=True)])
 
 
-def _behind_window(scope: Scope, node: gs.Node, first: Dims) -> Dims | None:
-    window = window_of(scope, node)
-    if window is None or len(window.strides) != len(first) - 2:
-        return None
-    channels = first[1]
-    if node.op == "Conv":
-        weight = static(scope.shape(optional_input(node, 1)))
-        channels = weight[0] if weight else Extent(node.outputs[0].name, 1)
-    axes = zip(first[2:], window.strides, window.slack, strict=True)
-    output = node.outputs[0].name
-    space: list[Dim] = []
-    for place, (dim, stride, slack) in enumerate(axes, 2):
-        size = behind(dim, stride, slack)
-        space.append(Extent(output, place) if size is None else size)
-    return first[0], channels, *space
-
-
-def _broadcast(found: dict[str, Dims], scope: Scope, node: gs.Node) -> Dims | None:
-    """Of an element-wise operator: where not even equal, only a number above 1 prevails."""
-    if scope.opset < NUMPY_BROADCAST_SINCE:
-        return None
-    operands = list(_operands(found, scope, node))
-    if None in operands:
-        return None
-    rank = max(len(dims) for dims in operands if dims is not None)
-    padded = [(1,) * (rank - len(dims)) + dims for dims in operands if dims is not None]
-    output = node.outputs[0].name
-    return tuple(
-        _joint(set(dims), Extent(output, axis)) for axis, dims in enumerate(zip(*padded, strict=True))
-    )
-
-
-def _operands(found: dict[str, Dims], scope: Scope, node: gs.Node) -> Iterator[Dims | None]:
-    for tensor in node.inputs:
-        if tensor.name:
-            yield found.get(tensor.name)
-
-
-def _joint(dims: set[Dim], own: Extent) -> Dim:
-    """The size that operands of these sizes broadcast to; `own`, if that is not certain."""
+def _joint(dims: set[Dim]) -> Dim | None:
+    """The size that operands of these sizes broadcast to; None if that is not certain."""
     larger = dims - {1}
     if len(larger) <= 1:
         return larger.pop() if larger else 1
-    return max((dim for dim in larger if isinstance(dim, int)), default=own)
+    return max((dim for dim in larger if isinstance(dim, int)), default=None)
 
 
 def _except(first: Dims, changed: Sequence[int], output: str) -> Dims | None:
@@ -187,29 +288,7 @@ def _except(first: Dims, changed: Sequence[int], output: str) -> Dims | None:
     if not all(-rank <= axis < rank for axis in changed):
         return None
     places = {axis % rank for axis in changed}
-    return tuple(Extent(output, axis) if axis in places else dim for axis, dim in enumerate(first))
-
-
-def _side_by_side(
-    found: dict[str, Dims], _lists: dict[str, SizeList], _scope: Scope, node: gs.Node
-) -> Dims | None:
-    """Of a Concat: where all operands agree, along the other axes.
-
-    Where they do not, one of them may be empty: ONNX Runtime leaves it out then, whatever its other sizes.
-    """
-    parts = [found.get(tensor.name) for tensor in node.inputs]
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts) or len(set(map(len, known))) != 1:
-        return None
-    differing = [axis for axis, dims in enumerate(zip(*known, strict=True)) if len(set(dims)) > 1]
-    axis = node.attrs.get("axis", 1)
-    result = _except(known[0], [*differing, axis], node.outputs[0].name)
-    numbers = [part[axis] for part in known] if result is not None else []
-    total = sum(size for size in numbers if isinstance(size, int))
-    if result is None or not all(isinstance(size, int) for size in numbers):
-        return result
-    place = axis % len(result)
-    return (*result[:place], total, *result[place + 1 :])
+    return _own(output, [None if axis in places else dim for axis, dim in enumerate(first)])
 
 
 def _axes(scope: Scope, node: gs.Node) -> list[int] | None:
@@ -221,129 +300,44 @@ def _axes(scope: Scope, node: gs.Node) -> list[int] | None:
     return None if values is None else [int(axis) for axis in np.asarray(values).ravel()] or None
 
 
-def _transposed(
-    found: dict[str, Dims], _lists: dict[str, SizeList], _scope: Scope, node: gs.Node
-) -> Dims | None:
-    first = found[node.inputs[0].name]
-    order = permutation(node, len(first))
-    return tuple(first[axis] for axis in order) if sorted(order) == list(range(len(first))) else None
+def _written_sizes(first: Dims, target: SizeList, *, copies: bool) -> list[Dim | None]:
+    """The sizes that the target of a Reshape says, None where it leaves one open.
 
-
-def _reshaped(found: dict[str, Dims], lists: dict[str, SizeList], scope: Scope, node: gs.Node) -> Dims | None:
-    """Of a Reshape: the sizes it lists; the one that is left follows from the number of elements, which stays."""
-    first, name = found[node.inputs[0].name], optional_input(node, 1)
-    target: Sequence[Dim | None] | None = lists.get(name) or constant_list(scope, name)
-    if not target:
-        return None
-    copies = not node.attrs.get("allowzero")
+    Args:
+        first: the dims of what is reshaped.
+        copies: a 0 copies the size of the same axis. The size of another tensor might be 0, too, so it says nothing.
+    """
     known = set(tensors_of(times(first)))
     sizes: list[Dim | None] = []
     for place, size in enumerate(target):
         if size == 0 and copies:
             sizes.append(first[place] if place < len(first) else None)
         elif size is None or size == -1 or (copies and not known.issuperset(tensors_of(size))):
-            sizes.append(None)  # the size of another tensor could be 0, which copies one of this
+            sizes.append(None)
         else:
             sizes.append(size)
-    given = [size for size in sizes if size is not None]
-    rest = quotient(times(first), times(given)) if len(given) == len(sizes) - 1 else None
-    output = node.outputs[0].name
-    own = [Extent(output, place) if rest is None else rest for place in range(len(sizes))]
-    return tuple(own[place] if size is None else size for place, size in enumerate(sizes))
+    return sizes
 
 
-def _multiplied(
-    found: dict[str, Dims], _lists: dict[str, SizeList], _scope: Scope, node: gs.Node
-) -> Dims | None:
-    """Of a MatMul of tensors of rank 2 or more: the axes before the last two broadcast."""
-    a, b = (found.get(tensor.name) or () for tensor in node.inputs)
-    if min(len(a), len(b)) < 2:
-        return None
-    output, rank = node.outputs[0].name, max(len(a), len(b))
-    padded = [(1,) * (rank - len(dims)) + dims for dims in (a, b)]
-    batch = [_joint(set(dims), Extent(output, axis)) for axis, dims in enumerate(zip(*padded, strict=True))]
-    return (*batch[:-2], a[-2], b[-1])
-
-
-def _sliced(found: dict[str, Dims], lists: dict[str, SizeList], scope: Scope, node: gs.Node) -> Dims | None:
-    """Of a Slice by lists: the axes of which it takes everything, or whose size is known, as are the ends."""
-    first, output = found[node.inputs[0].name], node.outputs[0].name
-    if operator(node).uses_attributes(scope.opset):
-        axes = list(node.attrs.get("axes") or ())
-        return _except(first, axes, output) if axes else None
-    names = [optional_input(node, place) for place in range(1, 5)]
-    starts, ends, places, steps = (lists.get(name) or constant_list(scope, name) or () for name in names)
-    count = len(starts)
-    places = places if names[2] else tuple(range(count))
-    steps = steps if names[3] else (1,) * count
-    if not count or {len(ends), len(places), len(steps)} != {count}:
-        return None
-    dims = list(first)
-    for start, end, axis, step in zip(starts, ends, places, steps, strict=True):
-        if not isinstance(axis, int) or not -len(first) <= axis < len(first):
-            return None
-        place = axis % len(first)
-        size = _kept(first[place], start, end, step)
-        dims[place] = Extent(output, place) if size is None else size
-    return tuple(dims)
-
-
-def _kept(size: Dim, start: Dim | None, end: Dim | None, step: Dim | None) -> Dim | None:
+def _kept(size: Dim | None, start: Dim | None, end: Dim | None, step: Dim | None) -> Dim | None:
     """How many positions of an axis a Slice keeps; None if that is not known."""
     if not (isinstance(start, int) and isinstance(end, int) and isinstance(step, int)) or step < 1:
         return None
-    if isinstance(size, int):
-        return len(range(size)[start:end:step])
+    if size is None or isinstance(size, int):
+        return None if size is None else len(range(size)[start:end:step])
     return behind(size, step, -1 - start) if 0 <= start < step and end >= END_OF_AXIS else None
 
 
-def _resized(found: dict[str, Dims], lists: dict[str, SizeList], scope: Scope, node: gs.Node) -> Dims | None:
-    """Of a Resize that lists sizes: these."""
-    first, name = found[node.inputs[0].name], optional_input(node, 3)
-    sizes: Sequence[Dim | None] | None = lists.get(name) or constant_list(scope, name)
-    axes = [axis % len(first) for axis in node.attrs.get("axes") or range(len(first))]
-    is_stretched = node.attrs.get("keep_aspect_ratio_policy", "stretch") in ("stretch", b"stretch")
-    if not sizes or len(sizes) != len(axes) or not is_stretched:
-        return None
-    given = dict(zip(axes, sizes, strict=True))
-    output = node.outputs[0].name
-    dims = [given.get(axis, dim) for axis, dim in enumerate(first)]
-    return tuple(Extent(output, axis) if dim is None else dim for axis, dim in enumerate(dims))
-
-
-_KEEP_SHAPE = frozenset(
-    (
-        "GroupNormalization",
-        "InstanceNormalization",
-        "LRN",
-        "LayerNormalization",
-        "LogSoftmax",
-        "RMSNormalization",
-        "Softmax",
-    )
-)
-
-
-def _padded(found: dict[str, Dims], lists: dict[str, SizeList], scope: Scope, node: gs.Node) -> Dims | None:
-    """Of a Pad of all axes; a tensor that is cropped may have nothing left."""
-    first = found[node.inputs[0].name]
-    name = optional_input(node, 1)
-    pads = constant_list(scope, name) if name else node.attrs.get("pads", node.attrs.get("paddings"))
-    if pads is None or len(pads) != 2 * len(first) or min(pads, default=0) < 0 or optional_input(node, 3):
-        return None
-    added = zip(first, pads[: len(first)], pads[len(first) :], strict=True)
-    sizes = [plus(dim, begin + end) if begin + end else dim for dim, begin, end in added]
-    output = node.outputs[0].name
-    return tuple(Extent(output, axis) if size is None else size for axis, size in enumerate(sizes))
-
-
-_Rule = Callable[[dict[str, Dims], dict[str, SizeList], Scope, gs.Node], Dims | None]
-_RULES: dict[str, _Rule] = {
-    "Concat": _side_by_side,
-    "MatMul": _multiplied,
-    "Pad": _padded,
-    "Reshape": _reshaped,
-    "Resize": _resized,
-    "Slice": _sliced,
-    "Transpose": _transposed,
+_KEEP_SHAPE = {
+    "GroupNormalization", "InstanceNormalization", "LRN", "LayerNormalization", "LogSoftmax", "RMSNormalization",
+    "Softmax",
+}  # fmt: skip
+_RULES: dict[str, Callable[[_Following, gs.Node], Dims | None]] = {
+    "Concat": _Following.side_by_side,
+    "MatMul": _Following.multiplied,
+    "Pad": _Following.padded,
+    "Reshape": _Following.reshaped,
+    "Resize": _Following.resized,
+    "Slice": _Following.sliced,
+    "Transpose": _Following.transposed,
 }
