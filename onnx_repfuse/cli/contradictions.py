@@ -81,12 +81,16 @@ def _streams(given: CliArguments) -> Iterator[str]:
         yield f"{flag} is for files, and - is standard input"
     if given.compare and models.count(STREAM) > 1:
         yield "standard input brings one model, and --compare takes two"
-    if given.compare or given.plan or given.prints_only:
-        return
-    to_stdout = given.output == STREAM or (given.output is None and models[-1] == STREAM)
-    if to_stdout and given.json_file == STREAM:
+    writes_model = not (given.compare or given.plan or given.prints_only)
+    output = models[-1] if given.output is None else given.output
+    if writes_model and output == STREAM:
+        yield from _model_on_stdout(given)
+
+
+def _model_on_stdout(given: CliArguments) -> Iterator[str]:
+    if given.json_file == STREAM:
         yield "standard output carries the model or the JSON report, not both: give one of them a file"
-    if to_stdout and given.save_as_external_data:
+    if given.save_as_external_data:
         yield "standard output cannot carry external data, so --save-as-external-data has no meaning"
 
 

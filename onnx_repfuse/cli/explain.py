@@ -154,19 +154,27 @@ def meant(scopes: list[Scope], wanted: str) -> tuple[list[str], list[str]]:
     ops = _ops(scopes)
     if wanted in ops:
         return [], [wanted]
-    names = dict.fromkeys(node_name(node) for scope in scopes for node in scope.nodes)
-    matching = [name for name in names if fnmatchcase(name, wanted)]
+    inputs: dict[str, list[str]] = {}  # node -> the tensors that it reads
+    for scope in scopes:
+        for node in scope.nodes:
+            inputs.setdefault(node_name(node), []).extend(tensor.name for tensor in node.inputs)
+    matching = [name for name in inputs if fnmatchcase(name, wanted)]
     if matching:
         return ([f"{plural(len(matching), 'node')}:"] if len(matching) > 1 else []), matching
-    readers = dict.fromkeys(
-        node_name(node) for scope in scopes for node in scope.nodes if wanted in [t.name for t in node.inputs]
-    )
-    if readers:
-        return [f"'{clean(wanted)}' is read by {plural(len(readers), 'node')}:"], list(readers)
-    tensors = dict.fromkeys(t.name for scope in scopes for node in scope.nodes for t in node.inputs if t.name)
-    near = difflib.get_close_matches(wanted, [*ops, *(name for name in tensors if name not in ops)], 3)
-    hint = "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?" if near else ""
-    raise InputError(f"the model has no node or tensor '{wanted}'{hint or '; --list-nodes prints the names'}")
+    reading = [name for name, tensors in inputs.items() if wanted in tensors]
+    if reading:
+        return [f"'{clean(wanted)}' is read by {plural(len(reading), 'node')}:"], reading
+    read = dict.fromkeys(tensor for tensors in inputs.values() for tensor in tensors if tensor)
+    names = [*ops, *(name for name in read if name not in ops)]
+    raise InputError(f"the model has no node or tensor '{wanted}'{_hint(wanted, names)}")
+
+
+def _hint(wanted: str, names: list[str]) -> str:
+    """The nearest names, or where all of them are listed."""
+    near = difflib.get_close_matches(wanted, names, 3)
+    if not near:
+        return "; --list-nodes prints the names"
+    return "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
 
 
 def _ops(scopes: list[Scope]) -> dict[str, str]:

@@ -168,17 +168,19 @@ def constant_beside(scope: Scope, node: gs.Node, *, commutes: bool) -> tuple[str
     if commutes and scope.opset >= NUMPY_BROADCAST_SINCE and scope.const(name) is not None:
         name, other = other, name
     const = scope.const(other)
-    if scope.const(name) is not None or const is None:
-        return "", None
-    if const.data_type not in FLOAT_FORMATS or const.size > MAX_FOLDED_ELEMENTS:
-        return "", None
-    if const.kernel is not None or (const.bias is not None and const.bias.deferred):
-        return "", None  # it would take a kernel to know it
-    if const.computed() is None:
+    if scope.const(name) is not None or const is None or not _is_small_float(const):
         return "", None
     # below opset 7 the output has the shape of the first operand
     keeps_shape = scope.opset < NUMPY_BROADCAST_SINCE or _keeps_shape(scope, name, const.shape)
     return name, const if keeps_shape else None
+
+
+def _is_small_float(const: Const) -> bool:
+    """Whether a constant holds few floats, which can be read while planning."""
+    if const.data_type not in FLOAT_FORMATS or const.size > MAX_FOLDED_ELEMENTS:
+        return False
+    takes_kernel = const.kernel is not None or (const.bias is not None and const.bias.deferred)
+    return not takes_kernel and const.computed() is not None
 
 
 def _keeps_shape(scope: Scope, name: str, constant: tuple[int, ...]) -> bool:

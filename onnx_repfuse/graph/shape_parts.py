@@ -49,10 +49,7 @@ class ShapeParts:
         name = node.outputs[0].name
         data_type, shape = self._types.get(name, (0, None))
         size = static(shape)
-        # Rank 2 and more: a Gather or Slice of it would pick rows.
-        if numbers is None or size is None or len(size) > 1 or prod(size) != len(numbers):
-            return None
-        if data_type not in _INTEGERS or len(numbers) > MAX_SHAPE_ELEMENTS:
+        if numbers is None or size is None or not _is_list(data_type, size, len(numbers)):
             return None
         known = [number for number in numbers if number is not None]
         if len(known) < len(numbers):
@@ -83,3 +80,8 @@ class ShapeParts:
             return None
         values = const.computed()
         return None if values is None else [int(number) for number in values.ravel()]
+
+
+def _is_list(data_type: int, size: tuple[int, ...], count: int) -> bool:
+    """Whether a tensor is a list of so many integers, or one: a Gather or Slice of a higher rank would pick rows."""
+    return data_type in _INTEGERS and len(size) <= 1 and prod(size) == count <= MAX_SHAPE_ELEMENTS

@@ -8,7 +8,7 @@ rows, its numbers are in order, but nothing is told of what is computed from it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -47,20 +47,20 @@ def moved_list(node: gs.Node, inputs: Sequence[Sequence[_Number]]) -> list[_Numb
         return list(inputs[0])
     if node.op == "Concat":
         return [number for part in inputs for number in part]
-    places: Any = inputs[1:]
-    if node.op == "Gather" and len(inputs) == 2 and _are_numbers(places):
-        count = len(inputs[0])
-        return (
-            [inputs[0][place] for place in places[0]] if all(-count <= p < count for p in places[0]) else None
-        )
-    if node.op == "Slice" and len(inputs) >= 3 and optional_input(node, 4) == "" and _are_numbers(places):
-        (first, last) = places[:2]
-        return list(inputs[0][first[0] : last[0]]) if len(first) == len(last) == 1 else None
+    if node.op not in ("Gather", "Slice") or not all(
+        isinstance(number, int) for one in inputs[1:] for number in one
+    ):
+        return None
+    data, places = inputs[0], cast("Sequence[Sequence[int]]", inputs[1:])
+    if node.op == "Gather" and len(places) == 1:
+        count = len(data)
+        is_within = all(-count <= place < count for place in places[0])
+        return [data[place] for place in places[0]] if is_within else None
+    has_steps = bool(optional_input(node, 4))
+    if node.op == "Slice" and len(places) >= 2 and not has_steps:
+        first, last = places[:2]
+        return list(data[first[0] : last[0]]) if len(first) == len(last) == 1 else None
     return None
-
-
-def _are_numbers(lists: Sequence[Sequence[object]]) -> bool:
-    return all(isinstance(number, int) for one in lists for number in one)
 
 
 def paired(a: Sequence[_Number], b: Sequence[_Number]) -> list[tuple[_Number, _Number]] | None:

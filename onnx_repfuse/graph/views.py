@@ -201,14 +201,16 @@ def _result_shape(scope: Scope, node: gs.Node) -> Shape:
     The target of a Reshape and the sizes of a Resize may also follow from shapes: then inference has proved what it
     could.
     """
+    output = node.outputs[0].name
     varying = [t.name for t in node.inputs[1:] if t.name and scope.const(t.name) is None]
-    follows = node.op in ("Expand", "Reshape", "Resize") and all(
-        computed_from_shapes(scope, name) for name in varying
-    )
-    name = (restored_from(scope, node) if varying else "") or (
-        node.outputs[0].name if follows or not varying else ""
-    )
-    return scope.shape(name) or ()
+    if not varying:
+        return scope.shape(output) or ()
+    restored = restored_from(scope, node)
+    if restored:
+        return scope.shape(restored) or ()
+    lists_sizes = node.op in ("Expand", "Reshape", "Resize")
+    follows = lists_sizes and all(computed_from_shapes(scope, name) for name in varying)
+    return scope.shape(output if follows else "") or ()
 
 
 def _with_channels(shape: Shape, layout: ChannelLayout) -> Shape:

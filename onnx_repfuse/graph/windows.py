@@ -70,7 +70,8 @@ def any_window(scope: Scope, node: gs.Node, *, rounds_up: bool = False) -> Windo
     Args:
         rounds_up: also of a pool with ceil_mode, which may have a window more.
     """
-    if not has_window(node) or len(node.outputs) != 1 or (node.attrs.get("ceil_mode", 0) and not rounds_up):
+    may_have_more = bool(node.attrs.get("ceil_mode", 0)) and not rounds_up
+    if not has_window(node) or len(node.outputs) != 1 or may_have_more:
         return None
     kernel = kernel_of(scope, node)
     rank = len(kernel)
@@ -78,9 +79,8 @@ def any_window(scope: Scope, node: gs.Node, *, rounds_up: bool = False) -> Windo
     dilations = tuple(node.attrs.get("dilations") or (1,) * rank)
     if not kernel or not len(strides) == len(dilations) == rank or min(*kernel, *strides, *dilations) < 1:
         return None
-    is_automatic = str(node.attrs.get("auto_pad") or "NOTSET").startswith("SAME")
-    if is_automatic and node.op != "Conv" and max(dilations) > 1:
-        return None  # runtimes pad for the window without its dilation
+    if max(dilations) > 1 and _pads_undilated(node):
+        return None
     try:
         pads = resolve_pads(scope, node, kernel)
     except Inexact:
@@ -90,6 +90,11 @@ def any_window(scope: Scope, node: gs.Node, *, rounds_up: bool = False) -> Windo
     axes = zip(pads[:rank], pads[rank:], kernel, dilations, strict=True)
     slack = tuple(begin + end - step * (taps - 1) - 1 for begin, end, taps, step in axes)
     return Window(kernel, strides, slack, pads)
+
+
+def _pads_undilated(node: gs.Node) -> bool:
+    """Whether runtimes pad for the window without its dilation, whatever the standard says: pools with SAME."""
+    return node.op != "Conv" and str(node.attrs.get("auto_pad") or "NOTSET").startswith("SAME")
 
 
 def resolve_pads(scope: Scope, node: gs.Node, kernel: tuple[int, ...]) -> tuple[int, ...]:

@@ -33,11 +33,12 @@ def pixel_shuffle(scope: Scope, source: str, node: gs.Node, tensor: Rearranged) 
     if len(dims) != 4 or not isinstance(dims[1], int) or scope.data_type(source) not in TYPES:
         return None
     block = 0 if tensor.chosen else _block(tensor)
-    channels = dims[1] // (block * block) if block > 1 and dims[1] % (block * block) == 0 else 0
-    mode = next(
-        (mode for mode in ("DCR", "CRD") if channels and tensor.axes == _joined(dims, block, mode).axes), None
-    )
-    if mode is None or (mode == "CRD" and scope.opset < MODES_SINCE):
+    if block < 2 or dims[1] % (block * block):
+        return None
+    channels = dims[1] // (block * block)
+    modes = ("DCR", "CRD") if scope.opset >= MODES_SINCE else ("DCR",)
+    mode = next((mode for mode in modes if tensor.axes == _joined(dims, block, mode).axes), None)
+    if mode is None:
         return None
     attributes = {"blocksize": block} if scope.opset < MODES_SINCE else {"blocksize": block, "mode": mode}
     return View(

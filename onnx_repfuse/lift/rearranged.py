@@ -74,30 +74,35 @@ def rearranged(scope: Scope, tensor: Rearranged, node: gs.Node) -> Rearranged | 
 def _gathered(scope: Scope, tensor: Rearranged, node: gs.Node) -> Rearranged | None:
     """A Gather by a list, or a GatherND that does the same along the first axis."""
     const = scope.const(optional_input(node, 1))
-    if const is None:
+    if const is None or not _chooses_along_one_axis(node, const.shape):
         return None
     axis = node.attrs.get("axis", 0) if node.op == "Gather" else 0
-    if node.op == "Gather" and len(const.shape) != 1:
+    source = _whole_axis(tensor, tensor.axes[axis])
+    if source is None or not isinstance(source.size, int):
         return None
-    if node.op == "GatherND" and (
-        len(const.shape) != 2 or const.shape[1] != 1 or node.attrs.get("batch_dims")
-    ):
-        return None
-    parts = tensor.axes[axis]
-    if (
-        len(parts) != 1
-        or not isinstance(parts[0].size, int)
-        or parts[0].step != 1
-        or parts[0].axis in tensor.chosen
-    ):
-        return None
-    source, size = parts[0].axis, parts[0].size
+    size = source.size
     index = np.asarray(const.read()).ravel().astype(np.intp)
-    if not len(index) or index.min() < -size or index.max() >= size or _is_split(tensor, source):
+    if not len(index) or index.min() < -size or index.max() >= size:
         return None
     axes = list(tensor.axes)
-    axes[axis] = (Part(source, len(index)),)
-    return Rearranged(tuple(axes), {**tensor.chosen, source: index % size})
+    axes[axis] = (Part(source.axis, len(index)),)
+    return Rearranged(tuple(axes), {**tensor.chosen, source.axis: index % size})
+
+
+def _chooses_along_one_axis(node: gs.Node, index: tuple[int, ...]) -> bool:
+    """Whether an index of this shape lists places: of another rank, a Gather would add axes to the tensor."""
+    if node.op == "Gather":
+        return len(index) == 1
+    return len(index) == 2 and index[1] == 1 and not node.attrs.get("batch_dims")
+
+
+def _whole_axis(tensor: Rearranged, parts: Axis) -> Part | None:
+    """The axis of the first tensor that an axis is, all of it, if nothing was chosen of it before."""
+    if len(parts) != 1:
+        return None
+    (part,) = parts
+    is_whole = part.step == 1 and not _is_split(tensor, part.axis)
+    return part if is_whole and part.axis not in tensor.chosen else None
 
 
 def _is_split(tensor: Rearranged, axis: int) -> bool:

@@ -108,16 +108,12 @@ def _moved(tensor: Rearranged, channels: int, dims: int) -> Kernel | None:
 
     Each axis of space must keep its slowest part, and the channels take all others.
     """
-    if len(tensor.axes) != dims or tensor.chosen.keys() - {1}:
-        return None
-    if any(part != Part(0, part.size) for part in tensor.axes[0]) or len(tensor.axes[0]) > 1:
+    if len(tensor.axes) != dims or tensor.chosen.keys() - {1} or not _keeps_batch(tensor):
         return None
     block = [_block(tensor, axis) for axis in range(2, dims)]
-    if None in block or any(part.axis == 0 for part in tensor.axes[1]):
-        return None
     sizes = tuple(size for size in block if size is not None)
     parts = tensor.axes[1]
-    if _number_of(parts) is None or not 1 <= prod(sizes) <= MAX_BLOCK:
+    if len(sizes) < len(block) or _number_of(parts) is None or not 1 <= prod(sizes) <= MAX_BLOCK:
         return None
     index, place = _places(tensor, parts, sizes)
     read = tensor.chosen.get(1)
@@ -125,6 +121,13 @@ def _moved(tensor: Rearranged, channels: int, dims: int) -> Kernel | None:
     if len(index) == channels and np.array_equal(index, np.arange(channels)) and prod(sizes) == 1:
         return None  # nothing moves
     return _kernel(index, place, sizes, channels)
+
+
+def _keeps_batch(tensor: Rearranged) -> bool:
+    """Whether the first axis is that of the first tensor, and no channel depends on it."""
+    batch, channels = tensor.axes[:2]
+    is_kept = len(batch) <= 1 and all(part == Part(0, part.size) for part in batch)
+    return is_kept and all(part.axis != 0 for part in channels)
 
 
 def _block(tensor: Rearranged, axis: int) -> int | None:

@@ -55,23 +55,28 @@ def layer_lines(layers: Layers, passed: bool, verbose: int) -> Iterator[str]:
         f"{statuses[status]} {words}" for status, words in _COUNTED.items() if statuses[status]
     )
     yield f"\nTensors that both have: {len(tensors)}" + (f" ({counts})" if tensors else "")
-    first = layers.first_divergence
-    if first is not None:
-        yield f"  The first that diverges: {_layer(first)}"
-        yield f"    computed by {_producers(first)}"
-        before = [layer for layer in tensors[: tensors.index(first)] if layer.status == "agrees"]
-        if before:
-            yield f"    the last before it that agrees: {_layer(before[-1])}"
-        others = [layer for layer in tensors if layer.is_origin and layer is not first]
-        for other in others if verbose else others[:_MAX_ORIGINS]:
-            yield f"  Diverges, too, and nothing before it: {_layer(other)}, computed by {_producers(other)}"
-        if len(others) > _MAX_ORIGINS and not verbose:
-            yield f"  and {len(others) - _MAX_ORIGINS} more of these (-v shows all)"
+    if layers.first_divergence is not None:
+        yield from _divergences(layers, layers.first_divergence, verbose)
     elif tensors and not passed:
         yield "  None of them diverges on the first input."
     yield from (f"  note: {clean(note)}" for note in layers.notes)
     if verbose:
         yield from (f"  {layer.status:<14} {_layer(layer)} [{clean(layer.first.op)}]" for layer in tensors)
+
+
+def _divergences(layers: Layers, first: Layer, verbose: int) -> Iterator[str]:
+    """The first tensor that diverges, and those that diverge without it."""
+    tensors = layers.tensors
+    yield f"  The first that diverges: {_layer(first)}"
+    yield f"    computed by {_producers(first)}"
+    before = [layer for layer in tensors[: tensors.index(first)] if layer.status == "agrees"]
+    if before:
+        yield f"    the last before it that agrees: {_layer(before[-1])}"
+    others = [layer for layer in tensors if layer.is_origin and layer is not first]
+    for other in others if verbose else others[:_MAX_ORIGINS]:
+        yield f"  Diverges, too, and nothing before it: {_layer(other)}, computed by {_producers(other)}"
+    if len(others) > _MAX_ORIGINS and not verbose:
+        yield f"  and {len(others) - _MAX_ORIGINS} more of these (-v shows all)"
 
 
 def _layer(layer: Layer) -> str:
@@ -103,15 +108,8 @@ def statistics_lines(statistics: OutputStatistics, verbose: int) -> Iterator[str
 
 
 def _spread(spread: ErrorSpread, at: str = "") -> str:
-    percentiles = ", ".join(
-        f"{name} {figure(value)}"
-        for name, value in (
-            ("median", spread.p50),
-            ("p90", spread.p90),
-            ("p95", spread.p95),
-            ("p99", spread.p99),
-        )
-    )
+    values = {"median": spread.p50, "p90": spread.p90, "p95": spread.p95, "p99": spread.p99}
+    percentiles = ", ".join(f"{name} {figure(value)}" for name, value in values.items())
     return f"max {figure(spread.max)}{at}, mean {figure(spread.mean)}, {percentiles}"
 
 
