@@ -1,9 +1,9 @@
-"""Which channels the non-zero numbers of a kernel connect, without computing the kernel.
+"""What is known of a kernel that is not computed: which channels it connects, and how large its numbers may be.
 
     reached(W @ V, x)  =  reached(W, reached(V, x))         reached(W + V, x)  =  reached(W, x) or reached(V, x)
 
 Stored weights are read, but those that nodes compute. What cancels when numbers are multiplied and added is not seen:
-such a channel counts as connected.
+such a channel counts as connected, and sums may be as large as their parts together.
 """
 
 from __future__ import annotations
@@ -15,11 +15,21 @@ from numpy.typing import NDArray
 
 from onnx_repfuse.algebra.choice import ColumnsAt, Picked, RowsAt
 from onnx_repfuse.algebra.kernel_slices import Block, InLayout, Stacked
-from onnx_repfuse.algebra.kernels import Composed, Kernel, Scaled, Stored, Total, Vector, input_channels
+from onnx_repfuse.algebra.kernels import (
+    Array,
+    Composed,
+    Kernel,
+    Scaled,
+    Stored,
+    Total,
+    Vector,
+    input_channels,
+)
 
-__all__ = ["Mask", "reached", "zero_channels"]
+__all__ = ["Mask", "largest_rows", "reached", "zero_channels"]
 
 Mask = NDArray[np.bool_]
+BLOCK = 1 << 18  # elements that are read at once
 
 
 def zero_channels(kernel: Kernel) -> tuple[Mask, Mask]:
@@ -138,3 +148,38 @@ def _scattered(count: int, places: NDArray[np.intp], values: Mask) -> Mask:
     result = np.zeros(count, np.bool_)
     result[places[values]] = True
     return result
+
+
+def largest_rows(kernel: Kernel) -> Array | None:
+    """At least the largest magnitude of each output channel, (channels,); None if the kernel would have to be computed.
+
+    Reads stored weights. It is exact but for a sum, of which the parts may cancel, and for factors of input channels.
+    """
+    if isinstance(kernel, Vector):
+        return np.abs(kernel.scale)
+    if isinstance(kernel, InLayout):
+        return largest_rows(kernel.inner)
+    if isinstance(kernel, Stored):
+        return None if kernel.is_computed else _largest_stored(kernel)
+    if isinstance(kernel, Scaled):
+        rows = largest_rows(kernel.inner)
+        if rows is None:
+            return None
+        with np.errstate(all="ignore"):  # weights that are not finite are refused later
+            rows = rows if kernel.outer is None else rows * np.abs(kernel.outer)
+            return rows if kernel.inputs is None else rows * np.abs(kernel.inputs).max(initial=0.0)
+    if isinstance(kernel, Total):
+        parts = [largest_rows(part) for part in kernel.parts]
+        known = [part for part in parts if part is not None]
+        return np.sum(known, axis=0) if len(known) == len(parts) else None
+    return None
+
+
+def _largest_stored(kernel: Stored) -> Array:
+    weight, channels = kernel.read(), kernel.geometry.c_out
+    step = max(1, BLOCK * channels // max(weight.size, 1))
+    largest = np.zeros(channels)
+    for lo in range(0, channels, step):
+        block = weight[lo : lo + step]
+        largest[lo : lo + step] = np.abs(block.reshape(len(block), -1)).max(axis=1, initial=0.0)
+    return largest

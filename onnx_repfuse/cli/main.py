@@ -16,9 +16,8 @@ from typing import Any
 import click
 
 from onnx_repfuse import __version__
-from onnx_repfuse.cli.arguments import CliArguments, declared
+from onnx_repfuse.cli.arguments import GROUPS, CliArguments, declared
 from onnx_repfuse.cli.completion import complete
-from onnx_repfuse.cli.grouped_help import GroupedCommand
 from onnx_repfuse.cli.values import KIND_HELP
 from onnx_repfuse.errors import RepfuseError
 from onnx_repfuse.report.formatting import clean
@@ -84,7 +83,33 @@ def _click_options() -> list[click.Parameter]:
     return [*options, listing, version]
 
 
-class _Command(GroupedCommand):
+def _group_of(parameter: click.Parameter) -> str:
+    """The key of `GROUPS` for an option; --list-kinds, --version and --help are not declared, and are runs."""
+    tables = {entry.name: option.table for entry, option in declared()}
+    return tables.get(parameter.name or "", "run")
+
+
+class _GroupedCommand(click.Command):
+    """A command whose options have a heading for each group."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section for each group."""
+        groups: dict[str, list[tuple[str, str]]] = {name: [] for name in GROUPS}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                groups[_group_of(parameter)].append(record)
+        # All groups have one column, or it would jump.
+        width = max(
+            (len(flags) for rows in groups.values() for flags, _ in rows if len(flags) <= 30), default=0
+        )
+        for name, rows in groups.items():
+            if rows:
+                with formatter.section(GROUPS[name]):
+                    formatter.write_dl([(flags.ljust(width), text) for flags, text in rows])
+
+
+class _Command(_GroupedCommand):
     """A command whose options with an optional value take the next word only if it is such a value."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:

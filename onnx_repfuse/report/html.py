@@ -9,19 +9,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from onnx_repfuse.report.advice import advice, why_nothing
+from onnx_repfuse.report.advice import advice, brief, by_reason, why_nothing
 from onnx_repfuse.report.block_layout import Pictures
 from onnx_repfuse.report.formatting import plural, simplifier_sentences
 from onnx_repfuse.report.html_comparison import comparison_parts
 from onnx_repfuse.report.html_folds import folds_list
 from onnx_repfuse.report.html_head import badge, environment_table, verdict_banner
-from onnx_repfuse.report.html_map import graph_maps
+from onnx_repfuse.report.html_map import graph_maps, reason_id
 from onnx_repfuse.report.html_parts import (
     bench_bars,
     escape,
+    filtered_list,
     outputs_table,
     precision_table,
     shortened,
@@ -29,13 +31,13 @@ from onnx_repfuse.report.html_parts import (
     tiles,
     where,
 )
-from onnx_repfuse.report.html_refusals import refusals_list
 
 if TYPE_CHECKING:
     from onnx_repfuse.records.outcome import Outcome
-    from onnx_repfuse.records.report import Report
+    from onnx_repfuse.records.reasons import Reason
+    from onnx_repfuse.records.report import Refusal, Report
 
-__all__ = ["render"]
+__all__ = ["refusals_list", "render"]
 
 
 def render(outcomes: list[Outcome], version: str) -> str:
@@ -157,3 +159,19 @@ def _other_changes(report: Report) -> list[str]:
             f"<details><summary>{count} of the original that the result no longer has</summary>{names}</details>"
         )
     return parts
+
+
+def refusals_list(report: Report, model: int) -> str:
+    """A card for each reason, under a filter; "" if nothing was refused."""
+    groups = by_reason(report.refusals)
+    cards = [_card(reason, members, model) for reason, members in groups]
+    return filtered_list(f"refusals-{model}", "reasons", [str(reason) for reason, _ in groups], cards)
+
+
+def _card(reason: Reason, members: Sequence[Refusal], model: int) -> str:
+    items = [f"<li>{escape(brief(refusal))}{where(refusal.scope)}</li>" for refusal in members]
+    return (
+        f'<li class="card" data-kind="{escape(reason)}" id="{reason_id(model, reason)}"><p class="row">'
+        f'<span class="what"><b class="times">{len(members)} &times;</b> {escape(reason.prose)}</span>'
+        f'<span class="tag">{escape(reason)}</span></p>{shortened(items)}</li>'
+    )

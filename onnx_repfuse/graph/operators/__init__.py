@@ -5,11 +5,10 @@ from __future__ import annotations
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.operators.arithmetic import ARITHMETIC
 from onnx_repfuse.graph.operators.conv_matmul import CONV_MATMUL
 from onnx_repfuse.graph.operators.facts import Operator
 from onnx_repfuse.graph.operators.index_maps import INDEX_MAPS
-from onnx_repfuse.graph.operators.pointwise import POINTWISE
+from onnx_repfuse.graph.operators.pointwise import ARITHMETIC, POINTWISE
 from onnx_repfuse.graph.operators.pooling import POOLING
 from onnx_repfuse.graph.operators.resize import RESIZE
 from onnx_repfuse.graph.operators.space_maps import SPACE_MAPS

@@ -1,4 +1,4 @@
-"""Functions of one element, activations above all."""
+"""Element-wise operators: functions of one element, such as activations, and arithmetic of operands that broadcast."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onnx_repfuse.graph.operators.channel_rules import BROADCAST, KEPT
 from onnx_repfuse.graph.operators.facts import Doubt, Operator, Passes, SizeCase
 from onnx_repfuse.modelfile.dtypes import HOLDING_SIZES
 
-__all__ = ["POINTWISE"]
+__all__ = ["ARITHMETIC", "POINTWISE"]
 
 
 def _cast_doubts(case: SizeCase) -> tuple[()] | Doubt:
@@ -62,4 +62,23 @@ POINTWISE = (
     _pointwise("ThresholdedRelu"),
     # No rule passes channels through a Cast: behind it the data type is another one.
     Operator("Cast", elementwise=True, doubts=_cast_doubts),
+)
+
+
+def _arithmetic(name: str, **facts: Any) -> Operator:
+    return Operator(name, channels=BROADCAST, elementwise=True, **facts)
+
+
+ARITHMETIC = (
+    _arithmetic("Add", stays_for_a_reason=True),
+    _arithmetic("Div", stays_for_a_reason=True),
+    _arithmetic("Max", gain=1.0),
+    _arithmetic("Mean", gain=1.0),
+    _arithmetic("Min", gain=1.0),
+    _arithmetic("Mul", stays_for_a_reason=True),
+    _arithmetic("Pow"),
+    _arithmetic("Sub", stays_for_a_reason=True),
+    _arithmetic("Sum", gain=64.0),
+    Operator("Equal"),
+    Operator("Where", gain=1.0),
 )

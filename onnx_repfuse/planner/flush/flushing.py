@@ -25,29 +25,27 @@ from numpy.typing import NDArray
 
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Scaled
+from onnx_repfuse.algebra.support import largest_rows
 from onnx_repfuse.graph.scope import Const, Scope, node_name, optional_input
 from onnx_repfuse.modelfile.dtypes import numpy_dtype
 from onnx_repfuse.options import Options
 from onnx_repfuse.planner.flush.gains import MAX_GAIN, Gains
-from onnx_repfuse.planner.flush.kernel_bounds import largest_rows
 from onnx_repfuse.planner.flush.small_weights import (
     BIAS,
+    LINEAR_OPERATORS,
     TINY,
     UNSEEN,
     WEIGHT,
+    by_channel,
+    channel_rule,
     claim,
     has_small,
     joined,
+    largest_by_channel,
     largest_sum,
     magnitude,
     without_channels,
     zeroed,
-)
-from onnx_repfuse.planner.flush.weight_channels import (
-    LINEAR_OPERATORS,
-    by_channel,
-    channel_rule,
-    largest_by_channel,
 )
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.report import Change, Flushed, Kind

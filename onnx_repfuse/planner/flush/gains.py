@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope, optional_input
-from onnx_repfuse.planner.flush.weight_channels import largest_by_channel
+from onnx_repfuse.planner.flush.small_weights import largest_by_channel
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
 __all__ = ["LARGE", "MAX_GAIN", "Gains"]

@@ -10,11 +10,13 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnx_repfuse.graph.scope import Const
-from onnx_repfuse.planner.flush.weight_channels import by_channel
 from onnx_repfuse.records.report import Flushed
 
-__all__ = ["BIAS", "TINY", "UNSEEN", "WEIGHT", "claim", "has_small", "joined", "largest_sum", "magnitude"]
-__all__ += ["without_channels", "zeroed"]
+__all__ = [
+    "BIAS", "LINEAR_OPERATORS", "TINY", "UNSEEN", "WEIGHT", "by_channel", "channel_rule", "claim", "has_small",
+    "joined", "largest_by_channel", "largest_sum", "magnitude", "without_channels", "zeroed",
+]  # fmt: skip
+
 
 Values = NDArray[Any]
 # Below these, products of two numbers may be subnormal, and no sum of ordinary terms sees one.
@@ -25,6 +27,7 @@ TINY: dict[int, float] = {
 }
 UNSEEN = 2.0**-60  # of the channel's largest weight
 BLOCK = 1 << 18  # elements that are looked at together: they stay in the processor's cache
+LINEAR_OPERATORS = frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul"])
 WEIGHT, BIAS = 1, 2  # the inputs of a linear operator
 
 
@@ -86,3 +89,28 @@ def largest_sum(node: gs.Node, place: int, dropped: Values) -> float:
         return float(dropped.max())
     view, axes = by_channel(node, dropped)
     return float(view.sum(axis=axes, dtype=np.float64).max())
+
+
+def channel_rule(node: gs.Node) -> tuple[Any, ...]:
+    """What tells two consumers apart that read one weight by other channels."""
+    if node.op == "ConvTranspose":
+        return (node.op, node.attrs.get("group", 1))
+    return (node.op, bool(node.attrs.get("transB", 0))) if node.op == "Gemm" else (node.op,)
+
+
+def by_channel(node: gs.Node, weight: Values) -> tuple[Values, tuple[int, ...]]:
+    """A view of a weight, and the axes of it along which an output channel does not change."""
+    if node.op == "Conv":  # (out, in / groups, *kernel)
+        return weight, tuple(range(1, weight.ndim))
+    if node.op == "ConvTranspose":  # (in, out / groups, *kernel)
+        groups = int(node.attrs.get("group", 1))
+        return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1), (1, 3)
+    if node.op == "Gemm" and node.attrs.get("transB", 0):  # (out, in)
+        return weight, (1,)
+    return weight, (weight.ndim - 2,)  # (..., in, out)
+
+
+def largest_by_channel(node: gs.Node, weight: Values) -> Values:
+    """The largest magnitude of each channel, in the shape of the view with the other axes of size 1."""
+    view, axes = by_channel(node, weight)
+    return np.asarray(np.abs(view).max(axis=axes, keepdims=True, initial=0))

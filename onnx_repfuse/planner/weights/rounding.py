@@ -1,8 +1,11 @@
 """Kernels as weights: in the operators' own layout, by blocks of output channels, rounded once to the data type.
 
 Half precision asks for more than rounding. Its normal numbers end at 6e-5 (float16), so small weights lose digits:
-an output channel that has only such weights is refused. And its rounding errors show: where the taps of a kernel add
-up to zero, as in an edge filter, they still do when they are rounded, or a bright image would leave a residue.
+an output channel that has only such weights is refused. And its rounding errors show where the taps of a kernel add up
+to zero, as in an edge filter (Sobel, Laplace), which does not see how bright an image is. Each tap is rounded by
+itself, so the rounded taps add up to some ulps, and that sum times the brightness is added to every output. The sum is
+known, so it is given back, one ulp at a time, to taps that were rounded in its direction, the largest first. Thus no
+tap is farther than one ulp from where it should be.
 """
 
 from __future__ import annotations
@@ -15,11 +18,19 @@ from numpy.typing import NDArray
 from onnx_repfuse.algebra.kernels import Kernel, Total, streams
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.modelfile.dtypes import numpy_dtype
-from onnx_repfuse.planner.weights.zero_sums import keep_zero_sums
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason
 
-__all__ = ["check_underflow", "factors", "grown", "materialized", "rounded", "transposed", "transposed_shape"]
+__all__ = [
+    "check_underflow",
+    "factors",
+    "grown",
+    "keep_zero_sums",
+    "materialized",
+    "rounded",
+    "transposed",
+    "transposed_shape",
+]
 
 BLOCK = 1 << 18  # elements of a float64 block: 2 MB, which stays in the processor's cache
 
@@ -101,3 +112,54 @@ def transposed(weight: NDArray[Any], kernel: Kernel) -> NDArray[Any]:
     g = kernel.geometry
     split = weight.reshape(g.groups, g.c_out // g.groups, g.c_in // g.groups, *g.kernel)
     return np.ascontiguousarray(np.swapaxes(split, 1, 2).reshape(transposed_shape(kernel)))
+
+
+Weights = NDArray[Any]
+NEGLIGIBLE = 2.0**-40  # of the sum of the magnitudes: what float64 leaves of a sum that is zero
+HALF = {limits.dtype for limits in FLOAT_FORMATS.values() if limits.is_half}
+
+
+def keep_zero_sums(exact: NDArray[np.float64], rounded: Weights) -> Weights:
+    """Rounded weights whose sums are as near to zero as can be, wherever those of the exact ones are zero.
+
+    Args:
+        exact: (output channels, input channels, *kernel).
+        rounded: the same in the model's type, of the same shape; changed in place if that is half precision.
+    """
+    if rounded.dtype not in HALF or exact.size == 0:
+        return rounded
+    channels, inputs = exact.shape[:2]
+    taps = exact.reshape(channels * inputs, -1)
+    by_input = _is_zero_sum(taps).reshape(channels, inputs)
+    _give_back(taps, rounded.reshape(channels * inputs, -1), by_input.ravel())
+    # A whole output channel may add up to zero, though no kernel of it does.
+    rows = exact.reshape(channels, -1)
+    _give_back(rows, rounded.reshape(channels, -1), _is_zero_sum(rows) & ~by_input.any(axis=1))
+    return rounded
+
+
+def _is_zero_sum(rows: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which rows add up to zero without being zero; (rows,)."""
+    magnitude = np.abs(rows).sum(axis=1)
+    return np.asarray((magnitude > 0) & (np.abs(rows.sum(axis=1)) <= NEGLIGIBLE * magnitude))
+
+
+def _give_back(exact: NDArray[np.float64], rounded: Weights, chosen: NDArray[np.bool_]) -> None:
+    """Move taps of the chosen rows by an ulp, until the rows add up to zero; (rows, taps), changed in place."""
+    rows = np.flatnonzero(chosen)
+    if not rows.size:
+        return
+    values = rounded[rows]
+    errors = values.astype(np.float64) - exact[rows]
+    left = values.astype(np.float64).sum(axis=1)
+    line = np.arange(len(rows))
+    for tap in np.argsort(-np.abs(exact[rows]), axis=1, kind="stable").T:
+        value = values[line, tap]
+        towards = np.where(left > 0, -np.inf, np.inf).astype(value.dtype)
+        moved = np.nextafter(value, towards)
+        step = moved.astype(np.float64) - value.astype(np.float64)
+        # Only where it brings the sum nearer to zero, and takes back an error of the same sign.
+        is_better = (np.abs(left + step) < np.abs(left)) & (errors[line, tap] * left > 0) & np.isfinite(step)
+        values[line, tap] = np.where(is_better, moved, value)
+        left = left + np.where(is_better, step, 0.0)
+    rounded[rows] = values

@@ -13,8 +13,7 @@ from onnx import numpy_helper
 
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.errors import Inexact
-from onnx_repfuse.planner.weights.rounding import check_underflow
-from onnx_repfuse.planner.weights.zero_sums import keep_zero_sums
+from onnx_repfuse.planner.weights.rounding import check_underflow, keep_zero_sums
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.verdict import Status
 from tests.build import Net, check, counts
