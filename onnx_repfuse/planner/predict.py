@@ -39,10 +39,8 @@ def predicted_cost(scope: Scope, cost: str) -> int:
         if id(node) in inner or _is_fused(context, node) or _is_constant(scope, node):
             continue
         found = [lifts[tensor.name] for tensor in node.outputs if tensor.name in lifts]
-        if found:
-            total += sum(node_price(one, model, sizes.elements, scope.is_used).cost for one in found)
-        else:
-            total += _price(scope, node, model)
+        total += sum(node_price(one, model, sizes.elements, scope.is_used).cost for one in found)
+        total += 0 if found else _price(scope, node, model)
     return total
 
 

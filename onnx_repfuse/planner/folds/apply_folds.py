@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import onnx
@@ -23,7 +24,7 @@ from onnx_repfuse.planner.folds.replacements import (
     outputs_around,
 )
 from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
-from onnx_repfuse.planner.limits.shape_readers import shape_sources, with_numbers
+from onnx_repfuse.planner.limits.shape_readers import ShapeSource, shape_sources, with_numbers
 from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.planner.search.select import Selection
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
@@ -38,49 +39,83 @@ MAX_JOINED_SOURCES = 4  # tensors a fold may read if it grew over several rounds
 
 def apply_folds(plan: ScopePlan, cover: Cover, selections: Iterable[Selection]) -> None:
     """Write selections into the scope and note them as folds, joined with the folds they build upon."""
-    scope = plan.scope
-    replaced: dict[int, list[gs.Node]] = {}
-    aliases: dict[str, str] = {}
-    fresh: dict[str, gs.Node] = {}
     selections = list(selections)
     shapes = [one for selection in selections for one in shape_sources(cover, selection)]
-    sizes: dict[str, list[gs.Node]] = {}
-    readers: dict[str, list[gs.Node]] = {}
+    writing = _Writing(plan, cover)
     for one in shapes:
         if one.numbers:
-            replaced[id(one.reader)] = with_numbers(scope, one)
-            sizes.setdefault(one.fold, []).extend(replaced[id(one.reader)])
-            readers.setdefault(one.fold, []).append(one.reader)
-    for selection in _copies_last(scope, selections):
-        output, lowered = selection.output, selection.lowered
-        nodes: list[gs.Node] = []
-        renamed = _rename_source(plan, selection, fresh)
-        if renamed is None and lowered.steps:
-            data_type = _data_type(scope, cover.context, selection)
-            emission = emit(scope, output, lowered, data_type=data_type, name=f"{output}_fused")
-            nodes = emission.nodes
-            scope.add_constants(emission.constants)
-        elif renamed is None:
-            aliases[output] = str(lowered.result)
-        _declare(scope, selection, nodes)
-        fresh.update((tensor.name, node) for node in nodes for tensor in node.outputs)
-        replaced[id(selection.lifted.node)] = nodes
+            writing.write_numbers(one)
+    for selection in _copies_last(plan.scope, selections):
+        writing.write(selection)
+    writing.finish(shapes)
+
+
+@dataclass(eq=False)
+class _Writing:
+    """The selections of one round while they are written.
+
+    Attributes:
+        replaced: id() of a node -> the nodes in its place.
+        aliases: output -> the tensor that its consumers read instead.
+        fresh: the tensors that this round created, with their nodes.
+        sizes: output of a fold -> the nodes that write numbers into the shapes that it changes.
+        readers: output of a fold -> the nodes that asked for these shapes.
+    """
+
+    plan: ScopePlan
+    cover: Cover
+    replaced: dict[int, list[gs.Node]] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    fresh: dict[str, gs.Node] = field(default_factory=dict)
+    sizes: dict[str, list[gs.Node]] = field(default_factory=dict)
+    readers: dict[str, list[gs.Node]] = field(default_factory=dict)
+
+    def write_numbers(self, one: ShapeSource) -> None:
+        """Let a node that asks for a shape give out numbers, where the tensor that it will read has other sizes."""
+        created = with_numbers(self.plan.scope, one)
+        self.replaced[id(one.reader)] = created
+        self.sizes.setdefault(one.fold, []).extend(created)
+        self.readers.setdefault(one.fold, []).append(one.reader)
+
+    def write(self, selection: Selection) -> None:
+        """Write one selection, and note it as a fold."""
+        plan, output = self.plan, selection.output
+        renamed = _rename_source(plan, selection, self.fresh)
+        nodes = self.emitted(selection) if renamed is None else []
+        _declare(plan.scope, selection, nodes)
+        self.fresh.update((tensor.name, node) for node in nodes for tensor in node.outputs)
+        self.replaced[id(selection.lifted.node)] = nodes
         earlier = folds_below(plan, selection.nodes if renamed is None else (*selection.nodes, renamed))
-        renamed_from = "" if renamed is None else lowered.copied
+        renamed_from = "" if renamed is None else selection.lowered.copied
         fold = _fold(plan, selection, nodes, earlier, renamed_from)
-        fold.created = sizes.get(output, []) + fold.created
-        fold.absorbed = fold.absorbed + readers.get(output, [])
-        if output in aliases:
-            fold.aliases = {output: aliases[output]}
+        fold.created = self.sizes.get(output, []) + fold.created
+        fold.absorbed = fold.absorbed + self.readers.get(output, [])
+        if output in self.aliases:
+            fold.aliases = {output: self.aliases[output]}
             plan.aliases[output] = fold
         plan.add(fold, earlier)
-    replace_nodes(scope, replaced)
-    for one in shapes:
-        reader = replaced[id(one.reader)][0] if one.numbers else one.reader
-        read_instead(reader, 0, plan.stand_in(one.source or reader.inputs[0].name))
-    replace_aliases(scope, aliases)
-    if shapes:  # a shape may be read behind where it was
-        scope.nodes = scope.order(scope.nodes)
+
+    def emitted(self, selection: Selection) -> list[gs.Node]:
+        """The nodes of a selection; none where its output is another tensor, which is an alias then."""
+        scope, output, lowered = self.plan.scope, selection.output, selection.lowered
+        if not lowered.steps:
+            self.aliases[output] = str(lowered.result)
+            return []
+        data_type = _data_type(scope, self.cover.context, selection)
+        emission = emit(scope, output, lowered, data_type=data_type, name=f"{output}_fused")
+        scope.add_constants(emission.constants)
+        return emission.nodes
+
+    def finish(self, shapes: Sequence[ShapeSource]) -> None:
+        """Put the nodes into the scope, and let what read tensors that are gone read others."""
+        plan, scope = self.plan, self.plan.scope
+        replace_nodes(scope, self.replaced)
+        for one in shapes:
+            reader = self.replaced[id(one.reader)][0] if one.numbers else one.reader
+            read_instead(reader, 0, plan.stand_in(one.source or reader.inputs[0].name))
+        replace_aliases(scope, self.aliases)
+        if shapes:  # a shape may be read behind where it was
+            scope.nodes = scope.order(scope.nodes)
 
 
 def _copies_last(scope: Scope, selections: Iterable[Selection]) -> list[Selection]:

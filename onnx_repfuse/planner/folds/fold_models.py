@@ -10,7 +10,7 @@ written as what it was lifted as. Whether it was lifted rightly is for the compa
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,17 +127,11 @@ def _with_shapes(plan: ScopePlan, nodes: Nodes, picked: Sequence[str]) -> Nodes:
     Planning treats a Reshape to such a list as a view of one tensor, so a fold does not absorb what computes its
     target; a Resize likewise, and a Slice whose ends follow from a number of channels.
     """
-    lists = [
-        node.input[place]
-        for node in nodes
-        for place in _LISTS_AT.get(node.op_type, ())
-        if len(node.input) > place
-    ]
-    lists += picked if nodes else ()
+    lists = [*_lists_read(nodes), *(picked if nodes else ())]
     if not lists:
         return nodes
     scope, computed = plan.scope, _outputs(nodes)
-    missing = _read_by(nodes, [name for name in lists if name])
+    missing = _read_by(nodes, lists)
     added: dict[int, onnx.NodeProto] = {}
     for name in sorted(missing):
         if scope.const(name) is None:
@@ -145,6 +139,14 @@ def _with_shapes(plan: ScopePlan, nodes: Nodes, picked: Sequence[str]) -> Nodes:
             added.update((id(node), _as_read(scope, node, computed)) for node in sizes)
     others = [node for node in added.values() if computed.isdisjoint(node.output)]
     return in_order([*others, *nodes])
+
+
+def _lists_read(nodes: Nodes) -> Iterator[str]:
+    """The lists of sizes that nodes read."""
+    for node in nodes:
+        for place in _LISTS_AT.get(node.op_type, ()):
+            if len(node.input) > place and node.input[place]:
+                yield node.input[place]
 
 
 def _as_read(scope: Scope, node: gs.Node, computed: set[str]) -> onnx.NodeProto:

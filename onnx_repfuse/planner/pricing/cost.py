@@ -151,12 +151,9 @@ def node_price(
     out = elements(lifted.output)
     moved = _moved_elements(lifted, elements, out)
     if lifted.view is not None:
-        macs, others = lifted.view.multiply_adds * out, len(lifted.inner_nodes)
-        cost = view_cost(model, lifted.view, moved - out, out) + others * model.node
-        return Price(cost, macs, 1 + others, lifted.view.convolves)
+        return _view_price(lifted.view, model, moved - out, out, inner_nodes=len(lifted.inner_nodes))
     if lifted.also is not None and lifted.also.view is not None:
-        view = lifted.also.view
-        return Price(view_cost(model, view, moved - out, out), view.multiply_adds * out, 1, view.convolves)
+        return _view_price(lifted.also.view, model, moved - out, out, inner_nodes=0)
     geometry = lifted.terms[0].kernel.geometry
     if lifted.inner_nodes:
         count = 1 + len(lifted.inner_nodes)
@@ -176,6 +173,12 @@ def node_price(
     if operations and len(lifted.operands) == 1 and geometry.is_diagonal:
         return Price(model.per_channel(moved), 0, 1)
     return Price(model.elementwise(moved, operations), 0, 1)
+
+
+def _view_price(view: View, model: CostModel, read: int, written: int, *, inner_nodes: int) -> Price:
+    """The price of the nodes that are a view, of which all but one, the inner nodes, move nothing."""
+    cost = view_cost(model, view, read, written) + inner_nodes * model.node
+    return Price(cost, view.multiply_adds * written, 1 + inner_nodes, view.convolves)
 
 
 def _moved_elements(lifted: LinearOp, elements: Callable[[Hashable], int], out: int) -> int:

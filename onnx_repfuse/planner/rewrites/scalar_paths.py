@@ -161,14 +161,15 @@ class Paths:
             return 0
         if node.op not in _FACTORS or len(node.inputs) != 2:
             return None
-        place = 1 if node.op == "Mul" and self.scope.const(node.inputs[0].name) is not None else 0
-        constant = node.inputs[1 - place].name
-        value, const = self.scope.scalar(constant), self.scope.const(constant)
-        if value is None or const is None or not 0 < abs(value) < float("inf"):
+        names = [tensor.name for tensor in node.inputs]
+        place = 1 if node.op == "Mul" and self.scope.const(names[0]) is not None else 0
+        data, const = names[place], self.scope.const(names[1 - place])
+        if const is None or const.data_type not in FLOAT_FORMATS or self.scope.const(data) is not None:
             return None
-        shape = self.scope.shape(node.inputs[place].name)
-        is_float = const.data_type in FLOAT_FORMATS and self.scope.const(node.inputs[place].name) is None
-        return place if is_float and len(const.shape) <= len(shape or ()) else None
+        value = self.scope.scalar(names[1 - place])
+        is_finite = value is not None and 0 < abs(value) < float("inf")
+        widens = len(const.shape) > len(self.scope.shape(data) or ())
+        return place if is_finite and not widens else None
 
     def reads(self, name: str) -> list[gs.Node]:
         """The nodes that read the values of a tensor, and not only its shape."""
@@ -182,6 +183,11 @@ class Paths:
         """Whether only these nodes, and nobody outside, read the values of a tensor, once each."""
         reads = sorted(id(node) for node in self.reads(name))
         return not self.scope.is_seen(name) and reads == sorted(map(id, readers))
+
+    def only_consumer(self, name: str) -> gs.Node | None:
+        """The node that alone reads the values of a tensor, which nobody outside reads."""
+        readers = self.reads(name)
+        return readers[0] if len(readers) == 1 and not self.scope.is_seen(name) else None
 
     def _enlarges_half(self, factor: gs.Node, place: int) -> bool:
         """Whether it is above 1 in half precision: moved in front of a product, it could overflow what was small."""
@@ -259,24 +265,29 @@ class Paths:
             sink = self.consumer_that_absorbs(name)
             if sink is not None:
                 return Path(factor, down, None, (), sink)
-            readers = self.reads(name)
-            if len(readers) != 1 or not self.is_alone(name, readers[0]) or not self.may_go(readers[0]):
+            consumer = self.only_consumer(name)
+            step = None if consumer is None else self._step_down(consumer, name)
+            if step is None:
                 return None
-            node = readers[0]
-            place = next((place for place in self._passable(node) if node.inputs[place].name == name), None)
-            if place is None or node.op == "Split":  # it would be a factor of each part
-                return None
-            if not self._can_be_tried(node):
-                return None
-            step = Step(node, place)
-            if node.op == "MatMul":
-                other = node.inputs[1 - place].name
-                sink = self.absorbs_from_below(other, node)
-                up = _Way((), sink) if sink is not None else self._up(other, (node,), MAX_STEPS)
-                if up is not None:
-                    return Path(factor, down, step, up.steps, up.sink, up.channels)
+            node = step.node
+            up = self._up_other_operand(step) if node.op == "MatMul" else None
+            if up is not None:
+                return Path(factor, down, step, up.steps, up.sink, up.channels)
             down = (*down, step)
         return None
+
+    def _step_down(self, node: gs.Node, name: str) -> Step | None:
+        """The step past a node, of which a factor of a tensor that it reads is a factor of the output."""
+        if node.op == "Split" or not self.may_go(node):  # of a Split it would be a factor of each part
+            return None
+        place = next((place for place in self._passable(node) if node.inputs[place].name == name), None)
+        return None if place is None or not self._can_be_tried(node) else Step(node, place)
+
+    def _up_other_operand(self, product: Step) -> _Way | None:
+        """The way upwards from the other operand of a product."""
+        other = product.node.inputs[1 - product.place].name
+        sink = self.absorbs_from_below(other, product.node)
+        return _Way((), sink) if sink is not None else self._up(other, (product.node,), MAX_STEPS)
 
     def _can_be_tried(self, node: gs.Node) -> bool:
         """Whether enough is known of the sizes of what a node reads to try the fold by itself.
@@ -317,10 +328,10 @@ class Paths:
 
     def consumer_that_absorbs(self, name: str) -> LinearOp | None:
         """The operator that alone reads a tensor and absorbs a factor of it."""
-        readers = self.reads(name)
-        if len(readers) != 1 or not self.is_alone(name, readers[0]) or name not in self.layouts:
+        consumer = self.only_consumer(name)
+        if consumer is None or name not in self.layouts:
             return None
-        lifted = self.lifted(readers[0].outputs[0].name)
+        lifted = self.lifted(consumer.outputs[0].name)
         if lifted is None or [operand.name for operand in lifted.operands] != [name]:
             return None
         return lifted if self.may_go(lifted.node) and self._is_absorbing(lifted) else None

@@ -35,12 +35,8 @@ def lift_all(
         previous: what a round before found, in which context.
         changed: tensors that other nodes make or read since then.
     """
-    if previous is None:
-        known: dict[str, LinearOp | Declined | None] = {}
-        before = context
-    else:
-        lifted, before = previous
-        known = {one.output: one.outcome for one in lifted}
+    lifted, before = previous or ((), context)
+    known = {one.output: one.outcome for one in lifted}
     new_layouts = context.channel_layouts.keys() - before.channel_layouts.keys()
     reclassified = context.protected ^ before.protected
     result: list[Lifted] = []
