@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.extents import (
@@ -296,8 +295,7 @@ def _axes(scope: Scope, node: gs.Node) -> list[int] | None:
     if operator(node).uses_attributes(scope.opset):
         return list(node.attrs.get("axes") or ()) or None
     const = scope.const(optional_input(node, 1))
-    values = None if const is None else const.computed()
-    return None if values is None else [int(axis) for axis in np.asarray(values).ravel()] or None
+    return None if const is None else const.integers() or None
 
 
 def _written_sizes(first: Dims, target: SizeList, *, copies: bool) -> list[Dim | None]:

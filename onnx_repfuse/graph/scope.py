@@ -91,6 +91,11 @@ class Const:
         except Inexact:
             return None
 
+    def integers(self) -> list[int] | None:
+        """The values of a constant of integers as a flat list; None if they cannot be computed."""
+        values = self.computed()
+        return None if values is None else [int(number) for number in np.asarray(values).ravel()]
+
 
 def _once(read: Callable[[], Values]) -> Callable[[], Values]:
     """The same function, which is called once: `functools.cache` takes ten times as long to make."""

@@ -14,16 +14,14 @@ from functools import partial
 from math import prod
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, Const, Types, static
-from onnx_repfuse.graph.size_lists import moved_list
+from onnx_repfuse.graph.size_lists import INTEGERS, moved_list
 from onnx_repfuse.modelfile.dtypes import numpy_dtype
 
 __all__ = ["ShapeParts"]
 
-_INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 Numbers = Sequence[int | None]
 
 
@@ -76,12 +74,11 @@ class ShapeParts:
         const = self._constants[name] if name in fixed else None
         if const is None:
             return self._lists.get(name)
-        if const.data_type not in _INTEGERS or const.size > MAX_SHAPE_ELEMENTS or len(const.shape) > 1:
+        if const.data_type not in INTEGERS or const.size > MAX_SHAPE_ELEMENTS or len(const.shape) > 1:
             return None
-        values = const.computed()
-        return None if values is None else [int(number) for number in values.ravel()]
+        return const.integers()
 
 
 def _is_list(data_type: int, size: tuple[int, ...], count: int) -> bool:
     """Whether a tensor is a list of so many integers, or one: a Gather or Slice of a higher rank would pick rows."""
-    return data_type in _INTEGERS and len(size) <= 1 and prod(size) == count <= MAX_SHAPE_ELEMENTS
+    return data_type in INTEGERS and len(size) <= 1 and prod(size) == count <= MAX_SHAPE_ELEMENTS

@@ -16,9 +16,18 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.extents import Dim, Dims, extents_of, over, plus, times
 from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, Scope, optional_input
 
-__all__ = ["SizeList", "constant_list", "has_rows", "moved_list", "multiplies_all", "paired", "size_list"]
+__all__ = [
+    "INTEGERS",
+    "SizeList",
+    "constant_list",
+    "has_rows",
+    "moved_list",
+    "multiplies_all",
+    "paired",
+    "size_list",
+]
 
-_INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 _FLAT = ("Identity", "Reshape", "Squeeze", "Unsqueeze")
 _Number = TypeVar("_Number")
 SizeList = tuple[Dim | None, ...]  # None for a number that is not known
@@ -27,10 +36,9 @@ SizeList = tuple[Dim | None, ...]  # None for a number that is not known
 def constant_list(scope: Scope, name: str) -> list[int] | None:
     """The numbers of a short constant of integers; None for any other tensor."""
     const = scope.const(name)
-    if const is None or const.size > MAX_SHAPE_ELEMENTS or const.data_type not in _INTEGERS:
+    if const is None or const.size > MAX_SHAPE_ELEMENTS or const.data_type not in INTEGERS:
         return None
-    values = const.computed()
-    return None if values is None else [int(number) for number in values.ravel()]
+    return const.integers()
 
 
 def has_rows(scope: Scope, node: gs.Node) -> bool:
@@ -43,7 +51,7 @@ def has_rows(scope: Scope, node: gs.Node) -> bool:
 
 def moved_list(node: gs.Node, inputs: Sequence[Sequence[_Number]]) -> list[_Number] | None:
     """What a node makes of lists that computes nothing; None for any other, and where a list is too short."""
-    if node.op in _FLAT or (node.op == "Cast" and node.attrs.get("to") in _INTEGERS):
+    if node.op in _FLAT or (node.op == "Cast" and node.attrs.get("to") in INTEGERS):
         return list(inputs[0])
     if node.op == "Concat":
         return [number for part in inputs for number in part]

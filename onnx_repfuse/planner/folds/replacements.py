@@ -6,7 +6,7 @@ the original nodes behind every new one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
@@ -16,7 +16,20 @@ from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["Replacements", "add_fold", "folds_below", "joined_fold", "original_nodes", "outputs_around"]
+__all__ = [
+    "IsFree",
+    "Replacements",
+    "add_fold",
+    "folds_below",
+    "joined_fold",
+    "original_nodes",
+    "outputs_around",
+]
+
+
+IsFree = Callable[
+    [gs.Node], bool
+]  # whether a node may be replaced: nobody keeps it, and no fold of it is banned
 
 
 @dataclass(eq=False)

@@ -16,7 +16,7 @@ from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.planner.folds.planned import ScopePlan
-from onnx_repfuse.planner.folds.replacements import Replacements
+from onnx_repfuse.planner.folds.replacements import IsFree, Replacements
 from onnx_repfuse.planner.limits.avoided import rises
 from onnx_repfuse.planner.rewrites.avoided_rules import KINDS, LATE_RULES, RULES, Op, Rewriting, Rule
 from onnx_repfuse.records.reasons import Reason
@@ -32,7 +32,7 @@ _OF_COVER = ("BatchNormalization", "Gemm")
 def rewrite_avoided(
     plan: ScopePlan,
     avoided: Set[str],
-    is_free: Callable[[gs.Node], bool],
+    is_free: IsFree,
     is_slow: Callable[[gs.Node], bool] = lambda node: False,
     rules: Mapping[str, Rule] = RULES,
 ) -> bool:

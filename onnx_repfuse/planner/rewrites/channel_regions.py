@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Const, Scope, optional_input
+from onnx_repfuse.planner.folds.replacements import IsFree
 
 __all__ = ["Region", "axis_of_parameter", "regions"]
 
@@ -53,9 +54,7 @@ class Region:
         return [*self.producers, *self.keepers, *self.sinks]
 
 
-def regions(
-    scope: Scope, layouts: Mapping[str, ChannelLayout], is_free: Callable[[gs.Node], bool]
-) -> Iterator[Region]:
+def regions(scope: Scope, layouts: Mapping[str, ChannelLayout], is_free: IsFree) -> Iterator[Region]:
     """The regions of which every reader and writer is known and may be replaced.
 
     Args:
@@ -75,9 +74,7 @@ def regions(
 class _Grower:
     """A region while it grows from one tensor; `is_closed` until something unknown reads or writes one."""
 
-    def __init__(
-        self, scope: Scope, layouts: Mapping[str, ChannelLayout], is_free: Callable[[gs.Node], bool]
-    ) -> None:
+    def __init__(self, scope: Scope, layouts: Mapping[str, ChannelLayout], is_free: IsFree) -> None:
         self.scope, self.layouts, self.is_free = scope, layouts, is_free
         self.is_closed = True
 
@@ -265,5 +262,4 @@ def _ints(scope: Scope, node: gs.Node, attribute: str, place: int) -> list[int] 
     if attribute in node.attrs:
         return list(node.attrs[attribute])
     const = scope.const(optional_input(node, place))
-    value = None if const is None or const.data_type != onnx.TensorProto.INT64 else const.computed()
-    return None if value is None else [int(number) for number in value.ravel()]
+    return None if const is None or const.data_type != onnx.TensorProto.INT64 else const.integers()

@@ -28,7 +28,7 @@ from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Const, Scope, optional_input
 from onnx_repfuse.modelfile.dtypes import numpy_dtype
 from onnx_repfuse.planner.folds.planned import ScopePlan
-from onnx_repfuse.planner.folds.replacements import Replacements, add_fold
+from onnx_repfuse.planner.folds.replacements import IsFree, Replacements, add_fold
 from onnx_repfuse.planner.rewrites.channel_regions import (
     BIAS,
     WEIGHT,
@@ -92,7 +92,7 @@ def _zeros_in(weight: NDArray[Any]) -> tuple[Mask, Mask]:
 def drop_dead_channels(
     plan: ScopePlan,
     layouts: Mapping[str, ChannelLayout],
-    is_free: Callable[[gs.Node], bool],
+    is_free: IsFree,
     zeros: ZeroChannels,
     is_invisible: Callable[[str, float], bool],
 ) -> bool:

@@ -10,7 +10,7 @@ runtimes do not agree on what a window counts that hangs over counted pads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import onnx_graphsurgeon as gs
@@ -23,13 +23,12 @@ from onnx_repfuse.lift import Context
 from onnx_repfuse.lift.linear_op import Declined
 from onnx_repfuse.lift.pad_pool import read_pads
 from onnx_repfuse.planner.folds.planned import ScopePlan
-from onnx_repfuse.planner.folds.replacements import Replacements
+from onnx_repfuse.planner.folds.replacements import IsFree, Replacements
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["apply_padded_windows"]
 
 COUNTED_SINCE = 7  # the opset that brought count_include_pad
-IsFree = Callable[[gs.Node], bool]
 
 
 def apply_padded_windows(plan: ScopePlan, layouts: dict[str, ChannelLayout], is_free: IsFree) -> bool:

@@ -8,7 +8,7 @@ Conv before it. Nothing is moved that would not fold there. The next round of co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from onnx_repfuse.graph.scope import Const, Scope, optional_input
 from onnx_repfuse.graph.windows import any_window
 from onnx_repfuse.lift import Context, LinearOp, lift
 from onnx_repfuse.planner.folds.planned import ScopePlan
-from onnx_repfuse.planner.folds.replacements import Replacements
+from onnx_repfuse.planner.folds.replacements import IsFree, Replacements
 from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
 from onnx_repfuse.planner.limits.refusals import sign_refusal
 from onnx_repfuse.records.report import Kind, Refusal
@@ -36,7 +36,6 @@ from onnx_repfuse.records.report import Kind, Refusal
 __all__ = ["apply_maxima", "maximum_refusals"]
 
 MAX_NODES_TO_WEIGHT = 8  # per-channel operators between a node and the convolution before it
-IsFree = Callable[[gs.Node], bool]
 
 
 class _Pair(NamedTuple):

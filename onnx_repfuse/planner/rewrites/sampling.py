@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.operators import operator
@@ -97,5 +95,4 @@ def _sliced(scope: Scope, node: gs.Node, rank: int) -> Strides | None:
 def _indices(scope: Scope, node: gs.Node, place: int) -> Sequence[int] | None:
     """The numbers of a constant input."""
     const = scope.const(optional_input(node, place))
-    values: Any = None if const is None else const.computed()
-    return None if values is None else np.asarray(values).ravel().tolist()
+    return None if const is None else const.integers()

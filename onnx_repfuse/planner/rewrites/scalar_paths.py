@@ -9,7 +9,7 @@ product of two tensors and from there up the other operand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope, optional_input
 from onnx_repfuse.graph.views import proved_rank
 from onnx_repfuse.lift import Context, LinearOp, lift
+from onnx_repfuse.planner.folds.replacements import IsFree
 from onnx_repfuse.planner.rewrites.factor_patterns import (
     Pattern,
     by_channel,
@@ -118,7 +119,7 @@ class Paths:
     """
 
     context: Context
-    is_free: Callable[[gs.Node], bool]
+    is_free: IsFree
     _lifted: dict[str, LinearOp | None] = field(default_factory=dict)
 
     @property

@@ -10,7 +10,7 @@ thin tensor with a stride then has a smaller one. The proof is in docs/algebra.m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -24,7 +24,7 @@ from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.graph.windows import kernel_of
 from onnx_repfuse.lift import Context
 from onnx_repfuse.planner.folds.planned import ScopePlan
-from onnx_repfuse.planner.folds.replacements import Replacements, add_fold
+from onnx_repfuse.planner.folds.replacements import IsFree, Replacements, add_fold
 from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
 from onnx_repfuse.planner.limits.refusals import stride_refusal
 from onnx_repfuse.planner.pricing.cost import CostModel
@@ -35,8 +35,6 @@ from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind, Refusal
 
 __all__ = ["apply_subsamplings", "subsampling_refusals"]
-
-IsFree = Callable[[gs.Node], bool]
 
 
 def apply_subsamplings(

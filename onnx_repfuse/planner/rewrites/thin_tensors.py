@@ -6,7 +6,7 @@ operands what is wanted of its output, and of a tensor is wanted what any consum
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import gcd, prod
 
@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import Context
+from onnx_repfuse.planner.folds.replacements import IsFree
 from onnx_repfuse.planner.rewrites.sampling import Strides, is_elementwise, movable_pads, strides_read
 
 __all__ = ["ThinTensors"]
@@ -37,7 +38,7 @@ class ThinTensors:
     """
 
     context: Context
-    is_free: Callable[[gs.Node], bool]
+    is_free: IsFree
     wanted: dict[str, Strides] = field(default_factory=dict)
     thin: dict[str, Strides] = field(default_factory=dict)
 
