@@ -37,7 +37,7 @@ from onnx_repfuse.planner.limits.avoided import creates_avoided
 from onnx_repfuse.planner.limits.every_size import NotMade, why_not_at_every_size
 from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
 from onnx_repfuse.planner.limits.refusals import refusals
-from onnx_repfuse.planner.limits.shape_readers import lost_shapes
+from onnx_repfuse.planner.limits.shape_consumers import lost_shapes
 from onnx_repfuse.planner.pricing.cost import cost_model
 from onnx_repfuse.planner.pricing.lowering import Prices
 from onnx_repfuse.planner.rewrites.activation_patterns import fold_activations

@@ -24,7 +24,7 @@ from onnx_repfuse.planner.folds.replacements import (
     outputs_around,
 )
 from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
-from onnx_repfuse.planner.limits.shape_readers import ShapeSource, shape_sources, with_numbers
+from onnx_repfuse.planner.limits.shape_consumers import ShapeSource, shape_sources, with_numbers
 from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.planner.search.select import Selection
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
@@ -59,7 +59,7 @@ class _Writing:
         aliases: output -> the tensor that its consumers read instead.
         fresh: the tensors that this round created, with their nodes.
         sizes: output of a fold -> the nodes that write numbers into the shapes that it changes.
-        readers: output of a fold -> the nodes that asked for these shapes.
+        shape_nodes: output of a fold -> the nodes that asked for these shapes.
     """
 
     plan: ScopePlan
@@ -68,14 +68,14 @@ class _Writing:
     aliases: dict[str, str] = field(default_factory=dict)
     fresh: dict[str, gs.Node] = field(default_factory=dict)
     sizes: dict[str, list[gs.Node]] = field(default_factory=dict)
-    readers: dict[str, list[gs.Node]] = field(default_factory=dict)
+    shape_nodes: dict[str, list[gs.Node]] = field(default_factory=dict)
 
     def write_numbers(self, one: ShapeSource) -> None:
         """Let a node that asks for a shape give out numbers, where the tensor that it will read has other sizes."""
         created = with_numbers(self.plan.scope, one)
-        self.replaced[id(one.reader)] = created
+        self.replaced[id(one.node)] = created
         self.sizes.setdefault(one.fold, []).extend(created)
-        self.readers.setdefault(one.fold, []).append(one.reader)
+        self.shape_nodes.setdefault(one.fold, []).append(one.node)
 
     def write(self, selection: Selection) -> None:
         """Write one selection, and note it as a fold."""
@@ -89,7 +89,7 @@ class _Writing:
         renamed_from = "" if renamed is None else selection.lowered.copied
         fold = _fold(plan, selection, nodes, earlier, renamed_from)
         fold.created = self.sizes.get(output, []) + fold.created
-        fold.absorbed = fold.absorbed + self.readers.get(output, [])
+        fold.absorbed = fold.absorbed + self.shape_nodes.get(output, [])
         if output in self.aliases:
             fold.aliases = {output: self.aliases[output]}
             plan.aliases[output] = fold
@@ -111,8 +111,8 @@ class _Writing:
         plan, scope = self.plan, self.plan.scope
         replace_nodes(scope, self.replaced)
         for one in shapes:
-            reader = self.replaced[id(one.reader)][0] if one.numbers else one.reader
-            read_instead(reader, 0, plan.stand_in(one.source or reader.inputs[0].name))
+            shape_node = self.replaced[id(one.node)][0] if one.numbers else one.node
+            read_instead(shape_node, 0, plan.stand_in(one.source or shape_node.inputs[0].name))
         replace_aliases(scope, self.aliases)
         if shapes:  # a shape may be read behind where it was
             scope.nodes = scope.order(scope.nodes)
@@ -166,19 +166,19 @@ def join_no_ops(plan: ScopePlan) -> None:
     It stays in `plan.aliases`, where what proves those folds asks for the node.
     """
     scope = plan.scope
-    readers: dict[str, list[PlannedFold]] = {}
+    consumers: dict[str, list[PlannedFold]] = {}
     for fold in plan.folds:
         for node in fold.absorbed:
-            _add_reader(scope, readers, node, fold)
+            _add_consumer(scope, consumers, node, fold)
     gone: set[int] = set()
     # Who absorbs the last no-op of a chain absorbs those before it, in whatever order they were noted.
     for fold in [fold for fold in plan.folds if _is_no_op_of_nothing(scope, fold)][::-1]:
         gone.add(id(fold))
-        for other in [other for other in readers.get(fold.name, ()) if id(other) not in gone]:
+        for other in [other for other in consumers.get(fold.name, ()) if id(other) not in gone]:
             absorbed = {id(node): node for node in (*other.absorbed, *fold.absorbed)}
             other.absorbed = sorted(absorbed.values(), key=lambda one: scope.anchor[id(one)])
             for node in fold.absorbed:
-                _add_reader(scope, readers, node, other)
+                _add_consumer(scope, consumers, node, other)
     plan.folds = [fold for fold in plan.folds if id(fold) not in gone]
 
 
@@ -188,11 +188,11 @@ def _is_no_op_of_nothing(scope: Scope, fold: PlannedFold) -> bool:
     return is_single and not any(scope.is_used(source) for source in fold.aliases.values())
 
 
-def _add_reader(
-    scope: Scope, readers: dict[str, list[PlannedFold]], node: gs.Node, fold: PlannedFold
+def _add_consumer(
+    scope: Scope, consumers: dict[str, list[PlannedFold]], node: gs.Node, fold: PlannedFold
 ) -> None:
     for name in dict.fromkeys(scope.proto.node[scope.anchor[id(node)]].input):
-        readers.setdefault(name, []).append(fold)
+        consumers.setdefault(name, []).append(fold)
 
 
 def _may_be_read_through(scope: Scope, node: gs.Node, banned: frozenset[str]) -> bool:

@@ -39,14 +39,14 @@ _RESIZES = (SpaceMapSort.REPEATS, SpaceMapSort.INTERPOLATES)
 SCALES = (1.0, 0.5, 2.0)  # of a Resize of which nothing is known, and of a second image
 
 
-class _Places(NamedTuple):
+class _Positions(NamedTuple):
     """The positions of a tensor of one image: along each spatial axis, if that is known, and in total."""
 
     space: tuple[int, ...] | None
     total: int
 
 
-class _UntoldError(Exception):
+class _UnknownSizesError(Exception):
     """The sizes of a tensor do not follow from those of the sources, or no tensor can have them."""
 
 
@@ -69,12 +69,12 @@ def _is_static(cover: Cover, selection: Selection) -> bool:
 def _multiply_adds(
     cover: Cover, selection: Selection, operators: list[LinearOp]
 ) -> Iterator[tuple[int, int]]:
-    """Multiply-adds before and after, at all sizes at which both are told."""
+    """Multiply-adds before and after, at all sizes at which both are known."""
     kept = frozenset(id(step.view.node) for step in selection.lowered.steps if step.view is not None)
     for size in SIZES:
         for scale in SCALES:
             trial = _Trial(cover.context, size, scale, kept=kept)
-            with suppress(_UntoldError):
+            with suppress(_UnknownSizesError):
                 yield sum(map(trial.before, operators)), trial.after(selection.lowered.steps)
             if not trial.is_one_of_several:
                 break
@@ -96,7 +96,7 @@ class _Trial:
     context: Context
     size: int
     scale: float
-    places: dict[str, _Places] = field(default_factory=dict)
+    places: dict[str, _Positions] = field(default_factory=dict)
     was_scaled: bool = False
     kept: frozenset[int] = frozenset()
     lists: RunTimeLists = field(init=False)
@@ -110,7 +110,7 @@ class _Trial:
         return self.was_scaled or len(self.lists.origins) > 1
 
     def before(self, lifted: LinearOp) -> int:
-        """Multiply-adds of an operator, whose operands come before it. Raises _UntoldError."""
+        """Multiply-adds of an operator, whose operands come before it. Raises _UnknownSizesError."""
         operands = [self.source(operand.name, operand.layout) for operand in lifted.operands]
         if lifted.view is not None:
             self.places[lifted.output] = self.behind_view(lifted.view, operands[0])
@@ -120,7 +120,7 @@ class _Trial:
             number: Any = term.source
             behind.add(_behind(term.kernel.geometry, operands[number]))
         if len(behind) != 1:
-            raise _UntoldError  # the sources have other sizes than these
+            raise _UnknownSizesError  # the sources have other sizes than these
         (result,) = behind
         self.places[lifted.output] = result
         is_average = _averages(lifted) and id(lifted.node) not in self.kept
@@ -129,12 +129,12 @@ class _Trial:
         return _macs(lifted.terms[0].kernel.geometry, operands[0], result)
 
     def after(self, steps: tuple[Step, ...]) -> int:
-        """Multiply-adds of what is written instead. Raises _UntoldError."""
-        results: list[_Places] = []
+        """Multiply-adds of what is written instead. Raises _UnknownSizesError."""
+        results: list[_Positions] = []
         total = 0
         for step in steps:
             if step.op in ("SizesMul", "SizesAdd"):
-                results.append(_Places((), 0))
+                results.append(_Positions((), 0))
                 continue
             read = self.read(step.inputs[0], step, results)
             result = read
@@ -147,13 +147,13 @@ class _Trial:
             results.append(result)
         return total
 
-    def read(self, source: Hashable, step: Step, results: list[_Places]) -> _Places:
+    def read(self, source: Hashable, step: Step, results: list[_Positions]) -> _Positions:
         """The positions of what a step reads: an earlier step, or a tensor."""
         if isinstance(source, int):
             return results[source]
         return self.source(str(source), step.view.before if step.view is not None else step.layout)
 
-    def source(self, name: str, layout: tuple[int, int]) -> _Places:
+    def source(self, name: str, layout: tuple[int, int]) -> _Positions:
         """The positions of a tensor; of a source, those of this trial."""
         if name not in self.places:
             axis, rank = layout
@@ -161,50 +161,50 @@ class _Trial:
             if axis == -1:
                 total = prod(dims[1:-1] if len(dims) > 2 else dims[:1]) if dims else self.size  # of one image
                 if total < 1:
-                    raise _UntoldError
-                self.places[name] = _Places((), total)
+                    raise _UnknownSizesError
+                self.places[name] = _Positions((), total)
             else:
                 space = tuple(dims[2:] if dims is not None and len(dims) == rank + 2 else (self.size,) * rank)
                 if min(space, default=1) < 1:
-                    raise _UntoldError  # the image is too small for what is before
-                self.places[name] = _Places(space, prod(space))
+                    raise _UnknownSizesError  # the image is too small for what is before
+                self.places[name] = _Positions(space, prod(space))
         return self.places[name]
 
-    def behind_view(self, view: View, operand: _Places) -> _Places:
-        """The positions behind a view. Raises _UntoldError."""
+    def behind_view(self, view: View, operand: _Positions) -> _Positions:
+        """The positions behind a view. Raises _UnknownSizesError."""
         if view.sort is SpaceMapSort.PERMUTES and view.before == view.after and operand.space:
             order = permutation(view.node, len(operand.space) + 2)
-            return _Places(tuple(operand.space[place - 2] for place in order[2:]), operand.total)
+            return _Positions(tuple(operand.space[place - 2] for place in order[2:]), operand.total)
         is_on_last_axis = view.after[0] == -1
         if view.sort in (SpaceMapSort.RESHAPES, SpaceMapSort.PERMUTES):
             total = operand.total * view.channels // view.channels_behind
-            return _Places(() if is_on_last_axis else self.space_of(view, total), total)
-        told = self.told(view, operand)
-        if told is not None:
-            return _Places(told, prod(told))
+            return _Positions(() if is_on_last_axis else self.space_of(view, total), total)
+        stated = self.stated(view, operand)
+        if stated is not None:
+            return _Positions(stated, prod(stated))
         space = self.assumed(view, operand, view.end[1:-1] if is_on_last_axis else view.end[2:])
-        return _Places(() if is_on_last_axis else space, prod(space))
+        return _Positions(() if is_on_last_axis else space, prod(space))
 
-    def told(self, view: View, operand: _Places) -> tuple[int, ...] | None:
-        """The positions per axis that a view tells of itself, or lists. Raises _UntoldError if it does not run."""
-        told = None if operand.space is None else self.told_by_arguments(view, operand.space)
-        if told is not None:
-            if min(told, default=1) < 1:
-                raise _UntoldError
-            return tuple(told)
+    def stated(self, view: View, operand: _Positions) -> tuple[int, ...] | None:
+        """The positions per axis that a view states by itself, or lists. Raises _UnknownSizesError."""
+        stated = None if operand.space is None else self.by_arguments(view, operand.space)
+        if stated is not None:
+            if min(stated, default=1) < 1:
+                raise _UnknownSizesError
+            return tuple(stated)
         return self.listed(view) if view.sort in _RESIZES else None
 
-    def assumed(self, view: View, operand: _Places, proved: Shape) -> tuple[int, ...]:
-        """The positions per axis: those that are proved, of the others the scale's. Raises _UntoldError."""
+    def assumed(self, view: View, operand: _Positions, proved: Shape) -> tuple[int, ...]:
+        """The positions per axis: those that are proved, of the others the scale's. Raises _UnknownSizesError."""
         if operand.space is None or (None in proved and len(proved) != len(operand.space)):
-            raise _UntoldError
+            raise _UnknownSizesError
         factors = self.factors(view) if view.sort in _RESIZES else (1.0,) * len(proved)
         space: list[int] = []
         for place, dim in enumerate(proved):
             space.append(dim if dim is not None else max(1, int(operand.space[place] * factors[place])))
         return tuple(space)
 
-    def told_by_arguments(self, view: View, space: tuple[int, ...]) -> Sequence[int] | None:
+    def by_arguments(self, view: View, space: tuple[int, ...]) -> Sequence[int] | None:
         """The positions behind a view that its own arguments tell."""
         by_rule = view.positions(space)
         return positions_behind(self.context, view.node, space) if by_rule is None else by_rule
@@ -230,7 +230,7 @@ class _Trial:
             by_axis = {axis: max(size, before[axis]) for axis, size in by_axis.items()}
         space = tuple(by_axis.get(axis, before[axis]) for axis in range(2, len(view.start)))
         if min(space, default=1) < 1:
-            raise _UntoldError
+            raise _UnknownSizesError
         return space
 
     def factors(self, view: View) -> tuple[float, ...]:
@@ -253,17 +253,17 @@ def _unless_none(dims: tuple[int | None, ...]) -> tuple[int, ...] | None:
     return known if len(known) == len(dims) else None
 
 
-def _behind(geometry: Geometry, operand: _Places) -> _Places:
-    """The positions behind a kernel. Raises _UntoldError: they are not told, or there are none."""
+def _behind(geometry: Geometry, operand: _Positions) -> _Positions:
+    """The positions behind a kernel. Raises _UnknownSizesError: they are not known, or there are none."""
     if geometry.is_pointwise or not geometry.rank:
         return operand
     if operand.space is None or len(operand.space) != geometry.rank:
-        raise _UntoldError
+        raise _UnknownSizesError
     space = geometry.output(operand.space)
     if min(space) < 1:
-        raise _UntoldError  # the operator does not run at this size
-    return _Places(space, prod(space))
+        raise _UnknownSizesError  # the operator does not run at this size
+    return _Positions(space, prod(space))
 
 
-def _macs(geometry: Geometry, read: _Places, written: _Places) -> int:
+def _macs(geometry: Geometry, read: _Positions, written: _Positions) -> int:
     return geometry.macs(read.total if geometry.transposed else written.total)

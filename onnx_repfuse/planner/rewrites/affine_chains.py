@@ -186,10 +186,8 @@ def _operands(scope: Scope, node: gs.Node) -> tuple[str, Const | None]:
 def _following(paths: Paths, node: gs.Node) -> gs.Node | None:
     """The next link, which alone reads what a link computes."""
     name = node.outputs[0].name
-    readers = paths.reads(name)
-    if len(readers) != 1 or not paths.is_alone(name, readers[0]):
-        return None
-    return readers[0] if _is_link(paths, readers[0]) else None
+    consumer = paths.only_consumer(name)
+    return consumer if consumer is not None and _is_link(paths, consumer) else None
 
 
 def _worth_merging(paths: Paths, nodes: list[gs.Node]) -> _Chain | None:

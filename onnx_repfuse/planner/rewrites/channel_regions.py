@@ -55,7 +55,7 @@ class Region:
 
 
 def regions(scope: Scope, layouts: Mapping[str, ChannelLayout], is_free: IsFree) -> Iterator[Region]:
-    """The regions of which every reader and writer is known and may be replaced.
+    """The regions of which every consumer and producer is known and may be replaced.
 
     Args:
         layouts: of the tensors whose channels are known.

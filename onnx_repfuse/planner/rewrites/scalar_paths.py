@@ -180,15 +180,15 @@ class Paths:
         """Whether a node may be replaced: it is free, and no part of a pattern that runtimes fuse."""
         return id(node) not in self.context.protected and self.is_free(node)
 
-    def is_alone(self, name: str, *readers: gs.Node) -> bool:
+    def is_alone(self, name: str, *consumers: gs.Node) -> bool:
         """Whether only these nodes, and nobody outside, read the values of a tensor, once each."""
         reads = sorted(id(node) for node in self.reads(name))
-        return not self.scope.is_seen(name) and reads == sorted(map(id, readers))
+        return not self.scope.is_seen(name) and reads == sorted(map(id, consumers))
 
     def only_consumer(self, name: str) -> gs.Node | None:
         """The node that alone reads the values of a tensor, which nobody outside reads."""
-        readers = self.reads(name)
-        return readers[0] if len(readers) == 1 and not self.scope.is_seen(name) else None
+        consumers = self.reads(name)
+        return consumers[0] if len(consumers) == 1 and not self.scope.is_seen(name) else None
 
     def _enlarges_half(self, factor: gs.Node, place: int) -> bool:
         """Whether it is above 1 in half precision: moved in front of a product, it could overflow what was small."""
@@ -200,16 +200,16 @@ class Paths:
         return (1 / value if factor.op == "Div" else value) > 1
 
     def _up(
-        self, name: str, readers: tuple[gs.Node, ...], left: int, pattern: Pattern | None = None
+        self, name: str, consumers: tuple[gs.Node, ...], left: int, pattern: Pattern | None = None
     ) -> _Way | None:
-        """The way upwards from a tensor, which `readers` read, to what absorbs a factor of it; at least one step.
+        """The way upwards from a tensor, which `consumers` read, to what absorbs a factor of it; at least one step.
 
         Args:
             left: steps that may be taken.
             pattern: the elements that are scaled; None for all.
         """
         producer = self.scope.producer.get(name)
-        if not left or producer is None or not self.may_go(producer) or not self.is_alone(name, *readers):
+        if not left or producer is None or not self.may_go(producer) or not self.is_alone(name, *consumers):
             return None
         output = [tensor.name for tensor in producer.outputs].index(name)
         for place in self._passable(producer, pattern):
@@ -218,8 +218,10 @@ class Paths:
             passes, inner = self._pattern_below(producer, output, pattern, others)
             if not passes or not self._can_be_tried(producer):
                 continue
-            step, all_readers = Step(producer, place, output, others), (producer, *others)
-            way = self._end_of_way(below, all_readers, inner) or self._up(below, all_readers, left - 1, inner)
+            step, all_consumers = Step(producer, place, output, others), (producer, *others)
+            way = self._end_of_way(below, all_consumers, inner) or self._up(
+                below, all_consumers, left - 1, inner
+            )
             if way is not None:
                 return _Way((step, *way.steps), way.sink, way.channels)
         return None
@@ -234,9 +236,9 @@ class Paths:
         )
         return tuple(others) if are_alike else ()
 
-    def _end_of_way(self, name: str, readers: tuple[gs.Node, ...], pattern: Pattern | None) -> _Way | None:
+    def _end_of_way(self, name: str, consumers: tuple[gs.Node, ...], pattern: Pattern | None) -> _Way | None:
         """Nothing more to pass: what computes a tensor absorbs a factor of these elements."""
-        sink = self.absorbs_from_below(name, *readers)
+        sink = self.absorbs_from_below(name, *consumers)
         if sink is None or pattern is None:
             return None if sink is None else _Way((), sink)
         layout = self.layouts.get(name)
@@ -313,18 +315,18 @@ class Paths:
         is_product = node.op == "MatMul" and names[0] != names[1]
         return (0, 1) if is_product and all(self.scope.const(name) is None for name in names) else ()
 
-    def absorbs_from_below(self, name: str, *readers: gs.Node) -> LinearOp | None:
+    def absorbs_from_below(self, name: str, *consumers: gs.Node) -> LinearOp | None:
         """The operator that computes a tensor and absorbs a factor of it, maybe through shifts."""
         for _ in range(MAX_STEPS):
             lifted = self.lifted(name)
-            if lifted is None or not self.is_alone(name, *readers) or not self.may_go(lifted.node):
+            if lifted is None or not self.is_alone(name, *consumers) or not self.may_go(lifted.node):
                 return None
             if self._is_absorbing(lifted):
                 return lifted
             is_shift = len(lifted.operands) == len(lifted.node.outputs) == 1 and lifted.view is None
             if not is_shift or not lifted.terms[0].kernel.geometry.is_diagonal:
                 return None
-            name, readers = lifted.operands[0].name, (lifted.node,)
+            name, consumers = lifted.operands[0].name, (lifted.node,)
         return None
 
     def consumer_that_absorbs(self, name: str) -> LinearOp | None:

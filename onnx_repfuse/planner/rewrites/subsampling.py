@@ -55,9 +55,9 @@ def apply_subsamplings(
         return False
     replacements = Replacements(plan)
     for group in _groups(Context(scope, layouts, protected_nodes(scope)), model, is_free):
-        first, *others = group.readers
-        for reader in others:
-            add_fold(plan, reader.outputs[0].name, {Kind.STRIDE}, [reader], group.replaced[id(reader)])
+        first, *others = group.ends
+        for end in others:
+            add_fold(plan, end.outputs[0].name, {Kind.STRIDE}, [end], group.replaced[id(end)])
         shared = set(map(id, others))  # `==` would compare what nodes hold
         rest = [node for node in group.absorbed if id(node) not in shared]
         created = [new for node in rest for new in group.replaced[id(node)]]
@@ -97,8 +97,8 @@ def _groups(context: Context, model: CostModel, is_free: IsFree) -> Iterator[_Gr
     """The thin tensors that are worth it."""
     tensors = ThinTensors(context, is_free)
     for nodes in tensors.groups():
-        readers = [node for node in nodes if node.outputs[0].name not in tensors.thin]
-        group = _Group(tensors, model, readers)
+        ends = [node for node in nodes if node.outputs[0].name not in tensors.thin]
+        group = _Group(tensors, model, ends)
         for node in nodes:
             group.write(node)
         if group.cost_after < group.cost_before:
@@ -110,7 +110,7 @@ class _Group:
     """Thin tensors that depend on each other, and what reads them: written node by node, with what they cost.
 
     Attributes:
-        readers: the nodes that read thin tensors and whose outputs are not thin.
+        ends: the nodes that read thin tensors and whose outputs are not thin.
         absorbed: the nodes that go.
         replaced: id() of one of them -> what stands in its place.
         names: (tensor, strides) -> the tensor of these positions of it.
@@ -119,7 +119,7 @@ class _Group:
 
     tensors: ThinTensors
     model: CostModel
-    readers: list[gs.Node]
+    ends: list[gs.Node]
     names: dict[tuple[str, Strides], str] = field(default_factory=dict)
     replaced: dict[int, list[gs.Node]] = field(default_factory=dict)
     absorbed: list[gs.Node] = field(default_factory=list)
@@ -134,7 +134,7 @@ class _Group:
         return self.tensors.scope
 
     def write(self, node: gs.Node) -> None:
-        """Write one node: with a thin output, or as a reader of a thin tensor."""
+        """Write one node: with a thin output, or as one that reads a thin tensor."""
         output = node.outputs[0].name
         strides = self.tensors.thin.get(output)
         self.fresh = []
@@ -232,11 +232,11 @@ class _Group:
         return fresh
 
     def picked(self, name: str, strides: Strides) -> str:
-        """The output of the only reader, if it gives out the thin form of this tensor as it is; else ""."""
-        (reader, *others), consumers = self.readers, self.scope.consumers.get(name, [])
-        is_alone = not others and len(consumers) == 1 and consumers[0] is reader and reader.op != "Conv"
-        is_same = is_alone and self.tensors.own_strides(reader) == strides
-        return str(reader.outputs[0].name) if is_same else ""
+        """The output of the only end, if that gives out the thin form of this tensor as it is; else ""."""
+        (end, *others), consumers = self.ends, self.scope.consumers.get(name, [])
+        is_alone = not others and len(consumers) == 1 and consumers[0] is end and end.op != "Conv"
+        is_same = is_alone and self.tensors.own_strides(end) == strides
+        return str(end.outputs[0].name) if is_same else ""
 
     def is_one_position(self, name: str, rank: int) -> bool:
         """Whether a tensor is proved to have one position per channel, which is every g-th of them."""

@@ -1,7 +1,7 @@
 """Who may look through whom: private tensors, and the regions they make of a scope.
 
 A tensor is private if one node reads its values, that node has one output which is used, and nobody outside sees the
-tensor. Nodes that ask for its shape only may read another tensor (`limits.shape_readers`).
+tensor. Nodes that ask for its shape only may read another tensor (`limits.shape_consumers`).
 Then only the consumer needs it, and may compute its own output from the tensor's sources instead. Private tensors join
 their nodes to regions, each with one root: a tensor that must exist. Regions do not influence one another.
 """
@@ -97,6 +97,6 @@ def _read_alone(scope: Scope, group: LinearOp) -> Iterator[str]:
     nodes = {id(node) for node in (*group.inner_nodes, group.node)}
     for operand in group.operands:
         name = operand.name
-        readers = _value_consumers(scope, name)
-        if not scope.is_seen(name) and all(id(consumer) in nodes for consumer in readers):
+        consumers = _value_consumers(scope, name)
+        if not scope.is_seen(name) and all(id(consumer) in nodes for consumer in consumers):
             yield name

@@ -117,18 +117,18 @@ def _candidates_tried(candidates: Sequence[Candidate]) -> Iterator[Candidate]:
 
 def _groups(left: dict[str, list[str]]) -> Iterator[tuple[list[str], tuple[str, ...]]]:
     """Tensors that are needed for the same regions alone, in topological order, and the roots of these regions."""
-    readers: dict[str, list[str]] = {}  # a root -> the tensors its region reads
+    read_by: dict[str, list[str]] = {}  # a root -> the tensors its region reads
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, touched in left.items():
         for root in touched:
-            readers.setdefault(root, []).append(name)
+            read_by.setdefault(root, []).append(name)
         if left.keys().isdisjoint(touched):
             groups.setdefault(tuple(touched), []).append(name)
     place = {name: number for number, name in enumerate(left)}
     for ends, names in groups.items():
         found, pending = {*names, *ends}, list(names)
         while pending and len(found) <= MAX_TOGETHER + len(ends):
-            for name in readers.get(pending.pop(), ()):
+            for name in read_by.get(pending.pop(), ()):
                 if name not in found and found.issuperset(left[name]):
                     found.add(name)
                     pending.append(name)
@@ -250,13 +250,13 @@ def _cover_again(cover: Cover, name: str, behind: dict[str, list[str]], limit: P
     """
     price, pays = cover.absorbed[name].setup, True
     for root, members in behind.items():
-        cover.solve(members if pays else _readers(cover, name, members))
+        cover.solve(members if pays else _consumers_of(cover, name, members))
         price = price.plus(cover.entries[root].best)
         pays = pays and price.improves(limit.cost, limit)
     return pays
 
 
-def _readers(cover: Cover, name: str, members: Sequence[str]) -> list[str]:
+def _consumers_of(cover: Cover, name: str, members: Sequence[str]) -> list[str]:
     return [
         member for member in members if any(operand.name == name for operand in cover.lifts[member].operands)
     ]

@@ -41,13 +41,13 @@ class ShapeSource(NamedTuple):
     """What a node that asks for a shape reads when that tensor is absorbed.
 
     Attributes:
-        reader: the node.
+        node: the one that asks for a shape.
         source: another tensor; None where none is known.
         numbers: the sizes that the other tensor does not have, by their place in what the node gives out.
         fold: the output of the fold that absorbs the tensor.
     """
 
-    reader: gs.Node
+    node: gs.Node
     source: str | None
     numbers: Mapping[int, int]
     fold: str
@@ -55,7 +55,7 @@ class ShapeSource(NamedTuple):
 
 def lost_shapes(cover: Cover, selection: Selection) -> set[str]:
     """The tensors that a fold absorbs whose shape is needed, where no other tensor of that shape is known."""
-    return {one.reader.inputs[0].name for one in shape_sources(cover, selection) if one.source is None}
+    return {one.node.inputs[0].name for one in shape_sources(cover, selection) if one.source is None}
 
 
 def shape_sources(cover: Cover, selection: Selection) -> Iterator[ShapeSource]:
@@ -65,25 +65,27 @@ def shape_sources(cover: Cover, selection: Selection) -> Iterator[ShapeSource]:
     for one in selection.operators:
         if one.output == selection.output:
             continue
-        for reader in scope.consumers.get(one.output, ()):
-            if operator(reader).of_shape is None or not _is_needed(scope, reader, absorbed, selection):
+        for shape_node in scope.consumers.get(one.output, ()):
+            if operator(shape_node).of_shape is None or not _is_needed(
+                scope, shape_node, absorbed, selection
+            ):
                 continue
             alike = _of_equal_shape(one.output, selection.operators)
-            present = list(_present(scope, reader, selection))
+            present = list(_present(scope, shape_node, selection))
             source, numbers = _first(scope, one.output, alike, present), dict[int, int]()
             if source is None:
-                source, numbers = _of_equal_sizes(scope, reader, present)
+                source, numbers = _of_equal_sizes(scope, shape_node, present)
             if numbers and sum(selection.macs.values()) <= selection.lowered.macs:
                 source, numbers = None, {}  # it saves no more than the nodes that write the numbers
-            yield ShapeSource(reader, source, numbers, selection.output)
+            yield ShapeSource(shape_node, source, numbers, selection.output)
 
 
 def with_numbers(scope: Scope, one: ShapeSource) -> list[gs.Node]:
-    """The nodes that give out what `one.reader` does: the shape of `one.source`, with numbers in some places."""
-    reader, numbers = one.reader, one.numbers
-    output, length = reader.outputs[0].name, max(numbers) + 1
+    """The nodes that give out what `one.node` does: the shape of `one.source`, with numbers in some places."""
+    shape_node, numbers = one.node, one.numbers
+    output, length = shape_node.outputs[0].name, max(numbers) + 1
     dims = known_dims(scope).get(str(one.source), ())
-    length = max(length, len(dims[reader.attrs.get("start", 0) : reader.attrs.get("end")]))
+    length = max(length, len(dims[shape_node.attrs.get("start", 0) : shape_node.attrs.get("end")]))
     added = np.array([numbers.get(place, 0) for place in range(length)], np.int64)
     kept = np.array([place not in numbers for place in range(length)], np.int64)
     shape, others = scope.fresh(f"{output}_other"), scope.fresh(f"{output}_kept")
@@ -92,7 +94,7 @@ def with_numbers(scope: Scope, one: ShapeSource) -> list[gs.Node]:
     scope.types[output] = (onnx.TensorProto.INT64, (length,))
     constants = [_list_of_sizes(scope, f"{output}.sizes", values) for values in (kept, added)]
     return [
-        new_node("Shape", scope.fresh(f"{output}_shape"), dict(reader.attrs), [str(one.source)], [shape]),
+        new_node("Shape", scope.fresh(f"{output}_shape"), dict(shape_node.attrs), [str(one.source)], [shape]),
         new_node("Mul", scope.fresh(f"{output}_mul"), {}, [shape, constants[0]], [others]),
         new_node("Add", scope.fresh(f"{output}_add"), {}, [others, constants[1]], [output]),
     ]
@@ -103,13 +105,13 @@ def _list_of_sizes(scope: Scope, stem: str, values: NDArray[np.int64]) -> str:
 
 
 def _of_equal_sizes(
-    scope: Scope, reader: gs.Node, present: Iterable[str]
+    scope: Scope, shape_node: gs.Node, present: Iterable[str]
 ) -> tuple[str | None, dict[int, int]]:
     """A tensor that has the sizes which are asked for, but for numbers: the one with the fewest such."""
-    part = slice(reader.attrs.get("start", 0), reader.attrs.get("end"))
+    part = slice(shape_node.attrs.get("start", 0), shape_node.attrs.get("end"))
     dims = known_dims(scope)
-    wanted = dims.get(reader.inputs[0].name, ())[part]
-    places = _places_read(scope, reader, len(wanted))
+    wanted = dims.get(shape_node.inputs[0].name, ())[part]
+    places = _places_read(scope, shape_node, len(wanted))
     best: tuple[str | None, dict[int, int]] = None, {}
     for other in present:
         found = dims.get(other, ())[part]
@@ -117,15 +119,15 @@ def _of_equal_sizes(
             continue
         differing = [place for place in places if found[place] != wanted[place]]
         numbers = {place: size for place in differing if isinstance(size := wanted[place], int)}
-        fits = len(numbers) == len(differing) and (not numbers or id(reader) in scope.original)
+        fits = len(numbers) == len(differing) and (not numbers or id(shape_node) in scope.original)
         if fits and (best[0] is None or len(numbers) < len(best[1])):
             best = other, numbers
     return best
 
 
-def _places_read(scope: Scope, reader: gs.Node, count: int) -> list[int]:
+def _places_read(scope: Scope, shape_node: gs.Node, count: int) -> list[int]:
     """Which of the sizes that a node gives out are read; all, where that is not certain."""
-    name, everything = reader.outputs[0].name, list(range(count))
+    name, everything = shape_node.outputs[0].name, list(range(count))
     read: set[int] = set()
     for consumer in scope.consumers.get(name, ()):
         lists = [constant_list(scope, tensor.name) for tensor in consumer.inputs[1:]]
@@ -140,11 +142,11 @@ def _places_read(scope: Scope, reader: gs.Node, count: int) -> list[int]:
     return everything if scope.is_seen(name) else sorted(read)
 
 
-def _is_needed(scope: Scope, reader: gs.Node, absorbed: set[int], selection: Selection) -> bool:
+def _is_needed(scope: Scope, shape_node: gs.Node, absorbed: set[int], selection: Selection) -> bool:
     """Whether somebody but the absorbed nodes reads what follows from a shape, or a view that the fold writes does."""
     views = [step.view.node for step in selection.lowered.steps if step.view is not None]
     written = {tensor.name for view in views for tensor in view.inputs[1:]}
-    pending, seen = [reader.outputs[0].name], set[str]()
+    pending, seen = [shape_node.outputs[0].name], set[str]()
     while pending:
         name = pending.pop()
         consumers = [node for node in scope.consumers.get(name, ()) if id(node) not in absorbed]
@@ -158,10 +160,10 @@ def _is_needed(scope: Scope, reader: gs.Node, absorbed: set[int], selection: Sel
     return False
 
 
-def _present(scope: Scope, reader: gs.Node, selection: Selection) -> Iterator[str]:
+def _present(scope: Scope, shape_node: gs.Node, selection: Selection) -> Iterator[str]:
     """The tensors of a fold that will be there: what it reads and, unless that depends on the shape, its output."""
     yield from map(str, selection.candidate.form.sources)
-    if not _leads_to(scope, reader, selection.output):
+    if not _leads_to(scope, shape_node, selection.output):
         yield selection.output
 
 
