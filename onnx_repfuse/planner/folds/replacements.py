@@ -6,7 +6,7 @@ the original nodes behind every new one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
@@ -53,6 +53,32 @@ class Replacements:
         """
         add_fold(self.plan, output, kinds, absorbed, created)
         self.nodes[id(absorbed[-1])] = created
+
+    def fold_together(
+        self,
+        kind: Kind,
+        ends: Sequence[gs.Node],
+        written: Mapping[int, list[gs.Node]],
+        absorbed: Sequence[gs.Node],
+        macs: tuple[int, int],
+    ) -> None:
+        """Note nodes that are written again together: a fold for each end. What the ends share counts to the first.
+
+        Args:
+            kind: of the folds.
+            ends: the nodes among them whose outputs others read.
+            written: id() of a node -> the nodes in its place.
+            absorbed: the nodes, in their order.
+            macs: multiply-adds before and after.
+        """
+        first, *others = ends
+        for end in others:
+            add_fold(self.plan, end.outputs[0].name, {kind}, [end], written[id(end)])
+        apart = set(map(id, others))  # `==` would compare what nodes hold
+        shared = [node for node in absorbed if id(node) not in apart]
+        created = [new for node in shared for new in written[id(node)]]
+        add_fold(self.plan, first.outputs[0].name, {kind}, shared, created, macs)
+        self.nodes |= written
 
     def write(self) -> bool:
         """Put the new nodes into the scope; whether there are any."""

@@ -35,7 +35,7 @@ def refusals(scope: Scope, cover: Cover, declined: Iterable[tuple[gs.Node, Decli
         # nobody misses the fold of an Identity
         if outcome.reason is not Reason.FUSED_PATTERN or node.op != "Identity":
             why = outcome.detail or outcome.reason.prose
-            result.append(_refusal(scope, outcome.reason, f"{_title(scope, node)} stays: {why}.", node))
+            result.append(_stays(scope, outcome.reason, why, node))
     for name, lifted in cover.lifts.items():
         if not operator(lifted.node).stays_for_a_reason and lifted.padding_value is None:
             continue
@@ -71,13 +71,13 @@ def window_refusal(scope: Scope, nodes: Sequence[gs.Node], node: gs.Node) -> Ref
     why = (
         "of an input that is smaller than its window, runtimes take what there is, where a Conv would not run"
     )
-    return _refusal(scope, Reason.SHAPE, f"{_title(scope, node)} stays: {why}.", node, *others)
+    return _stays(scope, Reason.SHAPE, why, node, *others)
 
 
 def sign_refusal(scope: Scope, node: gs.Node, other: gs.Node) -> Refusal:
     """A per-channel operator that would fold beyond a maximum or an activation."""
     why = f"it cannot pass {_title(scope, other)}, as its factors are not all positive"
-    return _refusal(scope, Reason.SIGN, f"{_title(scope, node)} stays: {why}.", node, other)
+    return _stays(scope, Reason.SIGN, why, node, other)
 
 
 def stride_refusal(scope: Scope, node: gs.Node, reason: Reason, why: str) -> Refusal:
@@ -94,7 +94,19 @@ def chain_refusal(scope: Scope, nodes: Sequence[gs.Node], reason: Reason, why: s
 def sum_refusal(scope: Scope, factor: gs.Node, total: gs.Node) -> Refusal:
     """A factor of a product of two tensors to which something was added: attention's, where the mask is scaled, too."""
     why = f"it scales all that {_title(scope, total)} adds, and the summands would need a factor each"
-    return _refusal(scope, Reason.COST, f"{_title(scope, factor)} stays: {why}.", factor, total)
+    return _stays(scope, Reason.COST, why, factor, total)
+
+
+def _stays(scope: Scope, reason: Reason, why: str, node: gs.Node, *others: gs.Node) -> Refusal:
+    """A node that stays, and those that stay with it."""
+    return _refusal(scope, reason, f"{_title(scope, node)} stays: {why}.", node, *others)
+
+
+def _stay_apart(scope: Scope, reason: Reason, why: str, node: gs.Node, below: gs.Node) -> Refusal:
+    """Two nodes that do not become one."""
+    return _refusal(
+        scope, reason, f"{_title(scope, node)} and {_title(scope, below)} stay apart: {why}.", node, below
+    )
 
 
 def _refusal(scope: Scope, reason: Reason, message: str, *nodes: gs.Node) -> Refusal:
@@ -132,10 +144,8 @@ def _not_exact(scope: Scope, cover: Cover, name: str) -> Refusal | None:
     reason, through = next((pair for pair in reasons if pair[1]), reasons[0])
     node, below = cover.lifts[name].node, cover.lifts.get(through)
     if below is None:
-        message = f"{_title(scope, node)} stays: {reason.detail}."
-        return _refusal(scope, reason.reason, message, node)
-    message = f"{_title(scope, node)} and {_title(scope, below.node)} stay apart: {reason.detail}."
-    return _refusal(scope, reason.reason, message, node, below.node)
+        return _stays(scope, reason.reason, reason.detail, node)
+    return _stay_apart(scope, reason.reason, reason.detail, node, below.node)
 
 
 def _may_broadcast(scope: Scope, cover: Cover, name: str) -> Refusal | None:
@@ -146,11 +156,9 @@ def _may_broadcast(scope: Scope, cover: Cover, name: str) -> Refusal | None:
         return None
     if not cover.regions.is_private(below.output) or cover.entries[name].choice is not None:
         return None
-    message = (
-        f"{_title(scope, lifted.node)} and {_title(scope, below.node)} stay apart: it is not proved that the operands "
-        "of the latter have equal shapes, and one that broadcasts would get its shift at fewer positions."
-    )
-    return _refusal(scope, Reason.BROADCAST, message, lifted.node, below.node)
+    why = "it is not proved that the operands of the latter have equal shapes, "
+    why += "and one that broadcasts would get its shift at fewer positions"
+    return _stay_apart(scope, Reason.BROADCAST, why, lifted.node, below.node)
 
 
 def _is_per_channel(lifted: LinearOp) -> bool:
@@ -167,11 +175,9 @@ def _shared_source(scope: Scope, cover: Cover, name: str) -> Refusal | None:
     if below is None or cover.regions.is_private(source) or operator(below.node).weight is None:
         return None
     macs = quantity(cover.entries[source].node.macs)
-    message = (
-        f"{_title(scope, lifted.node)} stays: its input '{source}' {_other_use(scope, source, lifted.node)}, "
-        f"so folding would compute {_title(scope, below.node)} twice (+{macs} multiply-adds)."
-    )
-    return _refusal(scope, Reason.CONSUMERS, message, lifted.node, below.node)
+    why = f"its input '{source}' {_other_use(scope, source, lifted.node)}, "
+    why += f"so folding would compute {_title(scope, below.node)} twice (+{macs} multiply-adds)"
+    return _stays(scope, Reason.CONSUMERS, why, lifted.node, below.node)
 
 
 def _other_use(scope: Scope, name: str, node: gs.Node) -> str:
@@ -201,11 +207,9 @@ def _more_multiply_adds(scope: Scope, cover: Cover, name: str) -> Refusal | None
     price = cover.price(lifted, as_one)
     if price is None or price.macs <= entry.original.macs:
         return None
-    message = (
-        f"{_title(scope, lifted.node)} and {_title(scope, below.node)} stay apart: as one operator they would take "
-        f"{quantity(price.macs)} multiply-adds instead of {quantity(entry.original.macs)}."
-    )
-    return _refusal(scope, Reason.COST, message, lifted.node, below.node)
+    macs = quantity(price.macs), quantity(entry.original.macs)
+    why = f"as one operator they would take {macs[0]} multiply-adds instead of {macs[1]}"
+    return _stay_apart(scope, Reason.COST, why, lifted.node, below.node)
 
 
 def _behind_an_obstacle(scope: Scope, cover: Cover, name: str) -> Refusal | None:
@@ -220,10 +224,10 @@ def _behind_an_obstacle(scope: Scope, cover: Cover, name: str) -> Refusal | None
             return None
         if operator(before).is_quantized:
             why = f"its input comes from {_title(scope, before)}, which computes in integers: fuse before you quantize"
-            return _refusal(scope, Reason.QUANTIZED, f"{_title(scope, node)} stays: {why}.", node, before)
+            return _stays(scope, Reason.QUANTIZED, why, node, before)
         if obstacle is not None and operator(before).weight is not None:
             why = f"{_title(scope, obstacle)} is between it and {_title(scope, before)}"
-            return _refusal(scope, Reason.UNSUPPORTED, f"{_title(scope, node)} stays: {why}.", node, before)
+            return _stays(scope, Reason.UNSUPPORTED, why, node, before)
         # how a dynamically quantized result becomes a float again
         if before.op not in ("Cast", "Mul", "Add"):
             return None

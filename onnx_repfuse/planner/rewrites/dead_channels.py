@@ -28,7 +28,7 @@ from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Const, Scope, optional_input
 from onnx_repfuse.modelfile.dtypes import numpy_dtype
 from onnx_repfuse.planner.folds.planned import ScopePlan
-from onnx_repfuse.planner.folds.replacements import IsFree, Replacements, add_fold
+from onnx_repfuse.planner.folds.replacements import IsFree, Replacements
 from onnx_repfuse.planner.rewrites.channel_regions import (
     BIAS,
     WEIGHT,
@@ -118,7 +118,7 @@ def drop_dead_channels(
         if len(alive) == region.channels:
             continue
         touched.update(map(id, region.nodes))
-        replacements.nodes |= _Writer(plan, layouts, region, alive, place).write()
+        _Writer(scope, layouts, region, alive).write(replacements, place)
     return replacements.write()
 
 
@@ -258,32 +258,21 @@ class _Writer:
     """A region written anew with the channels that stay."""
 
     def __init__(
-        self,
-        plan: ScopePlan,
-        layouts: Mapping[str, ChannelLayout],
-        region: Region,
-        alive: Sequence[int],
-        place: Mapping[int, int],
+        self, scope: Scope, layouts: Mapping[str, ChannelLayout], region: Region, alive: Sequence[int]
     ) -> None:
-        self.plan, self.scope, self.layouts, self.region = plan, plan.scope, layouts, region
-        self.alive, self.place = np.asarray(alive), place
+        self.scope, self.layouts, self.region, self.alive = scope, layouts, region, np.asarray(alive)
         self.names: dict[str, str] = {}
 
-    def write(self) -> dict[int, list[gs.Node]]:
-        """id() of a node -> the node in its place; notes the folds."""
+    def write(self, replacements: Replacements, place: Mapping[int, int]) -> None:
+        """Note the nodes in place of those of the region; `place` has the positions of the scope's nodes, by id()."""
         for name in self.region.tensors:
             self.names[name] = self._declared(name)
         nodes = list({id(node): node for node in self.region.nodes}.values())
         replaced = {id(node): [self._narrowed(node)] for node in nodes}
         ends = [node for node in self.region.sinks if node.outputs[0].name not in self.names]
-        last, *others = sorted(ends, key=lambda node: self.place[id(node)], reverse=True)
-        for node in others:
-            add_fold(self.plan, node.outputs[0].name, {Kind.DEAD}, [node], replaced[id(node)])
-        rest = [node for node in nodes if not any(node is other for other in others)]
-        created = [replaced[id(node)][0] for node in rest]
+        ends.sort(key=lambda node: place[id(node)], reverse=True)
         macs = (self._macs(nodes), self._macs([new for news in replaced.values() for new in news]))
-        add_fold(self.plan, last.outputs[0].name, {Kind.DEAD}, rest, created, macs)
-        return replaced
+        replacements.fold_together(Kind.DEAD, ends, replaced, nodes, macs)
 
     def _macs(self, nodes: Sequence[gs.Node]) -> int:
         rules = [(operator(node).multiply_adds, node) for node in nodes]

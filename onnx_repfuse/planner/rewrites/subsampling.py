@@ -24,7 +24,7 @@ from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.graph.windows import kernel_of
 from onnx_repfuse.lift import Context
 from onnx_repfuse.planner.folds.planned import ScopePlan
-from onnx_repfuse.planner.folds.replacements import IsFree, Replacements, add_fold
+from onnx_repfuse.planner.folds.replacements import IsFree, Replacements
 from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
 from onnx_repfuse.planner.limits.refusals import stride_refusal
 from onnx_repfuse.planner.pricing.cost import CostModel
@@ -55,15 +55,8 @@ def apply_subsamplings(
         return False
     replacements = Replacements(plan)
     for group in _groups(Context(scope, layouts, protected_nodes(scope)), model, is_free):
-        first, *others = group.ends
-        for end in others:
-            add_fold(plan, end.outputs[0].name, {Kind.STRIDE}, [end], group.replaced[id(end)])
-        shared = set(map(id, others))  # `==` would compare what nodes hold
-        rest = [node for node in group.absorbed if id(node) not in shared]
-        created = [new for node in rest for new in group.replaced[id(node)]]
         macs = group.macs_before, group.macs_after
-        add_fold(plan, first.outputs[0].name, {Kind.STRIDE}, rest, created, macs)
-        replacements.nodes |= group.replaced
+        replacements.fold_together(Kind.STRIDE, group.ends, group.replaced, group.absorbed, macs)
     return replacements.write()
 
 
