@@ -9,7 +9,7 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from operator import is_
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import onnx_graphsurgeon as gs
 
@@ -26,7 +26,7 @@ from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.planner.search.lift_scope import Lifted, lift_all
 from onnx_repfuse.planner.search.shared_consumers import absorb_shared_tensors
 
-__all__ = ["Round", "cover_round", "cover_scope", "is_kept"]
+__all__ = ["Limits", "Round", "cover_round", "cover_scope", "is_kept"]
 
 T = TypeVar("T")
 
@@ -47,12 +47,24 @@ class Round:
     consumers: dict[str, list[gs.Node]]
 
 
+class Limits(NamedTuple):
+    """What must not be done in a scope.
+
+    Attributes:
+        banned: outputs that must stay computed as they are.
+        refused: outputs, and ways to compute them that must not be taken, see `Cover`.
+        shaped: tensors that stay, as their shape is asked for, and no other tensor would have it.
+    """
+
+    banned: frozenset[str] = frozenset()
+    refused: frozenset[tuple[str, Way]] = frozenset()
+    shaped: frozenset[str] = frozenset()
+
+
 def cover_round(
     scope: Scope,
     options: Options,
-    banned: frozenset[str],
-    refused: frozenset[tuple[str, Way]],
-    shaped: frozenset[str],
+    limits: Limits,
     layouts: dict[str, ChannelLayout],
     previous: Round | None,
     stale: Set[str],
@@ -61,6 +73,11 @@ def cover_round(
     """Lift every node, cover the scope, try joint steps; where nothing changed, take over the last round.
 
     Args:
+        scope: its nodes stay as they are.
+        options: kinds of folds, nodes to keep, and the cost model.
+        limits: what must not be done.
+        layouts: of the scope's tensors.
+        previous: the last round, if there was one.
         stale: tensors to be covered again although nothing changed: new bans, and joint steps not taken.
         prices: see `Cover`.
     """
@@ -70,6 +87,7 @@ def cover_round(
     lifted = lift_all(context, is_kept(options), before, changed)
     lifts = {one.output: one.outcome for one in lifted if isinstance(one.outcome, LinearOp)}
     model = cost_model(options.cost)
+    banned, refused, shaped = limits
     cover = Cover(context, lifts, model, options.allows_all, banned, refused, options.avoid, shaped, prices)
     if previous is None:
         cover.solve(lifts)
@@ -102,9 +120,8 @@ def _are_same(some: list[gs.Node], others: list[gs.Node]) -> bool:
 
 def cover_scope(scope: Scope, options: Options, plan: ScopePlan | None = None) -> Cover:
     """What the planner weighs in a scope as it is; what a plan of the scope refused is refused here, too."""
-    none = frozenset[Any]()
-    refused, shaped = (none, none) if plan is None else (frozenset(plan.refused), plan.shaped)
-    return cover_round(scope, options, none, refused, shaped, channel_layouts(scope), None, none, {}).cover
+    limits = Limits() if plan is None else Limits(refused=frozenset(plan.refused), shaped=plan.shaped)
+    return cover_round(scope, options, limits, channel_layouts(scope), None, frozenset(), {}).cover
 
 
 def is_kept(options: Options) -> Callable[[gs.Node], bool]:

@@ -24,7 +24,7 @@ from onnx_repfuse.graph.read_again import read_again
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import Context, Declined, LinearOp
 from onnx_repfuse.options import Options
-from onnx_repfuse.planner.cover_scope import Round, cover_round, is_kept
+from onnx_repfuse.planner.cover_scope import Limits, Round, cover_round, is_kept
 from onnx_repfuse.planner.flush.flushing import Flushing, invisible_constants
 from onnx_repfuse.planner.folds.apply_folds import (
     apply_folds,
@@ -169,7 +169,7 @@ class _Planning:
             if options.allows(Kind.EQUAL):
                 self._changed(written=merge_equal_nodes(plan, stays, self.banned))
             layouts = channel_layouts(plan.scope) if layouts is None or self.is_changed else layouts
-            if not options.allows(Kind.NO_OP) or not remove_no_ops(plan, stays, self.banned, layouts):
+            if not options.allows(Kind.NO_OP) or not remove_no_ops(plan, self.is_free, layouts):
                 return layouts
             self._changed(written=True)
 
@@ -256,8 +256,8 @@ class _Planning:
         scope, stale = self.plan.scope, set[str]()
         previous: Round | None = None
         for _ in range(MAX_ROUNDS):
-            limits = self.banned, frozenset(self.plan.refused), self.plan.shaped
-            current = cover_round(scope, self.options, *limits, layouts, previous, stale, self.prices)
+            limits = Limits(self.banned, frozenset(self.plan.refused), self.plan.shaped)
+            current = cover_round(scope, self.options, limits, layouts, previous, stale, self.prices)
             selections = select(current.cover)
             not_made = self.refuse(current.cover, selections)
             if not_made:

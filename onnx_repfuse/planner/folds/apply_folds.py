@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from onnx_repfuse.lift import Context
 from onnx_repfuse.planner.folds.emit import emit
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.planner.folds.replacements import (
+    IsFree,
     add_fold,
     folds_below,
     joined_fold,
@@ -126,17 +127,17 @@ def _copies_last(scope: Scope, selections: Iterable[Selection]) -> list[Selectio
 
 def remove_no_ops(
     plan: ScopePlan,
-    is_kept: Callable[[gs.Node], bool],
-    banned: frozenset[str],
+    is_free: IsFree,
     layouts: Container[str],
 ) -> bool:
     """Let consumers read through every node that gives out what it reads (`graph.no_ops`); whether there were any.
 
-    Kept nodes and banned outputs stay, and so do the parts of patterns that runtimes fuse, and what somebody outside of
-    the scope reads. Where channels are known, rounds of covering see that arithmetic and views do nothing, and take
-    them into folds.
+    The parts of patterns that runtimes fuse stay, and so does what somebody outside of the scope reads. Where channels
+    are known, rounds of covering see that arithmetic and views do nothing, and take them into folds.
 
     Args:
+        plan: of the scope, which is changed.
+        is_free: whether a node may be replaced.
         layouts: the tensors whose channels are known.
     """
     scope = plan.scope
@@ -145,7 +146,7 @@ def remove_no_ops(
     protected = protected_nodes(scope)
     for node in scope.nodes:
         source = given_out(scope, node)
-        if not source or is_kept(node) or not _may_be_read_through(scope, node, banned):
+        if not source or not is_free(node) or not _may_be_read_through(scope, node):
             continue
         if node.op not in _TRANSPARENT and (id(node) in protected or node.outputs[0].name in layouts):
             continue
@@ -195,12 +196,12 @@ def _add_consumer(
         consumers.setdefault(name, []).append(fold)
 
 
-def _may_be_read_through(scope: Scope, node: gs.Node, banned: frozenset[str]) -> bool:
+def _may_be_read_through(scope: Scope, node: gs.Node) -> bool:
     """Whether the consumers of a no-op may read what it reads."""
     name = node.outputs[0].name
     if scope.const(name) is not None:
         return False  # whoever reads it takes it for the constant that it is
-    return bool(scope.consumers.get(name)) and not scope.is_seen(name) and name not in banned
+    return bool(scope.consumers.get(name)) and not scope.is_seen(name)
 
 
 def reads_too_many(plan: ScopePlan, selection: Selection) -> bool:
