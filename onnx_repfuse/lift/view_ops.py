@@ -95,8 +95,15 @@ def _entry_of_channels(
         shape_list = scope.const(optional_input(node, 1))
         listed = scope.size_lists[node.inputs[1].name] if shape_list is None else shape_list.read().ravel()
         return (None, None) if listed[channel] == 1 else (channel, shape_list)
-    if node.op != "Reshape":
-        return None, None
+    if node.op == "Reshape":
+        return _entry_of_reshape(scope, node, before, channel, shape)
+    return None, None
+
+
+def _entry_of_reshape(
+    scope: Scope, node: gs.Node, before: ChannelLayout, channel: int, shape: Shape
+) -> tuple[int | None, Const | None]:
+    """Where the target of a Reshape lists the channels, and the constant target."""
     target = scope.const(optional_input(node, 1))
     if target is None:
         return _entry_of_computed_list(scope, node, channel), None

@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.operators.channel_rules import KEPT_ON_AXIS_1, NORMALIZED
 from onnx_repfuse.graph.operators.facts import (
+    Attributes,
     Layout,
     Operator,
     Passes,
@@ -99,10 +100,9 @@ def _averages_constants(case: ViewCase) -> bool:
     ones = [1] * len(space)
     strides, dilations = attrs.get("strides") or ones, attrs.get("dilations") or ones
     is_padded = any(attrs.get("pads") or ()) or attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-    if len(kernel) != len(space) or (is_padded and max(dilations) > 1):
-        return False  # a dilated window may have all its taps in the padding
-    pads = list(attrs.get("pads") or ())
-    if any(pad >= taps for pad, taps in zip(pads, kernel * 2, strict=False)):
+    if len(kernel) != len(space) or _may_lie_in_padding(
+        attrs, kernel, is_dilated=is_padded and max(dilations) > 1
+    ):
         return False
     if not attrs.get("count_include_pad", 0):
         return True
@@ -111,6 +111,12 @@ def _averages_constants(case: ViewCase) -> bool:
     extents = [(taps - 1) * step + 1 for taps, step in zip(kernel, dilations, strict=True)]
     fits = all(size is not None and size >= extent for size, extent in zip(space, extents, strict=True))
     return fits or max(strides) == 1
+
+
+def _may_lie_in_padding(attrs: Attributes, kernel: list[int], *, is_dilated: bool) -> bool:
+    """Whether all taps of some window may be padding: of a dilated window, even of a few positions."""
+    pads = attrs.get("pads") or ()
+    return is_dilated or any(pad >= taps for pad, taps in zip(pads, kernel * 2, strict=False))
 
 
 def _positions(node: gs.Node, operand: Sequence[int]) -> Sequence[int]:

@@ -155,16 +155,21 @@ class _Group:
         own = picks or tuple(node.attrs.get("strides") or ones)
         new = tuple(s * w // r for s, w, r in zip(own, written, read, strict=True))
         thinned = self.names.get((source, read), source)
-        if picks and node.op != "Conv" and (node.op == "Slice" or max(new) == 1):
+        only_picks = picks and node.op != "Conv"  # a Slice, or a pool of windows of one position
+        if only_picks and (node.op == "Slice" or max(new) == 1):
             self.copy(thinned, name, new)
         else:
-            pads = movable_pads(self.tensors.context, node) or (0,) * 2 * len(ones)
-            attributes = {key: value for key, value in node.attrs.items() if key != "auto_pad"}
-            inputs = [thinned, *[tensor.name for tensor in node.inputs[1:]]]
-            self.node(node.op, {**attributes, "pads": list(pads), "strides": list(new)}, inputs, name)
+            self.write_window(node, thinned, name, new)
         elements = self.elements(source), self.elements(node.outputs[0].name)
         after = elements[0] // prod(read) + elements[1] // prod(written)
         self.pay(node, sum(elements), after, prod(written))
+
+    def write_window(self, node: gs.Node, source: str, output: str, strides: Strides) -> None:
+        """A convolution or pool of another tensor, with other strides, and the pads that it has."""
+        pads = movable_pads(self.tensors.context, node) or (0,) * 2 * len(strides)
+        attributes = {key: value for key, value in node.attrs.items() if key != "auto_pad"}
+        inputs = [source, *[tensor.name for tensor in node.inputs[1:]]]
+        self.node(node.op, {**attributes, "pads": list(pads), "strides": list(strides)}, inputs, output)
 
     def pay(self, node: gs.Node, before: int, after: int, fewer: int = 1) -> None:
         """Note what a node costs that reads and writes so many elements, before and after.

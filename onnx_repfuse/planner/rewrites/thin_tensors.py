@@ -71,16 +71,15 @@ class ThinTensors:
             return
         wanted = self.wanted_of(node)
         strides = self.own_strides(node)
+        thinned: Strides = ()  # those with which the first `count` inputs are read
+        count = 0
         if strides and self.is_free(node):
+            thinned, count = strides, 1
             if wanted and movable_pads(self.context, node) is not None:
-                strides = tuple(own * more for own, more in zip(strides, wanted, strict=True))
-            yield names[0], strides
-            names = names[1:]
+                thinned = tuple(own * more for own, more in zip(strides, wanted, strict=True))
         elif wanted and self.passes_on(node, len(wanted)):
-            data = names[:1] if operator(node).normalizes else names
-            yield from ((name, wanted) for name in data)
-            names = names[len(data) :]
-        yield from ((name, ()) for name in names)
+            thinned, count = wanted, 1 if operator(node).normalizes else len(names)
+        yield from ((name, thinned if place < count else ()) for place, name in enumerate(names))
 
     def own_strides(self, node: gs.Node) -> Strides:
         """The strides with which a node reads its first input, () if it reads more than one position for each."""
