@@ -143,16 +143,10 @@ def make_plan(
             plan.flushing = _flushing(scopes[0], options, {} if scanned is None else scanned)
             document.release()
         for scope in scopes:
-            layouts = plan.channel_layouts[scope.key] = channel_layouts(scope)
-            banned_here = frozenset(output for key, output in banned if key == scope.key)
-            plan.scopes.append(
-                plan_scope(scope, options, banned_here, layouts, None if scope.key else plan.flushing)
-            )
-        writers = {
-            (planned.scope.key, name)
-            for planned in plan.scopes
-            for name in creators_of_avoided(planned, options.avoid)
-        }
+            _plan_scope(plan, scope, options, banned)
+        writers: set[FoldKey] = set()  # folds that write an operator to be avoided
+        for planned in plan.scopes:
+            writers.update((planned.scope.key, name) for name in creators_of_avoided(planned, options.avoid))
         if not writers <= banned:  # fewer folds, so that this ends
             return make_plan(document, options, writers | banned, scanned)
         forget_unread_captures(scopes)
@@ -180,6 +174,15 @@ def _read(
     if options.keep and not replaced:
         check_keep(options.keep, _node_names(scopes))
     return converted, scopes, tuple(replaced)
+
+
+def _plan_scope(plan: ModelPlan, scope: Scope, options: Options, banned: Set[FoldKey]) -> None:
+    """Plan one scope, and add it to the plan of the model."""
+    layouts = plan.channel_layouts[scope.key] = channel_layouts(scope)
+    banned_here = frozenset(output for key, output in banned if key == scope.key)
+    is_main = not scope.key
+    flushing = plan.flushing if is_main else None
+    plan.scopes.append(plan_scope(scope, options, banned_here, layouts, flushing))
 
 
 def _node_names(scopes: list[Scope]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_repfuse.records.comparison import Comparison, Layers, OutputStatistics
 from onnx_repfuse.records.outcome import Bench
-from onnx_repfuse.records.report import Counts, Fold
+from onnx_repfuse.records.report import Counts, Fold, Report
 from onnx_repfuse.records.verdict import FoldVerdict, OutputVerdict, Precision, Verification
 from onnx_repfuse.report.advice import advice, why_nothing
 
@@ -82,14 +82,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
             "output": outcome.output or None,
             "exit_code": outcome.exit_code,
             "error": outcome.error or None,
-            "simplified": report.simplified if report else (),
-            "counts": {"before": report.before, "after": report.after} if report else None,
-            "folds": report.folds if report else (),
-            "changes": report.changes if report else (),
-            "vanished": report.vanished if report else (),
-            "refusals": report.refusals if report else (),
-            "advice": advice(report) if report else (),
-            "why_nothing": why_nothing(report) if report else None,
+            **_of_plan(report),
             "verification": outcome.verification,
             "comparison": outcome.comparison,
             "bench": outcome.bench,
@@ -106,6 +99,23 @@ def document(outcome: Outcome) -> dict[str, Any]:
     if outcome.verification is not None:
         value["verification"]["status"] = outcome.status  # which may be "identical", too
     return value
+
+
+def _of_plan(report: Report | None) -> dict[str, Any]:
+    """What the plan says; the same keys where the model could not be planned."""
+    if report is None:
+        lists = ("folds", "changes", "vanished", "refusals", "advice")
+        return {"simplified": (), "counts": None, **dict.fromkeys(lists, ()), "why_nothing": None}
+    return {
+        "simplified": report.simplified,
+        "counts": {"before": report.before, "after": report.after},
+        "folds": report.folds,
+        "changes": report.changes,
+        "vanished": report.vanished,
+        "refusals": report.refusals,
+        "advice": advice(report),
+        "why_nothing": why_nothing(report),
+    }
 
 
 def _plain(value: Any) -> Any:

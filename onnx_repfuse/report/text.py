@@ -165,16 +165,7 @@ def _verdict(outcome: Outcome, verbose: int) -> list[Text]:
 def _verification(
     verification: Verification, verbose: int, statistics: Sequence[OutputStatistics] = ()
 ) -> list[Text]:
-    inputs = plural(len(verification.seeds), "seed") if verification.seeds else "the data given"
-    judge = "onnx's reference evaluator"
-    if verification.judge == "onnxruntime":
-        judge = "ONNX Runtime"
-        if (verification.provider, verification.threads) != (CPU, 1):
-            judge += f" ({ran_on(verification.provider, verification.threads)})"
-    shapes = plural(len(verification.shapes), "shape")
-    # No size was run: an operator of another domain is unknown to the runtime, or no feed was taken.
-    head = f"Compared in {judge} on {inputs}, {shapes}:" if verification.shapes else "No whole model was run:"
-    lines = [Text(f"\n{head}")]
+    lines = [Text(f"\n{_how_compared(verification)}")]
     shown = _shown(verification.outputs, verbose)
     for verdict in shown:
         of_output = [entry for entry in statistics if entry.name == verdict.name]
@@ -191,6 +182,21 @@ def _verification(
     printed = {verdict.message for verdict in shown}
     lines += [Text(f"  note: {clean(note)}") for note in verification.notes if note not in printed]
     return lines
+
+
+def _how_compared(verification: Verification) -> str:
+    """Where, and on what inputs, the whole models ran."""
+    if (
+        not verification.shapes
+    ):  # an operator of another domain is unknown to the runtime, or no feed was taken
+        return "No whole model was run:"
+    judge = "onnx's reference evaluator"
+    if verification.judge == "onnxruntime":
+        judge = "ONNX Runtime"
+        if (verification.provider, verification.threads) != (CPU, 1):
+            judge += f" ({ran_on(verification.provider, verification.threads)})"
+    inputs = plural(len(verification.seeds), "seed") if verification.seeds else "the data given"
+    return f"Compared in {judge} on {inputs}, {plural(len(verification.shapes), 'shape')}:"
 
 
 def _shown(outputs: tuple[OutputVerdict, ...], verbose: int) -> list[OutputVerdict]:
