@@ -151,6 +151,13 @@ def lift_arithmetic(context: Context, node: gs.Node) -> LinearOp | Declined | No
         return channel_layout
     if const.size > MAX_FOLDED_ELEMENTS:
         return None  # its values are needed now, to tell whether they are finite and not zero
+    return _with_values(context, node, name, const, channel_layout, is_left=is_left)
+
+
+def _with_values(
+    context: Context, node: gs.Node, name: str, const: Const, channel_layout: ChannelLayout, *, is_left: bool
+) -> LinearOp | Declined:
+    """Arithmetic with a constant that acts per channel; Declined if its values forbid that."""
     channels, layout = channel_layout.channels, channel_layout.layout
     if const.bias is not None and node.op == "Add":  # an Add that an earlier round created
         bias = bias_of_const(const, channels, channel_layout.data_type)
@@ -209,12 +216,14 @@ def per_channel(
     varying = [axis for axis, dim in enumerate(aligned) if dim != 1]
     if not varying:  # one value for all channels
         return channel_layout
-    channel, channels = channel_layout.channel_axis % rank, channel_layout.channels
+    channel = channel_layout.channel_axis % rank
     if varying != [channel]:
         return _broadcasts(shape, "is not per channel")
     # The layout may be that of the output: an input with a single channel is broadcast by the constant.
     operand, dims = context.channel_layout(name), context.scope.shape(name)
-    if {aligned[channel], channels if operand is None else operand.channels} != {channels}:
+    channels = channel_layout.channels
+    channels_before = channels if operand is None else operand.channels
+    if aligned[channel] != channels or channels_before != channels:
         return _broadcasts(shape, "changes the number of channels")
     if operand is None and (dims is None or dims[channel] != channels):
         return Declined(Reason.SHAPE, "the channels of its input are not known")

@@ -174,12 +174,9 @@ def lift_conv_transpose(context: Context, node: gs.Node) -> LinearOp | Declined 
     kernel = _kernel_size(node, weight)
     if kernel is None:
         return None
-    auto_pad = node.attrs.get("auto_pad") or "NOTSET"
-    # With these, the pads follow from the input's size, which is usually not known.
-    if node.attrs.get("output_shape") or auto_pad not in ("NOTSET", "VALID"):
-        return Declined(Reason.UNSUPPORTED, "ConvTranspose with output_shape or auto_pad=SAME is not handled")
-    if auto_pad == "VALID" and any(node.attrs.get("pads") or ()):
-        return Declined(Reason.UNSUPPORTED, "it has auto_pad=VALID and pads, which exclude each other")
+    declined = _pads_of_transposed_unknown(node)
+    if declined is not None:
+        return declined
     groups = node.attrs.get("group", 1)  # the weight is (c_in, c_out / groups, *kernel)
     try:
         geometry = Geometry.conv_transpose(
@@ -189,7 +186,7 @@ def lift_conv_transpose(context: Context, node: gs.Node) -> LinearOp | Declined 
             groups=groups,
             strides=_axis_attribute(node, "strides"),
             dilations=_axis_attribute(node, "dilations"),
-            pads=None if auto_pad == "VALID" else _axis_attribute(node, "pads"),
+            pads=None if node.attrs.get("auto_pad") == "VALID" else _axis_attribute(node, "pads"),
             output_padding=_axis_attribute(node, "output_padding"),
         )
     except ValueError as error:
@@ -204,6 +201,17 @@ def lift_conv_transpose(context: Context, node: gs.Node) -> LinearOp | Declined 
         return result if mirrored is None else np.flip(result, tuple(range(2, result.ndim)))
 
     return _with_bias(context, node, _kernel(mirrored or geometry, weight, view), Kind.TRANSPOSE)
+
+
+def _pads_of_transposed_unknown(node: gs.Node) -> Declined | None:
+    """Why the pads of a ConvTranspose are not those of its attribute, if they are not."""
+    auto_pad = node.attrs.get("auto_pad") or "NOTSET"
+    # With these, the pads follow from the input's size, which is usually not known.
+    if node.attrs.get("output_shape") or auto_pad not in ("NOTSET", "VALID"):
+        return Declined(Reason.UNSUPPORTED, "ConvTranspose with output_shape or auto_pad=SAME is not handled")
+    if auto_pad == "VALID" and any(node.attrs.get("pads") or ()):
+        return Declined(Reason.UNSUPPORTED, "it has auto_pad=VALID and pads, which exclude each other")
+    return None
 
 
 def _mirrored(geometry: Geometry) -> Geometry | None:
