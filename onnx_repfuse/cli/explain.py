@@ -28,7 +28,7 @@ from onnx_repfuse.records.report import Fold, Kind, NodeRef, Report
 from onnx_repfuse.records.units import duration, quantity
 from onnx_repfuse.report.formatting import clean, percent, plural
 
-__all__ = ["considered", "explain", "looking_through", "meant"]
+__all__ = ["considered", "explain", "meant"]
 
 _OPS = {"Shift": "Add of a constant", "Norm": "BatchNormalization", "Mul": "Mul by a constant"}
 # Others that are not read as linear, such as CumSum, may be linear nevertheless.
@@ -109,7 +109,7 @@ def _forms_of_node(
         cover = cover_scope(plan.scope, options, plan)
         linear |= any(name in cover.lifts for name in tensors)
         may_be |= any(may_be_linear(plan.scope.producer[name]) for name in tensors)
-        consumers = [other for name in tensors for other in looking_through(cover, name)]
+        consumers = [other for name in tensors for other in _looking_through(cover, name)]
         lines += _forms(cover, plan, dict.fromkeys([*tensors, *consumers]))
     if explained:
         return lines
@@ -288,7 +288,7 @@ def _candidate(cover: Cover, tensor: str, candidate: Candidate, why_refused: str
     yield f"  {_operators(lowered)} of {sources}, in place of {replaced}: {_price(cover, price)} - {outcome}"
 
 
-def looking_through(cover: Cover, tensor: str) -> list[str]:
+def _looking_through(cover: Cover, tensor: str) -> list[str]:
     """The lifted tensors that are computed from `tensor` and may absorb it."""
     if not cover.regions.is_private(tensor):  # with several consumers, none absorbs it
         return []

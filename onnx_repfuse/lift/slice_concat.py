@@ -27,7 +27,7 @@ from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
 from onnx_repfuse.lift.view_ops import lift_view
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["choice_of", "lift_concat", "lift_gather", "lift_slice", "lift_split", "slice_arguments"]
+__all__ = ["lift_concat", "lift_gather", "lift_slice", "lift_split", "slice_arguments"]
 
 
 class Cut(NamedTuple):
@@ -111,10 +111,10 @@ def lift_gather(context: Context, node: gs.Node) -> LinearOp | None:
     index = np.array(const.read()).astype(np.intp)
     if not len(index) or index.min() < -channels or index.max() >= channels:
         return None
-    return choice_of(node, channel_layout, index % channels)
+    return _choice_of(node, channel_layout, index % channels)
 
 
-def choice_of(node: gs.Node, channel_layout: ChannelLayout, index: Index) -> LinearOp:
+def _choice_of(node: gs.Node, channel_layout: ChannelLayout, index: Index) -> LinearOp:
     """The channels `index` of the node's first input."""
     term = _choice(channel_layout, index)
     role = Kind.CONCAT if isinstance(term.kernel, Vector) else Kind.INDEX
@@ -138,7 +138,7 @@ def lift_slice(context: Context, node: gs.Node) -> LinearOp | None:
     if not len(index):
         return None
     if not cuts:
-        return choice_of(node, channel_layout, index)
+        return _choice_of(node, channel_layout, index)
     window = _window(context, name, channel_layout, cuts, len(index))
     if window is None:  # no kernel; but where only sizes are not known, it may be a view
         is_known = None not in (context.scope.shape(name) or (None,))

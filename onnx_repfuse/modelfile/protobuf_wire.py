@@ -19,7 +19,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from onnx_repfuse.errors import InputError
 
-__all__ = ["ELEMENTS", "LENGTH", "MAX_DEPTH", "NUMBER", "SUBMESSAGES", "VARINT", "Buffer", "Submessage"]
+__all__ = ["ELEMENTS", "LENGTH", "MAX_DEPTH", "NUMBER", "SUBMESSAGES", "Buffer", "Submessage"]
 __all__ += ["fields", "prefix", "varint", "write_varint"]
 
 Field = tuple[int, int, int, int, int]  # number, wire type, begin of the tag, begin of the value, end

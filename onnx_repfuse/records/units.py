@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["duration", "quantity", "size", "three_digits"]
+__all__ = ["duration", "quantity", "size"]
 
 
 def quantity(count: int | None) -> str:
@@ -30,13 +30,13 @@ def _scaled(count: int, units: tuple[str, ...]) -> str:
         value, unit = value / 1000, unit + 1
     if unit == 0:
         return f"{count}{units[0]}"
-    return f"{three_digits(value)}{units[unit]}"
+    return f"{_three_digits(value)}{units[unit]}"
 
 
-def three_digits(value: float) -> str:
+def _three_digits(value: float) -> str:
     """A number below 1000.
 
-    >>> three_digits(1.234), three_digits(99.96), three_digits(0.5)
+    >>> _three_digits(1.234), _three_digits(99.96), _three_digits(0.5)
     ('1.23', '100', '0.50')
     """
     digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
@@ -53,5 +53,5 @@ def duration(seconds: float) -> str:
         return "0 s"
     for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
         if seconds * factor >= 0.9995:
-            return f"{three_digits(seconds * factor)} {unit}"
-    return f"{three_digits(seconds * 1e9)} ns"
+            return f"{_three_digits(seconds * factor)} {unit}"
+    return f"{_three_digits(seconds * 1e9)} ns"

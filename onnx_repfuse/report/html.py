@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from onnx_repfuse.records.reasons import Reason
     from onnx_repfuse.records.report import Refusal, Report
 
-__all__ = ["refusals_list", "render"]
+__all__ = ["render"]
 
 
 def render(outcomes: list[Outcome], version: str) -> str:
@@ -130,7 +130,7 @@ def _folds_and_refusals(report: Report, number: int, pictures: Pictures) -> list
         *_other_changes(report),
         "<h3>Not fused, and why</h3>",
         *(f'<p class="warn">Advice: {escape(sentence)}</p>' for sentence in advice(report)),
-        refusals_list(report, number) or "<p>Nothing was refused.</p>",
+        _refusals_list(report, number) or "<p>Nothing was refused.</p>",
         *(f"<p>{escape(note)}</p>" for note in report.notes),
     ]
 
@@ -161,7 +161,7 @@ def _other_changes(report: Report) -> list[str]:
     return parts
 
 
-def refusals_list(report: Report, model: int) -> str:
+def _refusals_list(report: Report, model: int) -> str:
     """A card for each reason, under a filter; "" if nothing was refused."""
     groups = by_reason(report.refusals)
     cards = [_card(reason, members, model) for reason, members in groups]

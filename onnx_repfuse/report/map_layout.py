@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from onnx_repfuse.records.graph_map import GraphMap
 
-__all__ = ["BAND_GAP", "Layout", "columns", "lay_out", "width_of_bands"]
+__all__ = ["Layout", "columns", "lay_out", "width_of_bands"]
 
 BAND_GAP = 1  # rows of cells between two bands
 _WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # of a band, in cells

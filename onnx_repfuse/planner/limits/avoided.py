@@ -12,12 +12,12 @@ from collections.abc import Iterable, Set
 from onnx_repfuse.planner.pricing.steps import Step
 from onnx_repfuse.planner.search.select import Selection
 
-__all__ = ["creates_avoided", "operator_of", "rises"]
+__all__ = ["creates_avoided", "rises"]
 
 _OPERATORS = {"Shift": "Add", "Norm": "BatchNormalization", "SizesMul": "Mul", "SizesAdd": "Add"}
 
 
-def operator_of(step: Step) -> str:
+def _operator_of(step: Step) -> str:
     """The ONNX operator that `emit` writes for a step."""
     if step.view is not None:
         return str(step.view.node.op)
@@ -31,7 +31,7 @@ def operator_of(step: Step) -> str:
 
 def creates_avoided(selection: Selection, avoided: Set[str]) -> bool:
     """Whether a fold would write more nodes of an avoided operator than it takes away."""
-    created = [operator_of(step) for step in selection.lowered.steps]
+    created = [_operator_of(step) for step in selection.lowered.steps]
     present = [node.op for node in selection.nodes]
     return any(rises(operator, created, present) for operator in avoided)
 
