@@ -202,15 +202,18 @@ def _inner_sizes(graph: onnx.GraphProto) -> Iterator[int]:
             constants.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
     for node in graph.node:
         for place, name in enumerate(node.input):
-            tensor = constants.get(name)
-            if tensor is None:
-                continue
-            if node.op_type in _SHAPED:
-                yield from _integers(tensor)
-            elif node.op_type in _ELEMENTWISE:
-                yield from (dim for dim in tensor.dims if dim > 1)  # positions are added to a sequence
-            elif node.op_type in ("Gemm", "MatMul") and place == 1:
-                yield from (dim for dim in tensor.dims[-2:] if dim > 1)  # features, or tokens that are mixed
+            if name in constants:
+                yield from _sizes_in(node, place, constants[name])
+
+
+def _sizes_in(node: onnx.NodeProto, place: int, tensor: onnx.TensorProto) -> Iterator[int]:
+    """Sizes that one constant input of a node mentions."""
+    if node.op_type in _SHAPED:
+        yield from _integers(tensor)
+    elif node.op_type in _ELEMENTWISE:
+        yield from (dim for dim in tensor.dims if dim > 1)  # positions are added to a sequence
+    elif node.op_type in ("Gemm", "MatMul") and place == 1:
+        yield from (dim for dim in tensor.dims[-2:] if dim > 1)  # features, or tokens that are mixed
 
 
 def _integers(tensor: onnx.TensorProto) -> list[int]:

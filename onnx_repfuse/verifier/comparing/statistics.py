@@ -33,12 +33,7 @@ def output_statistics(name: str, pairs: Pairs, other: str = "") -> OutputStatist
     pairs = [(first, second) for first, second in pairs if first.shape == second.shape and first.size]
     elements = sum(first.size for first, _ in pairs)
     if not elements or not _are_numbers(pairs):
-        different = sum(int(np.sum(first != second)) for first, second in pairs)
-        infinite = math.inf if different else 0.0
-        return OutputStatistics(
-            name, other or name, dtypes, elements, different, 0, None, None, None, None, None, None, {},
-            infinite, infinite, (),
-        )  # fmt: skip
+        return _without_distance(name, other or name, dtypes, pairs)
     gaps = [difference(first, second).ravel() for first, second in pairs]
     gap = np.concatenate(gaps)
     sizes = np.concatenate([_size(first) for first, _ in pairs])
@@ -70,6 +65,15 @@ def output_statistics(name: str, pairs: Pairs, other: str = "") -> OutputStatist
         minimum_rtol=float(relative.max(initial=0.0)) if passes_by_rtol else math.inf,
         histogram=_histogram(gap),
     )
+
+
+def _without_distance(name: str, other: str, dtypes: tuple[str, str], pairs: Pairs) -> OutputStatistics:
+    """The statistics of an output without elements, or of text: how many elements differ."""
+    elements = sum(first.size for first, _ in pairs)
+    different = sum(int(np.sum(first != second)) for first, second in pairs)
+    infinite = math.inf if different else 0.0
+    nothing = None, None, None, None, None, None
+    return OutputStatistics(name, other, dtypes, elements, different, 0, *nothing, {}, infinite, infinite, ())
 
 
 def _are_numbers(pairs: Pairs) -> bool:

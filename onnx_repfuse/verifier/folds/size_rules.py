@@ -8,7 +8,7 @@ windows in the fold's own nodes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import onnx
@@ -153,25 +153,27 @@ def _window_rules(model: onnx.ModelProto) -> Iterator[AxisRules]:
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     for node in model.graph.node:
         ints = {a.name: tuple(a.ints) for a in node.attribute if a.type == onnx.AttributeProto.INTS}
-        modes = {a.name: a.s.decode() for a in node.attribute if a.type == onnx.AttributeProto.STRING}
         kernel = ints.get("kernel_shape")
         if kernel is None and node.op_type == "Conv":  # the attribute may be left out
             kernel = shapes.get(node.input[1], ())[2:]
-        if not kernel or node.op_type == "ConvTranspose":
-            continue
-        rank = len(kernel)
-        strides = ints.get("strides") or (1,) * rank
-        dilations = ints.get("dilations") or (1,) * rank
-        pads = ints.get("pads") or (0,) * 2 * rank
-        rules = []
-        for axis, (size, stride, step) in enumerate(zip(kernel, strides, dilations, strict=False)):
-            extent = (size - 1) * step + 1
-            padding = pads[axis] + pads[axis + rank]
-            if modes.get("auto_pad", "NOTSET").startswith("SAME"):  # ceil(size / stride)
-                rules.append(SizeRule(1, stride - 1, stride))
-            else:
-                rules.append(SizeRule(1, padding - extent + stride, stride))
-        yield tuple(rules)
+        if kernel and node.op_type != "ConvTranspose":
+            yield tuple(_rules_of_window(node, kernel, ints))
+
+
+def _rules_of_window(
+    node: onnx.NodeProto, kernel: tuple[int, ...], ints: Mapping[str, tuple[int, ...]]
+) -> Iterator[SizeRule]:
+    """The rule of each axis: floor((size + padding - extent) / stride) + 1, or ceil(size / stride) with SAME."""
+    modes = {a.name: a.s.decode() for a in node.attribute if a.type == onnx.AttributeProto.STRING}
+    pads_to_same = modes.get("auto_pad", "NOTSET").startswith("SAME")
+    rank = len(kernel)
+    strides = ints.get("strides") or (1,) * rank
+    dilations = ints.get("dilations") or (1,) * rank
+    pads = ints.get("pads") or (0,) * 2 * rank
+    for axis, (size, stride, step) in enumerate(zip(kernel, strides, dilations, strict=False)):
+        extent = (size - 1) * step + 1
+        padding = pads[axis] + pads[axis + rank]
+        yield SizeRule(1, stride - 1 if pads_to_same else padding - extent + stride, stride)
 
 
 def _inverse(rule: SizeRule) -> SizeRule:

@@ -172,11 +172,15 @@ def _body(model: onnx.ModelProto, around: Frame, node: onnx.NodeProto) -> Frame:
         inner.input[:] = ["" if name in omitted else name for name in inner.input]
     graph.input.extend(onnx.ValueInfoProto(name=name) for name in function.input if name not in omitted)
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in function.output)
+    given = {name: outer for name, outer in arguments.items() if outer}
+    return Frame(graph, node, True, given, _imports(function, around))
+
+
+def _imports(function: onnx.FunctionProto, around: Frame) -> list[onnx.OperatorSetIdProto]:
+    """The operator sets of a body: its own, and of further domains those around it."""
     imports = [*function.opset_import]
     known = {version.domain for version in imports}
-    imports += [version for version in around.opset_import if version.domain not in known]
-    given = {name: outer for name, outer in arguments.items() if outer}
-    return Frame(graph, node, True, given, imports)
+    return imports + [version for version in around.opset_import if version.domain not in known]
 
 
 def _bind(node: onnx.NodeProto, values: dict[str, onnx.AttributeProto]) -> None:
