@@ -6,7 +6,7 @@ pools, depthwise convolutions, arithmetic. A channel may leave all of them at on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import onnx
@@ -91,12 +91,12 @@ class _Grower:
             if name in self.tensors:
                 continue
             self.tensors[name] = None
-            if not self._has_channels(name) or self.scope.is_seen(name) or len(nodes) > MAX_NODES:
-                self.is_closed = False
-                break
             producer = self.scope.producer.get(name)
+            is_ours = self._has_channels(name) and not self.scope.is_seen(name) and len(nodes) <= MAX_NODES
+            self.is_closed = is_ours and producer is not None
+            if not is_ours:
+                break
             around = [*([] if producer is None else [producer]), *self.scope.consumers.get(name, ())]
-            self.is_closed = producer is not None
             for node in around:
                 if id(node) not in nodes:
                     pending += self._joined(node, name, nodes)
@@ -111,13 +111,7 @@ class _Grower:
         if not self.is_free(node):
             self.is_closed = False
         elif is_convolution(self.scope, node) and not is_depthwise(self.scope, node):
-            # It may be both, of two regions: once for each tensor that it touches.
-            side = self.region.producers if node.outputs[0].name == name else self.region.sinks
-            is_known = has_one_group(node) and optional_input(node, WEIGHT) != name
-            is_known = is_known and self._weighs_all(node, is_sink=side is self.region.sinks)
-            if not any(node is other for other in side):
-                side.append(node)
-            self.is_closed = self.is_closed and is_known and optional_input(node, BIAS) != name
+            self._note_convolution(node, name)
         elif keeps_channels(self.scope, self.layouts, node):
             nodes.add(id(node))
             self.region.keepers.append(node)
@@ -125,6 +119,17 @@ class _Grower:
         else:
             self.is_closed = False
         return []
+
+    def _note_convolution(self, node: gs.Node, name: str) -> None:
+        """Note a convolution that writes or reads a tensor: it ends the region, if it has one group."""
+        # It may be both, of two regions: once for each tensor that it touches.
+        is_sink = node.outputs[0].name != name
+        side = self.region.sinks if is_sink else self.region.producers
+        if not any(node is other for other in side):
+            side.append(node)
+        is_parameter = name in (optional_input(node, WEIGHT), optional_input(node, BIAS))
+        is_known = has_one_group(node) and not is_parameter and self._weighs_all(node, is_sink=is_sink)
+        self.is_closed = self.is_closed and is_known
 
     def _weighs_all(self, node: gs.Node, *, is_sink: bool) -> bool:
         """Whether its weight has a row, or column, for each channel: one that has not does not run."""
@@ -175,7 +180,8 @@ def keeps_channels(scope: Scope, layouts: Mapping[str, ChannelLayout], node: gs.
     if node.op in _CONVOLUTIONS:
         return is_depthwise(scope, node)
     if node.op == _NORMALIZES:
-        return not node.attrs.get("training_mode", 0) and all(map(_is_const(scope), node.inputs[1:]))
+        is_constant = all(scope.const(tensor.name) is not None for tensor in node.inputs[1:])
+        return is_constant and not node.attrs.get("training_mode", 0)
     layout = layouts.get(node.outputs[0].name)
     if layout is None:
         return False
@@ -185,10 +191,6 @@ def keeps_channels(scope: Scope, layouts: Mapping[str, ChannelLayout], node: gs.
     if not operator(node).elementwise or node.op == "Cast" or "axis" in node.attrs:
         return False
     return all(_fits(scope, layouts, tensor.name, rank, layout.channels) for tensor in node.inputs)
-
-
-def _is_const(scope: Scope) -> Callable[[gs.Variable], bool]:
-    return lambda tensor: scope.const(tensor.name) is not None
 
 
 def _fits(scope: Scope, layouts: Mapping[str, ChannelLayout], name: str, rank: int, channels: int) -> bool:

@@ -37,7 +37,21 @@ def write_constants(
     Runtime would compute a constant in every run.
     """
     scope = plan.scope
-    stays = _Stays(scope, is_kept, banned, MAX_GROWN_FOR_SPEED if for_speed else 0)
+    room = MAX_GROWN_FOR_SPEED if for_speed else 0
+    written, absorbed = _absorbed(scope, _Stays(scope, is_kept, banned, room))
+    below = _nodes_below(scope, [node for node, _ in written], absorbed)
+    for node, wanted in written:
+        for name in wanted:
+            scope.created[name] = scope.constants[name]
+            # each output is a fold of its own: it is proved by itself
+            nodes = below[id(node)] if name == wanted[0] else [node]
+            plan.add(PlannedFold((name,), nodes, [], frozenset((Kind.CONSTANT,)), 0, 0))
+    replace_nodes(scope, {place: [] for place in absorbed})
+    return bool(written)
+
+
+def _absorbed(scope: Scope, stays: _Stays) -> tuple[list[tuple[gs.Node, list[str]]], set[int]]:
+    """The nodes that end in initializers, with their outputs that become these; and ids of all nodes that go."""
     written: list[tuple[gs.Node, list[str]]] = []
     absorbed: set[int] = set()
     # From the consumers to the producers: what only an absorbed node reads is absorbed with it.
@@ -50,15 +64,7 @@ def write_constants(
         absorbed.add(id(node))
         if wanted:
             written.append((node, wanted))
-    below = _nodes_below(scope, [node for node, _ in written[::-1]], absorbed)
-    for node, wanted in written[::-1]:
-        for name in wanted:
-            scope.created[name] = scope.constants[name]
-            # each output is a fold of its own: it is proved by itself
-            nodes = below[id(node)] if name == wanted[0] else [node]
-            plan.add(PlannedFold((name,), nodes, [], frozenset((Kind.CONSTANT,)), 0, 0))
-    replace_nodes(scope, {place: [] for place in absorbed})
-    return bool(written)
+    return written[::-1], absorbed
 
 
 def _is_wanted(scope: Scope, name: str, absorbed: set[int]) -> bool:

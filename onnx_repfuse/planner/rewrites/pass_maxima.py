@@ -87,17 +87,22 @@ def _pairs(context: Context, is_free: IsFree) -> Iterator[_Pair]:
         passes = operator(node).passes
         if passes is None or not is_free(node) or not _commutes(context, node):
             continue
-        before, behind = scope.producer.get(node.inputs[0].name), _only_consumer(scope, node)
-        candidates = [(before, node), (node, behind)]
-        for first, second in candidates:
-            if first is None or second is None or _only_consumer(scope, first) is not second:
-                continue
+        for first, second in _neighbours(scope, node):
             affine = _per_channel(context, first if second is node else second, passes, is_free)
             if affine is None or not _keeps_positions_of(node, affine):
                 continue
             if _folds_elsewhere(context, _Pair(first, second, affine)):
                 yield _Pair(first, second, affine)
                 break
+
+
+def _neighbours(scope: Scope, node: gs.Node) -> Iterator[tuple[gs.Node, gs.Node]]:
+    """A node with the one before it, and with the one behind it, where only the second reads the first."""
+    before, behind = scope.producer.get(node.inputs[0].name), _only_consumer(scope, node)
+    if before is not None and _only_consumer(scope, before) is node:
+        yield before, node
+    if behind is not None:
+        yield node, behind
 
 
 def _only_consumer(scope: Scope, node: gs.Node) -> gs.Node | None:
