@@ -23,6 +23,7 @@ from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.enforced import is_inferable, refers_to_call
 from onnx_repfuse.graph.evaluate import COMPUTED_TYPES, evaluate
 from onnx_repfuse.graph.old_opsets import OLDEST, in_oldest
+from onnx_repfuse.graph.operators.facts import HAVE_SUBGRAPHS
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, ONNX_DOMAINS, Const, Shape, static
 from onnx_repfuse.modelfile.dtypes import numpy_dtype, stored_size
 from onnx_repfuse.records.reasons import Reason
@@ -70,11 +71,8 @@ def why_not_constant(node: onnx.NodeProto) -> str:
         return "an attribute of it is known only when the function is called"
     if node.op_type in _RANDOM or (node.op_type == "Dropout" and _may_drop(node)):
         return "it is random"
-    if any(attribute.type in _GRAPHS for attribute in node.attribute) or node.op_type in (
-        "If",
-        "Loop",
-        "Scan",
-    ):
+    holds_graph = any(attribute.type in _GRAPHS for attribute in node.attribute)
+    if holds_graph or node.op_type in HAVE_SUBGRAPHS:
         return "it has subgraphs"
     if node.op_type in _QUANTIZES:
         return "it is quantized"

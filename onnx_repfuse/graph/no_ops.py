@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
+from onnx_repfuse.graph.operators.facts import HAVE_SUBGRAPHS
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, Scope, optional_input, static
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
@@ -27,7 +28,6 @@ _TELL_ZEROS_APART = {"Reciprocal": (0,), "Div": (1,), "Pow": (0,), "BitCast": (0
 _LOSE_SIGN = {
     "Abs", "Conv", "ConvTranspose", "Exp", "Gemm", "LogSoftmax", "MatMul", "Shape", "Sigmoid", "Softmax", "Softplus",
 }  # fmt: skip
-_HAVE_SUBGRAPHS = frozenset(("If", "Loop", "Scan"))
 
 
 def given_out(scope: Scope, node: gs.Node) -> str:
@@ -80,7 +80,7 @@ def _tells_zeros_apart(scope: Scope, name: str) -> bool:
             places = _TELL_ZEROS_APART.get(consumer.op, ())
             if any(optional_input(consumer, place) == tensor for place in places):
                 return True
-            is_unknown = "." in consumer.op or consumer.op in _HAVE_SUBGRAPHS  # of another domain
+            is_unknown = "." in consumer.op or consumer.op in HAVE_SUBGRAPHS  # of another domain
             if is_unknown:
                 return True
             if consumer.op not in _LOSE_SIGN:

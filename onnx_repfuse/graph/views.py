@@ -25,7 +25,7 @@ from onnx_repfuse.graph.dims import known_dims
 from onnx_repfuse.graph.extents import Dims
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import ChannelLayout
-from onnx_repfuse.graph.operators.facts import Layout, SpaceMap, SpaceMapSort, ViewCase
+from onnx_repfuse.graph.operators.facts import HAVE_SUBGRAPHS, Layout, SpaceMap, SpaceMapSort, ViewCase
 from onnx_repfuse.graph.operators.space_maps import permutation
 from onnx_repfuse.graph.scope import Const, Scope, Shape
 
@@ -42,7 +42,6 @@ __all__ = [
 
 MAX_SHAPE_NODES = 32  # between the shapes of tensors and the size that is computed from them
 _NONE: Mapping[str, gs.Node] = MappingProxyType({})
-_HAVE_SUBGRAPHS = frozenset(("If", "Loop", "Scan"))
 
 
 @dataclass(eq=False)
@@ -243,7 +242,7 @@ def computed_from_shapes(scope: Scope, name: str, gone: Mapping[str, gs.Node] = 
     seen: set[int] = set()
     while pending:
         producer = scope.producer.get(pending[-1]) or gone.get(pending[-1])
-        if producer is None or producer.op in _HAVE_SUBGRAPHS or len(seen) > MAX_SHAPE_NODES:
+        if producer is None or producer.op in HAVE_SUBGRAPHS or len(seen) > MAX_SHAPE_NODES:
             return []
         if id(producer) in seen:  # all that it reads has been visited
             nodes.setdefault(id(producer), producer)

@@ -20,6 +20,7 @@ from onnx_repfuse.graph.operators.channel_rules import BY_SHAPE, ChannelRule
 from onnx_repfuse.graph.scope import Scope, Shape
 
 __all__ = [
+    "HAVE_SUBGRAPHS",
     "MALFORMED",
     "Attributes",
     "Doubt",
@@ -42,6 +43,7 @@ MALFORMED = (  # what computing with attributes and values that make no sense ra
     IndexError,
     AttributeError,
 )
+HAVE_SUBGRAPHS = frozenset(("If", "Loop", "Scan"))  # the operators of ONNX that hold graphs
 Attributes = Mapping[str, Any]
 Values = NDArray[Any]
 Layout = tuple[int, int]  # channel axis (1 or -1) and spatial rank
