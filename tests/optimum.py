@@ -48,7 +48,7 @@ from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.forms.view_sources import is_viewed_form, tensors_read
 from onnx_repfuse.planner.limits.every_size import why_not_at_every_size
 from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
-from onnx_repfuse.planner.limits.shape_readers import lost_shapes
+from onnx_repfuse.planner.limits.shape_consumers import lost_shapes
 from onnx_repfuse.planner.plan_scope import plan_scope
 from onnx_repfuse.planner.pricing.cost import ORT_CPU, Price, node_price
 from onnx_repfuse.planner.pricing.sizes import Sizes
