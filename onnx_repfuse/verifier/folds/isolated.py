@@ -42,7 +42,7 @@ from onnx_repfuse.verifier.folds.size_rules import (
 from onnx_repfuse.verifier.folds.stimuli import Stimulus, stimuli
 from onnx_repfuse.verifier.folds.structures import FoldSession, Structures
 from onnx_repfuse.verifier.noise import nudge_feed, nudged_weights
-from onnx_repfuse.verifier.oracle.tensor import Unsupported
+from onnx_repfuse.verifier.oracle.tensor import TooLarge, Unsupported
 from onnx_repfuse.verifier.session import DoesNotRun, open_session
 
 __all__ = ["probe"]
@@ -89,7 +89,7 @@ def probe(case: FoldCase, seed: int = 0, structures: Structures | None = None) -
             comparison = Comparison(case.output, "isolated", backend)
             comparison.note(f"the oracle does not know {reason}; the runtime alone was the judge")
             return _by_runtime_alone(case, before, after, comparison, seed, structures.runtime)
-    except _Failed as reason:
+    except (_Failed, TooLarge) as reason:
         return comparison.failed(str(reason))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from onnx_repfuse.records.float_formats import is_float
-from onnx_repfuse.verifier.oracle.tensor import Context, Tensor, Unsupported
+from onnx_repfuse.verifier.oracle.tensor import Context, Tensor, Unsupported, check_size
 
 
 def _ints(context: Context, name: str, operand: Tensor | None) -> list[int] | None:
@@ -52,6 +52,7 @@ def pad(
         width[axis] = max(0, before), max(0, after)
         crop[axis] = slice(max(0, -before), x.value.shape[axis] - max(0, -after))
     cut = x.map(lambda a: a[tuple(crop)])
+    check_size([size + sum(more) for size, more in zip(cut.value.shape, width, strict=True)])
     mode = context.attributes.get("mode", "constant")
     if mode == "constant":
         fill = float(context.attributes.get("value", 0.0) if value is None else value.value.ravel()[0])

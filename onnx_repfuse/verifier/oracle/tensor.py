@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +12,25 @@ import onnx
 
 from onnx_repfuse.records.float_formats import is_float
 
-__all__ = ["Array", "Context", "StoredKernel", "Tensor", "Unsupported"]
+__all__ = ["Array", "Context", "StoredKernel", "Tensor", "TooLarge", "Unsupported", "check_size"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_MOST_ELEMENTS = 1 << 28  # 2 GiB in float64
 
 
 class Unsupported(Exception):  # noqa: N818 - an outcome: another judge takes over
     """The oracle does not know this operator, or this form of it."""
+
+
+class TooLarge(Exception):  # noqa: N818 - an outcome: nobody may judge this
+    """A tensor at this size takes more memory than a proof may."""
+
+
+def check_size(shape: Sequence[int]) -> None:
+    """Raise TooLarge for a tensor of this shape."""
+    if math.prod(shape) > _MOST_ELEMENTS:
+        sizes = "x".join(map(str, shape))
+        raise TooLarge(f"a tensor of {sizes} elements is more than is evaluated")
 
 
 @dataclass(frozen=True)

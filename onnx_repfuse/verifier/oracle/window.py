@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_repfuse.verifier.oracle.tensor import Array, Context
+from onnx_repfuse.verifier.oracle.tensor import Array, Context, check_size
 
 __all__ = ["Window"]
 
@@ -76,6 +76,7 @@ class Window:
         if min(map(min, width)) < 0:
             raise ValueError("negative padding")
         sizes = [begin + size + end for size, (begin, end) in zip(x.shape[2:], width, strict=True)]
+        check_size((*x.shape[:2], *sizes))
         padded = np.zeros((*x.shape[:2], *sizes), x.dtype)  # np.pad takes ten times as long for small tensors
         inner = (slice(begin, begin + size) for size, (begin, _) in zip(x.shape[2:], width, strict=True))
         where = (slice(None), slice(None), *inner)

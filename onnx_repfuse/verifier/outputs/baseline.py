@@ -12,6 +12,7 @@ import onnx
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.verifier.distance import Array, flatten
 from onnx_repfuse.verifier.endless import refuse_endless
+from onnx_repfuse.verifier.huge import refuse_huge
 from onnx_repfuse.verifier.input_hints import input_hints
 from onnx_repfuse.verifier.inputs import FeedGroup, FeedKey, FeedSpec, choose_feeds
 from onnx_repfuse.verifier.intermediates import Intermediates, open_with_extra_outputs, read_intermediates
@@ -133,7 +134,8 @@ def measure_original(
         skeleton: the original without its weights, so that they need not be read for its integer inputs.
 
     Raises:
-        NoImplementation: it has an operator that nothing here implements, or that ONNX Runtime never ends on.
+        NoImplementation: it has an operator that nothing here implements, or that ONNX Runtime never ends on, or a
+            tensor too large to be run.
         InputError: it does not run; the message is one line.
     """
     spec = spec or FeedSpec()
@@ -141,6 +143,7 @@ def measure_original(
     parsed = _parsed(original, skeleton)
     if parsed is not None:
         refuse_endless(parsed)
+        refuse_huge(parsed)
     in_half_precision = parsed is not None and uses_short_floats(parsed)
     tails = _tails(original, skeleton)
     try:
