@@ -114,7 +114,9 @@ def _filled(
 def _ordinary_shapes(case: FoldCase, exact: Oracle) -> dict[str, tuple[int, ...]] | None:
     """The shapes of the last probe that the nodes accept, with a few rows if they take any number of them."""
     for rules in candidate_rules(case):
-        last = [stimulus.feed for stimulus in stimuli(case, rules) if stimulus.kind == "noise"][-1:]
+        last = [stimulus.feed for stimulus in stimuli(case, rules) if stimulus.kind in ("noise", "halves")][
+            -1:
+        ]
         for feed in last:
             shapes = {name: array.shape for name, array in feed.items()}
             if all(source.batch is None for source in case.sources):

@@ -39,7 +39,8 @@ _LARGE_KERNEL = 8  # extent from which on a kernel gets fewer and smaller sizes 
 
 
 class Stimulus(NamedTuple):
-    """One feed of the fold's sources, with a word for what it is: "border", "impulse", "noise" or "stacked"."""
+    """One feed of the fold's sources, with a word for what it is: "border", "impulse", "noise", "halves" or
+    "stacked"."""
 
     kind: str
     feed: dict[str, Array]
@@ -80,6 +81,9 @@ def _probes(case: FoldCase, rng: np.random.Generator, of_weights: bool) -> Itera
         positions = max(map(_fixed_positions, case.sources), default=1)
         elements = max((math.prod(dim or 1 for dim in source.dims) for source in case.sources), default=1)
         is_large = case.weights * positions > _MAX_PRODUCTS or elements >= _MANY_ELEMENTS
+        if is_large and positions >= _MANY_POSITIONS:
+            yield _halves(case, rng)
+            return
         # Each position is a sample of its own, and many hold no impulse: there, those of large folds are zeros.
         rows = 4 if positions < _MANY_POSITIONS else 2
         yield _noise("noise", (), 1 if is_large else rows, not is_large, rng)
@@ -99,6 +103,33 @@ def _probes(case: FoldCase, rng: np.random.Generator, of_weights: bool) -> Itera
         yield _noise("border", border, rows, rows > 1, rng)
     yield from impulses
     yield _noise("noise", _ordinary_size(extents, strides, budget // 3), 1, False, rng)
+
+
+def _halves(case: FoldCase, rng: np.random.Generator) -> _Probe:
+    """One row of which the first half of the positions holds noise, and the second half impulses of all channels.
+
+    For sizes that are fixed and large, as evaluating one row takes long. Two sources that are multiplied meet in both.
+    """
+    _, amplitude = _impulse(case)
+
+    def fill(source: Source, shape: tuple[int, ...]) -> Array:
+        data = rng.standard_normal(shape)
+        if source.has_channels:
+            by_position = np.moveaxis(data, source.channel, -1)  # a view, (N, *space, C)
+            positions = math.prod(by_position.shape[1:-1])
+            half = positions // 2
+            flat = by_position.reshape(len(data), positions, -1)  # a copy where the channels are not last
+            sparse = np.zeros_like(flat[:, half:])
+            blocks = _blocks_of_channels(case, source, flat.shape[-1])
+            spacing = max(1, (positions - half) // (int(blocks.max()) + 1))
+            at = blocks * spacing % max(1, positions - half)
+            if half:
+                sparse[:, at, np.arange(len(at))] = amplitude * flat[:, 0]
+                flat[:, half:] = sparse
+                by_position[...] = flat.reshape(by_position.shape)
+        return data.astype(source.dtype)
+
+    return _Probe("halves", (), 1, fill)
 
 
 def _stacked(probes: Sequence[_Probe]) -> _Probe:
@@ -184,6 +215,24 @@ def _sampled_strides(case: FoldCase, size: tuple[int, ...], strides: tuple[int, 
     return tried
 
 
+def _impulse(case: FoldCase) -> tuple[int, float]:
+    """(how many channels are set at one position, how large): an output sums one block of channels.
+
+    In a short format rounding hides more: one term, and a larger one beside the bias. So a weight that is off by a
+    hundredth of itself shows, however small it is beside its neighbours.
+    """
+    return (1, 64.0) if case.float_format.is_half else (64, 8.0)
+
+
+def _blocks_of_channels(case: FoldCase, source: Source, count: int) -> Array:
+    """The number of the block that each of `count` channels belongs to, where every block gets a position, (count,).
+
+    Of each group of a grouped convolution, the same block: groups do not meet in any output.
+    """
+    depth = max(1, min(case.depth, count))
+    return np.arange(count) % depth // _impulse(case)[0]
+
+
 def _impulses(
     case: FoldCase,
     size: tuple[int, ...],
@@ -200,10 +249,8 @@ def _impulses(
     """
     # Which taps of a strided kernel read a position depends on its remainder.
     phases = list(itertools.product(*map(range, _sampled_strides(case, size, strides))))
-    # An output sums one block. In a short format rounding hides more: one term, and a larger one beside the bias. So
-    # a weight that is off by a hundredth of itself shows, however small it is beside its neighbours.
     is_short = case.float_format.is_half
-    block, amplitude = (1, 64.0) if is_short else (64, 8.0)
+    block, amplitude = _impulse(case)
     blocks = -(-case.depth // block)
     if is_short:
         rows = max(rows, _MAX_HALF_PRODUCTS // max(1, case.weights * math.prod(size)))
