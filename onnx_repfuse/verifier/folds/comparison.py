@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from onnx_repfuse.records.verdict import StageVerdict, Status
 from onnx_repfuse.verifier.distance import Array
+from onnx_repfuse.verifier.folds.blocks import Block
 
 __all__ = ["Comparison"]
 
@@ -36,8 +37,20 @@ class Comparison:
     _worst: _Element = field(default_factory=_Element)
     _notes: dict[str, None] = field(default_factory=dict)  # in order, each once
 
-    def record(self, gap: Array, tolerance: Array, where: str) -> None:
-        """Add one comparison; a gap that is NaN, or has the tolerance NaN, counts as infinite."""
+    @property
+    def fails(self) -> bool:
+        """Whether anything was beyond its tolerance."""
+        return self._worst.ratio > 1.0
+
+    def anew(self) -> Comparison:
+        """Of the same fold, with the same remarks, and no comparison yet."""
+        return replace(self, _worst=_Element())
+
+    def record(self, gap: Array, tolerance: Array, where: str, block: Block = ()) -> None:
+        """Add one comparison, of a block of the tensor if there is one.
+
+        A gap that is NaN, or has the tolerance NaN, counts as infinite.
+        """
         tolerance = np.broadcast_to(tolerance, gap.shape)
         if not gap.size:
             return
@@ -49,6 +62,8 @@ class Comparison:
             worst = int(ratio.argmax())
         if float(ratio.flat[worst]) > self._worst.ratio:
             position = tuple(int(i) for i in np.unravel_index(worst, gap.shape))
+            if block:
+                position = tuple(i + span.start for i, span in zip(position, block, strict=True))
             self._worst = _Element(
                 float(ratio.flat[worst]),
                 float(gap.flat[worst]),
@@ -62,11 +77,11 @@ class Comparison:
 
     def verdict(self) -> StageVerdict:
         """PASSED if every comparison stayed within its tolerance, else FAILED."""
-        ratio, error, tolerance, where = self._worst
+        _, error, tolerance, where = self._worst
         text = f"'{self.output}' differs by {error:.3g} where {tolerance:.3g} is allowed"
-        if ratio > 1.0:
+        if self.fails:
             text = f"{text}, {where}"
-        status = Status.FAILED if ratio > 1.0 else Status.PASSED
+        status = Status.FAILED if self.fails else Status.PASSED
         return self._verdict(status, error, tolerance, "; ".join((text, *self._notes)))
 
     def equal(self, why: str) -> StageVerdict:

@@ -19,7 +19,7 @@ Half precision has sharper bounds, of sums of squares. docs/verification.md deri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -27,6 +27,7 @@ import onnx
 
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, FloatFormat
 from onnx_repfuse.verifier.distance import Array, difference, largest, ulp
+from onnx_repfuse.verifier.folds.blocks import Block, part_of
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.noise import flush_tolerance, noise_tolerance
 from onnx_repfuse.verifier.oracle.evaluator import Oracle
@@ -67,6 +68,12 @@ class Evaluation:
     squares: Array | None
     stored: Array | None
     flushed: float = 0.0
+
+    def part(self, block: Block) -> Evaluation:
+        """Of a block of the value."""
+        squares, stored = (None if a is None else part_of(a, block) for a in (self.squares, self.stored))
+        value, magnitude, terms = (part_of(a, block) for a in (self.value, self.magnitude, self.terms))
+        return replace(self, value=value, magnitude=magnitude, terms=terms, squares=squares, stored=stored)
 
     @property
     def underflow(self) -> Array:

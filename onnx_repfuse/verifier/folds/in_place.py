@@ -15,6 +15,7 @@ import onnx
 
 from onnx_repfuse.records.verdict import StageVerdict
 from onnx_repfuse.verifier.distance import Array, difference
+from onnx_repfuse.verifier.folds.blocks import blocks, part_of
 from onnx_repfuse.verifier.folds.comparison import Comparison
 from onnx_repfuse.verifier.folds.error_bound import (
     SIZE_ERRORS,
@@ -75,18 +76,15 @@ def check_in_place(
         return comparison.failed(f"its replacement does not run in place: {error}")
     if actual.shape != expected.shape:
         return comparison.failed(f"in place its shape is {actual.shape} instead of {expected.shape}")
-    usable = case.is_usable(expected.astype(np.float64))
-    if not usable.any():
+    if not any(_usable(case, expected[block]).any() for block in blocks(expected.shape)):
         return comparison.not_observed("the original's activations overflow there")
-    gap = difference(expected, actual)
-    if not usable.all():  # rare; the masks take time
-        gap = np.where(usable, gap, 0.0)
-    where = "on the model's own activations"
     if _takes_long(case, expected):
-        quick = _tolerance_by_noise(case, feed, expected, structures)
-        if quick is not None and not (gap > quick).any():
-            comparison.record(gap, quick, where)
-            return comparison.verdict()
+        quick = comparison.anew()
+        by_noise = _tolerance_by_noise(case, feed, expected, structures)
+        if by_noise is not None:
+            _record(case, quick, expected, actual, expected, by_noise)
+            if not quick.fails:
+                return quick.verdict()
     tolerance: Array | None
     try:
         tolerance = _tolerance(case, feed, expected.shape)
@@ -95,14 +93,36 @@ def check_in_place(
         tolerance = _tolerance_by_noise(case, feed, expected, structures)
         if tolerance is None:
             return comparison.failed("its nodes do not run alone")
-    if (gap > tolerance).any():
-        measured = _by_own_error(case, feed, expected, tolerance)
-        if measured is not None:
-            truth, tolerance = measured
-            gap = np.where(usable, difference(truth, actual), 0.0)
-            where = f"from float64, {where}"
-    comparison.record(gap, tolerance, where)
+    _record(case, comparison, expected, actual, expected, tolerance)
+    measured = _by_own_error(case, feed, expected, tolerance) if comparison.fails else None
+    if measured is not None:
+        comparison = comparison.anew()
+        truth, tolerance = measured
+        _record(case, comparison, expected, actual, truth, tolerance, "from float64, ")
     return comparison.verdict()
+
+
+def _record(
+    case: FoldCase,
+    comparison: Comparison,
+    expected: Array,
+    actual: Array,
+    truth: Array,
+    tolerance: Array,
+    how: str = "",
+) -> None:
+    """Compare with `truth` what is usable of the original's tensor, `expected`."""
+    for block in blocks(expected.shape):
+        gap = difference(truth[block], actual[block])
+        usable = _usable(case, expected[block])
+        if not usable.all():  # rare; the masks take time
+            gap = np.where(usable, gap, 0.0)
+        where = f"{how}on the model's own activations"
+        comparison.record(gap, part_of(tolerance, block), where, block)
+
+
+def _usable(case: FoldCase, values: Array) -> Array:
+    return case.is_usable(values if values.dtype == np.float32 else values.astype(np.float64))
 
 
 def _takes_long(case: FoldCase, expected: Array) -> bool:

@@ -20,6 +20,7 @@ import numpy as np
 from onnx_repfuse.records.runtime import Runtime
 from onnx_repfuse.records.verdict import StageVerdict, Status
 from onnx_repfuse.verifier.distance import Array, difference
+from onnx_repfuse.verifier.folds.blocks import Block, blocks
 from onnx_repfuse.verifier.folds.comparison import Comparison
 from onnx_repfuse.verifier.folds.error_bound import (
     SIZE_ERRORS,
@@ -111,19 +112,15 @@ def _by_oracle(
     for stimulus, expected in _fitting(case, first, seed, rules, of_weights=proved is not None):
         actual = _evaluate_replacement(second, stimulus, expected.value.shape)
         was_compared = True
-        # 1. Oracle against oracle.
-        bound = folding_bound(expected, actual)
-        if case.is_initializer:  # the runtime computed it: nothing was folded in float64
-            bound = bound + runtime_bound(expected)
+        outputs: tuple[Array, Array] | None = None
+        products = case.products(expected.value.shape)
+        if comparison.backend != "reference" or products <= _REFERENCE_PRODUCTS:
+            outputs = _run(case, before, after, stimulus, expected.value.shape)
+        was_run = was_run or outputs is not None
         where = f"on {stimulus.kind} inputs of {_sizes(stimulus)}"
-        comparison.record(difference(expected.value, actual.value), bound, where)
-        if comparison.backend == "reference" and case.products(expected.value.shape) > _REFERENCE_PRODUCTS:
-            continue
-        outputs = _run(case, before, after, stimulus, expected.value.shape)
-        if outputs is not None:  # 2. and 3. The runtime against the oracle.
-            was_run = True
-            gap, allowed = _runtime_errors(case, expected, actual, *outputs)
-            comparison.record(gap, allowed + bound, f"in {comparison.backend}, {where}")
+        for block in blocks(expected.value.shape):
+            parts = expected.part(block), actual.part(block)
+            _compare(case, comparison, *parts, outputs, where, block)
     if not was_compared:
         raise _Failed(_NOTHING_FITS)
     if not was_run:
@@ -132,6 +129,27 @@ def _by_oracle(
     if was_run and verdict.status is Status.PASSED:
         structures.note_proved(case, rules)
     return verdict
+
+
+def _compare(
+    case: FoldCase,
+    comparison: Comparison,
+    expected: Evaluation,
+    actual: Evaluation,
+    outputs: tuple[Array, Array] | None,
+    where: str,
+    block: Block,
+) -> None:
+    """The three comparisons of one block. Raises Unsupported."""
+    # 1. Oracle against oracle.
+    bound = folding_bound(expected, actual)
+    if case.is_initializer:  # the runtime computed it: nothing was folded in float64
+        bound = bound + runtime_bound(expected)
+    comparison.record(difference(expected.value, actual.value), bound, where, block)
+    if outputs is not None:  # 2. and 3. The runtime against the oracle.
+        old, new = outputs
+        gap, allowed = _runtime_errors(case, expected, actual, old[block], new[block])
+        comparison.record(gap, allowed + bound, f"in {comparison.backend}, {where}", block)
 
 
 def _fitting(
