@@ -47,7 +47,8 @@ _FEW_RUNS = 8
 _WORTH_GIVING_BACK = 16 << 20  # bytes
 _ELEMENT_BYTES = 4  # float32, as a rule
 _UNKNOWN_SIZE_FACTOR = 8  # a tensor of unknown size is taken for this many times the largest input
-_MAX_FILE_IN_MEMORY = 128 << 20  # bytes; a larger file is copied to disk to get its extra outputs
+# bytes; a larger file is copied on the disk to get its extra outputs, as the bytes would be held twice in memory
+_MAX_FILE_IN_MEMORY = 16 << 20
 
 
 def read_intermediates(
