@@ -19,7 +19,7 @@ from onnx_repfuse.verifier.oracle.window import Window
 
 # Bounds of memory: patches repeat each input element once per tap, and float64 weights are twice the file's or more.
 PATCH_ELEMENTS = 1 << 22
-BLOCK_ELEMENTS = 1 << 20
+BLOCK_ELEMENTS = 1 << 16
 _MANY_TAPS = 10  # of a depthwise kernel, from which on it is looked for zeros among what it reads
 
 

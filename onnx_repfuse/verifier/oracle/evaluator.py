@@ -20,9 +20,9 @@ from onnx_repfuse.verifier.oracle.tensor import Array, Context, StoredKernel, Te
 
 __all__ = ["Oracle", "Truth"]
 
-# Elements of a kernel from which on it stays in its stored type. Converting smaller ones anew for each input would take
-# twice the time and save little.
-LARGE_KERNEL = 1 << 22
+# Elements of a kernel from which on it stays in its stored type. Most folds evaluate few inputs, for which blocks in
+# the processor's cache are converted faster than a kernel is in memory.
+LARGE_KERNEL = 1 << 16
 
 
 @dataclass(frozen=True)
