@@ -169,6 +169,18 @@ def test_outputs_may_differ_as_the_inputs_own_do(tmp_path: Path) -> None:
     assert "shapes" in expected.unequal([same[1:]])
 
 
+def test_an_output_that_is_all_noise_shows_none_but_large_differences(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Sub", ["x", "one"], ["y"])]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1000]) for name in "xy")
+    one = helper.make_tensor("one", TensorProto.FLOAT, [], [1.0])
+    path = tmp_path / "zero.onnx"
+    graph = helper.make_graph(nodes, "g", [x], [y], [one])
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 17)]), path)
+    expected = Expected(path, [np.ones(1000, np.float32)], "onnxruntime", 1)
+    assert not expected.unequal([np.full(1000, 2e-7, np.float32)])
+    assert "differs" in expected.unequal([np.full(1000, 1e-5, np.float32)])
+
+
 def _row(name: str, factor: float, again: float = 0.0, threads: int = 1) -> dict[str, Any]:
     times = {"input": [2.0] * 3, "onnxslim": [2.0] * 3, "ours": [2 * factor] * 3, "ours -O2": [factor] * 3}
     return {
