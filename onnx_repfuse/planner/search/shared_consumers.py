@@ -65,7 +65,8 @@ def may_be_absorbed(cover: Cover, name: str) -> bool:
     consumers = scope.consumers.get(name, [])
     if not 1 <= len(consumers) <= MAX_CONSUMERS or len(cover.lifts[name].node.outputs) != 1:
         return False
-    if cover.entries[name].node.macs:
+    is_factor = all(isinstance(term.kernel, Vector) for term in cover.lifts[name].terms)
+    if cover.entries[name].node.macs and not is_factor:
         return False  # absorbed by each consumer, a convolution would be computed several times
     return all(_is_linear_in(cover, consumer, name) for consumer in consumers)
 

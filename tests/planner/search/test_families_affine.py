@@ -355,3 +355,18 @@ def test_a_shift_that_padding_keeps_stays_in_a_batch_normalization(around: str) 
     assert left.get("Add", 0) == (around == "two consumers")
     assert "Mul" not in left
     assert equal(model, result.model) > 0
+
+
+def test_a_factor_written_as_a_depthwise_conv_goes_into_all_that_read_it() -> None:
+    """A BatchNormalization is, to some exporters, a depthwise 1x1 Conv."""
+    net = Net(4)
+    y = net.conv(net.op("Relu", "x"), 4, 4, 1, group=4)
+    first, second = net.conv(y, 4, 5, 1), net.conv(y, 4, 6, 1)
+    check(net.model(net.op("Relu", first), net.op("Sigmoid", second)), {"Relu": 2, "Conv": 2, "Sigmoid": 1})
+
+
+def test_a_conv_of_several_taps_is_not_computed_for_each_that_reads_it() -> None:
+    net = Net(4)
+    y = net.conv(net.op("Relu", "x"), 4, 4, 3, group=4)
+    first, second = net.conv(y, 4, 5, 1), net.conv(y, 4, 6, 1)
+    check(net.model(net.op("Relu", first), net.op("Sigmoid", second)), None)
