@@ -88,7 +88,18 @@ class _Stays:
         used = [tensor.name for tensor in node.outputs if scope.is_used(tensor.name)]
         if not used or not self.banned.isdisjoint(used) or not scope.outputs.isdisjoint(used):
             return False
-        return all(scope.const(name) is not None for name in used) and not self.is_kept(node)
+        if any(scope.const(name) is None or self._would_not_load(name) for name in used):
+            return False
+        return not self.is_kept(node)
+
+    def _would_not_load(self, name: str) -> bool:
+        """Whether ONNX Runtime refuses a reader of a tensor once that is an initializer.
+
+        Range wants scalars. Runtimes take vectors of one number, too, but refuse initializers that are vectors.
+        """
+        value = self.scope.const(name)
+        is_vector = value is not None and len(value.shape) > 0
+        return is_vector and any(reader.op == "Range" for reader in self.scope.consumers.get(name, ()))
 
     def would_grow(self, node: gs.Node, name: str) -> bool:
         """Whether the file would grow by more than a little if a tensor became an initializer."""

@@ -391,3 +391,18 @@ def test_half_precision_is_computed_as_the_runtime_does(kind: Any) -> None:
     assert result.model is not None
     assert counts(result.model) == {"Conv": 1, "Relu": 1}
     assert _kernel(result).tobytes() == np.asarray(expected).tobytes()
+
+
+@pytest.mark.parametrize("op", ["Mul(two, one)", "Identity(two)"])
+def test_a_vector_of_one_number_that_a_range_reads_stays_computed(op: str) -> None:
+    """ONNX Runtime takes it where it is computed, and does not load a Range of an initializer that is no scalar."""
+    made = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (int64[N] x) => (int64[N] y) <int64[1] two = {{2}}, int64 zero = {{0}}, int64 one = {{1}}> {{
+            end = {op}
+            numbers = Range(zero, end, one)
+            y = Add(x, numbers)
+        }}""")
+    feed = {"x": np.array([5, 5])}
+    (expected,) = run(made, feed)
+    (got,) = run(fuse(made, options=Options(check=False)).model, feed)
+    np.testing.assert_array_equal(got, expected)
