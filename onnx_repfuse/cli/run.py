@@ -42,11 +42,9 @@ def execute(given: CliArguments, version: str) -> int:
     paths.check_reports(given, pairs)
     if given.provider is not None:
         runtime_of(options)
-    if gates:
-        check_operators("--fail-on-remaining", gates)
+    check_operators("--fail-on-remaining", gates)
     _check_peer(options)
-    if options.avoid:
-        check_operators("--avoid", sorted(options.avoid))
+    check_operators("--avoid", sorted(options.avoid))
     if not debugging(given):
         warnings.simplefilter("ignore")  # onnxruntime's and onnx's are not about the user's command
     tasks = [
