@@ -29,7 +29,7 @@ from onnx_repfuse.graph.scope import Scope, optional_input, static
 from onnx_repfuse.graph.size_lists import SizeList, constant_list, size_list
 from onnx_repfuse.graph.windows import window_of
 
-__all__ = ["equal_shapes", "known_dims", "known_list", "note_sizes"]
+__all__ = ["dims_of", "equal_shapes", "known_dims", "known_list", "note_sizes"]
 
 
 def known_dims(scope: Scope) -> dict[str, Dims]:
@@ -39,6 +39,12 @@ def known_dims(scope: Scope) -> dict[str, Dims]:
         following.read()
         scope.dims, scope.size_lists = following.found, following.lists
     return scope.dims
+
+
+def dims_of(scope: Scope, name: str) -> Dims | None:
+    """The dims of a tensor; None if not even the rank is known. Where all are numbers, no other tensor is looked at."""
+    proved = static(scope.shape(name))
+    return known_dims(scope).get(name) if proved is None else proved
 
 
 def note_sizes(scope: Scope) -> None:
@@ -83,8 +89,7 @@ def known_list(scope: Scope, name: str) -> list[int] | None:
 
 def equal_shapes(scope: Scope, names: Sequence[str]) -> bool:
     """Whether tensors have the same shape, whatever that is."""
-    found = known_dims(scope)
-    first, *others = [found.get(name) for name in names]
+    first, *others = [dims_of(scope, name) for name in names]
     return first is not None and all(other == first for other in others)
 
 

@@ -7,31 +7,43 @@ Slices behind windows are left out at first, and shown only where what they read
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
 
 import onnx
 
 from onnx_repfuse.graph.operators import operator_of_proto
 
-__all__ = ["infer_shapes"]
+__all__ = ["GuardedModel"]
 
 _NONE = onnx.AttributeProto()
 
 
-def infer_shapes(model: onnx.ModelProto, *, data_prop: bool) -> onnx.GraphProto:
-    """The graph with all types that inference finds; nodes are in topological order.
+@dataclass(frozen=True, eq=False)
+class GuardedModel:
+    """A model whose shapes are inferred; nodes are in topological order."""
 
-    Raises:
-        onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError: a node makes no sense.
-    """
-    levels = _slices_behind_windows(model.graph.node)
-    hidden = {place for level in levels for place in level}
-    for level in levels:
-        sizes = _inferred_sizes(_without(model, hidden))
-        nodes = model.graph.node
-        hidden -= {place for place in level if min(sizes.get(nodes[place].input[0], ()), default=0) >= 0}
-    shown = _without(model, hidden) if levels else model
-    return onnx.shape_inference.infer_shapes(shown, data_prop=data_prop).graph
+    model: onnx.ModelProto
+
+    def infer_shapes(self, *, data_prop: bool) -> onnx.GraphProto:
+        """The graph with all types that inference finds.
+
+        Raises:
+            onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError: a node makes no sense.
+        """
+        return onnx.shape_inference.infer_shapes(self._shown, data_prop=data_prop).graph
+
+    @cached_property
+    def _shown(self) -> onnx.ModelProto:
+        """The model without the Slices that inference must not see."""
+        levels = _slices_behind_windows(self.model.graph.node)
+        hidden = {place for level in levels for place in level}
+        for level in levels:
+            read = {place: self.model.graph.node[place].input[0] for place in level}
+            sizes = _inferred_sizes(_without(self.model, hidden), set(read.values()))
+            hidden -= {place for place, name in read.items() if min(sizes.get(name, ()), default=0) >= 0}
+        return _without(self.model, hidden) if hidden else self.model
 
 
 def _slices_behind_windows(nodes: Sequence[onnx.NodeProto]) -> list[list[int]]:
@@ -76,8 +88,8 @@ def _without(model: onnx.ModelProto, hidden: Collection[int]) -> onnx.ModelProto
     return copy
 
 
-def _inferred_sizes(model: onnx.ModelProto) -> Mapping[str, Sequence[int]]:
-    """The sizes of all tensors, 0 where they are not known."""
+def _inferred_sizes(model: onnx.ModelProto, names: Set[str]) -> Mapping[str, Sequence[int]]:
+    """The sizes of tensors, 0 where they are not known."""
     graph = onnx.shape_inference.infer_shapes(model).graph
-    values = (*graph.value_info, *graph.input, *graph.output)
+    values = [value for value in (*graph.value_info, *graph.input, *graph.output) if value.name in names]
     return {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}

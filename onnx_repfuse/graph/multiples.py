@@ -13,7 +13,7 @@ from math import lcm
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.dims import known_dims
+from onnx_repfuse.graph.dims import dims_of
 from onnx_repfuse.graph.extents import Dim, behind
 from onnx_repfuse.graph.scope import Scope, optional_input, static
 from onnx_repfuse.graph.size_lists import constant_list
@@ -28,7 +28,7 @@ def multiples(scope: Scope) -> dict[Dim, int]:
     for node in scope.nodes if sampled else ():
         if node.op != "Concat" or not _is_convolved(scope, node):
             continue
-        dims = [known_dims(scope).get(tensor.name, ()) for tensor in node.inputs]
+        dims = [dims_of(scope, tensor.name) or () for tensor in node.inputs]
         for sizes in map(set, zip(*dims, strict=False)):
             for size in sizes & sampled.keys():
                 whole, step = sampled[size]
@@ -42,9 +42,8 @@ def _sampled(scope: Scope, node: gs.Node) -> Iterator[tuple[Dim, Dim, int]]:
     steps = constant_list(scope, optional_input(node, 4)) if node.op == "Slice" else None
     if not steps:
         return
-    dims = known_dims(scope)
-    pairs = zip(dims.get(node.inputs[0].name, ()), dims.get(node.outputs[0].name, ()), strict=False)
-    for whole, left in pairs:
+    before, behind_it = dims_of(scope, node.inputs[0].name) or (), dims_of(scope, node.outputs[0].name) or ()
+    for whole, left in zip(before, behind_it, strict=False):
         for step in set(steps):
             if step > 1 and not isinstance(whole, int) and left == behind(whole, step, -1):
                 yield whole, left, step

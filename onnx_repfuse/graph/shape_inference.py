@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import onnx
 
 from onnx_repfuse.graph.enforced import is_inferable
-from onnx_repfuse.graph.guarded_inference import infer_shapes
+from onnx_repfuse.graph.guarded_inference import GuardedModel
 from onnx_repfuse.graph.operators import operator_of_proto
 from onnx_repfuse.graph.scope import (
     MAX_SHAPE_ELEMENTS,
@@ -222,13 +222,14 @@ def _run(model: onnx.ModelProto, varying: int) -> Types:
     Inference propagates the values of vectors (data_prop), and holds 150 bytes for each element of a vector whose
     length it knows, of a waveform as of a list of sizes. So first come the lengths, without values.
     """
-    result = _inferred(model, data_prop=False)
+    guarded = GuardedModel(model)
+    result = _inferred(guarded, data_prop=False)
     types = _types_but_of_weights(result, varying)
     if _leaves_nothing_open(model.graph, types) or not _has_sizes(model.graph):
         return types
     if _longest_vector(result) > MAX_VECTOR:
         return types
-    return _types_but_of_weights(_inferred(model, data_prop=True), varying)
+    return _types_but_of_weights(_inferred(guarded, data_prop=True), varying)
 
 
 def _types_but_of_weights(graph: onnx.GraphProto, varying: int) -> Types:
@@ -242,13 +243,13 @@ def _leaves_nothing_open(graph: onnx.GraphProto, types: Types) -> bool:
     return all(types.keys() >= set(node.output[:]) - {""} for node in graph.node)
 
 
-def _inferred(model: onnx.ModelProto, *, data_prop: bool) -> onnx.GraphProto:
+def _inferred(guarded: GuardedModel, *, data_prop: bool) -> onnx.GraphProto:
     try:
-        return infer_shapes(model, data_prop=data_prop)
+        return guarded.infer_shapes(data_prop=data_prop)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError) as error:
         # one node that makes no sense, and nothing is inferred: the plan is made from what weights say
         logger.info("shape inference gave up: %s", error)
-        return model.graph
+        return guarded.model.graph
 
 
 def _has_sizes(graph: onnx.GraphProto) -> bool:

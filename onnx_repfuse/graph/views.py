@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.errors import Inexact
-from onnx_repfuse.graph.dims import known_dims
+from onnx_repfuse.graph.dims import dims_of
 from onnx_repfuse.graph.extents import Dims
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import ChannelLayout
@@ -190,8 +190,7 @@ def behind_view(
 
 def _dims(scope: Scope, node: gs.Node) -> tuple[Dims, Dims]:
     """`ViewCase.dims`."""
-    known = known_dims(scope)
-    return known.get(node.inputs[0].name, ()), known.get(node.outputs[0].name, ())
+    return dims_of(scope, node.inputs[0].name) or (), dims_of(scope, node.outputs[0].name) or ()
 
 
 def _result_shape(scope: Scope, node: gs.Node) -> Shape:

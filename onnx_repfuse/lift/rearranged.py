@@ -17,7 +17,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.choice import Index
-from onnx_repfuse.graph.dims import known_dims
+from onnx_repfuse.graph.dims import dims_of
 from onnx_repfuse.graph.extents import Dim, Dims, over, quotient
 from onnx_repfuse.graph.operators.space_maps import permutation
 from onnx_repfuse.graph.scope import Scope, optional_input
@@ -111,7 +111,7 @@ def _is_split(tensor: Rearranged, axis: int) -> bool:
 
 
 def _reshaped(scope: Scope, tensor: Rearranged, node: gs.Node) -> Rearranged | None:
-    result = known_dims(scope).get(node.outputs[0].name)
+    result = dims_of(scope, node.outputs[0].name)
     if result is None or 0 in result:
         return None
     parts = [part for axis in tensor.axes for part in axis]

@@ -23,7 +23,7 @@ from onnx_repfuse.algebra.choice import Index, picked
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Kernel, Stored, Vector
 from onnx_repfuse.graph.decode import new_node
-from onnx_repfuse.graph.dims import known_dims
+from onnx_repfuse.graph.dims import dims_of
 from onnx_repfuse.graph.extents import Dims, times
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.graph.views import View
@@ -61,7 +61,7 @@ def lift_shuffle(context: Context, node: gs.Node) -> LinearOp | None:
         return None
     for nodes in _chains(context, node):
         source = nodes[0].inputs[0].name
-        dims = known_dims(context.scope).get(source, ())
+        dims = dims_of(context.scope, source) or ()
         if len(dims) < 3 or not isinstance(dims[1], int) or 0 in dims:
             continue
         if context.scope.data_type(source) not in FLOAT_FORMATS:
@@ -209,7 +209,7 @@ def _pixel_shuffle(scope: Scope, source: str, node: gs.Node, tensor: Rearranged)
         node: the last of them.
         tensor: its output, as parts of the axes of the source.
     """
-    dims, output = known_dims(scope)[source], node.outputs[0].name
+    dims, output = dims_of(scope, source) or (), node.outputs[0].name
     if len(dims) != 4 or not isinstance(dims[1], int) or scope.data_type(source) not in TYPES:
         return None
     block = 0 if tensor.chosen else _block_of_channels(tensor)
@@ -239,7 +239,7 @@ def _pixel_shuffle(scope: Scope, source: str, node: gs.Node, tensor: Rearranged)
         is_copy=False,
         keeps_constants=True,
         sizes=dims,
-        sizes_behind=known_dims(scope).get(output, ()),
+        sizes_behind=dims_of(scope, output) or (),
     )
 
 

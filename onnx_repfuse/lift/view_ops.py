@@ -8,7 +8,7 @@ from onnx_repfuse.algebra.affine_form import Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
-from onnx_repfuse.graph.dims import known_dims
+from onnx_repfuse.graph.dims import dims_of, known_dims
 from onnx_repfuse.graph.scope import Const, Scope, Shape, optional_input
 from onnx_repfuse.graph.views import View, behind_view, restored_from
 from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
@@ -50,8 +50,8 @@ def lift_view(context: Context, node: gs.Node) -> LinearOp | None:
         like=restored_from(scope, node),
         is_copy=behind.is_copy,
         keeps_constants=behind.keeps_constants,
-        sizes=known_dims(scope).get(name, ()),
-        sizes_behind=known_dims(scope).get(output, ()),
+        sizes=dims_of(scope, name) or (),
+        sizes_behind=dims_of(scope, output) or (),
     )
     return operator_of_view(node, view)
 

@@ -12,7 +12,7 @@ from math import prod
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.dims import known_dims
+from onnx_repfuse.graph.dims import dims_of
 from onnx_repfuse.graph.extents import Dim, Extent, value
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope
@@ -57,7 +57,7 @@ class RunTimeLists:
 
     def dims(self, name: str) -> list[int] | None:
         """The dims of a tensor; None if its rank is not known."""
-        dims = known_dims(self.scope).get(name)
+        dims = dims_of(self.scope, name)
         return None if dims is None else [self._number(dim) for dim in dims]
 
     def _number(self, dim: Dim) -> int:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.decode import new_node
-from onnx_repfuse.graph.dims import known_dims
+from onnx_repfuse.graph.dims import dims_of, known_dims
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Const, Scope, static
 from onnx_repfuse.graph.size_lists import constant_list, moved_list
@@ -84,7 +84,7 @@ def with_numbers(scope: Scope, one: ShapeSource) -> list[gs.Node]:
     """The nodes that give out what `one.node` does: the shape of `one.source`, with numbers in some places."""
     shape_node, numbers = one.node, one.numbers
     output, length = shape_node.outputs[0].name, max(numbers) + 1
-    dims = known_dims(scope).get(str(one.source), ())
+    dims = dims_of(scope, str(one.source)) or ()
     length = max(length, len(dims[shape_node.attrs.get("start", 0) : shape_node.attrs.get("end")]))
     added = np.array([numbers.get(place, 0) for place in range(length)], np.int64)
     kept = np.array([place not in numbers for place in range(length)], np.int64)

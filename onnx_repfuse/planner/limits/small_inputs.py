@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.dims import known_dims
+from onnx_repfuse.graph.dims import dims_of
 from onnx_repfuse.graph.extents import Dim, Extent, Product, value
 from onnx_repfuse.graph.operators.facts import SpaceMapSort
 from onnx_repfuse.graph.operators.space_maps import permutation
@@ -98,7 +98,7 @@ class _SmallInputs:
 
     def dim(self, name: str, axis: int) -> Dim | None:
         """The size of an axis of a tensor."""
-        dims = known_dims(self.context.scope).get(name)
+        dims = dims_of(self.context.scope, name)
         return None if dims is None or axis >= len(dims) else dims[axis]
 
     def too_small(self, base: Axis | None) -> gs.Node | None:

@@ -15,7 +15,7 @@ from math import prod
 
 from onnx_repfuse.algebra.affine_form import Form, Shifted
 from onnx_repfuse.algebra.laws import Multiple, Size
-from onnx_repfuse.graph.dims import known_dims
+from onnx_repfuse.graph.dims import dims_of
 from onnx_repfuse.graph.extents import Dim
 from onnx_repfuse.graph.multiples import multiples
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
@@ -82,7 +82,7 @@ class Sizes:
         source = source.source if isinstance(source, Shifted) else source
         name = source.view.output if isinstance(source, Viewed) else str(source)
         known = self.context.size(name, rank)
-        dims = known_dims(self.context.scope).get(name, ()) if known is None and self._multiples else ()
+        dims = dims_of(self.context.scope, name) or () if known is None and self._multiples else ()
         if len(dims) != rank + 2:
             return known
         return tuple(
