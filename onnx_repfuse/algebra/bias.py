@@ -9,7 +9,7 @@ from functools import cache, cached_property, lru_cache
 import numpy as np
 
 from onnx_repfuse.algebra.choice import Picked
-from onnx_repfuse.algebra.kernels import Array, Kernel, Vector, push, repeated
+from onnx_repfuse.algebra.kernels import Array, Kernel, Vector, largest, push, repeated
 
 __all__ = ["Bias"]
 
@@ -58,6 +58,11 @@ class Bias:
     def is_zero(self) -> bool:
         """Certainly zero."""
         return not self.deferred and not np.count_nonzero(self.known)
+
+    @cached_property
+    def largest(self) -> float:
+        """The greatest magnitude of what is known; NaN where one is none."""
+        return 0.0 if self.is_zero else largest(self.known)
 
     @cached_property
     def vanishes(self) -> bool:

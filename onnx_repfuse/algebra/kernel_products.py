@@ -205,4 +205,6 @@ def in_layout_of(kernel: Kernel, layout: tuple[int, int]) -> Kernel | None:
     geometry = kernel.geometry.in_layout(layout)
     if geometry is None:
         return None
+    if is_one(kernel):
+        return Vector.unit(geometry.c_out, geometry.layout)
     return Vector(geometry, kernel.scale) if isinstance(kernel, Vector) else InLayout(geometry, kernel)

@@ -33,6 +33,7 @@ __all__ = [
     "Vector",
     "input_channels",
     "into_groups",
+    "largest",
     "push",
     "repeated",
     "streams",
@@ -105,6 +106,11 @@ class Stored:
         return np.asarray(self.read()[lo:hi]).astype(np.float64)
 
 
+def largest(values: Array) -> float:
+    """The greatest magnitude; NaN where one is none."""
+    return float(np.abs(values).max(initial=0.0))
+
+
 def repeated(value: float, count: int) -> Array:
     """The same value `count` times, in the memory of one: read-only, shape (count,)."""
     result: Array = np.ndarray((count,), np.float64, np.float64(value).tobytes(), 0, (0,))
@@ -134,6 +140,11 @@ class Vector:
         """The identity."""
         return not np.count_nonzero(self.scale != 1)
 
+    @cached_property
+    def largest(self) -> float:
+        """See `largest`."""
+        return largest(self.scale)
+
     def rows(self, lo: int, hi: int) -> Array:
         return np.array(self.scale[lo:hi].reshape(-1, *(1,) * (self.geometry.rank + 1)))
 
@@ -146,6 +157,12 @@ class Scaled(DerivedFromOne):
     inner: Kernel
     outer: Array | None
     inputs: Array | None = None
+
+    @cached_property
+    def largest(self) -> float:
+        """That of all factors; see `largest`."""
+        factors = [values for values in (self.outer, self.inputs) if values is not None]
+        return largest(np.concatenate(factors))
 
     def rows(self, lo: int, hi: int) -> Array:
         weight = self.inner.rows(lo, hi)  # ours to change, by the protocol

@@ -8,15 +8,13 @@ the model is planned again, and the kernels of that fold are read wherever opera
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from math import prod
-
-import numpy as np
 
 from onnx_repfuse.algebra.affine_form import Form, Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.choice import taps_of
-from onnx_repfuse.algebra.kernels import Array, Scaled, Vector
+from onnx_repfuse.algebra.kernels import Scaled, Vector
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.lift import Context, LinearOp
 from onnx_repfuse.planner.weights.rounding import check_underflow, materialized
@@ -57,25 +55,17 @@ def check_range(form: Form, lifted: LinearOp, data_type: int, *, reads_kernels: 
 
 def data_type_of(lifted: LinearOp, context: Context) -> int:
     """The element type of an operator's output, or of what it reads; 0 if the file does not say."""
-    for name in (lifted.output, *(operand.name for operand in lifted.operands)):
-        layout = context.channel_layout(name)
-        known = context.scope.data_type(name) or (0 if layout is None else layout.data_type)
-        if known:
-            return known
-    return 0
+    names = lifted.output, *[operand.name for operand in lifted.operands]
+    return next(filter(None, (_data_type(name, context) for name in names)), 0)
+
+
+def _data_type(name: str, context: Context) -> int:
+    layout = context.channel_layout(name)
+    return context.scope.data_type(name) or (0 if layout is None else layout.data_type)
 
 
 def _exceeds(terms: Iterable[Term], bias: Bias, limits: FloatFormat) -> bool:
-    values = [factors for term in terms for factors in _factors(term)]
-    if not bias.is_zero:
-        values.append(bias.known)
-    return any(not np.abs(value).max(initial=0.0) <= limits.largest for value in values)
-
-
-def _factors(term: Term) -> Iterator[Array]:
-    """Factors per channel that are known without reading a kernel."""
-    kernel = taps_of(term.kernel)
-    if isinstance(kernel, Vector) and not kernel.is_one:
-        yield kernel.scale
-    elif isinstance(kernel, Scaled):
-        yield from (factors for factors in (kernel.outer, kernel.inputs) if factors is not None)
+    """Whether a bias, or a factor per channel that is known without reading a kernel, is larger, or no number."""
+    kernels = [taps_of(term.kernel) for term in terms]
+    largest = [kernel.largest for kernel in kernels if isinstance(kernel, Vector | Scaled)]
+    return not all(value <= limits.largest for value in (bias.largest, *largest))

@@ -24,6 +24,8 @@ from onnx_repfuse.planner.pricing.write_steps import Writer
 STEPS_SINCE = 10  # the opset that brought steps to Slice
 NEGATIVE_AXES_SINCE = 11  # the opset from which every operator counts a negative axis from the end
 
+_UNKNOWN = Price()
+
 __all__ = ["Lowering", "Prices"]
 
 Prices = dict[tuple[Hashable, ...], Price | None]  # by all that the price of a form depends on
@@ -86,10 +88,11 @@ class Lowering:
     def price(self, form: Form, wanted: Wanted) -> Price | None:
         """What `lower` would ask for, without the steps."""
         key = wanted, self.keys.key(form)
-        if key not in self.prices:
+        price = self.prices.get(key, _UNKNOWN)
+        if price is _UNKNOWN:  # to hash a key takes its time
             lowered = self.lower(form, wanted)
-            self.prices[key] = None if lowered is None else lowered.price
-        return self.prices[key]
+            price = self.prices[key] = None if lowered is None else lowered.price
+        return price
 
     def can_slice(self, kernel: Sampled) -> bool:
         """Whether a Slice can take these positions: it has steps since opset 10."""

@@ -50,6 +50,11 @@ class Sizes:
 
     def elements(self, source: Hashable) -> int:
         """Assumed elements of a source, at least 1."""
+        if type(source) is str:  # asked of every term
+            count = self._elements.get(source)
+            if count is None:
+                count = self._elements[source] = self._assumed(source)
+            return count
         if isinstance(source, Shifted):
             return self.elements(source.source)
         if isinstance(source, Viewed):
@@ -58,11 +63,7 @@ class Sizes:
                 return max(1, self.elements(view.output) * form.channels // view.channels)
             inner = self.elements(source.inner)
             return max(1, inner * self.elements(view.output) // self.elements(view.operand))
-        name = source if type(source) is str else str(source)
-        count = self._elements.get(name)
-        if count is None:
-            count = self._elements[name] = self._assumed(name)
-        return count
+        return self.elements(str(source))
 
     def _assumed(self, name: str) -> int:
         count = self._agreed.get(name) or self.context.scope.elements(name)
