@@ -56,8 +56,9 @@ class Lowering:
             like: see `Step`.
         """
         apart = self._by_segments(form, wanted, like)
-        common = None if form.reads_tensors else common_view(form)
-        if common is None or (apart is not None and len(form.terms) == 1):
+        is_weighed = apart is not None and len(form.terms) == 1
+        common = None if is_weighed or form.reads_tensors else common_view(form)
+        if common is None:
             return apart
         # one view of all segments, in place of one view of each
         writer = Writer(self, wanted, form.channels, form.layout, like)

@@ -27,6 +27,7 @@ class PriceKeys:
 
     sizes: Sizes
     _views: dict[View, Key] = field(default_factory=dict)
+    _tensors: dict[tuple[str, Layout], Key] = field(default_factory=dict)
 
     def key(self, form: Form, seen: dict[Hashable, int] | None = None) -> Key:
         """What tells a form from those of another price.
@@ -43,15 +44,14 @@ class PriceKeys:
         return read, term.kernel.geometry, _kind(term.kernel), term.lo_in, term.lo_out
 
     def _tensor(self, name: str, layout: Layout, seen: dict[Hashable, int]) -> Key:
-        sizes = self.sizes
-        # only a Gemm asks whether a tensor is a matrix
-        is_matrix = layout[0] == -1 and sizes.is_matrix(name)
-        return (
-            seen.setdefault(name, len(seen)),
-            sizes.elements(name),
-            sizes.operand_channels[name, layout],
-            is_matrix,
-        )
+        facts = self._tensors.get((name, layout))
+        if facts is None:
+            sizes = self.sizes
+            # only a Gemm asks whether a tensor is a matrix
+            is_matrix = layout[0] == -1 and sizes.is_matrix(name)
+            facts = sizes.elements(name), sizes.operand_channels[name, layout], is_matrix
+            self._tensors[name, layout] = facts
+        return seen.setdefault(name, len(seen)), facts
 
     def _source(self, source: Hashable, layout: Layout, seen: dict[Hashable, int]) -> Key:
         if isinstance(source, str):

@@ -11,6 +11,7 @@ import numpy as np
 from onnx_repfuse.algebra.affine_form import Apart, Form, Shifted, Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.choice import Picked, Sampled, taps_of
+from onnx_repfuse.algebra.kernel_products import is_one
 from onnx_repfuse.algebra.kernels import Kernel, Vector
 from onnx_repfuse.graph.views import Layout, View
 from onnx_repfuse.planner.forms.view_sources import Viewed, taken_last
@@ -94,7 +95,7 @@ class Writer:
 
     def group(self, view: View | None, terms: Sequence[Term], bias: Bias, channels: int) -> Hashable | None:
         """The terms that share a view, with the view before or after them; None if neither can be written."""
-        if view is None:
+        if view is None or (bias.is_zero and self.copies(terms)):
             return self.sum(terms, bias, channels)
         state = len(self.steps), self.cost, self.macs
         first, rank_of_first = None, (0, 0)
@@ -114,6 +115,13 @@ class Writer:
             return last
         self.undo(*state)
         return self.sum(terms, bias, channels)
+
+    def copies(self, terms: Sequence[Term]) -> bool:
+        """Whether terms are a tensor, or a view of one, with all its channels as they are: nothing could move."""
+        (term, *others) = terms
+        if others or not is_one(term.kernel) or not self.can_read(term.source):
+            return False
+        return self.sizes.channels(term.source, self.layout) == term.kernel.geometry.c_in
 
     def undo(self, steps: int, cost: int, macs: int) -> None:
         """Forget all but the first steps."""

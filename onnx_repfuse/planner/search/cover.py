@@ -34,12 +34,10 @@ from itertools import product
 
 from onnx_repfuse.algebra.affine_form import Form, apart, identity, scale_out
 from onnx_repfuse.errors import Inexact
-from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.views import View
 from onnx_repfuse.lift import Context, LinearOp, Operand
-from onnx_repfuse.planner.forms.compose import Parts, composed, form_of_node, writes_itself
-from onnx_repfuse.planner.forms.value_range import check_range, data_type_of, weighed
-from onnx_repfuse.planner.forms.view_sources import seen_through, tensors_read
+from onnx_repfuse.planner.forms.compose import Parts, writes_itself
+from onnx_repfuse.planner.forms.view_sources import tensors_read
 from onnx_repfuse.planner.pricing.cost import CostModel, Price, node_price
 from onnx_repfuse.planner.pricing.lowering import Lowering, Prices
 from onnx_repfuse.planner.pricing.sizes import Sizes
@@ -49,14 +47,14 @@ from onnx_repfuse.planner.search.candidates import (
     Entry,
     Option,
     Way,
-    added_up,
     combinations,
     few_enough,
     prune,
     way_of,
 )
+from onnx_repfuse.planner.search.combine import Combiner
 from onnx_repfuse.planner.search.commute_views import restoring, under_view, why_not_before_average
-from onnx_repfuse.planner.search.normalizing import may_normalize
+from onnx_repfuse.planner.search.normalizing import Norms
 from onnx_repfuse.planner.search.regions import Regions
 from onnx_repfuse.records.report import Kind
 
@@ -99,6 +97,8 @@ class Cover:
     regions: Regions = field(init=False)
     sizes: Sizes = field(init=False)
     lowering: Lowering = field(init=False)
+    combiner: Combiner = field(init=False)
+    norms: Norms = field(init=False)
     _sources_of_absorbed: Counter[str] = field(default_factory=Counter)
     _shifted: dict[int, tuple[Form, Form | None]] = field(default_factory=dict)  # by id of a form, kept alive
     _node_prices: dict[str, Price] = field(default_factory=dict)
@@ -107,6 +107,9 @@ class Cover:
         self.regions = Regions(self.context.scope, self.lifts, self.shaped)
         self.sizes = Sizes(self.context, self.lifts, may_gemm=GEMM not in self.avoided)
         self.lowering = Lowering(self.model, self.sizes, self.prices)
+        self.norms = Norms(self.context.scope, self.lifts, may_write=NORM not in self.avoided)
+        private = frozenset(filter(self.regions.is_private, self.lifts))
+        self.combiner = Combiner(self.context, self.sizes, private, self.banned, self.inexact)
 
     def resume(self, previous: Cover, changed: set[str]) -> set[str]:
         """Take over what was found for regions that did not change.
@@ -169,16 +172,12 @@ class Cover:
 
     def _wanted(self, lifted: LinearOp, candidate: Candidate) -> Wanted:
         """What the steps of a candidate are to be like."""
-        elements, may = self.sizes.elements(lifted.output), self._may_normalize(lifted, candidate)
-        return Wanted(elements, may, candidate.keeps_products)
+        may_normalize = self.norms.may_compute(lifted, candidate.roles)
+        return Wanted(self.sizes.elements(lifted.output), may_normalize, candidate.keeps_products)
 
     def _copy(self, lifted: LinearOp) -> Price:
         """Of an Identity, for a tensor that must keep its name."""
         return Price(self.model.elementwise(2 * self.sizes.elements(lifted.output), 0), 0, 1)
-
-    def _may_normalize(self, lifted: LinearOp, candidate: Candidate) -> bool:
-        may = NORM not in self.avoided
-        return may and may_normalize(self.context.scope, self.lifts, lifted, candidate.roles)
 
     def _entry(self, lifted: LinearOp) -> Entry:
         options = self._options(lifted)
@@ -189,7 +188,7 @@ class Cover:
         is_itself = writes_itself(lifted) and not must_go
         readings = [one for one in (lifted, lifted.also) if one is not None]
         for combination, reading in product(combinations(options), readings):
-            candidate = self._candidate(reading, combination, parts)
+            candidate = self.combiner.candidate(reading, combination, parts)
             if candidate is None:
                 continue
             if is_itself and candidate.nodes == 1:
@@ -309,7 +308,8 @@ class Cover:
     def _scaled_out(self, form: Form, operand: Operand, candidate: Candidate) -> Form | None:
         """`scale_out`, the same object for the same form: a shift that two branches share is written once."""
         if id(form) not in self._shifted:
-            shifted = scale_out(form, normalizes=self._may_normalize(self.lifts[operand.name], candidate))
+            normalizes = self.norms.may_compute(self.lifts[operand.name], candidate.roles)
+            shifted = scale_out(form, normalizes=normalizes)
             if shifted is not None:
                 total = self.sizes.channels(shifted.sources[0], form.layout)
                 shifted = shifted if total == form.channels else None
@@ -321,7 +321,7 @@ class Cover:
         if lifted.view is None and Kind.COMMUTE not in candidate.roles and candidate.form.reads_tensors:
             return ()
         moved: Iterable[Candidate] = under_view(candidate, self.entries, self._may_go, self._cost_below)
-        refused = why_not_before_average(candidate, self.entries, data_type_of(lifted, self.context))
+        refused = why_not_before_average(candidate, self.entries, self.combiner.data_type(lifted))
         if refused is not None:
             self.inexact.setdefault(lifted.output, []).append((refused, lifted.operands[0].name))
             moved = ()
@@ -346,55 +346,8 @@ class Cover:
         if price is None or price.macs <= entry.original.macs:
             return None
         separate = tuple(option._replace(form=apart(option.form, n)) for n, option in enumerate(combination))
-        return self._candidate(lifted, separate, {})
+        return self.combiner.candidate(lifted, separate, {})
 
     def _may_go(self, name: str) -> bool:
         """Whether nothing else reads a tensor, and no form that several consumers see does."""
         return self.regions.is_private(name) and not self._sources_of_absorbed[name]
-
-    def _candidate(self, lifted: LinearOp, combination: tuple[Option, ...], parts: Parts) -> Candidate | None:
-        """An operator applied to one option per operand; None where no form equals that.
-
-        Args:
-            parts: what the operator's terms became with the options of earlier combinations.
-        """
-        form = self._form(lifted, combination, parts)
-        return None if form is None else self._joined(lifted, form, combination)
-
-    def _form(self, lifted: LinearOp, combination: tuple[Option, ...], parts: Parts) -> Form | None:
-        if lifted.view is not None:
-            return seen_through(combination[0].form, lifted.view)
-        looks_through = any(option.candidate is not None for option in combination)
-        if not parts and not looks_through:
-            form = form_of_node(lifted)
-            if form is not None:
-                return form
-        rank, forms = lifted.layout[1], [option.form for option in combination]
-        try:
-            form = composed(lifted, forms, parts, lambda source: self.sizes.positions(source, rank))
-            if form is not None and looks_through:
-                reads_kernels = weighed(lifted.output) in self.banned
-                check_range(form, lifted, data_type_of(lifted, self.context), reads_kernels=reads_kernels)
-            return form
-        except Inexact as reason:
-            if looks_through or lifted.padding_value is not None:
-                pairs = zip(lifted.operands, combination, strict=True)
-                through = next((operand.name for operand, option in pairs if option.candidate), "")
-                self.inexact.setdefault(lifted.output, []).append((reason.with_traceback(None), through))
-            return None
-
-    def _joined(self, lifted: LinearOp, form: Form, combination: tuple[Option, ...]) -> Candidate:
-        """A form with what the combination adds up to."""
-        setup, roles, nodes, below = added_up(combination, lifted.roles)
-        facts = operator(lifted.node)
-        convolves = facts.weight is not None and not facts.scatters
-        roles |= {Kind.SEQUENCE} if convolves and below else set()
-        return Candidate(
-            form, setup, roles, nodes, self._reads_existing(form, combination), convolves or below
-        )
-
-    def _reads_existing(self, form: Form, combination: tuple[Option, ...]) -> bool:
-        """Whether the sources of a form exist, whatever is chosen for other tensors."""
-        if all(option.candidate is not None and option.candidate.reads_existing for option in combination):
-            return True
-        return not any(name in self.entries and self.regions.is_private(name) for name in tensors_read(form))
