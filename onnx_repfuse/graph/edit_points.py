@@ -16,6 +16,7 @@ from onnx_repfuse.modelfile.edit import Edit, NewTensor, ScopeKey
 
 __all__ = [
     "forget_unread_captures",
+    "is_as_in_file",
     "let_shapes_read",
     "needed_nodes",
     "present_proto",
@@ -126,13 +127,21 @@ def present_proto(scope: Scope, node: gs.Node) -> onnx.NodeProto:
     if id(node) not in scope.original:
         return to_proto(node)
     proto: onnx.NodeProto = scope.proto.node[scope.anchor[id(node)]]
-    names = [tensor.name for tensor in node.inputs]
-    if names == proto.input[:]:
+    if is_as_in_file(scope, node):
         return proto
     rewired = onnx.NodeProto()
     rewired.CopyFrom(proto)
-    rewired.input[:] = names
+    rewired.input[:] = [tensor.name for tensor in node.inputs]
     return rewired
+
+
+def is_as_in_file(scope: Scope, node: gs.Node) -> bool:
+    """Whether a node is one of the file's, and reads what it reads there."""
+    if id(node) not in scope.original:
+        return False
+    proto: onnx.NodeProto = scope.proto.node[scope.anchor[id(node)]]
+    names: list[str] = proto.input[:]
+    return [tensor.name for tensor in node.inputs] == names
 
 
 def used_names(scopes: Iterable[Scope]) -> set[str]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+
+import onnx
+import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.decode import bare
 from onnx_repfuse.graph.dims import note_sizes
-from onnx_repfuse.graph.edit_points import present_proto
-from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.graph.edit_points import is_as_in_file, present_proto
+from onnx_repfuse.graph.scope import Infer, Scope, Sizes, Types, static
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
 __all__ = ["read_again"]
 
@@ -21,10 +26,32 @@ def read_again(scope: Scope) -> None:
     scope.index()
     if scope.infer is None:
         return
-    types, assumed = scope.infer(bare(map(partial(present_proto, scope), scope.nodes)))
+    types, assumed = _of_new_nodes(scope, scope.infer) or scope.infer(_protos(scope, scope.nodes))
     # What is known of tensors that no node computes any more is for the proofs of folds.
     gone = scope.types.keys() - scope.producer.keys() - types.keys()
     scope.types = {**{name: scope.types[name] for name in gone}, **types}
     scope.assumed = {**{name: scope.assumed[name] for name in gone & scope.assumed.keys()}, **assumed}
     scope.dims = {}
     note_sizes(scope)
+
+
+def _protos(scope: Scope, nodes: Sequence[gs.Node]) -> list[onnx.NodeProto]:
+    return bare(map(partial(present_proto, scope), nodes))
+
+
+def _of_new_nodes(scope: Scope, infer: Infer) -> tuple[Types, Sizes] | None:
+    """All types and sizes, where all are known and inference of the new nodes finds those that were there before.
+
+    Then each of the other nodes reads what it read, and inference would find of it what it found.
+    """
+    types = scope.types
+    if any(static(shape) is None for _, shape in types.values()) or not types.keys() >= scope.producer.keys():
+        return None
+    new = [node for node in scope.nodes if not is_as_in_file(scope, node)]
+    made = {tensor.name: types[tensor.name] for node in new for tensor in node.outputs}
+    if any(data_type not in FLOAT_FORMATS for data_type, _ in made.values()):
+        return None  # a list of sizes: its values decide shapes further on
+    read = {tensor.name for node in new for tensor in node.inputs} & scope.producer.keys()
+    found, sizes = infer(_protos(scope, new), {name: types[name] for name in sorted(read - made.keys())})
+    is_as_before = all(found.get(name) == kind for name, kind in made.items())
+    return ({**types, **found}, {**scope.assumed, **sizes}) if is_as_before else None

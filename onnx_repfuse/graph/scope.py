@@ -7,7 +7,7 @@ graphsurgeon's edge lists is quadratic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -40,7 +40,7 @@ __all__ = [
 Shape = tuple[int | None, ...]
 Types = dict[str, tuple[int, Shape | None]]  # tensor -> (data type, shape)
 Sizes = dict[str, tuple[int, ...]]
-Infer = Callable[[Sequence[onnx.NodeProto]], tuple[Types, Sizes]]
+Infer = Callable[..., tuple[Types, Sizes]]  # `shape_inference.infer`, of the nodes of a scope
 Values = NDArray[Any]
 ONNX_DOMAINS = ("", "ai.onnx", None)
 # before the name of an operator of which nothing is known, as its attributes cannot be read

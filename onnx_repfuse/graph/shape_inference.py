@@ -44,6 +44,7 @@ def infer(
     opset: int,
     model: onnx.ModelProto,
     nodes: Sequence[onnx.NodeProto],
+    found: Types | None = None,
 ) -> tuple[Types, Sizes]:
     """Proved types, and assumed sizes, of the tensors of a scope.
 
@@ -55,6 +56,7 @@ def infer(
         opset: version of the ONNX operator set in force.
         model: for its other operator sets.
         nodes: those of the scope, without subgraphs.
+        found: types of tensors that other nodes of the scope make.
     """
     alone = _empty_model(model, opset)
     scope = alone.graph
@@ -64,6 +66,8 @@ def infer(
     _add_inputs(scope, graph, overridable, None if outer is None else input_shapes)
     if outer is not None:
         _add_captures(scope, graph, outer, fixed)
+    for name, kind in (found or {}).items():
+        scope.input.add(name=name, type=_type(*kind))
     varying = len(scope.input)
     weights = {name: fixed[name] for node in nodes for name in node.input[:] if name in fixed}
     # a node that computes a constant is left out: the constant is declared, with its value where that matters
