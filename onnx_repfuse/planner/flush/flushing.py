@@ -27,7 +27,6 @@ from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Scaled
 from onnx_repfuse.algebra.support import largest_rows
 from onnx_repfuse.graph.scope import Const, Scope, node_name, optional_input
-from onnx_repfuse.modelfile.dtypes import numpy_dtype
 from onnx_repfuse.options import Options
 from onnx_repfuse.planner.flush.gains import MAX_GAIN, Gains
 from onnx_repfuse.planner.flush.small_weights import (
@@ -261,25 +260,30 @@ class Flushing:
     def _is_hidden(self, node: gs.Node) -> bool:
         """Whether a small change of a node's output shows nowhere."""
         if self._gains is None:
-            self._gains = Gains(self.scope, self._read, self._read_weight)
+            self._gains = Gains(self.scope, self._read, self._largest_left)
         return self._gains.hides(node)
 
     def _read(self, name: str) -> Values | None:
         """A constant in float64; of one that a fold made, as it is computed."""
-        const = self._computed.get(name) or self.scope.const(name)
-        value = None if const is None else const.computed()
+        value = self._as_it_is(name)
         return None if value is None else np.asarray(value).astype(np.float64)
 
-    def _read_weight(self, node: gs.Node, is_hidden: bool) -> Values | None:
-        """As it will be in the file: what becomes zero passes nothing on."""
+    def _as_it_is(self, name: str) -> Values | None:
+        const = self._computed.get(name) or self.scope.const(name)
+        return None if const is None else const.computed()
+
+    def _largest_left(self, node: gs.Node, is_hidden: bool) -> Values | None:
+        """The largest weight of each channel as it will be in the file: what becomes zero passes nothing on."""
         name = optional_input(node, WEIGHT)
-        values = self._read(name) if self.scope.const(name) is not None else None
-        uses = self._uses(name)
+        values = self._as_it_is(name)
+        if values is None:
+            return None
+        largest = largest_by_channel(node, magnitude(values)).ravel()
         data_type = self.scope.data_type(name)
-        if values is None or not is_hidden or data_type not in TINY or len(uses) != 1:  # others may show it
-            return values
-        size = magnitude(values.astype(numpy_dtype(data_type)))
-        return np.where(self._below_limit(uses, size, data_type), 0, values)
+        if is_hidden and data_type in TINY and len(self._uses(name)) == 1:  # others may show it
+            # where the largest of a channel becomes zero, all of it does
+            largest = np.where(self._is_small(largest, largest, data_type), 0, largest)
+        return largest.astype(np.float64)
 
     def _below_limit(
         self, uses: list[tuple[gs.Node, int]], size: Values, data_type: int

@@ -46,7 +46,7 @@ class _Gain(NamedTuple):
 
 HIDDEN, PASSED, SHOWN = _Gain(hidden=1.0), _Gain(passed=1.0), _Gain(passed=inf)
 Read = Callable[[str], Values | None]
-ReadWeight = Callable[[gs.Node, bool], Values | None]
+Largest = Callable[[gs.Node, bool], Values | None]
 
 
 class Gains:
@@ -55,14 +55,15 @@ class Gains:
     Args:
         scope: the main graph; it must not change any more.
         read: the float values of a constant, in float64; None for what is no constant.
-        read_weight: the same of the weight of a linear operator, given whether what its outputs change by is hidden:
-            then its own small elements become zero, too, and pass nothing on. Without it they are not flushed.
+        largest: of the weight of a linear operator, the largest magnitude in each output channel, given whether what
+            its outputs change by is hidden: then its own small elements become zero, too, and pass nothing on. Without
+            it they are not flushed.
     """
 
-    def __init__(self, scope: Scope, read: Read, read_weight: ReadWeight | None = None) -> None:
+    def __init__(self, scope: Scope, read: Read, largest: Largest | None = None) -> None:
         self._scope = scope
         self._read = read
-        self._read_weight = read_weight
+        self._largest = largest
 
     def of(self, name: str) -> float:
         """By what factor a small change of a tensor may grow until it is hidden or leaves the model."""
@@ -104,11 +105,17 @@ class Gains:
         name = optional_input(node, place)
         return self._read(name) if name and self._scope.const(name) is not None else None
 
-    def weight(self, node: gs.Node, behind: float) -> Values | None:
-        """The weight of a linear operator, with zeros where its elements are too small to show, in float64."""
-        if self._read_weight is None:
-            return self.constant(node, 1)
-        return self._read_weight(node, self.hides(node, behind))
+    def weight_sums(self, node: gs.Node, behind: float) -> Values | None:
+        """At least the sum of a channel's absolute weights, (channels,); None where the weight is no constant."""
+        const = self._scope.const(optional_input(node, 1))
+        if const is None or len(const.shape) < 2:
+            return None
+        if self._largest is None:
+            value = self.constant(node, 1)
+            largest = None if value is None else largest_by_channel(node, value).ravel()
+        else:
+            largest = self._largest(node, self.hides(node, behind))
+        return None if largest is None else largest * (const.size / max(largest.size, 1))
 
     def smallest(self, name: str) -> float:
         """A bound below a divisor: a constant's smallest magnitude, or the epsilon that was added; 0 if unknown."""
@@ -177,14 +184,6 @@ class _Case:
         """A number among the attributes."""
         return float(self.node.attrs.get(name, default))
 
-    def weight_sums(self) -> Values | None:
-        """At least the sum of a channel's absolute weights, (channels,); None where the weight is no constant."""
-        weight = self.gains.weight(self.node, self.behind)
-        if weight is None or weight.ndim < 2:
-            return None
-        largest = largest_by_channel(self.node, weight).ravel()
-        return largest * (weight.size / max(largest.size, 1))
-
 
 def _least(value: Values | None) -> float:
     return 0.0 if value is None else float(np.abs(value).min(initial=inf))
@@ -201,7 +200,7 @@ def _linear(case: _Case) -> _Gain:
         return _Gain(passed=beta)
     if case.place == 1:
         return _matrix_on_the_left(case)
-    sums = case.weight_sums()
+    sums = case.gains.weight_sums(case.node, case.behind)
     if sums is None:
         return _Gain(passed=SUMMED_ACTIVATIONS)
     bias = case.constant(2)
