@@ -240,18 +240,20 @@ def gather(
     Raises:
         Inexact: terms that do not add, or too many of them.
     """
-    collected: dict[Key, list[Kernel]] = {}
+    collected: dict[Key, list[Term]] = {}
     for terms, added in parts:
         for term in terms:
-            collected.setdefault(key_of(term), []).append(term.kernel)
+            collected.setdefault(key_of(term), []).append(term)
         bias = bias + added
     if len(collected) > MAX_TERMS:  # before the work, not after it
         raise Inexact(Reason.COST, TOO_LONG)
-    result = [
-        Term(key[0], kernel, key[1], key[3])
-        for key, kernels in collected.items()
-        for kernel in (kernels if len(kernels) == 1 else sums_of(kernels, size_of(key[0])))
-    ]
+    result: list[Term] = []
+    for key, alike in collected.items():
+        if len(alike) == 1:
+            result += alike
+            continue
+        sums = sums_of([term.kernel for term in alike], size_of(key[0]))
+        result += [Term(key[0], kernel, key[1], key[3]) for kernel in sums]
     if not fits(result):
         raise Inexact(Reason.COST, TOO_LONG)
     return Form(channels, layout, tuple(result), bias)

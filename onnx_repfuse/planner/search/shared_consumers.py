@@ -251,16 +251,15 @@ def _cover_again(cover: Cover, name: str, behind: dict[str, list[str]], limit: P
     """
     price, pays = cover.absorbed[name].setup, True
     for root, members in behind.items():
-        cover.solve(members if pays else _consumers_of(cover, name, members))
+        for member in members:
+            reads = any(operand.name == name for operand in cover.lifts[member].operands)
+            if pays or reads:
+                cover.solve([member])
+            # no form takes the tensor in: then nothing that follows can do without it
+            pays = pays and not (reads and not cover.entries[member].candidates)
         price = price.plus(cover.entries[root].best)
         pays = pays and price.improves(limit.cost, limit)
     return pays
-
-
-def _consumers_of(cover: Cover, name: str, members: Sequence[str]) -> list[str]:
-    return [
-        member for member in members if any(operand.name == name for operand in cover.lifts[member].operands)
-    ]
 
 
 def is_still_read(cover: Cover, name: str, roots: Sequence[str]) -> bool:
