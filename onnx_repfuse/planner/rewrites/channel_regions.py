@@ -6,7 +6,7 @@ pools, depthwise convolutions, arithmetic. A channel may leave all of them at on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
 import onnx
@@ -62,11 +62,16 @@ def regions(scope: Scope, layouts: Mapping[str, ChannelLayout], is_free: IsFree)
         is_free: whether a node may be replaced.
     """
     seen: set[str] = set()
+    left: set[str] = set()  # tensors of regions that are none, so that none grows from their other tensors
     for node in scope.nodes:
         if not _writes_channels(scope, node) or node.outputs[0].name in seen:
             continue
-        region = _Grower(scope, layouts, is_free).grown(node.outputs[0].name)
+        region = _Grower(scope, layouts, is_free, left).grown(node.outputs[0].name)
         seen.update(region.tensors)
+        if (
+            not region.is_closed and region.region.channels > 1
+        ):  # of one, inputs are left out that are alike for all
+            left.update(region.tensors)
         if region.is_closed and region.region.sinks and region.region.producers:
             yield region.region
 
@@ -74,8 +79,10 @@ def regions(scope: Scope, layouts: Mapping[str, ChannelLayout], is_free: IsFree)
 class _Grower:
     """A region while it grows from one tensor; `is_closed` until something unknown reads or writes one."""
 
-    def __init__(self, scope: Scope, layouts: Mapping[str, ChannelLayout], is_free: IsFree) -> None:
-        self.scope, self.layouts, self.is_free = scope, layouts, is_free
+    def __init__(
+        self, scope: Scope, layouts: Mapping[str, ChannelLayout], is_free: IsFree, left: Set[str]
+    ) -> None:
+        self.scope, self.layouts, self.is_free, self.left = scope, layouts, is_free, left
         self.is_closed = True
 
     @property
@@ -92,7 +99,8 @@ class _Grower:
                 continue
             self.tensors[name] = None
             producer = self.scope.producer.get(name)
-            is_ours = self._has_channels(name) and not self.scope.is_seen(name) and len(nodes) <= MAX_NODES
+            stays = name in self.left or self.scope.is_seen(name)
+            is_ours = not stays and self._has_channels(name) and len(nodes) <= MAX_NODES
             self.is_closed = is_ours and producer is not None
             if not is_ours:
                 break
