@@ -21,10 +21,11 @@ def check_acyclic(model: onnx.ModelProto) -> None:
 def _check(nodes: Iterable[onnx.NodeProto]) -> None:
     nodes = list(nodes)
     producer = {name: index for index, node in enumerate(nodes) for name in node.output[:] if name}
-    waits = [{producer[name] for name in _reads(node) if name in producer} for node in nodes]
     # a document's nodes are sorted, unless they cannot be
-    if any(max(others, default=-1) >= index for index, others in enumerate(waits)):
-        _refuse_cycle(nodes, waits)
+    if any(producer.get(name, -1) >= index for index, node in enumerate(nodes) for name in _reads(node)):
+        _refuse_cycle(
+            nodes, [{producer[name] for name in _reads(node) if name in producer} for node in nodes]
+        )
     for node in nodes:
         for graph in _subgraphs(node):
             _check(graph.node)

@@ -8,8 +8,7 @@ with Document.open("model.onnx") as document:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -192,8 +191,7 @@ class Document:
         stripped = len(self.payloads)
         for label, tensor in tensors.all_tensors(self.model):
             if tensor.data_location != onnx.TensorProto.EXTERNAL:
-                with self._unless_unread(label, tensor):
-                    tensors.check_elements(label, tensor)
+                self._unless_unread(tensors.check_elements, label, tensor)
                 continue
             tensors.count_elements(label, tensor)
             size = stored_size(tensor.data_type, tensor.dims)
@@ -212,13 +210,13 @@ class Document:
             # The number of typed elements is known only when they are decoded: `array` checks it.
             held = payload.end - payload.begin
             if payload.is_raw or (size is not None and size > MAX_TYPED_GROWTH * held):
-                with self._unless_unread(label, tensor):
-                    tensors.check_size(label, tensor, held, size)
+                self._unless_unread(tensors.check_size, label, tensor, held, size)
 
-    @contextmanager
-    def _unless_unread(self, label: str, tensor: onnx.TensorProto) -> Iterator[None]:
+    def _unless_unread(
+        self, check: Callable[..., object], label: str, tensor: onnx.TensorProto, *facts: int | None
+    ) -> None:
         try:
-            yield
+            check(label, tensor, *facts)
         except InputError:
             is_initializer = label == tensors.label_of(tensor)
             if not is_initializer or tensor.name in self._read_names:

@@ -63,8 +63,10 @@ def _sort(nodes: Any, given: Set[str]) -> None:
     # what is there before is taken from there: to move the node behind another of that name would change that
     for name in (*(given & producer.keys()), ""):
         producer.pop(name, None)
-    needed = [{producer[name] for name in _reads(node) if name in producer} for node in nodes]
-    if any(max(others, default=-1) >= position for position, others in enumerate(needed)):
+    if any(
+        producer.get(name, -1) >= position for position, node in enumerate(nodes) for name in _reads(node)
+    ):
+        needed = [{producer[name] for name in _reads(node) if name in producer} for node in nodes]
         order = _order(needed)
         if len(order) == len(needed):
             _rearrange(nodes, order)

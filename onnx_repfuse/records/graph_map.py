@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["GraphMap", "GraphMaps", "MapNode"]
 
 
-@dataclass(frozen=True)
-class MapNode:
+class MapNode(NamedTuple):
     """A node on the map.
 
     Attributes:
