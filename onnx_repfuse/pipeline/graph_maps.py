@@ -58,7 +58,7 @@ def _original(planned: ScopePlan) -> Iterator[_Node]:
     """The nodes as they are in the file."""
     for place, node in enumerate(planned.scope.proto.node):
         name = node.name or next(filter(None, node.output), node.op_type)
-        yield name, node.op_type, node.input, node.output, place
+        yield name, node.op_type, node.input[:], node.output[:], place
 
 
 def _now(planned: ScopePlan) -> Iterator[_Node]:

@@ -167,13 +167,16 @@ def join_no_ops(plan: ScopePlan) -> None:
     It stays in `plan.aliases`, where what proves those folds asks for the node.
     """
     scope = plan.scope
+    no_ops = [fold for fold in plan.folds if _is_no_op_of_nothing(scope, fold)]
+    if not no_ops:
+        return
     consumers: dict[str, list[PlannedFold]] = {}
     for fold in plan.folds:
         for node in fold.absorbed:
             _add_consumer(scope, consumers, node, fold)
     gone: set[int] = set()
     # Who absorbs the last no-op of a chain absorbs those before it, in whatever order they were noted.
-    for fold in [fold for fold in plan.folds if _is_no_op_of_nothing(scope, fold)][::-1]:
+    for fold in reversed(no_ops):
         gone.add(id(fold))
         for other in [other for other in consumers.get(fold.name, ()) if id(other) not in gone]:
             absorbed = {id(node): node for node in (*other.absorbed, *fold.absorbed)}
@@ -192,7 +195,7 @@ def _is_no_op_of_nothing(scope: Scope, fold: PlannedFold) -> bool:
 def _add_consumer(
     scope: Scope, consumers: dict[str, list[PlannedFold]], node: gs.Node, fold: PlannedFold
 ) -> None:
-    for name in dict.fromkeys(scope.proto.node[scope.anchor[id(node)]].input):
+    for name in dict.fromkeys(scope.proto.node[scope.anchor[id(node)]].input[:]):
         consumers.setdefault(name, []).append(fold)
 
 
