@@ -144,13 +144,18 @@ def _before(scope: Scope, product: _Product, is_free: Callable[[gs.Node], bool])
         return None
     data = [tensor.name for tensor in node.inputs if scope.const(tensor.name) is None]
     values = _scales(scope, node, data[0]) if len(data) == 1 else None
-    if values is None or scope.shape(data[0]) is None or len(scope.shape(data[0]) or ()) < 2:
+    shape = scope.shape(data[0]) if values is not None else None
+    if values is None or shape is None or len(shape) < 2:
         return None
     is_turned = product.node.op == "Gemm" and bool(
         product.node.attrs.get("transB" if product.place == 0 else "transA", 0)
     )
     axis = -1 if (product.place == 1) != is_turned else -2  # of the data, the one that is summed over
     if not _fits(values, product.weight, axis, product.summed):
+        return None
+    # one position times several factors becomes several: the product would not have them
+    is_one_value = values.ndim < -axis or values.shape[axis] == 1
+    if not is_one_value and shape[axis] != product.weight.shape[product.summed]:
         return None
     return _Beside(node, _turned(values, axis, product.summed), None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 
@@ -68,6 +69,45 @@ def test_a_value_for_each_row_or_image_stays(factor: tuple[int, ...], first: boo
 def test_a_value_for_each_row_or_image_before_a_product_stays(factor: tuple[int, ...]) -> None:
     net = Net(shape=HEADS)
     check(net.model(heads(net, scaled(net, factor), None, first=False)), None)
+
+
+@pytest.mark.parametrize("size", [1, None])
+@pytest.mark.parametrize(
+    ("operands", "product", "factor", "weight", "place"),
+    [
+        ("zw", "MatMul", (3, 1, 4), (3, 4, 6), -1),
+        ("wz", "MatMul", (4, 1), (3, 6, 4), -2),
+        ("zw", "Gemm<transA=1>", (4, 1), (4, 6), -2),
+        ("wz", "Gemm<transB=1>", (4,), (6, 4), -1),
+        ("wz", "Gemm", (4, 1), (6, 4), -2),
+    ],
+)
+def test_factors_that_make_several_positions_of_one_stay(
+    operands: str,
+    product: str,
+    factor: tuple[int, ...],
+    weight: tuple[int, ...],
+    place: int,
+    size: int | None,
+) -> None:
+    """(rows, 1) * (4,) is (rows, 4): without the factors, there is one position to sum over where W has 4."""
+    dims: list[str] = ["N", "H", "R", "C"][: 4 if product == "MatMul" else 2]
+    dims[place] = str(size or "K")
+    first, second = operands
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["" : 17]>
+        g (float[{",".join(dims)}] x) => (float[{",".join("abcd"[: len(dims)])}] y) {{
+            r = Relu(x)
+            z = Mul(r, s)
+            y = {product}({first}, {second})
+        }}"""
+    )
+    rng = np.random.default_rng(0)
+    for name, shape in (("s", factor), ("w", weight)):
+        model.graph.initializer.append(
+            onnx.numpy_helper.from_array(rng.uniform(0.5, 2, shape).astype(np.float32), name)
+        )
+    assert not fuse(model, options=Options(check=False)).report.folds
 
 
 def test_what_has_other_consumers_is_kept_or_not_to_be_folded_stays() -> None:
