@@ -22,6 +22,7 @@ from onnx_repfuse.cli.arguments import CliArguments, to_options
 from onnx_repfuse.cli.main import tune_process
 from onnx_repfuse.cli.paths import beside
 from onnx_repfuse.cli.task import Task, renamed, run
+from onnx_repfuse.cli.uploads import move_data_files
 from onnx_repfuse.errors import RepfuseError
 from onnx_repfuse.records.outcome import Outcome
 from onnx_repfuse.report.html import render
@@ -86,6 +87,8 @@ def _outcome(request: dict[str, Any], progress: Messages) -> Outcome:
     """What became of it, under the names that the user knows."""
     models = [Path(model) for model in request["models"]]
     names = [model.name for model in models]
+    for model in models:
+        move_data_files(model)
     kind = request["kind"]
     if kind == "fuse":
         result = Path(request["folder"], "result")

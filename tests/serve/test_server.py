@@ -108,6 +108,20 @@ def test_a_model_with_its_data_file(server, tmp_path):
     assert "net.bin" in lone["answer"]["error"]
 
 
+def test_data_files_that_the_model_names_in_folders(server, tmp_path):
+    (tmp_path / "weights" / "deep").mkdir(parents=True)
+    place = {"save_as_external_data": True, "location": "weights/deep/net.bin", "size_threshold": 0}
+    onnx.save(small_model(16), tmp_path / "net.onnx", **place)
+    job = server.create()
+    for file in (tmp_path / "net.onnx", tmp_path / "weights" / "deep" / "net.bin"):
+        assert server.put(job, file.name, file.read_bytes()) == 204
+    server.json("POST", f"jobs/{job}/start")
+    shown = server.until(job)
+    assert shown["answer"]["verdict"] == "passed", shown
+    lone = server.run(tmp_path / "net.onnx")
+    assert "net.bin" in lone["answer"]["error"]
+
+
 def test_settings_reach_the_run(server):
     model = ("m.onnx", small_model().SerializeToString())
     shown = server.run(model, thorough=True, input_shape="x:1,4,9,9")
