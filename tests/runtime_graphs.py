@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ class Graph:
     Attributes:
         values: of all tensors, for an input of two images.
         tensors: names that further steps may read, in order.
+        read_inside: names that bodies of nodes read.
     """
 
     def __init__(self, opset: int, x: Array) -> None:
@@ -51,6 +52,7 @@ class Graph:
         self.constants: dict[str, Array] = {}
         self.values: dict[str, Array] = {"x": x}
         self.tensors = ["x"]
+        self.read_inside: set[str] = set()
 
     def const(self, value: Any) -> str:
         array = np.asarray(value)
@@ -63,11 +65,11 @@ class Graph:
     def ints(self, *values: int) -> str:
         return self.const(np.array(values, np.int64))
 
-    def op(self, op: str, *inputs: str, outputs: int = 1, **attrs: Any) -> Any:
-        """A node, and the names of its outputs. Raises CannotRunError."""
+    def op(self, op: str, *inputs: str, outputs: int = 1, also: Sequence[str] = (), **attrs: Any) -> Any:
+        """A node, and the names of its outputs; `also`: what its bodies read. Raises CannotRunError."""
         names = [f"t{len(self.values) + number}" for number in range(outputs)]
         node = helper.make_node(op, list(inputs), names, **attrs)
-        read = [name for name in dict.fromkeys(inputs) if name]
+        read = [name for name in dict.fromkeys((*inputs, *also)) if name]
         given = [name for name in read if name not in self.constants]
         infos = [
             helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(self.values[n].dtype), None)
@@ -85,11 +87,12 @@ class Graph:
                 raise CannotRunError("empty, or too large")
             self.values[name] = value
         self.nodes.append(node)
+        self.read_inside.update(also)
         self.tensors += names
         return names[0] if outputs == 1 else names
 
     def finished(self, graph: onnx.GraphProto) -> onnx.ModelProto:
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=9)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=10)
 
     def pick(self, r: random.Random, rank: int = 2) -> str:
         """A late tensor of floats with that many axes at least."""
@@ -103,7 +106,7 @@ class Graph:
 
     def model(self, dims: list[int | str]) -> onnx.ModelProto:
         """The whole graph; its outputs are what nobody reads."""
-        read = {name for node in self.nodes for name in node.input}
+        read = {name for node in self.nodes for name in node.input} | self.read_inside
         ends = [n for n in self.tensors if n not in read and n != "x"]
         outputs = [
             helper.make_tensor_value_info(
@@ -301,7 +304,11 @@ def other(g: Graph, r: random.Random) -> None:
     elif way == 3:
         g.op("DepthToSpace", conv(g, r, g.pick(r, 4), 1), blocksize=1, mode=r.choice(["DCR", "CRD"]))
     elif way == 4:
-        g.op(r.choice(["ReduceMax", "ReduceMean"]), x, axes=[-1], keepdims=r.choice([0, 1]))
+        op, keepdims = r.choice(["ReduceMax", "ReduceMean"]), r.choice([0, 1])
+        if g.opset < 18:
+            g.op(op, x, axes=[-1], keepdims=keepdims)
+        else:
+            g.op(op, x, g.ints(-1), keepdims=keepdims)
     elif way == 5:
         g.op("Clip", x, small, g.const(np.float32(2)))
     elif way == 6:
@@ -310,18 +317,169 @@ def other(g: Graph, r: random.Random) -> None:
         g.op(r.choice(["Relu", "Sigmoid", "LeakyRelu", "Softmax", "Flatten", "Abs"]), x)
 
 
+def quantized(g: Graph, r: random.Random) -> None:
+    """What a quantizer writes: of the input, of a Conv's weights, per tensor or per channel; or one half of a pair."""
+    x = g.pick(r, 3)
+    signed = r.random() < 0.5
+    zero = g.const(np.int8(r.choice([0, 3])) if signed else np.uint8(128))
+    step = g.const(np.float32(r.choice([0.02, 0.05])))
+    y = g.op("DequantizeLinear", g.op("QuantizeLinear", x, step, zero), step, zero)
+    if r.random() < 0.6:
+        c, rank = g.shape(x)[1], len(g.shape(x)) - 2
+        taps = [r.choice([1, 3])] * rank
+        levels = (
+            np.random.default_rng(r.randrange(1 << 30)).integers(-127, 128, (2, c, *taps)).astype(np.int8)
+        )
+        if r.random() < 0.5:
+            scale, at = g.const(np.array([0.01, 0.02], np.float32)), g.const(np.zeros(2, np.int8))
+            w = g.op("DequantizeLinear", g.const(levels), scale, at, axis=0)
+        else:
+            w = g.op("DequantizeLinear", g.const(levels), g.const(np.float32(0.01)), g.const(np.int8(1)))
+        y = g.op(
+            "Conv",
+            y,
+            w,
+            *([g.const(weight(r, 2))] if r.random() < 0.5 else []),
+            pads=[taps[0] // 2] * 2 * rank,
+        )
+    if r.random() < 0.5:
+        y = g.op("Mul", y, g.const(factors(r, g.shape(y)[1], *[1] * (len(g.shape(y)) - 2))))
+    if r.random() < 0.5:
+        g.op("DequantizeLinear", g.op("QuantizeLinear", y, step, zero), step, zero)
+
+
+def recurrent(g: Graph, r: random.Random) -> None:
+    """A recurrent layer over the last axis but one, with a linear part before it and mostly one behind."""
+    x = g.pick(r, 3)
+    op, hidden, ways = r.choice(["LSTM", "GRU", "RNN"]), r.choice([2, 3]), r.choice([1, 2])
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
+    if len(g.shape(x)) > 3:
+        x = g.op("Reshape", x, g.ints(0, 0, -1))
+    x = g.op("Transpose", x, perm=[2, 0, 1])  # (T, N, C)
+    c = g.shape(x)[2]
+    if r.random() < 0.6:
+        x = g.op("MatMul", x, g.const(weight(r, c, 3)))
+        x, c = g.op("Add", x, g.const(weight(r, 3))), 3
+    if r.random() < 0.4:
+        x = g.op("Mul", x, g.const(factors(r, c)))
+    w, u = (g.const(weight(r, ways, gates * hidden, n)) for n in (c, hidden))
+    direction = "bidirectional" if ways == 2 else r.choice(["forward", "reverse"])
+    bias = [g.const(weight(r, ways, 2 * gates * hidden))] if r.random() < 0.5 else []
+    y = g.op(op, x, w, u, *bias, hidden_size=hidden, direction=direction)  # (T, ways, N, hidden)
+    if r.random() < 0.7:
+        y = g.op("Transpose", y, perm=[0, 2, 1, 3])
+        y = g.op("Reshape", y, g.ints(0, 0, ways * hidden))
+        y = g.op("Mul", y, g.const(factors(r, ways * hidden)))
+        y = g.op("MatMul", y, g.const(weight(r, ways * hidden, 2)))
+        g.op("Add", y, g.const(weight(r, 2)))
+
+
+def scan(g: Graph, r: random.Random) -> None:
+    """A running sum along an axis, whose body is linear, and may read a weight of the graph around."""
+    x = g.pick(r, 3)
+    axis = r.randrange(1, len(g.shape(x)))
+    inner = tuple(n for a, n in enumerate(g.shape(x)) if a != axis)
+    zero = g.op("ReduceSum", x, g.ints(axis), keepdims=0)
+    k = g.const(factors(r, inner[-1]))
+    float_type = onnx.TensorProto.FLOAT
+    body = helper.make_graph(
+        [
+            helper.make_node("Mul", ["state", "f"], ["m"]),
+            helper.make_node("Mul", ["m", "f"], ["m2"]),
+            helper.make_node("Add", ["m2", "row"], ["next"]),
+            helper.make_node("Mul", ["next", k if r.random() < 0.5 else "f"], ["scaled"]),
+            helper.make_node("Add", ["scaled", "f"], ["out"]),
+        ],
+        "body",
+        [helper.make_tensor_value_info(n, float_type, [None] * len(inner)) for n in ("state", "row")],
+        [helper.make_tensor_value_info(n, float_type, [None] * len(inner)) for n in ("next", "out")],
+        [numpy_helper.from_array(np.asarray(factors(r, inner[-1]) / 2, np.float32), "f")],
+    )
+    reverse = {"scan_input_directions": [1]} if r.random() < 0.3 else {}
+    _, y = g.op(
+        "Scan", zero, x, outputs=2, body=body, num_scan_inputs=1, scan_input_axes=[axis],
+        scan_output_axes=[axis], also=(k,), **reverse,
+    )  # fmt: skip
+    if r.random() < 0.6:
+        g.op("Mul", y, g.const(factors(r, g.shape(y)[-1])))
+
+
+def image_norm(g: Graph, r: random.Random) -> None:
+    """Of images that are not empty: of an empty one, ONNX Runtime's InstanceNormalization ends the process."""
+    x = g.pick(r, 3)
+    c, rank = g.shape(x)[1], len(g.shape(x)) - 2
+    x = g.op("Pad", x, g.ints(*[0] * (rank + 2), 0, 0, *[1] * rank))
+    if r.random() < 0.6:
+        x = g.op("Mul", x, g.const(factors(r, *([c] + [1] * rank if r.random() < 0.7 else []))))
+    if r.random() < 0.6:
+        x = g.op("Add", x, g.const(weight(r, c, *[1] * rank)))
+    rows = [g.const(factors(r, c)), g.const(weight(r, c))]
+    epsilon = r.choice([1e-5, 0.3])
+    if g.opset >= 21 and r.random() < 0.5:
+        y = g.op("GroupNormalization", x, *rows, num_groups=r.choice([1, c]), epsilon=epsilon)
+    else:
+        y = g.op("InstanceNormalization", x, *rows, epsilon=epsilon)
+    if r.random() < 0.5:
+        y = g.op("Mul", y, g.const(factors(r, c, *[1] * rank)))
+    conv(g, r, y)
+
+
+def einsum(g: Graph, r: random.Random) -> None:
+    """A product with a weight over any axis, the result's axes in any order; or of two activations."""
+    x = g.pick(r)
+    rank = len(g.shape(x))
+    letters = "abcdef"[:rank]
+    over = r.randrange(rank)
+    kept = letters[over] if r.random() < 0.3 else ""  # then it is a factor for each
+    new = "" if kept else r.choice(["z", "", "zy"])
+    end = [*(c for c in letters if c != letters[over]), *kept, *new]
+    if r.random() < 0.6:
+        r.shuffle(end)
+    w = g.const(weight(r, g.shape(x)[over], *[2] * len(new)))
+    terms, read = (letters, letters[over] + new), (x, w)
+    if r.random() < 0.3:
+        terms, read = terms[::-1], read[::-1]
+    y = g.op("Einsum", *read, equation=f"{','.join(terms)}->{''.join(end)}")
+    if r.random() < 0.7:
+        y = g.op(r.choice(["Add", "Mul"]), y, g.const(factors(r, *g.shape(y)[-1:])))
+    if r.random() < 0.4 and len(g.shape(y)) >= 2:
+        g.op("MatMul", y, g.const(weight(r, g.shape(y)[-1], 2)))
+
+
+def bounded(g: Graph, r: random.Random) -> None:
+    """Clip, Where, Min and PRelu, between factors that may be negative."""
+    x = g.pick(r)
+    n = g.shape(x)[-1]
+    if r.random() < 0.5:
+        x = g.op("Mul", x, g.const(factors(r, *r.choice([(), (1,), (n,)]))))
+    low, high = (g.const(np.float32(v)) for v in (r.choice([-0.5, 0, 0.1]), r.choice([0.4, 6, 1e9])))
+    way = r.randrange(5)
+    if way == 0:
+        y = g.op("Clip", x, *r.choice([(low, high), ("", high), (low,), (low, high)]))
+    elif way == 1:
+        y = g.op("Where", g.op("Greater", x, low), x, g.op("Mul", x, g.const(factors(r, n))))
+    elif way == 2:
+        y = g.op("Where", g.const(np.arange(n) % 2 == 0), g.const(factors(r, n)), x)
+    elif way == 3:
+        y = g.op(r.choice(["Max", "Min"]), x, r.choice([low, high]))
+    else:
+        y = g.op("PRelu", x, g.const(weight(r, n)))
+    if r.random() < 0.6:
+        g.op(r.choice(["Mul", "Add"]), y, g.const(factors(r, n)))
+
+
 STEPS: tuple[Callable[[Graph, random.Random], Any], ...] = (
     conv, norm, arithmetic, sum_of_two, transposed_conv, pool, resize, cut, choose, parts, rows, repeat, normalize,
-    other, conv, norm, arithmetic, pool,
+    other, conv, norm, arithmetic, pool, quantized, recurrent, scan, image_norm, einsum, bounded,
 )  # fmt: skip
 
 
 def grown(seed: int) -> tuple[onnx.ModelProto, list[Array]]:
-    """A model of opset 17, and inputs of many sizes."""
+    """A model of opset 17 or 21, and inputs of many sizes."""
     r = random.Random(seed)
     rng = np.random.default_rng(seed)
     channels, images = r.choice([1, 2, 3, 4]), r.choice([1, 2])
-    graph = Graph(17, rng.standard_normal((images, channels, 6, 8)).astype(np.float32))
+    graph = Graph(r.choice([17, 17, 21]), rng.standard_normal((images, channels, 6, 8)).astype(np.float32))
     for _ in range(r.choice([2, 3, 4, 6])):
         before = list(graph.nodes), list(graph.tensors)
         try:
