@@ -61,15 +61,61 @@ def test_one_sample_holds_noise_and_impulses_of_all_channels() -> None:
     assert one.kind == "halves"
     for name, (_, channels, height, width) in MAPS.items():
         live = one.feed[name].reshape(channels, height * width) != 0
-        half = height * width // 2
+        half, end = height * width // 2, height * width * 7 // 8
         assert live[:, :half].all()
-        assert (live[:, half:].sum(axis=1) == 1).all()
+        assert (live[:, half:end].sum(axis=1) == 1).all()
+        assert live[:, end:].all()
 
 
 @pytest.mark.parametrize("wrong", [None, (0, 0), (63, 63), (5, 37)])
 def test_a_wrong_weight_is_seen(wrong: tuple[int, int] | None) -> None:
     verdict = probe(head(wrong))
     assert verdict.status is (Status.PASSED if wrong is None else Status.FAILED), verdict.message
+
+
+@pytest.mark.parametrize("operator", ["Mul", "Div", "MatMul"])
+@pytest.mark.parametrize("at", [None, 3, 300, 510])
+def test_weights_of_single_positions_are_seen_everywhere(operator: str, at: int | None) -> None:
+    """A map, or a product over positions: a weight that meets zeros alone would not show."""
+    shape = (1, 512, 512) if operator == "MatMul" else (1, 16, 512, 32)
+    first, second = (
+        RNG.standard_normal((512, 512) if operator == "MatMul" else (512, 32)).astype(np.float32)
+        for _ in range(2)
+    )
+    joined = (first @ second) if operator == "MatMul" else (first * second)
+    if operator == "MatMul" and at is not None:
+        joined[3, at] *= 1.5
+    elif at is not None:
+        joined[at, 3] *= 1.5
+
+    def step(x: str, weight: str, y: str) -> onnx.NodeProto:
+        return helper.make_node(operator, [weight, x] if operator == "MatMul" else [x, weight], [y])
+
+    inputs, outputs = [info("x", shape)], [info("y", None)]
+    before = build([step("x", "b", "t"), step("t", "a", "y")], inputs, outputs, {"a": first, "b": second})
+    after = build([step("x", "c", "y")], inputs, outputs, {"c": joined})
+    status = probe(FoldCase(before, after)).status
+    assert status is (Status.PASSED if at is None else Status.FAILED)
+
+
+@pytest.mark.parametrize("faulty", [False, True])
+def test_padding_behind_a_large_image_meets_signal(faulty: bool) -> None:
+    """Two windows joined, where only the last rows of an image show that the first one's output is padded."""
+    rows = RNG.standard_normal((2, 16, 16, 2, 1)).astype(np.float32) * 0.1
+    if not faulty:
+        rows[0, :, :, 1] = 0  # the first window reads its own row alone, and so no row behind the image
+        rows[1, :, :, 1] = 0
+    joined = np.zeros((16, 16, 3, 1), np.float32)
+    for i, j in np.ndindex(2, 2):
+        joined[:, :, i + j, 0] += rows[1, :, :, i, 0] @ rows[0, :, :, j, 0]
+    inputs, outputs = [info("x", (1, 16, 128, 128))], [info("y", None)]
+    first = helper.make_node("Conv", ["x", "a"], ["t"], pads=[0, 0, 0, 0])
+    second = helper.make_node("Conv", ["t", "b"], ["y"], pads=[0, 0, 1, 0])
+    fused = helper.make_node("Conv", ["x", "c"], ["y"], pads=[0, 0, 1, 0])
+    before = build([first, second], inputs, outputs, {"a": rows[0], "b": rows[1]})
+    after = build([fused], inputs, outputs, {"c": joined})
+    status = probe(FoldCase(before, after)).status
+    assert status is (Status.FAILED if faulty else Status.PASSED)
 
 
 def test_large_products_of_two_sources_have_one_sample_that_sets_both() -> None:

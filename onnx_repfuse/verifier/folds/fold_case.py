@@ -15,6 +15,7 @@ import onnx
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, FloatFormat
 from onnx_repfuse.verifier.distance import Array
 from onnx_repfuse.verifier.folds.anonymous import Anonymous, anonymous
+from onnx_repfuse.verifier.folds.position_weights import weighs_positions
 from onnx_repfuse.verifier.oracle.evaluator import Oracle
 
 __all__ = ["FoldCase", "Source", "Window", "is_chain", "reach"]
@@ -26,6 +27,7 @@ _MIXES_POSITIONS = {
 }  # fmt: skip
 
 
+_WINDOWS = {"AveragePool", "Conv", "ConvTranspose"}
 _MAX_DIVISOR = 64  # of sizes; probes of a multiple of more would be large
 
 
@@ -204,7 +206,10 @@ class FoldCase:
     def structure(self) -> object:
         """What it has in common with folds that differ in names, weights and numbers of channels only; hashable."""
         sources = (
-            (s.dtype.name, s.channel, *(_kind_of_dim(s, axis) for axis in range(len(s.dims))))
+            (
+                *(s.dtype.name, s.channel),
+                *(_kind_of_dim(s, axis, self.has_weights) for axis in range(len(s.dims))),
+            )
             for s in self.sources
         )
         return (self._side_before.anonymous.structure, self._side_after.anonymous.structure, *sources)
@@ -224,6 +229,28 @@ class FoldCase:
         """Whether no operator of either model mixes positions."""
         nodes = (*self.before.graph.node, *self.after.graph.node)
         return not any(node.op_type in _MIXES_POSITIONS for node in nodes)
+
+    @cached_property
+    def mixes_without_window(self) -> bool:
+        """Whether an operator that is no window mixes positions: a Slice, a Pad, a Resize."""
+        nodes = (*self.before.graph.node, *self.after.graph.node)
+        return any(node.op_type in _MIXES_POSITIONS - _WINDOWS for node in nodes)
+
+    @cached_property
+    def pads(self) -> bool:
+        """Whether a window or a Pad of either model reaches beyond its input."""
+        return any(map(_pads, (*self.before.graph.node, *self.after.graph.node)))
+
+    @cached_property
+    def weighs_positions(self) -> bool:
+        """Whether positions may have weights of their own, as in a product with a map: shown by signal there alone."""
+        channels: set[int] = set()
+        positions: set[int] = set()
+        for source in self.sources:
+            sizes = [dim or 1 for axis, dim in enumerate(source.dims) if axis not in (0, source.channel)]
+            positions.update((*sizes, math.prod(sizes)))
+            channels.update(dim or 1 for dim in source.dims[source.channel : source.channel + 1])
+        return any(weighs_positions(model, channels, positions) for model in (self.before, self.after))
 
     @cached_property
     def names_its_sizes(self) -> bool:
@@ -291,9 +318,12 @@ class FoldCase:
         return [*self.before.graph.initializer, *self.after.graph.initializer]
 
 
-def _kind_of_dim(source: Source, axis: int) -> int | str:
-    """Of a source with sizes to choose, any number of channels is as good as another; else sizes are what they are."""
-    if source.space and axis == source.channel:
+def _kind_of_dim(source: Source, axis: int, has_weights: bool) -> int | str:
+    """Of a source with sizes to choose, any number of channels is as good as another; else sizes are what they are.
+
+    Without weights, nothing is tried of a later fold, and what moves channels depends on their number.
+    """
+    if has_weights and source.space and axis == source.channel:
         return "channels"
     return source.dims[axis] or "any"
 
@@ -307,9 +337,23 @@ def reach(case: FoldCase) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(max(axis) for axis in extents), tuple(max(axis) for axis in strides)
 
 
+def total_stride(case: FoldCase) -> int:
+    """The stride of the replacement's windows if each reads what another computes, of the axis where it is largest."""
+    strides = [stride for _, stride in _windows(case.after)]
+    return max((math.prod(axis) for axis in itertools.zip_longest(*strides, fillvalue=1)), default=1)
+
+
 def is_chain(case: FoldCase) -> bool:
     """Whether the replacement has several windows, of which one may read what another computes."""
     return sum(1 for _ in _windows(case.after)) > 1
+
+
+def _pads(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Pad" or any(
+        (attribute.name == "pads" and any(attribute.ints))
+        or (attribute.name == "auto_pad" and attribute.s.startswith(b"SAME"))
+        for attribute in node.attribute
+    )
 
 
 def _windows(model: onnx.ModelProto) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -168,6 +168,8 @@ def _fitting(
                 yield stimulus, expected
         if fits:
             return
+    if of_weights:  # as where a Slice leaves nothing of the one size that shows the weights
+        yield from _fitting(case, side, seed, rules, of_weights=False)
 
 
 def _evaluate_replacement(side: Side, stimulus: Stimulus, shape: tuple[int, ...]) -> Evaluation:

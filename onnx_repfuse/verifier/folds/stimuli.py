@@ -20,22 +20,26 @@ import numpy as np
 
 from onnx_repfuse.verifier.distance import Array
 from onnx_repfuse.verifier.folds.fold_case import FoldCase, Source, reach
+from onnx_repfuse.verifier.folds.probe_sizes import (
+    MAX_PRODUCTS,
+    border_sizes,
+    budget_of,
+    further_sizes,
+    impulse_size,
+    ordinary_size,
+)
 from onnx_repfuse.verifier.folds.size_rules import Rules, apply
 
 __all__ = ["Stimulus", "stimuli"]
 
-# Products that all stimuli of a fold take together: a network has up to some hundred folds.
-_MAX_PRODUCTS = 60_000_000
+
 # Products that the impulses of a fold in half precision take.
 _MAX_HALF_PRODUCTS = 250_000_000
-# Positions of all stimuli together: enough for every kind even where weights are many, and no more than help where few.
-_MIN_POSITIONS, _MAX_POSITIONS = 110, 2000
 _MAX_IMPULSE_ELEMENTS = 1 << 24  # where each remainder of a stride gets a row
 _MANY_POSITIONS = 64  # of an image whose size is fixed: one of noise shows as much as several
 # of a source whose sizes are fixed: comparing its outputs takes longer than to compute them
 _MANY_ELEMENTS = 1 << 18
 _SPACING = 6  # positions between impulses in one row
-_LARGE_KERNEL = 8  # extent from which on a kernel gets fewer and smaller sizes (RepLKNet has 31x31)
 
 
 class Stimulus(NamedTuple):
@@ -75,14 +79,16 @@ def stimuli(
 
 
 def _probes(case: FoldCase, rng: np.random.Generator, of_weights: bool) -> Iterator[_Probe]:
-    budget = int(np.clip(_MAX_PRODUCTS // max(case.weights, 1), _MIN_POSITIONS, _MAX_POSITIONS))
+    budget = budget_of(case)
     axes = max((len(source.space) for source in case.sources), default=0)
     if not axes:  # (N, C), or all sizes fixed: there is one size only
         positions = max(map(_fixed_positions, case.sources), default=1)
         elements = max((math.prod(dim or 1 for dim in source.dims) for source in case.sources), default=1)
-        is_large = case.weights * positions > _MAX_PRODUCTS or elements >= _MANY_ELEMENTS
+        is_large = case.weights * positions > MAX_PRODUCTS or elements >= _MANY_ELEMENTS
         if is_large and positions >= _MANY_POSITIONS:
             yield _halves(case, rng)
+            if case.weighs_positions:  # the weights of those that hold zeros there would not show
+                yield _noise("noise", (), 1, False, rng)
             return
         # Each position is a sample of its own, and many hold no impulse: there, those of large folds are zeros.
         rows = 4 if positions < _MANY_POSITIONS else 2
@@ -92,23 +98,26 @@ def _probes(case: FoldCase, rng: np.random.Generator, of_weights: bool) -> Itera
     # (1, 1) without a kernel
     extents, strides = ((sizes + (sizes[-1:] or (1,)) * axes)[:axes] for sizes in reach(case))
     # A third of the positions for sizes where padding is everywhere, half for impulses, the rest for an ordinary size.
-    size = _impulse_size(extents, budget // 2)
+    size = impulse_size(extents, budget // 2)
     impulses = _impulses(case, size, strides, max(4, budget // 2 // math.prod(size)), rng)
     if of_weights:  # zeros, noise and impulses, at a size that has padding on all sides
         probes = [_noise("noise", size, 2, True, rng), *impulses]
         takes_any_rows = all(source.has_channels and source.batch is None for source in case.sources)
         yield from [_stacked(probes)] if takes_any_rows else probes
+        for more in further_sizes(case, size, extents, strides, budget // 3):
+            yield _noise("noise", more, 2, True, rng)
         return
-    for border, rows in _border_sizes(extents, budget // 3):
+    for border, rows in border_sizes(extents, budget // 3):
         yield _noise("border", border, rows, rows > 1, rng)
     yield from impulses
-    yield _noise("noise", _ordinary_size(extents, strides, budget // 3), 1, False, rng)
+    yield _noise("noise", ordinary_size(extents, strides, budget // 3), 1, False, rng)
 
 
 def _halves(case: FoldCase, rng: np.random.Generator) -> _Probe:
-    """One row of which the first half of the positions holds noise, and the second half impulses of all channels.
+    """One row of which the first half of the positions and the last eighth hold noise, the others impulses.
 
     For sizes that are fixed and large, as evaluating one row takes long. Two sources that are multiplied meet in both.
+    Noise meets the padding on all sides.
     """
     _, amplitude = _impulse(case)
 
@@ -117,15 +126,15 @@ def _halves(case: FoldCase, rng: np.random.Generator) -> _Probe:
         if source.has_channels:
             by_position = np.moveaxis(data, source.channel, -1)  # a view, (N, *space, C)
             positions = math.prod(by_position.shape[1:-1])
-            half = positions // 2
+            half, end = positions // 2, positions - positions // 8
             flat = by_position.reshape(len(data), positions, -1)  # a copy where the channels are not last
-            sparse = np.zeros_like(flat[:, half:])
+            sparse = np.zeros_like(flat[:, half:end])
             blocks = _blocks_of_channels(case, source, flat.shape[-1])
-            spacing = max(1, (positions - half) // (int(blocks.max()) + 1))
-            at = blocks * spacing % max(1, positions - half)
+            spacing = max(1, (end - half) // (int(blocks.max()) + 1))
+            at = blocks * spacing % max(1, end - half)
             if half:
                 sparse[:, at, np.arange(len(at))] = amplitude * flat[:, 0]
-                flat[:, half:] = sparse
+                flat[:, half:end] = sparse
                 by_position[...] = flat.reshape(by_position.shape)
         return data.astype(source.dtype)
 
@@ -139,54 +148,6 @@ def _stacked(probes: Sequence[_Probe]) -> _Probe:
         return np.concatenate([probe.fill(source, (probe.rows, *shape[1:])) for probe in probes])
 
     return _Probe("stacked", probes[0].size, sum(probe.rows for probe in probes), fill)
-
-
-def _border_sizes(extents: tuple[int, ...], budget: int) -> Iterator[tuple[tuple[int, ...], int]]:
-    """(sizes from 1 to k + 2 on every axis, rows for each), until the budget of positions is spent.
-
-    The axes are out of step with each other, so that one is small where another is large.
-    """
-    choices = []
-    for axis, extent in enumerate(extents):
-        sizes = list(range(1, extent + 3))
-        if extent > 5:  # a choice of them: the smallest, around the half, around the extent
-            sizes = sorted({1, 2, 3, extent // 2 + 1, extent - 1, extent, extent + 1, extent + 2})
-        shift = axis % len(sizes)
-        choices.append(sizes[shift:] + sizes[:shift])
-    longest = max(len(sizes) for sizes in choices)
-    combined = [tuple(sizes[i % len(sizes)] for sizes in choices) for i in range(longest)]
-    spent = 0
-    for i, size in enumerate(dict.fromkeys(sorted(combined, key=math.prod))):
-        rows = 2 if i % 2 == 0 else 1  # the first of two is zeros
-        cost = math.prod(size) * rows
-        # The two smallest are cheap. The last but one, k + 1, is the first with two outputs that meet no padding.
-        is_due = i < 2 or (i == longest - 2 and max(extents) < _LARGE_KERNEL)
-        if is_due or spent + cost <= budget:
-            spent += cost
-            yield size, rows
-
-
-def _impulse_size(extents: tuple[int, ...], budget: int) -> tuple[int, ...]:
-    """2k - 1 per axis, where every tap reads the middle from an output that meets no padding; else k."""
-    size = tuple(2 * extent - 1 if extent < _LARGE_KERNEL else extent + 2 for extent in extents)
-    if math.prod(size) * 4 <= budget:
-        return size
-    return tuple(max(1, extent) for extent in extents)
-
-
-def _ordinary_size(extents: tuple[int, ...], strides: tuple[int, ...], budget: int) -> tuple[int, ...]:
-    """A size with more inner positions than padded ones, different on each axis; smaller where that is too many."""
-    axes = list(enumerate(zip(extents, strides, strict=True)))
-    size = tuple(extent + 2 * stride + 4 + axis for axis, (extent, stride) in axes)
-    return size if math.prod(size) <= budget else _small_size(extents, strides)
-
-
-def _small_size(extents: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
-    """One more stride than the extent, different on each axis; half the extent of large kernels."""
-    axes = enumerate(zip(extents, strides, strict=True))
-    return tuple(
-        (extent if extent < _LARGE_KERNEL else extent // 2) + stride + axis for axis, (extent, stride) in axes
-    )
 
 
 def _noise(

@@ -14,19 +14,30 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.verifier.distance import Array
-from onnx_repfuse.verifier.folds.fold_case import FoldCase
+from onnx_repfuse.verifier.folds.fold_case import FoldCase, total_stride
+from onnx_repfuse.verifier.folds.probe_sizes import MOST_REMAINDERS, sizes_of_border
 from onnx_repfuse.verifier.folds.size_rules import Rules, holds_in_file, rules_of_file
 from onnx_repfuse.verifier.session import Session, open_session
 
 __all__ = ["FoldSession", "Structures"]
 
 _MOST_SESSIONS = 64  # open at once: a model may have thousands of folds that are all different
+
+
+class _Proved(NamedTuple):
+    """What a fold has passed with: how its sources' sizes follow from each other, and the small sizes it was tried at.
+
+    A fold of many weights is tried at fewer sizes, which is no proof for one of fewer weights.
+    """
+
+    rules: Rules
+    sizes: frozenset[tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class Structures:
 
     runtime: Runtime = DEFAULT_RUNTIME
     _sessions: OrderedDict[bytes, Session] = field(default_factory=OrderedDict)
-    _proved: dict[object, Rules] = field(default_factory=dict)
+    _proved: dict[object, _Proved] = field(default_factory=dict)
 
     def open(self, case: FoldCase, model: onnx.ModelProto) -> FoldSession:
         """A session for `before` or `after`, opened anew only for a structure that is new. Raises DoesNotRun."""
@@ -80,11 +91,22 @@ class Structures:
         """
         if case.float_format.is_half:
             return None
-        rules = self._proved.get(case.structure)
-        if rules is None or not holds_in_file(case, rules):
+        proved = self._proved.get(case.structure)
+        if proved is None or not proved.sizes >= sizes_of_border(case) or _has_many_remainders(case):
+            return None
+        rules = proved.rules
+        if not holds_in_file(case, rules):
             return None
         return rules if rules_of_file(case) in (None, rules) else None
 
     def note_proved(self, case: FoldCase, rules: Rules) -> None:
         """Remember that all stimuli were tried on a fold of this structure, and passed."""
-        self._proved.setdefault(case.structure, rules)
+        proved = self._proved.get(case.structure)
+        sizes = sizes_of_border(case)
+        if proved is None or sizes > proved.sizes:
+            self._proved[case.structure] = _Proved(rules, sizes)
+
+
+def _has_many_remainders(case: FoldCase) -> bool:
+    """Whether strides leave more remainders than a later fold is tried at, and on them depends what padding is read."""
+    return case.pads and total_stride(case) > MOST_REMAINDERS

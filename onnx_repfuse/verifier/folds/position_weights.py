@@ -1,0 +1,52 @@
+"""Weights that differ from position to position, as those of a product with a map: shown by signal there alone."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping
+
+import onnx
+
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+
+__all__ = ["weighs_positions"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+_PER_CHANNEL = {"BatchNormalization", "Conv", "ConvTranspose"}  # by every input but the first
+
+
+def weighs_positions(model: onnx.ModelProto, channels: Iterable[int], positions: Container[int]) -> bool:
+    """Whether positions of the sources may have weights of their own; by the sizes, so some are taken for such.
+
+    Args:
+        model: one side of a fold, which reads sources of fixed sizes.
+        channels: how many channels they have.
+        positions: the sizes of their other axes, and what these are together.
+    """
+    weights = {t.name: tuple(t.dims) for t in model.graph.initializer if t.data_type in FLOAT_FORMATS}
+    channels = {*channels, *_counts_of_channels(model, weights)}
+    return any(
+        size > 1 and (size not in channels or size in positions)
+        for node in model.graph.node
+        for size in _sizes_that_meet_signal(node, weights)
+    )
+
+
+def _sizes_that_meet_signal(node: onnx.NodeProto, weights: Shapes) -> Iterator[int]:
+    """The sizes of axes of a node's weights, each of channels or of positions."""
+    for place, name in enumerate(node.input):
+        shape = weights.get(name)
+        if shape is None or (place and node.op_type in _PER_CHANNEL):
+            continue
+        if node.op_type in ("Gemm", "MatMul") and len(shape) > 1:
+            yield from shape[:-2]
+            yield shape[-2] if place else shape[-1]
+        else:
+            yield from shape
+
+
+def _counts_of_channels(model: onnx.ModelProto, weights: Shapes) -> Iterator[int]:
+    """How many channels the convolutions and products make."""
+    for node in model.graph.node:
+        shape = weights.get(node.input[1], ()) if len(node.input) > 1 else ()
+        if len(shape) > 1 and node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            yield from {"Conv": shape[:1], "MatMul": shape[-1:]}.get(node.op_type, shape[:2])
