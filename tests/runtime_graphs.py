@@ -9,126 +9,24 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from onnx_repfuse import Options, fuse
-from onnx_repfuse.quiet_runtime import ort
+from tests.runtime_builder import Array, CannotRunError, Graph, factors, session, weight
+from tests.runtime_laws import LAWS
 
-Array = NDArray[Any]
 SPACES = ((6, 8), (1, 1), (1, 2), (2, 1), (2, 2), (3, 5), (4, 4), (5, 4), (7, 9), (8, 8))
 TO_THE_END = 1 << 40
-
-
-class CannotRunError(Exception):
-    """ONNX Runtime does not run a step, or what it gives is of no use."""
-
-
-def session(model: onnx.ModelProto) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-class Graph:
-    """A graph that grows: each node is run alone on the values of its inputs.
-
-    Attributes:
-        values: of all tensors, for an input of two images.
-        tensors: names that further steps may read, in order.
-        read_inside: names that bodies of nodes read.
-    """
-
-    def __init__(self, opset: int, x: Array) -> None:
-        self.opset = opset
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, Array] = {}
-        self.values: dict[str, Array] = {"x": x}
-        self.tensors = ["x"]
-        self.read_inside: set[str] = set()
-
-    def const(self, value: Any) -> str:
-        array = np.asarray(value)
-        name = f"c{len(self.values)}"
-        self.values[name] = self.constants[name] = (
-            array.astype(np.float32) if array.dtype.kind == "f" else array
-        )
-        return name
-
-    def ints(self, *values: int) -> str:
-        return self.const(np.array(values, np.int64))
-
-    def op(self, op: str, *inputs: str, outputs: int = 1, also: Sequence[str] = (), **attrs: Any) -> Any:
-        """A node, and the names of its outputs; `also`: what its bodies read. Raises CannotRunError."""
-        names = [f"t{len(self.values) + number}" for number in range(outputs)]
-        node = helper.make_node(op, list(inputs), names, **attrs)
-        read = [name for name in dict.fromkeys((*inputs, *also)) if name]
-        given = [name for name in read if name not in self.constants]
-        infos = [
-            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(self.values[n].dtype), None)
-            for n in given
-        ]
-        weights = [numpy_helper.from_array(self.constants[n], n) for n in read if n in self.constants]
-        results = [helper.make_empty_tensor_value_info(name) for name in names]
-        graph = helper.make_graph([node], "one", infos, results, weights)
-        try:
-            found = session(self.finished(graph)).run(None, {name: self.values[name] for name in given})
-        except Exception as error:
-            raise CannotRunError(op) from error
-        for name, value in zip(names, found, strict=True):
-            if not 0 < value.size <= 20_000 or (value.dtype.kind == "f" and not np.all(np.abs(value) < 1e6)):
-                raise CannotRunError("empty, or too large")
-            self.values[name] = value
-        self.nodes.append(node)
-        self.read_inside.update(also)
-        self.tensors += names
-        return names[0] if outputs == 1 else names
-
-    def finished(self, graph: onnx.GraphProto) -> onnx.ModelProto:
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=10)
-
-    def pick(self, r: random.Random, rank: int = 2) -> str:
-        """A late tensor of floats with that many axes at least."""
-        fits = [n for n in self.tensors if self.values[n].dtype == np.float32 and self.values[n].ndim >= rank]
-        if not fits:
-            raise CannotRunError("no tensor")
-        return fits[-1 - min(len(fits) - 1, int(r.expovariate(0.7)))]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.values[name].shape
-
-    def model(self, dims: list[int | str]) -> onnx.ModelProto:
-        """The whole graph; its outputs are what nobody reads."""
-        read = {name for node in self.nodes for name in node.input} | self.read_inside
-        ends = [n for n in self.tensors if n not in read and n != "x"]
-        outputs = [
-            helper.make_tensor_value_info(
-                n, helper.np_dtype_to_tensor_dtype(self.values[n].dtype), [None] * self.values[n].ndim
-            )
-            for n in ends
-        ]
-        inputs = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, dims)]
-        weights = [numpy_helper.from_array(v, n) for n, v in self.constants.items() if n in read]
-        return self.finished(helper.make_graph(self.nodes, "g", inputs, outputs, weights))
-
-
-def weight(r: random.Random, *shape: int) -> Array:
-    rng = np.random.default_rng(r.randrange(1 << 30))
-    value = rng.standard_normal(shape) / max(1, np.sqrt(np.prod(shape[1:])))
-    return np.asarray(value * (rng.random(shape) < 0.5) if r.random() < 0.15 else value)
-
-
-def factors(r: random.Random, *shape: int) -> Array:
-    rng = np.random.default_rng(r.randrange(1 << 30))
-    value = rng.uniform(0.5, 1.5, shape)
-    return np.asarray(value if r.random() < 0.6 else value * np.where(rng.random(shape) < 0.3, -1, 1))
+OPSETS = (13, 17, 18, 21)
+AVOIDED = (
+    "Add", "BatchNormalization", "Div", "Gelu", "GlobalAveragePool", "HardSigmoid", "HardSwish", "LayerNormalization",
+    "LeakyRelu", "Mul", "Neg", "PRelu", "Sub", "Sum",
+)  # fmt: skip
 
 
 def conv(g: Graph, r: random.Random, x: str = "", kernel: int = 0) -> str:
@@ -475,15 +373,15 @@ STEPS: tuple[Callable[[Graph, random.Random], Any], ...] = (
 
 
 def grown(seed: int) -> tuple[onnx.ModelProto, list[Array]]:
-    """A model of opset 17 or 21, and inputs of many sizes."""
+    """A model, and inputs of many sizes."""
     r = random.Random(seed)
     rng = np.random.default_rng(seed)
     channels, images = r.choice([1, 2, 3, 4]), r.choice([1, 2])
-    graph = Graph(r.choice([17, 17, 21]), rng.standard_normal((images, channels, 6, 8)).astype(np.float32))
+    graph = Graph(r.choice(OPSETS), rng.standard_normal((images, channels, 6, 8)).astype(np.float32))
     for _ in range(r.choice([2, 3, 4, 6])):
         before = list(graph.nodes), list(graph.tensors)
         try:
-            r.choice(STEPS)(graph, random.Random(r.randrange(1 << 30)))
+            r.choice(STEPS + LAWS)(graph, random.Random(r.randrange(1 << 30)))
         except (CannotRunError, IndexError, ValueError):
             graph.nodes, graph.tensors = before
     dims: list[int | str] = r.choice(
@@ -499,7 +397,20 @@ def grown(seed: int) -> tuple[onnx.ModelProto, list[Array]]:
         wanted = (1 + number % 3, channels, *space)
         size = [want if isinstance(dim, str) else dim for dim, want in zip(dims, wanted, strict=True)]
         feeds.append(rng.standard_normal(size).astype(np.float32))
-    return graph.model(dims), feeds
+    model = graph.model(dims)
+    if r.random() < 0.2 and graph.nodes:  # what others read is put out, too
+        name = r.choice(graph.nodes).output[0]
+        if all(value.name != name for value in model.graph.output):
+            model.graph.output.append(helper.make_empty_tensor_value_info(name))
+    return model, feeds
+
+
+def options(seed: int) -> Options:
+    """How a graph is planned: mostly as by default, else with operators to avoid, or for the fastest result."""
+    r = random.Random(seed)
+    way = r.choice(["", "", "", "avoid", "level"])
+    avoided = frozenset(r.sample(AVOIDED, r.choice([1, 2]))) if way == "avoid" else frozenset()
+    return Options(check=False, avoid=avoided, level=2 if way == "level" else 1)
 
 
 def difference(model: onnx.ModelProto, result: onnx.ModelProto, feeds: list[Array]) -> str:
@@ -541,7 +452,7 @@ def finds(graphs: int, seed: int) -> Iterator[str]:
         except Exception:
             continue  # nodes that run alone, and not together at sizes that are not known
         try:
-            problem = difference(model, fuse(model, options=Options(check=False)).model, feeds)
+            problem = difference(model, fuse(model, options=options(number)).model, feeds)
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
         if problem:
