@@ -25,7 +25,7 @@ from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, Scope, optional
 from onnx_repfuse.lift import Context, LinearOp, lift
 from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.folds.replacements import Replacements
-from onnx_repfuse.planner.weights.rounding import rounded
+from onnx_repfuse.planner.weights.rounding import check_underflow, rounded
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.report import Kind
 
@@ -226,9 +226,8 @@ def _written(scope: Scope, product: _Product, beside: _Beside, output: str) -> g
     inputs[1 - product.place] = source
     weight, factor, attrs = product.weight, beside.factor, dict(node.attrs)
     shape = np.broadcast_shapes(weight.shape, factor.shape)
-    inputs[product.place] = _constant(
-        scope, f"{output}_weight", shape, weight.data_type, lambda: _values(weight) * factor
-    )
+    scaled = partial(_scaled, product, factor)
+    inputs[product.place] = _constant(scope, f"{output}_weight", shape, weight.data_type, scaled)
     if beside.shift is not None and (optional_input(node, 2) or beside.shift.any()):
         columns, shift = weight.shape[product.kept], beside.shift
         bias = partial(_bias, scope.const(optional_input(node, 2)), float(attrs.pop("beta", 1.0)), columns)
@@ -237,6 +236,16 @@ def _written(scope: Scope, product: _Product, beside: _Beside, output: str) -> g
             _constant(scope, f"{output}_bias", (columns,), weight.data_type, lambda: bias() * scale + shift)
         ]
     return new_node(node.op, scope.fresh(output), attrs, inputs, [output])
+
+
+def _scaled(product: _Product, factor: Array) -> Array:
+    """The weight times the factor. Raises Inexact where half precision would lose what a channel is made of."""
+    weight = _values(product.weight) * factor
+    check_underflow(
+        np.moveaxis(weight, product.summed, -1).reshape(-1, weight.shape[product.summed]),
+        product.weight.data_type,
+    )
+    return weight
 
 
 def _values(const: Const) -> Array:

@@ -166,3 +166,20 @@ def test_a_gemm_whose_weight_stands_first(trans: int) -> None:
     net = Net(shape=(4, 5))
     weight = net.random(*((4, 6) if trans else (6, 4)))
     check(net.model(net.op("Gemm", weight, scaled(net, (4, 1)), transA=trans)), {"Relu": 1, "Gemm": 1})
+
+
+@pytest.mark.parametrize("is_before", [False, True])
+@pytest.mark.parametrize("small", [slice(None), slice(2, 3)])
+def test_weights_that_half_precision_would_lose_take_no_factor(is_before: bool, small: slice) -> None:
+    """In float16, 1e-4 times 1e-4 is a subnormal of one digit, or zero, in every column or in one."""
+    net = Net(shape=HEADS, dtype=np.float16)
+    weight = np.ones((3, 4, 6), np.float16)
+    weight[..., small] = 1e-4
+    factor, w = net.const(np.full((4,) if is_before else (6,), 1e-4, np.float16)), net.const(weight)
+    y = (
+        net.op("MatMul", net.op("Mul", net.op("Relu", "x"), factor), w)
+        if is_before
+        else net.op("Mul", net.op("MatMul", "x", w), factor)
+    )
+    result = fuse(net.model(y), options=Options(check=False))
+    assert "Mul" in result.report.after.ops
