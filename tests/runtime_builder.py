@@ -11,21 +11,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from onnx_repfuse.quiet_runtime import ort
+from tests.random_properties import session
 
 Array = NDArray[Any]
 
 
 class CannotRunError(Exception):
     """ONNX Runtime does not run a step, or what it gives is of no use."""
-
-
-def session(model: onnx.ModelProto) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 class Graph:

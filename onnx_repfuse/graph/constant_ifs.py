@@ -6,7 +6,6 @@ is known then. So the model is read again until no such If is left.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.load import read_scopes
 from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope, node_name
-from onnx_repfuse.modelfile.branches import NAMES, IfKey, branch_of, can_replace, inline
+from onnx_repfuse.modelfile.branches import NAMES, IfKey, Kept, branch_of, can_replace, inline
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import ScopeKey
 from onnx_repfuse.modelfile.node_order import inner_graphs
@@ -23,7 +22,6 @@ from onnx_repfuse.modelfile.node_order import inner_graphs
 __all__ = ["ConstantIf", "Inlined", "always_taken", "has_if", "without_constant_ifs"]
 
 MAX_ROUNDS = 32  # each replaces Ifs; behind those that are left, shapes stay unknown
-Kept = Callable[[onnx.NodeProto], bool]
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def without_constant_ifs(
         found = _reached(_constant_ifs(result, is_kept))
         if not found:
             break
-        inlined, names = inline(result.document, {key: one.taken for key, one in found.items()})
+        inlined, names = inline(result.document, {key: one.taken for key, one in found.items()}, is_kept)
         known = {new: result.names.get(old, old) for new, old in names.items()}
         replaced = [*result.replaced, *found.values()]
         result = Inlined(inlined, read(inlined), replaced, {**result.names, **known})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import onnx
@@ -17,10 +17,11 @@ from onnx_repfuse.modelfile.edit import INPUTS_ARE_OPTIONAL, ScopeKey
 from onnx_repfuse.modelfile.node_order import inner_graphs
 from onnx_repfuse.modelfile.weightless import mark, mark_of
 
-__all__ = ["NAMES", "IfKey", "branch_of", "can_replace", "inline"]
+__all__ = ["NAMES", "IfKey", "Kept", "branch_of", "can_replace", "inline"]
 
 NAMES = {True: "then_branch", False: "else_branch"}
 IfKey = tuple[ScopeKey, int]  # the scope, and the position of the node in it
+Kept = Callable[[onnx.NodeProto], bool]
 _IDENTITY_OF_ALL_TYPES = 16  # the opset from which an Identity takes whatever a branch may return
 
 
@@ -46,15 +47,18 @@ def can_replace(model: onnx.ModelProto, node: onnx.NodeProto, branch: onnx.Graph
     return is_plain or opset >= _IDENTITY_OF_ALL_TYPES
 
 
-def inline(document: Document, chosen: Mapping[IfKey, bool]) -> tuple[Document, dict[str, str]]:
+def inline(
+    document: Document, chosen: Mapping[IfKey, bool], is_kept: Kept = lambda node: False
+) -> tuple[Document, dict[str, str]]:
     """A document in which Ifs are replaced by their branches, and the tensors that got other names: new -> old.
 
     The result reads the same files. A name of the branch that is also defined elsewhere in the model gets a number.
-    What only the condition or the other branch read goes, too.
+    What only the condition or the other branch read goes, too, but for nodes that are to be kept.
 
     Args:
         document: the model.
         chosen: If -> whether its then_branch is taken; of those that `can_replace` allows.
+        is_kept: whether a node must stay.
     """
     result = copy.copy(document)
     result.model, result.payloads = onnx.ModelProto(), list(document.payloads)
@@ -70,7 +74,7 @@ def inline(document: Document, chosen: Mapping[IfKey, bool]) -> tuple[Document, 
     for scope in sorted(by_scope, key=len, reverse=True):
         inliner.inline(_graph_of(result.model, scope), by_scope[scope])
     reads = Counter(_reads(graph))
-    _drop_unread(graph, reads, {name for name in before if name and not reads[name]})
+    _drop_unread(graph, reads, {name for name in before if name and not reads[name]}, is_kept)
     return result, inliner.renamed
 
 
@@ -115,23 +119,25 @@ def _read_by(node: onnx.NodeProto) -> Iterator[str]:
         yield from _reads(inner)
 
 
-def _drop_unread(graph: onnx.GraphProto, reads: Counter[str], freed: set[str]) -> None:
+def _drop_unread(graph: onnx.GraphProto, reads: Counter[str], freed: set[str], is_kept: Kept) -> None:
     """Remove nodes and initializers that nobody reads any more, from the last to the first.
 
     Args:
         graph: to be changed, and what is inside it.
         reads: how often each name is read; kept up to date.
         freed: the names that were read once and are not now; those that follow are added.
+        is_kept: whether a node must stay.
     """
     kept = []
     for node in reversed(graph.node):
-        if not freed.isdisjoint(node.output) and not any(reads[name] for name in node.output if name):
+        is_unread = not freed.isdisjoint(node.output) and not any(reads[name] for name in node.output if name)
+        if is_unread and not is_kept(node):
             read = Counter(_read_by(node))
             reads.subtract(read)
             freed.update(name for name in read if name and not reads[name])
             continue
         for _, inner in inner_graphs(node):
-            _drop_unread(inner, reads, freed)
+            _drop_unread(inner, reads, freed, is_kept)
         kept.append(node)
     if len(kept) < len(graph.node):
         left = onnx.GraphProto()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -209,12 +208,19 @@ def _read_tensor(path: Path) -> Any:
     """A serialized TensorProto or SequenceProto; the file does not say which it is. Raises ValueError."""
     data = path.read_bytes()
     tensor, sequence = onnx.TensorProto(), onnx.SequenceProto()
-    with suppress(Exception):  # those of protobuf and numpy_helper share no base
+    as_tensor = "it has no type"
+    try:
         tensor.ParseFromString(data)
         if tensor.data_type:
             return onnx.numpy_helper.to_array(tensor)
+    except Exception as error:  # those of protobuf and numpy_helper share no base
+        as_tensor = one_line(error)
     try:
         sequence.ParseFromString(data)
+        size = sequence.ByteSize()
+        sequence.DiscardUnknownFields()
+        if sequence.ByteSize() != size:  # a broken tensor would be taken for an empty sequence
+            raise ValueError("it has fields that no sequence has")
         return onnx.numpy_helper.to_list(sequence)
     except Exception as error:
-        raise ValueError(one_line(error)) from error
+        raise ValueError(f"as a tensor: {as_tensor}; as a sequence: {one_line(error)}") from error

@@ -301,6 +301,19 @@ def test_the_user_keeps_it() -> None:
     assert "If" not in _kept(keep=("inner Exp",))
 
 
+def test_kept_nodes_that_only_the_condition_or_the_other_branch_reads_stay() -> None:
+    body = """
+    [stays] r = Relu(x)
+    [goes] q = Abs(x)
+    y = If(c) <then_branch = t () => (float[N, 3] a) { a = Neg(x) },
+               else_branch = e () => (float[N, 3] b) { b = Add(r, q) }>"""
+    made = _model(f"main (float[N, 3] x) => (float[N, 3] y) <bool c = {{1}}> {{{body}\n}}")
+    names = [node.name for node in fuse(made, options=Options(keep=("stays",))).model.graph.node]
+    assert "stays" in names
+    assert "goes" not in names
+    assert counts(fuse(made).model) == {"Neg": 1}
+
+
 def test_sparse_weights_training_information_and_functions_keep_it() -> None:
     made = _main(f"{TRUE}\n{BRANCHES}")
     made.training_info.add()

@@ -223,6 +223,13 @@ def test_unreadable_input_files_are_input_errors_of_one_line(tmp_path: Path) -> 
         read_inputs(tmp_path / "good.npy", ["x", "z"])
 
 
+def test_of_a_broken_tensor_the_error_says_what_is_wrong_with_it(tmp_path: Path) -> None:
+    tensor = onnx.TensorProto(dims=[3], data_type=onnx.TensorProto.FLOAT, raw_data=bytes(4))
+    (tmp_path / "short.pb").write_bytes(tensor.SerializeToString())
+    with pytest.raises(InputError, match=r"as a tensor: .*reshape.*; as a sequence: "):
+        read_inputs(tmp_path / "short.pb", ["x"])
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
 def test_nudging_moves_by_one_ulp(dtype: str) -> None:
     import ml_dtypes
