@@ -53,16 +53,18 @@ class Spread(DerivedFromOne):
         return self.inner.rows(first, last)[numbers - first]
 
 
-def spread(form: Form, spreading: Spreading) -> Form | None:
+def spread(form: Form, spreading: Spreading, channels: int) -> Form | None:
     """A pointwise form of few channels as that of the many; None where one of its terms cannot be written so.
 
     Args:
         form: its sources are taken for tensors with `spreading.times` as many channels.
+        channels: of its sources. Where parts are no neighbours, they say how far apart these are.
     """
     terms = []
     for term in form.terms:
         kernel = _spread_kernel(term.kernel, spreading)
-        is_whole = term.lo_in == term.lo_out == 0 and term.kernel.geometry.c_out == form.channels
+        g = term.kernel.geometry
+        is_whole = term.lo_in == term.lo_out == 0 and (g.c_in, g.c_out) == (channels, form.channels)
         if kernel is None or not (is_whole or spreading.are_neighbours):
             return None
         lo_in, lo_out = term.lo_in * spreading.times, term.lo_out * spreading.times

@@ -19,7 +19,7 @@ from onnx_repfuse.graph.operators.facts import HAVE_SUBGRAPHS
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, Scope, optional_input, static
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
-__all__ = ["constant_beside", "drops", "given_out", "shows_zero"]
+__all__ = ["constant_beside", "drops", "given_out", "shows_zero", "tells_zeros_apart"]
 
 MAX_TENSORS_BEHIND = 64  # looked at for one that tells 0 from -0
 # Operators that make something else of -0 than of 0, with the inputs for which they do.
@@ -58,10 +58,10 @@ def shows_zero(scope: Scope, node: gs.Node, zeros: NDArray[np.float64], *, is_le
         is_left: it is the first one.
     """
     changes_sign = np.signbit(zeros) == (node.op == "Sub" and not is_left)
-    return bool(changes_sign.any()) and _tells_zeros_apart(scope, node.outputs[0].name)
+    return bool(changes_sign.any()) and tells_zeros_apart(scope, node.outputs[0].name)
 
 
-def _tells_zeros_apart(scope: Scope, name: str) -> bool:
+def tells_zeros_apart(scope: Scope, name: str) -> bool:
     """Whether something behind a tensor may compute another value from -0 than from 0.
 
     What is not known to do the same with both is taken to tell them apart, as are subgraphs. A graph output does not:

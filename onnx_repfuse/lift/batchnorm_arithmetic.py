@@ -29,12 +29,22 @@ from onnx_repfuse.lift.linear_op import (
     flat_float64,
     from_kernel,
 )
-from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS, epsilon
 from onnx_repfuse.records.reasons import Reason
 
-__all__ = ["lift_arithmetic", "lift_batch_normalization", "per_channel"]
+__all__ = [
+    "ROUNDS_BETWEEN",
+    "lift_arithmetic",
+    "lift_batch_normalization",
+    "most_that_cancels",
+    "per_channel",
+]
 
 MAX_NODES_BACK = 16  # looked at for what hides the rank of a tensor
+# What the original rounds away at |x| = 1 may be so much of its result: more is a rounding that somebody wanted.
+MAX_ROUNDING = 2.0**-12
+MIN_CANCELLATION = 4.0
+ROUNDS_BETWEEN = "adding and subtracting a large constant rounds what is between"
 
 
 def lift_batch_normalization(context: Context, node: gs.Node) -> LinearOp | Declined | None:
@@ -53,9 +63,9 @@ def lift_batch_normalization(context: Context, node: gs.Node) -> LinearOp | Decl
     if not isinstance(channel_layout, ChannelLayout):
         return channel_layout
     scale, shift, mean, variance = (_channel_values(const) for const in parameters)
-    epsilon = float(np.float32(node.attrs.get("epsilon", 1e-5)))  # attributes are float32, the default too
+    added = float(np.float32(node.attrs.get("epsilon", 1e-5)))  # attributes are float32, the default too
     with np.errstate(all="ignore"):
-        factor = scale / np.sqrt(variance + epsilon)
+        factor = scale / np.sqrt(variance + added)
         moved = mean * factor
         terms = np.abs(shift) + np.abs(moved)  # magnitudes, which may exceed |shift - moved| by far
         is_finite = np.isfinite(factor + terms).all()
@@ -171,7 +181,35 @@ def _with_values(
     scale, shift = _scale_and_shift(node.op, value, is_left)
     if not np.isfinite(scale).all():
         return Declined(Reason.NON_FINITE, "it divides by zero")
+    if _rounds_with_a_neighbour(context, node, name, shift, channel_layout.data_type):
+        return Declined(Reason.PRECISION, ROUNDS_BETWEEN)
     return diagonal(node, name, channel_layout, scale, shift)
+
+
+def most_that_cancels(ulp: float) -> float:
+    """The largest sum of absolute values that may cancel to 1, in a data type with `ulp` at 1."""
+    return max(MIN_CANCELLATION, MAX_ROUNDING / ulp)
+
+
+def _rounds_with_a_neighbour(
+    context: Context, node: gs.Node, name: str, shift: Array, data_type: int
+) -> bool:
+    """Whether it is one half of `(x + 2**23) - 2**23`: a large constant comes, and goes, as quantizers round."""
+    largest = float(np.abs(shift).max(initial=0.0))
+    if 2 * largest <= most_that_cancels(epsilon(data_type)):
+        return False
+    scope = context.scope
+    neighbours = [scope.producer.get(name), *scope.consumers.get(node.outputs[0].name, ())]
+    for neighbour in neighbours:
+        if neighbour is None or neighbour.op not in ("Add", "Sub"):
+            continue
+        operands = _tensor_and_constant(context, neighbour)
+        if operands is None or operands[1].size > MAX_FOLDED_ELEMENTS or operands[1].bias is not None:
+            continue
+        other = float(np.abs(flat_float64(operands[1].read())).max(initial=0.0))
+        if largest / 2 <= other <= largest * 2:
+            return True
+    return False
 
 
 def _tensor_and_constant(context: Context, node: gs.Node) -> tuple[str, Const, bool] | None:

@@ -108,7 +108,7 @@ def test_a_map_of_few_channels_is_one_of_the_many_that_stand_for_them(
     point = random_affine(Geometry.conv(4, 8 if groups < 4 else 4, (1,), groups=groups), 3)
     inner = point.kernel if groups < 4 else Vector(point.geometry, point.weight.ravel())
     few = Form(point.geometry.c_out, (1, 1), (Term("x", inner),), Bias(point.bias))
-    many = spread(few, Spreading(3, are_neighbours))
+    many = spread(few, Spreading(3, are_neighbours), 4)
     assert many is not None
     x = np.random.default_rng(0).normal(size=(2, 12, 5))
 
@@ -121,6 +121,13 @@ def test_a_map_of_few_channels_is_one_of_the_many_that_stand_for_them(
     (term,) = many.terms
     actual = evaluated(term.kernel, x) + many.bias.value()[:, None]
     np.testing.assert_allclose(as_positions(actual), point(as_positions(x)), rtol=1e-11)
+
+
+def test_some_channels_of_several_are_not_some_of_the_many_unless_their_parts_are_neighbours() -> None:
+    few = Form(2, (1, 1), (Term("x", Vector.unit(2, (1, 1))),), Bias.zeros(2))
+    assert spread(few, Spreading(3, are_neighbours=True), 4) is not None
+    assert spread(few, Spreading(3, are_neighbours=False), 4) is None  # channel 1 has the channels 1, 5 and 9
+    assert spread(few, Spreading(3, are_neighbours=False), 2) is not None
 
 
 def test_choices_side_by_side_are_one() -> None:

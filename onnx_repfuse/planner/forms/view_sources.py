@@ -83,7 +83,7 @@ def seen_through(form: Form, view: View) -> Form | None:
         return None  # a dense map would be large
     moved = in_layout(form, view.after, lambda source: _viewed(source, view))
     if moved is None or view.channels_behind > view.channels:
-        return None if moved is None else spread(moved, _spreading(view))
+        return None if moved is None else spread(moved, _spreading(view), view.channels)
     unit = Vector.unit(view.channels_behind, view.after)
     term = Term(moved.terms[0].source, unit)
     return Form(view.channels_behind, view.after, (term,), Bias.zeros(view.channels_behind))
@@ -139,7 +139,9 @@ def under(form: Form, view: View) -> Form | None:
     )
     if inner is None or view.channels_behind == view.channels:
         return inner
-    return spread(inner, _spreading(view))
+    if not (view.parts_are_neighbours or all(source == view.operand for source in inner.sources)):
+        return None  # another source may have other channels
+    return spread(inner, _spreading(view), view.channels_behind)
 
 
 def taken_last(terms: Sequence[Term], bias: Bias, view: View) -> Form | None:

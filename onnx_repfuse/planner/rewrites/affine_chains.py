@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.edit_points import let_shapes_read
-from onnx_repfuse.graph.no_ops import constant_beside
+from onnx_repfuse.graph.no_ops import constant_beside, tells_zeros_apart
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import Const, Scope
+from onnx_repfuse.lift.batchnorm_arithmetic import ROUNDS_BETWEEN, most_that_cancels
 from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.folds.replacements import Replacements
 from onnx_repfuse.planner.limits.refusals import chain_refusal
@@ -36,9 +37,6 @@ Array = NDArray[np.float64]
 _OPERATORS = ("Add", "Div", "Mul", "Neg", "Sub")
 MAX_ELEMENTS = 1 << 20  # of a constant that a chain becomes
 MAX_GROWTH = 4  # of the elements of all constants of a chain
-# What the original rounds away at |x| = 1 may be so much of its result: more is a rounding that somebody wanted.
-MAX_ROUNDING = 2.0**-12
-MIN_CANCELLATION = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,9 +86,9 @@ class _Affine:
             return Reason.OVERFLOW, Reason.OVERFLOW.prose
         if limits.is_half and ((final > 0) & (final < limits.smallest_normal)).any():
             return Reason.UNDERFLOW, Reason.UNDERFLOW.prose
-        allowed = max(MIN_CANCELLATION, MAX_ROUNDING / limits.epsilon)
+        allowed = most_that_cancels(limits.epsilon)
         if (self.magnitude > allowed * np.maximum(final, np.abs(self.shift))).any():
-            return Reason.PRECISION, "adding and subtracting a large constant rounds what is between"
+            return Reason.PRECISION, ROUNDS_BETWEEN
         return None
 
 
@@ -204,7 +202,15 @@ def _worth_merging(paths: Paths, nodes: list[gs.Node]) -> _Chain | None:
     head = next((number for number, lifted in enumerate(is_lifted[: len(nodes)]) if not lifted), len(nodes))
     before = len(nodes) - (head if is_absorbed else 0)
     takes_factor = is_absorbed and _compact(chain.affine.scale).ndim == 0
+    if _changes_sign_of_zero(paths.scope, chain):
+        return None
     return chain if chain.count(takes_factor) < before and chain.is_small else None
+
+
+def _changes_sign_of_zero(scope: Scope, chain: _Chain) -> bool:
+    """Whether it adds nothing in the end, but what is behind it may see that it made 0 of -0 on the way."""
+    adds = any(node.op in ("Add", "Sub") for node in chain.nodes)
+    return adds and not chain.affine.shift.all() and tells_zeros_apart(scope, chain.output)
 
 
 def _chain(scope: Scope, nodes: list[gs.Node]) -> _Chain | None:

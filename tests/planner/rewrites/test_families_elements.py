@@ -93,6 +93,36 @@ def test_rounding_is_no_sum() -> None:
     check(net.model(y), None, Reason.PRECISION)
 
 
+@pytest.mark.parametrize("op", ["Relu", "Conv", "Sum"])
+@pytest.mark.parametrize(
+    ("dtype", "large"), [(np.float32, 12582912.0), (np.float32, 6144.0), (np.float16, 1536.0)]
+)
+@pytest.mark.parametrize("ops", ["Add Sub", "Sub Add"])
+def test_rounding_of_channels_is_no_sum(op: str, dtype: Any, large: float, ops: str) -> None:
+    """It goes into no weight in front of it, either, not even half of it: a Conv with such a bias rounds elsewhere."""
+    net = Net(4, dtype=dtype)
+    y = net.op("Relu", "x") if op == "Relu" else net.conv("x", 4, 4, 3)
+    y = net.add(y, net.conv(net.op("Relu", "x"), 4, 4, 3)) if op == "Sum" else y
+    for name in ops.split():
+        y = net.op(name, y, net.const(large))
+    check(net.model(net.op("Relu", y)), None, Reason.PRECISION)
+
+
+def test_what_comes_and_goes_in_ordinary_numbers_is_a_sum() -> None:
+    net = Net(4)
+    y = net.op("Sub", net.op("Add", net.conv("x", 4, 4, 3), net.const(128.0)), net.const(127.0))
+    check(net.model(net.op("Relu", y)), {"Conv": 1, "Relu": 1})
+
+
+@pytest.mark.parametrize("ops", ["Mul Add", "Add Mul", "Mul Sub Neg"])
+def test_a_chain_that_makes_zero_of_minus_zero_stays_where_that_shows(ops: str) -> None:
+    net = net_of("N", 5)
+    y = net.op("Relu", "x")
+    for op in ops.split():
+        y = net.op(op, y, *([] if op == "Neg" else [net.const(-0.0 if op == "Sub" else 2.0 * (op == "Mul"))]))
+    check(net.model(net.op("Reciprocal", y)), None)
+
+
 @pytest.mark.parametrize(
     ("large", "small", "reason"), [(1e30, 1e-30, Reason.OVERFLOW), (1e-30, 1e30, Reason.UNDERFLOW)]
 )

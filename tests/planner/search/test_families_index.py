@@ -534,6 +534,15 @@ def test_pointwise_behind_depth_to_space_goes_into_the_convolution_before(mode: 
 
 
 @MODES
+@pytest.mark.parametrize(("start", "end"), [(0, 1), (0, 2), (1, 3), (2, 4)])
+def test_channels_behind_depth_to_space(mode: str, start: int, end: int) -> None:
+    """In the order of DCR, the parts of channel c are as far apart as there are channels: all count, not those kept."""
+    net = Net(4)
+    y = cut(net, depth_to_space(net, net.conv("x", 4, 16, 3), mode), [1], [start], [end], [1])
+    check(net.model(y), None if mode == "DCR" else {"Conv": 1, "DepthToSpace": 1})
+
+
+@MODES
 def test_what_is_not_pointwise_stays_behind_depth_to_space(mode: str) -> None:
     net = Net(4)
     check(net.model(net.conv(depth_to_space(net, net.conv("x", 4, 16, 3), mode), 4, 4, 3)), None)
