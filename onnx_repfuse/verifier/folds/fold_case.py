@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,9 +16,10 @@ from onnx_repfuse.records.float_formats import FLOAT_FORMATS, FloatFormat
 from onnx_repfuse.verifier.distance import Array
 from onnx_repfuse.verifier.folds.anonymous import Anonymous, anonymous
 from onnx_repfuse.verifier.folds.position_weights import weighs_positions
+from onnx_repfuse.verifier.folds.windows import deepest_sum, pads, path, windows
 from onnx_repfuse.verifier.oracle.evaluator import Oracle
 
-__all__ = ["FoldCase", "Source", "Window", "is_chain", "reach"]
+__all__ = ["FoldCase", "Source", "Window", "is_chain", "reach", "total_extent", "total_stride"]
 
 # Operators of which an output position depends on other positions of the input.
 _MIXES_POSITIONS = {
@@ -28,6 +29,12 @@ _MIXES_POSITIONS = {
 
 
 _WINDOWS = {"AveragePool", "Conv", "ConvTranspose"}
+# What is shown of these at one value is shown at all, of either sign; of others, as a PRelu or a Clip, it is not.
+_LINEAR = {
+    *_MIXES_POSITIONS, "Add", "BatchNormalization", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Dropout",
+    "Einsum", "Expand", "Flatten", "Gather", "Gemm", "Identity", "MatMul", "Mean", "Mul", "Neg", "Range", "Reshape",
+    "Shape", "Split", "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Unsqueeze", "Upsample",
+}  # fmt: skip
 _MAX_DIVISOR = 64  # of sizes; probes of a multiple of more would be large
 
 
@@ -225,6 +232,11 @@ class FoldCase:
         return not self.after.graph.node
 
     @cached_property
+    def is_exact(self) -> bool:
+        """Whether its output has no rounding: integers, booleans."""
+        return self.before.graph.output[0].type.tensor_type.elem_type not in FLOAT_FORMATS
+
+    @cached_property
     def is_per_position(self) -> bool:
         """Whether no operator of either model mixes positions."""
         nodes = (*self.before.graph.node, *self.after.graph.node)
@@ -237,9 +249,15 @@ class FoldCase:
         return any(node.op_type in _MIXES_POSITIONS - _WINDOWS for node in nodes)
 
     @cached_property
+    def bends(self) -> bool:
+        """Whether an operator of either model is not linear: it may be right for some values and wrong for others."""
+        nodes = (*self.before.graph.node, *self.after.graph.node)
+        return any(node.op_type not in _LINEAR for node in nodes)
+
+    @cached_property
     def pads(self) -> bool:
         """Whether a window or a Pad of either model reaches beyond its input."""
-        return any(map(_pads, (*self.before.graph.node, *self.after.graph.node)))
+        return any(map(pads, (*self.before.graph.node, *self.after.graph.node)))
 
     @cached_property
     def weighs_positions(self) -> bool:
@@ -299,7 +317,7 @@ class FoldCase:
     @cached_property
     def depth(self) -> int:
         """The most channels that one output element sums."""
-        return max(_depth(self.before), _depth(self.after))
+        return max(deepest_sum(self.before), deepest_sum(self.after))
 
     def is_usable(self, values: Array) -> Array:
         """Where float64 values are finite and far from the format's largest, bool of the same shape.
@@ -331,57 +349,22 @@ def _kind_of_dim(source: Source, axis: int, has_weights: bool) -> int | str:
 def reach(case: FoldCase) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(kernel extent, largest stride), each per spatial axis, over all windows of both models."""
     # A fold of parallel branches reaches as far as its largest kernel; a composed kernel, in `after`, farther.
-    windows = [*_windows(case.before), *_windows(case.after)]
-    extents = itertools.zip_longest(*(extent for extent, _ in windows), fillvalue=0)
-    strides = itertools.zip_longest(*(stride for _, stride in windows), fillvalue=1)
+    both = [*windows(case.before), *windows(case.after)]
+    extents = itertools.zip_longest(*(extent for extent, _ in both), fillvalue=0)
+    strides = itertools.zip_longest(*(stride for _, stride in both), fillvalue=1)
     return tuple(max(axis) for axis in extents), tuple(max(axis) for axis in strides)
 
 
 def total_stride(case: FoldCase) -> int:
-    """The stride of the replacement's windows if each reads what another computes, of the axis where it is largest."""
-    strides = [stride for _, stride in _windows(case.after)]
-    return max((math.prod(axis) for axis in itertools.zip_longest(*strides, fillvalue=1)), default=1)
+    """How many remainders of a size its windows tell apart: the stride of those that read each other's results."""
+    return max(path(case.before)[0], path(case.after)[0])
+
+
+def total_extent(case: FoldCase) -> int:
+    """From which size on its windows fit without padding, also those that read each other's results."""
+    return max(path(case.before)[1], path(case.after)[1])
 
 
 def is_chain(case: FoldCase) -> bool:
     """Whether the replacement has several windows, of which one may read what another computes."""
-    return sum(1 for _ in _windows(case.after)) > 1
-
-
-def _pads(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Pad" or any(
-        (attribute.name == "pads" and any(attribute.ints))
-        or (attribute.name == "auto_pad" and attribute.s.startswith(b"SAME"))
-        for attribute in node.attribute
-    )
-
-
-def _windows(model: onnx.ModelProto) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(extent, stride), each per axis, of each node with a kernel. A 3x3 kernel of dilation 2 has extent (5, 5)."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        ints = {a.name: tuple(a.ints) for a in node.attribute if a.type == onnx.AttributeProto.INTS}
-        kernel = ints.get("kernel_shape")
-        if kernel is None and node.op_type in ("Conv", "ConvTranspose"):  # the attribute may be left out
-            kernel = shapes.get(node.input[1], ())[2:]
-        if kernel:
-            dilations = ints.get("dilations") or (1,) * len(kernel)
-            extents = tuple((size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=False))
-            yield extents, ints.get("strides") or (1,) * len(kernel)
-
-
-def _depth(model: onnx.ModelProto) -> int:
-    """The most channels that one output of a Conv, ConvTranspose, Gemm or MatMul of the model sums; at least 1."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    deepest = 1
-    for node in model.graph.node:
-        shape = shapes.get(node.input[1], ()) if len(node.input) > 1 else ()
-        if len(shape) < 2:
-            continue
-        if node.op_type == "Conv":  # (M, C / group, *kernel)
-            deepest = max(deepest, shape[1])
-        elif node.op_type == "MatMul":  # (..., K, N)
-            deepest = max(deepest, shape[-2])
-        elif node.op_type in ("ConvTranspose", "Gemm"):  # (C, M / group, *kernel); (K, N), or transposed
-            deepest = max(deepest, *shape[:2])
-    return deepest
+    return sum(1 for _ in windows(case.after)) > 1

@@ -12,6 +12,9 @@ __all__ = ["weighs_positions"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 _PER_CHANNEL = {"BatchNormalization", "Conv", "ConvTranspose"}  # by every input but the first
+# Behind these, an axis that is as long as that of the channels may be one of positions: tokens of a window, say.
+_REARRANGES = {"DepthToSpace", "Flatten", "Reshape", "SpaceToDepth", "Squeeze", "Transpose", "Unsqueeze"}
+_ADDS = {"Add", "Sub", "Sum"}  # shown where there is no signal, too, if nothing but constants is added
 
 
 def weighs_positions(model: onnx.ModelProto, channels: Iterable[int], positions: Container[int]) -> bool:
@@ -24,9 +27,13 @@ def weighs_positions(model: onnx.ModelProto, channels: Iterable[int], positions:
     """
     weights = {t.name: tuple(t.dims) for t in model.graph.initializer if t.data_type in FLOAT_FORMATS}
     channels = {*channels, *_counts_of_channels(model, weights)}
+    if any(node.op_type in _REARRANGES for node in model.graph.node):
+        channels = set()
+    has_one_source = sum(1 for value in model.graph.input if value.name not in weights) == 1
     return any(
         size > 1 and (size not in channels or size in positions)
         for node in model.graph.node
+        if not (has_one_source and node.op_type in _ADDS)
         for size in _sizes_that_meet_signal(node, weights)
     )
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from onnx_repfuse.verifier.folds.fold_case import FoldCase, reach, total_stride
+from onnx_repfuse.verifier.folds.fold_case import FoldCase, reach, total_extent, total_stride
 
 __all__ = [
     "MAX_PRODUCTS",
@@ -18,6 +18,7 @@ __all__ = [
     "impulse_size",
     "ordinary_size",
     "sizes_of_border",
+    "sizes_of_remainders",
 ]
 
 # Products that all stimuli of a fold take together: a network has up to some hundred folds.
@@ -26,6 +27,7 @@ MAX_PRODUCTS = 60_000_000
 _MIN_POSITIONS, _MAX_POSITIONS = 110, 2000
 _LARGE_KERNEL = 8  # extent from which on a kernel gets fewer and smaller sizes (RepLKNet has 31x31)
 MOST_REMAINDERS = 8  # of sizes by strides that are tried for the weights of a later fold
+_ALL_REMAINDERS = 32  # those of larger strides are tried as far as the sizes above have them
 
 
 def sizes_of_border(case: FoldCase) -> frozenset[tuple[int, ...]]:
@@ -64,6 +66,22 @@ def border_sizes(extents: tuple[int, ...], budget: int) -> Iterator[tuple[tuple[
         if is_due or spent + cost <= budget:
             spent += cost
             yield size, rows
+
+
+def sizes_of_remainders(case: FoldCase, tried: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
+    """Sizes with the remainders by the strides that none of the sizes `tried` has where windows fit without padding.
+
+    On the remainder depends what a strided window reads at the end, and how many there are.
+    """
+    stride, least = total_stride(case), total_extent(case)
+    if not 1 < stride <= _ALL_REMAINDERS or not tried:
+        return
+    seen = [{size % stride for size in sizes if size >= least} for sizes in zip(*tried, strict=True)]
+    missing = sorted(
+        {(size - least) % stride for size in range(stride) if any(size not in axis for axis in seen)}
+    )
+    for more in missing:
+        yield (least + more,) * len(seen)
 
 
 def impulse_size(extents: tuple[int, ...], budget: int) -> tuple[int, ...]:

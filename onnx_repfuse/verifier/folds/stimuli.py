@@ -3,7 +3,8 @@
 * *Zeros* read the biases, and where padding meets them.
 * *Sparse impulses* read the kernels' taps: a few channels at one position, so that each output sums few terms and its
   rounding is small beside one weight. Random amplitudes tell channels apart.
-* *Noise* of both signs at sizes of 1 .. k + 2 per axis, where padding is everywhere, and at one ordinary size.
+* *Noise* of both signs at sizes of 1 .. k + 2 per axis, where padding is everywhere, of all remainders by strides,
+  and at one ordinary size. Where an operator is not linear, half of it is large, so that each channel meets what bends.
 
 A position takes one product per weight, so the number of positions is bounded by the number of weights.
 """
@@ -27,6 +28,7 @@ from onnx_repfuse.verifier.folds.probe_sizes import (
     further_sizes,
     impulse_size,
     ordinary_size,
+    sizes_of_remainders,
 )
 from onnx_repfuse.verifier.folds.size_rules import Rules, apply
 
@@ -39,12 +41,14 @@ _MAX_IMPULSE_ELEMENTS = 1 << 24  # where each remainder of a stride gets a row
 _MANY_POSITIONS = 64  # of an image whose size is fixed: one of noise shows as much as several
 # of a source whose sizes are fixed: comparing its outputs takes longer than to compute them
 _MANY_ELEMENTS = 1 << 18
+_WIDE = 16.0  # times as large as the rest, of operators that bend
+_WIDE_POSITIONS = 16  # of each channel at least, with such noise: each is above and below what bends there
 _SPACING = 6  # positions between impulses in one row
 
 
 class Stimulus(NamedTuple):
-    """One feed of the fold's sources, with a word for what it is: "border", "impulse", "noise", "halves" or
-    "stacked"."""
+    """One feed of the fold's sources, with a word for what it is: "border", "impulse", "noise", "wide noise",
+    "halves" or "stacked"."""
 
     kind: str
     feed: dict[str, Array]
@@ -94,6 +98,8 @@ def _probes(case: FoldCase, rng: np.random.Generator, of_weights: bool) -> Itera
         rows = 4 if positions < _MANY_POSITIONS else 2
         yield _noise("noise", (), 1 if is_large else rows, not is_large, rng)
         yield from _impulses(case, (), (), max(4, budget // 4), rng, together=is_large)
+        if case.bends:
+            yield _wide_noise((), 1 if is_large else _WIDE_POSITIONS // positions + 1, rng)
         return
     # (1, 1) without a kernel
     extents, strides = ((sizes + (sizes[-1:] or (1,)) * axes)[:axes] for sizes in reach(case))
@@ -106,11 +112,30 @@ def _probes(case: FoldCase, rng: np.random.Generator, of_weights: bool) -> Itera
         yield from [_stacked(probes)] if takes_any_rows else probes
         for more in further_sizes(case, size, extents, strides, budget // 3):
             yield _noise("noise", more, 2, True, rng)
-        return
-    for border, rows in border_sizes(extents, budget // 3):
-        yield _noise("border", border, rows, rows > 1, rng)
+    else:
+        yield from _of_all_sizes(case, impulses, extents, strides, budget, rng)
+    if case.bends:
+        inner = ordinary_size(extents, strides, budget // 3)
+        yield _wide_noise(inner, _WIDE_POSITIONS // math.prod(inner) + 1, rng)
+
+
+def _of_all_sizes(
+    case: FoldCase,
+    impulses: Iterator[_Probe],
+    extents: tuple[int, ...],
+    strides: tuple[int, ...],
+    budget: int,
+    rng: np.random.Generator,
+) -> Iterator[_Probe]:
+    """Where sizes, strides and padding meet in all ways, with impulses among them."""
+    border = list(border_sizes(extents, budget // 3))
+    for size, rows in border:
+        yield _noise("border", size, rows, rows > 1, rng)
     yield from impulses
-    yield _noise("noise", ordinary_size(extents, strides, budget // 3), 1, False, rng)
+    inner = ordinary_size(extents, strides, budget // 3)
+    for size in sizes_of_remainders(case, [*(size for size, _ in border), inner]):
+        yield _noise("border", size, 1, False, rng)
+    yield _noise("noise", inner, 1, False, rng)
 
 
 def _halves(case: FoldCase, rng: np.random.Generator) -> _Probe:
@@ -160,6 +185,16 @@ def _noise(
         return data.astype(source.dtype)
 
     return _Probe(kind, size, rows, fill)
+
+
+def _wide_noise(size: tuple[int, ...], rows: int, rng: np.random.Generator) -> _Probe:
+    """Noise of which half is large: on both sides of what bends a result, whether at 0 as a PRelu or at a Clip's 6."""
+
+    def fill(source: Source, shape: tuple[int, ...]) -> Array:
+        data = rng.standard_normal(shape) * rng.choice([1.0, _WIDE], shape)
+        return np.asarray(data).astype(source.dtype)
+
+    return _Probe("wide noise", size, rows, fill)
 
 
 def _sampled_strides(case: FoldCase, size: tuple[int, ...], strides: tuple[int, ...]) -> list[int]:

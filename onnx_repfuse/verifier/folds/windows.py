@@ -1,0 +1,78 @@
+"""The windows of a fold's nodes: how far they reach, in which strides, and whether beyond their input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import onnx
+
+__all__ = ["deepest_sum", "pads", "path", "windows"]
+
+
+def pads(node: onnx.NodeProto) -> bool:
+    """Whether a node reads padding."""
+    return node.op_type == "Pad" or any(
+        (attribute.name == "pads" and any(attribute.ints))
+        or (attribute.name == "auto_pad" and attribute.s.startswith(b"SAME"))
+        for attribute in node.attribute
+    )
+
+
+def windows(model: onnx.ModelProto) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(extent, stride), each per axis, of each node with a kernel. A 3x3 kernel of dilation 2 has extent (5, 5)."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        window = _window(node, shapes)
+        if window is not None:
+            yield window
+
+
+def path(model: onnx.ModelProto) -> tuple[int, int]:
+    """(stride, extent) of what the last nodes read of the first through all windows between, of the axis where each is
+    largest: two 3x3 of stride 2, one behind the other, are one of stride 4 and extent 7."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    steps = {t.name: t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT64}
+    found: dict[str, tuple[int, int]] = {}
+    for node in model.graph.node:
+        so_far = [found[name] for name in node.input if name in found]
+        stride, extent = (
+            max(column, default=1) for column in (zip(*so_far, strict=True) if so_far else ((), ()))
+        )
+        extents, strides = _window(node, shapes) or ((1,), (1,))
+        if node.op_type == "Slice" and len(node.input) > 4 and node.input[4] in steps:
+            strides = tuple(map(abs, onnx.numpy_helper.to_array(steps[node.input[4]]).ravel().tolist()))
+        reached = stride * max(strides, default=1), extent + (max(extents) - 1) * stride
+        found.update(dict.fromkeys(node.output, reached))
+    both = [*found.values(), (1, 1)]
+    return max(stride for stride, _ in both), max(extent for _, extent in both)
+
+
+def _window(
+    node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    ints = {a.name: tuple(a.ints) for a in node.attribute if a.type == onnx.AttributeProto.INTS}
+    kernel = ints.get("kernel_shape")
+    if kernel is None and node.op_type in ("Conv", "ConvTranspose"):  # the attribute may be left out
+        kernel = shapes.get(node.input[1], ())[2:]
+    if not kernel:
+        return None
+    dilations = ints.get("dilations") or (1,) * len(kernel)
+    extents = tuple((size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=False))
+    return extents, ints.get("strides") or (1,) * len(kernel)
+
+
+def deepest_sum(model: onnx.ModelProto) -> int:
+    """The most channels that one output of a Conv, ConvTranspose, Gemm or MatMul of the model sums; at least 1."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    deepest = 1
+    for node in model.graph.node:
+        shape = shapes.get(node.input[1], ()) if len(node.input) > 1 else ()
+        if len(shape) < 2:
+            continue
+        if node.op_type == "Conv":  # (M, C / group, *kernel)
+            deepest = max(deepest, shape[1])
+        elif node.op_type == "MatMul":  # (..., K, N)
+            deepest = max(deepest, shape[-2])
+        elif node.op_type in ("ConvTranspose", "Gemm"):  # (C, M / group, *kernel); (K, N), or transposed
+            deepest = max(deepest, *shape[:2])
+    return deepest
