@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -22,8 +23,8 @@ from onnx_repfuse.cli.arguments import CliArguments, to_options
 from onnx_repfuse.cli.main import tune_process
 from onnx_repfuse.cli.paths import beside
 from onnx_repfuse.cli.task import Task, renamed, run
-from onnx_repfuse.cli.uploads import move_data_files
-from onnx_repfuse.errors import RepfuseError
+from onnx_repfuse.cli.uploads import missing_data_files, move_data_files
+from onnx_repfuse.errors import RepfuseError, quoted
 from onnx_repfuse.records.outcome import Outcome
 from onnx_repfuse.report.html import render
 from onnx_repfuse.report.json_report import dumps
@@ -43,8 +44,9 @@ def main() -> None:
     warnings.simplefilter("ignore")  # as the command line does
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_server, daemon=True).start()
-    outcome = _outcome(request, Messages(answers))
     folder = Path(request["folder"])
+    outcome = _outcome(request, Messages(answers))
+    outcome = replace(outcome, error=as_uploaded(outcome.error, folder))
     if outcome.report is not None or outcome.comparison is not None:
         (folder / "report.html").write_text(render([outcome], __version__), encoding="utf-8")
     document = dumps([outcome], __version__, many=False, exit_code=outcome.exit_code)
@@ -53,6 +55,11 @@ def main() -> None:
     answer = {"exit_code": outcome.exit_code, "verdict": verdict, "error": outcome.error[:2000]}
     answers.write(json.dumps(answer) + "\n")
     answers.flush()
+
+
+def as_uploaded(text: str, folder: Path) -> str:
+    """A message with the names of files that the user knows: those of the job's own folder mean nothing to them."""
+    return re.sub(rf"{re.escape(str(folder))}/(first|second|result)/", "", text)
 
 
 def _be_the_first_to_go() -> None:
@@ -87,9 +94,15 @@ def _outcome(request: dict[str, Any], progress: Messages) -> Outcome:
     """What became of it, under the names that the user knows."""
     models = [Path(model) for model in request["models"]]
     names = [model.name for model in models]
+    kind = request["kind"]
     for model in models:
         move_data_files(model)
-    kind = request["kind"]
+        missing = missing_data_files(model)
+        if missing:
+            error = f"{model.name} has weights in {quoted(missing[0])}, which did not come with it"
+            advice = "drop or choose the model and its data files together"
+            output = names[1] if kind == "compare" else ""
+            return Outcome(kind, names[0], output, exit_code=1, error=f"{error}: {advice}")
     if kind == "fuse":
         result = Path(request["folder"], "result")
         result.mkdir()

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from onnx_repfuse.errors import RepfuseError
 from onnx_repfuse.modelfile.tensors import all_tensors, external_entries
 
-__all__ = ["move_data_files"]
+__all__ = ["missing_data_files", "move_data_files"]
 
 
 def move_data_files(model: Path) -> None:
@@ -25,6 +25,16 @@ def move_data_files(model: Path) -> None:
         if len(locations) == 1:
             (location,) = locations
             _move(model, model.parent / name, location)
+
+
+def missing_data_files(model: Path) -> list[str]:
+    """Files that the model names inside its folder and that are not there, in order of their names."""
+    places = {place for several in _locations(model).values() for place in several}
+    return sorted(str(place) for place in places if _is_inside(place) and not (model.parent / place).exists())
+
+
+def _is_inside(location: PurePosixPath) -> bool:
+    return bool(location.name) and not location.is_absolute() and ".." not in location.parts
 
 
 def _locations(model: Path) -> dict[str, set[PurePosixPath]]:
@@ -41,9 +51,8 @@ def _locations(model: Path) -> dict[str, set[PurePosixPath]]:
 
 
 def _move(model: Path, upload: Path, location: PurePosixPath) -> None:
-    leaves_the_folder = location.is_absolute() or ".." in location.parts
     is_beside = len(location.parts) < 2
-    if leaves_the_folder or is_beside or upload == model or not upload.is_file():
+    if not _is_inside(location) or is_beside or upload == model or not upload.is_file():
         return
     place = model.parent / location
     if not place.exists():

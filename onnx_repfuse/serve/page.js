@@ -190,6 +190,21 @@
     return chosen;
   };
 
+  const isFolder = (entry) => entry !== null && entry.isDirectory;
+
+  /* The files below an entry of what was dropped. A folder itself has no content to send. */
+  const filesBelow = async (entry) => {
+    if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
+    const reader = entry.createReader();
+    const inner = [];
+    for (;;) { // a browser tells some entries at a time
+      const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+      if (!some.length) break;
+      inner.push(...some);
+    }
+    return (await Promise.all(inner.map(filesBelow))).flat();
+  };
+
   for (const form of document.querySelectorAll("form")) {
     const zones = [...form.querySelectorAll(".drop")];
     const chosen = {};
@@ -213,7 +228,12 @@
       zone.addEventListener("drop", (event) => {
         event.preventDefault();
         zone.classList.remove("over");
-        take(zone, event.dataTransfer.files);
+        const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry());
+        if (!entries.some(isFolder)) { take(zone, event.dataTransfer.files); return; }
+        Promise.all(entries.filter(Boolean).map(filesBelow)).then(
+          (files) => take(zone, files.flat()),
+          (error) => trouble(`The folder cannot be read: ${error.message}`),
+        );
       });
     }
     form.addEventListener("submit", async (event) => {

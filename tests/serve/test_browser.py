@@ -178,6 +178,21 @@ def test_a_model_with_its_data(page, tmp_path):
     assert "net.bin" in page.ended(2).find_element("css selector", ".state").text
 
 
+def test_a_dropped_folder_brings_a_model_and_its_data(page, tmp_path):
+    (tmp_path / "net" / "weights").mkdir(parents=True)
+    place = {"save_as_external_data": True, "location": "weights/net.bin", "size_threshold": 0}
+    onnx.save(small_model(16), tmp_path / "net" / "net.onnx", **place)
+    box = page.one("#fuse .drop").rect
+    files = {"items": [], "files": [str(tmp_path / "net")], "dragOperationsMask": 1}
+    where = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "data": files}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        page.driver.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, **where})
+    page.until(lambda: page.one("#fuse .chosen").text)
+    assert set(page.one("#fuse .chosen").text.split(", ")) == {"net.onnx", "net.bin"}
+    page.submit("fuse")
+    assert page.ended().find_element("css selector", ".verdict").text == "passed"
+
+
 def test_errors_are_said(page, tmp_path):
     (tmp_path / "large.onnx").write_bytes(bytes(1_000_001))
     page.choose("fuse", "first", tmp_path / "large.onnx")

@@ -119,7 +119,23 @@ def test_data_files_that_the_model_names_in_folders(server, tmp_path):
     shown = server.until(job)
     assert shown["answer"]["verdict"] == "passed", shown
     lone = server.run(tmp_path / "net.onnx")
-    assert "net.bin" in lone["answer"]["error"]
+    assert lone["answer"]["error"] == (
+        "net.onnx has weights in 'weights/deep/net.bin', which did not come with it: "
+        "drop or choose the model and its data files together"
+    )
+
+
+def test_errors_name_files_as_they_were_uploaded(server, tmp_path):
+    place = {"save_as_external_data": True, "location": "w/net.bin", "size_threshold": 0}
+    (tmp_path / "w").mkdir()
+    onnx.save(small_model(16), tmp_path / "net.onnx", **place)
+    job = server.create()
+    for name, data in (("net.onnx", (tmp_path / "net.onnx").read_bytes()), ("net.bin", b"too short")):
+        assert server.put(job, name, data) == 204
+    server.json("POST", f"jobs/{job}/start")
+    error = server.until(job)["answer"]["error"]
+    assert "'w/net.bin'" in error, error
+    assert ".repfuse-" not in error
 
 
 def test_settings_reach_the_run(server):
