@@ -70,7 +70,7 @@ _PROSE = {
     Reason.NON_FINITE: "its parameters contain NaN or infinity",
     Reason.OVERFLOW: "the folded weights would overflow the model's data type",
     Reason.UNDERFLOW: "the folded weights would be too small for the model's half-precision data type",
-    Reason.PRECISION: "the folded values would be less precise in half precision than those of the separate operators",
+    Reason.PRECISION: "the folded values would be less precise in half precision, or have 0 in place of -0",
     Reason.SIGN: "its factors are not all positive, and only those change places with a maximum or an activation",
     Reason.FUSED_PATTERN: "it is part of an activation or normalization that runtimes fuse as a whole",
     Reason.OPSET: "it is part of a HardSwish, which is an operator only from opset 14 on",

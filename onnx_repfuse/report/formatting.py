@@ -123,11 +123,13 @@ def percent(before: int | None, after: int | None) -> str:
 
     >>> percent(200, 150), percent(1000, 997), percent(0, 3), percent(None, 3)
     ('-25%', '-0.3%', '', '')
+    >>> percent(100_000, 100_001)
+    '+0.0%'
     """
     if before is None or after is None or before in (0, after):
         return ""
     change = 100 * (after - before) / before
-    return f"{change:+.0f}%" if abs(change) >= 0.95 else f"{change:+.1g}%"
+    return f"{change:+.0f}%" if abs(change) >= 0.95 else f"{change:+.1f}%"
 
 
 def totals(before: Counts, after: Counts, *, written: bool) -> list[tuple[str, str, str, str]]:

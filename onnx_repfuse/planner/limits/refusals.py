@@ -32,8 +32,7 @@ def refusals(scope: Scope, cover: Cover, declined: Iterable[tuple[gs.Node, Decli
     """The refusals of the last round: nodes that were not lifted, then those that were, in topological order."""
     result: list[Refusal] = []
     for node, outcome in declined:
-        # nobody misses the fold of an Identity
-        if outcome.reason is not Reason.FUSED_PATTERN or node.op != "Identity":
+        if outcome.reason is not Reason.FUSED_PATTERN or _would_be_missed(scope, node):
             why = outcome.detail or outcome.reason.prose
             result.append(_stays(scope, outcome.reason, why, node))
     for name, lifted in cover.lifts.items():
@@ -49,6 +48,12 @@ def refusals(scope: Scope, cover: Cover, declined: Iterable[tuple[gs.Node, Decli
         if refusal is not None:
             result.append(refusal)
     return result
+
+
+def _would_be_missed(scope: Scope, node: gs.Node) -> bool:
+    """Whether somebody may ask why a part of a pattern stays: not of an Identity, nor of what `--avoid` has written."""
+    is_known = id(node) in scope.original or _origin(scope, node)[0] == node.op
+    return node.op != "Identity" and is_known
 
 
 def opset_refusal(scope: Scope, node: gs.Node, others: Iterable[gs.Node]) -> Refusal:
@@ -126,13 +131,13 @@ def _title(scope: Scope, node: gs.Node) -> str:
 def _origin(scope: Scope, node: gs.Node) -> tuple[str, str]:
     """(operator, name) of a node of the file: the node itself, or the one whose tensor a new node computes.
 
-    The tensors within a fold have the name of the fold's output, and more.
+    A new tensor has the name of one of the file, and more behind it.
     """
     if id(node) in scope.original:
         return str(node.op), node_name(node)
     name = node.outputs[0].name
-    while name not in scope.file_nodes and "_fused" in name:
-        name = name[: name.rindex("_fused")]
+    while name and name not in scope.file_nodes and name not in scope.used_before:
+        name = name[: max(name.rfind("_"), name.rfind("."), 0)]
     return scope.file_nodes.get(name, (str(node.op), node_name(node)))
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from onnx_repfuse import plan
+from onnx_repfuse import Options, plan
+from tests.build import Net
 
 MODELS = Path(__file__).parents[3] / "models"
 
@@ -23,3 +24,16 @@ def test_no_name_in_a_refusal_is_invented(name):
         assert names.issuperset(refusal.nodes)
         assert "_fused" not in refusal.message
         assert "the fused" not in refusal.message
+
+
+def test_what_avoid_wrote_has_no_name_of_its_own():
+    """A LayerNormalization and a Gelu that became many nodes, which are part of a pattern, and a factor behind them."""
+    net = Net(4, shape=("N", 6, 4), opset=20)
+    normalized = net.op("LayerNormalization", "x", net.random(4), net.random(4), axis=-1, name="norm")
+    gelu = net.op("Gelu", normalized, name="gelu")
+    model = net.model(net.op("Mul", gelu, net.op("Sigmoid", gelu), name="mul"))
+    report = plan(model, Options(avoid=("LayerNormalization", "Gelu")))
+    assert {"LayerNormalization", "Gelu"}.isdisjoint(report.after.ops)
+    for refusal in report.refusals:
+        assert {"norm", "gelu", "mul"}.issuperset(refusal.nodes), refusal
+        assert "_" not in refusal.message, refusal
