@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["SILENT", "ort"]
+__all__ = ["RUNTIME_VERSION", "SILENT", "ort"]
 
 SILENT = 4  # ONNX Runtime's log severity "fatal"
 _STDERR = 2
@@ -62,5 +62,7 @@ if "onnxruntime" in sys.modules:  # by the program that uses us, which decides i
 else:
     with _native_stderr_held_back(), _without_telemetry():
         import onnxruntime as ort
+
+RUNTIME_VERSION = tuple(int(part) for part in ort.__version__.split(".")[:2])
 
 ort.set_default_logger_severity(SILENT)

@@ -12,7 +12,9 @@ import pytest
 
 from onnx_repfuse.records.verdict import Status
 from onnx_repfuse.verifier.outputs.baseline import measure_original
+from onnx_repfuse.verifier.scopes import feeds
 from onnx_repfuse.verifier.scopes.check import check_scopes
+from onnx_repfuse.verifier.scopes.extract import Outside
 from onnx_repfuse.verifier.scopes.feeds import feeds_to_try
 from onnx_repfuse.verifier.scopes.forced import ForcedBranches
 from onnx_repfuse.verifier.scopes.instances import instances, resolve
@@ -207,3 +209,17 @@ two <alpha>(x) => (n, m) { c = Constant <value_float: float = @alpha> () n = Neg
     assert [way[0].output for way in ways] == ["y", "z"]
     factors = [resolve(model, way)[-1].graph.node[0].attribute[0].f for way in ways]
     assert factors == [2.0, 3.0]
+
+
+def test_no_vectors_are_guessed_for_a_conv_where_they_end_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ONNX Runtime before 1.27; what the model itself has is tried all the same."""
+    item = Outside("x", "", onnx.TypeProto(), is_free=True)
+
+    def ranks(ends: bool, has_conv: bool) -> set[int]:
+        monkeypatch.setattr(feeds, "_CONV_ENDS_THE_PROCESS", ends)
+        return {feed["x"].ndim for feed in feeds_to_try([item], [], [], has_conv=has_conv)}
+
+    assert ranks(True, True) == {2, 3, 4, 5}
+    assert ranks(True, False) == ranks(False, True) == {1, 2, 3, 4, 5}

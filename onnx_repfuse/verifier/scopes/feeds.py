@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_repfuse.quiet_runtime import RUNTIME_VERSION
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, is_float
 from onnx_repfuse.verifier.inputs import Feed
 from onnx_repfuse.verifier.scopes.extract import Outside
@@ -17,6 +18,8 @@ __all__ = ["MAX_TRIED", "element_type", "example_of", "feeds_to_try"]
 
 MAX_TRIED = 120  # inputs on which a scope is run at most
 _RANKS = (4, 3, 2, 5, 1)
+# Before 1.27, a Conv of an input with fewer than two axes ends the process, where newer versions say what is wrong.
+_CONV_ENDS_THE_PROCESS = RUNTIME_VERSION < (1, 27)
 _SIZES = ((5, 6, 7, 4), (33, 17, 9, 3), (1, 1, 1, 1))  # then the number of channels in all places
 _MAX_CHANNELS = 3  # numbers of channels tried where none is declared
 _MAGNITUDES = (1.0, 255.0, 1e-3)  # of random values: ordinary ones, the pixels of an image, small ones
@@ -30,6 +33,8 @@ def feeds_to_try(
     weights: Sequence[onnx.TensorProto],
     seen: Sequence[Mapping[str, Any]],
     seed: int = 0,
+    *,
+    has_conv: bool = False,
 ) -> Iterator[Feed]:
     """Inputs for a scope, those nearest to the model's own first.
 
@@ -38,6 +43,7 @@ def feeds_to_try(
         weights: of the scope; their sizes are numbers of channels to try.
         seen: tensors of the main graph, from one run of the original each.
         seed: of the random values.
+        has_conv: whether a Conv is among the nodes of the scope, or of what it calls.
     """
     rng = np.random.default_rng(seed)
     for values in seen:
@@ -45,12 +51,23 @@ def feeds_to_try(
             yield {item.name: item.seen_in(values) for item in outside}
     known = [_shapes_seen(item, seen) for item in outside]
     for attempt, shapes in enumerate(_shapes_to_try(outside, known, _channels(weights), rng)):
+        if has_conv and _CONV_ENDS_THE_PROCESS and _guesses_a_vector(outside, known, shapes):
+            continue
         for scale in _MAGNITUDES if attempt < _WITH_MAGNITUDES else _MAGNITUDES[:1]:
             feed = {}
             for number, item in enumerate(outside):
                 example = example_of(item, seen)
                 feed[item.name] = _value(item, shapes[number], weights, example, scale, rng)
             yield feed
+
+
+def _guesses_a_vector(
+    outside: Sequence[Outside], known: Sequence[list[Shape]], shapes: Sequence[Shape]
+) -> bool:
+    return any(
+        len(shape) < 2 and shape not in seen and item.declared.tensor_type.elem_type in (0, *FLOAT_FORMATS)
+        for item, seen, shape in zip(outside, known, shapes, strict=True)
+    )
 
 
 def _shapes_seen(item: Outside, seen: Sequence[Mapping[str, Any]]) -> list[Shape]:
