@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,57 +21,81 @@ from onnx_repfuse.records.verdict import Status, Verification
 
 if TYPE_CHECKING:
     from onnx_repfuse.verifier.outputs.baseline import Baseline
+    from onnx_repfuse.verifier.outputs.candidate import Ran
 
-__all__ = ["bisect", "compare", "folds_to_blame", "measure", "reason_of"]
+__all__ = ["bisect", "compare", "folds_to_blame", "measuring", "reason_of"]
 
 # of trial results while folds to blame are searched; that finds two or three of many
 MAX_RUNS_PER_HALVING = 3
 MAX_REPLANS = 8
+# Of random inputs. Folds are proved one by one: the whole shows that they are connected rightly.
+SEEDS = (0, 1)
 T = TypeVar("T")
 
 
-def measure(document: Document, options: Options, folder: Path) -> Baseline | str:
-    """The original's outputs and noise.
+def measuring(
+    document: Document, options: Options, folder: Path, wanted: Sequence[Sequence[str]] = ()
+) -> Callable[[], Baseline | str]:
+    """What measures the original's outputs and noise; when it is called, the document is not read any more.
 
     Args:
         document: the original. What ONNX Runtime maps (external data), or has no file, is copied to `folder` first: if
             another program shortened a mapped file, the system would end the process.
         options: sizes and values of inputs.
         folder: one of our own that does not exist yet.
+        wanted: inner tensors that folds will be compared with.
 
     Returns:
-        Instead, why nothing here can run it, in a sentence: it has an operator that nothing implements.
+        A function. It gives, instead, why nothing here can run it, in a sentence: it has an operator that nothing
+        implements. It raises InputError where it does not run for another reason.
 
     Raises:
-        InputError: it does not run for another reason.
         OutputError: it cannot be copied.
     """
     from onnx_repfuse.verifier.outputs.baseline import measure_original
     from onnx_repfuse.verifier.session import NoImplementation
     from onnx_repfuse.verifier.user_inputs import feed_spec
 
-    spec = feed_spec(document.model, options.input_shapes, options.input_data)
+    spec = replace(feed_spec(document.model, options.input_shapes, options.input_data), seeds=SEEDS)
     original = document.path
     if original is None or document.has_external_data:
         original = snapshot(document, folder)
     document.release()  # ONNX Runtime needs the memory now
     runtime = runtime_of(options)
-    try:
-        return measure_original(
-            original, spec=spec, runtime=runtime, defer_noise=True, skeleton=document.model
-        )
-    except NoImplementation as error:
-        return str(error)
+
+    def measure() -> Baseline | str:
+        try:
+            return measure_original(
+                original, spec=spec, runtime=runtime, defer_noise=True, skeleton=document.model, wanted=wanted
+            )
+        except NoImplementation as error:
+            return str(error)
+
+    return measure
 
 
 def compare(
-    baseline: Baseline, result: Path, options: Options, flushing: Flushing | None = None
+    baseline: Baseline,
+    result: Path,
+    options: Options,
+    flushing: Flushing | None = None,
+    run: Callable[[], Ran] | None = None,
 ) -> Verification:
-    """A result on the feeds of the original; `flushing` tells which of its weights became zero."""
+    """A result on the feeds of the original.
+
+    Args:
+        baseline: the original, measured.
+        result: the file to judge.
+        options: the user's tolerances.
+        flushing: tells which of its weights became zero.
+        run: gives what the result computes on these feeds, if that was begun before.
+    """
     from onnx_repfuse.verifier.outputs.compare import compare_with_baseline
 
     flushed = 0.0 if flushing is None else flushing.bound
-    return compare_with_baseline(baseline, result, rtol=options.rtol, atol=options.atol, flushed=flushed)
+    return compare_with_baseline(
+        baseline, result, rtol=options.rtol, atol=options.atol, flushed=flushed, run=run
+    )
 
 
 def reason_of(verification: Verification, status: Status) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import onnx
@@ -13,8 +16,10 @@ from onnx_repfuse.graph.dims import known_dims
 from onnx_repfuse.graph.extents import Extent
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.pipeline.bans import FailedFold
+from onnx_repfuse.pipeline.beside import Beside
 from onnx_repfuse.pipeline.plan_model import ModelPlan
-from onnx_repfuse.planner.folds.fold_models import Weights, fold_models, sources
+from onnx_repfuse.pipeline.written_weights import WrittenWeights
+from onnx_repfuse.planner.folds.fold_models import fold_models, sources
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.runtime import Runtime
@@ -26,15 +31,26 @@ if TYPE_CHECKING:
     from onnx_repfuse.verifier.intermediates import Intermediates
     from onnx_repfuse.verifier.outputs.baseline import Baseline
 
-__all__ = ["prove_folds"]
+__all__ = ["ends_of_folds", "prove_folds", "take_little_memory"]
 
+# Of the original's inner tensors, as float32 at the assumed sizes, that are read while its outputs are measured.
+FEW_BYTES = 128 << 20
 LARGE_WEIGHT = 1 << 20  # elements; the memory that judging such a fold took is worth giving back at once
+MOST_HELD = 32 << 20  # bytes of weights of folds that wait for their comparison in place
 # No tensor has this name: those of a subgraph or a function cannot be made outputs of the model.
 NOT_READABLE = [""]
+Stages = tuple[StageVerdict, ...]
+Judged = dict[int, "Stages | Inexact"]  # index of a fold -> its verdicts, or why it cannot stay
 
 
 def prove_folds(
-    plan: ModelPlan, baseline: Baseline | str, runtime: Runtime, progress: Callable[[int, int], None]
+    plan: ModelPlan,
+    ends: Sequence[Sequence[str]],
+    written: WrittenWeights,
+    baseline: Baseline | str,
+    runtime: Runtime,
+    progress: Callable[[int, int], None],
+    beside: Beside,
 ) -> tuple[list[FailedFold], list[FoldVerdict]]:
     """Judge every fold of a plan: the folds that failed, and the verdict on each fold, in the order of the plan.
 
@@ -43,40 +59,41 @@ def prove_folds(
 
     Args:
         plan: the folds.
+        ends: those of `ends_of_folds`.
+        written: the weights that were written already.
         baseline: the original, measured; its noise is completed. Or why it does not run: then the folds have probes
             only.
         runtime: how folds are run.
         progress: called with (done, total).
+        beside: runs the comparisons in place.
     """
     from onnx_repfuse.verifier.folds.structures import Structures
     from onnx_repfuse.verifier.outputs.baseline import read_nudged_intermediates
 
-    structures = Structures(runtime)
+    judge = _Judge(plan, written, Structures(runtime), beside)
     # Later folds may have left neither a node of a fold nor an alias for its output: then there is nothing to judge.
     verdicts = [FoldVerdict(fold.name, planned.scope.label) for planned, fold in plan.folds]
     places = [place for place, (planned, fold) in enumerate(plan.folds) if planned.can_be_judged(fold)]
     planned_folds = plan.folds
     folds = [planned_folds[place] for place in places]
-    wanted = [
-        NOT_READABLE if planned.scope.key else [*sources(planned, fold), *fold.outputs]
-        for planned, fold in folds
-    ]
-    failed: list[FailedFold] = []
     batches: Iterable[tuple[list[int], Intermediates]]
     if isinstance(baseline, str):
         batches = [(list(range(len(folds))), baseline)]
     else:
-        batches = read_nudged_intermediates(baseline, wanted, plan.document.unconverted.model)
-    for done, (index, seen) in enumerate((index, seen) for batch, seen in batches for index in batch):
+        batches = read_nudged_intermediates(baseline, ends, plan.document.unconverted.model)
+    judged: Judged = {}
+    begun = itertools.count()
+    for batch, seen in batches:
+        for index in batch:
+            progress(next(begun), len(folds))
+            judged.update(judge.begin(index, *folds[index], seen))
+        judged.update(judge.finish())  # before the next tensors are read
+    failed: list[FailedFold] = []
+    for index, stages in sorted(judged.items()):
         planned, fold = folds[index]
-        progress(done, len(folds))
-        try:
-            stages = _judge(plan, planned, fold, seen, structures)
-        except Inexact as error:
-            failed.append(FailedFold(planned.scope.key, fold, error.reason, error.detail))
+        if isinstance(stages, Inexact):
+            failed.append(FailedFold(planned.scope.key, fold, stages.reason, stages.detail))
             continue
-        finally:
-            _give_back(plan, planned.scope, fold)
         verdict = replace(verdicts[places[index]], stages=stages)
         verdicts[places[index]] = verdict
         if verdict.status is Status.FAILED:
@@ -84,56 +101,115 @@ def prove_folds(
     return failed, verdicts
 
 
-def _judge(
-    plan: ModelPlan, planned: ScopePlan, fold: PlannedFold, seen: Intermediates, structures: Structures
-) -> tuple[StageVerdict, ...]:
-    """The verdict of the probe and, if it passed, of the comparison in place.
-
-    Raises:
-        Inexact: a weight does not fit its type, or the fold loses precision in half precision.
-    """
-    from onnx_repfuse.verifier.folds.half_precision import loses_precision
-    from onnx_repfuse.verifier.folds.in_place import check_in_place
-    from onnx_repfuse.verifier.folds.isolated import probe
-
-    case = _case(plan, planned, fold, sized=False)
-    is_free = not case.names_its_sizes
-    if not is_free:
-        case = _case(plan, planned, fold, sized=True)
-    _give_back(plan, planned.scope, fold)  # what folding its weights took
-    verdict = probe(case, structures=structures)
-    if is_free and verdict.status is Status.FAILED:
-        # It may be exact at the sizes the file proves alone.
-        case = _case(plan, planned, fold, sized=True)
-        verdict = probe(case, structures=structures)
-    # of constants alone, there is nothing else to try
-    if verdict.status is Status.FAILED or not case.sources:
-        return (verdict,)
-    _give_back(plan, planned.scope, fold)  # what the sessions and the oracles held
-    in_place = check_in_place(case, seen, structures)
-    why = "" if in_place.status is Status.FAILED else loses_precision(case, seen)
-    if why:
-        raise Inexact(Reason.PRECISION, why)
-    return verdict, in_place
+def ends_of_folds(plan: ModelPlan) -> list[list[str]]:
+    """What each fold that can be judged reads and computes: the tensors it is compared with in place."""
+    return [
+        NOT_READABLE if planned.scope.key else [*sources(planned, fold), *fold.outputs]
+        for planned, fold in plan.folds
+        if planned.can_be_judged(fold)
+    ]
 
 
-def _case(plan: ModelPlan, planned: ScopePlan, fold: PlannedFold, *, sized: bool) -> FoldCase:
-    """A fold for the verifier: at any size, or at the sizes that the file proves."""
-    from onnx_repfuse.verifier.folds.fold_case import FoldCase
+def take_little_memory(plan: ModelPlan, ends: Sequence[Sequence[str]]) -> bool:
+    """Whether the tensors at the ends of all folds can be held at once, at the assumed sizes."""
+    main = next((planned.scope for planned in plan.scopes if not planned.scope.key), None)
+    if main is None:
+        return True
+    sizes = {name: main.elements(name) for names in ends for name in names if name}
+    largest = max((size for size in sizes.values() if size is not None), default=0)
+    return 4 * sum(largest if size is None else size for size in sizes.values()) <= FEW_BYTES
 
-    layouts = plan.channel_layouts[planned.scope.key]
-    weights: Weights = {}
-    models = fold_models(planned, fold, layouts, plan.document.model.ir_version, sized=sized, weights=weights)
-    shapes = {value.name: planned.scope.shape(value.name) for value in models[0].graph.input}
-    proved = {name: shape for name, shape in shapes.items() if shape is not None}
-    flushed = _flushed_below(plan, planned.scope, models)
-    return FoldCase(
-        *models,
-        flushed=flushed,
-        proved=proved,
-        behind=_behind(planned.scope, shapes),
-        weights_apart=weights,
-    )
+
+@dataclass
+class _Judge:
+    """Probes one fold after the other, and compares those that passed in place, beside the next probes."""
+
+    plan: ModelPlan
+    written: WrittenWeights
+    structures: Structures
+    beside: Beside
+    _waiting: deque[tuple[int, FoldCase, Callable[[], Stages]]] = field(default_factory=deque)
+
+    def begin(self, index: int, planned: ScopePlan, fold: PlannedFold, seen: Intermediates) -> Judged:
+        """Probe a fold, and begin to compare it in place; the folds that are judged meanwhile, as a rule others."""
+        try:
+            case, verdict = self._probe(planned, fold)
+        except Inexact as error:
+            return {index: error}
+        finally:
+            self._give_back(planned.scope, fold)  # what the sessions and the oracles held
+        # of constants alone, there is nothing else to try
+        if verdict.status is Status.FAILED or not case.sources:
+            return {index: (verdict,)}
+        is_large = self._is_large(planned.scope, fold)
+        job = partial(_in_place, case, seen, self.structures, verdict, is_large)
+        self._waiting.append((index, case, self.beside.start(job)))
+        return self._done(MOST_HELD if self.beside.is_at_once else 0)
+
+    def finish(self) -> Judged:
+        """The folds that are left."""
+        return self._done(-1)
+
+    def _done(self, most: int) -> Judged:
+        """Wait for folds, the first ones first, until the others hold no more than so many bytes of weights."""
+        judged: Judged = {}
+        held = sum(case.bytes_apart for _, case, _ in self._waiting)
+        while self._waiting and held > most:
+            index, case, wait = self._waiting.popleft()
+            held -= case.bytes_apart
+            try:
+                judged[index] = wait()
+            except Inexact as error:
+                judged[index] = error
+        return judged
+
+    def _probe(self, planned: ScopePlan, fold: PlannedFold) -> tuple[FoldCase, StageVerdict]:
+        """The fold, and the verdict on it alone. Raises Inexact where a weight does not fit its type."""
+        from onnx_repfuse.verifier.folds.isolated import probe
+
+        case = self._case(planned, fold, sized=False)
+        is_free = not case.names_its_sizes
+        if not is_free:
+            case = self._case(planned, fold, sized=True)
+        self._give_back(planned.scope, fold)  # what folding its weights took
+        verdict = probe(case, structures=self.structures)
+        if is_free and verdict.status is Status.FAILED:
+            # It may be exact at the sizes the file proves alone.
+            case = self._case(planned, fold, sized=True)
+            verdict = probe(case, structures=self.structures)
+        return case, verdict
+
+    def _give_back(self, scope: Scope, fold: PlannedFold) -> None:
+        """Give back the pages of the weights just read, and the heap if they were large."""
+        from onnx_repfuse.verifier.session import release_heap
+
+        self.plan.document.release()
+        if self._is_large(scope, fold):
+            release_heap()
+
+    def _is_large(self, scope: Scope, fold: PlannedFold) -> bool:
+        names = [tensor.name for node in fold.created for tensor in node.inputs]
+        tables = (scope.constants, scope.created)
+        return any(name in table and table[name].size > LARGE_WEIGHT for name in names for table in tables)
+
+    def _case(self, planned: ScopePlan, fold: PlannedFold, *, sized: bool) -> FoldCase:
+        """A fold for the verifier: at any size, or at the sizes that the file proves."""
+        from onnx_repfuse.verifier.folds.fold_case import FoldCase
+
+        plan, scope = self.plan, planned.scope
+        layouts = plan.channel_layouts[scope.key]
+        weights = self.written.of(scope.key, fold)
+        models = fold_models(
+            planned, fold, layouts, plan.document.model.ir_version, sized=sized, weights=weights
+        )
+        shapes = {value.name: scope.shape(value.name) for value in models[0].graph.input}
+        return FoldCase(
+            *models,
+            flushed=_flushed_below(plan, scope, models),
+            proved={name: shape for name, shape in shapes.items() if shape is not None},
+            behind=_behind(scope, shapes),
+            weights_apart=weights,
+        )
 
 
 def _behind(scope: Scope, names: Iterable[str]) -> dict[str, tuple[Window | None, ...]]:
@@ -155,12 +231,20 @@ def _flushed_below(plan: ModelPlan, scope: Scope, models: Iterable[onnx.ModelPro
     return plan.flushing.limit_of({tensor.name for model in models for tensor in model.graph.initializer})
 
 
-def _give_back(plan: ModelPlan, scope: Scope, fold: PlannedFold) -> None:
-    """Give back the pages of the weights just read, and the heap if they were large."""
+def _in_place(
+    case: FoldCase, seen: Intermediates, structures: Structures, probed: StageVerdict, is_large: bool
+) -> Stages:
+    """The verdict of the probe, and that of the comparison in place. Raises Inexact where precision is lost."""
+    from onnx_repfuse.verifier.folds.half_precision import loses_precision
+    from onnx_repfuse.verifier.folds.in_place import check_in_place
     from onnx_repfuse.verifier.session import release_heap
 
-    plan.document.release()
-    names = [tensor.name for node in fold.created for tensor in node.inputs]
-    tables = (scope.constants, scope.created)
-    if any(name in table and table[name].size > LARGE_WEIGHT for name in names for table in tables):
-        release_heap()
+    try:
+        in_place = check_in_place(case, seen, structures)
+        why = "" if in_place.status is Status.FAILED else loses_precision(case, seen)
+    finally:
+        if is_large:
+            release_heap()
+    if why:
+        raise Inexact(Reason.PRECISION, why)
+    return probed, in_place

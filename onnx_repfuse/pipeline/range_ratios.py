@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -22,6 +22,14 @@ from onnx_repfuse.pipeline.plan_model import ModelPlan
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
 __all__ = ["RangeRatios", "range_ratio"]
+
+
+class _Original(NamedTuple):
+    """A node of the original: its id(), its scope, and the name of its weight."""
+
+    node: int
+    scope: Scope
+    weight: str
 
 
 def range_ratio(weight: NDArray[Any]) -> float | None:
@@ -47,30 +55,42 @@ def range_ratio(weight: NDArray[Any]) -> float | None:
 
 
 class RangeRatios:
-    """The ratios of the Convs that folds absorbed and created.
+    """The ratios of the Convs that folds absorbed and created, taken while `noting` lets the new weights be written.
 
-    Those of the original are computed at once, before anything is written, as the output may replace the input. Those
-    of new weights are taken while `noting` lets the weights be written: none is computed twice.
+    Then no new weight is computed twice, and no old one read twice: a fold's own weights have just been read for the
+    new one. All are read before the output may replace the input.
     """
 
     def __init__(self, plan: ModelPlan) -> None:
+        self._folds = plan.folds
         self._of_node: dict[int, float | None] = {}  # by id() of original nodes
         self._written: dict[str, float | None] = {}  # by name of new weights
         self._new: set[str] = set()
-        for planned, fold in plan.folds:
-            scope = planned.scope
-            for node in fold.absorbed:
-                name = _weight_of(node.op, scope.proto.node[scope.anchor[id(node)]].input)
-                self._of_node[id(node)] = _ratio_of(scope, name)
-            for node in fold.created:
-                name = _weight_of(node.op, [tensor.name for tensor in node.inputs])
-                if name in scope.created:
-                    self._new.add(name)
-                else:
-                    self._of_node[id(node)] = _ratio_of(scope, name)
+        self._beside: dict[str, list[_Original]] = {}  # new weight -> what is read for it
 
     def noting(self, edits: Mapping[ScopeKey, Edit]) -> dict[ScopeKey, Edit]:
         """The same edits, whose weights are looked at while they are written."""
+        written = {tensor.name for edit in edits.values() for tensor in edit.new_tensors}
+        for planned, fold in self._folds:
+            scope = planned.scope
+            originals = [
+                _Original(
+                    id(node), scope, _weight_of(node.op, scope.proto.node[scope.anchor[id(node)]].input)
+                )
+                for node in fold.absorbed
+            ]
+            new = set[str]()
+            for node in fold.created:
+                name = _weight_of(node.op, [tensor.name for tensor in node.inputs])
+                if name in scope.created:
+                    new.add(name)
+                else:
+                    originals.append(_Original(id(node), scope, name))
+            self._new |= new
+            # A weight that a later fold absorbed is not written.
+            place = min(new & written, default="")
+            self._beside.setdefault(place, []).extend(originals)
+        self._look_at_originals("")
         return {
             key: replace(edit, new_tensors=[self._noted(tensor) for tensor in edit.new_tensors])
             for key, edit in edits.items()
@@ -89,9 +109,14 @@ class RangeRatios:
         def value() -> NDArray[Any]:
             weight = tensor.value()
             self._written[tensor.name] = range_ratio(weight)
+            self._look_at_originals(tensor.name)
             return weight
 
         return replace(tensor, value=value)
+
+    def _look_at_originals(self, place: str) -> None:
+        for node, scope, name in self._beside.pop(place, ()):
+            self._of_node[node] = _ratio_of(scope, name)
 
 
 def _weight_of(op: str, inputs: Any) -> str:

@@ -7,7 +7,7 @@ cheap and deterministic, so nothing has to be untangled.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,30 +19,35 @@ from onnx_repfuse.modelfile.save import Saved, publish, save
 from onnx_repfuse.modelfile.work_folder import work_folder
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.bans import Bans, folds_out_of_range
+from onnx_repfuse.pipeline.beside import Beside
 from onnx_repfuse.pipeline.blas_threads import one_blas_thread
-from onnx_repfuse.pipeline.check_scopes import check_scopes, force_branches
-from onnx_repfuse.pipeline.compare_models import compare, folds_to_blame, measure, reason_of
+from onnx_repfuse.pipeline.check_scopes import check_scopes
+from onnx_repfuse.pipeline.compare_models import compare, folds_to_blame, reason_of
 from onnx_repfuse.pipeline.input_shapes import shapes_note, with_input_shapes
 from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error
 from onnx_repfuse.pipeline.level import at_level
 from onnx_repfuse.pipeline.make_report import make_report
+from onnx_repfuse.pipeline.originals import Originals
 from onnx_repfuse.pipeline.plan_model import ModelPlan, make_plan
-from onnx_repfuse.pipeline.prove_folds import prove_folds
+from onnx_repfuse.pipeline.prove_folds import ends_of_folds, prove_folds, take_little_memory
 from onnx_repfuse.pipeline.range_ratios import RangeRatios
 from onnx_repfuse.pipeline.runtime import runtime_of
 from onnx_repfuse.pipeline.spoken_paths import SpokenPaths
 from onnx_repfuse.pipeline.unrun_models import unobserved
+from onnx_repfuse.pipeline.written_weights import WrittenWeights
 from onnx_repfuse.records.report import Report
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME
 from onnx_repfuse.records.verdict import FoldVerdict, Status, Verification
 
 if TYPE_CHECKING:
     from onnx_repfuse.verifier.outputs.baseline import Baseline
-    from onnx_repfuse.verifier.scopes.forced import ForcedBranches
+    from onnx_repfuse.verifier.outputs.candidate import Ran
 
 __all__ = ["run"]
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
+# bytes of a model, up to which it runs beside our own work: larger ones need the memory one after the other
+SMALL_BYTES = 128 << 20
 MAX_ATTEMPTS = 32  # that failed their proof; each bans at least one fold, and mostly all that fail
 IDENTICAL = Verification(
     notes=("nothing was folded: the output is the input, byte for byte",), unchanged=True
@@ -133,6 +138,13 @@ def _silent(_stage: str, _done: int, _total: int) -> None:
     """Nobody is looking."""
 
 
+def _runner(baseline: Baseline, result: Path) -> Callable[[], Ran]:
+    """What runs a result on the feeds of the original."""
+    from onnx_repfuse.verifier.outputs.candidate import run_candidate
+
+    return lambda: run_candidate(baseline, result)
+
+
 @dataclass
 class _Run:
     """What a run was given, and what it has planned, measured and found so far."""
@@ -147,14 +159,14 @@ class _Run:
     bans: Bans = field(default_factory=Bans)
     seconds: dict[str, float] = field(default_factory=dict)
     scanned: dict[str, bool] = field(default_factory=dict)  # what plans found out about the weights
-    baseline: Baseline | str | None = None  # a str says why the original cannot be run
-    # of the model that another simplifier wrote, which is what folds are proved against; else the same
-    fold_baseline: Baseline | str | None = None
-    branches: ForcedBranches | None = None
     verification: Verification | None = None
     saved: Saved = field(default_factory=lambda: Saved(0))
     ratios: RangeRatios | None = None
     plan: ModelPlan = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Nothing is run before a plan is made."""
+        self.originals = Originals(self.document, self.options, self.folder, self.spoken)
 
     def report(self) -> Report:
         """The report of the run so far."""
@@ -190,20 +202,15 @@ class _Run:
             self.plan = make_plan(self.document, self.options, self.bans.banned, self.scanned)
         # Without changes the output is a copy of the input: there is nothing to prove.
         if not self.options.check or not self.plan.is_change:
-            is_written = self._write(self.output)
+            too_large = self._write(self.output)
+            if too_large is not None:
+                self.bans.add(folds_out_of_range(self.plan, too_large))
             unchanged = IDENTICAL if self.saved.is_copy else UNFOLDED
             self.verification = unchanged if self.options.check else None
-            return is_written
-        baseline = self._measure()
-        fold_baseline = self._measure_simplified(baseline)
-        # The name, too, is the output's, as the model says the name of its data file.
-        staged = self.folder / self.output.name
-        verdicts = self._prove(fold_baseline)
-        if verdicts is None or not self._write(staged):
-            return False
-        notes = self._check_scopes(fold_baseline, staged)
-        if notes is None or not self._compare(baseline, staged, verdicts, notes):
-            return False
+            return too_large is None
+        with Beside(at_once=self.document.nbytes <= SMALL_BYTES) as beside:
+            if not self._is_proved(beside):
+                return False
         if self.options.strict:
             self._check_observed()
         with self._timed("write"):
@@ -212,6 +219,33 @@ class _Run:
             )
         return True
 
+    def _is_proved(self, beside: Beside) -> bool:
+        """Write the result into our own folder, and prove it there; False if a fold was banned.
+
+        Whole models run beside what we compute: the original while the result is written, and the result while its
+        folds are proved.
+        """
+        # The name, too, is the output's, as the model says the name of its data file.
+        staged = self.folder / self.output.name
+        ends, written = ends_of_folds(self.plan), WrittenWeights()
+        read_along = ends if take_little_memory(self.plan, ends) else ()
+        measured = self.originals.measuring(beside, read_along)
+        try:
+            too_large = self._write(staged, written)
+        finally:
+            with self._timed("verify"):
+                baseline = measured()  # what it raises comes first: that the model does not run
+                fold_baseline = self.originals.measure_for_folds(baseline, read_along)
+        run = None if isinstance(baseline, str) or too_large else beside.start(_runner(baseline, staged))
+        verdicts = self._prove(ends, written, fold_baseline, beside)
+        if verdicts is None:
+            return False
+        if too_large is not None:
+            self.bans.add(folds_out_of_range(self.plan, too_large))
+            return False
+        notes = self._check_scopes(fold_baseline, staged)
+        return notes is not None and self._compare(baseline, staged, run, verdicts, notes)
+
     def _check_observed(self) -> None:
         """Raise VerificationError unless all that was compared could have shown a fault."""
         assert self.verification is not None
@@ -219,73 +253,43 @@ class _Run:
             why = reason_of(self.verification, Status.NOT_OBSERVED)
             raise self._refused(f"not all was observed, and under --strict nothing was written: {why}")
 
-    def _measure(self) -> Baseline | str:
-        """Run the original, once for all attempts."""
-        with self._timed("verify"):
-            self.progress("proving", 0, 1)
-            if self.baseline is None:
-                self.baseline = measure(self.document.original, self.options, self.folder / "original")
-            return self.baseline
-
-    def _measure_simplified(self, baseline: Baseline | str) -> Baseline | str:
-        """Run what another simplifier wrote, once for all attempts, and compare it with the original.
-
-        Nothing else proves what it did, so an output that could not have shown a fault is not enough.
-
-        Raises:
-            InputError: it does not run.
-            VerificationError: it was not proved equal to the original.
-        """
-        simplified = self.document.unconverted
-        if simplified.original is simplified:
-            return baseline
-        if self.fold_baseline is None:
-            with self._timed("verify"):
-                self.fold_baseline = measure(simplified, self.options, self.folder / "simplified")
-                why = self._difference_of_simplified(baseline, self.fold_baseline)
-            if why:
-                raise VerificationError(
-                    f"what it wrote was not proved equal to the original: {self.spoken.text(why)}"
-                )
-        return self.fold_baseline
-
-    def _difference_of_simplified(self, baseline: Baseline | str, simplified: Baseline | str) -> str:
-        """Why the simplified model is not proved equal to the original; "" if it is."""
-        if isinstance(baseline, str) or isinstance(simplified, str):
-            return baseline if isinstance(baseline, str) else str(simplified)
-        place = Path(simplified.original)  # type: ignore[arg-type]
-        comparison = compare(baseline, place, self.options)
-        if comparison.status is not Status.PASSED:
-            return reason_of(comparison, comparison.status)
-        self.branches = force_branches(baseline, self.document)
-        if not self.branches.is_complete:
-            return "not all of its branches can be run"
-        return self.branches.difference(place)
-
-    def _prove(self, baseline: Baseline | str) -> list[FoldVerdict] | None:
+    def _prove(
+        self,
+        ends: Sequence[Sequence[str]],
+        written: WrittenWeights,
+        baseline: Baseline | str,
+        beside: Beside,
+    ) -> list[FoldVerdict] | None:
         """Judge each fold by itself; None if any failed."""
         with self._timed("probe"):
             # On the CPU, whatever the provider: folds are held to float32's own bounds.
             runtime = replace(DEFAULT_RUNTIME, custom_ops=tuple(self.options.custom_ops))
             failed, verdicts = prove_folds(
-                self.plan, baseline, runtime, lambda done, total: self.progress("probing", done, total)
+                self.plan,
+                ends,
+                written,
+                baseline,
+                runtime,
+                lambda done, total: self.progress("probing", done, total),
+                beside,
             )
         # All folds are judged before the next plan: one attempt for many failures.
         self.bans.add(failed)
         return None if failed else verdicts
 
-    def _write(self, place: Path) -> bool:
-        """Write the result; False if a weight of it does not fit its type."""
+    def _write(self, place: Path, written: WrittenWeights | None = None) -> Inexact | None:
+        """Write the result, and note its weights; what is wrong if one of them does not fit its type."""
         with self._timed("write"):
             self.progress("writing", 0, 1)
             try:
                 self.ratios = RangeRatios(self.plan)
-                edits = self.ratios.noting(self.plan.edits())
+                edits = self.ratios.noting(
+                    self.plan.edits() if written is None else written.noting(self.plan.edits())
+                )
                 self.saved = save(self.plan.document, edits, place, external=self.options.external)
             except Inexact as error:
-                self.bans.add(folds_out_of_range(self.plan, error))
-                return False
-        return True
+                return error
+        return None
 
     def _check_scopes(self, baseline: Baseline | str, staged: Path) -> list[str] | None:
         """Run what the inputs may never reach; notes on what could not be run, or None if any of it differs."""
@@ -299,7 +303,12 @@ class _Run:
         return None if failed else notes
 
     def _compare(
-        self, baseline: Baseline | str, staged: Path, verdicts: list[FoldVerdict], notes: list[str]
+        self,
+        baseline: Baseline | str,
+        staged: Path,
+        run: Callable[[], Ran] | None,
+        verdicts: list[FoldVerdict],
+        notes: list[str],
     ) -> bool:
         """Compare the outputs of the result with the original's; False if they differ, and a fold is to blame."""
         with self._timed("verify"):
@@ -310,15 +319,14 @@ class _Run:
                 if self.verification.status is Status.FAILED:
                     raise self.failed(reason_of(self.verification, Status.FAILED))
                 return True
-            comparison = self.spoken.verification(compare(baseline, staged, self.options, self.plan.flushing))
+            comparison = compare(baseline, staged, self.options, self.plan.flushing, run)
+            comparison = self.spoken.verification(comparison)
             self.verification = self._joined(comparison, verdicts, notes)
             # Nothing compared is a failure, too, whatever the folds say.
             if comparison.status is Status.FAILED:
                 self._blame(baseline, self._agrees, reason_of(comparison, Status.FAILED))
                 return False
-            if self.branches is None:
-                self.branches = force_branches(baseline, self.document)
-            why = self.branches.difference(staged)
+            why = self.originals.branches(baseline).difference(staged)
             if why:
                 self._blame(baseline, self._agrees_in_branches, why)
             return not why
@@ -335,13 +343,14 @@ class _Run:
         return replace(comparison, folds=folds, changes=changes, notes=(*comparison.notes, *notes))
 
     def _agrees(self, candidate: Path) -> bool:
-        assert self.baseline is not None
-        assert not isinstance(self.baseline, str)
-        return compare(self.baseline, candidate, self.options).status is not Status.FAILED
+        assert self.originals.whole is not None
+        assert not isinstance(self.originals.whole, str)
+        return compare(self.originals.whole, candidate, self.options).status is not Status.FAILED
 
     def _agrees_in_branches(self, candidate: Path) -> bool:
-        assert self.branches is not None
-        return not self.branches.difference(candidate)
+        assert self.originals.whole is not None
+        assert not isinstance(self.originals.whole, str)
+        return not self.originals.branches(self.originals.whole).difference(candidate)
 
     def _blame(self, baseline: Baseline, agrees: Callable[[Path], bool], why: str) -> None:
         """Ban the folds without which the rest agrees. Raises VerificationError if there are none.

@@ -36,6 +36,7 @@ __all__ = [
     "Intermediates",
     "open_with_extra_outputs",
     "read_intermediates",
+    "readable_tensors",
     "tensor_bytes",
     "tensor_names",
 ]
@@ -62,6 +63,7 @@ def read_intermediates(
     fallback_feed: Feed | None = None,
     skeleton: onnx.ModelProto | None = None,
     on_run: Callable[[], None] = lambda: None,
+    known: dict[str, Any] | None = None,
 ) -> Iterator[tuple[list[int], Intermediates]]:
     """Read tensors of the original's main graph in one run, or in several where memory is short.
 
@@ -75,6 +77,7 @@ def read_intermediates(
         fallback_feed: another input, for a model that does not run on `feed`.
         skeleton: the model without its weights, so that they need not be read for its names.
         on_run: is called after each run of the original.
+        known: values that were read before; if they are all that is wanted, nothing is run.
 
     Yields:
         (indices into `wanted`, the values), every index once. The values are gone when the next ones are asked for.
@@ -86,7 +89,12 @@ def read_intermediates(
         yield unreadable, "its tensors are not in the main graph"
     if not readable:
         return
-    extra = sorted(set(also).union(*readable.values()) - outputs - set(feed))
+    names = set().union(*readable.values())
+    if known is not None and known.keys() >= names:
+        yield list(readable), known
+        known.clear()
+        return
+    extra = sorted(names.union(also) - outputs - set(feed))
     source = _Original(original, runtime, [feed] if fallback_feed is None else [feed, fallback_feed], on_run)
     left = list(readable)
     try:
@@ -95,6 +103,14 @@ def read_intermediates(
             yield batch, values
     except DoesNotRun as error:
         yield left, f"its tensors cannot be read: {error}"
+
+
+def readable_tensors(model: Model, wanted: Sequence[Sequence[str]]) -> list[str]:
+    """Of the tensors that `read_intermediates` would read, those that need to be made outputs."""
+    graph = load(model, weights=False).graph
+    produced, outputs = tensor_names(model)
+    names = set().union(*(group for group in wanted if produced.issuperset(group)))
+    return sorted(names - outputs - set(input_names(graph)))
 
 
 def tensor_names(model: Model) -> tuple[set[str], set[str]]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,6 +105,10 @@ class Session:
         except Exception as error:  # the exceptions of kernels share no base
             raise DoesNotRun(one_line(error)) from error
         return dict(zip(wanted, values, strict=True))
+
+    def without_outputs(self, names: Collection[str]) -> Session:
+        """The same session, which gives these outputs only where they are asked for by name."""
+        return replace(self, outputs=[output for output in self.outputs if output.name not in names])
 
     def __enter__(self) -> Session:
         return self

@@ -15,6 +15,7 @@ from onnx_repfuse.verifier.folds.in_place import check_in_place
 from onnx_repfuse.verifier.folds.isolated import probe
 from onnx_repfuse.verifier.folds.probe_sizes import sizes_of_border
 from onnx_repfuse.verifier.folds.structures import Structures
+from onnx_repfuse.verifier.session import DoesNotRun
 from tests.verifier.test_fold_proofs import fold, info, node, rand
 
 PASSED, FAILED = Status.PASSED, Status.FAILED
@@ -102,6 +103,44 @@ def test_a_later_fold_is_judged_by_its_own_weights(fault: dict[str, float]) -> N
     verdict = probe(scaled(16, **fault), structures=shared)
     assert verdict.status is FAILED
     assert probe(scaled(16, **fault)).status is FAILED
+
+
+def test_of_a_later_fold_the_replacement_alone_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first fold has shown that the oracle reads these nodes as the runtime does."""
+    nodes: list[int] = []
+    real = module.FoldSession.run
+
+    def counted(self: module.FoldSession, feed: Any) -> Any:
+        nodes.append(len(self.names))  # three nodes have more tensors than one
+        return real(self, feed)
+
+    monkeypatch.setattr(module.FoldSession, "run", counted)
+    shared = Structures()
+    assert probe(scaled(), structures=shared).status is PASSED
+    assert len(set(nodes)) == 2
+    nodes.clear()
+    assert probe(scaled(16), structures=shared).status is PASSED
+    assert len(set(nodes)) == 1
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_where_a_later_fold_does_not_run_the_nodes_before_tell(
+    runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a size that neither takes, nothing is shown; at one that only the nodes before take, a fault is."""
+    shared = Structures()
+    assert probe(scaled(), structures=shared).status is PASSED
+    real = module.FoldSession.run
+    later = scaled(16)
+    names = later.side(later.after).anonymous.names
+
+    def run(self: module.FoldSession, feed: Any) -> Any:
+        if self.names == names or not runs:
+            raise DoesNotRun("not at this size")
+        return real(self, feed)
+
+    monkeypatch.setattr(module.FoldSession, "run", run)
+    assert probe(later, structures=shared).status is (FAILED if runs else PASSED)
 
 
 @pytest.mark.parametrize(

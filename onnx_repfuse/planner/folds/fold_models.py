@@ -29,7 +29,7 @@ from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["fold_models", "sources"]
+__all__ = ["Weights", "fold_models", "sources"]
 
 Nodes = Sequence[onnx.NodeProto]
 Weights = dict[str, NDArray[Any]]
@@ -53,7 +53,7 @@ def fold_models(
     Args:
         sized: declare the inputs with the sizes the file proves, where it does: a fold may be exact for them alone.
         weights: takes the elements of large initializers, by name, which the models only declare then: a message would
-            hold two copies of them.
+            hold two copies of them. Those that are there already are not computed.
 
     Raises:
         Inexact: a weight overflows.

@@ -173,6 +173,11 @@ class FoldCase:
         """The tensor whose name stands for the fold in verdicts and messages."""
         return self.outputs[0]
 
+    @property
+    def bytes_apart(self) -> int:
+        """What `weights_apart` takes."""
+        return sum(array.nbytes for array in self.weights_apart.values())
+
     @cached_property
     def sources(self) -> tuple[Source, ...]:
         """The inputs of `before`."""

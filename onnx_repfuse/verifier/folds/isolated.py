@@ -7,7 +7,9 @@ Three comparisons are made, with the bounds of `error_bound`.
 2. The runtime against the oracle, before: the oracle reads the nodes as the runtime does.
 3. The runtime against the oracle, after: so does the replacement.
 
-Where the oracle does not know an operator, or the second comparison fails, the runtime alone is the judge.
+Of a later fold of a structure (`structures`) the second is left out: the first fold has shown how the oracle reads
+these nodes, and the whole model runs them. Where the oracle does not know an operator, or the second comparison fails,
+the runtime alone is the judge.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ _REFERENCE_PRODUCTS = 20_000_000  # onnx's evaluator is slow: it judges only fee
 # Of two axes. No 1, which would broadcast; odd and even; all remainders of strides up to 3.
 _TRIED = ((21, 24), (22, 25), (23, 26))
 _EXACT = 2.0**52  # integers up to here are exact in float64
+_Outputs = tuple["Array | None", Array]  # of the nodes before, where they are run, and of their replacement
 _NOTHING_FITS = "no size fits its nodes, so nothing could be compared"
 
 
@@ -113,10 +116,10 @@ def _by_oracle(
     for stimulus, expected in _fitting(case, first, seed, rules, of_weights=proved is not None):
         actual = _evaluate_replacement(second, stimulus, expected.value.shape)
         was_compared = True
-        outputs: tuple[Array, Array] | None = None
+        outputs: _Outputs | None = None
         products = case.products(expected.value.shape)
         if comparison.backend != "reference" or products <= _REFERENCE_PRODUCTS:
-            outputs = _run(case, before, after, stimulus, expected.value.shape)
+            outputs = _run(case, before, after, stimulus, expected.value.shape, alone=proved is not None)
         was_run = was_run or outputs is not None
         where = f"on {stimulus.kind} inputs of {_sizes(stimulus)}"
         for block in blocks(expected.value.shape):
@@ -137,7 +140,7 @@ def _compare(
     comparison: Comparison,
     expected: Evaluation,
     actual: Evaluation,
-    outputs: tuple[Array, Array] | None,
+    outputs: _Outputs | None,
     where: str,
     block: Block,
 ) -> None:
@@ -152,7 +155,9 @@ def _compare(
     comparison.record(difference(expected.value, actual.value), np.minimum(bound, most), where, block)
     if outputs is not None:  # 2. and 3. The runtime against the oracle.
         old, new = outputs
-        gap, allowed = _runtime_errors(case, expected, actual, old[block], new[block])
+        gap, allowed = _runtime_errors(
+            case, expected, actual, None if old is None else old[block], new[block]
+        )
         allowed = np.minimum(allowed + bound, most)
         comparison.record(gap, allowed, f"in {comparison.backend}, {where}", block)
 
@@ -188,17 +193,35 @@ def _evaluate_replacement(side: Side, stimulus: Stimulus, shape: tuple[int, ...]
 
 
 def _run(
-    case: FoldCase, before: FoldSession, after: FoldSession, stimulus: Stimulus, shape: tuple[int, ...]
-) -> tuple[Array, Array] | None:
-    """What both sides give in the runtime; None if the nodes before do not run at this size."""
+    case: FoldCase,
+    before: FoldSession,
+    after: FoldSession,
+    stimulus: Stimulus,
+    shape: tuple[int, ...],
+    *,
+    alone: bool,
+) -> _Outputs | None:
+    """What both sides give in the runtime, or the replacement `alone`; None if the nodes before do not run."""
+    old = None if alone else _run_if_it_runs(case, before, stimulus)
+    if old is None and not alone:
+        return None
     try:
-        old = before.run(stimulus.feed)[case.output]
+        new = _run_replacement(case, after, stimulus)
+    except _Failed:
+        if alone and _run_if_it_runs(case, before, stimulus) is None:
+            return None
+        raise
+    for values in (new, new if old is None else old):
+        if values.shape != shape:
+            raise _Failed(f"on {_sizes(stimulus)} the runtime's shape is {values.shape} instead of {shape}")
+    return old, new
+
+
+def _run_if_it_runs(case: FoldCase, side: FoldSession, stimulus: Stimulus) -> Array | None:
+    try:
+        return np.asarray(side.run(stimulus.feed)[case.output])
     except DoesNotRun:
         return None
-    new = _run_replacement(case, after, stimulus)
-    if new.shape != shape or old.shape != shape:
-        raise _Failed(f"on {_sizes(stimulus)} the runtime's shapes are {old.shape} and {new.shape}")
-    return old, new
 
 
 def _run_replacement(case: FoldCase, after: FoldSession, stimulus: Stimulus) -> Array:
@@ -209,20 +232,23 @@ def _run_replacement(case: FoldCase, after: FoldSession, stimulus: Stimulus) -> 
 
 
 def _runtime_errors(
-    case: FoldCase, expected: Evaluation, actual: Evaluation, old: Array, new: Array
+    case: FoldCase, expected: Evaluation, actual: Evaluation, old: Array | None, new: Array
 ) -> tuple[Array, Array]:
-    """Comparison 2, and the error of comparison 3 with what both sides may differ by.
+    """Comparison 2, if there is an `old`, and the error of comparison 3 with what both sides may differ by.
 
     Raises:
         Unsupported: the oracle does not read the nodes before as the runtime does.
     """
-    usable = case.is_usable(expected.value) & np.isfinite(old)
+    usable = case.is_usable(expected.value)
     allowed = runtime_bound(expected)
-    own, gap = (difference(expected.value, values) for values in (old, new))
-    if not usable.all():  # rare; the masks take time
-        own, gap = np.where(usable, own, 0.0), np.where(usable, gap, 0.0)
-    if bool((own > allowed).any()):
-        raise Unsupported("these nodes as the runtime does")
+    if old is not None:
+        usable &= np.isfinite(old)
+        own = difference(expected.value, old)
+        if bool((own > allowed)[usable].any()):
+            raise Unsupported("these nodes as the runtime does")
+    gap = difference(expected.value, new)
+    if not usable.all():  # rare; the mask takes time
+        gap = np.where(usable, gap, 0.0)
     return gap, allowed + runtime_bound(actual)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, NamedTuple
 
 import onnx
@@ -72,16 +73,18 @@ class Structures:
     runtime: Runtime = DEFAULT_RUNTIME
     _sessions: OrderedDict[bytes, Session] = field(default_factory=OrderedDict)
     _proved: dict[object, _Proved] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)  # folds are probed and compared in place in two threads
 
     def open(self, case: FoldCase, model: onnx.ModelProto) -> FoldSession:
         """A session for `before` or `after`, opened anew only for a structure that is new. Raises DoesNotRun."""
         given = case.side(model).anonymous
-        session = self._sessions.get(given.key)
-        if session is None:
-            session = self._sessions[given.key] = open_session(given.key, self.runtime)
-            if len(self._sessions) > _MOST_SESSIONS:
-                self._sessions.popitem(last=False)
-        self._sessions.move_to_end(given.key)
+        with self._lock:
+            session = self._sessions.get(given.key)
+            if session is None:
+                session = self._sessions[given.key] = open_session(given.key, self.runtime)
+                if len(self._sessions) > _MOST_SESSIONS:
+                    self._sessions.popitem(last=False)
+            self._sessions.move_to_end(given.key)
         return FoldSession(session, given.names, given.weights)
 
     def proved_rules(self, case: FoldCase) -> Rules | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ from onnx_repfuse.verifier.endless import refuse_endless
 from onnx_repfuse.verifier.huge import refuse_huge
 from onnx_repfuse.verifier.input_hints import input_hints
 from onnx_repfuse.verifier.inputs import FeedGroup, FeedKey, FeedSpec, choose_feeds
-from onnx_repfuse.verifier.intermediates import Intermediates, open_with_extra_outputs, read_intermediates
+from onnx_repfuse.verifier.intermediates import (
+    Intermediates,
+    open_with_extra_outputs,
+    read_intermediates,
+    readable_tensors,
+)
 from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, nudge_feed, nudged_weights
 from onnx_repfuse.verifier.outputs.decision_tails import DecisionTail, find_tails, may_have_tails
 from onnx_repfuse.verifier.outputs.float32_twin import (
@@ -62,6 +68,7 @@ class Baseline:
         twin: outputs and deciding tensors of the float32 twin of a model in half precision, where it runs; only
             those to which half precision leads.
         own_errors: |value - float64|, where measured.
+        captured: inner tensors on the very first feed moved by one ulp, until `read_nudged_intermediates` takes them.
         runs: how often it ran at the largest shape.
         notes: what was left out.
     """
@@ -81,17 +88,14 @@ class Baseline:
     optimized: dict[FeedKey, Row] = field(default_factory=dict)
     twin: dict[FeedKey, Row] = field(default_factory=dict)
     own_errors: dict[FeedKey, Row] = field(default_factory=dict)
+    captured: dict[str, Any] = field(default_factory=dict)
     runs: int = 0
     notes: list[str] = field(default_factory=list)
 
     @property
     def keys(self) -> list[FeedKey]:
         """Of every feed."""
-        return [
-            FeedKey(index, feed)
-            for index, group in enumerate(self.groups)
-            for feed in range(len(group.feeds))
-        ]
+        return [FeedKey(i, feed) for i, group in enumerate(self.groups) for feed in range(len(group.feeds))]
 
     def feed(self, key: FeedKey) -> dict[str, Any]:
         """Input name -> value."""
@@ -119,6 +123,7 @@ def measure_original(
     optimized: bool | None = None,
     defer_noise: bool = False,
     skeleton: onnx.ModelProto | None = None,
+    wanted: Sequence[Sequence[str]] = (),
 ) -> Baseline:
     """Run the original on its inputs, and on inputs and weights moved by one ulp.
 
@@ -132,6 +137,7 @@ def measure_original(
             widen the tolerance, so what passes without it is proved by more. In half precision it is part of the
             measure (`is_judged_by_twin`) and not deferred.
         skeleton: the original without its weights, so that they need not be read for its integer inputs.
+        wanted: what `read_nudged_intermediates` will be asked for; every run holds these tensors.
 
     Raises:
         NoImplementation: it has an operator that nothing here implements, or that ONNX Runtime never ends on, or a
@@ -146,10 +152,17 @@ def measure_original(
         refuse_huge(parsed)
     in_half_precision = parsed is not None and uses_short_floats(parsed)
     tails = _tails(original, skeleton)
+    run = partial(_run_original, original, bounds_model, spec, runtime, defer_noise, in_half_precision)
+    inner = readable_tensors(bounds_model, wanted)
     try:
-        baseline = _run_original(original, bounds_model, tails, spec, runtime, defer_noise, in_half_precision)
+        try:
+            baseline = run(tails, inner)
+        except DoesNotRun:
+            if not inner:
+                raise
+            baseline = run(tails, ())
     except DoesNotRun:  # as when a deciding tensor cannot be an output
-        baseline = _run_original(original, bounds_model, {}, spec, runtime, defer_noise, in_half_precision)
+        baseline = run({}, ())
     if parsed is not None:
         baseline.random = random_tensors(parsed)
         if in_half_precision:
@@ -175,6 +188,7 @@ def read_nudged_intermediates(
     feed = baseline.feed(_FIRST_FEED)
     moved = nudge_feed(feed)
     names = [*baseline.outputs, *baseline.deciding]
+    known, baseline.captured = baseline.captured, {}
     reading = read_intermediates(
         baseline.original,
         wanted,
@@ -184,6 +198,7 @@ def read_nudged_intermediates(
         fallback_feed=feed,
         skeleton=skeleton,
         on_run=lambda: baseline.count_run(_FIRST_FEED),
+        known=known,
     )
     for batch, values in reading:
         # The outputs come with the first batch, and the feed may have been the fallback.
@@ -221,14 +236,16 @@ def measure_noise_on(baseline: Baseline, keys: Sequence[FeedKey]) -> bool:
 def _run_original(
     original: Model,
     bounds_model: Model,
-    tails: dict[str, DecisionTail],
     spec: FeedSpec,
     runtime: Runtime,
     defer_noise: bool,
     in_half_precision: bool,
+    tails: dict[str, DecisionTail],
+    inner: Sequence[str],
 ) -> Baseline:
     deciding = _extra_outputs(bounds_model, tails)
-    with open_with_extra_outputs(original, deciding, runtime) as session:
+    with open_with_extra_outputs(original, sorted({*deciding, *inner}), runtime) as opened:
+        session = opened.without_outputs(set(inner).difference(deciding))
         groups = choose_feeds(session, spec, input_hints(bounds_model, session.inputs))
         if in_half_precision and not spec.data:
             groups[0] = with_strong_feed(groups[0], session)
@@ -241,7 +258,22 @@ def _run_original(
             baseline.count_run(key)
         # The first feed of every group, but for the very first where its noise comes later.
         _run_nudged(baseline, session, [FeedKey(group, 0) for group in range(int(defer_noise), len(groups))])
+        if inner:
+            baseline.captured = _capture(baseline, opened)
     return baseline
+
+
+def _capture(baseline: Baseline, session: Session) -> dict[str, Any]:
+    """All that a session gives on the very first feed moved by one ulp, whose noise that is; {} if it does not run."""
+    moved = nudge_feed(baseline.feed(_FIRST_FEED))
+    try:
+        values = session.run(moved)
+    except DoesNotRun:  # as where a size is computed from the inputs; others are tried
+        return {}
+    baseline.count_run(_FIRST_FEED)
+    row = flatten({name: values[name] for name in (*baseline.outputs, *baseline.deciding)})
+    baseline.by_inputs[_FIRST_FEED] = baseline.with_deciding_inputs(row, moved)
+    return {**moved, **values}
 
 
 def _holds(values: Mapping[str, Any], feed: Mapping[str, Any]) -> bool:

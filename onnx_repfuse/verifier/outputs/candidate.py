@@ -12,12 +12,12 @@ from onnx_repfuse.verifier.outputs.decision_tails import has_same_tail
 from onnx_repfuse.verifier.outputs.interfaces import DifferentInterface, Pairing
 from onnx_repfuse.verifier.session import Model, Session, load
 
-__all__ = ["run_candidate"]
+__all__ = ["Ran", "run_candidate"]
+
+Ran = tuple[dict[FeedKey, Row], str]
 
 
-def run_candidate(
-    baseline: Baseline, fused: Model, pairing: Pairing | None
-) -> tuple[dict[FeedKey, Row], str]:
+def run_candidate(baseline: Baseline, fused: Model, pairing: Pairing | None = None) -> Ran:
     """(the candidate's outputs and deciding tensors under the original's names, its backend).
 
     Raises:

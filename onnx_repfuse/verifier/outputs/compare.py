@@ -7,7 +7,7 @@ fails is the noise measured on that feed, too: some inputs are worse conditioned
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +25,7 @@ from onnx_repfuse.verifier.outputs.baseline import (
     measure_noise_on,
     measure_original,
 )
-from onnx_repfuse.verifier.outputs.candidate import run_candidate
+from onnx_repfuse.verifier.outputs.candidate import Ran, run_candidate
 from onnx_repfuse.verifier.outputs.decision_tails import DecisionTail, explains_flips
 from onnx_repfuse.verifier.outputs.interfaces import (
     DifferentInterface,
@@ -174,19 +174,25 @@ def compare_with_baseline(
     rtol: float | None = None,
     atol: float | None = None,
     flushed: float = 0.0,
+    run: Callable[[], Ran] | None = None,
 ) -> Verification:
-    """Compare a candidate with the original's measured values; see `verify_outputs` and `Terms`."""
-    return judge_candidate(baseline, fused, Terms(rtol, atol, flushed)).verification
+    """Compare a candidate with the original's measured values; see `verify_outputs` and `Terms`.
+
+    `run` gives what `run_candidate` does, where that was begun before.
+    """
+    return judge_candidate(baseline, fused, Terms(rtol, atol, flushed), run).verification
 
 
-def judge_candidate(baseline: Baseline, fused: Model, terms: Terms) -> Compared:
+def judge_candidate(
+    baseline: Baseline, fused: Model, terms: Terms, run: Callable[[], Ran] | None = None
+) -> Compared:
     """Run a candidate on the feeds of the original, and judge it. A candidate that does not run has FAILED."""
     try:
         complete_noise(baseline)
     except DoesNotRun as error:
         return _incomparable(baseline, f"the original does not run again: {error}")
     try:
-        values, backend = run_candidate(baseline, fused, terms.pairing)
+        values, backend = run_candidate(baseline, fused, terms.pairing) if run is None else run()
     except DoesNotRun as error:
         return _incomparable(baseline, f"{_DOES_NOT_RUN}: {error}")
     except DifferentInterface as error:

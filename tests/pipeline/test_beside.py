@@ -1,0 +1,119 @@
+"""Whole models run beside our own work: what is reported, and when, does not depend on it."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from onnx_repfuse import fuse
+from onnx_repfuse.errors import InputError, OutputError
+from onnx_repfuse.pipeline import run, written_weights
+from onnx_repfuse.pipeline.beside import Beside
+from onnx_repfuse.planner.folds import emit
+from onnx_repfuse.verifier import intermediates
+from onnx_repfuse.verifier.session import Session
+from tests.build import Net
+
+
+def blocks(count: int = 3, channels: int = 16) -> onnx.ModelProto:
+    """Conv + BatchNormalization + Relu, one fold each, of weights that are kept for the proof."""
+    net = Net(channels, shape=(1, channels, 9, 9))
+    x = "x"
+    for _ in range(count):
+        x = net.op("Relu", net.conv_bn(x, channels, channels, 3))
+    return net.model(x)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_job_gives_its_result_or_what_it_raised(at_once: bool) -> None:
+    with Beside(at_once) as beside:
+        threads = [beside.start(threading.get_ident)() for _ in range(2)]
+        assert len(set(threads)) == 1
+        assert (threads[0] == threading.get_ident()) is not at_once
+        with pytest.raises(ZeroDivisionError):
+            beside.start(lambda: 1 // 0)()
+
+
+def test_what_was_begun_is_done_at_the_end_and_what_was_not_is_left() -> None:
+    begun, done = threading.Event(), []
+
+    def job() -> None:
+        begun.set()
+        done.append(1)
+
+    with Beside(True) as beside:
+        beside.start(job)
+        begun.wait()
+    assert done == [1]
+
+
+def test_the_proof_is_the_same_in_one_thread_and_in_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = []
+    for small in (run.SMALL_BYTES, 0):
+        monkeypatch.setattr(run, "SMALL_BYTES", small)
+        result = fuse(blocks())
+        both.append((result.report.verification, result.model.SerializeToString()))
+    assert both[0] == both[1]
+
+
+def test_a_model_that_does_not_run_is_told_before_a_disk_that_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx.save(blocks(), tmp_path / "m.onnx")
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OutputError("no space left")
+
+    monkeypatch.setattr(run, "save", full)
+    with pytest.raises(OutputError, match="no space"):
+        fuse(tmp_path / "m.onnx", tmp_path / "o.onnx")
+
+    def not_run(*_: Any, **__: Any) -> Any:
+        raise InputError("it does not run")
+
+    monkeypatch.setattr("onnx_repfuse.verifier.outputs.baseline.measure_original", not_run)
+    with pytest.raises(InputError, match="does not run"):
+        fuse(tmp_path / "m.onnx", tmp_path / "o.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize(("most", "times"), [(written_weights.MOST_BYTES, 1), (0, 2)])
+def test_a_weight_is_computed_once_where_it_can_be_held(
+    most: int, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(written_weights, "MOST_BYTES", most)
+    computed: Counter[int] = Counter()
+    real = emit.materialized
+
+    def counted(kernel: Any, data_type: int) -> Any:
+        computed[id(kernel)] += 1
+        return real(kernel, data_type)
+
+    monkeypatch.setattr(emit, "materialized", counted)
+    fuse(blocks())
+    assert list(computed.values()) == [times] * 3
+
+
+@pytest.mark.parametrize(("few", "sessions"), [(1 << 27, 1), (0, 2)])
+def test_one_session_of_the_original_reads_what_takes_little_memory(
+    few: int, sessions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnx_repfuse.pipeline.prove_folds.FEW_BYTES", few)
+    opened: list[int] = []
+    plain = intermediates.open_session
+
+    def counted(*given: Any, **more: Any) -> Session:
+        session = plain(*given, **more)
+        opened.append(len(session.outputs))
+        return session
+
+    monkeypatch.setattr(intermediates, "open_session", counted)
+    verification = fuse(blocks()).report.verification
+    assert verification is not None
+    assert [len(fold.stages) for fold in verification.folds] == [2, 2, 2]
+    assert len(opened) == sessions + 1  # and one of the result
