@@ -62,7 +62,7 @@ MIN_FACTOR, MAX_FACTOR = 2.0**-12, 2.0**12
 TOO_LONG = "the expression is too long to be taken as a whole"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Term:
     """One linear map: reads channels `lo_in ..` of `source`, writes channels `lo_out ..`."""
 
@@ -99,7 +99,7 @@ class Apart:
         return self.name
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Form:
     """See the module's docstring. `channels` and `layout`, (channel axis, rank), are those of the tensor."""
 
@@ -111,7 +111,11 @@ class Form:
 
     def __post_init__(self) -> None:
         # asked of every form: a cached property, which takes a lock, would take longer
-        self.sources = tuple(dict.fromkeys([term.source for term in self.terms]))
+        terms = self.terms
+        if len(terms) == 1:
+            self.sources = (terms[0].source,)
+        else:
+            self.sources = tuple(dict.fromkeys([term.source for term in terms]))
 
     @property
     def reads_tensors(self) -> bool:
@@ -240,6 +244,11 @@ def gather(
     Raises:
         Inexact: terms that do not add, or too many of them.
     """
+    if len(parts) == 1 == len(parts[0][0]):  # nothing adds up, as in most operators of one operand
+        terms, added = parts[0]
+        if not fits(terms):
+            raise Inexact(Reason.COST, TOO_LONG)
+        return Form(channels, layout, (terms[0],), bias + added)
     collected: dict[Key, list[Term]] = {}
     for terms, added in parts:
         for term in terms:

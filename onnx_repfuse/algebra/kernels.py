@@ -108,7 +108,7 @@ class Stored:
 
 def largest(values: Array) -> float:
     """The greatest magnitude; NaN where one is none."""
-    return float(np.abs(values).max(initial=0.0))
+    return float(np.maximum.reduce(np.abs(values), initial=0.0))  # `max` takes twice as long for a few
 
 
 def repeated(value: float, count: int) -> Array:

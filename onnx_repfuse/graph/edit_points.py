@@ -31,6 +31,8 @@ __all__ = [
 
 def replace_nodes(scope: Scope, replaced: Mapping[int, Sequence[gs.Node]]) -> None:
     """Replace nodes, given by id(), by others that compute the same outputs; one pass over the scope."""
+    if not replaced:
+        return
     result: list[gs.Node] = []
     for node in scope.nodes:
         fresh = replaced.get(id(node))

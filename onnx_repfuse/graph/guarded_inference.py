@@ -48,6 +48,8 @@ class GuardedModel:
 
 def _slices_behind_windows(nodes: Sequence[onnx.NodeProto]) -> list[list[int]]:
     """The places of the Slices that read what a window may have made too small, in order of dependence."""
+    if not any(node.op_type == "Slice" for node in nodes):
+        return []
     # of each tensor: how many such Slices are before it in a row, and whether a window is behind the last of them
     states: dict[str, tuple[int, bool]] = {}
     levels: list[list[int]] = []

@@ -49,12 +49,13 @@ MAX_SHAPE_ELEMENTS = 64  # of a constant that may decide a shape
 MAX_FOLDED_ELEMENTS = 1 << 16  # of a constant that may be computed while planning
 
 
-@dataclass(eq=False)  # not frozen: a plan makes many, see `algebra.affine_form`
+@dataclass(eq=False, slots=True)  # not frozen: a plan makes many, see `algebra.affine_form`
 class Const:
     """A constant tensor.
 
     Attributes:
         shape: its dims.
+        size: number of elements.
         data_type: `onnx.TensorProto.DataType`.
         read: returns the payload, in the numpy dtype of `data_type`.
         inner: for what nodes compute: elements of the largest tensor on the way to it.
@@ -68,16 +69,13 @@ class Const:
     kernel: Kernel | None = None
     bias: Bias | None = None
     inner: int = 0
+    size: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.size = prod(self.shape)  # asked a hundred times of each
         # sizes, axes, scalars: one that others compute is read again and again
         if self.size <= MAX_SHAPE_ELEMENTS:
             self.read = _once(self.read)
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
 
     @property
     def effort(self) -> int:

@@ -63,6 +63,8 @@ class ShapeParts:
         if node.op == "Shape":
             shape = self._types.get(first, (0, None))[1]
             return None if shape is None else shape[node.attrs.get("start", 0) : node.attrs.get("end")]
+        if not self._lists:  # as in most models
+            return None
         names = [tensor.name for tensor in node.inputs if tensor.name]
         if not any(name in self._lists for name in names):
             return None

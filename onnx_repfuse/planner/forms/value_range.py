@@ -66,6 +66,11 @@ def _data_type(name: str, context: Context) -> int:
 
 def _exceeds(terms: Iterable[Term], bias: Bias, limits: FloatFormat) -> bool:
     """Whether a bias, or a factor per channel that is known without reading a kernel, is larger, or no number."""
-    kernels = [taps_of(term.kernel) for term in terms]
-    largest = [kernel.largest for kernel in kernels if isinstance(kernel, Vector | Scaled)]
-    return not all(value <= limits.largest for value in (bias.largest, *largest))
+    most = limits.largest
+    if not bias.largest <= most:  # NaN is neither
+        return True
+    for term in terms:
+        kernel = taps_of(term.kernel)
+        if isinstance(kernel, (Vector, Scaled)) and not kernel.largest <= most:
+            return True
+    return False

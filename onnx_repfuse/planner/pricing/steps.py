@@ -15,7 +15,7 @@ from onnx_repfuse.planner.pricing.cost import Price
 __all__ = ["Lowered", "Step", "Wanted"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Step:
     """One operator to write.
 
@@ -65,7 +65,7 @@ class Wanted(NamedTuple):
         return _convolved_axes(steps).count(1) if self.keeps_products else 0, cost
 
 
-@dataclass(eq=False)  # not frozen, see `algebra.affine_form`
+@dataclass(eq=False, slots=True)  # not frozen, see `algebra.affine_form`
 class Lowered:
     """Steps in order, the last one being the result (an alias of `result` if there are none), and their cost."""
 

@@ -62,7 +62,7 @@ def reported_kind(roles: Iterable[Kind]) -> Kind:
     return next((kind for kind in _REPORTED_FIRST if kind in present), Kind.AFFINE)
 
 
-@dataclass(eq=False)  # not frozen, see `algebra.affine_form`
+@dataclass(eq=False, slots=True)  # not frozen, see `algebra.affine_form`
 class Candidate:
     """A form that a tensor may be computed by.
 
@@ -110,7 +110,7 @@ class Option(NamedTuple):
     price: Price
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Entry:
     """The cheapest way to compute a tensor, and what its consumer may look through.
 
@@ -235,6 +235,8 @@ def prune(ranked: list[tuple[int, Candidate]]) -> list[Candidate]:
     Args:
         ranked: costs with candidates; sorted in place.
     """
+    if len(ranked) == 1:
+        return [ranked[0][1]]
     # Of one price, first those of few sources: what absorbs them finds terms of one source to add up.
     # Then those that reach farther: what follows can go into all that they absorb.
     ranked.sort(key=lambda pair: (pair[0], len(pair[1].form.sources), -pair[1].nodes))

@@ -18,6 +18,8 @@ from onnx_repfuse.records.report import Kind
 
 __all__ = ["Combiner"]
 
+_SEQUENCE = frozenset((Kind.SEQUENCE,))
+
 
 @dataclass(eq=False)
 class Combiner:
@@ -64,7 +66,7 @@ class Combiner:
         try:
             form = composed(lifted, forms, parts, lambda source: self.sizes.positions(source, rank))
             if form is not None and looks_through:
-                reads_kernels = weighed(lifted.output) in self.banned
+                reads_kernels = bool(self.banned) and weighed(lifted.output) in self.banned
                 check_range(form, lifted, self.data_type(lifted), reads_kernels=reads_kernels)
             return form
         except Inexact as reason:
@@ -79,7 +81,8 @@ class Combiner:
         setup, roles, nodes, below = added_up(combination, lifted.roles)
         facts = operator(lifted.node)
         convolves = facts.weight is not None and not facts.scatters
-        roles |= {Kind.SEQUENCE} if convolves and below else set()
+        if convolves and below:
+            roles |= _SEQUENCE
         return Candidate(
             form, setup, roles, nodes, self._reads_existing(form, combination), convolves or below
         )

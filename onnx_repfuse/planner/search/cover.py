@@ -61,6 +61,7 @@ from onnx_repfuse.records.report import Kind
 __all__ = ["Cover"]
 
 _NO_OP = frozenset((Kind.NO_OP,))
+_EXISTS = Price()  # of a tensor that is there anyway
 NORM, GEMM = "BatchNormalization", "Gemm"  # which others can compute: Mul and Add, MatMul and Add
 PROHIBITIVE = 1 << 80  # the cost of reading a shared tensor that should have been absorbed
 
@@ -248,10 +249,13 @@ class Cover:
     def _may_choose(self, lifted: LinearOp, candidate: Candidate) -> bool:
         if lifted.output in self.banned or self.is_refused(lifted.output, candidate):
             return False
-        lowered = self.lower(lifted, candidate) if candidate.nodes == 1 else None
+        if not self.regions.has_one_used_output(lifted.node):
+            return False
+        if candidate.nodes > 1:
+            return self.is_allowed(candidate.roles)
+        lowered = self.lower(lifted, candidate)
         is_again = lowered is not None and lowered.only == lifted.node.op
-        is_allowed = not is_again and self.is_allowed(self.roles_of(lifted, candidate))
-        return is_allowed and self.regions.has_one_used_output(lifted.node)
+        return not is_again and self.is_allowed(_roles_of_one(candidate, lowered))
 
     def is_refused(self, output: str, candidate: Candidate) -> bool:
         """Whether this way to compute a tensor was found to be dearer at some size."""
@@ -261,8 +265,7 @@ class Cover:
         """Kinds of what a candidate absorbs: of a single node, which gives out what it reads, only `no-op`."""
         if candidate.nodes > 1:
             return candidate.roles
-        lowered = self.lower(lifted, candidate)
-        return _NO_OP if lowered is not None and lowered.copied else candidate.roles
+        return _roles_of_one(candidate, self.lower(lifted, candidate))
 
     def _options(self, lifted: LinearOp) -> list[list[Option]]:
         """What each operand may be replaced by.
@@ -274,7 +277,7 @@ class Cover:
         if any(separate):
             more = [choice + apart for choice, apart in zip(options, separate, strict=True)]
             options = more if len(more) == 1 or few_enough(more) else options
-        if lifted.padding_value is None and any(term.kernel.geometry.reads_padding for term in lifted.terms):
+        if lifted.padding_value is None and any(t.kernel.geometry.reads_padding for t in lifted.terms):
             for operand, choice in zip(lifted.operands, options, strict=True):
                 for form, candidate, price in list(choice):
                     shifted = None if candidate is None else self._scaled_out(form, operand, candidate)
@@ -293,7 +296,7 @@ class Cover:
         itself = identity(name, operand.channels, operand.layout)
         entry = self.entries.get(name)
         if entry is None or not self.regions.is_private(name):
-            return [Option(itself, None, Price())]
+            return [Option(itself, None, _EXISTS)]
         fitting = [candidate for candidate in entry.candidates if candidate.fits(operand)]
         others = [Option(candidate.form, candidate, candidate.setup) for candidate in fitting]
         return [Option(itself, None, entry.best), *others]
@@ -351,3 +354,8 @@ class Cover:
     def _may_go(self, name: str) -> bool:
         """Whether nothing else reads a tensor, and no form that several consumers see does."""
         return self.regions.is_private(name) and not self._sources_of_absorbed[name]
+
+
+def _roles_of_one(candidate: Candidate, lowered: Lowered | None) -> frozenset[Kind]:
+    """See `Cover.roles_of`, of a candidate that absorbs one node."""
+    return _NO_OP if lowered is not None and lowered.copied else candidate.roles

@@ -41,7 +41,7 @@ class Norms:
         """
         if not self.may_write or self.scope.opset < NUMPY_BROADCAST_SINCE:
             return False
-        return operator(lifted.node).normalizes or (Kind.AFFINE in roles and self._follows_norm(lifted))
+        return operator(lifted.node).normalizes or (self._follows_norm(lifted) and Kind.AFFINE in roles)
 
     def _follows_norm(self, lifted: LinearOp) -> bool:
         """Whether a BatchNormalization is right before, through operators of one operand."""

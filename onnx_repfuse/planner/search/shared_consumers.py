@@ -241,7 +241,7 @@ def _inlined(cover: Cover, outer: Candidate, name: str, inner: Candidate) -> Can
 def _convolves(candidate: Candidate, name: str) -> bool:
     """Whether it reads a tensor by a convolution, not only channel by channel."""
     kernels = [taps_of(term.kernel) for term in candidate.form.terms if term.source == name]
-    return candidate.convolves and not all(isinstance(kernel, Vector | Sampled) for kernel in kernels)
+    return candidate.convolves and not all(isinstance(kernel, (Vector, Sampled)) for kernel in kernels)
 
 
 def _cover_again(cover: Cover, name: str, behind: dict[str, list[str]], limit: Price) -> bool:
