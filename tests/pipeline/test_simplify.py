@@ -88,7 +88,7 @@ def test_where_it_fails_the_result_is_as_without_it(
 ) -> None:
     body, words = _FAULTS[fault]
     install(onnxslim=body)
-    monkeypatch.setattr(peers, "SECONDS", 5.0 if fault == "hang" else 300.0)
+    monkeypatch.setattr(peers, "SECONDS", 3.0 if fault == "hang" else 300.0)
     model = _model()
     result = fuse(model, options=SLIM)
     assert result.model == fuse(model).model
