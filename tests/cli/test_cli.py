@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -550,6 +551,11 @@ def test_progress_on_a_terminal_only(model):
 
 def test_bench_says_what_denormals_as_zeros_would_gain(tmp_path, capsys, monkeypatch):
     """Subnormal activations: no weight is one, so nothing can be flushed."""
+    from onnx_repfuse.pipeline import benchmark
+
+    quick = partial(benchmark.measure_as_zero, seconds=0.2)
+    monkeypatch.setattr(benchmark, "measure_as_zero", quick)
+    monkeypatch.setattr(benchmark, "_MAX_ROUNDS", 8)
     net = Net(16, shape=(1, 16, 24, 24))
     weight = np.random.default_rng(0).uniform(0.5, 1.5, (16, 16, 3, 3))
     y = net.op(

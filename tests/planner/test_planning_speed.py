@@ -42,7 +42,7 @@ def test_a_candidate_costs_what_is_written(path: Path) -> None:
     assert compared > 10
 
 
-@settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=(HealthCheck.too_slow,))
+@settings(max_examples=75, derandomize=True, deadline=None, suppress_health_check=(HealthCheck.too_slow,))
 @given(recipes)
 def same_plan_as_exhaustive_search(recipe: Recipe) -> None:
     model, _ = build(recipe)
@@ -101,18 +101,13 @@ def test_no_kernel_is_read_in_any_round(links: int) -> None:
     assert after.ops == {"Conv": 1, "Relu": 2}
 
 
-@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name.removesuffix(".onnx"))
-@pytest.mark.usefixtures("unreadable")
-def test_no_kernel_of_a_network_is_read(path: Path) -> None:
-    assert onnx_repfuse.plan(path).before.ops
-
-
 def test_a_deferred_bias_is_added_up_exactly() -> None:
     check(_chain(40), {"Conv": 1, "Relu": 2})
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name.removesuffix(".onnx"))
-def test_the_multiply_adds_of_the_folds_add_up(path: Path) -> None:
+@pytest.mark.usefixtures("unreadable")
+def test_no_kernel_of_a_network_is_read_and_the_multiply_adds_of_the_folds_add_up(path: Path) -> None:
     report = onnx_repfuse.plan(path)
     if report.before.macs is None or report.after.macs is None:
         assert path.name.startswith(("dbb_", "efficientvit"))  # sizes that no inference finds

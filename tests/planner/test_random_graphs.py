@@ -16,7 +16,7 @@ QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_bas
 
 
 # To reduce a failure, which takes minutes, is for the script.
-@settings(max_examples=180, suppress_health_check=QUIET, phases=[Phase.generate])
+@settings(max_examples=100, suppress_health_check=QUIET, phases=[Phase.generate])
 @given(recipes)
 def folds_alone(recipe: Recipe) -> None:
     examine(recipe, UNCHECKED)
@@ -33,7 +33,7 @@ def test_random_graphs_without_a_net() -> None:
     tally = random_properties.TALLY
     tally.clear()
     folds_alone()
-    assert tally["compared"] > 100, tally  # what is drawn does fold, and does run
+    assert tally["compared"] > 60, tally  # what is drawn does fold, and does run
     assert (
         sum(tally[f"fold: {kind}"] > 0 for kind in ("affine", "branches", "sequence", "pad", "matmul")) == 5
     )

@@ -265,8 +265,8 @@ def _nothing_avoided_is_created(recipe: Recipe) -> None:
 
 def _check(model: onnx.ModelProto) -> None:
     """Whatever folds create, alone and all together: none of it is there when it is to be avoided."""
-    created = sorted({node.op for fold in plan(model).folds for node in fold.created})
-    for avoided in (created, created[:1], created[-1:]):
+    created = tuple(sorted({node.op for fold in plan(model).folds for node in fold.created}))
+    for avoided in {created, created[:1], created[-1:]} - {()}:
         report = plan(model, Options(avoid=frozenset(avoided)))
         for op in avoided:
             assert report.after.ops.get(op, 0) <= report.before.ops.get(op, 0), op
