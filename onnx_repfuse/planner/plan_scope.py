@@ -283,26 +283,30 @@ class _Planning:
         Returns:
             the outputs to be covered again.
         """
-        too_wide = {one.output for one in selections if reads_too_many(self.plan, one)}
-        too_wide |= {one.output for one in selections if self.written[one.output] >= MAX_WRITINGS}
+        too_wide = {one.output for one in selections if self.may_not_grow(one)}
         self.banned |= too_wide
-        refused = {
-            one.output: "it would write an operator to be avoided"
-            for one in selections
-            if creates_avoided(one, self.options.avoid)
-        }
+        refused: set[str] = set()
         for one in selections:
-            not_made = None if one.output in too_wide else why_not_at_every_size(cover, one)
-            if not_made is not None:
-                self.not_made.setdefault(one.output, not_made)
-                refused[one.output] = not_made.clause
-        for one in selections:
-            if one.output in refused:
-                self.plan.refused[one.output, way_of(one.candidate)] = refused[one.output]
+            clause = self.why_refused(cover, one, is_banned=one.output in too_wide)
+            if clause:
+                self.plan.refused[one.output, way_of(one.candidate)] = clause
+                refused.add(one.output)
         lost = {one.output: lost_shapes(cover, one) for one in selections}
         self.plan.shaped = self.plan.shaped.union(*lost.values())
         losing = {name for name, tensors in lost.items() if tensors}
         return too_wide.union(refused, losing, *lost.values())
+
+    def may_not_grow(self, one: Selection) -> bool:
+        """Whether a fold would get too large to prove, or was written so often that this would not end."""
+        return reads_too_many(self.plan, one) or self.written[one.output] >= MAX_WRITINGS
+
+    def why_refused(self, cover: Cover, one: Selection, *, is_banned: bool) -> str:
+        """Why a way to compute a tensor must not be taken: a clause, or ''; what the user is told of is noted."""
+        not_made = None if is_banned else why_not_at_every_size(cover, one)
+        if not_made is not None:
+            self.not_made.setdefault(one.output, not_made)
+            return not_made.clause
+        return "it would write an operator to be avoided" if creates_avoided(one, self.options.avoid) else ""
 
     def finish(self, last: Round, layouts: dict[str, ChannelLayout]) -> None:
         """Put the folds in order, and say why the rest stayed.

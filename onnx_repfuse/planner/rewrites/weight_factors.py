@@ -91,29 +91,40 @@ def fold_into_weights(plan: ScopePlan, context: Context, is_free: Callable[[gs.N
 def _products(context: Context, is_free: Callable[[gs.Node], bool]) -> Iterator[_Product]:
     """The products by constants that the algebra does not read as maps of channels."""
     scope = context.scope
-    for node in scope.nodes if scope.opset >= NUMPY_BROADCAST_SINCE else ():
+    if scope.opset < NUMPY_BROADCAST_SINCE:
+        return  # an attribute says how Mul and Add broadcast
+    for node in scope.nodes:
         if node.op not in ("MatMul", "Gemm") or not is_free(node) or id(node) in context.protected:
             continue
         if isinstance(lift(context, node), LinearOp):
-            continue
-        constants = [scope.const(tensor.name) for tensor in node.inputs[:2]]
-        if sum(const is not None for const in constants) != 1:
-            continue
-        place = 0 if constants[0] is not None else 1
-        weight, data = constants[place], scope.shape(node.inputs[1 - place].name)
-        if weight is None or min(weight.shape, default=0) < 1 or weight.data_type not in FLOAT_FORMATS:
-            continue
-        # a vector has no rows, or no columns
-        if min(len(weight.shape), 0 if data is None else len(data)) >= 2:
-            yield _product(node, place, weight)
+            continue  # the search does more with it
+        product = _product(scope, node)
+        if product is not None:
+            yield product
 
 
-def _product(node: gs.Node, place: int, weight: Const) -> _Product:
+def _product(scope: Scope, node: gs.Node) -> _Product | None:
+    """A MatMul or Gemm of a tensor and a constant, both of rows and columns; None if it is another one."""
+    constants = [scope.const(tensor.name) for tensor in node.inputs[:2]]
+    if sum(const is not None for const in constants) != 1:
+        return None
+    place = 0 if constants[0] is not None else 1
+    weight, data = constants[place], scope.shape(node.inputs[1 - place].name)
+    # a vector has no rows, or no columns
+    if weight is None or data is None or min(len(weight.shape), len(data)) < 2:
+        return None
+    if 0 in weight.shape or weight.data_type not in FLOAT_FORMATS:
+        return None
+    summed, kept = _axes(node, place)
+    return _Product(node, place, weight, summed, kept)
+
+
+def _axes(node: gs.Node, place: int) -> tuple[int, int]:
+    """The axis of an input that a product sums over, and the one that it has, counted from the end."""
     is_turned = node.op == "Gemm" and bool(node.attrs.get("transA" if place == 0 else "transB", 0))
     # (rows, summed) stands first, (summed, columns) second
     kept_is_last = (place == 1) != is_turned
-    summed, kept = (-2, -1) if kept_is_last else (-1, -2)
-    return _Product(node, place, weight, summed, kept)
+    return (-2, -1) if kept_is_last else (-1, -2)
 
 
 def _behind(context: Context, product: _Product, is_free: Callable[[gs.Node], bool]) -> _Beside | None:
@@ -147,17 +158,13 @@ def _before(scope: Scope, product: _Product, is_free: Callable[[gs.Node], bool])
     shape = scope.shape(data[0]) if values is not None else None
     if values is None or shape is None or len(shape) < 2:
         return None
-    is_turned = product.node.op == "Gemm" and bool(
-        product.node.attrs.get("transB" if product.place == 0 else "transA", 0)
-    )
-    axis = -1 if (product.place == 1) != is_turned else -2  # of the data, the one that is summed over
+    axis, _ = _axes(product.node, 1 - product.place)
     if not _fits(values, product.weight, axis, product.summed):
         return None
-    # one position times several factors becomes several: the product would not have them
     is_one_value = values.ndim < -axis or values.shape[axis] == 1
-    if not is_one_value and shape[axis] != product.weight.shape[product.summed]:
-        return None
-    return _Beside(node, _turned(values, axis, product.summed), None)
+    if is_one_value or shape[axis] == product.weight.shape[product.summed]:
+        return _Beside(node, _turned(values, axis, product.summed), None)
+    return None  # one position times several factors becomes several, which the product alone would not sum
 
 
 def _scales(scope: Scope, node: gs.Node, source: str) -> Array | None:
