@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import onnx
 
+from onnx_repfuse.verifier.flat_graph import constant_shapes
 from onnx_repfuse.verifier.session import Dim, ValueInfo
 
 __all__ = ["AxisHints", "axis_hints"]
@@ -72,10 +73,8 @@ def axis_hints(graph: onnx.GraphProto, inputs: Iterable[ValueInfo]) -> dict[str,
     """The hints on each input of a graph that has any; its weights need not be loaded."""
     reads = {value.name: _Read(value.name, None) for value in inputs}
     found = {name: _Found() for name in reads}
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    shapes = constant_shapes(graph)
     for node in graph.node:
-        if node.op_type == "Constant":
-            shapes.update((node.output[0], tuple(a.t.dims)) for a in node.attribute if a.name == "value")
         for place, name in enumerate(node.input):
             if name in reads:
                 told = _told(node, place, [shapes.get(other) for other in node.input])

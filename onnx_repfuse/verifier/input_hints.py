@@ -9,6 +9,7 @@ from math import isqrt, prod
 import numpy as np
 import onnx
 
+from onnx_repfuse.verifier.flat_graph import constant_shapes, flat_graph
 from onnx_repfuse.verifier.input_axes import AxisHints, axis_hints
 from onnx_repfuse.verifier.session import Dim, Model, ValueInfo, load
 
@@ -78,7 +79,7 @@ def input_hints(original: Model, inputs: Iterable[ValueInfo]) -> InputHints:
     names = {value.name for value in inputs if "int" in value.type or "float" in value.type}
     if not names and not has_choice:
         return InputHints()
-    graph = load(original, weights=False).graph
+    graph = flat_graph(load(original, weights=False))
     unranked = _unranked(graph)
     has_choice = has_choice or any(value.name in unranked for value in inputs)
     axes = axis_hints(graph, inputs) if has_choice else {}
@@ -116,7 +117,7 @@ def _origins(graph: onnx.GraphProto, names: Iterable[str]) -> dict[str, str]:
 def _table_rows(graph: onnx.GraphProto, names: Iterable[str]) -> dict[str, int]:
     """Rows of the smallest constant table that each of `names` indexes with Gather."""
     origin = _origins(graph, names)
-    table_shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    table_shapes = constant_shapes(graph)
     bounds: dict[str, int] = {}
     for node in graph.node:
         if node.op_type == "Gather" and len(node.input) > 1 and node.input[1] in origin:
@@ -146,7 +147,7 @@ def _that_reach(
 
 def _windows(graph: onnx.GraphProto) -> Iterator[tuple[int, int]]:
     """(largest extent, largest stride) of each node with a kernel."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    shapes = constant_shapes(graph)
     for node in graph.node:
         ints = {a.name: tuple(a.ints) for a in node.attribute if a.ints}
         kernel = ints.get("kernel_shape")
@@ -188,7 +189,7 @@ def _root(number: int) -> int:
 
 def _channels(graph: onnx.GraphProto) -> Iterator[int]:
     """The output channels of convolutions; the last ones first, as a classifier follows them."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    shapes = constant_shapes(graph)
     for node in reversed(graph.node):
         if node.op_type == "Conv" and len(node.input) > 1 and shapes.get(node.input[1]):
             yield shapes[node.input[1]][0]
