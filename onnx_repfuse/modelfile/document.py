@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
-from onnx_repfuse.errors import InputError
+from onnx_repfuse.errors import InputError, UnsafePathError
 from onnx_repfuse.modelfile import tensors
 from onnx_repfuse.modelfile.byte_source import Source
 from onnx_repfuse.modelfile.dtypes import numpy_dtype, stored_size, unpack
@@ -26,6 +26,8 @@ from onnx_repfuse.modelfile.node_order import sort_nodes
 from onnx_repfuse.modelfile.weightless import INLINE_BYTES, MARK, Payload, mark, mark_of, strip
 
 __all__ = ["INLINE_BYTES", "Document"]
+
+_T = TypeVar("_T")
 
 # A varint in `int64_data` takes one byte where the element takes eight, and nothing grows more. A shape that claims far
 # more than that is refused before anything is allocated.
@@ -191,7 +193,7 @@ class Document:
         stripped = len(self.payloads)
         for label, tensor in tensors.all_tensors(self.model):
             if tensor.data_location != onnx.TensorProto.EXTERNAL:
-                self._unless_unread(tensors.check_elements, label, tensor)
+                self._unless_unread(partial(tensors.check_elements, label, tensor), label, tensor)
                 continue
             tensors.count_elements(label, tensor)
             size = stored_size(tensor.data_type, tensor.dims)
@@ -204,23 +206,30 @@ class Document:
                 seen.add(index)
                 payload = self.payloads[index]
             else:
-                payload = Payload(*self.data_files.find(label, entries, size))
+                found = self._unless_unread(
+                    partial(self.data_files.find, label, entries, size), label, tensor
+                )
+                if found is None:  # passed on as it is
+                    continue
+                payload = Payload(*found)
                 mark(tensor, len(self.payloads))
                 self.payloads.append(payload)
             # The number of typed elements is known only when they are decoded: `array` checks it.
             held = payload.end - payload.begin
             if payload.is_raw or (size is not None and size > MAX_TYPED_GROWTH * held):
-                self._unless_unread(tensors.check_size, label, tensor, held, size)
+                self._unless_unread(partial(tensors.check_size, label, tensor, held, size), label, tensor)
 
-    def _unless_unread(
-        self, check: Callable[..., object], label: str, tensor: onnx.TensorProto, *facts: int | None
-    ) -> None:
+    def _unless_unread(self, check: Callable[[], _T], label: str, tensor: onnx.TensorProto) -> _T | None:
+        """The result of a check; None if it fails for a tensor that nobody reads. Unsafe paths are always refused."""
         try:
-            check(label, tensor, *facts)
+            return check()
+        except UnsafePathError:
+            raise
         except InputError:
             is_initializer = label == tensors.label_of(tensor)
             if not is_initializer or tensor.name in self._read_names:
                 raise
+            return None
 
     @cached_property
     def _read_names(self) -> set[str]:

@@ -28,12 +28,13 @@ class ExternalFiles:
 
     Attributes:
         by_location: location, normalised and relative to the model's folder -> the file.
+        as_written: location as the model writes it -> the file.
     """
 
     def __init__(self, model: Path | None) -> None:
         """`model`: its file; None: it came from memory, and external data is refused."""
         self.by_location: dict[str, Source] = {}
-        self._as_written: dict[str, Source] = {}  # location as the model writes it -> the file
+        self.as_written: dict[str, Source] = {}
         self._model = model
         self._folders: list[str] = []
         if model is not None:
@@ -53,9 +54,9 @@ class ExternalFiles:
             InputError: there is no such file, or no such range in it.
         """
         location = entries.get("location", "")
-        if location not in self._as_written:
-            self._as_written[location] = self._look_up(label, location)
-        source = self._as_written[location]
+        if location not in self.as_written:
+            self.as_written[location] = self._look_up(label, location)
+        source = self.as_written[location]
         begin = _number(label, "offset", entries.get("offset", "0"))
         if "length" in entries:  # optional, as is the offset
             size = _number(label, "length", entries["length"])
@@ -91,6 +92,10 @@ class ExternalFiles:
                 )
             path = self._model.parent / clean
             real = os.path.realpath(path)
+            if (
+                os.path.realpath(self._model.parent / location) != real
+            ):  # runtimes read what the system finds there
+                raise UnsafePathError(f"{label}: its data file is behind a link and '..': {quoted(location)}")
             if not any(real.startswith(folder.rstrip(os.sep) + os.sep) for folder in self._folders):
                 raise UnsafePathError(
                     f"{label}: its data file is a link that leaves the model's folder: {quoted(location)}"

@@ -62,6 +62,10 @@ def snapshot(document: Document, folder: Path) -> Path:
     files = {folder / location: source for location, source in document.data_files.by_location.items()}
     files[model] = document.source  # which may be one of them: a model that holds its own external data
     try:
+        for (
+            location
+        ) in document.data_files.as_written:  # the system looks for every folder in `sub/../weights.bin`
+            (folder / location).parent.mkdir(parents=True, exist_ok=True)
         for path, source in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "xb", buffering=0) as file:

@@ -240,7 +240,7 @@ def test_a_model_in_memory_is_not_touched():
 
 def test_a_model_in_memory_has_no_folder_for_external_data(tmp_path):
     path = saved(
-        model_of(graph_of([], [numpy_helper.from_array(LARGE, "w")])),
+        model_of(graph_of([helper.make_node("Neg", ["w"], ["y"])], [numpy_helper.from_array(LARGE, "w")])),
         tmp_path,
         save_as_external_data=True,
         location="d",
