@@ -10,7 +10,10 @@ from onnx import TensorProto
 
 from onnx_repfuse.records.verdict import Status
 from onnx_repfuse.verifier.folds.fold_case import FoldCase, total_extent, total_stride
+from onnx_repfuse.verifier.folds.in_place import check_in_place
 from onnx_repfuse.verifier.folds.isolated import probe
+from onnx_repfuse.verifier.folds.size_rules import EQUAL
+from onnx_repfuse.verifier.folds.stimuli import stimuli
 from onnx_repfuse.verifier.folds.structures import Structures
 from tests.verifier.test_fold_proofs import build, fold, info, node
 
@@ -78,6 +81,27 @@ def test_sizes_of_all_remainders_by_the_stride_are_tried(kernel: int, stride: in
     assert probe(padded((0, 1), kernel, stride, dilation)).status is FAILED
 
 
+@pytest.mark.parametrize("stride", [300, 1_000_000])
+def test_probes_of_large_strides_are_small(stride: int) -> None:
+    def case(wrong: float) -> FoldCase:
+        weight = np.ones((4, 4, 1, 1), np.float32)
+        scale = np.arange(1, 5, dtype=np.float32).reshape(4, 1, 1)
+        moved = weight * scale[:, None]
+        moved[1, 2] += np.float32(wrong)
+        before = [node("Conv", "x w", "a", strides=[stride] * 2), node("Mul", "a s", "y")]
+        after = [node("Conv", "x v", "y", strides=[stride] * 2)]
+        return fold(before, after, [info("x", ["n", 4, "h", "w"])], {"w": weight, "s": scale}, {"v": moved})
+
+    for of_weights in (False, True):
+        feeds = [one.feed["x"] for one in stimuli(case(0.0), (EQUAL,), of_weights=of_weights)]
+        assert max(feed.size for feed in feeds) < 1 << 20
+    assert probe(case(0.0)).status is PASSED
+    assert probe(case(1e-3)).status is FAILED
+    x = np.ones((1, 4, 20, 20), np.float32)
+    y = np.full((1, 4, 1, 1), 4, np.float32) * np.arange(1, 5, dtype=np.float32).reshape(4, 1, 1)
+    assert check_in_place(case(0.0), {"x": x, "y": y}).status is PASSED
+
+
 def test_strides_of_windows_in_a_row_multiply_and_of_windows_side_by_side_do_not() -> None:
     weight = np.ones((4, 4, 3), np.float32)
     how = {"strides": [2], "pads": [1, 1]}
@@ -127,3 +151,18 @@ def test_factors_of_tokens_that_are_as_many_as_the_channels_are_shown(
     assert probe(case(None)).status is PASSED
     for token in (30, 37, 44, 51):
         assert probe(case(token)).status is FAILED
+
+
+@pytest.mark.parametrize(("shape", "status"), [((2, 4, 0), PASSED), ((2, 0, 4), FAILED), ((2, 4, 1), FAILED)])
+@pytest.mark.parametrize("reads_sizes", [True, False])
+def test_an_empty_constant_is_as_good_as_its_shape(
+    shape: tuple[int, ...], status: Status, reads_sizes: bool
+) -> None:
+    if reads_sizes:
+        first = [node("Shape", "x", "n", end=2), node("Concat", "n z", "s", axis=0)]
+        inputs, data = [info("x", [2, 4, 8])], {"z": np.zeros(1, np.int64)}
+    else:
+        first, inputs, data = [], [], {"s": np.array([2, 4, 0], np.int64)}
+    before = build([*first, node("ConstantOfShape", "s", "y")], inputs, data)
+    after = build([], inputs, {"y": np.zeros(shape, np.float32)})
+    assert probe(FoldCase(before, after)).status is status

@@ -6,6 +6,7 @@ is the probes', with the magnitudes of a small tile whose channels hold levels t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -240,6 +241,8 @@ def _tiles(case: FoldCase, feed: Mapping[str, Array]) -> Iterator[dict[str, Arra
             size = tuple(extent + stride + room for extent, stride in zip(extents, strides, strict=True)) or (
                 2,
             )
+            if math.prod(size) > _WHOLE_ELEMENTS:  # of large strides: the model's own size is not larger
+                size = tuple(extents) or (2,)
             shape = list(source.shape(1, size))
             # also where the fold does not declare how many channels there are
             if level.shape[source.channel] > 1:

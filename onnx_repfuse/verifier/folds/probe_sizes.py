@@ -25,6 +25,7 @@ __all__ = [
 MAX_PRODUCTS = 60_000_000
 # Positions of all stimuli together: enough for every kind even where weights are many, and no more than help where few.
 _MIN_POSITIONS, _MAX_POSITIONS = 110, 2000
+_MOST_POSITIONS = 1 << 16  # of one probe, that strides may ask for
 _LARGE_KERNEL = 8  # extent from which on a kernel gets fewer and smaller sizes (RepLKNet has 31x31)
 MOST_REMAINDERS = 8  # of sizes by strides that are tried for the weights of a later fold
 _ALL_REMAINDERS = 32  # those of larger strides are tried as far as the sizes above have them
@@ -112,8 +113,14 @@ def further_sizes(
 
 
 def _small_size(extents: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
-    """One more stride than the extent, different on each axis; half the extent of large kernels."""
-    axes = enumerate(zip(extents, strides, strict=True))
-    return tuple(
-        (extent if extent < _LARGE_KERNEL else extent // 2) + stride + axis for axis, (extent, stride) in axes
-    )
+    """One more stride than the extent, different on each axis; half the extent of large kernels.
+
+    Without the strides that would take more positions than are worth it, as those of a million.
+    """
+    reach = [extent if extent < _LARGE_KERNEL else extent // 2 for extent in extents]
+    steps = list(strides)
+    while True:
+        size = tuple(start + step + axis for axis, (start, step) in enumerate(zip(reach, steps, strict=True)))
+        if math.prod(size) <= _MOST_POSITIONS or max(steps, default=1) == 1:
+            return size
+        steps[steps.index(max(steps))] = 1
