@@ -104,8 +104,9 @@ def run_peer(document: Document, peer: str, folder: Path) -> PeerResult:
 def _ask(peer: str, source: str, target: str, octets: bytes) -> tuple[str, bytes]:
     """The version of the simplifier and the bytes of its result; none if that is at `target`."""
     command = [sys.executable, "-c", _START, json.dumps(sys.path), peer, source, target]
-    # Its products are small, and threads that wait by spinning take time from everybody.
-    environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ}
+    # Its products are small, and threads that wait by spinning take time from everybody. It imports ONNX Runtime, which
+    # would send events (`quiet_runtime`).
+    environment = {"OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1", **os.environ}
     try:
         done = subprocess.run(
             command, input=octets, capture_output=True, timeout=SECONDS, env=environment, check=False

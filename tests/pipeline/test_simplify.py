@@ -59,6 +59,13 @@ def test_both_gains_are_reported_and_all_is_proved_against_the_original(install:
     assert plan(model, SLIM).after.ops == result.report.after.ops
 
 
+def test_it_sends_nothing_either(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simplifiers import ONNX Runtime, which sends events unless it is told otherwise before."""
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    install(onnxslim=f"assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'\n{_GOOD}")
+    assert _only(fuse(_model(), options=SLIM).report).used
+
+
 _FAULTS = {
     "crash": ("os.abort()", "ended by signal 6"),
     "error": ("raise ValueError('no idea')", "it failed: ValueError: no idea"),
