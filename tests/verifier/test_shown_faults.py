@@ -166,3 +166,23 @@ def test_an_empty_constant_is_as_good_as_its_shape(
     before = build([*first, node("ConstantOfShape", "s", "y")], inputs, data)
     after = build([], inputs, {"y": np.zeros(shape, np.float32)})
     assert probe(FoldCase(before, after)).status is status
+
+
+@pytest.mark.parametrize("target", [[0, 0, -1, 8], [0, 0, 7, -1], [0, 2, 2, -1, 8], [0, 4, 16, -1]])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_sizes_that_a_reshape_divides_are_tried(target: list[int], kernel: int) -> None:
+    weight = np.random.default_rng(1).standard_normal((4, 4, kernel, kernel)).astype(np.float32)
+    shape, two = np.array(target, np.int64), np.float32(2)
+    how = {"pads": [kernel // 2] * 4}
+
+    def case(wrong: float) -> FoldCase:
+        moved = weight * two
+        moved.flat[7] += np.float32(wrong)
+        before = [node("Conv", "x w", "a", **how), node("Reshape", "a r", "t"), node("Mul", "t c", "y")]
+        after = [node("Conv", "x v", "a", **how), node("Reshape", "a r", "y")]
+        inputs = [info("x", ["n", 4, "h", "w"])]
+        return fold(before, after, inputs, {"w": weight, "r": shape, "c": two}, {"v": moved, "r": shape})
+
+    verdict = probe(case(0.0))
+    assert verdict.status is PASSED, verdict.message
+    assert probe(case(1e-3)).status is FAILED

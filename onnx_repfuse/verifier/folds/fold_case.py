@@ -315,6 +315,22 @@ class FoldCase:
         )
 
     @cached_property
+    def blocks(self) -> tuple[int, ...]:
+        """What sizes may have to be a multiple of, likely numbers first: a Reshape counts what is in an image, too."""
+        lists = {t.name: t for t in self.before.graph.initializer if t.data_type == onnx.TensorProto.INT64}
+        targets = (
+            onnx.numpy_helper.to_array(lists[node.input[1]]).ravel().tolist()
+            for node in self.before.graph.node
+            if node.op_type == "Reshape" and len(node.input) > 1 and node.input[1] in lists
+        )
+        parts = math.lcm(*(math.prod(max(1, int(size)) for size in target) for target in targets))
+        axes = max((len(source.space) for source in self.sources), default=0)
+        # the smallest that makes so many of an image of so many axes
+        shared = next((size for size in range(1, _MAX_DIVISOR + 1) if size**axes % parts == 0), 1)
+        divided = math.lcm(self.block, self.divisor)
+        return tuple(dict.fromkeys((self.block, divided, math.lcm(divided, shared))))
+
+    @cached_property
     def weights(self) -> int:
         """The number of elements of all float constants of both models: the products that one position takes."""
         return sum(math.prod(t.dims) for t in self._constants if t.data_type in FLOAT_FORMATS)

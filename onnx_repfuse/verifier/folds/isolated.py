@@ -14,7 +14,7 @@ the runtime alone is the judge.
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -178,8 +178,8 @@ def _compare(
 def _fitting(
     case: FoldCase, side: Side, seed: int, rules: Rules, *, of_weights: bool
 ) -> Iterator[tuple[Stimulus, Evaluation]]:
-    """The stimuli that the nodes before take, and what these compute; where none fits, those of whole blocks."""
-    for block in dict.fromkeys((case.block, math.lcm(case.block, case.divisor))):
+    """The stimuli that the nodes before take, and what these compute; of whole blocks where only small ones fit."""
+    for block in case.blocks:
         fits = False
         for stimulus in stimuli(case, rules, seed, block, of_weights=of_weights):
             try:
@@ -187,7 +187,7 @@ def _fitting(
             except SIZE_ERRORS:
                 continue  # this size does not fit the nodes before
             if expected.value.size:  # an empty output shows nothing
-                fits = True
+                fits = fits or stimulus.kind != "border"
                 yield stimulus, expected
         if fits:
             return
@@ -277,8 +277,8 @@ def _by_runtime_alone(
     nudged_model = nudged_weights(case.side(case.before).complete)
     noisy = before if nudged_model is None else open_session(nudged_model, runtime)
     was_compared = False
-    for rules in shared_rules(case):
-        for stimulus in stimuli(case, rules, seed):
+    for rules, block in itertools.product(shared_rules(case), case.blocks):
+        for stimulus in stimuli(case, rules, seed, block):
             try:
                 old = before.run(stimulus.feed)[case.output]
                 # The same nodes, with inputs and with weights moved by one ulp.

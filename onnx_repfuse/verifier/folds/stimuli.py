@@ -77,8 +77,12 @@ def stimuli(
         of_weights: only what depends on the weights, not those for which sizes and padding meet in all ways.
     """
     rng, block = np.random.default_rng(seed), block or case.block
+    seen = set[tuple[int, ...]]()
     for probe in _probes(case, rng, of_weights):
         size = tuple(-(-count // block) * block for count in probe.size)
+        if probe.kind == "border" and size in seen:  # of whole blocks
+            continue
+        seen.add(size)
         yield from _feeds(case, rules, replace(probe, size=size))
 
 
