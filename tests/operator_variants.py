@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -47,11 +48,15 @@ class Case:
 
 @cache
 def _tests() -> dict[str, list[Case]]:
-    """The node tests of one node, by operator."""
+    """The node tests of one node, by operator. To load them all takes seconds: poolings are computed in Python."""
     from onnx.backend.test.loader import load_model_tests
 
+    return _cases(load_model_tests(kind="node"))
+
+
+def _cases(tests: Iterable[Any]) -> dict[str, list[Case]]:
     result: dict[str, list[Case]] = {}
-    for test in load_model_tests(kind="node"):
+    for test in tests:
         model = test.model
         if model is None or len(model.graph.node) != 1 or not test.data_sets or model.functions:
             continue
@@ -74,7 +79,17 @@ def operators() -> list[str]:
 
 def node_tests(operator: str, most: int | None = None) -> list[Case]:
     """The node tests of an operator, at most so many."""
-    return _tests().get(operator, [])[:most]
+    tests = _tests() if most is None else _tests_of_module(operator.lower())
+    return tests.get(operator, [])[:most]
+
+
+@cache
+def _tests_of_module(name: str) -> dict[str, list[Case]]:
+    """Those that one module of the onnx package defines, and others that were imported before it."""
+    from onnx.backend.test.case import node
+
+    importlib.import_module(f"{node.__name__}.{name}")
+    return _cases(node._NodeTestCases)
 
 
 def variants(test: Case) -> Iterator[Case]:

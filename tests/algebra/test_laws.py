@@ -231,7 +231,7 @@ def test_the_border_law_refuses_exactly_where_a_counterexample_exists(bias: bool
     """Random 1-D pairs: the refused ones differ at some small size, the others at none."""
     rng = np.random.default_rng(7)
     refused = allowed = 0
-    for seed in range(350):
+    for seed in range(200):
         k, s, d = rng.integers(1, 4, size=(3, 2)).tolist()
         pads = rng.integers(-1, 5, size=4).tolist()
         one, other = (
@@ -244,8 +244,8 @@ def test_the_border_law_refuses_exactly_where_a_counterexample_exists(bias: bool
         found = differs_somewhere(g, f, largest=22)
         assert found == (verdict is not None), (one, other)
         refused, allowed = refused + found, allowed + (not found)
-    assert refused > 100
-    assert allowed > 40
+    assert refused > 55
+    assert allowed > 22
 
 
 def test_the_border_law_in_two_dimensions_refuses_where_one_axis_does() -> None:
