@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -80,7 +81,9 @@ def prove_folds(
     if isinstance(baseline, str):
         batches = [(list(range(len(folds))), baseline)]
     else:
-        batches = read_nudged_intermediates(baseline, ends, plan.document.unconverted.model)
+        batches = read_nudged_intermediates(
+            baseline, ends, plan.document.unconverted.model, _proved_elements(plan, ends)
+        )
     judged: Judged = {}
     begun = itertools.count()
     for batch, seen in batches:
@@ -108,6 +111,17 @@ def ends_of_folds(plan: ModelPlan) -> list[list[str]]:
         for planned, fold in plan.folds
         if planned.can_be_judged(fold)
     ]
+
+
+def _proved_elements(plan: ModelPlan, ends: Sequence[Sequence[str]]) -> dict[str, int]:
+    """The number of elements of the tensors of which the file proves it."""
+    main = next((planned.scope for planned in plan.scopes if not planned.scope.key), None)
+    shapes = {name: main.shape(name) for names in ends for name in names if name} if main else {}
+    return {
+        name: math.prod(dim or 0 for dim in shape)
+        for name, shape in shapes.items()
+        if shape is not None and None not in shape
+    }
 
 
 def take_little_memory(plan: ModelPlan, ends: Sequence[Sequence[str]]) -> bool:

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ def read_intermediates(
     skeleton: onnx.ModelProto | None = None,
     on_run: Callable[[], None] = lambda: None,
     known: dict[str, Any] | None = None,
+    elements: Mapping[str, int] | None = None,
 ) -> Iterator[tuple[list[int], Intermediates]]:
     """Read tensors of the original's main graph in one run, or in several where memory is short.
 
@@ -78,6 +79,7 @@ def read_intermediates(
         skeleton: the model without its weights, so that they need not be read for its names.
         on_run: is called after each run of the original.
         known: values that were read before; if they are all that is wanted, nothing is run.
+        elements: how many some tensors have, where the runtime may not infer it.
 
     Yields:
         (indices into `wanted`, the values), every index once. The values are gone when the next ones are asked for.
@@ -95,7 +97,8 @@ def read_intermediates(
         known.clear()
         return
     extra = sorted(names.union(also) - outputs - set(feed))
-    source = _Original(original, runtime, [feed] if fallback_feed is None else [feed, fallback_feed], on_run)
+    feeds = [feed] if fallback_feed is None else [feed, fallback_feed]
+    source = _Original(original, runtime, feeds, on_run, elements or {})
     left = list(readable)
     try:
         for batch, values in _read_batches(source, readable, extra, also, max_bytes):
@@ -218,6 +221,7 @@ class _Original:
     runtime: Runtime
     feeds: list[Feed]
     on_run: Callable[[], None]
+    elements: Mapping[str, int] = field(default_factory=dict)
 
     def open(self, names: Sequence[str], counted: Sequence[str] = ()) -> AbstractContextManager[Session]:
         return open_with_extra_outputs(self.model, names, self.runtime, counted)
@@ -248,6 +252,10 @@ def _read_batches(
         first = stack.enter_context(source.open(extra))
         session: Session | None = first
         sizes, unknown = _sizes_in_bytes(first, source.feeds[0])
+        sizes.update(
+            {name: _ELEMENT_BYTES * source.elements[name] for name in unknown if name in source.elements}
+        )
+        unknown = [name for name in unknown if name not in source.elements]
         batches = _batches(sizes, wanted, max_bytes)
         if len(batches) > 1:
             # The runtime keeps every graph output until a run ends, asked for or not. So each batch has a session in

@@ -363,13 +363,13 @@ def test_sizes_that_the_runtime_does_not_infer_take_one_more_run() -> None:
     runs: list[int] = []
     size = feed["x"].nbytes
 
-    def read(memory: int) -> list[list[int]]:
+    def read(memory: int, **known: Any) -> list[list[int]]:
         runs.clear()
         wanted = [[name] for name in names]
         return [
             b
             for b, _ in read_intermediates(
-                model, wanted, feed, max_bytes=memory, on_run=lambda: runs.append(1)
+                model, wanted, feed, max_bytes=memory, on_run=lambda: runs.append(1), **known
             )
         ]
 
@@ -379,6 +379,25 @@ def test_sizes_that_the_runtime_does_not_infer_take_one_more_run() -> None:
     assert len(runs) == 4
     assert read(1000 * size) == [list(range(12))]
     assert len(runs) == 1
+    of_file = dict.fromkeys(names, feed["x"].size)
+    assert read(12 * size, elements=of_file) == [list(range(12))]
+    assert len(runs) == 1
+    assert read(5 * size, elements=of_file) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
+    assert len(runs) == 3
+
+
+def test_what_was_read_before_is_not_read_again() -> None:
+    model, names, feed = _chain_of_twelve()
+    wanted = [[names[0]], ["", "x"], [names[1], names[2]]]
+    known = {name: np.zeros(1) for name in names}
+    given = [
+        (batch, isinstance(values, str))
+        for batch, values in read_intermediates(model, wanted, feed, known=known)
+    ]
+    assert given == [([1], True), ([0, 2], False)]
+    assert not known
+    known = {names[0]: np.zeros(1)}
+    assert [batch for batch, _ in read_intermediates(model, wanted, feed, known=known)] == [[1], [0, 2]]
 
 
 def _chain_of_twelve() -> tuple[onnx.ModelProto, list[str], dict[str, Any]]:

@@ -177,6 +177,26 @@ def test_terms_are_counted_per_row_and_only_where_they_are_not_zero() -> None:
     assert terms.ravel().tolist() == [1, 2, 37]
 
 
+@pytest.mark.parametrize("power", [1, 2])
+def test_magnitudes_alone_are_those_that_stand_beside_values(power: int) -> None:
+    nodes = [
+        node("Conv", "x w b", "t", pads=[1, 1, 1, 1], strides=[2, 2]),
+        node("BatchNormalization", "t s b m v", "u"),
+        node("Add", "u c", "a"),
+        node("MatMul", "a p"),
+    ]
+    constants = {
+        "w": rand(6, 3, 3, 3), "b": rand(6), "s": rand(6), "m": rand(6), "v": np.abs(rand(6)), "c": rand(6, 1, 1),
+        "p": rand(4, 5),
+    }  # fmt: skip
+    oracle = Oracle(build(nodes, constants, 4, 17), power)
+    feed = {"x": rand(2, 3, 7, 7)}
+    whole, alone = oracle(feed), oracle(feed, needs_values=False)
+    assert np.array_equal(whole.magnitude, alone.magnitude)
+    assert np.array_equal(whole.terms, alone.terms)
+    assert alone.value.shape == whole.value.shape
+
+
 @pytest.mark.parametrize(
     "nodes",
     [

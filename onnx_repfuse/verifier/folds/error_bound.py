@@ -100,9 +100,9 @@ class Side:
         self.squares = Oracle(model, 2, arrays=arrays) if is_short else None
         self.stored = Oracle(model, 2, storage=True, arrays=arrays) if is_short else None
 
-    def evaluate(self, feed: Mapping[str, Array]) -> Evaluation:
-        """Evaluate one feed. Raises Unsupported, or one of SIZE_ERRORS."""
-        truth = self.oracle(feed)
+    def evaluate(self, feed: Mapping[str, Array], *, needs_values: bool = True) -> Evaluation:
+        """Evaluate one feed, or its magnitudes alone. Raises Unsupported, or one of SIZE_ERRORS."""
+        truth = self.oracle(feed, needs_values=needs_values)
         squares, stored = (
             None if oracle is None else np.sqrt(oracle(feed).magnitude.astype(np.float64))
             for oracle in (self.squares, self.stored)

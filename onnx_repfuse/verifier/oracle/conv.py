@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,16 +134,19 @@ def _depthwise(padded: Array, w: Array, window: Window, out: Sequence[int]) -> A
     padded: (N, C, *padded); w: (M, 1, *kernel), where M is a multiple of C.
     """
     n, channels, *_ = padded.shape
-    if math.prod(window.kernel) < _MANY_TAPS:  # looking for zeros takes longer than to multiply by them
-        occupied = [range(size) for size in padded.shape[2:]]
-    else:
-        occupied = [_occupied(padded, 2 + axis) for axis in range(len(out))]
-    total = by_bands(padded, w, window, out, occupied[-1], lambda tap: _reached(window, tap, occupied, out))
-    if total is not None:
-        return total
+    looks_for_zeros = (
+        math.prod(window.kernel) >= _MANY_TAPS
+    )  # else that takes longer than to multiply by them
+    occupied = [_occupied(padded, 2 + axis) for axis in range(len(out))] if looks_for_zeros else []
+    if looks_for_zeros:
+        reached = partial(_reached, window, occupied=occupied, out=out)
+        total = by_bands(padded, w, window, out, occupied[-1], reached)
+        if total is not None:
+            return total
     total = np.zeros((n, channels, len(w) // channels, *out), dtype=np.result_type(padded, w))
+    everything = [range(size) for size in out]
     for tap in window.taps():
-        outputs = _reached(window, tap, occupied, out)
+        outputs = _reached(window, tap, occupied, out) if looks_for_zeros else everything
         if all(outputs):
             # (N, C, 1, *box) * (C, M / C, 1, ...) -> (N, C, M / C, *box)
             read: Any = (slice(None), slice(None), None, *window.read_by(tap, outputs))
@@ -182,8 +186,8 @@ def conv(context: Context, x: Tensor, w: Tensor, b: Tensor | None = None) -> Ten
     groups = context.attributes.get("group", 1)
     window = Window.of(context, w.value.shape[2:], x.value.shape[2:])
     values, magnitudes = (w.to_values, w.to_magnitudes) if isinstance(w, StoredKernel) else (None, None)
-    value = correlate(x.value, w.value, groups, window, values)
     magnitude = correlate(x.magnitude, w.magnitude, groups, window, magnitudes)
+    value = correlate(x.value, w.value, groups, window, values) if context.needs_values else magnitude
     context.count_terms(math.prod(w.value.shape[1:]), x.value)
     return _add_bias(value, magnitude, b)
 

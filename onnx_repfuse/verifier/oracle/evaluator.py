@@ -8,7 +8,7 @@ the original nodes must agree.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -85,8 +85,11 @@ class Oracle:
                 StoredKernel(array, array, power) if is_large else Tensor.of(array, power)
             )
 
-    def __call__(self, feed: Mapping[str, Array]) -> Truth:
-        """Evaluate. Raises Unsupported, or ValueError where shapes do not fit."""
+    def __call__(self, feed: Mapping[str, Array], *, needs_values: bool = True) -> Truth:
+        """Evaluate, or the magnitudes alone; these do not depend on values where all operators are linear.
+
+        Raises Unsupported, or ValueError where shapes do not fit.
+        """
         tensors = dict(self.constants)
         for name, array in feed.items():
             tensor = Tensor.of(np.asarray(array), self.power)
@@ -96,7 +99,7 @@ class Oracle:
         terms: list[Array] = []
         for (node, context), done in zip(self.nodes, self.done, strict=True):
             operands = [tensors[name] if name else None for name in node.input]
-            results = evaluate_node(node, replace(context, terms=terms), operands)
+            results = evaluate_node(node, context.counting(terms, needs_values), operands)
             if self.storage and rounds(node, context):
                 results = [_with_storage(result, operands[0]) for result in results]
             if self.stored_as is not None and rounds(node, context):

@@ -87,7 +87,8 @@ def neg(context: Context, x: Tensor) -> Tensor:
 def matmul(context: Context, a: Tensor, b: Tensor) -> Tensor:
     """MatMul, numpy's: (..., M, K) @ (..., K, N) -> (..., M, N); a vector gets an axis of 1 for the time being."""
     context.count_terms(a.value.shape[-1], a.value)
-    return Tensor(np.matmul(a.value, b.value), np.matmul(a.magnitude, b.magnitude))
+    magnitude = np.matmul(a.magnitude, b.magnitude)
+    return Tensor(np.matmul(a.value, b.value) if context.needs_values else magnitude, magnitude)
 
 
 def gemm(context: Context, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:

@@ -66,11 +66,11 @@ def resize(
     context.count_terms(terms, x.value)
     if mode == "cubic" or context.attributes.get("antialias", 0):
         context.terms.append(np.array([float(_TERMS_OF_WEIGHTS * len(matrices))]))
-    value, magnitude = x.value, x.magnitude.astype(np.float64)
+    value, magnitude = x.value, x.magnitude
     for place, matrix in matrices.items():
         value = _along(value, matrix, place)
-        magnitude = _along(magnitude, np.abs(matrix) ** context.power, place)
-    return Tensor(value, magnitude.astype(np.float32))
+        magnitude = _along(magnitude, (np.abs(matrix) ** context.power).astype(np.float32), place)
+    return Tensor(value, magnitude)
 
 
 def is_interpolating(context: Context) -> bool:
@@ -79,7 +79,13 @@ def is_interpolating(context: Context) -> bool:
 
 
 def _along(a: Array, matrix: Array, place: int) -> Array:
-    return np.asarray(np.moveaxis(np.tensordot(matrix, a, (1, place)), 0, place))
+    """The product of a matrix (count, size) with an axis of that size."""
+    before, size, behind = a.shape[:place], a.shape[place], a.shape[place + 1 :]
+    if not behind:
+        return np.asarray(a @ matrix.T)
+    # (count, size) @ (before, size, behind) -> (before, count, behind), without a copy in another order
+    product = matrix @ a.reshape(math.prod(before), size, math.prod(behind))
+    return np.asarray(product.reshape(*before, len(matrix), *behind))
 
 
 def _text(context: Context, name: str, default: str) -> str:

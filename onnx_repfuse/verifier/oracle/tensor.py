@@ -89,6 +89,7 @@ class Context:
         outputs: how many outputs the node has, omitted ones included.
         terms: where `count_terms` writes; one list for a whole evaluation.
         power: 1 or 2: what magnitudes sum (`Tensor`).
+        needs_values: if not, the magnitudes of sums of products stand for their values, which are half of the work.
     """
 
     attributes: dict[str, Any]
@@ -96,6 +97,7 @@ class Context:
     outputs: int
     terms: list[Array]
     power: int = 1
+    needs_values: bool = True
 
     @staticmethod
     def of(node: onnx.NodeProto, opset: int, power: int = 1) -> Context:
@@ -106,6 +108,10 @@ class Context:
             # ONNX has strings as bytes.
             attributes[attribute.name] = value.decode() if isinstance(value, bytes) else value
         return Context(attributes, opset, len(node.output), [], power)
+
+    def counting(self, terms: list[Array], needs_values: bool) -> Context:
+        """The same, which writes its terms there."""
+        return Context(self.attributes, self.opset, self.outputs, terms, self.power, needs_values)
 
     def count_terms(self, fan_in: int, operand: Array) -> None:
         """Note that each output element sums `fan_in` products of elements of `operand`.

@@ -179,15 +179,17 @@ def measure_original(
 
 
 def read_nudged_intermediates(
-    baseline: Baseline, wanted: Sequence[Sequence[str]], skeleton: onnx.ModelProto | None = None
+    baseline: Baseline,
+    wanted: Sequence[Sequence[str]],
+    skeleton: onnx.ModelProto | None = None,
+    elements: Mapping[str, int] | None = None,
 ) -> Iterator[tuple[list[int], Intermediates]]:
     """The original's inner tensors on the very first feed moved by one ulp, see `read_intermediates`.
 
     Folds can be compared on any input. On this one, the same run measures the noise of the inputs.
     """
     feed = baseline.feed(_FIRST_FEED)
-    moved = nudge_feed(feed)
-    names = [*baseline.outputs, *baseline.deciding]
+    moved, names = nudge_feed(feed), [*baseline.outputs, *baseline.deciding]
     known, baseline.captured = baseline.captured, {}
     reading = read_intermediates(
         baseline.original,
@@ -199,9 +201,10 @@ def read_nudged_intermediates(
         skeleton=skeleton,
         on_run=lambda: baseline.count_run(_FIRST_FEED),
         known=known,
+        elements=elements,
     )
     for batch, values in reading:
-        # The outputs come with the first batch, and the feed may have been the fallback.
+        # With the first batch, unless the feed is the fallback.
         if not isinstance(values, str) and values.keys() >= set(names) and _holds(values, moved):
             row = flatten({name: values[name] for name in names})
             baseline.by_inputs[_FIRST_FEED] = baseline.with_deciding_inputs(row, moved)
