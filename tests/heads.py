@@ -126,6 +126,7 @@ def shapes_at(model: onnx.ModelProto, **dims: tuple[int, ...]) -> dict[str, tupl
     everything.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
     session = ort.InferenceSession(everything.SerializeToString(), options)
     results = session.run(names, {name: np.zeros(shape, np.float32) for name, shape in dims.items()})
     return {**dims, **{name: result.shape for name, result in zip(names, results, strict=True)}}

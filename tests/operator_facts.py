@@ -59,6 +59,7 @@ def _run(case: Case) -> list[Any] | None:
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
     options.log_severity_level = 4
     try:
         data = case.model.SerializeToString()

@@ -99,6 +99,7 @@ def compare(before: Path, after: Path) -> str:
     def session(path: Path) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = 1
         options.log_severity_level = 4
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 

@@ -32,6 +32,7 @@ def run_all(model: onnx.ModelProto, feed: dict[str, Any]) -> dict[str, Any]:
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in seen)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
     options.log_severity_level = 4
     session = ort.InferenceSession(copy.SerializeToString(), options)
     return dict(zip([value.name for value in session.get_outputs()], session.run(None, feed), strict=True))
