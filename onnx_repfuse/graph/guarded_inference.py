@@ -68,8 +68,10 @@ def _slices_behind_windows(nodes: Sequence[onnx.NodeProto]) -> list[list[int]]:
 def _may_shrink(node: onnx.NodeProto) -> bool:
     """Whether a node may write fewer positions than its stride says: a Pad that crops, a window beyond its pads."""
     facts = operator_of_proto(node)
-    if node.op_type == "Pad" or facts.scatters or not facts.has_window:
-        return node.op_type == "Pad" or facts.scatters
+    if node.op_type == "Pad" or facts.scatters:
+        return True
+    if not facts.has_window:
+        return False
     attributes = {attribute.name: attribute for attribute in node.attribute}
     if attributes.get("auto_pad", _NONE).s.startswith(b"SAME"):
         return False

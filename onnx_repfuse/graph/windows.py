@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.graph.operators.facts import per_axis
 from onnx_repfuse.graph.scope import Scope, optional_input, static
 from onnx_repfuse.records.reasons import Reason
 
@@ -75,8 +76,7 @@ def any_window(scope: Scope, node: gs.Node, *, rounds_up: bool = False) -> Windo
         return None
     kernel = kernel_of(scope, node)
     rank = len(kernel)
-    strides = tuple(node.attrs.get("strides") or (1,) * rank)
-    dilations = tuple(node.attrs.get("dilations") or (1,) * rank)
+    strides, dilations = per_axis(node.attrs, "strides", rank), per_axis(node.attrs, "dilations", rank)
     if not kernel or not len(strides) == len(dilations) == rank or min(*kernel, *strides, *dilations) < 1:
         return None
     if max(dilations) > 1 and _pads_undilated(node):
@@ -122,8 +122,7 @@ def resolve_pads(scope: Scope, node: gs.Node, kernel: tuple[int, ...]) -> tuple[
 def _same_padding(scope: Scope, node: gs.Node, kernel: tuple[int, ...]) -> list[int]:
     """What SAME pads along each axis, on both sides together, to give ceil(size / stride) positions."""
     rank = len(kernel)
-    strides = node.attrs.get("strides") or (1,) * rank
-    dilations = node.attrs.get("dilations") or (1,) * rank
+    strides, dilations = per_axis(node.attrs, "strides", rank), per_axis(node.attrs, "dilations", rank)
     size = proved_size(scope, node.inputs[0].name, rank)
     totals = []
     for axis in range(rank):

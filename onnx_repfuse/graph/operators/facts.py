@@ -33,6 +33,7 @@ __all__ = [
     "Values",
     "ViewCase",
     "WeightChannels",
+    "per_axis",
 ]
 
 MALFORMED = (  # what computing with attributes and values that make no sense raises
@@ -48,6 +49,11 @@ Attributes = Mapping[str, Any]
 Values = NDArray[Any]
 Layout = tuple[int, int]  # channel axis (1 or -1) and spatial rank
 WeightChannels = Callable[[gs.Node, Sequence[int]], tuple[int, int]]
+
+
+def per_axis(attrs: Attributes, name: str, rank: int) -> tuple[int, ...]:
+    """Strides or dilations, one for each spatial axis: 1 where a node leaves them out."""
+    return tuple(attrs.get(name) or (1,) * rank)
 
 
 class SpaceMapSort(Enum):

@@ -18,6 +18,7 @@ from onnx_repfuse.graph.operators.facts import (
     SpaceMap,
     SpaceMapSort,
     ViewCase,
+    per_axis,
 )
 from onnx_repfuse.graph.scope import Scope
 
@@ -95,34 +96,41 @@ def _averages_constants(case: ViewCase) -> bool:
     With `count_include_pad` only where there is no padding. A window that `ceil_mode` adds may hang over the end: then
     runtimes divide by more or less. One that is larger than its input may be clipped, where the stride is not 1.
     """
-    attrs, space = case.node.attrs, case.shape[2:]
+    attrs, rank = case.node.attrs, len(case.shape) - 2
     kernel = list(attrs.get("kernel_shape") or ())
-    ones = [1] * len(space)
-    strides, dilations = attrs.get("strides") or ones, attrs.get("dilations") or ones
-    is_padded = any(attrs.get("pads") or ()) or attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-    if len(kernel) != len(space) or _may_lie_in_padding(
-        attrs, kernel, is_dilated=is_padded and max(dilations) > 1
-    ):
+    if len(kernel) != rank or _may_lie_in_padding(attrs, kernel):
         return False
     if not attrs.get("count_include_pad", 0):
         return True
-    if is_padded or attrs.get("ceil_mode", 0):
+    if _is_padded(attrs) or attrs.get("ceil_mode", 0):
         return False
-    extents = [(taps - 1) * step + 1 for taps, step in zip(kernel, dilations, strict=True)]
-    fits = all(size is not None and size >= extent for size, extent in zip(space, extents, strict=True))
-    return fits or max(strides) == 1
+    return _fits(case, kernel) or max(per_axis(attrs, "strides", rank)) == 1
 
 
-def _may_lie_in_padding(attrs: Attributes, kernel: list[int], *, is_dilated: bool) -> bool:
+def _is_padded(attrs: Attributes) -> bool:
+    """Whether there may be padding around the tensor."""
+    return any(attrs.get("pads") or ()) or attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+
+
+def _may_lie_in_padding(attrs: Attributes, kernel: list[int]) -> bool:
     """Whether all taps of some window may be padding: of a dilated window, even of a few positions."""
+    if _is_padded(attrs) and max(per_axis(attrs, "dilations", len(kernel))) > 1:
+        return True
     pads = attrs.get("pads") or ()
-    return is_dilated or any(pad >= taps for pad, taps in zip(pads, kernel * 2, strict=False))
+    return any(pad >= taps for pad, taps in zip(pads, kernel * 2, strict=False))
+
+
+def _fits(case: ViewCase, kernel: list[int]) -> bool:
+    """Whether the window is certainly no larger than the tensor."""
+    dilations = per_axis(case.node.attrs, "dilations", len(kernel))
+    extents = [(taps - 1) * step + 1 for taps, step in zip(kernel, dilations, strict=True)]
+    sizes = zip(case.shape[2:], extents, strict=True)
+    return all(size is not None and size >= extent for size, extent in sizes)
 
 
 def _positions(node: gs.Node, operand: Sequence[int]) -> Sequence[int]:
     rank, attrs = len(operand), node.attrs
-    ones = [1] * rank
-    strides, dilations = attrs.get("strides") or ones, attrs.get("dilations") or ones
+    strides, dilations = per_axis(attrs, "strides", rank), per_axis(attrs, "dilations", rank)
     if attrs.get("auto_pad", "NOTSET").startswith("SAME"):
         return [-(-size // stride) for size, stride in zip(operand, strides, strict=True)]
     pads = attrs.get("pads") or [0] * 2 * rank

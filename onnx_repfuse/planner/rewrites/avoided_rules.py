@@ -193,13 +193,11 @@ def _layer_normalization(new: Rewriting, one: Op) -> list[Op] | None:
     shape = new.scope.shape(one.inputs[0])
     if new.data_type != onnx.TensorProto.FLOAT or one.attrs.get("stash_type", 1) != 1:
         return None
-    if axis >= 0 and shape is None:
-        return None
-    axes = (
-        list(range(axis, 0))
-        if axis < 0
-        else [place - len(shape or ()) for place in range(axis, len(shape or ()))]
-    )
+    if axis >= 0:
+        if shape is None:
+            return None
+        axis -= len(shape)
+    axes = list(range(axis, 0))
     mean, variance, above, deviation = (new.reduced(axes) for _ in range(4))
     centred, squares, normal = (new.tensor() for _ in range(3))
     bias = [name for name in one.inputs[2:] if name]

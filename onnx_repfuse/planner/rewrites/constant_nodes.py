@@ -6,7 +6,7 @@ the initializer is computed while it is written, by a runtime (`graph.constant_f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 
 import onnx_graphsurgeon as gs
 
@@ -130,18 +130,25 @@ class _Stays:
         pending = [node]
         while pending and len(found) < MAX_NODES_BACK:
             for name in dict.fromkeys(tensor.name for tensor in pending.pop().inputs):
-                producer = scope.producer.get(name)
-                elsewhere = any(id(one) not in found for one in scope.consumers.get(name, ()))
-                if not name or elsewhere or scope.is_seen(name) or name not in scope.constants:
+                if not self._is_read_alone(name, found):
                     continue
-                if producer is None and name not in scope.initializers and name not in scope.created:
-                    continue  # of a graph around this one, where it stays
+                producer = scope.producer.get(name)
                 if producer is None or producer.op in NOTHING_COMPUTED:
                     total += _bytes(scope.constants[name])
                 elif id(producer) not in found:
                     found.add(id(producer))
                     pending.append(producer)
         return total
+
+    def _is_read_alone(self, name: str, nodes: Set[int]) -> bool:
+        """Whether only these nodes, given by id(), read a tensor, and it is a constant of this graph."""
+        scope = self.scope
+        if not name or scope.is_seen(name) or name not in scope.constants:
+            return False
+        if any(id(one) not in nodes for one in scope.consumers.get(name, ())):
+            return False
+        # What is of a graph around this one stays there.
+        return name in scope.producer or name in scope.initializers or name in scope.created
 
 
 def _bytes(const: Const) -> int:

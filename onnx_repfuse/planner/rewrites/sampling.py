@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
+from onnx_repfuse.graph.operators.facts import per_axis
 from onnx_repfuse.graph.scope import Scope, optional_input
 from onnx_repfuse.graph.windows import has_window, kernel_of, window_of
 from onnx_repfuse.lift import Context, LinearOp, lift
@@ -34,7 +35,7 @@ def strides_read(context: Context, node: gs.Node, rank: int) -> Strides | None:
         return None
     if node.attrs.get("ceil_mode", 0) or len(node.outputs) != 1:
         return None
-    strides = tuple(node.attrs.get("strides") or (1,) * rank)
+    strides = per_axis(node.attrs, "strides", rank)
     return strides if len(strides) == rank else None
 
 

@@ -91,10 +91,16 @@ def _behind(cover: Cover, part: str) -> LinearOp | None:
     lifted = cover.lifts.get(consumer.outputs[0].name)
     if lifted is None or lifted.output in cover.banned or len(consumer.outputs) != 1:
         return None
-    is_affine = len(lifted.terms) == len(lifted.operands) == 1 and isinstance(lifted.terms[0].kernel, Vector)
-    is_plain = lifted.view is None and lifted.padding_value is None and not lifted.inner_nodes
-    is_whole = lifted.operands[0].channels == lifted.channels and lifted.layout == cover.lifts[part].layout
-    return lifted if is_affine and is_plain and is_whole else None
+    return lifted if _is_per_channel(lifted) and lifted.layout == cover.lifts[part].layout else None
+
+
+def _is_per_channel(lifted: LinearOp) -> bool:
+    """Whether an operator is one node with a factor and a shift for each channel of its only operand."""
+    if lifted.view is not None or lifted.padding_value is not None or lifted.inner_nodes:
+        return False
+    if len(lifted.terms) != 1 or len(lifted.operands) != 1 or lifted.operands[0].channels != lifted.channels:
+        return False
+    return isinstance(lifted.terms[0].kernel, Vector)
 
 
 def _lowered(cover: Cover, parts: _Parts) -> Lowered | None:

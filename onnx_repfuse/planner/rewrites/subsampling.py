@@ -20,6 +20,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.graph.operators.facts import per_axis
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.graph.windows import kernel_of
 from onnx_repfuse.lift import Context
@@ -152,7 +153,7 @@ class _Group:
         ones = (1,) * len(strides or read)
         read, written = read or ones, strides or ones
         picks = self.tensors.own_strides(node)
-        own = picks or tuple(node.attrs.get("strides") or ones)
+        own = picks or per_axis(node.attrs, "strides", len(ones))
         new = tuple(s * w // r for s, w, r in zip(own, written, read, strict=True))
         thinned = self.names.get((source, read), source)
         only_picks = picks and node.op != "Conv"  # a Slice, or a pool of windows of one position
