@@ -29,7 +29,7 @@ from onnx_repfuse.graph.scope import Scope, optional_input, static
 from onnx_repfuse.graph.size_lists import SizeList, constant_list, size_list
 from onnx_repfuse.graph.windows import window_of
 
-__all__ = ["dims_of", "equal_shapes", "known_dims", "known_list", "note_sizes"]
+__all__ = ["dims_of", "equal_shapes", "known_dims", "known_list", "note_sizes", "split_sizes"]
 
 
 def known_dims(scope: Scope) -> dict[str, Dims]:
@@ -48,12 +48,17 @@ def dims_of(scope: Scope, name: str) -> Dims | None:
 
 
 def note_sizes(scope: Scope) -> None:
-    """Note what inference of types did not find: sizes that are numbers, as what a -1 stands for; and assumed sizes."""
+    """Note what inference of types did not find: ranks, and sizes that are numbers, as what a -1 stands for; and
+    assumed sizes.
+    """
     if all(static(shape) is not None for _, shape in scope.types.values()):
         return
     for name, dims in known_dims(scope).items():
         data_type, shape = scope.types.get(name, (0, None))
-        if shape is None or len(shape) != len(dims):
+        if shape is None:  # inference does not follow every list of sizes: its length is the rank
+            shape = (None,) * len(dims)
+            scope.types[name] = data_type, shape
+        if len(shape) != len(dims):
             continue
         if None in shape:
             numbers = [dim if isinstance(dim, int) and dim > 0 else None for dim in dims]
@@ -107,9 +112,9 @@ class _Following:
             for tensor in node.inputs:  # what no node of this scope makes
                 self.note(tensor.name, None)
             dims = self.dims_of(node) if len(node.outputs) == 1 else None
-            for tensor in node.outputs:
+            for number, tensor in enumerate(node.outputs):
                 if node.op == "Split" and node.inputs[0].name in self.found:
-                    dims = _except(self.first(node), [node.attrs.get("axis", 0)], tensor.name)
+                    dims = self.part(node, number)
                 self.note(tensor.name, dims)
             sizes = size_list(self.scope, node, self.lists, self.found) if len(node.outputs) == 1 else None
             if sizes is not None:
@@ -215,6 +220,41 @@ class _Following:
             sizes = [rest if size is None else size for size in sizes]
         return _own(node.outputs[0].name, sizes)
 
+    def part(self, node: gs.Node, number: int) -> Dims | None:
+        """Of an output of a Split: along its axis a number, if that of the whole is known."""
+        first, axis = self.first(node), node.attrs.get("axis", 0)
+        dims = _except(first, [axis], node.outputs[number].name)
+        whole = None if dims is None else first[axis]
+        sizes = split_sizes(self.scope, node, whole) if isinstance(whole, int) else None
+        if dims is None or sizes is None:
+            return dims
+        axis %= len(first)
+        return (*first[:axis], sizes[number], *first[axis + 1 :])
+
+    def squeezed(self, node: gs.Node) -> Dims | None:
+        """Of a Squeeze of axes that it names."""
+        first, axes = self.first(node), _axes(self.scope, node)
+        gone = {axis % len(first) for axis in axes or ()} if first else None
+        return tuple(dim for axis, dim in enumerate(first) if axis not in gone) if gone else None
+
+    def unsqueezed(self, node: gs.Node) -> Dims | None:
+        """Of an Unsqueeze: a size of 1 for each new axis."""
+        axes = _axes(self.scope, node)
+        if axes is None:
+            return None
+        left = list(self.first(node))
+        new = {axis % (len(left) + len(axes)) for axis in axes}
+        return tuple(1 if axis in new else left.pop(0) for axis in range(len(left) + len(new)))
+
+    def gathered(self, node: gs.Node) -> Dims | None:
+        """Of a Gather by a constant: its shape in the place of the axis."""
+        first, index = self.first(node), self.scope.const(optional_input(node, 1))
+        axis = node.attrs.get("axis", 0)
+        if index is None or not -len(first) <= axis < len(first):
+            return None
+        axis %= len(first)
+        return (*first[:axis], *index.shape, *first[axis + 1 :])
+
     def multiplied(self, node: gs.Node) -> Dims | None:
         """Of a MatMul of tensors of rank 2 or more: the axes before the last two broadcast."""
         a, b = (self.found.get(tensor.name) or () for tensor in node.inputs)
@@ -266,6 +306,26 @@ class _Following:
         return _own(node.outputs[0].name, sizes)
 
 
+def split_sizes(scope: Scope, node: gs.Node, whole: int) -> list[int] | None:
+    """The sizes of a Split's outputs, all positive: from an attribute (before opset 13), from an input, or equal parts.
+
+    Args:
+        whole: the size of what is split.
+    """
+    sizes = node.attrs.get("split")
+    count = len(node.outputs)
+    name = optional_input(node, 1)
+    if name:
+        sizes = constant_list(scope, name)
+        if sizes is None:
+            return None
+    if sizes is None:  # ceil(whole / count) each, the last one what is left (num_outputs, opset 18)
+        chunk = -(-whole // count)
+        sizes = [min(chunk, whole - number * chunk) for number in range(count)]
+    is_partition = len(sizes) == count and sum(sizes) == whole and min(sizes) > 0
+    return list(sizes) if is_partition else None
+
+
 def _own(output: str, sizes: Iterable[Dim | None]) -> Dims:
     """Dims of a tensor: where a size does not follow from others, it is its own."""
     return tuple(Extent(output, axis) if size is None else size for axis, size in enumerate(sizes))
@@ -296,7 +356,7 @@ def _except(first: Dims, changed: Sequence[int], output: str) -> Dims | None:
 
 
 def _axes(scope: Scope, node: gs.Node) -> list[int] | None:
-    """The axes that a ReduceMean is given, None if they are not known: without any, it is all."""
+    """The axes that a node is given, None if they are not known: without any, a ReduceMean takes all."""
     if operator(node).uses_attributes(scope.opset):
         return list(node.attrs.get("axes") or ()) or None
     const = scope.const(optional_input(node, 1))
@@ -337,10 +397,13 @@ _KEEP_SHAPE = {
 }  # fmt: skip
 _RULES: dict[str, Callable[[_Following, gs.Node], Dims | None]] = {
     "Concat": _Following.side_by_side,
+    "Gather": _Following.gathered,
     "MatMul": _Following.multiplied,
     "Pad": _Following.padded,
     "Reshape": _Following.reshaped,
     "Resize": _Following.resized,
     "Slice": _Following.sliced,
+    "Squeeze": _Following.squeezed,
     "Transpose": _Following.transposed,
+    "Unsqueeze": _Following.unsqueezed,
 }

@@ -19,7 +19,7 @@ from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernel_products import composed, narrowed
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
-from onnx_repfuse.graph.dims import known_list
+from onnx_repfuse.graph.dims import known_list, split_sizes
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS, sliced
 from onnx_repfuse.graph.scope import Scope, optional_input
@@ -232,25 +232,8 @@ def lift_split(context: Context, node: gs.Node, output: int) -> LinearOp | None:
         return None
     if not _is_channel_axis(context, channel_layout.layout, name, node.attrs.get("axis", 0)):
         return None
-    sizes = _split_sizes(context, node, channel_layout.channels)
+    sizes = split_sizes(context.scope, node, channel_layout.channels)
     if sizes is None:
         return None
     lo = sum(sizes[:output])
     return _selection(node, node.outputs[output].name, channel_layout, lo, lo + sizes[output])
-
-
-def _split_sizes(context: Context, node: gs.Node, channels: int) -> list[int] | None:
-    """Channels of each output, all positive: from an attribute (before opset 13), from an input, or equal parts."""
-    sizes = node.attrs.get("split")
-    count = len(node.outputs)
-    name = optional_input(node, 1)
-    if name:
-        const = context.scope.const(name)
-        if const is None:
-            return None
-        sizes = [int(v) for v in const.read().ravel()]
-    if sizes is None:  # ceil(channels / count) each, the last one what is left (num_outputs, opset 18)
-        chunk = -(-channels // count)
-        sizes = [min(chunk, channels - number * chunk) for number in range(count)]
-    is_partition = len(sizes) == count and sum(sizes) == channels and min(sizes) > 0
-    return list(sizes) if is_partition else None

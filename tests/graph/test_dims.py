@@ -148,3 +148,31 @@ def test_sizes_of_which_one_is_zero_are_not_assumed_from_others() -> None:
     y = net.op("Resize", x, "", net.const(np.array([1, 1, 2, 0.5], np.float32)), mode="nearest")
     scope = scope_of(net.model(y))
     assert y not in scope.assumed
+
+
+def test_a_rank_follows_from_the_length_of_a_list_of_sizes() -> None:
+    """As `x.view(x.size(0), -1)` is exported: inference does not follow it where no size has a name."""
+    net = Net(shape=(None, 8, 4, 4))
+    rows = net.op("Gather", net.op("Shape", "x"), net.const(np.array(0)))
+    sizes = net.op(
+        "Concat", net.op("Unsqueeze", rows, net.const(np.array([0]))), net.const(np.array([-1])), axis=0
+    )
+    flat = net.op("Reshape", "x", sizes)
+    scope = scope_of(net.model(net.op("Relu", flat)))
+    assert scope.shape(flat) == (None, 128)
+
+
+def test_axes_that_come_and_go() -> None:
+    net = Net(shape=("N", 4, "L", 6))
+    zero = net.const(np.array([0]))
+    a, b = net.op("Split", "x", outputs=2, axis=3)
+    wide = net.op("Unsqueeze", a, zero)
+    back = net.op("Squeeze", wide, zero)
+    chosen = net.op("Gather", b, net.const(np.array(1)), axis=1)
+    two = net.op("Gather", b, net.const(np.array([1, 0])), axis=-3)
+    dims = known_dims(scope_of(net.model(back, chosen, two)))
+    rows, length = Extent("x", 0), Extent("x", 2)
+    assert dims[a] == dims[b] == dims[back] == (rows, 4, length, 3)
+    assert dims[wide] == (1, rows, 4, length, 3)
+    assert dims[chosen] == (rows, length, 3)
+    assert dims[two] == (rows, 2, length, 3)

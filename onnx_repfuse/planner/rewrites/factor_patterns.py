@@ -9,7 +9,7 @@ tensor's size. No pattern means every element.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import prod
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout
+from onnx_repfuse.graph.dims import dims_of
+from onnx_repfuse.graph.extents import Dims, times
 from onnx_repfuse.graph.operators.index_maps import sliced
 from onnx_repfuse.graph.operators.space_maps import permutation
 from onnx_repfuse.graph.scope import Scope, Shape
@@ -114,7 +116,7 @@ def _sliced(shape: Shape, arguments: list[NDArray[Any]]) -> _Choice | None:
 
 def pattern_above(scope: Scope, view: gs.Node, pattern: Pattern) -> Pattern | None:
     """The pattern of what a view reads, given that of its output; None if it cannot be told."""
-    before, after = scope.shape(view.inputs[0].name), scope.shape(view.outputs[0].name)
+    before, after = (dims_of(scope, tensor.name) for tensor in (view.inputs[0], view.outputs[0]))
     if before is None or after is None or len(after) != pattern.ndim:
         return None
     if view.op == "Transpose":
@@ -130,9 +132,9 @@ def by_channel(pattern: Pattern, layout: ChannelLayout) -> NDArray[np.bool_] | N
     return np.broadcast_to(pattern.ravel(), (layout.channels,))
 
 
-def _reshaped(pattern: Pattern, shape: Shape, target: Shape) -> Pattern | None:
-    """A pattern of a tensor of `shape` for the same elements in `target`; both have the same order of elements."""
-    groups = _groups(shape, target)
+def _reshaped(pattern: Pattern, dims: Dims, target: Dims) -> Pattern | None:
+    """A pattern of a tensor of `dims` for the same elements in `target`; both have the same order of elements."""
+    groups = _groups(dims, target)
     if groups is None:
         return None
     full: list[int] = []
@@ -141,32 +143,28 @@ def _reshaped(pattern: Pattern, shape: Shape, target: Shape) -> Pattern | None:
     for inner, outer in groups:
         varies = any(size != 1 for size in pattern.shape[place : place + len(inner)])
         place += len(inner)
-        if varies and None in (*inner, *outer):
+        if varies and not _are_numbers(inner + outer):
             return None
-        full += [size or 1 for size in inner] if varies else [1] * len(inner)
-        result += [size or 1 for size in outer] if varies else [1] * len(outer)
+        full += [size if varies and isinstance(size, int) else 1 for size in inner]
+        result += [size if varies and isinstance(size, int) else 1 for size in outer]
     return np.broadcast_to(pattern, full).reshape(result)
 
 
-def _groups(shape: Shape, target: Shape) -> list[tuple[Shape, Shape]] | None:
+def _groups(dims: Dims, target: Dims) -> list[tuple[Dims, Dims]] | None:
     """Runs of axes that hold the same elements; None if a size that is not known is in the way."""
-    if shape.count(None) > 1 or target.count(None) > 1 or 0 in (*shape, *target):
+    if 0 in (*dims, *target):
         return None
-    groups: list[tuple[Shape, Shape]] = []
-    left, right = list(shape), list(target)
-    while left or right:
-        inner, outer = left[:1], right[:1]
-        del left[:1], right[:1]
-        while inner != outer and (None in (*inner, *outer) or _size(inner) != _size(outer)):
-            if None in (*inner, *outer):
-                return None
-            grows, rest = (inner, left) if _size(inner) < _size(outer) else (outer, right)
-            if not rest:
-                return None
-            grows.append(rest.pop(0))
-        groups.append((tuple(inner), tuple(outer)))
-    return groups
+    groups: list[tuple[Dims, Dims]] = []
+    while dims and target:
+        lengths = product(range(1, len(dims) + 1), range(1, len(target) + 1))
+        equal = (pair for pair in lengths if times(dims[: pair[0]]) == times(target[: pair[1]]))
+        inner, outer = next(equal, (0, 0))
+        if not inner:
+            return None
+        groups.append((dims[:inner], target[:outer]))
+        dims, target = dims[inner:], target[outer:]
+    return [*groups, (dims, target)] if {*dims, *target} <= {1} else None
 
 
-def _size(sizes: list[int | None]) -> int:
-    return prod(size or 1 for size in sizes)
+def _are_numbers(dims: Dims) -> bool:
+    return all(isinstance(dim, int) for dim in dims)

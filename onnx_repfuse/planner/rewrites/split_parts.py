@@ -1,27 +1,32 @@
-"""A factor and a shift behind one part of a Split go into the rows of the convolution before it.
+"""A factor and a shift behind one part of a convolution's channels go into the rows of the convolution.
 
     Split(Conv(x)) -> (a, b);  y = BatchNormalization(a)        ->        Split(Conv'(x)) -> (y, b)
 
-The convolution computes what the Split gives out, so its rows are those of the parts. No form of one tensor says this:
-the part becomes what the operator behind it computed, and the other parts stay what they are.
+The parts are those of a Split, or what several Slices and Gathers choose: the rows of the convolution are theirs. No
+form of one tensor says this: the part becomes what the operator behind it computed, and the others stay what they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from onnx_repfuse.algebra.affine_form import Form, Term
 from onnx_repfuse.algebra.bias import Bias
+from onnx_repfuse.algebra.choice import Picked, taps_of
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.algebra.kernels import Vector
+from onnx_repfuse.algebra.kernel_products import is_one
+from onnx_repfuse.algebra.kernels import Array, Vector
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.planner.folds.emit import Emission, emit
 from onnx_repfuse.planner.folds.planned import ScopePlan
@@ -35,18 +40,37 @@ from onnx_repfuse.records.report import Kind
 __all__ = ["fold_into_parts"]
 
 _ROLES = frozenset((Kind.AFFINE, Kind.CONCAT))
+_CHOICES = ("Gather", "Slice", "Split")
+
+
+class _Part(NamedTuple):
+    """Some channels of a convolution's output: the node that chooses them, and what stands behind, or None."""
+
+    node: gs.Node
+    output: str
+    channels: NDArray[np.intp]
+    behind: LinearOp | None
+
+    @property
+    def name(self) -> str:
+        """The tensor that is this part in the end."""
+        return self.output if self.behind is None else self.behind.output
 
 
 class _Parts(NamedTuple):
-    """A Split behind a convolution: the operator of the convolution, and what stands behind each part, or None."""
+    """The operator of a convolution, and the parts that all its consumers choose."""
 
-    split: gs.Node
     before: LinearOp
-    behind: list[LinearOp | None]
+    parts: list[_Part]
+
+    @property
+    def choices(self) -> list[gs.Node]:
+        """The nodes that choose the parts, in their order."""
+        return list({id(part.node): part.node for part in self.parts}.values())
 
 
 def fold_into_parts(plan: ScopePlan, cover: Cover, is_allowed: Callable[[frozenset[Kind]], bool]) -> bool:
-    """Fold what stands behind parts of Splits; whether there was any."""
+    """Fold what stands behind parts of a convolution's output; whether there was any."""
     if not is_allowed(_ROLES):
         return False
     replacements = Replacements(plan)
@@ -58,28 +82,55 @@ def fold_into_parts(plan: ScopePlan, cover: Cover, is_allowed: Callable[[frozens
 
 
 def _found(cover: Cover) -> Iterator[_Parts]:
-    """The Splits behind convolutions that have something to fold behind a part."""
+    """The convolutions read in parts, that have something to fold behind one of them."""
+    for node in cover.context.scope.nodes:
+        before = None if operator(node).weight is None else cover.lifts.get(node.outputs[0].name)
+        parts = None if before is None else _parts_of(cover, before)
+        if before is not None and parts and any(part.behind for part in parts) and _are_apart(parts):
+            yield _Parts(before, parts)
+
+
+def _parts_of(cover: Cover, before: LinearOp) -> list[_Part] | None:
+    """What all consumers of a convolution choose; None where one does anything else. A Slice alone is for covering."""
     scope = cover.context.scope
-    for node in scope.nodes:
-        before = _convolution_before(cover, node)
-        names = [tensor.name for tensor in node.outputs]
-        if before is None or not cover.banned.isdisjoint(names):
-            continue
-        if any(scope.is_used(name) and name not in cover.lifts for name in names):
-            continue  # a part of which nobody knows the channels
-        behind = [_behind(cover, name) for name in names]
-        if any(behind):
-            yield _Parts(node, before, behind)
+    consumers = scope.consumers.get(before.output, [])
+    if scope.is_seen(before.output) or not consumers or (len(consumers) == 1 and consumers[0].op != "Split"):
+        return None
+    parts: list[_Part] = []
+    for consumer in consumers:
+        names = [tensor.name for tensor in consumer.outputs]
+        if consumer.op not in _CHOICES or not cover.banned.isdisjoint(names):
+            return None
+        for name in names:
+            if consumer.op == "Split" and not scope.is_used(name):
+                continue
+            channels = _chosen(cover, name, before)
+            if channels is None:
+                return None
+            parts.append(_Part(consumer, name, channels, _behind(cover, name)))
+    return parts
 
 
-def _convolution_before(cover: Cover, split: gs.Node) -> LinearOp | None:
-    """The operator with a weight that a Split alone reads; None if there is none, or the node is no Split."""
-    if split.op != "Split" or not split.inputs:
+def _chosen(cover: Cover, part: str, before: LinearOp) -> NDArray[np.intp] | None:
+    """The channels of a convolution's output that a part consists of; None where it is anything else."""
+    lifted = cover.lifts.get(part)
+    if lifted is None or len(lifted.terms) != 1 or lifted.operands[0].name != before.output:
         return None
-    before = cover.lifts.get(split.inputs[0].name)
-    if before is None or operator(before.node).weight is None:
+    if lifted.view is not None or lifted.layout != before.layout or not lifted.bias.is_zero:
         return None
-    return before if cover.context.scope.is_private(before.output) else None
+    (term,) = lifted.terms
+    if not is_one(taps_of(term.kernel)):
+        return None
+    index = term.kernel.index if isinstance(term.kernel, Picked) else np.arange(lifted.channels)
+    return term.lo_in + index
+
+
+def _are_apart(parts: list[_Part]) -> bool:
+    """Whether what is folded behind a part changes no channel of another one."""
+    taken = np.concatenate([part.channels for part in parts])
+    channels, times = np.unique(taken, return_counts=True)
+    shared = channels[times > 1]
+    return not any(part.behind and np.isin(part.channels, shared).any() for part in parts)
 
 
 def _behind(cover: Cover, part: str) -> LinearOp | None:
@@ -107,14 +158,13 @@ def _lowered(cover: Cover, parts: _Parts) -> Lowered | None:
     """The convolution that computes the parts as they are behind the operators; None if one node does not."""
     before = parts.before
     scale, bias = np.ones(before.channels), Bias.zeros(before.channels)
-    for tensor, lifted in zip(parts.split.outputs, parts.behind, strict=True):
-        if lifted is None:
+    for part in parts.parts:
+        if part.behind is None:
             continue
-        lo = cover.lifts[tensor.name].terms[0].lo_in
-        kernel = lifted.terms[0].kernel
+        kernel = part.behind.terms[0].kernel
         assert isinstance(kernel, Vector)
-        scale[lo : lo + lifted.channels] = kernel.scale
-        bias = bias + lifted.bias.placed(lo, before.channels)
+        scale[part.channels] = kernel.scale
+        bias = bias + part.behind.bias.mapped(partial(_at, part.channels, before.channels))
     axis, rank = before.layout
     factors = Vector(Geometry.diagonal(before.channels, rank, axis), scale)
     outer = Form(before.channels, before.layout, (Term(before.output, factors),), bias)
@@ -131,31 +181,38 @@ def _lowered(cover: Cover, parts: _Parts) -> Lowered | None:
     return lowered if lowered is not None and [step.op for step in lowered.steps] == ["Conv"] else None
 
 
+def _at(channels: NDArray[np.intp], total: int, values: Array) -> Array:
+    """A value for each of some channels, and zero for the others."""
+    result = np.zeros(total)
+    result[channels] = values
+    return result
+
+
 def _written(plan: ScopePlan, cover: Cover, parts: _Parts, lowered: Lowered) -> dict[int, list[gs.Node]]:
     """The nodes in the place of others, noted as one fold for each part: its output is compared by itself."""
-    scope, split, before = plan.scope, parts.split, parts.before
+    scope, before = plan.scope, parts.before
     emission, whole = _emitted(cover, parts, lowered)
-    names = [
-        tensor.name if lifted is None else lifted.output
-        for tensor, lifted in zip(split.outputs, parts.behind, strict=True)
-    ]
-    inputs = [whole, *(tensor.name for tensor in split.inputs[1:])]
-    created = [
-        *emission.nodes,
-        new_node("Split", scope.fresh(f"{names[0]}_fused"), split.attrs, inputs, names),
-    ]
+    names = {part.output: part.name for part in parts.parts}
+    chosen = {id(node): _choice(scope, node, whole, names) for node in parts.choices}
+    first, *others = parts.choices
     macs = cover.entries[before.output].node.macs
-    replaced = {id(split): created}
-    for name, lifted in zip(names, parts.behind, strict=True):
-        absorbed = [before.node, split]
-        if lifted is not None:
-            absorbed.append(lifted.node)
-            replaced[id(lifted.node)] = []
-        elif not scope.is_used(name):
-            continue
-        add_fold(plan, name, _ROLES, absorbed, list(created), (macs, macs))
+    replaced: dict[int, list[gs.Node]] = {id(first): [*emission.nodes, *chosen.values()]}
+    replaced |= {id(node): [] for node in others}
+    for part in parts.parts:
+        absorbed = [before.node, part.node]
+        if part.behind is not None:
+            absorbed.append(part.behind.node)
+            replaced[id(part.behind.node)] = []
+        add_fold(plan, part.name, _ROLES, absorbed, [*emission.nodes, chosen[id(part.node)]], (macs, macs))
         macs = 0  # counted once
     return replaced
+
+
+def _choice(scope: Scope, node: gs.Node, whole: str, names: dict[str, str]) -> gs.Node:
+    """A node that chooses parts, of another tensor."""
+    outputs = [names.get(tensor.name, tensor.name) for tensor in node.outputs]
+    inputs = [whole, *(tensor.name for tensor in node.inputs[1:])]
+    return new_node(node.op, scope.fresh(f"{outputs[0]}_fused"), node.attrs, inputs, outputs)
 
 
 def _emitted(cover: Cover, parts: _Parts, lowered: Lowered) -> tuple[Emission, str]:

@@ -56,6 +56,77 @@ def _sequences(**fields: object) -> Net:
     return Net(shape=("N", 5, CHANNELS))
 
 
+def heads_of_any_length(net: Net, y: str, *sizes: int) -> str:
+    """(N, L, C) -> (N, L, *sizes), with the sizes that both of torch's exporters compute of a tensor's shape."""
+    shape = net.op("Shape", "x")
+    rows = [net.op("Gather", shape, net.const(np.array(axis))) for axis in (0, 1)]
+    listed = [net.op("Unsqueeze", row, net.const(np.array([0]))) for row in rows]
+    return str(
+        net.op("Reshape", y, net.op("Concat", *listed, *(net.const(np.array([s])) for s in sizes), axis=0))
+    )
+
+
+@pytest.mark.parametrize("parts", ["three projections", "Split", "Slice", "Gather"])
+@pytest.mark.parametrize("where", ["q", "k", "scores"])
+def test_the_factor_of_attention_at_any_batch_and_length(parts: str, where: str) -> None:
+    net = Net(shape=("N", "L", CHANNELS))
+
+    def scaled(y: str, place: str) -> str:
+        return str(net.op("Mul", y, net.const(0.6))) if place == where else y
+
+    if parts == "three projections":
+        q, k, v = (
+            net.op(
+                "Transpose", heads_of_any_length(net, dense(net, CHANNELS), HEADS, WIDTH), perm=[0, 2, 1, 3]
+            )
+            for _ in range(3)
+        )
+    else:
+        y = heads_of_any_length(net, dense(net, 3 * CHANNELS), 3, HEADS, WIDTH)
+        y = net.op("Transpose", y, perm=[2, 0, 3, 1, 4])
+        zero = net.const(np.array([0]))
+        if parts == "Split":
+            chosen = net.op("Split", y, outputs=3, axis=0)
+        elif parts == "Slice":
+            chosen = [
+                net.op("Slice", y, *(net.const(np.array([n])) for n in (p, p + 1, 0))) for p in range(3)
+            ]
+        else:
+            chosen = [net.op("Gather", y, net.const(np.array(p)), axis=0) for p in range(3)]
+        q, k, v = chosen if parts == "Gather" else [net.op("Squeeze", part, zero) for part in chosen]
+    keys = scaled(net.op("Transpose", k, perm=[0, 1, 3, 2]), "k")
+    scores = scaled(net.op("MatMul", scaled(q, "q"), keys), "scores")
+    model = net.model(net.op("MatMul", net.op("Softmax", scores, axis=-1), v))
+    result = fuse(model)
+    assert "Mul" not in counts(result.model)
+    assert equal(model, result.model) > 0
+    assert not fuse(result.model).report.folds
+
+
+def dense(net: Net, width: int) -> str:
+    """A projection of "x" with a bias."""
+    return str(net.op("Add", net.op("MatMul", "x", net.random(CHANNELS, width)), net.random(width)))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_factor_of_parts_that_share_an_axis_with_positions(dynamic: bool) -> None:
+    """YOLO11's attention: (N, C, H, W) -> (N, heads, 3*width, H*W), split along the third axis."""
+    net = Net(CHANNELS, shape=("N", CHANNELS, *(("H", "W") if dynamic else (3, 4))))
+    y = net.conv("x", CHANNELS, 3 * CHANNELS, 1)
+    shape = net.op("Shape", "x")
+    sizes = [net.op("Gather", shape, net.const(np.array([axis]))) for axis in (0, 2, 3)]
+    middle = net.const(np.array([HEADS, 3 * WIDTH]))
+    flat = net.op("Concat", sizes[0], middle, net.op("Mul", *sizes[1:]), axis=0)
+    split = net.const(np.array([WIDTH] * 3))
+    q, k, v = net.op("Split", net.op("Reshape", y, flat), split, outputs=3, axis=2)
+    scores = net.op("Mul", net.op("MatMul", net.op("Transpose", q, perm=[0, 1, 3, 2]), k), net.const(0.6))
+    weights = net.op("Transpose", net.op("Softmax", scores, axis=-1), perm=[0, 1, 3, 2])
+    model = net.model(net.op("MatMul", v, weights))
+    result = fuse(model)
+    assert [n.op_type for n in result.model.graph.node].count("Mul") == dynamic  # of H and W
+    assert equal(model, result.model) > 0
+
+
 @pytest.mark.parametrize("where", ["q", "k", "scores"])
 @pytest.mark.parametrize("op", ["Mul", "Div"])
 @pytest.mark.parametrize("dynamic", [False, True])

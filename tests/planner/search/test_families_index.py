@@ -739,6 +739,51 @@ def test_parts_of_a_split_of_a_matrix_product() -> None:
     check(net.model(*outputs), {"Gemm": 1, "Split": 1, "Relu": 1, "Sigmoid": 1})
 
 
+@pytest.mark.parametrize("space", [1, 2, 3])
+@pytest.mark.parametrize("how", ["slice", "gather", "both"])
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+def test_norm_behind_channels_that_slices_and_gathers_choose(op: str, how: str, space: int) -> None:
+    net = Net(4, shape=("N", 4, "H", "W", "D")[: space + 2])
+    window = (2,) * space
+    y = net.conv("x", 4, 8, window, pad=0) if op == "Conv" else net.op(op, "x", net.random(4, 8, *window))
+    first = gather(net, y, 6, 1, 0) if how != "slice" else cut(net, y, [1], [0], [3], [1])
+    second = (
+        gather(net, y, 7, 5, 2)
+        if how == "gather"
+        else cut(net, y, [1], [-1], [-3 if how == "both" else 3], [-1])
+    )
+    width = 2 if how == "both" else 3 if how == "gather" else 4
+    outputs = (
+        net.op("Relu", net.bn(first, 3)),
+        net.op("Sigmoid", net.op("Mul", second, net.channel(width, space))),
+    )
+    kept = {"Gather": 2} if how == "gather" else {"Slice": 2} if how == "slice" else {"Gather": 1, "Slice": 1}
+    if how == "both":  # 7 is chosen by one, 6 by both
+        check(net.model(*outputs), None)
+        return
+    result = check(net.model(*outputs), {**kept, op: 1, "Relu": 1, "Sigmoid": 1})
+    assert result.report.after.macs == result.report.before.macs
+
+
+def test_norm_behind_columns_that_slices_choose() -> None:
+    net = Net(shape=("N", 4))
+    product = net.op("Gemm", "x", net.random(4, 6), net.random(6))
+    first, second = cut(net, product, [1], [0], [2], [1]), cut(net, product, [-1], [2], [END], [1])
+    outputs = net.op("Relu", net.bn(first, 2)), net.op("Sigmoid", net.op("Sub", second, net.const(0.5)))
+    check(net.model(*outputs), {"Gemm": 1, "Slice": 2, "Relu": 1, "Sigmoid": 1})
+
+
+def test_channels_that_are_chosen_and_read_otherwise_stay() -> None:
+    net = Net(4)
+    y = net.conv("x", 4, 8, 3)
+    first, second = cut(net, y, [1], [0], [3], [1]), cut(net, y, [2], [0], [3], [1])
+    check(net.model(net.op("Relu", net.bn(first, 3)), net.op("Sigmoid", second)), None)
+    net = Net(4)
+    y = net.conv("x", 4, 8, 3)
+    first, second = cut(net, y, [1], [0], [3], [1]), cut(net, y, [1], [3], [END], [1])
+    check(net.model(net.op("Relu", net.bn(first, 3)), net.op("Sigmoid", second), net.op("Tanh", y)), None)
+
+
 def test_parts_of_a_split_with_other_consumers_stay() -> None:
     net = Net(4)
     first, second = split(net, net.conv("x", 4, 8, 3), 5, 3)
