@@ -1,4 +1,4 @@
-"""What Reshape, Transpose, Gather and GatherND do to the axes of a tensor, one after the other.
+"""What Reshape, Transpose, Squeeze, Unsqueeze, Gather and GatherND do to the axes of a tensor, one after the other.
 
 An axis is a list of parts: (n, C, h, w) reshaped to (n, g, C/g, h, w) splits C into two, a Transpose orders the axes,
 and another Reshape joins them. A part knows how far apart its positions are along the axis it comes from. So the
@@ -7,6 +7,7 @@ result says of each of its positions where in the first tensor it comes from:
     channel_shuffle    (n, C, h, w) -> (n, g, C/g, h, w) -> (n, C/g, g, h, w) -> (n, C, h, w)
     pixel_unshuffle    (n, C, h, w) -> (n, C, h/r, r, w/r, r) -> (n, C, r, r, h/r, w/r) -> (n, C*r*r, h/r, w/r)
     x[:, [2, 1, 0]]    (n, C, h, w) -> (C, n, h, w) -> GatherND -> (C, n, h, w) -> (n, C, h, w)
+    x[:, 2][:, None]   (n, C, h, w) -> Gather of one number -> (n, h, w) -> (n, 1, h, w)
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def rearranged(scope: Scope, tensor: Rearranged, node: gs.Node) -> Rearranged | 
     if node.op == "Transpose":
         order = permutation(node, len(tensor.axes))
         return replace(tensor, axes=tuple(tensor.axes[axis] for axis in order))
-    if node.op == "Reshape":
+    if node.op in ("Reshape", "Squeeze", "Unsqueeze"):  # the elements keep their order
         return _reshaped(scope, tensor, node)
     if node.op in ("Gather", "GatherND"):
         return _gathered(scope, tensor, node)
@@ -72,7 +73,7 @@ def rearranged(scope: Scope, tensor: Rearranged, node: gs.Node) -> Rearranged | 
 
 
 def _gathered(scope: Scope, tensor: Rearranged, node: gs.Node) -> Rearranged | None:
-    """A Gather by a list, or a GatherND that does the same along the first axis."""
+    """A Gather by a list or a number, or a GatherND that does the same along the first axis."""
     const = scope.const(optional_input(node, 1))
     if const is None or not _chooses_along_one_axis(node, const.shape):
         return None
@@ -85,14 +86,17 @@ def _gathered(scope: Scope, tensor: Rearranged, node: gs.Node) -> Rearranged | N
     if not len(index) or index.min() < -size or index.max() >= size:
         return None
     axes = list(tensor.axes)
-    axes[axis] = (Part(source.axis, len(index)),)
+    if const.shape:
+        axes[axis] = (Part(source.axis, len(index)),)
+    else:
+        del axes[axis]  # one place, and the axis is gone
     return Rearranged(tuple(axes), {**tensor.chosen, source.axis: index % size})
 
 
 def _chooses_along_one_axis(node: gs.Node, index: tuple[int, ...]) -> bool:
-    """Whether an index of this shape lists places: of another rank, a Gather would add axes to the tensor."""
+    """Whether an index of this shape lists places: of a higher rank, a Gather would add axes to the tensor."""
     if node.op == "Gather":
-        return len(index) == 1
+        return len(index) <= 1
     return len(index) == 2 and index[1] == 1 and not node.attrs.get("batch_dims")
 
 

@@ -35,8 +35,8 @@ from onnx_repfuse.records.report import Kind
 
 __all__ = ["lift_shuffle", "lift_space_to_depth"]
 
-LAST = frozenset(("Reshape", "Transpose"))
-INNER = frozenset(("Gather", "GatherND", "Reshape", "Transpose"))
+LAST = frozenset(("Reshape", "Transpose", "Unsqueeze"))
+INNER = frozenset(("Gather", "GatherND", "Reshape", "Squeeze", "Transpose", "Unsqueeze"))
 MAX_STEPS_BACK = 5  # from the last node of a shuffle to its first
 MAX_BLOCK = 64  # positions that become channels: of each channel, that many taps are kept
 MODES_SINCE = 11  # the opset that brought the order CRD; before, DepthToSpace is DCR
@@ -56,7 +56,7 @@ def lift_space_to_depth(context: Context, node: gs.Node) -> LinearOp | None:
 
 
 def lift_shuffle(context: Context, node: gs.Node) -> LinearOp | None:
-    """The shuffle that ends with a Reshape or a Transpose."""
+    """The shuffle that ends with a Reshape, a Transpose or an Unsqueeze."""
     if node.op not in LAST:
         return None
     for nodes in _chains(context, node):
@@ -67,6 +67,8 @@ def lift_shuffle(context: Context, node: gs.Node) -> LinearOp | None:
         if context.scope.data_type(source) not in FLOAT_FORMATS:
             return None
         steps = list(_rearrangements(context, dims, nodes))
+        if _takes_channel_off_and_on(steps, nodes):
+            return _operator(node, source, Vector.unit(1, (1, len(dims) - 2)), tuple(nodes[:-1]))
         if len(nodes) - _undone(steps) < 2:
             return None  # what is left is a view, or nothing: views that undo each other go another way
         tensor = steps[-1] if len(steps) > len(nodes) else None
@@ -89,6 +91,15 @@ def _rearrangements(context: Context, dims: Dims, nodes: Sequence[gs.Node]) -> I
         tensor = rearranged(context.scope, tensor, node)
     if tensor is not None:
         yield tensor
+
+
+def _takes_channel_off_and_on(steps: Sequence[Rearranged], nodes: Sequence[gs.Node]) -> bool:
+    """Whether a Squeeze removes the axis of a single channel, so that it is no view, and an Unsqueeze adds it again.
+
+    As torch.stack of what unbind gives is exported.
+    """
+    is_pair = [node.op for node in nodes] == ["Squeeze", "Unsqueeze"] and len(steps) == len(nodes) + 1
+    return is_pair and steps[0].is_like(steps[-1]) and not steps[0].axes[1]
 
 
 def _undone(steps: Sequence[Rearranged]) -> int:

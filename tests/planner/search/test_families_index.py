@@ -497,6 +497,40 @@ def test_channels_gathered_between_transposes(shape: tuple[int | str, ...], nd: 
     check(net.model(net.conv(net.op("Transpose", chosen, perm=[1, 0, 2, 3]), 3, 8, 3)), {"Conv": 1})
 
 
+@pytest.mark.parametrize("space", [1, 2, 3])
+@pytest.mark.parametrize("how", ["Gather", "Split", "Slice"])
+@pytest.mark.parametrize("transforms", [False, True])
+def test_channels_taken_one_by_one(space: int, how: str, transforms: bool) -> None:
+    """torchvision's `transform_input`, and torch.stack of channels: an axis goes and comes again."""
+    net = Net(3, shape=("N", 3, "H", "W", "D")[: space + 2])
+    parts = []
+    one = ints(net, 1)
+    split = net.op("Split", "x", ints(net, 1, 1, 1), outputs=3, axis=1) if how == "Split" else []
+    for number in (2, 0, 1):
+        if how == "Gather":
+            y = net.op("Gather", "x", net.const(np.array(number)), axis=1)
+        else:
+            part = split[number] if split else cut(net, "x", [1], [number], [number + 1], [1])
+            y = net.op("Squeeze", part, one)
+        y = net.op("Unsqueeze", y, one)
+        if transforms:
+            y = net.op("Sub", net.op("Mul", y, net.const(0.4 + number)), net.const(0.1))
+        parts.append(y)
+    y = net.op("Concat", *parts, axis=1)
+    check(net.model(net.conv(y, 3, 8, (3,) * space, pad=0)), {"Conv": 1})
+
+
+def test_an_image_or_a_row_taken_alone_is_no_channel() -> None:
+    for axis in (0, 2):
+        net = Net(shape=(3, 3, 3, 3))
+        y = net.op("Unsqueeze", net.op("Gather", "x", net.const(np.array(1)), axis=axis), ints(net, axis))
+        model = net.model(net.conv(net.op("Mul", y, net.const(2.0)), 3, 8, (1, 1)))
+        assert counts(fuse(model).model)["Gather"] == 1
+    net = Net(shape=(3, 3, 3, 3))
+    y = net.op("Unsqueeze", net.op("Gather", "x", net.const(np.array(1)), axis=0), ints(net, 1))
+    check(net.model(net.conv(y, 1, 8, (1, 1))), None)  # the channels of one image as images of one channel
+
+
 def test_positions_gathered_between_transposes_stay() -> None:
     net = Net(shape=(2, 3, 5, 4))
     first = net.op("Transpose", "x", perm=[2, 1, 0, 3])
