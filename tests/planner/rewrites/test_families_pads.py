@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.build import Net, check
+from onnx_repfuse import Options, fuse
+from tests.build import Net, check, counts
 
 
 def padded(net: Net, x: str, amounts: list[int], **attrs: Any) -> str:
@@ -29,6 +30,74 @@ def test_before_an_average_pool(opset: int, amounts: list[int], window: dict[str
     net = Net(4, opset=opset, ir=8, shape=("N", 4, 7, 8) if is_cut else None)
     y = net.op("AveragePool", padded(net, net.op("Relu", "x"), amounts), kernel_shape=[3, 3], **window)
     check(net.model(y), {"Relu": 1, "AveragePool": 1}, largest=6)
+
+
+ACTIVATIONS: dict[str, tuple[str, ...]] = {
+    "Relu": (), "Sigmoid": (), "Abs": (), "Exp": (), "HardSigmoid": (), "Softplus": (), "Clip": ("low", "high"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("opset", [8, 13, 19])
+@pytest.mark.parametrize("op", ACTIVATIONS)
+@pytest.mark.parametrize("window", [{}, {"strides": [2, 2]}, {"pads": [0, 1, 1, 0]}])
+def test_zeros_before_a_maximum_of_what_is_never_negative(
+    opset: int, op: str, window: dict[str, Any]
+) -> None:
+    """As TensorFlow's ResNets pad."""
+    net = Net(4, opset=opset, ir=8)
+    if op == "Clip":
+        y = (
+            net.op(op, "x", min=0.0, max=6.0)
+            if opset < 11
+            else net.op(op, "x", net.const(0.0), net.const(6.0))
+        )
+    else:
+        y = net.op(op, "x")
+    y = net.op("MaxPool", padded(net, y, [1, 0, 1, 2]), kernel_shape=[4, 3], **window)
+    check(net.model(y), {op: 1, "MaxPool": 1}, largest=6)
+
+
+@pytest.mark.parametrize("value", [-np.inf, float(np.finfo(np.float32).min)])
+@pytest.mark.parametrize("opset", [8, 13])
+def test_the_lowest_value_before_a_maximum(opset: int, value: float) -> None:
+    net = Net(4, opset=opset, ir=8)
+    y = net.conv("x", 4, 4, 3)
+    listed = [0, 0, 1, 0, 0, 0, 1, 2]
+    if opset < 11:
+        y = net.op("Pad", y, pads=listed, value=value)
+    else:
+        y = net.op("Pad", y, net.const(np.array(listed)), net.const(value))
+    pools = [net.op("MaxPool", y, kernel_shape=[k, 3]) for k in (2, 3)]
+    check(net.model(*pools), {"Conv": 1, "MaxPool": 2}, largest=6)
+
+
+@pytest.mark.parametrize(
+    "trap",
+    ["may be negative", "low", "other value", "dilated", "padding alone", "consumer", "indices", "ceil"],
+)
+def test_what_a_maximum_may_see_of_its_padding_stays(trap: str) -> None:
+    net = Net(4)
+    x = net.conv("x", 4, 4, 3)
+    if trap == "low":
+        y = net.op("Clip", x, net.const(-1.0), net.const(1.0))
+    else:
+        y = net.op("LeakyRelu" if trap == "may be negative" else "Relu", x)
+    value = [net.const(1.0)] if trap == "other value" else []
+    pad = net.op("Pad", y, net.const(np.array([0, 0, 1, 1, 0, 0, 1, 1])), *value)
+    attrs: dict[str, Any] = {
+        "dilated": {"dilations": [2, 2]},
+        "ceil": {"ceil_mode": 1, "strides": [2, 2]},
+    }.get(trap, {})
+    window = [1, 1] if trap == "padding alone" else [3, 3]
+    pool = net.op("MaxPool", pad, kernel_shape=window, outputs=2 if trap == "indices" else 1, **attrs)
+    outputs = pool if trap == "indices" else [pool]
+    others = [net.op("Tanh", pad)] if trap == "consumer" else []
+    result = fuse(net.model(outputs[0], *others), options=Options(check=False))
+    assert counts(result.model)["Pad"] == 1
+    net = Net(4)
+    low = net.op("Pad", "x", net.const(np.array([0, 0, 1, 1, 0, 0, 1, 1])), net.const(-np.inf))
+    weight = net.default(np.ones((4, 4, 3, 3)))  # which a Conv of its own would multiply with -inf
+    check(net.model(net.op("MaxPool", low, kernel_shape=[3, 3]), net.op("Conv", low, weight)), None)
 
 
 def test_several_consumers() -> None:
