@@ -1,8 +1,8 @@
 """Nodes that give out what they read, at any rank: their consumers may read that instead.
 
 Identity, a Cast to the type that is there, a Dropout that drops nothing, a Reshape to the shape that is there, a Slice
-of everything, a Pad by nothing, and arithmetic with ones or zeros. An Add of zero changes one value: -0 becomes 0, of
-which `1 / x` makes infinities of other signs.
+of everything, a Pad by nothing, a Tile of one, a sum or maximum of one tensor, arithmetic with ones or zeros. An Add of
+zero changes one value: -0 becomes 0, of which `1 / x` makes infinities of other signs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.operators.facts import HAVE_SUBGRAPHS
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, Scope, optional_input, static
+from onnx_repfuse.graph.size_lists import constant_list
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
 __all__ = ["constant_beside", "drops", "given_out", "shows_zero", "tells_zeros_apart"]
@@ -112,9 +113,23 @@ def _reshape(scope: Scope, node: gs.Node) -> str:
 
 
 def _expand(scope: Scope, node: gs.Node) -> str:
+    """What keeps every size; of an Expand, sizes of 1 do so whatever the tensor's are, but may add an axis."""
     name = str(node.inputs[0].name)
+    listed = constant_list(scope, optional_input(node, 1)) if node.op == "Expand" else None
+    if listed is not None and set(listed) <= {1}:
+        return name if len(listed) <= len(scope.shape(name) or ()) else ""
     shape = static(scope.shape(name))
     return name if shape is not None and scope.shape(node.outputs[0].name) == shape else ""
+
+
+def _tile(scope: Scope, node: gs.Node) -> str:
+    listed = constant_list(scope, optional_input(node, 1)) if len(node.inputs) == 2 else None
+    return str(node.inputs[0].name) if listed is not None and set(listed) <= {1} else ""
+
+
+def _split(scope: Scope, node: gs.Node) -> str:
+    """Of one part, which is the whole."""
+    return str(node.inputs[0].name) if len(node.outputs) == 1 else ""
 
 
 def _slice(scope: Scope, node: gs.Node) -> str:
@@ -141,6 +156,7 @@ def _pad(scope: Scope, node: gs.Node) -> str:
 
 
 def _product(scope: Scope, node: gs.Node) -> str:
+    """A product or quotient by one, or its first power."""
     name, const = constant_beside(scope, node, commutes=node.op == "Mul")
     return name if const is not None and _is_from_file(const) and np.all(const.read() == 1) else ""
 
@@ -203,13 +219,19 @@ _RULES: dict[str, Callable[[Scope, gs.Node], str]] = {
     "Expand": _expand,
     "Flatten": _reshape,
     "Identity": _identity,
+    "Max": _identity,
+    "Mean": _identity,
+    "Min": _identity,
     "Mul": _product,
     "Pad": _pad,
+    "Pow": _product,
     "Reshape": _reshape,
     "Slice": _slice,
+    "Split": _split,
     "Squeeze": _reshape,
     "Sub": _sum,
     "Sum": _identity,
+    "Tile": _tile,
     "Transpose": _transpose,
     "Unsqueeze": _reshape,
 }

@@ -48,7 +48,7 @@ SHAPES: list[tuple[int | str, ...]] = [
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
-    ("op", "value"), [("Mul", 1.0), ("Div", 1.0), ("Add", 0.0), ("Sub", 0.0), ("Add", -0.0)]
+    ("op", "value"), [("Mul", 1.0), ("Div", 1.0), ("Pow", 1.0), ("Add", 0.0), ("Sub", 0.0), ("Add", -0.0)]
 )
 @pytest.mark.parametrize("first", [False, True])
 def test_arithmetic_with_one_and_zero(
@@ -61,7 +61,7 @@ def test_arithmetic_with_one_and_zero(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("op", ["Identity", "Cast", "Dropout", "Sum", "Transpose"])
+@pytest.mark.parametrize("op", ["Identity", "Cast", "Dropout", "Max", "Mean", "Min", "Sum", "Transpose"])
 def test_copies(shape: tuple[int | str, ...], op: str) -> None:
     attributes: dict[str, dict[str, Any]] = {
         "Cast": {"to": TensorProto.FLOAT},
@@ -85,6 +85,25 @@ def test_views_of_everything() -> None:
     _gone(net, net.op("Concat", net.op("Relu", "x"), axis=1))
 
 
+@pytest.mark.parametrize("op", ["Expand", "Tile", "Split"])
+def test_one_of_a_tensor_of_any_size(op: str) -> None:
+    net = Net(shape=("N", "L", 5))
+    y = net.op("Relu", "x")
+    lists = {"Expand": [1, 1], "Tile": [1, 1, 1], "Split": [5]}
+    attributes = {"axis": 2} if op == "Split" else {}
+    _gone(net, net.op(op, y, net.const(np.array(lists[op])), **attributes))
+
+
+def test_between_convolutions() -> None:
+    """Where channels are known, too."""
+    net = Net(4)
+    y = net.op("Max", net.op("Pow", net.conv("x", 4, 4, 3), net.const(1.0)))
+    model = net.model(net.op("Relu", net.bn(net.op("Min", y), 4)))
+    result = fuse(model)
+    assert counts(result.model) == {"Conv": 1, "Relu": 1}
+    assert equal(model, result.model) > 0
+
+
 def test_what_broadcasts_stays() -> None:
     for shape, constant in (
         (("N", 4, 1), np.ones(3)),  # widens the last axis
@@ -94,6 +113,14 @@ def test_what_broadcasts_stays() -> None:
     ):
         net = _net(*shape)
         _stays(net, net.op("Mul", net.op("Relu", "x"), net.const(constant)))
+    net = _net("N", 4)
+    _stays(net, net.op("Expand", net.op("Relu", "x"), net.const(np.array([1, 1, 1]))))
+    net = _net("N", 4)
+    _stays(
+        net,
+        net.op("Pow", net.op("Relu", "x"), net.const(2.0)),
+        net.op("Tile", "x", net.const(np.array([1, 2]))),
+    )
 
 
 def test_what_is_no_identity_stays() -> None:

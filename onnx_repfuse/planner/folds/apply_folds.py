@@ -13,7 +13,7 @@ from onnx_repfuse.graph.decode import read_instead
 from onnx_repfuse.graph.edit_points import replace_aliases, replace_nodes
 from onnx_repfuse.graph.no_ops import given_out
 from onnx_repfuse.graph.scope import Scope
-from onnx_repfuse.lift import Context
+from onnx_repfuse.lift import Context, may_be_linear
 from onnx_repfuse.planner.folds.emit import emit
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.planner.folds.replacements import (
@@ -148,7 +148,8 @@ def remove_no_ops(
         source = given_out(scope, node)
         if not source or not is_free(node) or not _may_be_read_through(scope, node):
             continue
-        if node.op not in _TRANSPARENT and (id(node) in protected or node.outputs[0].name in layouts):
+        is_seen_by_covering = node.outputs[0].name in layouts and may_be_linear(node)
+        if node.op not in _TRANSPARENT and (id(node) in protected or is_seen_by_covering):
             continue
         name = node.outputs[0].name
         aliases[name] = source

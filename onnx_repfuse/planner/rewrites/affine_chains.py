@@ -34,7 +34,7 @@ from onnx_repfuse.records.report import Kind, Refusal
 __all__ = ["chain_refusals", "merge_chains"]
 
 Array = NDArray[np.float64]
-_OPERATORS = ("Add", "Div", "Mul", "Neg", "Sub")
+_OPERATORS = ("Add", "Div", "Mul", "Neg", "Sub", "Sum")
 MAX_ELEMENTS = 1 << 20  # of a constant that a chain becomes
 MAX_GROWTH = 4  # of the elements of all constants of a chain
 
@@ -209,7 +209,7 @@ def _worth_merging(paths: Paths, nodes: list[gs.Node]) -> _Chain | None:
 
 def _changes_sign_of_zero(scope: Scope, chain: _Chain) -> bool:
     """Whether it adds nothing in the end, but what is behind it may see that it made 0 of -0 on the way."""
-    adds = any(node.op in ("Add", "Sub") for node in chain.nodes)
+    adds = any(node.op in ("Add", "Sub", "Sum") for node in chain.nodes)
     return adds and not chain.affine.shift.all() and tells_zeros_apart(scope, chain.output)
 
 
@@ -240,7 +240,7 @@ def _factor_and_shift(op: str, value: Array, *, is_left: bool) -> tuple[Array, A
     one, zero = np.ones(()), np.zeros(())
     if op == "Neg":
         return -one, zero
-    if op == "Add":
+    if op in ("Add", "Sum"):
         return one, value
     if op == "Sub":
         return (-one, value) if is_left else (one, -value)

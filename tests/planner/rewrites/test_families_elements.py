@@ -32,7 +32,9 @@ def test_decoding_of_boxes() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (4,), ("N", 4), ("N", 4, 5), ("N", 4, 3, 5), ("N", 2, 4, 3, 5)])
-@pytest.mark.parametrize("ops", ["Mul Mul", "Add Sub", "Mul Add Div", "Neg Mul Neg", "Sub Neg Mul Add"])
+@pytest.mark.parametrize(
+    "ops", ["Mul Mul", "Add Sub", "Mul Add Div", "Neg Mul Neg", "Sub Neg Mul Add", "Sum Mul Sum"]
+)
 def test_scalars_at_every_rank(shape: tuple[int | str, ...], ops: str) -> None:
     net = net_of(*shape)
     y = net.op("Relu", "x")
@@ -41,7 +43,7 @@ def test_scalars_at_every_rank(shape: tuple[int | str, ...], ops: str) -> None:
     model = net.model(net.op("Relu", y))
     result = fuse(model)
     left = {op: count for op, count in counts(result.model).items() if op != "Relu"}
-    adds = any(op in ops for op in ("Add", "Sub"))
+    adds = any(op in ops for op in ("Add", "Sub", "Sum"))
     multiplies = any(op in ops for op in ("Mul", "Div"))
     assert sum(left.values()) == adds + multiplies, left
     assert equal(model, result.model) > 0
