@@ -32,6 +32,9 @@ from onnx_repfuse.graph.windows import window_of
 __all__ = ["dims_of", "equal_shapes", "known_dims", "known_list", "note_sizes", "split_sizes"]
 
 
+NEGATIVE_AXES_SINCE = 11
+
+
 def known_dims(scope: Scope) -> dict[str, Dims]:
     """The dims of every tensor of a scope of which at least the rank is known, found once for the nodes it has."""
     if not scope.dims:  # asked for the first time
@@ -231,15 +234,21 @@ class _Following:
         axis %= len(first)
         return (*first[:axis], sizes[number], *first[axis + 1 :])
 
+    def named_axes(self, node: gs.Node) -> list[int] | None:
+        """The axes of a Squeeze or Unsqueeze; runtimes read negative ones otherwise before opset 11 allowed them."""
+        axes = _axes(self.scope, node)
+        is_clear = axes is not None and (self.scope.opset >= NEGATIVE_AXES_SINCE or min(axes) >= 0)
+        return axes if is_clear else None
+
     def squeezed(self, node: gs.Node) -> Dims | None:
         """Of a Squeeze of axes that it names."""
-        first, axes = self.first(node), _axes(self.scope, node)
+        first, axes = self.first(node), self.named_axes(node)
         gone = {axis % len(first) for axis in axes or ()} if first else None
         return tuple(dim for axis, dim in enumerate(first) if axis not in gone) if gone else None
 
     def unsqueezed(self, node: gs.Node) -> Dims | None:
         """Of an Unsqueeze: a size of 1 for each new axis."""
-        axes = _axes(self.scope, node)
+        axes = self.named_axes(node)
         if axes is None:
             return None
         left = list(self.first(node))

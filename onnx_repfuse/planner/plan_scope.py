@@ -51,6 +51,7 @@ from onnx_repfuse.planner.rewrites.move_factors import factor_refusals, move_fac
 from onnx_repfuse.planner.rewrites.padded_windows import apply_padded_windows
 from onnx_repfuse.planner.rewrites.pass_maxima import apply_maxima, maximum_refusals
 from onnx_repfuse.planner.rewrites.scalar_paths import Paths
+from onnx_repfuse.planner.rewrites.shift_paths import ShiftPaths
 from onnx_repfuse.planner.rewrites.slopes import is_slow_prelu
 from onnx_repfuse.planner.rewrites.split_parts import fold_into_parts
 from onnx_repfuse.planner.rewrites.subsampling import apply_subsamplings, subsampling_refusals
@@ -211,9 +212,11 @@ class _Planning:
         is_merged = self.options.allows(Kind.AFFINE) and merge_chains(self.plan, self.paths(layouts))
         self._changed(written=is_merged)
         is_merged |= self.fold_into_weights(layouts)
-        is_moved = move_factors(self.plan, self.paths(layouts), self.options.allows_all)
-        self._changed(written=is_moved)
-        return channel_layouts(self.plan.scope, layouts) if is_merged or is_moved else layouts
+        for ways in (Paths, ShiftPaths):
+            is_written = move_factors(self.plan, self.paths(layouts, ways), self.options.allows_all)
+            self._changed(written=is_written)
+            is_merged |= is_written
+        return channel_layouts(self.plan.scope, layouts) if is_merged else layouts
 
     def fold_into_weights(self, layouts: dict[str, ChannelLayout]) -> bool:
         """Put factors beside products of several matrices, or of rows, into their weights."""
@@ -224,10 +227,10 @@ class _Planning:
         self._changed(written=is_written)
         return is_written
 
-    def paths(self, layouts: dict[str, ChannelLayout]) -> Paths:
-        """The ways of scalar factors, in the scope as it is."""
+    def paths(self, layouts: dict[str, ChannelLayout], ways: type[Paths] = Paths) -> Paths:
+        """The ways of scalar factors, or of shifts, in the scope as it is."""
         scope = self.plan.scope
-        return Paths(Context(scope, layouts, protected_nodes(scope)), self.is_free)
+        return ways(Context(scope, layouts, protected_nodes(scope)), self.is_free)
 
     def pass_maxima(self, layouts: dict[str, ChannelLayout]) -> dict[str, ChannelLayout]:
         """Let positive factors pass maxima and activations to where they fold; the layouts of all tensors then."""

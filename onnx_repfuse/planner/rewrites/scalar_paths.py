@@ -32,11 +32,11 @@ from onnx_repfuse.planner.rewrites.factor_patterns import (
 )
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
-__all__ = ["Path", "Paths", "Step"]
+__all__ = ["VIEWS", "Path", "Paths", "Step"]
 
 MAX_STEPS = 16
 MAX_PARTS = 16  # of one tensor, each of which may have a factor
-_VIEWS = {
+VIEWS = {
     "DepthToSpace", "Expand", "Flatten", "Gather", "Reshape", "Slice", "SpaceToDepth", "Squeeze", "Tile", "Transpose",
     "Unsqueeze",
 }  # fmt: skip
@@ -160,10 +160,18 @@ class Paths:
         """The input that a node multiplies with one finite number, not zero, without widening it; None for others."""
         if node.op == "Neg":
             return 0
-        if node.op not in _FACTORS or len(node.inputs) != 2:
+        return self.input_beside_scalar(node, commutes=node.op == "Mul") if node.op in _FACTORS else None
+
+    def input_beside_scalar(self, node: gs.Node, *, commutes: bool) -> int | None:
+        """The input that stands beside one finite number, not zero, which does not widen it; None where there is none.
+
+        Args:
+            commutes: the number may be the first input.
+        """
+        if len(node.inputs) != 2:
             return None
         names = [tensor.name for tensor in node.inputs]
-        place = 1 if node.op == "Mul" and self.scope.const(names[0]) is not None else 0
+        place = 1 if commutes and self.scope.const(names[0]) is not None else 0
         data, const = names[place], self.scope.const(names[1 - place])
         if const is None or const.data_type not in FLOAT_FORMATS or self.scope.const(data) is not None:
             return None
@@ -309,7 +317,7 @@ class Paths:
             return (0,)
         if len(node.outputs) != 1 or (pattern is not None and node.op == "MatMul"):
             return ()
-        if node.op in _VIEWS:
+        if node.op in VIEWS:
             return (0,)
         names = [optional_input(node, place) for place in (0, 1)]
         is_product = node.op == "MatMul" and names[0] != names[1]

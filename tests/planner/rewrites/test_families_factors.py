@@ -403,3 +403,50 @@ def test_a_choice_backwards_to_the_greatest_number_overlaps(end: int) -> None:
     ]
     model = net.model(net.op("Mul", cuts[0], net.const(3.0)), net.op("Relu", cuts[1]))
     check(model, None, options=Options(check=False))
+
+
+# Shifts
+
+
+@pytest.mark.parametrize("op", ["Add", "Sub", "Sum", "from the left"])
+@pytest.mark.parametrize("view", ["Unsqueeze", "Reshape", "Transpose and Reshape"])
+def test_a_shift_before_a_view_that_adds_the_channel(op: str, view: str) -> None:
+    """A sound or a grey image: `conv(((x - mean) / std)[:, None])`."""
+    net = Net(shape=("N", 6, 6))
+    mean = net.const(0.4)
+    y = net.op("Sub", mean, "x") if op == "from the left" else net.op(op, "x", mean)
+    y = net.op("Div", y, net.const(2.0))
+    expected = {"Conv": 1, "Reshape": 1}
+    if view == "Unsqueeze":
+        y, expected = net.op("Unsqueeze", y, net.const(np.array([1]))), {"Conv": 1, "Unsqueeze": 1}
+    else:
+        if view != "Reshape":
+            y, expected["Transpose"] = net.op("Transpose", y, perm=[0, 2, 1]), 1
+        y = net.op("Reshape", y, net.const(np.array([-1, 1, 6, 6])))
+    check(net.model(net.conv(y, 1, 4, 3, pad=0)), expected)
+
+
+def test_a_shift_behind_a_view_goes_into_the_bias_before() -> None:
+    net = Net(shape=("N", 4))
+    y = net.op("Gemm", "x", net.random(4, 12), net.random(12))
+    y = net.op("Reshape", y, net.const(np.array([-1, 3, 4])))
+    y = net.op("Sub", net.op("Div", y, net.const(2.0)), net.const([0.5]))
+    check(net.model(net.op("Relu", y)), {"Gemm": 1, "Reshape": 1, "Relu": 1})
+
+
+def test_a_shift_that_padding_would_show_or_that_no_bias_takes_stays() -> None:
+    net = Net(shape=("N", 6, 6))
+    y = net.op("Unsqueeze", net.op("Sub", "x", net.const(0.4)), net.const(np.array([1])))
+    check(net.model(net.conv(y, 1, 4, 3)), None)
+    net = Net(shape=("N", 6, 6))
+    y = net.op("Unsqueeze", net.op("Sub", "x", net.const(0.4)), net.const(np.array([1])))
+    check(net.model(net.op("ConvTranspose", y, net.random(1, 4, 3, 3), strides=[2, 2])), None)
+    net = Net(shape=("N", 3, 4))
+    y = net.op("Reshape", net.op("MatMul", "x", net.random(4, 6)), net.const(np.array([0, 0, 2, 3])))
+    check(net.model(net.op("Relu", net.op("Add", y, net.const(0.5)))), None)
+    net = Net(shape=("N", 4))
+    y = net.op(
+        "Reshape", net.op("Gemm", "x", net.random(4, 6), net.random(6)), net.const(np.array([-1, 2, 3]))
+    )
+    others = net.op("Tanh", y)
+    check(net.model(net.op("Relu", net.op("Add", y, net.const(0.5))), others), None)
