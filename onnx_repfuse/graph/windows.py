@@ -18,6 +18,7 @@ __all__ = [
     "any_window",
     "fits",
     "has_window",
+    "holds_a_position",
     "kernel_of",
     "proved_size",
     "resolve_pads",
@@ -63,6 +64,18 @@ def fits(scope: Scope, name: str, slack: Sequence[int]) -> bool:
     """Whether a window of that slack lies within a tensor and its pads, at every size that is possible."""
     size = proved_size(scope, name, len(slack)) or (1,) * len(slack)
     return all(positions + more >= 0 for positions, more in zip(size, slack, strict=True))
+
+
+def holds_a_position(pool: gs.Node, kernel: Sequence[int], pads: Sequence[int]) -> bool:
+    """Whether no window of a pool lies in its padding: a dilated one may step over all of the tensor.
+
+    Args:
+        kernel: taps per spatial axis.
+        pads: all begins, then all ends.
+    """
+    is_dilated = max(pool.attrs.get("dilations") or (1,)) > 1
+    reach = zip(pads, (*kernel, *kernel), strict=True)
+    return not any(pads) or (not is_dilated and all(amount < taps for amount, taps in reach))
 
 
 def any_window(scope: Scope, node: gs.Node, *, rounds_up: bool = False) -> Window | None:

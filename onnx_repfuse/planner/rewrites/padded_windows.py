@@ -21,7 +21,7 @@ from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.decode import new_node, read_instead
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope, optional_input
-from onnx_repfuse.graph.windows import Window, any_window, fits
+from onnx_repfuse.graph.windows import Window, any_window, fits, holds_a_position
 from onnx_repfuse.lift import Context
 from onnx_repfuse.lift.linear_op import Declined
 from onnx_repfuse.lift.pad_pool import read_pads
@@ -166,18 +166,11 @@ def _with_pads(context: Context, pad: gs.Node, node: gs.Node, amounts: _Amounts)
         if not _may_count(context, node, window, pads) or not _fits_padded(context, node, window, amounts):
             return None
         attributes["count_include_pad"] = 1
-    if node.op == "MaxPool" and not _every_window_holds_a_value(node, window, pads):
+    if node.op == "MaxPool" and not holds_a_position(node, window.kernel, pads):
         return None
     inputs = [pad.inputs[0].name, *others]
     name = context.scope.fresh(f"{node.outputs[0].name}_padded")
     return new_node(node.op, name, {**attributes, "pads": pads}, inputs, [node.outputs[0].name])
-
-
-def _every_window_holds_a_value(pool: gs.Node, window: Window, pads: list[int]) -> bool:
-    """Whether no window of a MaxPool lies in its padding: a dilated one may step over all of the tensor."""
-    dilates = max(pool.attrs.get("dilations") or (1,)) > 1
-    reach = zip(pads, window.kernel * 2, strict=True)
-    return not dilates and all(amount < taps for amount, taps in reach)
 
 
 def _may_count(context: Context, pool: gs.Node, window: Window, pads: list[int]) -> bool:

@@ -25,7 +25,7 @@ from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.operators.facts import Passes
 from onnx_repfuse.graph.operators.space_maps import layout_of_extreme
 from onnx_repfuse.graph.scope import Const, Scope, optional_input
-from onnx_repfuse.graph.windows import any_window
+from onnx_repfuse.graph.windows import any_window, holds_a_position
 from onnx_repfuse.lift import Context, LinearOp, lift
 from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.folds.replacements import IsFree, Replacements
@@ -167,10 +167,18 @@ def _sinks(context: Context, node: gs.Node, *, has_shift: bool) -> bool:
             if not isinstance(lifted, LinearOp) or lifted.terms[0].kernel.geometry.transposed:
                 return False
             return not (has_shift and lifted.terms[0].kernel.geometry.reads_padding)
-        if not _passes(context, consumer, has_shift=has_shift):
+        is_passed = _is_view(context, consumer, has_shift=has_shift)
+        if not is_passed and not _passes(context, consumer, has_shift=has_shift):
             return False
         node = consumer
     return False
+
+
+def _is_view(context: Context, node: gs.Node, *, has_shift: bool) -> bool:
+    """Whether a node moves positions and keeps channels apart, as the Flatten in front of a Gemm: covering sees it."""
+    lifted = lift(context, node)
+    view = lifted.view if isinstance(lifted, LinearOp) else None
+    return view is not None and (view.keeps_constants or not has_shift)
 
 
 def _rises(context: Context, node: gs.Node, *, has_shift: bool, passing: bool) -> bool:
@@ -230,10 +238,7 @@ def _has_real_taps(context: Context, pool: gs.Node) -> bool:
     if pool.attrs.get("ceil_mode", 0) or len(pool.outputs) != 1:
         return False
     window = any_window(context.scope, pool)
-    if window is None:
-        return False
-    is_dilated = max(pool.attrs.get("dilations") or (1,)) > 1
-    return not any(window.pads) or (not is_dilated and max(window.pads) < min(window.kernel))
+    return window is not None and holds_a_position(pool, window.kernel, window.pads)
 
 
 def _swapped(scope: Scope, pair: _Pair, layouts: dict[str, ChannelLayout]) -> list[gs.Node]:
