@@ -325,7 +325,8 @@ def split_sizes(scope: Scope, node: gs.Node, whole: int) -> list[int] | None:
     count = len(node.outputs)
     name = optional_input(node, 1)
     if name:
-        sizes = constant_list(scope, name)
+        const = scope.const(name)
+        sizes = None if const is None or const.size != count else const.integers()
         if sizes is None:
             return None
     if sizes is None:  # ceil(whole / count) each, the last one what is left (num_outputs, opset 18)

@@ -117,8 +117,13 @@ class View:
 
     @property
     def parts_are_neighbours(self) -> bool:
-        """Whether the channels that stand for one follow each other."""
-        return bool(self.node.op != "DepthToSpace" or self.node.attrs.get("mode", "DCR") == "CRD")
+        """Whether the channels that stand for one follow each other.
+
+        Those of a Flatten of (N, H, W, C) do not: position p of channel c becomes channel `p*C + c`.
+        """
+        if self.node.op == "DepthToSpace":
+            return bool(self.node.attrs.get("mode", "DCR") == "CRD")
+        return self.channels_behind <= self.channels or self.before[0] == 1
 
     def behind(self, channels: int) -> int:
         """Channels of the output for so many of the operand."""

@@ -170,7 +170,9 @@ def test_axes_that_come_and_go() -> None:
     back = net.op("Squeeze", wide, zero)
     chosen = net.op("Gather", b, net.const(np.array(1)), axis=1)
     two = net.op("Gather", b, net.const(np.array([1, 0])), axis=-3)
-    dims = known_dims(scope_of(net.model(back, chosen, two)))
+    many = net.op("Split", "x", net.const(np.array([2, 4])), outputs=2, axis=-1)
+    dims = known_dims(scope_of(net.model(back, chosen, two, *many)))
+    assert [dims[part][-1] for part in many] == [2, 4]
     rows, length = Extent("x", 0), Extent("x", 2)
     assert dims[a] == dims[b] == dims[back] == (rows, 4, length, 3)
     assert dims[wide] == (1, rows, 4, length, 3)

@@ -59,9 +59,14 @@ def _flatten_layout(case: ViewCase) -> Layout | None:
 
 
 def _joins_positions(case: ViewCase) -> bool:
-    """Whether it makes (N, C, H, W) to (N, C * H * W), of which each channel owns H * W neighbours."""
+    """Whether it makes (N, C, H, W) to (N, C * H * W), of which each channel owns H * W neighbours.
+
+    Or (N, H, W, C) to (N, H * W * C), where those of a channel are C apart.
+    """
     own = static(case.shape[1:])
-    is_joined = case.is_spatial and len(case.result) == 2 and own is not None and prod(own) == case.result[1]
+    is_joined = (
+        len(case.shape) > 2 and len(case.result) == 2 and own is not None and prod(own) == case.result[1]
+    )
     return is_joined and case.result[1] != case.channels
 
 
@@ -85,10 +90,10 @@ def _reshape_layout(case: ViewCase) -> Layout | None:
     # (N, ..., C) -> (M, ..., C), (N, C, 1, 1) <-> (N, C), (N, C, H, W) -> (N, C, H * W)
     if _parts_rows(case):
         return 1, len(case.result) - 2
-    if _channels_vary_fastest(case):
-        return _rows_layout(case)
     if _joins_positions(case):
         return -1, 0
+    if _channels_vary_fastest(case):
+        return _rows_layout(case)
     result = case.result
     if case.channel != 1 or len(result) == 2 or result[1] != case.channels:
         return None

@@ -56,7 +56,9 @@ class Combiner:
 
     def _form(self, lifted: LinearOp, combination: tuple[Option, ...], parts: Parts) -> Form | None:
         if lifted.view is not None:
-            return seen_through(combination[0].form, lifted.view)
+            viewed = combination[0].form
+            is_told = lifted.view.parts_are_neighbours or self._reads_whole_tensors(viewed)
+            return seen_through(viewed, lifted.view) if is_told else None
         looks_through = any(option.candidate is not None for option in combination)
         if not parts and not looks_through:
             form = form_of_node(lifted)
@@ -75,6 +77,14 @@ class Combiner:
                 through = next((operand.name for operand, option in pairs if option.candidate), "")
                 self.inexact.setdefault(lifted.output, []).append((reason.with_traceback(None), through))
             return None
+
+    def _reads_whole_tensors(self, form: Form) -> bool:
+        """Whether a form reads all channels of its sources, so that they say how many there are."""
+        return all(
+            term.lo_in == 0
+            and term.kernel.geometry.c_in == self.sizes.channels(term.source, term.kernel.geometry.layout)
+            for term in form.terms
+        )
 
     def _joined(self, lifted: LinearOp, form: Form, combination: tuple[Option, ...]) -> Candidate:
         """A form with what the combination adds up to."""

@@ -670,6 +670,41 @@ def test_norm_before_flattened_positions(how: str, batch: int | str) -> None:
     check(net.model(y), {"Relu": 1, how: 1, "Gemm": 1})
 
 
+@pytest.mark.parametrize("space", [1, 2, 3])
+@pytest.mark.parametrize("op", ["Flatten", "Reshape"])
+@pytest.mark.parametrize("part", ["all", "first", "others", "chosen"])
+def test_arithmetic_before_flattened_positions_of_channels_on_the_last_axis(
+    space: int, op: str, part: str
+) -> None:
+    """As Keras flattens: the positions of a channel are as far apart as there are channels."""
+    net = Net(shape=("N", *(2,) * space, 5))
+    y = net.op("Relu", "x")
+    width = 5 if part == "all" else 3
+    if part == "chosen":
+        y = gather(net, y, 4, 0, 2, axis=-1)
+    elif part != "all":
+        start = 0 if part == "first" else 1
+        y = cut(net, y, [space + 1], [start], [start + 3], [1])
+    y = net.op("Add", net.op("Mul", y, net.random(width)), net.random(width))
+    many = width * 2**space
+    y = net.op("Flatten", y) if op == "Flatten" else net.op("Reshape", y, ints(net, -1, many))
+    kept = {"all": {}, "chosen": {"Gather": 1}}.get(part, {"Slice": 1})
+    expected = {"Relu": 1, op: 1, "Gemm": 1, **kept}
+    check(net.model(net.op("Gemm", y, net.random(many, 4), net.random(4))), expected)
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "GlobalMaxPool"])
+def test_norm_before_a_maximum_before_flattened_positions(op: str) -> None:
+    net = Net(shape=("N", 3, 4, 4))
+    y = net.op("Relu", "x")
+    y = net.op("Add", net.op("Mul", y, net.const(np.array([0.5, 2.0, 3.0]).reshape(3, 1, 1))), net.channel(3))
+    window = {"kernel_shape": [2, 2], "strides": [2, 2]} if op == "MaxPool" else {}
+    y = net.op("Flatten", net.op(op, y, **window))
+    many = 12 if op == "MaxPool" else 3
+    model = net.model(net.op("Gemm", y, net.random(many, 5), net.random(5)))
+    check(model, {"Relu": 1, op: 1, "Flatten": 1, "Gemm": 1})
+
+
 def test_positions_flattened_together_with_the_batch_stay() -> None:
     net = Net(shape=(2, 4, 3, 2))
     flat = shaped(net, net.bn(net.op("Relu", "x"), 4), 4, 12)
