@@ -36,6 +36,7 @@ _LIFTS: dict[str, Callable[[Context, gs.Node], LinearOp | Declined | None]] = {
     "ConvTranspose": conv_matmul.lift_conv_transpose,
     "Div": batchnorm_arithmetic.lift_arithmetic,
     "Dropout": sum_identity.lift_dropout,
+    "Expand": slice_concat.lift_repeat,
     "Gather": slice_concat.lift_gather,
     "Gemm": conv_matmul.lift_gemm,
     "Identity": sum_identity.lift_identity,
@@ -48,6 +49,7 @@ _LIFTS: dict[str, Callable[[Context, gs.Node], LinearOp | Declined | None]] = {
     "Slice": slice_concat.lift_slice,
     "Sub": sum_identity.lift_add,
     "Sum": sum_identity.lift_sum,
+    "Tile": slice_concat.lift_repeat,
 }
 
 

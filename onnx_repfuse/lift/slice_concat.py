@@ -27,7 +27,7 @@ from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
 from onnx_repfuse.lift.view_ops import lift_view
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["lift_concat", "lift_gather", "lift_slice", "lift_split", "slice_arguments"]
+__all__ = ["lift_concat", "lift_gather", "lift_repeat", "lift_slice", "lift_split", "slice_arguments"]
 
 
 class Cut(NamedTuple):
@@ -125,6 +125,27 @@ def _choice(channel_layout: ChannelLayout, index: Index) -> Term:
     taps = Vector.unit(len(index), channel_layout.layout)
     kernel, first = narrowed(picked(index, taps, channel_layout.channels))
     return Term(0, kernel, first, 0)
+
+
+def lift_repeat(context: Context, node: gs.Node) -> LinearOp | None:
+    """Expand or Tile of space, which is a view, or of channels: a grey image as three channels."""
+    view = lift_view(context, node)
+    if view is not None:
+        return view
+    name, output = node.inputs[0].name, node.outputs[0].name
+    behind, shape = context.float_layout(output), context.scope.shape(name)
+    listed = known_list(context.scope, optional_input(node, 1)) if len(node.inputs) == 2 else None
+    if behind is None or shape is None or listed is None or len(listed) > len(shape):
+        return None
+    channel = behind.channel_axis % len(shape)
+    channels = shape[channel]
+    amounts = [1] * (len(shape) - len(listed)) + listed
+    times = amounts.pop(channel)
+    if channels is None or not set(amounts) <= {1} or not behind.allows_dims(len(shape)):
+        return None
+    if times < 1 or channels * (times if node.op == "Tile" or channels == 1 else 1) != behind.channels:
+        return None
+    return _choice_of(node, replace(behind, channels=channels), np.arange(behind.channels) % channels)
 
 
 def lift_slice(context: Context, node: gs.Node) -> LinearOp | None:

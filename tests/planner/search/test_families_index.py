@@ -45,6 +45,39 @@ def test_chosen_channels_are_columns(channels: tuple[int, ...], axis: int) -> No
     check(net.model(net.conv(gather(net, "x", *channels, axis=axis), len(channels), 8, 3)), {"Conv": 1})
 
 
+@pytest.mark.parametrize("space", [1, 2, 3])
+@pytest.mark.parametrize("op", ["Expand", "Tile", "Concat"])
+@pytest.mark.parametrize("before", ["", "Sub"])
+def test_a_grey_image_as_three_channels(op: str, before: str, space: int) -> None:
+    net = Net(shape=("N", 1, "H", "W", "D")[: space + 2])
+    y = net.op("Div", net.op("Sub", "x", net.const(0.4)), net.const(0.5)) if before else "x"
+    listed = ints(net, 1, 3, *(1,) * space)
+    y = net.op("Concat", y, y, y, axis=1) if op == "Concat" else net.op(op, y, listed)
+    result = check(net.model(net.conv(y, 3, 8, (3,) * space, pad=0)), {"Conv": 1})
+    weight = next(t for t in result.model.graph.initializer if len(t.dims) > 1)
+    assert weight.dims[1] == 1
+
+
+def test_channels_that_are_repeated_in_their_order() -> None:
+    net = Net(4)
+    y = net.op("Tile", net.op("Relu", "x"), ints(net, 1, 2, 1, 1))
+    check(net.model(net.conv(y, 8, 8, 3)), {"Relu": 1, "Conv": 1})
+
+
+@pytest.mark.parametrize(
+    ("op", "amounts"), [("Expand", [1, 1, 3, 1, 1]), ("Expand", [2, 3, 1, 1]), ("Tile", [2, 3, 1, 1])]
+)
+def test_channels_repeated_together_with_images_stay(op: str, amounts: list[int]) -> None:
+    net = Net(shape=(1, 1, "H", "W"))
+    y = net.op(op, "x", ints(net, *amounts))
+    if len(amounts) == 5:
+        y = net.op("Squeeze", y, ints(net, 0))
+    model = net.model(net.conv(y, 3, 8, 3))
+    result = fuse(model, options=Options(check=False))
+    assert counts(result.model)[op] == 1
+    assert equal(model, result.model) > 0
+
+
 @pytest.mark.parametrize("channels", [(3, 1, 0, 2), (5, 0), (2, 3)])
 def test_chosen_channels_are_rows(channels: tuple[int, ...]) -> None:
     net = Net(4)
