@@ -23,13 +23,13 @@ from onnx_repfuse.graph.extents import (
 )
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
-from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS
+from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS, split_sizes
 from onnx_repfuse.graph.operators.space_maps import permutation
 from onnx_repfuse.graph.scope import Scope, optional_input, static
 from onnx_repfuse.graph.size_lists import SizeList, constant_list, size_list
 from onnx_repfuse.graph.windows import window_of
 
-__all__ = ["dims_of", "equal_shapes", "known_dims", "known_list", "note_sizes", "split_sizes"]
+__all__ = ["dims_of", "equal_shapes", "known_dims", "known_list", "note_sizes"]
 
 
 NEGATIVE_AXES_SINCE = 11
@@ -313,27 +313,6 @@ class _Following:
         added = zip(first, pads[: len(first)], pads[len(first) :], strict=True)
         sizes = [plus(dim, begin + end) if begin + end else dim for dim, begin, end in added]
         return _own(node.outputs[0].name, sizes)
-
-
-def split_sizes(scope: Scope, node: gs.Node, whole: int) -> list[int] | None:
-    """The sizes of a Split's outputs, all positive: from an attribute (before opset 13), from an input, or equal parts.
-
-    Args:
-        whole: the size of what is split.
-    """
-    sizes = node.attrs.get("split")
-    count = len(node.outputs)
-    name = optional_input(node, 1)
-    if name:
-        const = scope.const(name)
-        sizes = None if const is None or const.size != count else const.integers()
-        if sizes is None:
-            return None
-    if sizes is None:  # ceil(whole / count) each, the last one what is left (num_outputs, opset 18)
-        chunk = -(-whole // count)
-        sizes = [min(chunk, whole - number * chunk) for number in range(count)]
-    is_partition = len(sizes) == count and sum(sizes) == whole and min(sizes) > 0
-    return list(sizes) if is_partition else None
 
 
 def _own(output: str, sizes: Iterable[Dim | None]) -> Dims:

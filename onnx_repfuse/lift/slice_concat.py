@@ -19,9 +19,9 @@ from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernel_products import composed, narrowed
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
-from onnx_repfuse.graph.dims import known_list, split_sizes
+from onnx_repfuse.graph.dims import known_list
 from onnx_repfuse.graph.operators import operator
-from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS, sliced
+from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS, sliced, split_sizes
 from onnx_repfuse.graph.scope import Scope, optional_input
 from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
 from onnx_repfuse.lift.view_ops import lift_view

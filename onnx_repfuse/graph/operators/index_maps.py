@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from math import prod
 
 import numpy as np
+import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnx_repfuse.graph.operators.channel_rules import KEPT_WHERE_PROVED, SELECTED, STACKED
@@ -19,11 +20,32 @@ from onnx_repfuse.graph.operators.facts import (
     Values,
     ViewCase,
 )
-from onnx_repfuse.graph.scope import optional_input
+from onnx_repfuse.graph.scope import Scope, optional_input
 
-__all__ = ["END_OF_AXIS", "INDEX_MAPS", "sliced"]
+__all__ = ["END_OF_AXIS", "INDEX_MAPS", "sliced", "split_sizes"]
 
 END_OF_AXIS = (1 << 31) - 1  # the `ends` of a Slice that means: to the end
+
+
+def split_sizes(scope: Scope, node: gs.Node, whole: int) -> list[int] | None:
+    """The sizes of a Split's outputs, all positive: from an attribute (before opset 13), from an input, or equal parts.
+
+    Args:
+        whole: the size of what is split.
+    """
+    sizes = node.attrs.get("split")
+    count = len(node.outputs)
+    name = optional_input(node, 1)
+    if name:
+        const = scope.const(name)
+        sizes = None if const is None or const.size != count else const.integers()
+        if sizes is None:
+            return None
+    if sizes is None:  # ceil(whole / count) each, the last one what is left (num_outputs, opset 18)
+        chunk = -(-whole // count)
+        sizes = [min(chunk, whole - number * chunk) for number in range(count)]
+    is_partition = len(sizes) == count and sum(sizes) == whole and min(sizes) > 0
+    return list(sizes) if is_partition else None
 
 
 def sliced(size: int, start: int, end: int, step: int) -> NDArray[np.intp]:
