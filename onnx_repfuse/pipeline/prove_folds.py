@@ -142,7 +142,8 @@ class _Judge:
     written: WrittenWeights
     structures: Structures
     beside: Beside
-    _waiting: deque[tuple[int, FoldCase, Callable[[], Stages]]] = field(default_factory=deque)
+    _waiting: deque[tuple[int, int, Callable[[], Stages]]] = field(default_factory=deque)
+    _held: int = 0  # bytes of weights of those
 
     def begin(self, index: int, planned: ScopePlan, fold: PlannedFold, seen: Intermediates) -> Judged:
         """Probe a fold, and begin to compare it in place; the folds that are judged meanwhile, as a rule others."""
@@ -157,7 +158,8 @@ class _Judge:
             return {index: (verdict,)}
         is_large = self._is_large(planned.scope, fold)
         job = partial(_in_place, case, seen, self.structures, verdict, is_large)
-        self._waiting.append((index, case, self.beside.start(job)))
+        self._waiting.append((index, case.bytes_apart, self.beside.start(job)))
+        self._held += case.bytes_apart
         return self._done(MOST_HELD if self.beside.is_at_once else 0)
 
     def finish(self) -> Judged:
@@ -167,10 +169,9 @@ class _Judge:
     def _done(self, most: int) -> Judged:
         """Wait for folds, the first ones first, until the others hold no more than so many bytes of weights."""
         judged: Judged = {}
-        held = sum(case.bytes_apart for _, case, _ in self._waiting)
-        while self._waiting and held > most:
-            index, case, wait = self._waiting.popleft()
-            held -= case.bytes_apart
+        while self._waiting and self._held > most:
+            index, held, wait = self._waiting.popleft()
+            self._held -= held
             try:
                 judged[index] = wait()
             except Inexact as error:
