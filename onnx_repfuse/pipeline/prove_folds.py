@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -87,9 +87,12 @@ def prove_folds(
     judged: Judged = {}
     begun = itertools.count()
     for batch, seen in batches:
+        unused = Counter(name for index in batch for name in ends[index])
         for index in batch:
             progress(next(begun), len(folds))
-            judged.update(judge.begin(index, *folds[index], seen))
+            done = judge.begin(index, *folds[index], seen)
+            _forget(seen, unused, [name for other in done for name in ends[other]])
+            judged.update(done)
         judged.update(judge.finish())  # before the next tensors are read
     failed: list[FailedFold] = []
     for index, stages in sorted(judged.items()):
@@ -102,6 +105,16 @@ def prove_folds(
         if verdict.status is Status.FAILED:
             failed.append(FailedFold(planned.scope.key, fold, Reason.VERIFICATION, verdict.message))
     return failed, verdicts
+
+
+def _forget(seen: Intermediates, unused: Counter[str], names: Iterable[str]) -> None:
+    """Let go of tensors that no fold of the batch needs any more: all together take much memory."""
+    if isinstance(seen, str):
+        return
+    unused.subtract(names)
+    for name in names:
+        if not unused[name]:
+            seen.pop(name, None)
 
 
 def ends_of_folds(plan: ModelPlan) -> list[list[str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,7 @@ __all__ = [
     "tensor_names",
 ]
 
-Intermediates = Mapping[str, Any] | str  # tensors by name, or why they cannot be read
+Intermediates = MutableMapping[str, Any] | str  # tensors by name, or why they cannot be read
 MAX_INTERMEDIATE_BYTES = 1 << 30
 _FEW_BYTES = 256 << 20  # held at once where that takes few runs
 _FEW_RUNS = 8
@@ -82,7 +82,8 @@ def read_intermediates(
         elements: how many some tensors have, where the runtime may not infer it.
 
     Yields:
-        (indices into `wanted`, the values), every index once. The values are gone when the next ones are asked for.
+        (indices into `wanted`, the values), every index once. The values are gone when the next ones are asked for; who
+        does not need one any more may remove it.
     """
     produced, outputs = tensor_names(skeleton or original)
     readable = {index: names for index, names in enumerate(wanted) if produced.issuperset(names)}

@@ -15,7 +15,9 @@ from onnx_repfuse.errors import InputError, OutputError
 from onnx_repfuse.pipeline import run, written_weights
 from onnx_repfuse.pipeline.beside import Beside
 from onnx_repfuse.planner.folds import emit
+from onnx_repfuse.records.verdict import Status
 from onnx_repfuse.verifier import intermediates
+from onnx_repfuse.verifier.folds import in_place
 from onnx_repfuse.verifier.session import Session
 from tests.build import Net
 
@@ -117,3 +119,21 @@ def test_one_session_of_the_original_reads_what_takes_little_memory(
     assert verification is not None
     assert [len(fold.stages) for fold in verification.folds] == [2, 2, 2]
     assert len(opened) == sessions + 1  # and one of the result
+
+
+def test_tensors_that_no_later_fold_needs_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "SMALL_BYTES", 0)
+    held: list[set[str]] = []
+    real = in_place.check_in_place
+
+    def counted(case: Any, seen: Any, *rest: Any) -> Any:
+        held.append(set(seen))
+        return real(case, seen, *rest)
+
+    monkeypatch.setattr(in_place, "check_in_place", counted)
+    verification = fuse(blocks()).report.verification
+    assert verification is not None
+    assert [fold.status for fold in verification.folds] == [Status.PASSED] * 3
+    first, second, third = held
+    assert first > second > third
+    assert first - second == {"x", verification.folds[0].output}
