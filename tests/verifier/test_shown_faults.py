@@ -34,7 +34,7 @@ def sloped(seed: int, wrong: float) -> FoldCase:
     return fold(before, after, inputs, {"s": scale, "p": slope}, {"s": scale, "q": other})
 
 
-def clipped(seed: int, wrong: float) -> FoldCase:
+def clipped(seed: int, wrong: float, space: Sequence[int | str] = ("h", "w")) -> FoldCase:
     """A factor of each channel moved before a Clip, of which one upper limit may be wrong."""
     rng = np.random.default_rng(seed)
     scale = np.abs(rng.standard_normal((CHANNELS, 1, 1)).astype(np.float32)) + np.float32(0.3)
@@ -43,7 +43,7 @@ def clipped(seed: int, wrong: float) -> FoldCase:
     low, six = np.float32(0), np.float32(6)
     before = [node("Clip", "x l h", "c"), node("Mul", "c s", "y")]
     after = [node("Mul", "x s", "m"), node("Max", "m l", "k"), node("Min", "k h", "y")]
-    inputs = [info("x", ["n", CHANNELS, "h", "w"])]
+    inputs = [info("x", [1, CHANNELS, *space])]
     return fold(before, after, inputs, {"l": low, "h": six, "s": scale}, {"l": low, "h": high, "s": scale})
 
 
@@ -57,6 +57,11 @@ def test_each_channel_is_shown_on_both_sides_of_what_bends_it(make: type, seed: 
         assert verdict.status is PASSED, verdict.message
     assert probe(make(seed, 0.5)).status is FAILED
     assert probe(make(seed, 0.5), structures=shared).status is FAILED
+
+
+def test_a_limit_is_shown_at_a_large_fixed_size() -> None:
+    assert probe(clipped(0, 0.0, (128, 128))).status is PASSED
+    assert all(probe(clipped(seed, 0.5, (128, 128))).status is FAILED for seed in range(4))
 
 
 def padded(pads: Sequence[int], kernel: int, stride: int, dilation: int = 1) -> FoldCase:

@@ -25,7 +25,7 @@ __all__ = [
 MAX_PRODUCTS = 60_000_000
 # Positions of all stimuli together: enough for every kind even where weights are many, and no more than help where few.
 _MIN_POSITIONS, _MAX_POSITIONS = 110, 2000
-_MOST_POSITIONS = 1 << 16  # of one probe, that strides may ask for
+_MOST_POSITIONS = 1 << 16  # of one probe, that strides and their remainders may ask for
 _LARGE_KERNEL = 8  # extent from which on a kernel gets fewer and smaller sizes (RepLKNet has 31x31)
 MOST_REMAINDERS = 8  # of sizes by strides that are tried for the weights of a later fold
 _ALL_REMAINDERS = 32  # those of larger strides are tried as far as the sizes above have them
@@ -82,7 +82,8 @@ def sizes_of_remainders(case: FoldCase, tried: Sequence[tuple[int, ...]]) -> Ite
         {(size - least) % stride for size in range(stride) if any(size not in axis for axis in seen)}
     )
     for more in missing:
-        yield (least + more,) * len(seen)
+        if (least + more) ** len(seen) <= _MOST_POSITIONS:
+            yield (least + more,) * len(seen)
 
 
 def impulse_size(extents: tuple[int, ...], budget: int) -> tuple[int, ...]:

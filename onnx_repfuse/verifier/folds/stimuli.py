@@ -95,7 +95,9 @@ def _probes(case: FoldCase, rng: np.random.Generator, of_weights: bool) -> Itera
         is_large = case.weights * positions > MAX_PRODUCTS or elements >= _MANY_ELEMENTS
         if is_large and positions >= _MANY_POSITIONS:
             yield _halves(case, rng)
-            if case.weighs_positions:  # the weights of those that hold zeros there would not show
+            if case.bends:
+                yield _wide_noise((), 1, rng)
+            elif case.weighs_positions:  # the weights of those that hold zeros there would not show
                 yield _noise("noise", (), 1, False, rng)
             return
         # Each position is a sample of its own, and many hold no impulse: there, those of large folds are zeros.
