@@ -40,6 +40,7 @@ class InputHints:
         extent: the largest extent of a kernel.
         axes: what the nodes that read an input tell of its rank and sizes.
         unranked: the inputs whose rank is not declared.
+        steady: the first element, and the others, of integers that nothing bounds; None: random ones.
     """
 
     bounds: Mapping[str, int] = field(default_factory=dict)
@@ -49,9 +50,13 @@ class InputHints:
     extent: int = 1
     axes: Mapping[str, AxisHints] = field(default_factory=dict)
     unranked: frozenset[str] = frozenset()
+    steady: tuple[int, int] | None = None
 
     def readings(self, inputs: Sequence[ValueInfo]) -> Iterator[list[ValueInfo]]:
-        """The inputs with what is known of their axes in the place of what is open, one list for each rank to try."""
+        """The inputs with what is known of their axes in the place of what is open, one list for each rank to try.
+
+        At last, with inputs of one rank that have one size.
+        """
         ranks = [self._axes(value).ranks() for value in inputs if value.name in self.unranked]
         for attempt in range(max(map(len, ranks), default=1)):
             read = [self._read(value, attempt) for value in inputs]
@@ -60,6 +65,7 @@ class InputHints:
                 pairs = zip(value.shape, known.shape, strict=False)
                 sizes.update((dim, size) for dim, size in pairs if isinstance(dim, str) and dim != size)
             yield [known._replace(shape=tuple(sizes.get(dim, dim) for dim in known.shape)) for known in read]
+        yield from _of_one_size([self._read(value, 0) for value in inputs])
 
     def _axes(self, value: ValueInfo) -> AxisHints:
         return self.axes.get(value.name, AxisHints())
@@ -70,6 +76,21 @@ class InputHints:
             ranks = axes.ranks()
             shape = (None,) * ranks[min(attempt, len(ranks) - 1)]
         return value._replace(shape=axes.applied(shape))
+
+
+def _of_one_size(inputs: Sequence[ValueInfo]) -> Iterator[list[ValueInfo]]:
+    """The inputs, of which those of one rank have the sizes of the first, where sizes are open: they may be added."""
+    firsts: dict[int, tuple[Dim, ...]] = {}
+    result = []
+    for value in inputs:
+        named = tuple(f"{value.name}.{axis}" if dim is None else dim for axis, dim in enumerate(value.shape))
+        first = firsts.setdefault(len(named), named)
+        pairs = zip(value.shape, first, strict=True)
+        result.append(
+            value._replace(shape=tuple(own if isinstance(own, int) else other for own, other in pairs))
+        )
+    if any(value.shape != like.shape for value, like in zip(inputs[1:], result[1:], strict=True)):
+        yield result
 
 
 def input_hints(original: Model, inputs: Iterable[ValueInfo]) -> InputHints:

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from math import prod
 from typing import NamedTuple
 
 from onnx_repfuse.verifier.session import Dim, ValueInfo
 
-__all__ = ["ORDINARY", "SMALL", "Shapes", "SizeGuesses", "broadcast_shapes", "has_free_dims", "shapes_to_try"]
+__all__ = [
+    "ORDINARY",
+    "SMALL",
+    "Shapes",
+    "SizeGuesses",
+    "broadcast_shapes",
+    "every_small_size",
+    "has_free_dims",
+    "shapes_to_try",
+]
 
 Shapes = dict[str, tuple[int, ...]]
 _RGB = 3  # channels of an image input that does not say
 _MAX_CHANNELS_LAST = 4  # a fixed last dim of up to RGBA marks (N, H, W, C)
 # An image's size cubed, tried on (N, C, D, H, W), would be 6 GB at 640.
 _MAX_GUESSED_POSITIONS = 1 << 20
+_LARGEST_OF = {
+    1: 128,
+    2: 16,
+    3: 7,
+}  # number of open dims -> the largest size that all combinations are made of
 
 
 class SizeGuesses(NamedTuple):
@@ -81,6 +96,36 @@ def shapes_to_try(
             tried.add(key)
             if all(_guessed_positions(value, shapes) <= _MAX_GUESSED_POSITIONS for value in free):
                 yield shapes
+
+
+def every_small_size(inputs: Sequence[ValueInfo], given: Mapping[str, Sequence[int]]) -> Iterator[Shapes]:
+    """All combinations of small sizes, the largest first, at batch 1: for what constants inside a network ask for.
+
+    None where more than three dims are open, which are too many combinations.
+    """
+    free = [value for value in inputs if has_free_dims(value, given)]
+    places = [
+        (value, axis, dim)
+        for value in free
+        for axis, dim in enumerate(value.shape)
+        if not isinstance(dim, int)
+    ]
+    keys = [dim or f"{value.name}.{axis}" for value, axis, dim in places]
+    first = [
+        key for key, (value, axis, _) in zip(keys, places, strict=True) if axis == 0 and len(value.shape) > 1
+    ]
+    open_dims = [key for key in dict.fromkeys(keys) if key not in first]
+    sizes = range(1, _LARGEST_OF.get(len(open_dims), 0) + 1)
+    for chosen in sorted(product(sizes, repeat=len(open_dims)), key=min, reverse=True) if open_dims else ():
+        size_of = dict(zip(open_dims, chosen, strict=True))
+        shapes = {value.name: tuple(given.get(value.name, value.shape)) for value in inputs}
+        yield {
+            name: tuple(
+                dim if isinstance(dim, int) else size_of.get(dim or f"{name}.{axis}", 1)
+                for axis, dim in enumerate(shape)
+            )
+            for name, shape in shapes.items()
+        }
 
 
 def broadcast_shapes(

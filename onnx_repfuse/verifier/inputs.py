@@ -8,6 +8,8 @@ the user is asked for `--input-shape`.
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -26,6 +28,7 @@ from onnx_repfuse.verifier.input_sizes import (
     Shapes,
     SizeGuesses,
     broadcast_shapes,
+    every_small_size,
     has_free_dims,
     shapes_to_try,
 )
@@ -46,11 +49,15 @@ __all__ = [
 Feed = dict[str, Any]  # input name -> value, as a session takes it
 _NO_HINTS = InputHints()
 _BELOW_ONE = 0.9  # in half precision, 0.9999 is rounded to 1
+_SECONDS = 5.0  # that every small size is tried for, where no usual one runs
 _USER_DATA = -1  # in place of a seed
 _FLOATS = {  # by the name ONNX Runtime gives the type, as "bfloat16"
     onnx.TensorProto.DataType.Name(data_type).lower(): limits.dtype
     for data_type, limits in FLOAT_FORMATS.items()
 }
+# Where a model runs on no random integers, these are tried (first element, others): sizes to expand to, indices,
+# the target of a Reshape.
+_STEADY = ((1, 1), (0, 0), (-1, 1))
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 # Short, long, mixed case, a number, a blank: enough for ONNX's string operators.
 _WORDS = np.array(["a", "bc", "Def", "0", "x y"], dtype=object)
@@ -136,6 +143,18 @@ def choose_feeds(session: Session, spec: FeedSpec, hints: InputHints = _NO_HINTS
     Raises:
         InputError: the model runs at no size we tried; the message ends with the runtime's reason.
     """
+    try:
+        return _choose_feeds(session, spec, hints)
+    except InputError:
+        if spec.data or not any(_is_open(value, hints) for value in session.inputs):
+            raise
+        for steady in _STEADY:
+            with suppress(InputError):
+                return _choose_feeds(session, spec, replace(hints, steady=steady))
+        raise
+
+
+def _choose_feeds(session: Session, spec: FeedSpec, hints: InputHints) -> list[FeedGroup]:
     session = replace(session, inputs=[_fixed(value, spec.fixed) for value in session.inputs])
     _check(spec, session)
     if spec.data:
@@ -144,7 +163,8 @@ def choose_feeds(session: Session, spec: FeedSpec, hints: InputHints = _NO_HINTS
     attempt = partial(_first_that_runs, session, spec, hints)
     readings = list(hints.readings(session.inputs))
     tries = partial(_shapes_of_readings, [*readings, session.inputs], spec.shapes)
-    ordinary = tries(ORDINARY.with_more(hints.sizes))
+    small_ones = _for_some_seconds(every_small_size(readings[0], spec.shapes))
+    ordinary = itertools.chain(tries(ORDINARY.with_more(hints.sizes)), small_ones)
     has_choice = any(has_free_dims(value, spec.shapes) for value in readings[0])
     if len(seeds) == 1 or not has_choice:  # one shape, (1, 3, 224, 224) in most exported files
         return [attempt(ordinary, seeds)]
@@ -164,6 +184,16 @@ def choose_feeds(session: Session, spec: FeedSpec, hints: InputHints = _NO_HINTS
         with suppress(InputError):  # a model need not broadcast
             groups.append(attempt([narrow], seeds[:1]))
     return groups
+
+
+def _for_some_seconds(shapes: Iterator[Shapes]) -> Iterator[Shapes]:
+    """Shapes to try until time is up: of a large network, each takes long."""
+    start: float | None = None
+    for one in shapes:
+        start = time.monotonic() if start is None else start
+        if time.monotonic() - start > _SECONDS:
+            return
+        yield one
 
 
 def float_dtype(type_name: str) -> np.dtype[Any] | None:
@@ -246,11 +276,25 @@ def _synthetic(value: ValueInfo, shape: tuple[int, ...], rng: np.random.Generato
         return np.asarray(rng.random(shape) < 0.5)
     if element_type == "string":
         return np.asarray(_WORDS[rng.integers(0, len(_WORDS), shape)], dtype=object)
+    if hints.steady is not None and _is_open(value, hints):
+        first, others = hints.steady
+        values = np.full(shape, others, element_type)
+        values[:1] = first
+        return values
     if element_type in _INTEGERS:
         low, high = _integer_range(np.dtype(element_type), shape, hints.bounds.get(value.name))
         return np.asarray(rng.integers(low, max(high, low + 1), shape)).astype(element_type)
     raise InputError(
         f"input '{value.name}' has type {kind}, for which there are no synthetic values: use --input-data"
+    )
+
+
+def _is_open(value: ValueInfo, hints: InputHints) -> bool:
+    """Whether it is a list of sizes or indices, as far as anybody knows."""
+    return (
+        value.type in ("tensor(int32)", "tensor(int64)")
+        and bool(value.shape)
+        and value.name not in hints.bounds
     )
 
 

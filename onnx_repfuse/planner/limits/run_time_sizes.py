@@ -174,6 +174,8 @@ class _Trial:
         """The positions behind a view. Raises _UnknownSizesError."""
         if view.sort is SpaceMapSort.PERMUTES and view.before == view.after and operand.space:
             order = permutation(view.node, len(operand.space) + 2)
+            if min(order[2:], default=2) < 2:  # how many images there are is not told
+                raise _UnknownSizesError
             return _Positions(tuple(operand.space[place - 2] for place in order[2:]), operand.total)
         is_on_last_axis = view.after[0] == -1
         if view.sort in (SpaceMapSort.RESHAPES, SpaceMapSort.PERMUTES):

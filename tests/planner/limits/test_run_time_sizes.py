@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from onnx_repfuse import fuse
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Report
-from tests.build import Net, counts
+from tests.build import Net, counts, equal
 from tests.random_properties import macs
 
 SIZES = (1, 2, 3, 5, 8, 16)
@@ -92,3 +92,18 @@ def test_a_loop_body_is_no_exception() -> None:
     _, scanned = net.op("Loop", net.const(np.array(2)), net.const(np.array(True)), "x", outputs=2, body=body)
     result = fuse(net.model(scanned))
     assert not result.report.folds
+
+
+@pytest.mark.parametrize("perm", [(2, 1, 0), (2, 1, 0, 3), (3, 1, 2, 0), (2, 1, 3, 0)])
+def test_images_that_become_positions_are_no_internal_error(perm: tuple[int, ...]) -> None:
+    """How many images there are is known as little as how large they are."""
+    ones = (1,) * (len(perm) - 2)
+    net = Net(shape=("N", 4, *"HW"[: len(perm) - 2]))
+    turned = net.op("Transpose", net.op("Conv", "x", net.random(4, 4, *ones)), perm=perm)
+    model = net.model(net.op("Conv", turned, net.random(4, 4, *ones)))
+    result = fuse(model)
+    assert counts(result.model)["Conv"] in (1, 2)
+    assert equal(model, result.model) > 0
+    for images, size in ((1, 5), (5, 1), (3, 3)):
+        feed = {"x": np.zeros((images, 4, *(size,) * len(ones)), np.float32)}
+        assert macs(result.model, feed) <= macs(model, feed)
