@@ -29,7 +29,8 @@ def _model(path: Path, factor: float = 2.0) -> Path:
         helper.make_node("Mul", ["x", "w"], ["z"]),
         helper.make_node("Add", ["z", "f"], ["y"]),
     ]
-    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [value, scalar], [made], [weight])), path)
+    graph = helper.make_graph(nodes, "g", [value, scalar], [made], [weight])
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 17)]), path)
     return path
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import onnx
 
 from onnx_repfuse.errors import InputError
-from onnx_repfuse.quiet_runtime import SILENT, ort
+from onnx_repfuse.quiet_runtime import RUNTIME_VERSION, SILENT, ort
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.verifier.legacy_broadcast import NUMPY_BROADCAST_SINCE, legacy_operators
 
@@ -63,6 +63,8 @@ class NoImplementation(DoesNotRun):
 
 _OF_A_FILE = re.compile(r"Load model from .*? failed:\s*")
 _BFLOAT16 = "tensor(bfloat16)"
+_EVALUATES_BFLOAT16 = tuple(int(part) for part in onnx.__version__.split(".")[:2]) >= (1, 19)
+_TAKES_A_FOLDER = RUNTIME_VERSION >= (1, 22)  # of the external data of a model in memory
 
 
 class ValueInfo(NamedTuple):
@@ -256,6 +258,8 @@ def _open_onnxruntime(model: Path | str | bytes, runtime: Runtime, folder: Path 
     for library in runtime.custom_ops:
         options.register_custom_ops_library(str(library))
     source = model if isinstance(model, bytes) else str(model)
+    if folder is not None and isinstance(source, bytes) and not _TAKES_A_FOLDER:
+        source = _with_its_data(source, folder)
     engine = ort.InferenceSession(source, options, providers=list(runtime.providers), enable_fallback=0)
     # A provider whose libraries are missing is left out without a word, and all runs on the CPU.
     missing = set(runtime.providers).difference(engine.get_providers())
@@ -270,11 +274,23 @@ def _open_onnxruntime(model: Path | str | bytes, runtime: Runtime, folder: Path 
     return Session(engine, "onnxruntime", inputs, outputs, large)
 
 
+def _with_its_data(model: bytes, folder: Path) -> bytes:
+    """The same model with its external data inside."""
+    proto = load(model)
+    onnx.load_external_data_for_model(proto, str(folder))
+    return bytes(proto.SerializeToString())
+
+
 def _open_reference(model: Path | str | bytes, folder: Path | None, reason: str) -> Session:
     """The reference evaluator; `reason` is what ONNX Runtime said, and what the user is told if this fails, too."""
     from onnx.reference import ReferenceEvaluator
 
     proto = load(model)
+    if not _EVALUATES_BFLOAT16 and _has_bfloat16(proto):
+        raise NoImplementation(
+            f"ONNX Runtime has no kernel for it in bfloat16, which onnx {onnx.__version__} does not compute, "
+            "as onnx 1.19 and newer do"
+        )
     try:
         if folder is not None:
             onnx.load_external_data_for_model(proto, str(folder))
@@ -287,6 +303,15 @@ def _open_reference(model: Path | str | bytes, folder: Path | None, reason: str)
     names = set(input_names(proto.graph))
     inputs = [_value_info(value) for value in proto.graph.input if value.name in names]
     return Session(engine, "reference", inputs, output_values(proto.graph))
+
+
+def _has_bfloat16(model: onnx.ModelProto) -> bool:
+    kind, graph = onnx.TensorProto.BFLOAT16, model.graph
+    values = (value.type.tensor_type.elem_type for value in (*graph.input, *graph.output, *graph.value_info))
+    attributes = [a for node in all_nodes(model) for a in node.attribute]
+    weights = [*graph.initializer, *(a.t for a in attributes)]
+    casts = (a.i for a in attributes if a.name in ("to", "dtype"))
+    return kind in values or kind in casts or any(tensor.data_type == kind for tensor in weights)
 
 
 def _value_info(value: onnx.ValueInfoProto) -> ValueInfo:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.operator_facts import survey_of
+from tests.versions import since
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the onnx package's own tests
 
@@ -22,7 +23,15 @@ IN_DOUBT += ["Squeeze", "STFT", "Unsqueeze", "Upsample"]
 EVALUATED = ["Concat", "Div", "Expand", "Gather", "Pow", "Reshape", "Shape"]
 
 
-@pytest.mark.parametrize("operator", IN_DOUBT + EVALUATED)
+MARKS = {
+    "ConvTranspose": since("ONNX Runtime before 1.32 ends the process on some", onnxruntime="1.32"),
+    "Einsum": since("an older ONNX Runtime does not know its newest opset", onnxruntime="1.32"),
+}
+
+
+@pytest.mark.parametrize(
+    "operator", [pytest.param(name, marks=MARKS.get(name, ())) for name in IN_DOUBT + EVALUATED]
+)
 def test_what_is_held_proved_is_what_the_runtime_computes(operator: str) -> None:
     survey = survey_of(operator, most=3)
     assert not survey.differences

@@ -79,7 +79,7 @@ def exotic(ir_version=10):
     inits[1].doc_string = "weights"
     inits[1].metadata_props.add(key="c", value="d")
     inits.append(helper.make_tensor("typed", TensorProto.FLOAT, [500], np.arange(500, dtype=np.float32)))
-    inits.append(helper.make_tensor("words", TensorProto.STRING, [2], ["ä" * 900, "b"]))
+    inits.append(helper.make_tensor("words", TensorProto.STRING, [2], [("ä" * 900).encode(), b"b"]))
     values = [value("t"), value("u"), value("v"), value("z")]
     inputs = [value("x")] + ([value(t.name, list(t.dims)) for t in inits[:3]] if ir_version < 4 else [])
     graph = helper.make_graph(nodes, "main", inputs, [value("y", (32, 32))], inits, "graph doc", values)

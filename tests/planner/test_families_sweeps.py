@@ -12,6 +12,7 @@ import pytest
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.records.reasons import Reason
 from tests.build import Net, check, counts
+from tests.versions import since_bfloat16
 
 SPACES = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}
 OPSETS = [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]
@@ -213,6 +214,7 @@ def test_block_of_every_type(block: Callable[[Net, int], str], dtype: Any) -> No
 
 
 @pytest.mark.parametrize("block", [branches, sequence, padded, layer_scale])
+@since_bfloat16
 def test_block_of_bfloat16(block: Callable[[Net, int], str]) -> None:
     """ONNX Runtime has no kernels for it: nothing is compared, but the weights are those of float64, rounded once."""
     wide = net_of(2, dtype=np.float64, seed=4)

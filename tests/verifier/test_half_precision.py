@@ -16,6 +16,7 @@ from onnx_repfuse.verifier.inputs import FeedSpec
 from onnx_repfuse.verifier.outputs.compare import verify_outputs
 from onnx_repfuse.verifier.outputs.float32_twin import float32_twin, uses_short_floats
 from tests.build import Net
+from tests.versions import since_bfloat16
 
 F16, BF16 = TensorProto.FLOAT16, TensorProto.BFLOAT16
 
@@ -132,6 +133,7 @@ def test_a_float32_output_behind_half_precision_is_judged_by_the_twin() -> None:
     assert not one_output(model(np.float32), model(np.float32)).against
 
 
+@since_bfloat16
 def test_bfloat16_is_judged_by_the_twin() -> None:
     nodes = [
         helper.make_node("Mul", ["x", "w"], ["m"]),

@@ -18,6 +18,7 @@ from onnx_repfuse.verifier.folds.half_precision import loses_precision
 from onnx_repfuse.verifier.oracle.evaluator import Oracle
 from tests.build import Net, counts
 from tests.half_faults import caught
+from tests.versions import since_bfloat16
 
 HALF = np.float16
 SEEN_NOWHERE = "no values"
@@ -44,7 +45,7 @@ def kernel(*shape: int) -> NDArray[Any]:
     return np.random.default_rng(0).standard_normal(shape)
 
 
-@pytest.mark.parametrize("dtype", [HALF, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [HALF, pytest.param(ml_dtypes.bfloat16, marks=since_bfloat16)])
 def test_the_oracle_rounds_what_each_node_stores(dtype: Any) -> None:
     model = side(
         dtype, [node("Mul", "x", "a", "t"), node("Add", "t", "b", "y")], a=np.array(1.1), b=np.array(3.0)
@@ -73,7 +74,7 @@ def averaged_case(dtype: Any, factor: float) -> FoldCase:
     [
         (HALF, 1264.0, True),  # 255 * 1264 overflows
         (HALF, 0.5, False),
-        (ml_dtypes.bfloat16, 1264.0, False),
+        pytest.param(ml_dtypes.bfloat16, 1264.0, False, marks=since_bfloat16),
         (np.float32, 1e20, False),  # not in half precision: the question does not arise
     ],
 )
@@ -81,7 +82,7 @@ def test_an_overflow_before_an_average_is_seen(dtype: Any, factor: float, is_wor
     assert ("overflow" in loses_precision(averaged_case(dtype, factor), SEEN_NOWHERE)) is is_worse
 
 
-@pytest.mark.parametrize("dtype", [HALF, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [HALF, pytest.param(ml_dtypes.bfloat16, marks=since_bfloat16)])
 def test_a_fold_that_errs_more_than_twice_as_much_is_seen(dtype: Any) -> None:
     """A difference of large sums: the weights of an edge filter, rounded badly, on bright images."""
     edge = np.zeros((4, 1, 3, 3))

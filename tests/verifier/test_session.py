@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -14,10 +15,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnx_repfuse.records.runtime import Runtime
-from onnx_repfuse.verifier import intermediates
+from onnx_repfuse.verifier import intermediates, session
 from onnx_repfuse.verifier.intermediates import open_with_extra_outputs
-from onnx_repfuse.verifier.session import DoesNotRun, open_session
+from onnx_repfuse.verifier.session import DoesNotRun, NoImplementation, open_session
+from tests.build import Net
 from tests.verifier.small_models import build, info, relu
+from tests.versions import since_bfloat16
 
 
 def test_a_runtime_sets_providers_threads_and_the_optimization_level() -> None:
@@ -88,9 +91,39 @@ def test_a_large_file_is_read_with_its_external_data(
 
 
 @pytest.mark.parametrize(
-    ("kind", "backend"), [(TensorProto.FLOAT, "onnxruntime"), (TensorProto.BFLOAT16, "reference")]
+    ("kind", "backend"),
+    [
+        (TensorProto.FLOAT, "onnxruntime"),
+        pytest.param(TensorProto.BFLOAT16, "reference", marks=since_bfloat16),
+    ],
 )
 def test_a_negative_dim_is_an_unknown_one(kind: int, backend: str) -> None:
     with open_session(relu([-1, 3], kind)) as session:
         assert session.backend == backend
         assert [value.shape for value in session.inputs] == [(None, 3)]
+
+
+def test_what_an_older_onnx_cannot_compute_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evaluator of onnx before 1.19 would take the bits of bfloat16 for numbers."""
+    net = Net(4, shape=("N", 4), dtype=ml_dtypes.bfloat16)
+    model = net.model(net.op("Gemm", "x", net.random(4, 4)))
+    monkeypatch.setattr(session, "_EVALUATES_BFLOAT16", False)
+    with pytest.raises(NoImplementation, match=r"bfloat16, which onnx .* does not compute"):
+        open_session(model)
+
+
+def test_a_model_in_memory_brings_its_data_where_a_folder_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By ONNX Runtime before 1.22."""
+    net = Net(4)
+    place = {"save_as_external_data": True, "location": "w.bin", "size_threshold": 0}
+    onnx.save(net.model(net.conv("x", 4, 4, 3)), tmp_path / "m.onnx", **place)
+    feed = {"x": np.ones((1, 4, 5, 5), np.float32)}
+    results = []
+    for takes in (True, False):
+        monkeypatch.setattr(session, "_TAKES_A_FOLDER", takes)
+        with open_session((tmp_path / "m.onnx").read_bytes(), folder=tmp_path) as opened:
+            results.append(opened.run(feed))
+    for name, value in results[0].items():
+        np.testing.assert_array_equal(value, results[1][name])

@@ -21,6 +21,7 @@ from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Change, Kind
 from onnx_repfuse.records.verdict import Status
 from tests.build import Array, Net, run
+from tests.versions import since_bfloat16
 
 NO_FLUSH = Options(skip=frozenset((Kind.FLUSH,)))
 SUBNORMAL, TINY, SMALL = 2e-39, 3e-33, 4e-29  # below 1.2e-38; below 1e-30; left alone
@@ -121,7 +122,9 @@ def test_without_the_check_only_subnormals_become_zero() -> None:
     assert _zeros(result.model, b).tolist() == [True, False, False, False]
 
 
-@pytest.mark.parametrize("dtype", [np.float64, ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize(
+    "dtype", [np.float64, pytest.param(ml_dtypes.bfloat16, marks=since_bfloat16), np.float16]
+)
 def test_each_float_type_has_its_limits(dtype: Any) -> None:
     limits = ml_dtypes.finfo(dtype)
     net = Net(shape=("N", 3), dtype=dtype)

@@ -17,6 +17,7 @@ from onnx_repfuse.planner.weights.rounding import check_underflow, keep_zero_sum
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.verdict import Status
 from tests.build import Net, check, counts
+from tests.versions import since_bfloat16
 
 HALF, SINGLE = np.float16, np.float32
 
@@ -106,7 +107,7 @@ def test_weights_that_sink_to_subnormals_are_refused() -> None:
     check(net.model(net.conv(y, 4, 4, 3)), None, Reason.UNDERFLOW)
 
 
-@pytest.mark.parametrize("dtype", [SINGLE, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [SINGLE, pytest.param(ml_dtypes.bfloat16, marks=since_bfloat16)])
 def test_a_type_of_float32s_range_is_not_refused(dtype: Any) -> None:
     net = Net(4, dtype=dtype, opset=22)
     y = net.op("Mul", "x", net.const(np.array(1 / 65504, dtype)))
@@ -145,7 +146,7 @@ def zero_sum_kernels(shape: tuple[int, ...], axes: tuple[int, ...]) -> NDArray[n
     return np.asarray(weights - weights.mean(axes, keepdims=True))
 
 
-@pytest.mark.parametrize("dtype", [HALF, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [HALF, pytest.param(ml_dtypes.bfloat16, marks=since_bfloat16)])
 @pytest.mark.parametrize("axes", [(2, 3), (1, 2, 3)])
 def test_a_zero_sum_is_kept(dtype: Any, axes: tuple[int, ...]) -> None:
     exact = zero_sum_kernels((16, 8, 3, 3), axes)

@@ -16,6 +16,7 @@ from onnx_repfuse.graph import constant_folding
 from onnx_repfuse.records.report import Kind
 from tests.build import counts, equal, run, weight
 from tests.parts import Weights, agree, batch_norm, graph, info, model, node, norm, random, rarely
+from tests.versions import since_bfloat16
 
 W, G = random(4, 3, 3, 3), random(4, 1, 1, 1)
 X = {"x": random(2, 3, 7, 6)}
@@ -366,7 +367,7 @@ def test_a_weight_of_the_graph_around_stays_there() -> None:
     assert [len(a.g.node) for a in result.model.graph.node[-1].attribute] == [2, 2]
 
 
-@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("kind", [np.float16, pytest.param(ml_dtypes.bfloat16, marks=since_bfloat16)])
 def test_half_precision_is_computed_as_the_runtime_does(kind: Any) -> None:
     """Not in the order, and with the roundings, of numpy."""
     w, g = W.astype(kind), G.astype(kind)

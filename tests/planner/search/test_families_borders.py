@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.records.reasons import Reason
 from tests.build import Net, check, counts, equal
+from tests.versions import since_bfloat16
 
 Array = NDArray[Any]
 SIZE = (5, 6)
@@ -371,6 +372,7 @@ def test_empty_rows_are_no_border(axis: int) -> None:
     assert counts(result.model)["Conv"] == 2
 
 
+@since_bfloat16
 def test_bfloat16() -> None:
     """No runtime takes it: nothing is compared but the counts."""
     net, y, value = start(dtype=onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16))

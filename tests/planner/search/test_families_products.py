@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.records.reasons import Reason
 from tests.build import Net, check, counts, weight
+from tests.versions import since
 
 
 def transpose(net: Net, x: str, c_in: int, c_out: int, k: int = 3, *, bias: bool = True, **attrs: Any) -> str:
@@ -260,6 +261,7 @@ def test_pads_that_are_refused(pads: list[int], value: float, reason: Reason) ->
     check(net.model(net.conv(y, 4 + pads[1], 4, 3, pad=0)), None, reason, largest=6)
 
 
+@since("ONNX Runtime before 1.24 reads beyond what is too small to be reflected", onnxruntime="1.24")
 def test_reflecting_pad_is_no_conv() -> None:
     net = Net(4)
     y = net.op("Pad", "x", net.const(np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64)), mode="reflect")
