@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
-# bytes of a model, up to which it runs beside our own work: larger ones need the memory one after the other
+# bytes of a model, up to which it runs beside our own work, and its new weights are kept for the proof: the steps for
+# larger ones need the memory one after the other
 SMALL_BYTES = 128 << 20
 MAX_ATTEMPTS = 32  # that failed their proof; each bans at least one fold, and mostly all that fail
 IDENTICAL = Verification(
@@ -227,7 +228,7 @@ class _Run:
         """
         # The name, too, is the output's, as the model says the name of its data file.
         staged = self.folder / self.output.name
-        ends, written = ends_of_folds(self.plan), WrittenWeights()
+        ends, written = ends_of_folds(self.plan), WrittenWeights(SMALL_BYTES if beside.is_at_once else 0)
         read_along = ends if take_little_memory(self.plan, ends) else ()
         measured = self.originals.measuring(beside, read_along)
         try:

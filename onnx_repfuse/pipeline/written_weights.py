@@ -19,16 +19,16 @@ from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
 __all__ = ["WrittenWeights"]
 
-MOST_BYTES = 128 << 20  # that are held until the folds are proved; what does not fit is computed again
 LEAST_ELEMENTS = 1 << 10  # smaller ones are soon computed again
 
 
 class WrittenWeights:
     """What folds wrote."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int) -> None:
+        """`most_bytes` of them are held until the folds are proved; what does not fit is computed again."""
+        self._left = most_bytes
         self._values: dict[tuple[ScopeKey, str], NDArray[Any]] = {}
-        self._bytes = 0
 
     def noting(self, edits: Mapping[ScopeKey, Edit]) -> dict[ScopeKey, Edit]:
         """The same edits, whose weights are kept when they are written."""
@@ -46,8 +46,8 @@ class WrittenWeights:
         def value() -> NDArray[Any]:
             weight = tensor.value()
             is_worth_it = weight.size > LEAST_ELEMENTS and tensor.data_type in FLOAT_FORMATS
-            if is_worth_it and self._bytes + weight.nbytes <= MOST_BYTES:
-                self._bytes += weight.nbytes
+            if is_worth_it and weight.nbytes <= self._left:
+                self._left -= weight.nbytes
                 self._values[key, tensor.name] = np.ascontiguousarray(weight)
             return weight
 

@@ -12,7 +12,7 @@ import pytest
 
 from onnx_repfuse import fuse
 from onnx_repfuse.errors import InputError, OutputError
-from onnx_repfuse.pipeline import run, written_weights
+from onnx_repfuse.pipeline import run
 from onnx_repfuse.pipeline.beside import Beside
 from onnx_repfuse.planner.folds import emit
 from onnx_repfuse.records.verdict import Status
@@ -84,11 +84,11 @@ def test_a_model_that_does_not_run_is_told_before_a_disk_that_is_full(
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
-@pytest.mark.parametrize(("most", "times"), [(written_weights.MOST_BYTES, 1), (0, 2)])
+@pytest.mark.parametrize(("small", "times"), [(run.SMALL_BYTES, 1), (0, 2)])
 def test_a_weight_is_computed_once_where_it_can_be_held(
-    most: int, times: int, monkeypatch: pytest.MonkeyPatch
+    small: int, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(written_weights, "MOST_BYTES", most)
+    monkeypatch.setattr(run, "SMALL_BYTES", small)
     computed: Counter[int] = Counter()
     real = emit.materialized
 
