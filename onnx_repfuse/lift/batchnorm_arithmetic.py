@@ -9,6 +9,7 @@ its length happens to equal C; and a constant with more dims than the tensor cha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -40,6 +41,7 @@ __all__ = [
     "per_channel",
 ]
 
+_SUMS = ("Add", "Sub")
 MAX_NODES_BACK = 16  # looked at for what hides the rank of a tensor
 # What the original rounds away at |x| = 1 may be so much of its result: more is a rounding that somebody wanted.
 MAX_ROUNDING = 2.0**-12
@@ -198,18 +200,25 @@ def _rounds_with_a_neighbour(
     largest = float(np.abs(shift).max(initial=0.0))
     if 2 * largest <= most_that_cancels(epsilon(data_type)):
         return False
+    others = [_largest_shift(context, neighbour) for neighbour in _neighbours(context, node, name)]
+    return any(largest / 2 <= other <= largest * 2 for other in others)
+
+
+def _neighbours(context: Context, node: gs.Node, name: str) -> Iterator[gs.Node]:
+    """The node before one, those behind it, and those beside it in a sum."""
     scope = context.scope
-    neighbours = [scope.producer.get(name), *scope.consumers.get(node.outputs[0].name, ())]
-    for neighbour in neighbours:
-        if neighbour is None or neighbour.op not in ("Add", "Sub"):
-            continue
-        operands = _tensor_and_constant(context, neighbour)
-        if operands is None or operands[1].size > MAX_FOLDED_ELEMENTS or operands[1].bias is not None:
-            continue
-        other = float(np.abs(flat_float64(operands[1].read())).max(initial=0.0))
-        if largest / 2 <= other <= largest * 2:
-            return True
-    return False
+    consumers = scope.consumers.get(node.outputs[0].name, [])
+    beside = [tensor.name for consumer in consumers if consumer.op in _SUMS for tensor in consumer.inputs]
+    producers = [scope.producer.get(one) for one in (name, *beside)]
+    yield from (one for one in (*consumers, *producers) if one is not None and one is not node)
+
+
+def _largest_shift(context: Context, node: gs.Node) -> float:
+    """The greatest magnitude of what a node adds to a tensor; 0 for any other node."""
+    operands = _tensor_and_constant(context, node) if node.op in _SUMS else None
+    if operands is None or operands[1].size > MAX_FOLDED_ELEMENTS or operands[1].bias is not None:
+        return 0.0
+    return float(np.abs(flat_float64(operands[1].read())).max(initial=0.0))
 
 
 def _tensor_and_constant(context: Context, node: gs.Node) -> tuple[str, Const, bool] | None:

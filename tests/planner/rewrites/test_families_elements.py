@@ -105,7 +105,10 @@ def test_rounding_of_channels_is_no_sum(op: str, dtype: Any, large: float, ops: 
     net = Net(4, dtype=dtype)
     y = net.op("Relu", "x") if op == "Relu" else net.conv("x", 4, 4, 3)
     y = net.add(y, net.conv(net.op("Relu", "x"), 4, 4, 3)) if op == "Sum" else y
-    for name in ops.split():
+    if op == "both":
+        other = net.op(ops.split()[0], net.conv("x", 4, 4, 1), net.const(large))
+        y = net.op("Sub", net.op(ops.split()[0], y, net.const(large)), other)
+    for name in ops.split() if op != "both" else ():
         y = net.op(name, y, net.const(large))
     check(net.model(net.op("Relu", y)), None, Reason.PRECISION)
 
