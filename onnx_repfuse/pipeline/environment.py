@@ -19,7 +19,7 @@ from onnx_repfuse.records.environment import Environment, FileDigest
 __all__ = ["Surroundings", "digest", "environment"]
 
 _PACKAGES = (
-    *("onnx-repfuse", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
+    *("onnx", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
     *("onnx-graphsurgeon", "numpy", "onnxsim", "onnxslim"),
 )
 _BLOCK = 1 << 20  # bytes, that are read at once
@@ -119,8 +119,12 @@ def _identity(path: Path) -> tuple[int, ...] | None:
 
 @cache
 def _versions() -> dict[str, str]:
-    """Package -> version, of those that are installed; one may be run from its sources."""
-    found = {}
+    """Package -> version, of those that are installed; this one says itself what it is."""
+    from onnx_repfuse import (
+        __version__,  # not of the package's metadata, which an editable install keeps as it was
+    )
+
+    found = {"onnx-repfuse": __version__}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)

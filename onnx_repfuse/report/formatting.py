@@ -23,6 +23,7 @@ __all__ = [
     "duration",
     "figure",
     "interface_sentence",
+    "model_title",
     "noise_sentence",
     "percent",
     "plural",
@@ -59,6 +60,15 @@ def clean(text: str) -> str:
     if text.isprintable():  # nearly every name
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def model_title(name: str) -> str:
+    """A file's name as a heading.
+
+    >>> model_title("net.onnx"), model_title("-")
+    ('net.onnx', 'standard input')
+    """
+    return "standard input" if name == "-" else clean(name)
 
 
 def figure(value: float | None) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from onnx_repfuse.report.advice import advice, brief, by_reason, why_nothing
 from onnx_repfuse.report.block_layout import Pictures
-from onnx_repfuse.report.formatting import plural, simplifier_sentences
+from onnx_repfuse.report.formatting import model_title, plural, simplifier_sentences
 from onnx_repfuse.report.html_comparison import comparison_parts
 from onnx_repfuse.report.html_folds import folds_list
 from onnx_repfuse.report.html_head import badge, environment_table, verdict_banner
@@ -97,7 +97,8 @@ def _section(outcome: Outcome, number: int, pictures: Pictures) -> str:
     """One model's part of the page; `pictures` grows by those of its folds."""
     report = outcome.report
     arrow = f" &rarr; {escape(outcome.output)}" if outcome.output else ""
-    parts = [f'<section id="model-{number}"><h2>{escape(outcome.model)}{arrow}</h2>', verdict_banner(outcome)]
+    title = escape(model_title(outcome.model))
+    parts = [f'<section id="model-{number}"><h2>{title}{arrow}</h2>', verdict_banner(outcome)]
     if report is not None:
         parts += [tiles(report, outcome.bench), *_titled("The whole graph", graph_maps(report, number))]
         written = outcome.command != "plan"

@@ -59,7 +59,11 @@ def tiles(report: Report, bench: Bench | None) -> str:
     """The main figures, above everything else."""
     before, after = report.before, report.after
     cells = [
-        ("nodes", f"{before.nodes} &rarr; {after.nodes}", percent(before.nodes, after.nodes)),
+        (
+            "nodes",
+            " &rarr; ".join(dict.fromkeys([str(before.nodes), str(after.nodes)])),
+            percent(before.nodes, after.nodes),
+        ),
         ("folds", str(len(report.folds)), ""),
     ]
     if before.macs is not None and after.macs is not None:
@@ -169,7 +173,7 @@ def where(scope: str) -> str:
 
 def outputs_table(verification: Verification, status: str) -> str:
     """One row per output, with a scale that shows error and noise against what was allowed."""
-    notes = "".join(f"<p>{escape(note)}</p>" for note in verification.notes)
+    notes = "".join(f"<p>{escape(note[:1].upper() + note[1:])}.</p>" for note in verification.notes)
     if not verification.outputs:
         return notes or f"<p>{escape(status)}</p>"
     left = " class=left"

@@ -18,6 +18,7 @@ from onnx_repfuse.report.formatting import (
     compared_alone,
     duration,
     figure,
+    model_title,
     plural,
     ran_on,
     simplifier_sentences,
@@ -69,7 +70,7 @@ def show(console: Console, outcome: Outcome, verbose: int = 0) -> None:
 
 def _headline(outcome: Outcome, report: Report) -> Text:
     """The model, and the verdict if there is one."""
-    text = Text(clean(outcome.model or report.model or "model"), style="bold")
+    text = Text(model_title(outcome.model or report.model or "model"), style="bold")
     verification = outcome.verification
     if verification is None or verification.unchanged:
         return text

@@ -783,6 +783,7 @@ def test_a_model_goes_through_a_pipe(model):
     assert sorted(path.name for path in Path().iterdir()) == ["fused.onnx", "net.onnx", "out.onnx"]
     planned = piped("-", "--plan", "--json", "-", given=model.read_bytes())
     assert json.loads(planned.stdout)["model"] == "-"
+    assert piped("-", "--plan", given=model.read_bytes()).stdout.startswith(b"standard input\n")
     explained = piped("-", "--explain", onnx.load(model).graph.node[0].name, given=model.read_bytes())
     assert b"Forms considered" in explained.stdout
     assert piped("net.onnx", "-", "--compare", given=data).returncode == 0

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+from onnx_repfuse import __version__
 from onnx_repfuse.cli.main import main
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.environment import digest, environment
@@ -47,4 +48,5 @@ def test_reports_tell_the_files_as_they_were_before_and_after(tmp_path, monkeypa
         ("output", hashlib.sha256(now).hexdigest()),
     ]
     assert {"python", "onnx"} <= told["versions"].keys()
+    assert told["versions"]["onnx-repfuse"] == __version__  # also where it is run from its sources
     assert told["date"].endswith("+00:00")
