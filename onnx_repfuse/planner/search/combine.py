@@ -64,19 +64,30 @@ class Combiner:
             form = form_of_node(lifted)
             if form is not None:
                 return form
-        rank, forms = lifted.layout[1], [option.form for option in combination]
         try:
-            form = composed(lifted, forms, parts, lambda source: self.sizes.positions(source, rank))
-            if form is not None and looks_through:
-                reads_kernels = bool(self.banned) and weighed(lifted.output) in self.banned
-                check_range(form, lifted, self.data_type(lifted), reads_kernels=reads_kernels)
-            return form
+            return self._composed(lifted, combination, parts, looks_through=looks_through)
         except Inexact as reason:
+            # Of a node as it is, only a padding that no operator writes is worth telling.
             if looks_through or lifted.padding_value is not None:
-                pairs = zip(lifted.operands, combination, strict=True)
-                through = next((operand.name for operand, option in pairs if option.candidate), "")
-                self.inexact.setdefault(lifted.output, []).append((reason.with_traceback(None), through))
+                self._note(lifted, combination, reason)
             return None
+
+    def _composed(
+        self, lifted: LinearOp, combination: tuple[Option, ...], parts: Parts, *, looks_through: bool
+    ) -> Form | None:
+        """The operator applied to forms. Raises Inexact where none equals that, or its type does not hold one."""
+        rank, forms = lifted.layout[1], [option.form for option in combination]
+        form = composed(lifted, forms, parts, lambda source: self.sizes.positions(source, rank))
+        if form is not None and looks_through:
+            reads_kernels = bool(self.banned) and weighed(lifted.output) in self.banned
+            check_range(form, lifted, self.data_type(lifted), reads_kernels=reads_kernels)
+        return form
+
+    def _note(self, lifted: LinearOp, combination: tuple[Option, ...], reason: Inexact) -> None:
+        """Keep why a form is not exact for the user, with the operand that it looked through."""
+        pairs = zip(lifted.operands, combination, strict=True)
+        through = next((operand.name for operand, option in pairs if option.candidate), "")
+        self.inexact.setdefault(lifted.output, []).append((reason.with_traceback(None), through))
 
     def _reads_whole_tensors(self, form: Form) -> bool:
         """Whether a form reads all channels of its sources, so that they say how many there are."""
