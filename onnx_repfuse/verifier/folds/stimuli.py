@@ -89,23 +89,8 @@ def stimuli(
 def _probes(case: FoldCase, rng: np.random.Generator, of_weights: bool) -> Iterator[_Probe]:
     budget = budget_of(case)
     axes = max((len(source.space) for source in case.sources), default=0)
-    if not axes:  # (N, C), or all sizes fixed: there is one size only
-        positions = max(map(_fixed_positions, case.sources), default=1)
-        elements = max((math.prod(dim or 1 for dim in source.dims) for source in case.sources), default=1)
-        is_large = case.weights * positions > MAX_PRODUCTS or elements >= _MANY_ELEMENTS
-        if is_large and positions >= _MANY_POSITIONS:
-            yield _halves(case, rng)
-            if case.bends:
-                yield _wide_noise((), 1, rng)
-            elif case.weighs_positions:  # the weights of those that hold zeros there would not show
-                yield _noise("noise", (), 1, False, rng)
-            return
-        # Each position is a sample of its own, and many hold no impulse: there, those of large folds are zeros.
-        rows = 4 if positions < _MANY_POSITIONS else 2
-        yield _noise("noise", (), 1 if is_large else rows, not is_large, rng)
-        yield from _impulses(case, (), (), max(4, budget // 4), rng, together=is_large)
-        if case.bends:
-            yield _wide_noise((), 1 if is_large else _WIDE_POSITIONS // positions + 1, rng)
+    if not axes:
+        yield from _of_fixed_sizes(case, budget, rng)
         return
     # (1, 1) without a kernel
     extents, strides = ((sizes + (sizes[-1:] or (1,)) * axes)[:axes] for sizes in reach(case))
@@ -123,6 +108,26 @@ def _probes(case: FoldCase, rng: np.random.Generator, of_weights: bool) -> Itera
     if case.bends:
         inner = ordinary_size(extents, strides, budget // 3)
         yield _wide_noise(inner, _WIDE_POSITIONS // math.prod(inner) + 1, rng)
+
+
+def _of_fixed_sizes(case: FoldCase, budget: int, rng: np.random.Generator) -> Iterator[_Probe]:
+    """Of sources (N, C), or whose sizes are all fixed: there is one size only."""
+    positions = max(map(_fixed_positions, case.sources), default=1)
+    elements = max((math.prod(dim or 1 for dim in source.dims) for source in case.sources), default=1)
+    is_large = case.weights * positions > MAX_PRODUCTS or elements >= _MANY_ELEMENTS
+    if is_large and positions >= _MANY_POSITIONS:
+        yield _halves(case, rng)
+        if case.bends:
+            yield _wide_noise((), 1, rng)
+        elif case.weighs_positions:  # the weights of those that hold zeros there would not show
+            yield _noise("noise", (), 1, False, rng)
+        return
+    # Each position is a sample of its own, and many hold no impulse: there, those of large folds are zeros.
+    rows = 4 if positions < _MANY_POSITIONS else 2
+    yield _noise("noise", (), 1 if is_large else rows, not is_large, rng)
+    yield from _impulses(case, (), (), max(4, budget // 4), rng, together=is_large)
+    if case.bends:
+        yield _wide_noise((), 1 if is_large else _WIDE_POSITIONS // positions + 1, rng)
 
 
 def _of_all_sizes(
