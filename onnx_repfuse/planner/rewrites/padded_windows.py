@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.decode import new_node, read_instead
+from onnx_repfuse.graph.no_ops import tells_zeros_apart
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope, optional_input
 from onnx_repfuse.graph.windows import Window, any_window, fits, holds_a_position
@@ -87,6 +88,8 @@ def _maxima_of_zeros(
     is_alone = scope.is_private(source) and not scope.is_seen(name)
     if not is_alone or pool.op != "MaxPool" or not _is_never_negative(scope, activation):
         return
+    if tells_zeros_apart(scope, pool.outputs[0].name):
+        return  # an activation may give out -0, beside which a zero of the padding is the maximum
     fresh = _with_pads(context, pad, pool, amounts) if is_free(pool) and is_free(activation) else None
     if fresh is not None:
         again = scope.fresh(f"{source}_unpadded")
@@ -103,12 +106,13 @@ def _is_never_negative(scope: Scope, node: gs.Node) -> bool:
     """Whether an activation gives out no value below zero."""
     if node.op != "Clip":
         return node.op in _NEVER_NEGATIVE
-    low = (
-        node.attrs.get("min")
-        if operator(node).uses_attributes(scope.opset)
-        else scope.scalar(optional_input(node, 1))
-    )
-    return low is not None and low >= 0
+    if operator(node).uses_attributes(scope.opset):
+        limits = [node.attrs.get("min"), node.attrs.get("max", 0.0)]
+    else:
+        low, high = optional_input(node, 1), optional_input(node, 2)
+        limits = [scope.scalar(low), scope.scalar(high) if high else 0.0]
+    # Where the maximum is below the minimum, runtimes give out the maximum.
+    return all(limit is not None and limit >= 0 for limit in limits)
 
 
 def _is_left_to_us(context: Context, node: gs.Node) -> bool:

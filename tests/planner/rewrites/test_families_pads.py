@@ -74,13 +74,20 @@ def test_the_lowest_value_before_a_maximum(opset: int, value: float) -> None:
 
 @pytest.mark.parametrize(
     "trap",
-    ["may be negative", "low", "other value", "dilated", "padding alone", "consumer", "indices", "ceil"],
+    [
+        *("may be negative", "low", "high", "any high", "other value", "dilated", "padding alone", "consumer"),
+        *("indices", "ceil", "sign of zero"),
+    ],
 )
 def test_what_a_maximum_may_see_of_its_padding_stays(trap: str) -> None:
     net = Net(4)
     x = net.conv("x", 4, 4, 3)
     if trap == "low":
         y = net.op("Clip", x, net.const(-1.0), net.const(1.0))
+    elif trap == "high":  # below the minimum: all values are the maximum
+        y = net.op("Clip", x, net.const(0.0), net.const(-1.0))
+    elif trap == "any high":
+        y = net.op("Clip", x, net.const(0.0), net.op("ReduceMin", x, keepdims=0))
     else:
         y = net.op("LeakyRelu" if trap == "may be negative" else "Relu", x)
     value = [net.const(1.0)] if trap == "other value" else []
@@ -92,6 +99,8 @@ def test_what_a_maximum_may_see_of_its_padding_stays(trap: str) -> None:
     window = [1, 1] if trap == "padding alone" else [3, 3]
     pool = net.op("MaxPool", pad, kernel_shape=window, outputs=2 if trap == "indices" else 1, **attrs)
     outputs = pool if trap == "indices" else [pool]
+    if trap == "sign of zero":
+        outputs = [net.op("Reciprocal", pool)]
     others = [net.op("Tanh", pad)] if trap == "consumer" else []
     result = fuse(net.model(outputs[0], *others), options=Options(check=False))
     assert counts(result.model)["Pad"] == 1
