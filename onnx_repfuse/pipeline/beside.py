@@ -1,31 +1,84 @@
-"""Work in a second thread beside our own: ONNX Runtime, and numpy on large arrays, let Python go on meanwhile."""
+"""Work in a second thread beside our own: ONNX Runtime, and numpy on large arrays, let Python go on meanwhile.
+
+Not a pool of `concurrent.futures`: those take no jobs any more once the main thread has ended, as it may have in a
+program that folds in a thread of its own.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 
 __all__ = ["Beside"]
 
 T = TypeVar("T")
+_Begun = tuple[Callable[[], Any], "Future[Any]"]
 
 
 class Beside:
     """A context in which one job at a time runs in a second thread; at its end, all are done."""
 
     def __init__(self, at_once: bool) -> None:
-        """If not `at_once`, jobs wait until their result is asked for: where two of them would need much memory."""
+        """If not `at_once`, jobs wait until their result is asked for: where two of them would need much memory.
+
+        So they do where the system starts no more threads.
+        """
         self.is_at_once = at_once
-        self._thread = ThreadPoolExecutor(1) if at_once else None
+        self._jobs: SimpleQueue[_Begun | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Beside:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._thread is not None:
-            self._thread.shutdown(cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if self._thread is None:
+            return
+        with suppress(Empty):  # nobody asks for these any more
+            while True:
+                self._jobs.get_nowait()
+        if kind is not None and not issubclass(kind, Exception):  # nobody waits for what the user interrupts
+            _interrupt(self._thread)
+        self._jobs.put(None)
+        self._thread.join()
 
     def start(self, job: Callable[[], T]) -> Callable[[], T]:
         """Begin a job; what is returned waits for its result, or raises what it raised. To be called once."""
-        return job if self._thread is None else self._thread.submit(job).result
+        if not self.is_at_once or not self._has_thread():
+            return job
+        future: Future[T] = Future()
+        self._jobs.put((job, future))
+        return future.result
+
+    def _has_thread(self) -> bool:
+        if self._thread is None:
+            thread = threading.Thread(target=_work, args=(self._jobs,), name="onnx-repfuse")
+            try:
+                thread.start()
+            except RuntimeError:  # of a process that is ending, or has as many as it may have
+                return False
+            self._thread = thread
+        return True
+
+
+def _work(jobs: SimpleQueue[_Begun | None]) -> None:
+    """Do jobs until there is None, or somebody interrupts this."""
+    with suppress(SystemExit):
+        while (begun := jobs.get()) is not None:
+            job, future = begun
+            del begun
+            try:
+                future.set_result(job())
+            except BaseException as error:  # it is raised where the result is asked for
+                future.set_exception(error)
+            del job, future  # while this waits, they hold no memory
+
+
+def _interrupt(thread: threading.Thread) -> None:
+    """Let a thread raise SystemExit as soon as it is in Python, as an interrupt is raised in the main one."""
+    number = ctypes.c_ulong(thread.ident or 0)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(number, ctypes.py_object(SystemExit))

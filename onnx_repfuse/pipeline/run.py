@@ -233,10 +233,12 @@ class _Run:
         measured = self.originals.measuring(beside, read_along)
         try:
             too_large = self._write(staged, written)
-        finally:
-            with self._timed("verify"):
-                baseline = measured()  # what it raises comes first: that the model does not run
-                fold_baseline = self.originals.measure_for_folds(baseline, read_along)
+        except Exception:
+            measured()  # what it raises comes first: that the model does not run
+            raise
+        with self._timed("verify"):
+            baseline = measured()
+            fold_baseline = self.originals.measure_for_folds(baseline, read_along)
         run = None if isinstance(baseline, str) or too_large else beside.start(_runner(baseline, staged))
         verdicts = self._prove(ends, written, fold_baseline, beside)
         if verdicts is None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +56,69 @@ def test_what_was_begun_is_done_at_the_end_and_what_was_not_is_left() -> None:
         beside.start(job)
         begun.wait()
     assert done == [1]
+
+
+def test_an_interrupt_ends_what_was_begun() -> None:
+    begun, done = threading.Event(), []
+
+    def job() -> None:
+        begun.set()
+        for _ in range(3000):
+            time.sleep(0.01)
+        done.append(1)
+
+    with suppress(KeyboardInterrupt), Beside(True) as beside:
+        beside.start(job)
+        beside.start(lambda: done.append(2))
+        begun.wait()
+        raise KeyboardInterrupt
+    assert not done
+
+
+def test_jobs_are_done_by_us_where_no_thread_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with Beside(True) as beside:
+        assert beside.start(threading.get_ident)() == threading.get_ident()
+
+
+def test_jobs_are_done_where_the_main_thread_has_ended() -> None:
+    script = """if True:
+        import threading
+        def late():
+            threading.main_thread().join()
+            from onnx_repfuse.pipeline.beside import Beside
+            with Beside(True) as beside:
+                print(beside.start(lambda: "done")())
+        threading.Thread(target=late).start()
+    """
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.stdout, ended.stderr) == ("done\n", "")
+
+
+@pytest.mark.parametrize("small", [run.SMALL_BYTES, 0])
+def test_an_interrupt_while_the_result_is_written_runs_no_model(
+    small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    def not_run(*_: Any, **__: Any) -> Any:
+        measured.append(1)
+        raise InputError("it does not run")
+
+    monkeypatch.setattr(run, "SMALL_BYTES", small)
+    monkeypatch.setattr(run, "save", interrupted)
+    monkeypatch.setattr("onnx_repfuse.verifier.outputs.baseline.measure_original", not_run)
+    onnx.save(blocks(), tmp_path / "m.onnx")
+    with pytest.raises(KeyboardInterrupt):
+        fuse(tmp_path / "m.onnx", tmp_path / "o.onnx")
+    assert small or not measured
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
 def test_the_proof_is_the_same_in_one_thread_and_in_two(monkeypatch: pytest.MonkeyPatch) -> None:

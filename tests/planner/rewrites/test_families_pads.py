@@ -75,7 +75,16 @@ def test_the_lowest_value_before_a_maximum(opset: int, value: float) -> None:
 @pytest.mark.parametrize(
     "trap",
     [
-        *("may be negative", "low", "high", "any high", "other value", "dilated", "padding alone", "consumer"),
+        *(
+            "may be negative",
+            "low",
+            "high",
+            "any high",
+            "other value",
+            "dilated",
+            "padding alone",
+            "consumer",
+        ),
         *("indices", "ceil", "sign of zero"),
     ],
 )
