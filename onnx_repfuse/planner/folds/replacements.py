@@ -137,7 +137,8 @@ def joined_fold(
     """
     absorbed = {id(node): node for node in original_nodes(plan, nodes, earlier)}
     fold.absorbed = sorted(absorbed.values(), key=lambda node: plan.scope.anchor[id(node)])
-    gone = {id(node) for node in nodes}
+    # A fold that was noted just now, and shares nodes with this one, may have been joined with the same ones.
+    gone = {id(node) for node in (*nodes, *fold.created)}
     left: list[gs.Node] = []
     groups: tuple[LinearOp, ...] = ()
     for one in earlier:
@@ -152,8 +153,10 @@ def joined_fold(
     return fold
 
 
-def outputs_around(name: str, earlier: Iterable[PlannedFold]) -> tuple[str, ...]:
-    """The outputs of the fold that created a tensor for itself; () if none did."""
+def outputs_around(name: str, earlier: Sequence[PlannedFold]) -> tuple[str, ...]:
+    """The outputs of the fold that created a tensor for itself; () if none did, or it is what another one computes."""
+    if any(name in fold.outputs for fold in earlier):
+        return ()
     for fold in earlier:
         created = {tensor.name for node in fold.created for tensor in node.outputs}
         if name in created and name not in fold.outputs:

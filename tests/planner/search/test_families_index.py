@@ -867,6 +867,32 @@ def test_norm_behind_channels_that_slices_and_gathers_choose(op: str, how: str, 
     assert result.report.after.macs == result.report.before.macs
 
 
+@pytest.mark.parametrize("how", ["slice", "gather", "split"])
+@pytest.mark.parametrize("is_long", [(True, False), (True, True), (False, True)])
+def test_several_operators_behind_channels_that_are_chosen(how: str, is_long: tuple[bool, bool]) -> None:
+    """Each round folds one more behind each part: the folds share the convolution, and each is proved by its own."""
+    net = Net(4)
+    y = net.conv("x", 4, 8, 3)
+    if how == "split":
+        parts = list(split(net, y, 3, 5))
+    else:
+        low, high = (4, 1, 0), (7, 2, 3, 5, 6)
+        parts = [gather(net, y, *low), gather(net, y, *high)] if how == "gather" else []
+        parts = parts or [cut(net, y, [1], [0], [3], [1]), cut(net, y, [1], [3], [END], [1])]
+    outputs = []
+    for part, count, many in zip(parts, (3, 5), is_long, strict=True):
+        part = net.op("Mul", part, net.channel(count))
+        if many:
+            part = net.op("Mul", net.op("Add", part, net.channel(count)), net.channel(count))
+        outputs.append(net.op("Relu", part))
+    kept = {"split": {"Split": 1}, "slice": {"Slice": 2}, "gather": {"Gather": 2}}[how]
+    result = check(net.model(*outputs), {"Conv": 1, "Relu": 2, **kept})
+    verification = result.report.verification
+    assert verification is not None
+    read = {name for node in net.nodes if node.op_type == "Relu" for name in node.input}
+    assert {fold.output for fold in verification.folds} == read
+
+
 def test_norm_behind_columns_that_slices_choose() -> None:
     net = Net(shape=("N", 4))
     product = net.op("Gemm", "x", net.random(4, 6), net.random(6))
