@@ -118,22 +118,26 @@ class _Rewriting:
             name = str(other.outputs[0].name)
             if name not in self.scope.used_before:
                 continue
-            new = next(node for node in self.created if node.outputs[0].name == name)
-            add_fold(self.plan, name, {_role(self.path)}, [other], [new])
+            add_fold(self.plan, name, {_role(self.path)}, [other], [self._maker(name)])
 
     def _note_other_parts(self, step: Step) -> None:
         """The outputs of a Split that the factor does not scale are computed otherwise, too: a fold each.
 
         One that this run made, for another factor, is inside of the fold that reads it.
         """
-        new = next((node for node in self.created if node.op == step.node.op == "Split"), None)
-        if new is not None:  # an earlier factor may have left a fold for each part
-            parts = {tensor.name for tensor in step.node.outputs}
-            self.plan.folds = [fold for fold in self.plan.folds if fold.name not in parts]
+        if step.node.op != "Split":
+            return
+        parts = {tensor.name for tensor in step.node.outputs}
+        # an earlier factor may have left a fold for each part
+        self.plan.folds = [fold for fold in self.plan.folds if fold.name not in parts]
         for number, tensor in enumerate(step.node.outputs):
             is_other = number != step.output and tensor.name in self.scope.used_before
-            if new is not None and is_other and self.scope.is_used(tensor.name):
-                add_fold(self.plan, tensor.name, {_role(self.path)}, [step.node], [new])
+            if is_other and self.scope.is_used(tensor.name):
+                add_fold(self.plan, tensor.name, {_role(self.path)}, [step.node], [self._maker(tensor.name)])
+
+    def _maker(self, name: str) -> gs.Node:
+        """The new node that computes a tensor."""
+        return next(node for node in self.created if any(name == tensor.name for tensor in node.outputs))
 
     @property
     def factor_place(self) -> int:

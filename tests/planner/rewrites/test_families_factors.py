@@ -450,3 +450,23 @@ def test_a_shift_that_padding_would_show_or_that_no_bias_takes_stays() -> None:
     )
     others = net.op("Tanh", y)
     check(net.model(net.op("Relu", net.op("Add", y, net.const(0.5))), others), None)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("inner", [0, 1])
+def test_a_factor_behind_a_part_of_a_part(number: int, inner: int) -> None:
+    """What the other parts of both Splits are computed by is proved of each."""
+    net = Net(4)
+
+    def parts(x: str, *sizes: int) -> list[str]:
+        return list(net.op("Split", x, net.const(np.array(sizes)), outputs=2, axis=1))
+
+    outer = parts(net.conv("x", 4, 8, 3), 4, 4)
+    inner_parts = parts(outer[number], 1, 3)
+    others = [inner_parts[1 - inner], outer[1 - number]]
+    scaled = net.op("Mul", inner_parts[inner], net.const(0.7))
+    outputs = [net.op("Relu", name) for name in (scaled, *others)]
+    result = check(net.model(*outputs), {"Conv": 1, "Split": 2, "Relu": 3})
+    verification = result.report.verification
+    assert verification is not None
+    assert {fold.output for fold in verification.folds} == {scaled, *others}
