@@ -1,8 +1,9 @@
 """Nodes that give out what they read, at any rank: their consumers may read that instead.
 
 Identity, a Cast to the type that is there, a Dropout that drops nothing, a Reshape to the shape that is there, a Slice
-of everything, a Pad by nothing, a Tile of one, a sum or maximum of one tensor, arithmetic with ones or zeros. An Add of
-zero changes one value: -0 becomes 0, of which `1 / x` makes infinities of other signs.
+of everything, a Pad by nothing, a Tile of one, a sum or maximum of one tensor, arithmetic with ones or zeros, a Where
+that takes all of one tensor. An Add of zero changes one value: -0 becomes 0, of which `1 / x` makes infinities of other
+signs.
 """
 
 from __future__ import annotations
@@ -97,6 +98,37 @@ def _cast(scope: Scope, node: gs.Node) -> str:
     """A Cast to the type that its input is proved to have."""
     name = _identity(scope, node)
     return name if name and scope.data_type(name) == node.attrs.get("to") else ""
+
+
+def _cast_like(scope: Scope, node: gs.Node) -> str:
+    """A Cast to the type of another tensor, which is that of its input."""
+    name, own = str(node.inputs[0].name), scope.data_type(node.inputs[0].name)
+    return name if own is not None and own == scope.data_type(optional_input(node, 1)) else ""
+
+
+def _where(scope: Scope, node: gs.Node) -> str:
+    """The operand that a constant condition takes everywhere, where nothing widens it."""
+    condition = scope.const(node.inputs[0].name)
+    if condition is None or not 0 < condition.effort <= MAX_FOLDED_ELEMENTS:
+        return ""
+    taken = condition.computed()
+    if taken is None or np.any(taken) != np.all(taken):
+        return ""
+    names = [optional_input(node, place) for place in (1, 2)]
+    name, other = names if np.all(taken) else names[::-1]
+    beside = static(scope.shape(other))
+    keeps_shape = beside is not None and all(
+        _keeps_shape(scope, name, shape) for shape in (beside, condition.shape)
+    )
+    return name if keeps_shape and scope.const(name) is None else ""
+
+
+def _einsum(scope: Scope, node: gs.Node) -> str:
+    """Of one operand whose axes stay as they are."""
+    equation = str(node.attrs.get("equation", "")).replace(" ", "")
+    axes, arrow, result = equation.partition("->")
+    is_same = bool(arrow) and axes == result and axes.isalpha() and len(set(axes)) == len(axes)
+    return _identity(scope, node) if is_same else ""
 
 
 def _dropout(scope: Scope, node: gs.Node) -> str:
@@ -213,9 +245,11 @@ def _keeps_shape(scope: Scope, name: str, constant: tuple[int, ...]) -> bool:
 _RULES: dict[str, Callable[[Scope, gs.Node], str]] = {
     "Add": _sum,
     "Cast": _cast,
+    "CastLike": _cast_like,
     "Concat": _identity,
     "Div": _product,
     "Dropout": _dropout,
+    "Einsum": _einsum,
     "Expand": _expand,
     "Flatten": _reshape,
     "Identity": _identity,
@@ -234,4 +268,5 @@ _RULES: dict[str, Callable[[Scope, gs.Node], str]] = {
     "Tile": _tile,
     "Transpose": _transpose,
     "Unsqueeze": _reshape,
+    "Where": _where,
 }

@@ -38,6 +38,7 @@ __all__ = [
     "is_identity",
     "proved_rank",
     "restored_from",
+    "whole_shape_of",
 ]
 
 MAX_SHAPE_NODES = 32  # between the shapes of tensors and the size that is computed from them
@@ -262,7 +263,12 @@ def restored_from(scope: Scope, node: gs.Node) -> str:
     """The tensor whose whole Shape a Reshape takes as its target, or ''."""
     if node.op != "Reshape" or len(node.inputs) != 2 or node.attrs.get("allowzero"):
         return ""
-    target = scope.producer.get(node.inputs[1].name)
+    return whole_shape_of(scope, node.inputs[1].name)
+
+
+def whole_shape_of(scope: Scope, name: str) -> str:
+    """The tensor whose whole Shape a list of sizes is, or ''."""
+    target = scope.producer.get(name)
     if target is None or target.op != "Shape":
         return ""
     if target.attrs.get("start") or target.attrs.get("end") is not None:

@@ -50,11 +50,13 @@ from onnx_repfuse.planner.rewrites.equal_nodes import merge_equal_nodes
 from onnx_repfuse.planner.rewrites.move_factors import factor_refusals, move_factors
 from onnx_repfuse.planner.rewrites.padded_windows import apply_padded_windows
 from onnx_repfuse.planner.rewrites.pass_maxima import apply_maxima, maximum_refusals
+from onnx_repfuse.planner.rewrites.pass_transposes import apply_transposes
 from onnx_repfuse.planner.rewrites.scalar_paths import Paths
 from onnx_repfuse.planner.rewrites.shift_paths import ShiftPaths
 from onnx_repfuse.planner.rewrites.slopes import is_slow_prelu
 from onnx_repfuse.planner.rewrites.split_parts import fold_into_parts
 from onnx_repfuse.planner.rewrites.subsampling import apply_subsamplings, subsampling_refusals
+from onnx_repfuse.planner.rewrites.unexpanded import read_unexpanded
 from onnx_repfuse.planner.rewrites.weight_factors import ROLES as WEIGHT_ROLES
 from onnx_repfuse.planner.rewrites.weight_factors import fold_into_weights
 from onnx_repfuse.planner.search.candidates import way_of
@@ -175,10 +177,15 @@ class _Planning:
             self._changed(written=True)
 
     def fold_activations(self) -> None:
-        """Write decomposed activations as one operator each, and operators that the target cannot run as others."""
+        """Write decomposed activations as one operator each, and operators that the target cannot run as others.
+
+        Arithmetic reads what was expanded for it as it was before.
+        """
         if self.options.allows(Kind.ACTIVATION):
             stays, avoid = is_kept(self.options), self.options.avoid
             self._changed(written=fold_activations(self.plan, stays, self.banned, avoid))
+        if self.options.allows(Kind.AFFINE):
+            self._changed(written=read_unexpanded(self.plan, self.is_free))
         self._changed(written=rewrite_avoided(self.plan, self.options.avoid, self.is_free, self.is_slow))
 
     def is_slow(self, node: gs.Node) -> bool:
@@ -233,10 +240,11 @@ class _Planning:
         return ways(Context(scope, layouts, protected_nodes(scope)), self.is_free)
 
     def pass_maxima(self, layouts: dict[str, ChannelLayout]) -> dict[str, ChannelLayout]:
-        """Let positive factors pass maxima and activations to where they fold; the layouts of all tensors then."""
+        """Let positive factors pass maxima and activations, and Transposes what is element-wise; the layouts then."""
         if not self.options.allows(Kind.COMMUTE):
             return layouts
         is_written = apply_maxima(self.plan, layouts, self.is_free)
+        is_written = is_written or apply_transposes(self.plan, self.is_free)
         self._changed(written=is_written)
         return channel_layouts(self.plan.scope, layouts) if is_written else layouts
 

@@ -94,6 +94,106 @@ def test_one_of_a_tensor_of_any_size(op: str) -> None:
     _gone(net, net.op(op, y, net.const(np.array(lists[op])), **attributes))
 
 
+@pytest.mark.parametrize("rank", [2, 3, 4])
+def test_pads_and_splits_of_any_rank(rank: int) -> None:
+    shape = ("N", 4, 5, 6)[:rank]
+    net = _net(*shape)
+    _gone(net, net.op("Pad", net.op("Relu", "x"), net.const(np.zeros(2 * rank, np.int64))))
+    net = _net(*shape)
+    _gone(net, net.op("Split", net.op("Relu", "x"), net.const(np.array([4])), axis=1))
+
+
+def test_a_cast_to_the_type_of_another_tensor() -> None:
+    net = _net("N", 4)
+    _gone(net, net.op("CastLike", net.op("Relu", "x"), net.const(1.0)))
+    net = _net("N", 4)
+    whole = net.op("CastLike", net.op("Relu", "x"), net.const(np.array(1)))
+    _stays(net, net.op("CastLike", whole, net.const(1.0)))
+
+
+@pytest.mark.parametrize("taken", [True, False])
+@pytest.mark.parametrize("condition", [(), (1,), (4,), (1, 4)])
+def test_where_that_takes_all_of_one_tensor(taken: bool, condition: tuple[int, ...]) -> None:
+    net = _net("N", 4)
+    y, other = net.op("Relu", "x"), net.const(np.ones(4))
+    _gone(net, net.op("Where", net.const(np.full(condition, taken)), *((y, other) if taken else (other, y))))
+
+
+def test_where_that_widens_or_takes_of_both_stays() -> None:
+    for shape, condition, other in (
+        (("N", 1), np.ones(4, bool), np.ones(1)),
+        (("N", 1), np.array(True), np.ones(4)),
+        (("N", "L"), np.array(True), np.ones(4)),
+        ((4,), np.ones((1, 1), bool), np.ones(4)),
+        (("N", 4), np.array([True, True, True, False]), np.ones(4)),
+        (("N", 4), np.array(True), None),  # beside a tensor, whose sizes nobody knows
+    ):
+        net = _net(*shape)
+        y = net.op("Relu", "x")
+        beside = net.op("Abs", "x") if other is None else net.const(other)
+        _stays(net, net.op("Where", net.const(condition), y, beside))
+
+
+@pytest.mark.parametrize(
+    ("equation", "is_same"),
+    [("ab->ab", True), ("a b -> a b", True), ("ab->ba", False), ("aa->aa", False), ("ba", False)],
+)
+def test_einsum_of_one_operand(equation: str, is_same: bool) -> None:
+    net = _net(4, 4)
+    (_gone if is_same else _stays)(net, net.op("Einsum", net.op("Relu", "x"), equation=equation))
+
+
+PERMUTATIONS = [(None, None), ([1, 0, 2], [1, 0, 2]), ([1, 2, 0], [2, 0, 1]), ([0, 2, 1], [0, 2, 1])]
+
+
+@pytest.mark.parametrize(("first", "second"), PERMUTATIONS)
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_transpose_that_undoes_another(
+    first: list[int] | None, second: list[int] | None, is_shared: bool
+) -> None:
+    net = Net(shape=("N", 4, 5))
+    y = net.op("Relu", "x")
+    there = net.op("Transpose", y, **({"perm": first} if first else {}))
+    back = net.op("Transpose", there, **({"perm": second} if second else {}))
+    model = net.model(net.op("Tanh", back), *([net.op("Exp", there)] if is_shared else []))
+    result = fuse(model)
+    assert counts(result.model).get("Transpose", 0) == is_shared
+    assert [change.kind for change in result.report.changes] == [Kind.NO_OP]
+    assert equal(model, result.model) > 0
+
+
+def test_transposes_that_do_not_undo_each_other_stay() -> None:
+    for first, second in (([1, 2, 0], [1, 2, 0]), ([1, 0, 2], [0, 2, 1])):
+        net = Net(shape=("N", 4, 5))
+        _stays(net, net.op("Transpose", net.op("Transpose", net.op("Relu", "x"), perm=first), perm=second))
+
+
+def test_a_row_of_transposes() -> None:
+    net = Net(shape=("N", 4, 5))
+    y = net.op("Relu", "x")
+    for _ in range(6):
+        y = net.op("Transpose", y, perm=[0, 2, 1])
+    model = net.model(net.op("Tanh", y))
+    result = fuse(model)
+    assert counts(result.model) == {"Relu": 1, "Tanh": 1}
+    assert equal(model, result.model) > 0
+
+
+def test_a_cast_to_a_wider_type_and_back() -> None:
+    for own, through, is_exact in (
+        (np.float32, TensorProto.DOUBLE, True),
+        (np.float32, TensorProto.FLOAT16, False),
+        (np.float32, TensorProto.INT64, False),
+        (np.float16, TensorProto.FLOAT, True),
+        (np.float16, TensorProto.BFLOAT16, False),
+    ):
+        net = Net(shape=("N", 4), dtype=own)
+        kind = TensorProto.FLOAT if own is np.float32 else TensorProto.FLOAT16
+        y = net.op("Cast", net.op("Cast", net.op("Relu", "x"), to=through), to=kind)
+        model = net.model(net.op("Relu", y))
+        assert ("Cast" not in counts(fuse(model).model)) == is_exact, through
+
+
 def test_between_convolutions() -> None:
     """Where channels are known, too."""
     net = Net(4)

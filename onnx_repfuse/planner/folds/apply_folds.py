@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.decode import read_instead
 from onnx_repfuse.graph.edit_points import replace_aliases, replace_nodes
+from onnx_repfuse.graph.idle_pairs import undone
 from onnx_repfuse.graph.no_ops import given_out
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import Context, may_be_linear
@@ -35,6 +36,8 @@ __all__ = ["apply_folds", "join_no_ops", "reads_too_many", "remove_no_ops"]
 
 Dim = TypeVar("Dim")
 _TRANSPARENT = ("Cast", "Identity")  # runtimes look through them when they look for patterns
+# covering takes them for no operators where they do nothing
+_REMOVED_FIRST = ("Pad", "Split")
 MAX_JOINED_SOURCES = 4  # tensors a fold may read if it grew over several rounds
 
 
@@ -133,7 +136,8 @@ def remove_no_ops(
     """Let consumers read through every node that gives out what it reads (`graph.no_ops`); whether there were any.
 
     The parts of patterns that runtimes fuse stay, and so does what somebody outside of the scope reads. Where channels
-    are known, rounds of covering see that arithmetic and views do nothing, and take them into folds.
+    are known, rounds of covering see that arithmetic and views do nothing, and take them into folds. Two nodes in a row
+    of which one undoes the other (`graph.idle_pairs`) do nothing, either.
 
     Args:
         plan: of the scope, which is changed.
@@ -145,15 +149,18 @@ def remove_no_ops(
     aliases: dict[str, str] = {}
     protected = protected_nodes(scope)
     for node in scope.nodes:
-        source = given_out(scope, node)
-        if not source or not is_free(node) or not _may_be_read_through(scope, node):
+        name, source, nodes = node.outputs[0].name, given_out(scope, node), [node]
+        before = None if source else undone(scope, node)
+        if before is not None and before.outputs[0].name not in aliases:
+            source, nodes = before.inputs[0].name, [before, node]
+        if not source or not all(map(is_free, nodes)) or not _may_be_read_through(scope, node):
             continue
-        is_seen_by_covering = node.outputs[0].name in layouts and may_be_linear(node)
-        if node.op not in _TRANSPARENT and (id(node) in protected or is_seen_by_covering):
+        is_seen_by_covering = name in layouts and may_be_linear(node) and len(nodes) == 1
+        is_left = id(node) in protected or (is_seen_by_covering and node.op not in _REMOVED_FIRST)
+        if node.op not in _TRANSPARENT and is_left:
             continue
-        name = node.outputs[0].name
         aliases[name] = source
-        fold = add_fold(plan, name, {Kind.NO_OP}, [node], [])
+        fold = add_fold(plan, name, {Kind.NO_OP}, nodes, [])
         fold.aliases = {name: source}
         plan.aliases[name] = fold
         replaced[id(node)] = []
@@ -189,8 +196,8 @@ def join_no_ops(plan: ScopePlan) -> None:
 
 def _is_no_op_of_nothing(scope: Scope, fold: PlannedFold) -> bool:
     """Whether it removed a no-op that gave out a tensor which nobody reads any more."""
-    is_single = fold.is_no_op and len(fold.absorbed) == 1 and bool(fold.aliases)
-    return is_single and not any(scope.is_used(source) for source in fold.aliases.values())
+    is_alone = fold.is_no_op and not fold.created and bool(fold.aliases)
+    return is_alone and not any(scope.is_used(source) for source in fold.aliases.values())
 
 
 def _add_consumer(

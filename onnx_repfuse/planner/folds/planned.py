@@ -229,8 +229,9 @@ class ScopePlan:
         if fold.equal_to is not None:
             outputs = [self._one_of_equals(name) for name in fold.outputs]
             pairs = zip(outputs, fold.outputs, strict=True)
+            creator = self.creator.get(id(fold.equal_to))
             return [
-                *decode(self._as_in_file([fold.equal_to])),
+                *decode(self._as_in_file([fold.equal_to] if creator is None else creator.absorbed)),
                 *(new_node("Identity", "", {}, [kept], [name]) for kept, name in pairs),
             ]
         before = self.nodes_before(fold)
