@@ -84,7 +84,7 @@ class _Writing:
     def write(self, selection: Selection) -> None:
         """Write one selection, and note it as a fold."""
         plan, output = self.plan, selection.output
-        renamed = _rename_source(plan, selection, self.fresh)
+        renamed = _rename_source(plan, selection, self.fresh, self.replaced)
         nodes = self.emitted(selection) if renamed is None else []
         _declare(plan.scope, selection, nodes)
         self.fresh.update((tensor.name, node) for node in nodes for tensor in node.outputs)
@@ -266,7 +266,9 @@ def _outputs(selection: Selection, earlier: Iterable[PlannedFold], renamed_from:
     return (selection.output,)
 
 
-def _rename_source(plan: ScopePlan, selection: Selection, fresh: dict[str, gs.Node]) -> gs.Node | None:
+def _rename_source(
+    plan: ScopePlan, selection: Selection, fresh: dict[str, gs.Node], replaced: Container[int]
+) -> gs.Node | None:
     """Where an output is a mere copy of a tensor we created for it alone, that tensor takes the output's name.
 
     So `y = relu(conv(x) + 0)` keeps the name of the sum, the one that everybody behind it reads.
@@ -275,6 +277,7 @@ def _rename_source(plan: ScopePlan, selection: Selection, fresh: dict[str, gs.No
         plan: the folds so far.
         selection: what is chosen for the output.
         fresh: the tensors that this round created, with their nodes; the renamed one changes its place.
+        replaced: the nodes that are gone after this round, by id().
 
     Returns:
         the node that now computes the output; None where there is no such tensor.
@@ -282,6 +285,8 @@ def _rename_source(plan: ScopePlan, selection: Selection, fresh: dict[str, gs.No
     scope, name, output = plan.scope, selection.lowered.copied, selection.output
     producer = fresh.get(name, scope.producer.get(name))
     if producer is None or id(producer) not in plan.creator or len(producer.outputs) != 1:
+        return None
+    if id(producer) in replaced:  # as where it, too, turned out to be a copy
         return None
     # A form that looked through the copy may read the tensor, too.
     is_read = any(tensor.name == name for node in fresh.values() for tensor in node.inputs)

@@ -932,3 +932,18 @@ def test_a_node_of_a_split_that_is_kept_stays() -> None:
     for kept in (norm, model.graph.node[0].name, model.graph.node[1].name):
         assert not fuse(model, options=Options(keep=(kept,))).report.folds
     assert not fuse(model, options=Options(skip=frozenset((Kind.CONCAT,)))).report.folds
+
+
+def test_a_copy_of_a_copy() -> None:
+    """A node of an earlier round turns out to copy another tensor, in the round in which its own output is copied."""
+    net = Net(3)
+
+    def one(x: str) -> str:
+        return str(net.op("Unsqueeze", net.op("Gather", x, net.const(np.array(-2)), axis=1), ints(net, 1)))
+
+    first = one(net.conv("x", 3, 4, 3))
+    both = net.op("Concat", first, first, axis=1)
+    last = gather(net, one(both), 0)
+    model = net.model(net.conv(both, 2, 4, 3), net.op("Relu", last))
+    assert equal(model, fuse(model, options=Options(check=False)).model) > 0
+    check(model, {"Conv": 2, "Relu": 1})
