@@ -5,8 +5,8 @@
 
 HardSigmoid(x) is max(0, min(1, alpha*x + beta)) (ONNX spec). With p = 1, q = 3, m = 6, c = 1/6 and z = x the second is
 HardSwish, an operator of its own from opset 14 on. Before that its parts stay: OpenVINO fuses them, and is slower with
-HardSigmoid and Mul (docs/benchmarks.md). A product of x with a HardSigmoid of x that the file itself has is the same.
-float32 only: that is what runtimes have it for.
+HardSigmoid and Mul (docs/benchmarks.md). The factor may be at z, and the Clip be `Min(Relu(.), m)`. A product of x with
+a HardSigmoid of x that the file itself has is the same. float32 only: that is what runtimes have it for.
 """
 
 from __future__ import annotations
@@ -136,12 +136,17 @@ def _product_with_gate(scope: Scope, gate: gs.Node) -> _Activation | None:
 
 
 def _activation(scope: Scope, clip: gs.Node) -> _Activation | None:
-    """A Clip and what scales it, as HardSigmoid or HardSwish."""
-    largest = _upper_limit(scope, clip) if _is_float32(scope, clip) else None
-    scaling = None if largest is None else _scaling_after(scope, clip, largest)
-    if scaling is None or not _has_channels(scope, clip):
+    """A Clip and what scales it, as HardSigmoid or HardSwish; it may be the Min of a ReLU and a number."""
+    relu = _relu_before(scope, clip) if clip.op == "Min" else None
+    first = clip if relu is None else relu
+    largest = _upper_limit(scope, clip, relu) if _is_float32(scope, first) else None
+    if largest is None or not _has_channels(scope, first):
         return None
-    argument, before = _affine_before(scope, clip)
+    argument, before = _affine_before(scope, first)
+    before += [] if relu is None else [relu]
+    scaling = _scaling_after(scope, clip, largest) or _scaling_beside(scope, clip, largest, argument.source)
+    if scaling is None:
+        return None
     if len(before) + len(scaling.nodes) == (scaling.other is not None):
         return None  # a Clip from 0 to 1, or its product with another tensor: there is nothing to save
     alpha, beta = argument.factor * scaling.factor, argument.offset * scaling.factor
@@ -197,9 +202,21 @@ def _has_channels(scope: Scope, node: gs.Node) -> bool:
     return shape is None or len(shape) >= 2
 
 
-def _upper_limit(scope: Scope, clip: gs.Node) -> float | None:
-    """The limit m of a Clip from 0 to m; attributes in old opsets, inputs later."""
-    if operator(clip).uses_attributes(scope.opset):
+def _relu_before(scope: Scope, node: gs.Node) -> gs.Node | None:
+    """The ReLU of which a Min takes what is below a number."""
+    names = [tensor.name for tensor in node.inputs if scope.const(tensor.name) is None]
+    relu = scope.producer.get(names[0]) if len(names) == 1 and len(node.inputs) == 2 else None
+    is_relu = relu is not None and relu.op == "Relu" and scope.is_private(names[0])
+    return relu if is_relu else None
+
+
+def _upper_limit(scope: Scope, clip: gs.Node, relu: gs.Node | None) -> float | None:
+    """The limit m of a Clip from 0 to m; attributes in old opsets, inputs later. Of a Min, which reads `relu`."""
+    limits: tuple[float | None, float | None]
+    if clip.op == "Min":
+        names = [tensor.name for tensor in clip.inputs if scope.const(tensor.name) is not None]
+        limits = 0.0, None if relu is None else _scalar_beside(scope, names[0], relu.outputs[0].name)
+    elif operator(clip).uses_attributes(scope.opset):
         limits = clip.attrs.get("min"), clip.attrs.get("max")
     elif len(clip.inputs) == 3:
         limits = scope.scalar(clip.inputs[1].name), scope.scalar(clip.inputs[2].name)
@@ -246,6 +263,20 @@ def _scaling_after(scope: Scope, clip: gs.Node, largest: float) -> _Scaling | No
     if other == output or scope.const(other) is not None:
         return None
     return _Scaling([consumer, last], factor, other)
+
+
+def _scaling_beside(scope: Scope, clip: gs.Node, largest: float, source: str) -> _Scaling | None:
+    """A product with the Clip's own argument, scaled: `(x / 6) * Clip(x + 3, 0, 6)`."""
+    output = clip.outputs[0].name
+    product = _only_consumer(scope, output)
+    if product is None or product.op != "Mul":
+        return None
+    name = next((tensor.name for tensor in product.inputs if tensor.name != output), "")
+    scaled = scope.producer.get(name) if name and scope.is_private(name) else None
+    factor = None if scaled is None else _factor_to_one(scope, scaled, largest)
+    if scaled is None or factor is None or source not in [tensor.name for tensor in scaled.inputs]:
+        return None
+    return _Scaling([scaled, product], factor, source)
 
 
 def _factor_to_one(scope: Scope, node: gs.Node, largest: float) -> float | None:
@@ -316,4 +347,5 @@ def _factor_and_offset(op: str, value: float, *, constant_first: bool) -> tuple[
 _RULES: dict[str, Callable[[Scope, gs.Node], _Activation | None]] = {
     "Clip": _activation,
     "HardSigmoid": _product_with_gate,
+    "Min": _activation,
 }

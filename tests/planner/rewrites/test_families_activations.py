@@ -41,6 +41,51 @@ def test_hard_swish(opset: int, sixth: str, early: bool) -> None:
     assert [fold.kind for fold in result.report.folds] == [Kind.ACTIVATION]
 
 
+def min_of_relu(net: Net, x: str, high: float, *, first: bool = False) -> str:
+    relu, limit = net.op("Relu", net.op("Add", x, net.const(3.0))), net.const(high)
+    return str(net.op("Min", *((limit, relu) if first else (relu, limit))))
+
+
+@pytest.mark.parametrize("is_min", [False, True])
+@pytest.mark.parametrize("place", ["x", "gate", "product"])
+@pytest.mark.parametrize("first", [False, True])
+def test_hard_swish_in_other_words(is_min: bool, place: str, first: bool) -> None:
+    """The sixth anywhere, and the Clip as a Min of a ReLU."""
+    net = Net(4)
+    x = net.op("Tanh", "x")
+    gate = (
+        min_of_relu(net, x, 6.0, first=first) if is_min else clipped(net, net.op("Sub", x, net.const(-3.0)))
+    )
+    sixth = net.const(1 / 6)
+    other = net.op("Mul", sixth, x) if place == "x" else x
+    gate = net.op("Mul", gate, sixth) if place == "gate" else gate
+    out = net.op("Mul", *((gate, other) if first else (other, gate)))
+    out = net.op("Mul", out, sixth) if place == "product" else out
+    check(net.model(out), {"Tanh": 1, "HardSwish": 1}, largest=5)
+
+
+def test_hard_sigmoid_as_a_minimum_of_a_relu() -> None:
+    net = Net(4)
+    out = net.op("Div", min_of_relu(net, net.op("Tanh", "x"), 6.0), net.const(6.0))
+    check(net.model(out), {"Tanh": 1, "HardSigmoid": 1}, largest=5)
+
+
+@pytest.mark.parametrize("high", [5.0, np.ones((1, 4, 1, 1))])
+def test_other_minima_stay(high: Any) -> None:
+    net = Net(4)
+    x = net.op("Tanh", "x")
+    relu = net.op("Relu", net.op("Add", x, net.const(3.0)))
+    check(net.model(net.op("Mul", net.op("Mul", x, net.const(1 / 6)), net.op("Min", relu, net.const(high)))))
+    net = Net(4)  # the factor is that of another tensor
+    x = net.op("Tanh", "x")
+    other = net.op("Mul", net.op("Exp", "x"), net.const(1 / 6))
+    check(net.model(net.op("Mul", other, min_of_relu(net, x, 6.0))))
+    net = Net(4)  # somebody else reads the ReLU
+    x = net.op("Tanh", "x")
+    relu = net.op("Relu", net.op("Add", x, net.const(3.0)))
+    check(net.model(net.op("Div", net.op("Min", relu, net.const(6.0)), net.const(6.0)), net.op("Exp", relu)))
+
+
 def test_hard_swish_behind_a_convolution_is_reported_once() -> None:
     net = Net(4, opset=13)
     result = check(net.model(hard_swish(net, net.conv("x", 4, 4, 3))), None, Reason.OPSET)
