@@ -15,7 +15,7 @@ import onnx
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.dims import known_dims
 from onnx_repfuse.graph.extents import Extent
-from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.graph.scope import Scope, static
 from onnx_repfuse.pipeline.bans import FailedFold
 from onnx_repfuse.pipeline.beside import Beside
 from onnx_repfuse.pipeline.plan_model import ModelPlan
@@ -137,11 +137,19 @@ def _proved_elements(plan: ModelPlan, ends: Sequence[Sequence[str]]) -> dict[str
     }
 
 
-def take_little_memory(plan: ModelPlan, ends: Sequence[Sequence[str]]) -> bool:
-    """Whether the tensors at the ends of all folds can be held at once, at the assumed sizes."""
+def take_little_memory(plan: ModelPlan, ends: Sequence[Sequence[str]], *, has_given_sizes: bool) -> bool:
+    """Whether the tensors at the ends of all folds can be held at once, at the assumed sizes.
+
+    Args:
+        plan: the folds.
+        ends: those of `ends_of_folds`.
+        has_given_sizes: the user gives inputs or their sizes, which may be far larger where the file leaves them open.
+    """
     main = next((planned.scope for planned in plan.scopes if not planned.scope.key), None)
     if main is None:
         return True
+    if has_given_sizes and any(static(main.shape(value.name)) is None for value in main.proto.input):
+        return False
     sizes = {name: main.elements(name) for names in ends for name in names if name}
     largest = max((size for size in sizes.values() if size is not None), default=0)
     return 4 * sum(largest if size is None else size for size in sizes.values()) <= FEW_BYTES

@@ -229,7 +229,8 @@ class _Run:
         # The name, too, is the output's, as the model says the name of its data file.
         staged = self.folder / self.output.name
         ends, written = ends_of_folds(self.plan), WrittenWeights(SMALL_BYTES if beside.is_at_once else 0)
-        read_along = ends if take_little_memory(self.plan, ends) else ()
+        given = bool(self.options.input_shapes or self.options.input_data)
+        read_along = ends if take_little_memory(self.plan, ends, has_given_sizes=given) else ()
         measured = self.originals.measuring(beside, read_along)
         try:
             too_large = self._write(staged, written)

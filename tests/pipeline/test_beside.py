@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 import pytest
 
-from onnx_repfuse import fuse
+from onnx_repfuse import Options, fuse
 from onnx_repfuse.errors import InputError, OutputError
 from onnx_repfuse.pipeline import run
 from onnx_repfuse.pipeline.beside import Beside
@@ -26,9 +26,11 @@ from onnx_repfuse.verifier.session import Session
 from tests.build import Net
 
 
-def blocks(count: int = 3, channels: int = 16) -> onnx.ModelProto:
+def blocks(
+    count: int = 3, channels: int = 16, shape: tuple[int | str, ...] = (1, 16, 9, 9)
+) -> onnx.ModelProto:
     """Conv + BatchNormalization + Relu, one fold each, of weights that are kept for the proof."""
-    net = Net(channels, shape=(1, channels, 9, 9))
+    net = Net(channels, shape=shape)
     x = "x"
     for _ in range(count):
         x = net.op("Relu", net.conv_bn(x, channels, channels, 3))
@@ -168,9 +170,21 @@ def test_a_weight_is_computed_once_where_it_can_be_held(
     assert list(computed.values()) == [times] * 3
 
 
-@pytest.mark.parametrize(("few", "sessions"), [(1 << 27, 1), (0, 2)])
+@pytest.mark.parametrize(
+    ("few", "shape", "given", "sessions"),
+    [
+        (1 << 27, (1, 16, 9, 9), {}, 1),
+        (0, (1, 16, 9, 9), {}, 2),
+        (1 << 27, (1, 16, 9, 9), {"x": (1, 16, 9, 9)}, 1),
+        (1 << 27, ("N", 16, 9, 9), {"x": (500, 16, 9, 9)}, 2),  # whatever is assumed of it
+    ],
+)
 def test_one_session_of_the_original_reads_what_takes_little_memory(
-    few: int, sessions: int, monkeypatch: pytest.MonkeyPatch
+    few: int,
+    shape: tuple[int | str, ...],
+    given: dict[str, tuple[int, ...]],
+    sessions: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("onnx_repfuse.pipeline.prove_folds.FEW_BYTES", few)
     opened: list[int] = []
@@ -182,7 +196,7 @@ def test_one_session_of_the_original_reads_what_takes_little_memory(
         return session
 
     monkeypatch.setattr(intermediates, "open_session", counted)
-    verification = fuse(blocks()).report.verification
+    verification = fuse(blocks(shape=shape), options=Options(input_shapes=given)).report.verification
     assert verification is not None
     assert [len(fold.stages) for fold in verification.folds] == [2, 2, 2]
     assert len(opened) == sessions + 1  # and one of the result
