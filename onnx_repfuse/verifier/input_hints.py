@@ -55,7 +55,7 @@ class InputHints:
     def readings(self, inputs: Sequence[ValueInfo]) -> Iterator[list[ValueInfo]]:
         """The inputs with what is known of their axes in the place of what is open, one list for each rank to try.
 
-        At last, with inputs of one rank that have one size.
+        At last, with recurrent states of the batch's size, and with inputs of one rank that have one size.
         """
         ranks = [self._axes(value).ranks() for value in inputs if value.name in self.unranked]
         for attempt in range(max(map(len, ranks), default=1)):
@@ -65,7 +65,9 @@ class InputHints:
                 pairs = zip(value.shape, known.shape, strict=False)
                 sizes.update((dim, size) for dim, size in pairs if isinstance(dim, str) and dim != size)
             yield [known._replace(shape=tuple(sizes.get(dim, dim) for dim in known.shape)) for known in read]
-        yield from _of_one_size([self._read(value, 0) for value in inputs])
+        first = [self._read(value, 0) for value in inputs]
+        yield from _with_states(first)
+        yield from _of_one_size(first)
 
     def _axes(self, value: ValueInfo) -> AxisHints:
         return self.axes.get(value.name, AxisHints())
@@ -76,6 +78,27 @@ class InputHints:
             ranks = axes.ranks()
             shape = (None,) * ranks[min(attempt, len(ranks) - 1)]
         return value._replace(shape=axes.applied(shape))
+
+
+def _with_states(inputs: Sequence[ValueInfo]) -> Iterator[list[ValueInfo]]:
+    """The inputs, of which recurrent states, (layers, N, channels) as of an LSTM, have the batch size of the first."""
+    with_batch = [value for value in inputs if value.shape and not isinstance(value.shape[0], int)]
+    states = {value.name for value in inputs if _is_like_a_state(value)}
+    if not (with_batch and states):
+        return
+    name, dims = with_batch[0].name, with_batch[0].shape
+    batch = dims[0] or f"{name}.0"
+    result = []
+    for value in inputs:
+        shape = (batch, *dims[1:]) if value.name == name else value.shape
+        layers_and_channels = (shape[0], batch, shape[-1]) if value.name in states else shape
+        result.append(value._replace(shape=layers_and_channels))
+    yield result
+
+
+def _is_like_a_state(value: ValueInfo) -> bool:
+    """Whether only the middle one of three dims is open: of a sequence, the first would be open, too, or 1."""
+    return [isinstance(dim, int) for dim in value.shape] == [True, False, True]
 
 
 def _of_one_size(inputs: Sequence[ValueInfo]) -> Iterator[list[ValueInfo]]:

@@ -377,6 +377,28 @@ def test_audio_gets_a_length_that_its_kernels_take(kernel: int, rank: int) -> No
     assert verify_outputs(model, model)
 
 
+@pytest.mark.parametrize("names", [(None, None, None), ("n", "t", "m")])
+def test_a_recurrent_state_has_as_many_rows_as_the_batch(names: tuple[Any, ...]) -> None:
+    """x (N, T), state (2, N, 8), as voice detectors take them; the parts of the state are added to each row of x."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "one"], ["u"]),
+        helper.make_node("Conv", ["u", "w"], ["c"]),
+        helper.make_node("GlobalAveragePool", ["c"], ["rows"]),
+        helper.make_node("Squeeze", ["rows", "two"], ["row"]),
+        helper.make_node("Add", ["row", "state"], ["y"]),
+        helper.make_node("Shape", ["x"], ["n"], end=1),
+        helper.make_node("Concat", ["two", "n", "eight"], ["size"], axis=0),
+        helper.make_node("Reshape", ["state", "size"], ["new"]),  # only of a state with N rows
+    ]
+    weights = {"w": np.ones((8, 1, 100), np.float32)}
+    weights |= {name: np.array([value]) for name, value in {"one": 1, "two": 2, "eight": 8}.items()}
+    inputs = [info("x", [names[0], names[1]]), info("state", [2, names[2], 8])]
+    model = build(nodes, inputs, [info("y", None), info("new", None)], weights)
+    with open_session(model) as session:
+        groups = choose_feeds(session, FeedSpec(), input_hints(model, session.inputs))
+    assert all(group.shapes["state"][1] == group.shapes["x"][0] for group in groups)
+
+
 def test_many_strided_layers_need_a_second_of_sound() -> None:
     """As feature encoders of speech have: 400 samples for one frame, and some frames for the rest."""
     nodes, name, weights = [helper.make_node("Unsqueeze", ["x", "one"], ["c0"])], "c0", {"one": np.array([1])}
