@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -160,5 +161,10 @@ def _failures(rows: Sequence[Row]) -> str:
         found = dict(row["failed"])
         if found.get(AFTER) == "onnxslim failed":
             del found[AFTER]
-        lines += [[row["raced"], who, f"`{why.replace('|', '/')}`"] for who, why in found.items()]
+        lines += [[row["raced"], who, f"`{_shown(why)}`"] for who, why in found.items()]
     return table(["file", "tool", "why"], lines) if lines else ""
+
+
+def _shown(why: str) -> str:
+    """A message as a cell of a table, without the folders of this machine."""
+    return re.sub(r"(?<![\w.])/\S*/", "", why).replace("|", "/")
