@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Kernel, Vector
 from onnx_repfuse.graph.decode import new_node
+from onnx_repfuse.graph.dims import NEGATIVE_AXES_SINCE
 from onnx_repfuse.graph.operators import OPERATORS
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import Const, Scope
@@ -89,7 +90,7 @@ class _Emitter:
             self.node(step.op.removeprefix("Sizes"), [inputs[0], self.index("sizes", step.index)], output)
         elif step.index is not None:
             index = self.index("indices", step.index)
-            self.node("Gather", [inputs[0], index], output, axis=step.layout[0])
+            self.node("Gather", [inputs[0], index], output, axis=self.axis_of_choice(step))
         elif step.op == "Concat":
             self.node("Concat", inputs, output, axis=step.layout[0])
         elif step.view is not None:
@@ -127,6 +128,18 @@ class _Emitter:
             return rounded(bias.value().reshape(shape), self.data_type)
 
         return self.constant(label, Const(shape, self.data_type, value, None, bias))
+
+    def axis_of_choice(self, step: Step) -> int:
+        """The channel axis of a Gather; counted from the end where it permutes the channels.
+
+        Else OpenVINO (2026.4) takes a permutation in front of a Conv for nothing, and leaves it out.
+        """
+        axis, spatial_rank = step.layout
+        assert step.index is not None
+        permutes = np.array_equal(np.sort(step.index), np.arange(len(step.index)))
+        if axis == 1 and permutes and self.scope.opset >= NEGATIVE_AXES_SINCE:
+            return -1 - spatial_rank
+        return axis
 
     def channel_broadcast(self, step: Step) -> tuple[tuple[int, ...], dict[str, int]]:
         """The shape of a constant per channel that broadcasts, and the attributes that say so below opset 7."""

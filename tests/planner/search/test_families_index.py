@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from onnx_repfuse import Options, fuse, plan
 from onnx_repfuse.records.reasons import Reason
@@ -626,6 +627,20 @@ def test_a_depth_to_space_with_other_consumers_stays(mode: str) -> None:
     net = Net(4)
     up = depth_to_space(net, net.conv("x", 4, 12, 3), mode)
     check(net.model(net.op("Relu", net.bn(up, 3)), net.op("Sigmoid", up)), None)
+
+
+@pytest.mark.parametrize(("opset", "axis"), [(17, -3), (11, -3), (10, 1)])
+def test_a_shuffle_that_two_convolutions_read_is_one_gather(opset: int, axis: int) -> None:
+    """As between the stages of ShuffleNet. OpenVINO leaves out a permutation whose axis counts from the front."""
+    net = Net(6, shape=(1, 6, 5, 4), opset=opset)
+    y = shuffled(net, net.op("Relu", "x"), 6, 2, 5, 4)
+    deep = net.op("Relu", net.conv(y, 6, 6, 3, group=6))
+    model = net.model(net.op("Concat", deep, net.op("Relu", net.conv(y, 6, 6, 3, group=2)), axis=1))
+    result = fuse(model).model
+    nodes = [node for node in result.graph.node if node.op_type == "Gather"]
+    assert [helper.get_node_attr_value(node, "axis") for node in nodes] == [axis]
+    assert not counts(result).get("Transpose")
+    assert fuse(result).model == result
 
 
 def pixel_shuffled(net: Net, x: str, channels: int, mode: str, *space: int) -> str:
