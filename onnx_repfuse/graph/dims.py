@@ -22,7 +22,7 @@ from onnx_repfuse.graph.extents import (
     value,
 )
 from onnx_repfuse.graph.operators import operator
-from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
+from onnx_repfuse.graph.operators.channel_rules import NEGATIVE_AXES_SINCE, NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS, split_sizes
 from onnx_repfuse.graph.operators.space_maps import permutation
 from onnx_repfuse.graph.scope import Scope, optional_input, static
@@ -30,9 +30,6 @@ from onnx_repfuse.graph.size_lists import SizeList, constant_list, size_list
 from onnx_repfuse.graph.windows import window_of
 
 __all__ = ["dims_of", "equal_shapes", "known_dims", "known_list", "note_sizes"]
-
-
-NEGATIVE_AXES_SINCE = 11
 
 
 def known_dims(scope: Scope) -> dict[str, Dims]:

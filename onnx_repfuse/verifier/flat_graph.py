@@ -30,9 +30,8 @@ def flat_graph(model: onnx.ModelProto) -> onnx.GraphProto:
     _copy(model.graph, result.graph)
     if model.functions and not _calls_itself(model.functions):
         result.functions.extend(model.functions)
-        with contextlib.suppress(
-            RuntimeError, ValueError
-        ):  # the calls are nodes that nothing is known of then
+        # Where the inliner refuses, calls stay nodes that tell nothing of the inputs: hints are lost, no more.
+        with contextlib.suppress(RuntimeError, ValueError):
             result = inline_local_functions(result)
     flat = onnx.GraphProto(input=result.graph.input, output=result.graph.output)
     for graph in _graphs(result.graph):

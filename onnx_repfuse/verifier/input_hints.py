@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from onnx_repfuse.verifier.flat_graph import constant_shapes, flat_graph
+from onnx_repfuse.verifier.folds.windows import window_of
 from onnx_repfuse.verifier.input_axes import AxisHints, axis_hints
 from onnx_repfuse.verifier.session import Dim, Model, ValueInfo, load
 
@@ -97,7 +98,7 @@ def _with_states(inputs: Sequence[ValueInfo]) -> Iterator[list[ValueInfo]]:
 
 
 def _is_like_a_state(value: ValueInfo) -> bool:
-    """Whether only the middle one of three dims is open: of a sequence, the first would be open, too, or 1."""
+    """Whether only the middle one of three dims is open. It may be a sequence, so this reading is among the last."""
     return [isinstance(dim, int) for dim in value.shape] == [True, False, True]
 
 
@@ -193,14 +194,10 @@ def _windows(graph: onnx.GraphProto) -> Iterator[tuple[int, int]]:
     """(largest extent, largest stride) of each node with a kernel."""
     shapes = constant_shapes(graph)
     for node in graph.node:
-        ints = {a.name: tuple(a.ints) for a in node.attribute if a.ints}
-        kernel = ints.get("kernel_shape")
-        if kernel is None and node.op_type == "Conv" and len(node.input) > 1:
-            kernel = shapes.get(node.input[1], ())[2:]
-        if kernel:
-            dilations = ints.get("dilations", (1,) * len(kernel))
-            extents = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=False)]
-            yield max(extents), max(ints.get("strides", (1,)))
+        window = window_of(node, shapes)
+        if window is not None:
+            extents, strides = window
+            yield max(extents), max(strides)
 
 
 def _implied_sizes(graph: onnx.GraphProto, inputs: Iterable[ValueInfo]) -> Iterator[int]:

@@ -25,11 +25,8 @@ _RGB = 3  # channels of an image input that does not say
 _MAX_CHANNELS_LAST = 4  # a fixed last dim of up to RGBA marks (N, H, W, C)
 # An image's size cubed, tried on (N, C, D, H, W), would be 6 GB at 640.
 _MAX_GUESSED_POSITIONS = 1 << 20
-_LARGEST_OF = {
-    1: 128,
-    2: 16,
-    3: 7,
-}  # number of open dims -> the largest size that all combinations are made of
+# Number of open dims -> the largest size that all combinations are made of.
+_LARGEST_OF = {1: 128, 2: 16, 3: 7}
 
 
 class SizeGuesses(NamedTuple):
@@ -101,7 +98,7 @@ def shapes_to_try(
 def every_small_size(inputs: Sequence[ValueInfo], given: Mapping[str, Sequence[int]]) -> Iterator[Shapes]:
     """All combinations of small sizes, the largest first, at batch 1: for what constants inside a network ask for.
 
-    None where more than three dims are open, which are too many combinations.
+    Yields nothing where more than three dims besides the batch are open: there are too many combinations.
     """
     free = [value for value in inputs if has_free_dims(value, given)]
     places = [

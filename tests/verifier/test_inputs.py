@@ -378,8 +378,12 @@ def test_audio_gets_a_length_that_its_kernels_take(kernel: int, rank: int) -> No
 
 
 @pytest.mark.parametrize("names", [(None, None, None), ("n", "t", "m")])
-def test_a_recurrent_state_has_as_many_rows_as_the_batch(names: tuple[Any, ...]) -> None:
-    """x (N, T), state (2, N, 8), as voice detectors take them; the parts of the state are added to each row of x."""
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_recurrent_state_has_as_many_rows_as_the_batch(
+    names: tuple[Any, ...], layers: int, is_first: bool
+) -> None:
+    """x (N, T) and state (layers, N, 8), as voice detectors take them."""
     nodes = [
         helper.make_node("Unsqueeze", ["x", "one"], ["u"]),
         helper.make_node("Conv", ["u", "w"], ["c"]),
@@ -387,12 +391,14 @@ def test_a_recurrent_state_has_as_many_rows_as_the_batch(names: tuple[Any, ...])
         helper.make_node("Squeeze", ["rows", "two"], ["row"]),
         helper.make_node("Add", ["row", "state"], ["y"]),
         helper.make_node("Shape", ["x"], ["n"], end=1),
-        helper.make_node("Concat", ["two", "n", "eight"], ["size"], axis=0),
+        helper.make_node("Concat", ["layers", "n", "eight"], ["size"], axis=0),
         helper.make_node("Reshape", ["state", "size"], ["new"]),  # only of a state with N rows
     ]
+    sizes = {"one": 1, "two": 2, "eight": 8, "layers": layers}
     weights = {"w": np.ones((8, 1, 100), np.float32)}
-    weights |= {name: np.array([value]) for name, value in {"one": 1, "two": 2, "eight": 8}.items()}
-    inputs = [info("x", [names[0], names[1]]), info("state", [2, names[2], 8])]
+    weights |= {name: np.array([value]) for name, value in sizes.items()}
+    inputs = [info("x", [names[0], names[1]]), info("state", [layers, names[2], 8])]
+    inputs = inputs[::-1] if is_first else inputs
     model = build(nodes, inputs, [info("y", None), info("new", None)], weights)
     with open_session(model) as session:
         groups = choose_feeds(session, FeedSpec(), input_hints(model, session.inputs))

@@ -20,6 +20,7 @@ __all__ = [
     "KEPT",
     "KEPT_ON_AXIS_1",
     "KEPT_WHERE_PROVED",
+    "NEGATIVE_AXES_SINCE",
     "NORMALIZED",
     "NUMPY_BROADCAST_SINCE",
     "SELECTED",
@@ -31,6 +32,7 @@ __all__ = [
     "broadcast_shape",
 ]
 
+NEGATIVE_AXES_SINCE = 11  # the opset from which every operator counts a negative axis from the end
 NUMPY_BROADCAST_SINCE = 7  # the opset from which operands are aligned from the right, always
 
 

@@ -18,9 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Kernel, Vector
 from onnx_repfuse.graph.decode import new_node
-from onnx_repfuse.graph.dims import NEGATIVE_AXES_SINCE
 from onnx_repfuse.graph.operators import OPERATORS
-from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
+from onnx_repfuse.graph.operators.channel_rules import NEGATIVE_AXES_SINCE, NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.planner.pricing.steps import Lowered, Step
 from onnx_repfuse.planner.weights.rounding import (

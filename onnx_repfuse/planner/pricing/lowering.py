@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from onnx_repfuse.algebra.affine_form import Form
 from onnx_repfuse.algebra.choice import Picked, Sampled
 from onnx_repfuse.algebra.segments import segmented
+from onnx_repfuse.graph.operators.channel_rules import NEGATIVE_AXES_SINCE
 from onnx_repfuse.planner.forms.view_sources import common_view
 from onnx_repfuse.planner.pricing.cost import CostModel, Price
 from onnx_repfuse.planner.pricing.price_keys import PriceKeys
@@ -22,7 +23,6 @@ from onnx_repfuse.planner.pricing.steps import Lowered, Step, Wanted
 from onnx_repfuse.planner.pricing.write_steps import Writer
 
 STEPS_SINCE = 10  # the opset that brought steps to Slice
-NEGATIVE_AXES_SINCE = 11  # the opset from which every operator counts a negative axis from the end
 
 _UNKNOWN = Price()
 

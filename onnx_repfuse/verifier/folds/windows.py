@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import onnx
 
-__all__ = ["deepest_sum", "pads", "path", "windows"]
+__all__ = ["deepest_sum", "pads", "path", "window_of", "windows"]
 
 
 def pads(node: onnx.NodeProto) -> bool:
@@ -22,7 +22,7 @@ def windows(model: onnx.ModelProto) -> Iterator[tuple[tuple[int, ...], tuple[int
     """(extent, stride), each per axis, of each node with a kernel. A 3x3 kernel of dilation 2 has extent (5, 5)."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     for node in model.graph.node:
-        window = _window(node, shapes)
+        window = window_of(node, shapes)
         if window is not None:
             yield window
 
@@ -38,7 +38,7 @@ def path(model: onnx.ModelProto) -> tuple[int, int]:
         stride, extent = (
             max(column, default=1) for column in (zip(*so_far, strict=True) if so_far else ((), ()))
         )
-        extents, strides = _window(node, shapes) or ((1,), (1,))
+        extents, strides = window_of(node, shapes) or ((1,), (1,))
         if node.op_type == "Slice" and len(node.input) > 4 and node.input[4] in steps:
             strides = tuple(map(abs, onnx.numpy_helper.to_array(steps[node.input[4]]).ravel().tolist()))
         reached = stride * max(strides, default=1), extent + (max(extents) - 1) * stride
@@ -47,12 +47,19 @@ def path(model: onnx.ModelProto) -> tuple[int, int]:
     return max(stride for stride, _ in both), max(extent for _, extent in both)
 
 
-def _window(
+def window_of(
     node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """(extent, stride) of a node, each per axis; None if it has no kernel, or one of unknown shape.
+
+    Args:
+        shapes: of weights, by name: a Conv need not say its kernel's shape.
+    """
     ints = {a.name: tuple(a.ints) for a in node.attribute if a.type == onnx.AttributeProto.INTS}
     kernel = ints.get("kernel_shape")
-    if kernel is None and node.op_type in ("Conv", "ConvTranspose"):  # the attribute may be left out
+    if (
+        kernel is None and node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 1
+    ):  # the attribute may be left out
         kernel = shapes.get(node.input[1], ())[2:]
     if not kernel:
         return None
