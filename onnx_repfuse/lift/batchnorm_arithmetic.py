@@ -9,7 +9,7 @@ its length happens to equal C; and a constant with more dims than the tensor cha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,9 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.algebra.kernels import Array, Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.no_ops import shows_zero
+from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import broadcast_shape
+from onnx_repfuse.graph.operators.facts import Passes
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, ONNX_DOMAINS, Const, node_name
 from onnx_repfuse.lift.linear_op import (
     Context,
@@ -42,6 +44,8 @@ __all__ = [
 ]
 
 _SUMS = ("Add", "Sub")
+_MOVES = ("Concat", "Gather", "GatherND", "Identity", "Neg", "SpaceToDepth", "Split")
+MAX_NEIGHBOURS = 64  # looked at for the other half of a rounding
 MAX_NODES_BACK = 16  # looked at for what hides the rank of a tensor
 # What the original rounds away at |x| = 1 may be so much of its result: more is a rounding that somebody wanted.
 MAX_ROUNDING = 2.0**-12
@@ -183,7 +187,7 @@ def _with_values(
     scale, shift = _scale_and_shift(node.op, value, is_left)
     if not np.isfinite(scale).all():
         return Declined(Reason.NON_FINITE, "it divides by zero")
-    if _rounds_with_a_neighbour(context, node, name, shift, channel_layout.data_type):
+    if _rounds_with_a_neighbour(context, node, shift, channel_layout.data_type):
         return Declined(Reason.PRECISION, ROUNDS_BETWEEN)
     return diagonal(node, name, channel_layout, scale, shift)
 
@@ -193,24 +197,45 @@ def most_that_cancels(ulp: float) -> float:
     return max(MIN_CANCELLATION, MAX_ROUNDING / ulp)
 
 
-def _rounds_with_a_neighbour(
-    context: Context, node: gs.Node, name: str, shift: Array, data_type: int
-) -> bool:
+def _rounds_with_a_neighbour(context: Context, node: gs.Node, shift: Array, data_type: int) -> bool:
     """Whether it is one half of `(x + 2**23) - 2**23`: a large constant comes, and goes, as quantizers round."""
     largest = float(np.abs(shift).max(initial=0.0))
     if 2 * largest <= most_that_cancels(epsilon(data_type)):
         return False
-    others = [_largest_shift(context, neighbour) for neighbour in _neighbours(context, node, name)]
+    others = [_largest_shift(context, neighbour) for neighbour in _neighbours(context, node)]
     return any(largest / 2 <= other <= largest * 2 for other in others)
 
 
-def _neighbours(context: Context, node: gs.Node, name: str) -> Iterator[gs.Node]:
-    """The node before one, those behind it, and those beside it in a sum."""
+def _neighbours(context: Context, node: gs.Node) -> Iterator[gs.Node]:
+    """The nodes before one, those behind it, and those beside it in a sum.
+
+    Those that only move, choose or negate values are looked through: what is rounded in front of them is so behind.
+    """
     scope = context.scope
-    consumers = scope.consumers.get(node.outputs[0].name, [])
-    beside = [tensor.name for consumer in consumers if consumer.op in _SUMS for tensor in consumer.inputs]
-    producers = [scope.producer.get(one) for one in (name, *beside)]
-    yield from (one for one in (*consumers, *producers) if one is not None and one is not node)
+
+    def behind(one: gs.Node) -> list[gs.Node]:
+        return [consumer for tensor in one.outputs for consumer in scope.consumers.get(tensor.name, ())]
+
+    def before(one: gs.Node) -> list[gs.Node]:
+        producers = [scope.producer.get(tensor.name) for tensor in one.inputs]
+        return [producer for producer in producers if producer is not None]
+
+    consumers = _through_moves(behind(node), behind)
+    sums = [consumer for consumer in consumers if consumer.op in _SUMS]
+    producers = [producer for one in (node, *sums) for producer in before(one)]
+    found = (*consumers, *_through_moves(producers, before))
+    yield from (one for one in found if one is not node)
+
+
+def _through_moves(nodes: Iterable[gs.Node], beyond: Callable[[gs.Node], Iterable[gs.Node]]) -> list[gs.Node]:
+    """Nodes, and those beyond the ones among them that only move values; not too many."""
+    found = list(nodes)
+    for one in found:  # which grows
+        facts = operator(one)
+        is_move = facts.space_map is not None or facts.passes is Passes.AFFINE or one.op in _MOVES
+        if is_move and len(found) < MAX_NEIGHBOURS:
+            found += beyond(one)
+    return found
 
 
 def _largest_shift(context: Context, node: gs.Node) -> float:

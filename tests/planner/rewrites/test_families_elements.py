@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from onnx_repfuse import fuse
+from onnx_repfuse import Options, fuse
 from onnx_repfuse.records.reasons import Reason
 from tests.build import Net, check, counts, equal
 
@@ -95,7 +96,7 @@ def test_rounding_is_no_sum() -> None:
     check(net.model(y), None, Reason.PRECISION)
 
 
-@pytest.mark.parametrize("op", ["Relu", "Conv", "Sum"])
+@pytest.mark.parametrize("op", ["Relu", "Conv", "Sum", "both"])
 @pytest.mark.parametrize(
     ("dtype", "large"), [(np.float32, 12582912.0), (np.float32, 6144.0), (np.float16, 1536.0)]
 )
@@ -111,6 +112,31 @@ def test_rounding_of_channels_is_no_sum(op: str, dtype: Any, large: float, ops: 
     for name in ops.split() if op != "both" else ():
         y = net.op(name, y, net.const(large))
     check(net.model(net.op("Relu", y)), None, Reason.PRECISION)
+
+
+MOVES: dict[str, Callable[[Net, str], str]] = {
+    "Reshape": lambda net, x: net.op("Reshape", x, net.const(np.array([0, 4, -1]), np.int64)),
+    "Transpose": lambda net, x: net.op("Transpose", x, perm=[0, 1, 3, 2]),
+    "Slice": lambda net, x: net.op("Slice", x, *(net.const(np.array([n]), np.int64) for n in (0, 2, 2))),
+    "Gather": lambda net, x: net.op("Gather", x, net.const(np.array([3, 2, 1, 0]), np.int64), axis=1),
+    "Split": lambda net, x: str(net.op("Split", x, net.const(np.array([1, 3]), np.int64), axis=1, outputs=2)[1]),
+    "Concat": lambda net, x: net.op("Concat", "x", x, axis=1),
+    "Neg": lambda net, x: net.op("Neg", net.op("Neg", x)),
+    "MaxPool": lambda net, x: net.op("MaxPool", x, kernel_shape=[2, 2]),
+    "AveragePool": lambda net, x: net.op("AveragePool", x, kernel_shape=[2, 2]),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("is_per_channel", [True, False])
+def test_rounding_around_what_moves_values_is_no_sum(move: str, is_per_channel: bool) -> None:
+    net = Net(4)
+    large = net.const(np.full((4, 1, 1), 12582912.0) if is_per_channel else 12582912.0)
+    y = MOVES[move](net, net.op("Add", net.op("Relu", "x"), large))
+    model = net.model(net.op("Relu", net.op("Sub", y, net.const(12582912.0))))
+    result = fuse(model, options=Options(check=False))
+    absorbed = {node.op for fold in result.report.folds for node in fold.absorbed}
+    assert absorbed.isdisjoint(("Add", "Sub")), "nor is one moved beside the other"
 
 
 def test_what_comes_and_goes_in_ordinary_numbers_is_a_sum() -> None:
