@@ -2,11 +2,12 @@
 
 Models are not checked beforehand: that costs time, and refuses files that run. But where a run stumbles, the file is
 checked, with onnx's checker and shape inference, then with ONNX Runtime. If both accept it, the fault is ours, and the
-exception goes on.
+exception goes on. So it does where the checker misses the types of outputs only, and ONNX Runtime runs the file.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ from onnx_repfuse.modelfile.node_order import inner_graphs
 from onnx_repfuse.modelfile.save import save
 
 __all__ = ["invalid_model_is_input_error"]
+
+# A declaration that onnx demands, and runtimes infer: it is missing in files that run.
+_NOT_DECLARED = re.compile("Field '(type|shape)' of '[a-z_]+' is required but missing")
 
 
 @contextmanager
@@ -54,11 +58,17 @@ def _complaint(document: Document) -> str:
         if path is None:  # onnx's checker takes models beyond 2 GB as files only
             path = Path(folder) / "model.onnx"
             save(document, {}, path)
+        complaint = ""
         try:
             onnx.checker.check_model(str(path), full_check=_is_inferable(document.model.graph))
-            open_session(path)
+        except Exception as error:  # it raises anything
+            complaint = one_line(error)
+            if not _NOT_DECLARED.search(complaint):
+                return complaint
+        try:
+            session = open_session(path)
         except NoImplementation:  # it may be right: nobody here can say
-            return ""
-        except Exception as error:  # both raise anything
-            return one_line(error)
-    return ""
+            return complaint
+        except Exception as error:  # as above
+            return complaint or one_line(error)
+        return "" if session.backend == "onnxruntime" else complaint

@@ -119,7 +119,9 @@ MOVES: dict[str, Callable[[Net, str], str]] = {
     "Transpose": lambda net, x: net.op("Transpose", x, perm=[0, 1, 3, 2]),
     "Slice": lambda net, x: net.op("Slice", x, *(net.const(np.array([n]), np.int64) for n in (0, 2, 2))),
     "Gather": lambda net, x: net.op("Gather", x, net.const(np.array([3, 2, 1, 0]), np.int64), axis=1),
-    "Split": lambda net, x: str(net.op("Split", x, net.const(np.array([1, 3]), np.int64), axis=1, outputs=2)[1]),
+    "Split": lambda net, x: str(
+        net.op("Split", x, net.const(np.array([1, 3]), np.int64), axis=1, outputs=2)[1]
+    ),
     "Concat": lambda net, x: net.op("Concat", "x", x, axis=1),
     "Neg": lambda net, x: net.op("Neg", net.op("Neg", x)),
     "MaxPool": lambda net, x: net.op("MaxPool", x, kernel_shape=[2, 2]),
