@@ -16,6 +16,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from onnx_repfuse.errors import RepfuseError
+
 __all__ = ["RUNTIME_VERSION", "SILENT", "ort"]
 
 SILENT = 4  # ONNX Runtime's log severity "fatal"
@@ -25,7 +27,7 @@ _TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 @contextmanager
 def _native_stderr_held_back() -> Iterator[None]:
-    """Hold back what native code writes to standard error; it is shown if the block raises."""
+    """Hold back what is written to standard error; it is shown if the block raises anything but ImportError."""
     try:
         saved = os.dup(_STDERR)
     except OSError:  # there is no standard error, as under pythonw
@@ -35,6 +37,8 @@ def _native_stderr_held_back() -> Iterator[None]:
         os.dup2(held.fileno(), _STDERR)
         try:
             yield
+        except ImportError:
+            raise  # `_why` says it in one line; numpy writes two tracebacks
         except BaseException:
             held.seek(0)
             os.write(saved, held.read())
@@ -57,11 +61,27 @@ def _without_telemetry() -> Iterator[None]:
         del os.environ[_TELEMETRY]
 
 
+def _why(error: ImportError) -> str:
+    """Why ONNX Runtime is not there, and what to do, in a line."""
+    import numpy
+
+    # releases before 1.19, which were built for numpy 1, raise without a word
+    if not str(error) and not numpy.__version__.startswith("1."):
+        return (
+            f"the installed ONNX Runtime does not load with numpy {numpy.__version__}, as before 1.19: "
+            "install onnxruntime>=1.19, or numpy<2"
+        )
+    return f"ONNX Runtime cannot be loaded: {error}"
+
+
 if "onnxruntime" in sys.modules:  # by the program that uses us, which decides itself what is sent
     import onnxruntime as ort
 else:
-    with _native_stderr_held_back(), _without_telemetry():
-        import onnxruntime as ort
+    try:
+        with _native_stderr_held_back(), _without_telemetry():
+            import onnxruntime as ort
+    except ImportError as missing:
+        raise RepfuseError(_why(missing)) from missing
 
 RUNTIME_VERSION = tuple(int(part) for part in ort.__version__.split(".")[:2])
 

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "options": VALUES,
     "algebra": VALUES,
     "modelfile": VALUES,
-    "quiet_runtime": set(),
+    "quiet_runtime": {"errors"},
     "graph": VALUES | {"algebra", "modelfile", "quiet_runtime"},
     "lift": BELOW_LIFT,
     "planner": BELOW_LIFT | {"lift", "options"},

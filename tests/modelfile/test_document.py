@@ -135,6 +135,8 @@ def test_every_element_type_is_read_from_raw_and_typed_data(tmp_path, data_type,
     values = RNG.integers(0, 7, count).astype(np.float32).astype(dtype)
     if data_type in (TensorProto.FLOAT, TensorProto.INT8, TensorProto.INT64, TensorProto.INT4):
         values[::2] = -values[::2]
+    if data_type == TensorProto.COMPLEX64:
+        values = values + 1j * values[::-1]
     if raw:
         tensor = helper.make_tensor("w", data_type, [count], bytes(pack(data_type, values)), raw=True)
     else:
@@ -144,9 +146,9 @@ def test_every_element_type_is_read_from_raw_and_typed_data(tmp_path, data_type,
         array = document.array(found)
         assert array.dtype == dtype
         np.testing.assert_array_equal(array.astype(np.complex64), values.astype(np.complex64))
-        np.testing.assert_array_equal(
-            numpy_helper.to_array(tensor).astype(np.complex64), array.astype(np.complex64)
-        )
+        if data_type != TensorProto.COMPLEX64:  # which onnx before 1.19 does not read
+            theirs = numpy_helper.to_array(tensor)
+            np.testing.assert_array_equal(theirs.astype(np.complex64), array.astype(np.complex64))
 
 
 @pytest.mark.parametrize("data_type", sorted(set(TensorProto.DataType.values()) - {0, TensorProto.STRING}))

@@ -215,7 +215,9 @@ def _negative_axes_doubts(case: SizeCase) -> tuple[()] | Doubt:
 def _squeeze_doubts(case: SizeCase) -> tuple[()] | Doubt:
     """An empty list of axes, too, which is no axis for onnx and every axis of size 1 for ONNX Runtime."""
     is_empty = case.inputs[1:] == [[]] or case.attrs.get("axes") == []
-    return Doubt.SHAPE if is_empty else _negative_axes_doubts(case)
+    # No axes are all those of size 1: onnx before 1.18 takes every unknown size for a 1.
+    is_unknown = not any(case.names[1:]) and not case.attrs.get("axes") and None in case.shape
+    return Doubt.SHAPE if is_empty or is_unknown else _negative_axes_doubts(case)
 
 
 # Transpose
