@@ -135,4 +135,6 @@ def _named_path(value: str) -> tuple[str | None, Path]:
             if path.suffix not in (".npy", ".pb"):
                 raise UsageError(f"--input-data '{value}': a name goes with a .npy or .pb file of one input")
             return head, path
-    raise UsageError(f"--input-data takes NAME:FILE.npy, FILE.npz or a test_data_set folder, not '{value}'")
+    raise UsageError(
+        f"--input-data: no such file or folder: '{value}'; it takes NAME:FILE.npy, FILE.npz or a test_data_set folder"
+    )

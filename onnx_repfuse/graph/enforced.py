@@ -63,12 +63,19 @@ def _splits_into_its_outputs(node: onnx.NodeProto) -> bool:
     return parts.type == onnx.AttributeProto.UNDEFINED or parts.i == len(node.output)
 
 
+def _moves_on(node: onnx.NodeProto) -> bool:
+    # onnx before 1.23 divides by strides of 0, which ends the process
+    return 0 not in _attribute(node, "strides").ints
+
+
 def _never(node: onnx.NodeProto) -> bool:
     # inference of these asks for the type of an input that may have none
     return False
 
 
+_WINDOWS = ("AveragePool", "Conv", "ConvInteger", "DeformConv", "LpPool", "MaxPool", "QLinearConv")
 _IS_SOUND: dict[str, Callable[[onnx.NodeProto], bool]] = {
+    **dict.fromkeys(_WINDOWS, _moves_on),
     "Einsum": _has_sound_equation,
     "EyeLike": _never,
     "GatherND": lambda node: _attribute(node, "batch_dims").i >= 0,

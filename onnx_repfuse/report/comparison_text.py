@@ -102,7 +102,8 @@ def statistics_lines(statistics: OutputStatistics, verbose: int) -> Iterator[str
         yield f"absolute error: {_spread(statistics.absolute, at)}"
     if statistics.relative is not None:
         yield f"relative error: {_spread(statistics.relative)}"
-    yield ", ".join(_facts(statistics))
+    if statistics.elements:
+        yield ", ".join(_facts(statistics))
     if verbose and statistics.different:
         yield from _histogram(statistics.histogram)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -230,8 +231,8 @@ def _output(verdict: OutputVerdict, verbose: int, tells_tolerance: bool = True) 
     status = str(verdict.status)
     noise = max(verdict.noise)
     text = Text("  ").append(status.upper(), style=_COLOR[status])
-    # Nothing was compared: zeros would look like figures.
-    if status == "not observed" and not (verdict.max_abs or verdict.tolerance):
+    # Nothing was compared: zeros would look like figures, and so would infinity where shapes or names differ.
+    if not verdict.tolerance and verdict.max_abs == {"not observed": 0, "failed": math.inf}.get(status):
         return text.append(f" {clean(verdict.name)}\n    {clean(verdict.message)}")
     figures = (
         f" {clean(verdict.name)}: max |diff| {figure(verdict.max_abs)}, allowed {figure(verdict.tolerance)}"

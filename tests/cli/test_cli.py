@@ -109,7 +109,7 @@ def test_second_run_is_identical(model, capsys):
         (["net.onnx", "--input-shape", "x"], "NAME:1,3,224,224"),
         (["net.onnx", "--input-shape", "x:1,-3"], "NAME:1,3,224,224"),
         (["net.onnx", "--input-shape", "x:1", "--input-shape", "x:2"], "twice"),
-        (["net.onnx", "--input-data", "x:missing.npy"], "missing.npy"),
+        (["net.onnx", "--input-data", "x:missing.npy"], "no such file or folder: 'x:missing.npy'"),
         (["net.onnx", "--fail-on-remaining", "batchnormalization"], "did you mean 'BatchNormalization'"),
         (["net.onnx", "--fail-on-remaining", "BatchNorm"], "did you mean"),
         (["net.onnx", "--json", "net.onnx"], "overwrite"),
@@ -276,6 +276,23 @@ def test_compare(model, capsys):
     assert "differ" in err
     needed = json.loads(Path("c.json").read_text())["verification"]["outputs"][0]["minimum_tolerance"]
     assert main(["net.onnx", "twin.onnx", "--compare", "-q", "--atol", str(needed * 1.01)]) == 0
+
+
+def test_models_that_cannot_be_compared_have_no_figures(model, capsys):
+    other = onnx.load("net.onnx")
+    other.graph.output[0].type.tensor_type.ClearField("shape")
+    other.graph.node.add(op_type="Flatten", input=[other.graph.output[0].name], output=["flat"])
+    other.graph.output[0].name = "flat"
+    onnx.save(other, "flat.onnx")
+    assert main(["--compare", "net.onnx", "flat.onnx", "--by-order"]) == 3
+    told = capsys.readouterr().out
+    assert "has shape" in told
+    assert "--by-order" not in told
+    assert not any(word in told for word in ("inf", "allowed 0", "0 of 0", "relative"))
+    assert main(["--compare", "net.onnx", "flat.onnx"]) == 3
+    told = capsys.readouterr().out
+    assert "--by-order" in told
+    assert not any(word in told for word in ("inf", "allowed 0", "0 of 0", "relative"))
 
 
 def test_json_on_stdout_is_alone(model, capsys):
