@@ -139,8 +139,8 @@ def _check_numbers(options: Options) -> None:
     level, opset, threads = options.level, options.opset, options.threads
     wanted = {
         "level": (_is_whole(level, 1) and level <= 2, "1 or 2"),
-        "opset": (opset is None or _is_whole(opset, 1), "a number > 0"),
-        "threads": (_is_whole(threads, 0), "a number >= 0"),
+        "opset": (opset is None or _is_whole(opset, 1), "a whole number > 0"),
+        "threads": (_is_whole(threads, 0), "a whole number >= 0"),
         "rtol": (_is_tolerance(options.rtol), "a number >= 0"),
         "atol": (_is_tolerance(options.atol), "a number >= 0"),
     }

@@ -93,7 +93,8 @@ def outcome_of(found: comparison.Comparison, first: str, second: str) -> Outcome
 
 
 def _named(names: tuple[str, str]) -> str:
-    return f" {names[0]!r} and {names[1]!r}" if any(names) else ""
+    first, second = (repr(name) if name else "a model in memory" for name in names)
+    return f" {first} and {second}" if any(names) else ""
 
 
 def _counted(verification: verdict.Verification) -> str:
