@@ -32,11 +32,18 @@ def run(folder: Path, **given: str) -> int:
             continue
         assert "${{" not in step["run"]  # nobody's text becomes part of a script
         variables = {name: _filled(value, inputs) for name, value in step["env"].items()}
-        command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
-        ran = subprocess.run(command, cwd=folder, env={**os.environ, **variables}, check=False)
+        with tempfile.TemporaryDirectory() as name:
+            script = Path(name) / "step.sh"
+            script.write_text(step["run"], encoding="utf-8")
+            command = ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", str(script)]
+            ran = subprocess.run(
+                command, cwd=folder, env={**os.environ, "CI": "true", **variables}, check=False
+            )
         if ran.returncode:
             return ran.returncode
         INSTALLED.append(step["run"])
+    (report,) = (_filled(output["value"], inputs) for output in ACTION["outputs"].values())
+    assert (folder / report).stat().st_size
     return 0
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -49,8 +52,38 @@ def test_the_gate_fails_on_training_branches_alone(folder, capsys):
     assert "acnet.train.onnx" in capsys.readouterr().out
 
 
+ACTION = (ROOT / "action.yml").read_text(encoding="utf-8")
+SCRIPTS = re.findall(r"run: ?\|?\n?(.*?)(?=\n    - |\Z)", ACTION, re.DOTALL)
+
+
 def test_nobodys_text_becomes_part_of_the_actions_scripts():
-    text = (ROOT / "action.yml").read_text(encoding="utf-8")
-    scripts = re.findall(r"run: ?\|?\n?(.*?)(?=\n    - |\Z)", text, re.DOTALL)
-    assert len(scripts) == 2
-    assert not any("${{" in script for script in scripts)
+    assert len(SCRIPTS) == 2
+    assert not any("${{" in script for script in SCRIPTS)
+
+
+@pytest.mark.parametrize(
+    ("mode", "models", "options", "code", "words"),
+    [
+        ("gate", "acnet.*.onnx", "", 0, "acnet.train.onnx --plan --fail-on-folds --out-dir fused --json r.json"),
+        ("fuse", "**/*.onnx", "-O2", 0, "acnet.train.onnx repvgg.deploy.onnx --out-dir fused --json r.json -O2"),
+        ("fuse", "a.onnx\n b.onnx", "--keep 'a b/*'", 0, "a.onnx b.onnx --out-dir fused --json r.json --keep 'a b/*'"),
+        ("gate", "$(touch owned);", "$(touch owned)", 0,
+         "'$(touch' 'owned);' --plan --fail-on-folds --out-dir fused --json r.json '$(touch' 'owned)'"),
+        ("gate", "no*.onnx", "", 2, ""),
+        ("fold", "*.onnx", "", 2, ""),
+    ],
+)  # fmt: skip
+def test_the_actions_script_gives_the_command_what_was_asked(folder, mode, models, options, code, words):
+    """As GitHub's runner runs it, with a command that prints its arguments."""
+    command = folder / "bin" / "onnx-repfuse"
+    command.parent.mkdir()
+    command.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n", encoding="utf-8")
+    command.chmod(0o755)
+    (folder / "step.sh").write_text(textwrap.dedent(SCRIPTS[1]), encoding="utf-8")
+    given = {"MODE": mode, "MODELS": models, "OPTIONS": options, "OUT_DIR": "fused", "REPORT": "r.json"}
+    given["PATH"] = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
+    shell = ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "step.sh"]
+    ran = subprocess.run(shell, cwd=folder, env=given, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout.splitlines()) == (code, shlex.split(words))
+    assert bool(ran.stderr) == bool(code)
+    assert not (folder / "owned").exists()

@@ -38,7 +38,10 @@ def test_reprs_are_one_short_line(files):
     of_files = compare(*files, layers=True)
     words = "failed, 1 output, 1 of them not passed, they part at 'm' (Mul)"
     assert repr(of_files) == f"<Comparison {files[0]!r} and {files[1]!r}: {words}>"
-    assert repr(verify(files[0], alike)) == f"<Verification {files[0]!r} and a model in memory: passed, 1 output>"
+    assert (
+        repr(verify(files[0], alike))
+        == f"<Verification {files[0]!r} and a model in memory: passed, 1 output>"
+    )
     assert repr(fuse(ACNET).report.verification).endswith(": passed, 1 output, 4 folds>")
 
 
