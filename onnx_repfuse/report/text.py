@@ -50,8 +50,8 @@ def show(console: Console, outcome: Outcome, verbose: int = 0) -> None:
     """Print one model's report; `verbose` lifts the limits and names every node."""
     report = outcome.report
     lines: list[str | Text] = []
+    print_line(console, _headline(outcome))
     if report is not None:
-        print_line(console, _headline(outcome, report))
         console.print(sizes_table(report.before, report.after, bool(verbose), outcome.command != "plan"))
         lines += map(clean, simplifier_sentences(report, written=outcome.command != "plan"))
         lines += _folds(report, verbose, outcome.command == "plan")
@@ -69,9 +69,12 @@ def show(console: Console, outcome: Outcome, verbose: int = 0) -> None:
         print_line(console, line)
 
 
-def _headline(outcome: Outcome, report: Report) -> Text:
-    """The model, and the verdict if there is one."""
-    text = Text(model_title(outcome.model or report.model or "model"), style="bold")
+def _headline(outcome: Outcome) -> Text:
+    """The model, or both models that were compared, and the verdict if there is one."""
+    names = [outcome.model or (outcome.report.model if outcome.report is not None else "")]
+    if outcome.comparison is not None:
+        names.append(outcome.output or "")
+    text = Text(" and ".join(model_title(name or "model") for name in names), style="bold")
     verification = outcome.verification
     if verification is None or verification.unchanged:
         return text
