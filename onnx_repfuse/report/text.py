@@ -74,7 +74,7 @@ def _headline(outcome: Outcome) -> Text:
     names = [outcome.model or (outcome.report.model if outcome.report is not None else "")]
     if outcome.comparison is not None:
         names.append(outcome.output or "")
-    text = Text(" and ".join(model_title(name or "model") for name in names), style="bold")
+    text = Text(" and ".join(model_title(name or "model in memory") for name in names), style="bold")
     verification = outcome.verification
     if verification is None or verification.unchanged:
         return text
