@@ -209,7 +209,8 @@ def inline_array(tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
         return unpack(tensor.data_type, tensor.dims[:], tensor.raw_data)
     if dtype.kind == "c":  # real and imaginary parts, which onnx before 1.19 does not read
         parts = getattr(tensor, _TYPED_FIELD[type_name(tensor.data_type)])
-        return np.array(parts, f"f{dtype.itemsize // 2}").view(dtype).reshape(tensor.dims[:])
+        pairs = np.array(parts, f"f{dtype.itemsize // 2}")
+        return np.asarray(pairs.view(dtype).reshape(tensor.dims[:]))
     try:
         # Older versions of onnx return float32 for bfloat16 and the float8 types.
         array = np.asarray(numpy_helper.to_array(tensor))
