@@ -6,8 +6,9 @@ outside x. ONNX operators: https://onnx.ai/onnx/operators/
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from onnx_repfuse.verifier.oracle.large_windows import Convert, by_bands, levels, on_levels
 from onnx_repfuse.verifier.oracle.linear import per_channel
-from onnx_repfuse.verifier.oracle.tensor import Array, Context, StoredKernel, Tensor, Unsupported
+from onnx_repfuse.verifier.oracle.tensor import Array, Context, Joined, StoredKernel, Tensor, Unsupported
 from onnx_repfuse.verifier.oracle.window import Window
 
 # Bounds of memory: patches repeat each input element once per tap, and float64 weights are twice the file's or more.
@@ -184,12 +185,31 @@ def _add_bias(value: Array, magnitude: Array, bias: Tensor | None) -> Tensor:
 def conv(context: Context, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """Conv: x (N, C, *space), w (M, C / group, *kernel), b (M,) -> (N, M, *out)."""
     groups = context.attributes.get("group", 1)
-    window = Window.of(context, w.value.shape[2:], x.value.shape[2:])
+    parts = x.parts if isinstance(x, Joined) and x.axis == groups == 1 else (x,)
+    window = Window.of(context, w.value.shape[2:], parts[0].value.shape[2:])
     values, magnitudes = (w.to_values, w.to_magnitudes) if isinstance(w, StoredKernel) else (None, None)
-    magnitude = correlate(x.magnitude, w.magnitude, groups, window, magnitudes)
-    value = correlate(x.value, w.value, groups, window, values) if context.needs_values else magnitude
-    context.count_terms(math.prod(w.value.shape[1:]), x.value)
-    return _add_bias(value, magnitude, b)
+    value = magnitude = None
+    for part, kernel in _kernels_of(parts, w, groups):
+        more = correlate(part.magnitude, kernel.magnitude, groups, window, magnitudes)
+        magnitude = more if magnitude is None else magnitude + more
+        if context.needs_values:
+            more = correlate(part.value, kernel.value, groups, window, values)
+            value = more if value is None else value + more
+    assert magnitude is not None
+    context.count_terms(math.prod(w.value.shape[1:]), *(part.value for part in parts))
+    return _add_bias(magnitude if value is None else value, magnitude, b)
+
+
+def _kernels_of(parts: Sequence[Tensor], w: Tensor, groups: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The parts of an operand, and what of a kernel reads each. Raises ValueError where the channels do not fit."""
+    ends = list(itertools.accumulate(part.value.shape[1] for part in parts))
+    if ends[-1] != w.value.shape[1] * groups:
+        raise ValueError("channels do not fit")
+    if len(parts) == 1:
+        yield parts[0], w
+        return
+    for first, end, part in zip([0, *ends], ends, parts, strict=False):
+        yield part, Tensor(w.value[:, first:end], w.magnitude[:, first:end])
 
 
 def conv_transpose(context: Context, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:

@@ -6,12 +6,15 @@ What only moves elements moves their magnitudes alike. ONNX operators: https://o
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 
 from onnx_repfuse.records.float_formats import is_float
-from onnx_repfuse.verifier.oracle.tensor import Context, Tensor, Unsupported, check_size
+from onnx_repfuse.verifier.oracle.tensor import Context, Joined, Tensor, Unsupported, check_size
+
+_LARGE_CONCAT = 1 << 20  # elements, from which on a Concat of channels is not copied into one tensor at once
 
 
 def _ints(context: Context, name: str, operand: Tensor | None) -> list[int] | None:
@@ -98,9 +101,18 @@ def split(context: Context, x: Tensor, sizes: Tensor | None = None) -> list[Tens
     return [Tensor(value, magnitude) for value, magnitude in parts]
 
 
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Raises ValueError where the shapes do not fit."""
+    if len({(len(part.value), part.value.shape[2:]) for part in parts}) > 1:
+        raise ValueError("the parts of a Concat do not fit")
+    return Joined(parts, 1)
+
+
 def concat(context: Context, *parts: Tensor) -> Tensor:
     """Concat; opset 1 to 3 have a default axis, 1."""
     axis = context.attributes.get("axis", 1)
+    if axis == 1 and sum(part.value.size for part in parts) >= _LARGE_CONCAT:
+        return _joined(parts)
     value = np.concatenate([part.value for part in parts], axis)
     return Tensor(value, np.concatenate([part.magnitude for part in parts], axis))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import onnx
 
 from onnx_repfuse.records.float_formats import is_float
 
-__all__ = ["Array", "Context", "StoredKernel", "Tensor", "TooLarge", "Unsupported", "check_size"]
+__all__ = ["Array", "Context", "Joined", "StoredKernel", "Tensor", "TooLarge", "Unsupported", "check_size"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _MOST_ELEMENTS = 1 << 28  # 2 GiB in float64
@@ -79,6 +80,30 @@ class StoredKernel(Tensor):
         return Tensor.of(block, self.power).magnitude
 
 
+class Joined(Tensor):
+    """A large Concat, whose parts are copied into one only when they are needed in one.
+
+    A Conv of it sums what it makes of each part.
+    """
+
+    def __init__(self, parts: Sequence[Tensor], axis: int) -> None:
+        object.__setattr__(self, "parts", tuple(parts))
+        object.__setattr__(self, "axis", axis)
+
+    parts: tuple[Tensor, ...]
+    axis: int
+
+    @cached_property
+    def value(self) -> Array:
+        """Copied when it is asked for."""
+        return np.concatenate([part.value for part in self.parts], self.axis)
+
+    @cached_property
+    def magnitude(self) -> Array:
+        """Copied when it is asked for."""
+        return np.concatenate([part.magnitude for part in self.parts], self.axis)
+
+
 @dataclass(frozen=True)
 class Context:
     """What an operator sees of its node, beside the operands.
@@ -113,14 +138,14 @@ class Context:
         """The same, which writes its terms there."""
         return Context(self.attributes, self.opset, self.outputs, terms, self.power, needs_values)
 
-    def count_terms(self, fan_in: int, operand: Array) -> None:
-        """Note that each output element sums `fan_in` products of elements of `operand`.
+    def count_terms(self, fan_in: int, *parts: Array) -> None:
+        """Note that each output element sums `fan_in` products of elements of an operand, given as its parts.
 
         Zeros add no rounding error, so a row (index of axis 0) cannot sum more terms than it has non-zeros. That is
         what makes the error bound of an impulse small.
         """
-        if operand.ndim < 2:  # a vector has no rows
+        if parts[0].ndim < 2:  # a vector has no rows
             self.terms.append(np.array([float(fan_in)]))
             return
-        nonzero = np.count_nonzero(operand.reshape(len(operand), -1), axis=1)
+        nonzero = sum(np.count_nonzero(part.reshape(len(part), -1), axis=1) for part in parts)
         self.terms.append(np.minimum(nonzero, fan_in).astype(np.float64))
