@@ -20,6 +20,7 @@ from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.modelfile.edit import Edit, NewTensor, ScopeKey
 from onnx_repfuse.pipeline.plan_model import ModelPlan
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from onnx_repfuse.verifier.distance import median
 
 __all__ = ["RangeRatios", "range_ratio"]
 
@@ -51,7 +52,7 @@ def range_ratio(weight: NDArray[Any]) -> float | None:
     ranges = np.maximum(weight.max(axes, initial=0), -weight.min(axes, initial=0)).astype(np.float64)
     if not np.isfinite(ranges).all() or not ranges.any():
         return None
-    return float(ranges.max() / np.median(ranges[ranges > 0]))
+    return float(ranges.max() / median(ranges[ranges > 0]))
 
 
 class RangeRatios:

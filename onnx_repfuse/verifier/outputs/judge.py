@@ -15,7 +15,16 @@ from typing import NamedTuple
 import numpy as np
 
 from onnx_repfuse.records.verdict import OutputVerdict, Status
-from onnx_repfuse.verifier.distance import Array, cosine, difference, is_inexact, is_structure, largest, top1
+from onnx_repfuse.verifier.distance import (
+    Array,
+    cosine,
+    difference,
+    is_inexact,
+    is_structure,
+    largest,
+    median,
+    top1,
+)
 from onnx_repfuse.verifier.inputs import FeedKey
 from onnx_repfuse.verifier.outputs.tolerance import (
     Sample,
@@ -277,7 +286,7 @@ def _why_unobservable(pairs: Sequence[_Pair], tolerances: Sequence[Tolerance]) -
         value = pair.original.astype(np.float64)
         finite = value[np.isfinite(value)]
         if finite.size:
-            gap = difference(value, np.full_like(value, np.median(finite)))
+            gap = difference(value, np.full_like(value, median(finite)))
             if _is_visible(gap, tolerance.allowed):
                 return ""
     return "is constant or drowned in noise"

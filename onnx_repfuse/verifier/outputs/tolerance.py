@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onnx_repfuse.verifier.distance import Array, difference, largest, ulp
+from onnx_repfuse.verifier.distance import Array, difference, largest, median, ulp
 from onnx_repfuse.verifier.inputs import FeedKey
 from onnx_repfuse.verifier.noise import noise_tolerance
 
@@ -157,7 +157,7 @@ def _raised_by_own_error(samples: Sequence[Sample], axis: int | None, allowed: A
             share = float(np.max(np.where(own == 0, 0.0, own / allowed)))
         if share <= _LARGEST_OWN_SHARE:
             factor = max(factor, (_TWIN_FACTOR + 1) * share)
-            is_one_quantity = float(own.max()) <= _SAME_SIZE * float(np.median(own))
+            is_one_quantity = float(own.max()) <= _SAME_SIZE * median(own)
             error = max(error, float(own.max()) if is_one_quantity else 0.0)
     return np.maximum(allowed * factor, (_TWIN_FACTOR + 1) * error)
 
