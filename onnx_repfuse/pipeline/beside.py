@@ -11,13 +11,25 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-__all__ = ["Beside"]
+__all__ = ["Beside", "Started"]
 
 T = TypeVar("T")
 _Begun = tuple[Callable[[], Any], "Future[Any]"]
+
+
+@dataclass(frozen=True)
+class Started(Generic[T]):
+    """A job that was begun. To be called once: it waits for the result, or raises what the job raised."""
+
+    result: Callable[[], T]
+    is_over: Callable[[], bool]  # whether nothing is left to wait for
+
+    def __call__(self) -> T:
+        return self.result()
 
 
 class Beside:
@@ -46,13 +58,13 @@ class Beside:
         self._jobs.put(None)
         self._thread.join()
 
-    def start(self, job: Callable[[], T]) -> Callable[[], T]:
-        """Begin a job; what is returned waits for its result, or raises what it raised. To be called once."""
+    def start(self, job: Callable[[], T]) -> Started[T]:
+        """Begin a job, or leave it to whoever asks for its result."""
         if not self.is_at_once or not self._has_thread():
-            return job
+            return Started(job, lambda: True)
         future: Future[T] = Future()
         self._jobs.put((job, future))
-        return future.result
+        return Started(future.result, future.done)
 
     def _has_thread(self) -> bool:
         if self._thread is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from onnx_repfuse.graph.dims import known_dims
 from onnx_repfuse.graph.extents import Extent
 from onnx_repfuse.graph.scope import Scope, static
 from onnx_repfuse.pipeline.bans import FailedFold
-from onnx_repfuse.pipeline.beside import Beside
+from onnx_repfuse.pipeline.beside import Beside, Started
 from onnx_repfuse.pipeline.plan_model import ModelPlan
 from onnx_repfuse.pipeline.written_weights import WrittenWeights
 from onnx_repfuse.planner.folds.fold_models import fold_models, sources
@@ -37,6 +37,7 @@ __all__ = ["ends_of_folds", "prove_folds", "take_little_memory"]
 # Of the original's inner tensors, as float32 at the assumed sizes, that are read while its outputs are measured.
 FEW_BYTES = 128 << 20
 LARGE_WEIGHT = 1 << 20  # elements; the memory that judging such a fold took is worth giving back at once
+WORTH_GIVING_BACK = 32 << 20  # bytes of tensors of the original; what is freed of them, the C library keeps
 MOST_HELD = 32 << 20  # bytes of weights of folds that wait for their comparison in place
 # No tensor has this name: those of a subgraph or a function cannot be made outputs of the model.
 NOT_READABLE = [""]
@@ -70,6 +71,7 @@ def prove_folds(
     """
     from onnx_repfuse.verifier.folds.structures import Structures
     from onnx_repfuse.verifier.outputs.baseline import read_nudged_intermediates
+    from onnx_repfuse.verifier.session import release_heap
 
     judge = _Judge(plan, written, Structures(runtime), beside)
     # Later folds may have left neither a node of a fold nor an alias for its output: then there is nothing to judge.
@@ -87,12 +89,15 @@ def prove_folds(
     judged: Judged = {}
     begun = itertools.count()
     for batch, seen in batches:
-        unused = Counter(name for index in batch for name in ends[index])
+        unused, given_up = Counter(name for index in batch for name in ends[index]), 0
         for index in batch:
             progress(next(begun), len(folds))
             done = judge.begin(index, *folds[index], seen)
-            _forget(seen, unused, [name for other in done for name in ends[other]])
+            given_up += _forget(seen, unused, [name for other in done for name in ends[other]])
             judged.update(done)
+            if given_up >= WORTH_GIVING_BACK:
+                release_heap()
+                given_up = 0
         judged.update(judge.finish())  # before the next tensors are read
     failed: list[FailedFold] = []
     for index, stages in sorted(judged.items()):
@@ -107,23 +112,30 @@ def prove_folds(
     return failed, verdicts
 
 
-def _forget(seen: Intermediates, unused: Counter[str], names: Iterable[str]) -> None:
-    """Let go of tensors that no fold of the batch needs any more: all together take much memory."""
+def _forget(seen: Intermediates, unused: Counter[str], names: Iterable[str]) -> int:
+    """Let go of tensors that no fold of the batch needs any more: all together take much memory. How many bytes."""
     if isinstance(seen, str):
-        return
+        return 0
     unused.subtract(names)
-    for name in names:
-        if not unused[name]:
-            seen.pop(name, None)
+    gone = [seen.pop(name, None) for name in dict.fromkeys(names) if not unused[name]]
+    return sum(getattr(value, "nbytes", 0) for value in gone)
 
 
 def ends_of_folds(plan: ModelPlan) -> list[list[str]]:
     """What each fold that can be judged reads and computes: the tensors it is compared with in place."""
     return [
-        NOT_READABLE if planned.scope.key else [*sources(planned, fold), *fold.outputs]
+        NOT_READABLE if planned.scope.key else [*_read(planned, fold), *fold.outputs]
         for planned, fold in plan.folds
         if planned.can_be_judged(fold)
     ]
+
+
+def _read(planned: ScopePlan, fold: PlannedFold) -> Iterator[str]:
+    """The sources of a fold, or their sizes where nothing else is read."""
+    from onnx_repfuse.verifier.intermediates import shape_name
+
+    for name, has_readers in sources(planned, fold).items():
+        yield name if has_readers else shape_name(name)
 
 
 def _proved_elements(plan: ModelPlan, ends: Sequence[Sequence[str]]) -> dict[str, int]:
@@ -150,7 +162,9 @@ def take_little_memory(plan: ModelPlan, ends: Sequence[Sequence[str]], *, has_gi
         return True
     if has_given_sizes and any(static(main.shape(value.name)) is None for value in main.proto.input):
         return False
-    sizes = {name: main.elements(name) for names in ends for name in names if name}
+    from onnx_repfuse.verifier.intermediates import is_shape
+
+    sizes = {name: main.elements(name) for names in ends for name in names if name and not is_shape(name)}
     largest = max((size for size in sizes.values() if size is not None), default=0)
     return 4 * sum(largest if size is None else size for size in sizes.values()) <= FEW_BYTES
 
@@ -163,7 +177,7 @@ class _Judge:
     written: WrittenWeights
     structures: Structures
     beside: Beside
-    _waiting: deque[tuple[int, int, Callable[[], Stages]]] = field(default_factory=deque)
+    _waiting: deque[tuple[int, int, Started[Stages]]] = field(default_factory=deque)
     _held: int = 0  # bytes of weights of those
 
     def begin(self, index: int, planned: ScopePlan, fold: PlannedFold, seen: Intermediates) -> Judged:
@@ -188,9 +202,9 @@ class _Judge:
         return self._done(-1)
 
     def _done(self, most: int) -> Judged:
-        """Wait for folds, the first ones first, until the others hold no more than so many bytes of weights."""
+        """The folds that are judged, in order; waits while the others hold more than so many bytes of weights."""
         judged: Judged = {}
-        while self._waiting and self._held > most:
+        while self._waiting and (self._held > most or self._waiting[0][2].is_over()):
             index, held, wait = self._waiting.popleft()
             self._held -= held
             try:

@@ -34,9 +34,11 @@ from onnx_repfuse.verifier.session import (
 __all__ = [
     "MAX_INTERMEDIATE_BYTES",
     "Intermediates",
+    "is_shape",
     "open_with_extra_outputs",
     "read_intermediates",
     "readable_tensors",
+    "shape_name",
     "tensor_bytes",
     "tensor_names",
 ]
@@ -47,6 +49,7 @@ _FEW_BYTES = 256 << 20  # held at once where that takes few runs
 _FEW_RUNS = 8
 _WORTH_GIVING_BACK = 16 << 20  # bytes
 _ELEMENT_BYTES = 4  # float32, as a rule
+_SHAPE = "/repfuse-shape"
 _UNKNOWN_SIZE_FACTOR = 8  # a tensor of unknown size is taken for this many times the largest input
 # bytes; a larger file is copied on the disk to get its extra outputs, as the bytes would be held twice in memory
 _MAX_FILE_IN_MEMORY = 16 << 20
@@ -70,7 +73,7 @@ def read_intermediates(
 
     Args:
         original: the model, which runs on `feed`.
-        wanted: per fold, the names of the tensors to read together.
+        wanted: per fold, the names of the tensors to read together; `shape_name` of one reads its sizes alone.
         feed: the whole-model input.
         runtime: how it is run. The session is closed before the last values are handed out.
         max_bytes: of tensors to hold at once.
@@ -86,7 +89,7 @@ def read_intermediates(
         does not need one any more may remove it.
     """
     produced, outputs = tensor_names(skeleton or original)
-    readable = {index: names for index, names in enumerate(wanted) if produced.issuperset(names)}
+    readable = {index: names for index, names in enumerate(wanted) if _are_in(produced, names)}
     unreadable = [index for index in range(len(wanted)) if index not in readable]
     if unreadable:
         yield unreadable, "its tensors are not in the main graph"
@@ -113,8 +116,22 @@ def readable_tensors(model: Model, wanted: Sequence[Sequence[str]]) -> list[str]
     """Of the tensors that `read_intermediates` would read, those that need to be made outputs."""
     graph = load(model, weights=False).graph
     produced, outputs = tensor_names(model)
-    names = set().union(*(group for group in wanted if produced.issuperset(group)))
+    names = set().union(*(group for group in wanted if _are_in(produced, group)))
     return sorted(names - outputs - set(input_names(graph)))
+
+
+def shape_name(name: str) -> str:
+    """What stands for the sizes of a tensor, which take less memory than its values."""
+    return f"{name}{_SHAPE}"
+
+
+def is_shape(name: str) -> bool:
+    """Whether `shape_name` made this."""
+    return name.endswith(_SHAPE)
+
+
+def _are_in(produced: set[str], names: Sequence[str]) -> bool:
+    return produced.issuperset(name.removesuffix(_SHAPE) for name in names)
 
 
 def tensor_names(model: Model) -> tuple[set[str], set[str]]:
@@ -203,6 +220,8 @@ def _extra_outputs(names: Sequence[str], counted: Sequence[str]) -> bytes:
         return b""
     extra = onnx.ModelProto()
     extra.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    for name in filter(is_shape, names):
+        extra.graph.node.add(op_type="Shape", input=[name.removesuffix(_SHAPE)], output=[name])
     for name in counted:  # Size is cheap, and the tensor itself need not be kept
         extra.graph.node.add(op_type="Size", input=[name], output=[_count_name(name)])
         extra.graph.output.add(name=_count_name(name))
@@ -291,8 +310,9 @@ def _sizes_in_bytes(session: Session, feed: Feed) -> tuple[dict[str, int], list[
         dims = [dim for dim in value.shape if isinstance(dim, int) and dim > 0]
         elements = int(np.prod(dims or [1]))
         if not dims or len(dims) < len(value.shape):
-            elements = max(largest_input * _UNKNOWN_SIZE_FACTOR, elements)
-            if value.type.startswith("tensor("):
+            if not is_shape(value.name):
+                elements = max(largest_input * _UNKNOWN_SIZE_FACTOR, elements)
+            if value.type.startswith("tensor(") and not is_shape(value.name):
                 unknown.append(value.name)
         sizes[value.name] = _ELEMENT_BYTES * elements
     return sizes, unknown

@@ -16,7 +16,7 @@ import pytest
 
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.errors import InputError, OutputError
-from onnx_repfuse.pipeline import run
+from onnx_repfuse.pipeline import prove_folds, run
 from onnx_repfuse.pipeline.beside import Beside
 from onnx_repfuse.planner.folds import emit
 from onnx_repfuse.records.verdict import Status
@@ -218,3 +218,37 @@ def test_tensors_that_no_later_fold_needs_are_let_go(monkeypatch: pytest.MonkeyP
     first, second, third = held
     assert first > second > third
     assert first - second == {"x", verification.folds[0].output}
+
+
+def test_tensors_are_given_up_while_other_folds_are_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at the end only: the activations of a network take far more memory than its weights."""
+    held: list[int] = []
+    forget, give_back = prove_folds._forget, prove_folds._Judge._give_back
+
+    def forgetting(seen: Any, *args: Any) -> int:
+        freed = forget(seen, *args)
+        held.append(len(seen))
+        return freed
+
+    def waiting(*args: Any) -> None:
+        time.sleep(0.02)  # in this time, the fold before is compared in place
+        give_back(*args)
+
+    monkeypatch.setattr(prove_folds, "_forget", forgetting)
+    monkeypatch.setattr(prove_folds._Judge, "_give_back", waiting)
+    report = fuse(blocks(8)).report
+    assert report.verification
+    assert report.verification.status is Status.PASSED
+    assert len(held) == 8
+    assert held[-1] < held[0] - 4
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_job_says_when_nothing_is_left_to_wait_for(at_once: bool) -> None:
+    gate = threading.Event()
+    with Beside(at_once) as beside:
+        started = beside.start(gate.wait)
+        assert started.is_over() is not at_once
+        gate.set()
+        assert started()
+        assert started.is_over()

@@ -98,6 +98,61 @@ def test_weights_of_single_positions_are_seen_everywhere(operator: str, at: int 
     assert status is (Status.PASSED if at is None else Status.FAILED)
 
 
+@pytest.mark.parametrize("channels", [8, 200])
+@pytest.mark.parametrize("operator", ["Mul", "MatMul", "both"])
+def test_where_positions_have_weights_one_sample_sets_all_of_them(operator: str, channels: int) -> None:
+    """Each position a block of channels as large as the noise is, so that a product over positions tells all apart."""
+    case = weighing(operator, channels, None)
+    (one,) = stimuli(case, next(candidate_rules(case)))
+    assert one.kind == "halves"
+    size = np.abs(one.feed["x"][0]).T  # channels, positions
+    assert size.all()
+    assert (size.max(axis=0) > 0.5).mean() > 0.9
+    if channels > 64 and operator == "both":  # the others sum no channels
+        between = size[:, 1024:1792]
+        assert ((between > 0.1).sum(axis=0) <= 64).all()
+        assert (between.max(axis=1) > 0.5).all()
+
+
+def weighing(operator: str, channels: int, wrong: tuple[int, int] | None) -> FoldCase:
+    """A map of 2048 positions, a product over them, or a product over channels and a map, in two steps against one.
+
+    One weight of the positions is wrong by a hundredth.
+    """
+    rng = np.random.default_rng(channels)
+    shape = (1, 2048, channels)
+    of_positions = (8, 2048) if operator == "MatMul" else (2048, channels)
+    weight = rng.uniform(0.5, 1.5, of_positions).astype(np.float32)
+    joined = (weight * np.float32(0.5)).astype(np.float32)
+    if wrong is not None:
+        joined[wrong] *= 1.01
+
+    def steps(constant: str, result: str) -> list[onnx.NodeProto]:
+        if operator == "MatMul":
+            return [helper.make_node("MatMul", [constant, "x"], [result])]
+        if operator == "Mul":
+            return [helper.make_node("Mul", ["x", constant], [result])]
+        product = helper.make_node("MatMul", ["x", "w"], ["p"])
+        return [product, helper.make_node("Mul", ["p", constant], [result])]
+
+    inputs, outputs = [info("x", shape)], [info("y", None)]
+    halved = helper.make_node("Mul", ["t", "half"], ["y"])
+    half, mixing = np.array(0.5, np.float32), rng.standard_normal((channels, channels)).astype(np.float32)
+    before = build([*steps("a", "t"), halved], inputs, outputs, {"a": weight, "half": half, "w": mixing})
+    after = build(steps("b", "y"), inputs, outputs, {"b": joined, "w": mixing})
+    return FoldCase(before, after)
+
+
+@pytest.mark.parametrize("channels", [8, 200])
+@pytest.mark.parametrize("at", [None, 0, 1023, 1024, 1500, 1791, 1792, 2047])
+@pytest.mark.parametrize("operator", ["Mul", "MatMul", "both"])
+def test_a_small_fault_at_a_single_position_is_seen(operator: str, at: int | None, channels: int) -> None:
+    for other in (0, 3, 7):  # a channel, or a row of the product
+        wrong = None if at is None else (other, at) if operator == "MatMul" else (at, other * channels // 8)
+        status = probe(weighing(operator, channels, wrong)).status
+        assert status is (Status.PASSED if at is None else Status.FAILED), wrong
+
+
 @pytest.mark.parametrize("faulty", [False, True])
 def test_padding_behind_a_large_image_meets_signal(faulty: bool) -> None:
     """Two windows joined, where only the last rows of an image show that the first one's output is padded."""

@@ -18,7 +18,7 @@ from onnx_repfuse.verifier.folds.in_place import check_in_place
 from onnx_repfuse.verifier.folds.isolated import probe
 from onnx_repfuse.verifier.folds.size_rules import EQUAL
 from onnx_repfuse.verifier.folds.stimuli import stimuli
-from onnx_repfuse.verifier.intermediates import read_intermediates
+from onnx_repfuse.verifier.intermediates import read_intermediates, shape_name
 from onnx_repfuse.verifier.session import Session
 from tests.verifier.folds_in_place import check_folds
 
@@ -398,6 +398,69 @@ def test_what_was_read_before_is_not_read_again() -> None:
     assert not known
     known = {names[0]: np.zeros(1)}
     assert [batch for batch, _ in read_intermediates(model, wanted, feed, known=known)] == [[1], [0, 2]]
+
+
+def _sizes_of_an_image(constant: list[int], reader: str = "Shape") -> FoldCase:
+    """The sizes of an image, against a constant; the image itself is not read."""
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 32, 24])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.INT64, None)]
+    opset, sizes = [helper.make_opsetid("", 17)], np.array(constant, np.int64)
+
+    def model(nodes: list[Any], constants: list[Any]) -> onnx.ModelProto:
+        graph = helper.make_graph(nodes, "g", inputs, outputs, constants)
+        return helper.make_model(graph, opset_imports=opset, ir_version=9)
+
+    before = [helper.make_node(reader, ["x"], ["s"]), helper.make_node("Identity", ["s"], ["y"])]
+    return FoldCase(model(before, []), model([], [numpy_helper.from_array(sizes, "y")]))
+
+
+@pytest.mark.parametrize(("constant", "is_right"), [([1, 3, 32, 24], True), ([1, 3, 24, 32], False)])
+def test_of_what_only_sizes_are_read_no_values_are(constant: list[int], is_right: bool) -> None:
+    case = _sizes_of_an_image(constant)
+    assert case.measured == {"x"}
+    expected = Status.PASSED if is_right else Status.FAILED
+    assert probe(case).status is expected
+    graph = helper.make_graph(
+        [
+            helper.make_node("Sin", ["a"], ["x"]),
+            helper.make_node("Shape", ["x"], ["s"]),
+            helper.make_node("Identity", ["s"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("a", TensorProto.FLOAT, ["n", 3, "h", "w"])],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, [4])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    for zeros in (False, True):  # what an image of zeros would not show, its sizes do
+        feed = {"a": np.full((1, 3, 32, 24), 0.0 if zeros else 1.0, np.float32)}
+        wanted = [[shape_name("x"), "y"]]
+        batch, seen = next(read_intermediates(model, wanted, feed))
+        assert batch == [0]
+        assert not isinstance(seen, str)
+        assert seen[shape_name("x")].tolist() == [1, 3, 32, 24]
+        assert "x" not in seen
+        assert check_in_place(case, seen).status is expected
+
+
+def test_a_tensor_that_is_not_there_has_no_sizes() -> None:
+    model, _, feed = _chain_of_twelve()
+    ((_, seen),) = read_intermediates(model, [[shape_name("nowhere")]], feed)
+    assert isinstance(seen, str)
+
+
+def test_values_that_a_replacement_reads_are_tried() -> None:
+    """The nodes before read the sizes alone."""
+    case = _sizes_of_an_image([1, 3, 32, 24])
+    wrong = onnx.ModelProto()
+    wrong.CopyFrom(case.before)
+    del wrong.graph.node[:]
+    wrong.graph.node.append(helper.make_node("Cast", ["x"], ["c"], to=TensorProto.INT64))
+    wrong.graph.node.append(helper.make_node("ReduceMax", ["c"], ["m"], keepdims=0))
+    wrong.graph.node.append(helper.make_node("Shape", ["x"], ["s"]))
+    wrong.graph.node.append(helper.make_node("Add", ["s", "m"], ["y"]))
+    case = FoldCase(case.before, wrong)
+    assert not case.measured
+    assert probe(case).status is Status.FAILED
 
 
 def _chain_of_twelve() -> tuple[onnx.ModelProto, list[str], dict[str, Any]]:

@@ -67,9 +67,13 @@ def fold_models(
     return first, second
 
 
-def sources(plan: ScopePlan, fold: PlannedFold) -> list[str]:
-    """The tensors that the two sides read: the inputs of both models."""
-    return _inputs(plan.scope, *_sides(plan, fold))
+def sources(plan: ScopePlan, fold: PlannedFold) -> dict[str, bool]:
+    """The inputs of both models, by name: whether the two sides read more of it than its sizes."""
+    before, after = _sides(plan, fold)
+    read = {
+        name for node in (*before, *after) if node.op_type != "Shape" or node.domain for name in node.input
+    }
+    return {name: name in read for name in _inputs(plan.scope, before, after)}
 
 
 def _sides(plan: ScopePlan, fold: PlannedFold) -> tuple[Nodes, Nodes]:

@@ -18,7 +18,7 @@ Half precision has sharper bounds, of sums of squares. docs/verification.md deri
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -27,7 +27,7 @@ import onnx
 
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, FloatFormat
 from onnx_repfuse.verifier.distance import Array, difference, largest, ulp
-from onnx_repfuse.verifier.folds.blocks import Block, part_of
+from onnx_repfuse.verifier.folds.blocks import Block, blocks, part_of
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.noise import flush_tolerance, noise_tolerance
 from onnx_repfuse.verifier.oracle.evaluator import Oracle
@@ -154,9 +154,10 @@ def runtime_bound(side: Evaluation, is_sample: bool = False) -> Array:
     return np.asarray(side.magnitude * (roots * _U32) + _SIGMAS * u * stored + side.underflow)
 
 
-def measured_bound(value: Array, nudged: Sequence[Array]) -> Array:
+def measured_bound(value: Array, nudged: Iterable[Array]) -> Array:
     """The bound without an oracle, as for whole models: from what `value` becomes when data moves by one ulp."""
-    noise = max((largest(difference(value, other)) for other in nudged), default=0.0)
+    gaps = (difference(value[block], other[block]) for other in nudged for block in blocks(value.shape))
+    noise = max(map(largest, gaps), default=0.0)
     return np.asarray(noise_tolerance(noise, ulp(largest(value), value.dtype)))
 
 

@@ -187,6 +187,13 @@ class FoldCase:
         return tuple(Source.of(value, convolves) for value in graph.input if value.name not in constants)
 
     @cached_property
+    def measured(self) -> frozenset[str]:
+        """The sources of which nothing but the sizes is read: their values decide nothing."""
+        nodes = (*self.before.graph.node, *self.after.graph.node)
+        read = {name for node in nodes if node.op_type != "Shape" or node.domain for name in node.input}
+        return frozenset(source.name for source in self.sources) - read - set(self.outputs)
+
+    @cached_property
     def float_format(self) -> FloatFormat:
         """The coarsest float type among sources and weights."""
         types = {value.type.tensor_type.elem_type for value in self.before.graph.input}

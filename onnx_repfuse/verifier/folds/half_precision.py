@@ -95,7 +95,7 @@ def _feeds(
         _filled(case, shapes, lambda name, shape: rng.uniform(0.0, _BRIGHTEST, shape)),
     )
     if not isinstance(intermediates, str):
-        ranges = {source.name: _range(intermediates[source.name]) for source in case.sources}
+        ranges = {source.name: _range(intermediates.get(source.name, np.zeros(1))) for source in case.sources}
         yield (
             "inputs in the range of the model's own",
             _filled(case, shapes, lambda name, shape: rng.uniform(*ranges[name], shape)),

@@ -21,6 +21,7 @@ import numpy as np
 
 from onnx_repfuse.verifier.distance import Array
 from onnx_repfuse.verifier.folds.fold_case import FoldCase, Source, reach
+from onnx_repfuse.verifier.folds.packing import packed, spread
 from onnx_repfuse.verifier.folds.probe_sizes import (
     MAX_PRODUCTS,
     border_sizes,
@@ -43,7 +44,7 @@ _MANY_POSITIONS = 64  # of an image whose size is fixed: one of noise shows as m
 _MANY_ELEMENTS = 1 << 18
 _WIDE = 16.0  # times as large as the rest, of operators that bend
 _WIDE_POSITIONS = 16  # of each channel at least, with such noise: each is above and below what bends there
-_SPACING = 6  # positions between impulses in one row
+_SMALL = 128.0  # times as large as all small channels together is a block of channels
 
 
 class Stimulus(NamedTuple):
@@ -116,10 +117,13 @@ def _of_fixed_sizes(case: FoldCase, budget: int, rng: np.random.Generator) -> It
     elements = max((math.prod(dim or 1 for dim in source.dims) for source in case.sources), default=1)
     is_large = case.weights * positions > MAX_PRODUCTS or elements >= _MANY_ELEMENTS
     if is_large and positions >= _MANY_POSITIONS:
-        yield _halves(case, rng)
+        # Where positions have weights, those of positions that hold zeros would not show.
+        weighs = case.weighs_positions and not case.bends
+        is_short = case.float_format.is_half
+        yield _halves(case, rng, everywhere=weighs and not is_short)
         if case.bends:
             yield _wide_noise((), 1, rng)
-        elif case.weighs_positions:  # the weights of those that hold zeros there would not show
+        elif weighs and is_short:  # no value is small enough there beside the impulses, and normal
             yield _noise("noise", (), 1, False, rng)
         return
     # Each position is a sample of its own, and many hold no impulse: there, those of large folds are zeros.
@@ -149,13 +153,14 @@ def _of_all_sizes(
     yield _noise("noise", inner, 1, False, rng)
 
 
-def _halves(case: FoldCase, rng: np.random.Generator) -> _Probe:
+def _halves(case: FoldCase, rng: np.random.Generator, *, everywhere: bool) -> _Probe:
     """One row of which the first half of the positions and the last eighth hold noise, the others impulses.
 
     For sizes that are fixed and large, as evaluating one row takes long. Two sources that are multiplied meet in both.
-    Noise meets the padding on all sides.
+    Noise meets the padding on all sides. With signal `everywhere`, there is a block of channels at each of the other
+    positions, and all other channels are small beside it.
     """
-    _, amplitude = _impulse(case)
+    block, amplitude = _impulse(case)
 
     def fill(source: Source, shape: tuple[int, ...]) -> Array:
         data = rng.standard_normal(shape)
@@ -164,14 +169,17 @@ def _halves(case: FoldCase, rng: np.random.Generator) -> _Probe:
             positions = math.prod(by_position.shape[1:-1])
             half, end = positions // 2, positions - positions // 8
             flat = by_position.reshape(len(data), positions, -1)  # a copy where the channels are not last
-            sparse = np.zeros_like(flat[:, half:end])
             blocks = _blocks_of_channels(case, source, flat.shape[-1])
-            spacing = max(1, (end - half) // (int(blocks.max()) + 1))
-            at = blocks * spacing % max(1, end - half)
-            if half:
+            count = int(blocks.max()) + 1
+            if everywhere:
+                is_small = np.arange(end - half)[:, None] % count != blocks
+                flat[:, half:end] *= np.where(is_small, block / (_SMALL * case.depth), 1.0)
+            elif half:
+                sparse = np.zeros_like(flat[:, half:end])
+                at = blocks * max(1, (end - half) // count) % max(1, end - half)
                 sparse[:, at, np.arange(len(at))] = amplitude * flat[:, 0]
                 flat[:, half:end] = sparse
-                by_position[...] = flat.reshape(by_position.shape)
+            by_position[...] = flat.reshape(by_position.shape)
         return data.astype(source.dtype)
 
     return _Probe("halves", (), 1, fill)
@@ -314,8 +322,13 @@ def _feeds(case: FoldCase, rules: Rules, probe: _Probe) -> Iterator[Stimulus]:
     if batches:
         yield from _in_batches(case, probe, shapes, max(batches))
     else:
-        feed = {source.name: probe.fill(source, shapes[source.name]) for source in case.sources}
+        feed = {source.name: _filled(case, probe, source, shapes[source.name]) for source in case.sources}
         yield Stimulus(probe.kind, feed)
+
+
+def _filled(case: FoldCase, probe: _Probe, source: Source, shape: tuple[int, ...]) -> Array:
+    """Values of a source; zeros, which take no memory before they are read, where nothing reads any."""
+    return np.zeros(shape, source.dtype) if source.name in case.measured else probe.fill(source, shape)
 
 
 def _in_batches(
@@ -325,66 +338,17 @@ def _in_batches(
     data: dict[str, Array] = {}
     for source in case.sources:
         size, *others = shapes[source.name]
-        data[source.name] = probe.fill(source, (max(probe.rows, size), *others))
+        data[source.name] = _filled(case, probe, source, (max(probe.rows, size), *others))
     rows = probe.rows
     if probe.kind == "impulse" and all(source.has_channels for source in case.sources):
         data = {name: array[:rows] for name, array in data.items()}  # a larger fixed batch repeats them
-        data, rows = _packed(case, data) if case.is_per_position else _spread(case, data)
+        data, rows = packed(case, data) if case.is_per_position else spread(case, data)
     for first in range(0, rows, batch):
         feed = {}
         for source in case.sources:
             taken = [(first + i) % rows for i in range(source.batch or 1)]  # again from the start, to fill up
             feed[source.name] = np.ascontiguousarray(data[source.name][taken])
         yield Stimulus(probe.kind, feed)
-
-
-def _packed(case: FoldCase, data: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
-    """(rows of impulses as fewer rows with one impulse at each position, their number).
-
-    Only for folds that treat every position alone: (rows, *space, C) -> (rows / positions, *space, C).
-    """
-    channels_last = {s.name: np.moveaxis(data[s.name], s.channel, -1) for s in case.sources}
-    positions = min(math.prod(array.shape[1:-1]) for array in channels_last.values())
-    if positions < 2:
-        return dict(data), len(next(iter(data.values())))
-    packed = {}
-    for source in case.sources:
-        array = channels_last[source.name]
-        rows = array.reshape(len(array), -1, array.shape[-1])
-        count = -(-len(array) // positions)
-        result = np.zeros((count, *rows.shape[1:]), array.dtype)
-        for number, row in enumerate(rows):
-            result[number // positions] += np.roll(row, number % positions, axis=0)
-        whole = result.reshape(count, *array.shape[1:])
-        packed[source.name] = np.ascontiguousarray(np.moveaxis(whole, -1, source.channel))
-    return packed, count
-
-
-def _spread(case: FoldCase, data: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
-    """(rows of impulses as fewer rows with several impulses each, their number), the impulses far from each other.
-
-    What a Resize or a small window makes of them does not meet, or meets in few outputs, whose sums get longer.
-    """
-    rows = len(next(iter(data.values())))
-    moved = {source.name: np.moveaxis(data[source.name], source.channel, 1) for source in case.sources}
-    # Sources may have axes and sizes of their own; what each of them sets need not meet what another does.
-    places = {
-        name: list(itertools.product(*(range(max(1, size // _SPACING)) for size in array.shape[2:])))
-        for name, array in moved.items()
-        if array.any()
-    }
-    each = min(map(len, places.values()), default=1)
-    if each < 2:
-        return dict(data), rows
-    spread = {}
-    for source in case.sources:
-        array = moved[source.name]
-        result = np.zeros((-(-rows // each), *array.shape[1:]), array.dtype)
-        for number, row in enumerate(array if source.name in places else ()):
-            shift = [_SPACING * step for step in places[source.name][number % each]]
-            result[number // each] += np.roll(row, shift, tuple(range(1, row.ndim)))
-        spread[source.name] = np.ascontiguousarray(np.moveaxis(result, 1, source.channel))
-    return spread, len(next(iter(spread.values())))
 
 
 def _fixed_positions(source: Source) -> int:

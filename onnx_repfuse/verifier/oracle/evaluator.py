@@ -76,6 +76,9 @@ class Oracle:
         self.nodes = [(node, Context.of(node, opset, power)) for node in graph.node]
         self.output = graph.output[0].name
         self.done = _read_last(graph, self.output)
+        self.read = {name for node in graph.node if node.op_type != "Shape" for name in node.input} | {
+            self.output
+        }
         large = _large_kernels(graph)
         self.constants: dict[str, Tensor] = {}
         for tensor in graph.initializer:
@@ -92,6 +95,9 @@ class Oracle:
         """
         tensors = dict(self.constants)
         for name, array in feed.items():
+            if name not in self.read:  # at most its sizes are
+                tensors[name] = Tensor(array, array)
+                continue
             tensor = Tensor.of(np.asarray(array), self.power)
             if self.storage:
                 tensor = Tensor(tensor.value, np.zeros_like(tensor.magnitude))
