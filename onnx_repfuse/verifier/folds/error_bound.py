@@ -76,6 +76,11 @@ class Evaluation:
         return replace(self, value=value, magnitude=magnitude, terms=terms, squares=squares, stored=stored)
 
     @property
+    def negligible(self) -> Evaluation:
+        """The same with magnitudes of 0, for bounds without it."""
+        return replace(self, magnitude=np.zeros((1,) * self.magnitude.ndim, np.float32))
+
+    @property
     def underflow(self) -> Array:
         """What may be lost where terms are smaller than the format's normal values, or weights became zero."""
         lost = self.float_format.smallest * _UNDERFLOWS * (self.terms + 1.0)
@@ -100,9 +105,16 @@ class Side:
         self.squares = Oracle(model, 2, arrays=arrays) if is_short else None
         self.stored = Oracle(model, 2, storage=True, arrays=arrays) if is_short else None
 
-    def evaluate(self, feed: Mapping[str, Array], *, needs_values: bool = True) -> Evaluation:
-        """Evaluate one feed, or its magnitudes alone. Raises Unsupported, or one of SIZE_ERRORS."""
-        truth = self.oracle(feed, needs_values=needs_values)
+    def evaluate(
+        self, feed: Mapping[str, Array], *, needs_values: bool = True, needs_magnitudes: bool = True
+    ) -> Evaluation:
+        """Evaluate one feed, or its magnitudes alone; those that are not needed count as 0, which allows no error.
+
+        Raises:
+            Unsupported, or one of SIZE_ERRORS.
+        """
+        truth = self.oracle(feed, needs_values=needs_values, needs_magnitudes=needs_magnitudes)
+        magnitude = truth.magnitude if needs_magnitudes else np.zeros((1,) * truth.value.ndim, np.float32)
         squares, stored = (
             None if oracle is None else np.sqrt(oracle(feed).magnitude.astype(np.float64))
             for oracle in (self.squares, self.stored)
@@ -111,7 +123,7 @@ class Side:
             self.flushed * (1.0 + max(map(largest, feed.values()), default=0.0)) if self.flushed else 0.0
         )
         return Evaluation(
-            truth.value, truth.magnitude, truth.terms, self.nodes, self.float_format, squares, stored, flushed
+            truth.value, magnitude, truth.terms, self.nodes, self.float_format, squares, stored, flushed
         )
 
 

@@ -188,16 +188,22 @@ def conv(context: Context, x: Tensor, w: Tensor, b: Tensor | None = None) -> Ten
     parts = x.parts if isinstance(x, Joined) and x.axis == groups == 1 else (x,)
     window = Window.of(context, w.value.shape[2:], parts[0].value.shape[2:])
     values, magnitudes = (w.to_values, w.to_magnitudes) if isinstance(w, StoredKernel) else (None, None)
-    value = magnitude = None
-    for part, kernel in _kernels_of(parts, w, groups):
-        more = correlate(part.magnitude, kernel.magnitude, groups, window, magnitudes)
-        magnitude = more if magnitude is None else magnitude + more
-        if context.needs_values:
-            more = correlate(part.value, kernel.value, groups, window, values)
-            value = more if value is None else value + more
-    assert magnitude is not None
+    kernels = list(_kernels_of(parts, w, groups))
+    value, magnitude = context.both(
+        lambda: _total(correlate(part.value, k.value, groups, window, values) for part, k in kernels),
+        lambda: _total(
+            correlate(part.magnitude, k.magnitude, groups, window, magnitudes) for part, k in kernels
+        ),
+    )
     context.count_terms(math.prod(w.value.shape[1:]), *(part.value for part in parts))
-    return _add_bias(magnitude if value is None else value, magnitude, b)
+    return _add_bias(value, magnitude, b)
+
+
+def _total(summands: Iterator[Array]) -> Array:
+    total = next(summands)
+    for summand in summands:
+        total = total + summand
+    return total
 
 
 def _kernels_of(parts: Sequence[Tensor], w: Tensor, groups: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -88,8 +88,12 @@ class Oracle:
                 StoredKernel(array, array, power) if is_large else Tensor.of(array, power)
             )
 
-    def __call__(self, feed: Mapping[str, Array], *, needs_values: bool = True) -> Truth:
-        """Evaluate, or the magnitudes alone; these do not depend on values where all operators are linear.
+    def __call__(
+        self, feed: Mapping[str, Array], *, needs_values: bool = True, needs_magnitudes: bool = True
+    ) -> Truth:
+        """Evaluate, or the values alone, or the magnitudes alone, which do not depend on values where all is linear.
+
+        What is not needed means nothing in the result.
 
         Raises Unsupported, or ValueError where shapes do not fit.
         """
@@ -105,7 +109,7 @@ class Oracle:
         terms: list[Array] = []
         for (node, context), done in zip(self.nodes, self.done, strict=True):
             operands = [tensors[name] if name else None for name in node.input]
-            results = evaluate_node(node, context.counting(terms, needs_values), operands)
+            results = evaluate_node(node, context.counting(terms, needs_values, needs_magnitudes), operands)
             if self.storage and rounds(node, context):
                 results = [_with_storage(result, operands[0]) for result in results]
             if self.stored_as is not None and rounds(node, context):

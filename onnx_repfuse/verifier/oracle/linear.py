@@ -87,8 +87,9 @@ def neg(context: Context, x: Tensor) -> Tensor:
 def matmul(context: Context, a: Tensor, b: Tensor) -> Tensor:
     """MatMul, numpy's: (..., M, K) @ (..., K, N) -> (..., M, N); a vector gets an axis of 1 for the time being."""
     context.count_terms(a.value.shape[-1], a.value)
-    magnitude = np.matmul(a.magnitude, b.magnitude)
-    return Tensor(np.matmul(a.value, b.value) if context.needs_values else magnitude, magnitude)
+    return Tensor(
+        *context.both(lambda: np.matmul(a.value, b.value), lambda: np.matmul(a.magnitude, b.magnitude))
+    )
 
 
 def gemm(context: Context, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -115,6 +115,7 @@ class Context:
         terms: where `count_terms` writes; one list for a whole evaluation.
         power: 1 or 2: what magnitudes sum (`Tensor`).
         needs_values: if not, the magnitudes of sums of products stand for their values, which are half of the work.
+        needs_magnitudes: if not, the values of sums of products stand for their magnitudes.
     """
 
     attributes: dict[str, Any]
@@ -123,6 +124,7 @@ class Context:
     terms: list[Array]
     power: int = 1
     needs_values: bool = True
+    needs_magnitudes: bool = True
 
     @staticmethod
     def of(node: onnx.NodeProto, opset: int, power: int = 1) -> Context:
@@ -134,9 +136,16 @@ class Context:
             attributes[attribute.name] = value.decode() if isinstance(value, bytes) else value
         return Context(attributes, opset, len(node.output), [], power)
 
-    def counting(self, terms: list[Array], needs_values: bool) -> Context:
+    def counting(self, terms: list[Array], needs_values: bool, needs_magnitudes: bool) -> Context:
         """The same, which writes its terms there."""
-        return Context(self.attributes, self.opset, self.outputs, terms, self.power, needs_values)
+        return replace(self, terms=terms, needs_values=needs_values, needs_magnitudes=needs_magnitudes)
+
+    def both(self, value: Callable[[], Array], magnitude: Callable[[], Array]) -> tuple[Array, Array]:
+        """What two functions compute, or for both what one of them does, where nobody needs the other."""
+        if self.needs_values and self.needs_magnitudes:
+            return value(), magnitude()
+        one = value() if self.needs_values else magnitude()
+        return one, one
 
     def count_terms(self, fan_in: int, *parts: Array) -> None:
         """Note that each output element sums `fan_in` products of elements of an operand, given as its parts.
