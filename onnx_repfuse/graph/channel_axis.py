@@ -68,13 +68,13 @@ def _before_view(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
         return ()
     # (N, C) has its channels on the last axis, as every matrix
     possible = ((-1, 0),) if len(shape) == 2 else ((-1, 0), (1, len(shape) - 2))
-    found = [
-        before
-        for before in possible
-        if shape[before[0]] == wanted.channels
-        and (behind := behind_view(layouts.scope, node, before, wanted.channels, wanted)) is not None
-        and behind[0] == wanted.layout
-    ]
+    found = []
+    for before in possible:
+        if shape[before[0]] != wanted.channels:
+            continue
+        behind = behind_view(layouts.scope, node, before, wanted.channels, wanted)
+        if behind is not None and behind.layout == wanted.layout:
+            found.append(before)
     if len(found) != 1:  # nothing, or both axes
         return ()
     return [(name, ChannelLayout(*found[0], wanted.channels, wanted.data_type))]

@@ -25,6 +25,7 @@ from onnx_repfuse.graph.evaluate import COMPUTED_TYPES, evaluate
 from onnx_repfuse.graph.old_opsets import OLDEST, in_oldest
 from onnx_repfuse.graph.operators.facts import HAVE_SUBGRAPHS
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, ONNX_DOMAINS, Const, Shape, static
+from onnx_repfuse.graph.shape_inference import types_of
 from onnx_repfuse.modelfile.dtypes import numpy_dtype, stored_size
 from onnx_repfuse.records.reasons import Reason
 
@@ -80,10 +81,10 @@ def why_not_constant(node: onnx.NodeProto) -> str:
 
 
 def _may_drop(node: onnx.NodeProto) -> bool:
-    # from opset 12 on, `training_mode` is an input; before opset 7, `is_test` is an attribute, 0 by default
-    return len(node.input) > 2 or any(
-        attribute.name == "is_test" and not attribute.i for attribute in node.attribute
-    )
+    if len(node.input) > 2:  # `training_mode`, from opset 12 on
+        return True
+    # before opset 7 an attribute, which is 0 by default
+    return 0 in [attribute.i for attribute in node.attribute if attribute.name == "is_test"]
 
 
 def _divides_by_attribute(node: onnx.NodeProto) -> bool:
@@ -97,11 +98,14 @@ def _divides_by_attribute(node: onnx.NodeProto) -> bool:
 
 def _sized(known: Types, names: Sequence[str]) -> dict[str, tuple[int, tuple[int, ...]]]:
     """Type and size of every one of these tensors; empty unless all are known, and of types that are computed."""
-    sized = {
-        name: (kind, size) for name, (kind, shape) in known.items() if (size := static(shape)) is not None
-    }
-    is_whole = len(sized) == len(names) and all(kind in COMPUTED_TYPES for kind, _ in sized.values())
-    return sized if is_whole else {}
+    sized: dict[str, tuple[int, tuple[int, ...]]] = {}
+    for name in names:
+        kind, shape = known.get(name, (0, None))
+        size = static(shape)
+        if size is None or kind not in COMPUTED_TYPES:
+            return {}
+        sized[name] = kind, size
+    return sized
 
 
 @dataclass(eq=False)
@@ -139,9 +143,11 @@ class ConstantNodes:
         """
         names = [name for name in node.output if name]
         given = self._operands(node) if names else None
+        if given is None:
+            return []
         known: Types = {name: types.get(name, (0, None)) for name in names}
         now = any(not kind or static(shape) is None for kind, shape in known.values())
-        if given is None or (now and waits):
+        if now and waits:
             return []
         sized = _sized(self._inferred_alone(node, given) if now else known, names)
         return names if sized and self._put(node, given, sized, now=now) else []
@@ -157,9 +163,9 @@ class ConstantNodes:
         """Note the outputs of a node as constants; False if they are too large, or cannot be computed `now`."""
         inner = max([const.effort for const in given], default=0)
         effort = max(inner, *(prod(shape) for _, shape in sized.values()))
-        # to compute it now would take its memory while planning
-        is_weight = now and effort > MAX_FOLDED_ELEMENTS
-        if is_weight or not self._has_room(given, sized) or not self._note(node, given):
+        if now and effort > MAX_FOLDED_ELEMENTS:
+            return False  # a weight, which would take its memory while planning
+        if not self._has_room(given, sized) or not self._note(node, given):
             return False
         for name, (kind, shape) in sized.items():
             self.constants[name] = Const(shape, kind, partial(self.read, name), inner=inner)
@@ -177,7 +183,9 @@ class ConstantNodes:
         if why_not_constant(node) or _divides_by_attribute(node):
             return None
         given = [self.constants[name] for name in node.input if name]
-        return given if all(map(_can_be_given, given)) and not self._divides_by_zero(node) else None
+        if not all(map(_can_be_given, given)) or self._divides_by_zero(node):
+            return None
+        return given
 
     def _note(self, node: onnx.NodeProto, given: Sequence[Const]) -> bool:
         """Put a node among those that can be run; False below the oldest opset, where there is no such operator."""
@@ -216,12 +224,7 @@ class ConstantNodes:
             inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError):
             return {}
-        result = {}
-        for value in inferred:
-            tensor = value.type.tensor_type
-            dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
-            result[value.name] = (tensor.elem_type, tuple(dims) if tensor.HasField("shape") else None)
-        return result
+        return dict(types_of(inferred))
 
     def _divides_by_zero(self, node: onnx.NodeProto) -> bool:
         """Whether integers are divided by zero, or by -1, which the smallest of them does not survive either."""
@@ -284,8 +287,9 @@ class ConstantNodes:
 
 def _can_be_given(const: Const) -> bool:
     """Whether a runtime may be given it: strings decide nothing, and of nothing at all some kernels take a mean."""
-    is_number = const.data_type in COMPUTED_TYPES
-    return is_number and (const.size > 0 or numpy_dtype(const.data_type).kind in "biu")
+    if const.data_type not in COMPUTED_TYPES:
+        return False
+    return const.size > 0 or numpy_dtype(const.data_type).kind in "biu"
 
 
 def from_attributes(node: onnx.NodeProto, read: Callable[[onnx.TensorProto], Values]) -> Const | None:

@@ -24,9 +24,10 @@ from onnx_repfuse.graph.extents import (
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import NEGATIVE_AXES_SINCE, NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS, split_sizes
+from onnx_repfuse.graph.operators.resize import resized_axes
 from onnx_repfuse.graph.operators.space_maps import permutation
-from onnx_repfuse.graph.scope import Scope, optional_input, static
-from onnx_repfuse.graph.size_lists import SizeList, constant_list, size_list
+from onnx_repfuse.graph.scope import Scope, Shape, input_names, optional_input, static
+from onnx_repfuse.graph.size_lists import SizeList, all_known, constant_list, size_list
 from onnx_repfuse.graph.windows import window_of
 
 __all__ = ["dims_of", "equal_shapes", "known_dims", "known_list", "note_sizes"]
@@ -57,15 +58,23 @@ def note_sizes(scope: Scope) -> None:
         data_type, shape = scope.types.get(name, (0, None))
         if shape is None:  # inference does not follow every list of sizes: its length is the rank
             shape = (None,) * len(dims)
-            scope.types[name] = data_type, shape
         if len(shape) != len(dims):
             continue
-        if None in shape:
-            numbers = [dim if isinstance(dim, int) and dim > 0 else None for dim in dims]
-            pairs = zip(shape, numbers, strict=True)
-            scope.types[name] = data_type, tuple(dim if size is None else size for size, dim in pairs)
+        scope.types[name] = data_type, _with_numbers(shape, dims)
         if name not in scope.assumed:
             _assume(scope, name, dims)
+
+
+def _with_numbers(shape: Shape, dims: Dims) -> Shape:
+    """A shape, with the numbers among its dims in place of sizes that inference did not find."""
+    if None not in shape:
+        return shape
+    return tuple(_positive(dim) if size is None else size for size, dim in zip(shape, dims, strict=True))
+
+
+def _positive(dim: Dim) -> int | None:
+    """A dim that is a number; None for others, and for the 0 of a tensor of which nothing is left."""
+    return dim if isinstance(dim, int) and dim > 0 else None
 
 
 def _assume(scope: Scope, name: str, dims: Dims) -> None:
@@ -89,7 +98,9 @@ def known_list(scope: Scope, name: str) -> list[int] | None:
         return constant
     known_dims(scope)
     sizes = scope.size_lists.get(name)
-    return None if sizes is None or not all(isinstance(size, int) for size in sizes) else list(sizes)
+    if sizes is None or not all(isinstance(size, int) for size in sizes):
+        return None
+    return list(sizes)
 
 
 def equal_shapes(scope: Scope, names: Sequence[str]) -> bool:
@@ -122,15 +133,18 @@ class _Following:
 
     def note(self, name: str, dims: Dims | None) -> None:
         """Note the dims of a tensor: numbers where they are proved, else those given, else its own."""
-        proved = self.scope.shape(name)
-        if not name or name in self.found or (proved is None and dims is None):
+        if not name or name in self.found:
             return
-        if proved is None or (dims is not None and len(dims) != len(proved)):
-            proved = (None,) * len(dims or ())
-        given = dims or _own(name, (None,) * len(proved))
-        self.found[name] = tuple(
-            other if dim is None else dim for dim, other in zip(proved, given, strict=True)
-        )
+        proved = self.scope.shape(name)
+        if dims is None:
+            if proved is not None:
+                self.found[name] = _own(name, proved)
+            return
+        if proved is None or len(proved) != len(dims):
+            self.found[name] = dims
+            return
+        pairs = zip(proved, dims, strict=True)
+        self.found[name] = tuple(dim if size is None else size for size, dim in pairs)
 
     def first(self, node: gs.Node) -> Dims:
         """The dims of a node's first input, which are known."""
@@ -151,14 +165,7 @@ class _Following:
         if operator(node).elementwise:
             return self.broadcast(node)
         rule = _RULES.get(node.op)
-        if rule is not None:
-            return rule(self, node)
-        if node.op == "ReduceMean" and node.attrs.get("keepdims", 1):
-            axes = _axes(self.scope, node)
-            return None if axes is None else _except(first, axes, node.outputs[0].name)
-        if node.op.startswith("Global"):  # pools of all positions
-            return (*first[:2], *(1,) * len(first[2:]))
-        return self.behind_window(node, first)
+        return self.behind_window(node, first) if rule is None else rule(self, node)
 
     def behind_window(self, node: gs.Node, first: Dims) -> Dims | None:
         """Of a convolution or pool."""
@@ -177,26 +184,24 @@ class _Following:
         """Of an element-wise operator: where not even equal, only a number above 1 prevails."""
         if self.scope.opset < NUMPY_BROADCAST_SINCE:
             return None
-        operands = [self.found.get(tensor.name) for tensor in node.inputs if tensor.name]
-        known = [dims for dims in operands if dims is not None]
-        return _broadcast(node.outputs[0].name, known) if len(known) == len(operands) else None
+        operands = all_known(self.found.get(name) for name in input_names(node))
+        return None if operands is None else _broadcast(node.outputs[0].name, operands)
 
     def side_by_side(self, node: gs.Node) -> Dims | None:
         """Of a Concat: where all operands agree, along the other axes.
 
         Where they do not, one of them may be empty: ONNX Runtime leaves it out then, whatever its other sizes.
         """
-        parts = [self.found.get(tensor.name) for tensor in node.inputs]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts) or len(set(map(len, known))) != 1:
+        parts = all_known(self.found.get(tensor.name) for tensor in node.inputs)
+        if parts is None or len(set(map(len, parts))) != 1:
             return None
-        differing = [axis for axis, dims in enumerate(zip(*known, strict=True)) if len(set(dims)) > 1]
+        differing = [axis for axis, dims in enumerate(zip(*parts, strict=True)) if len(set(dims)) > 1]
         axis = node.attrs.get("axis", 1)
-        result = _except(known[0], [*differing, axis], node.outputs[0].name)
+        result = _except(parts[0], [*differing, axis], node.outputs[0].name)
         if result is None:
             return None
-        numbers = [size for part in known if isinstance(size := part[axis], int)]
-        if len(numbers) < len(known):
+        numbers = [size for part in parts if isinstance(size := part[axis], int)]
+        if len(numbers) < len(parts):
             return result
         place = axis % len(result)
         return (*result[:place], sum(numbers), *result[place + 1 :])
@@ -224,9 +229,11 @@ class _Following:
         """Of an output of a Split: along its axis a number, if that of the whole is known."""
         first, axis = self.first(node), node.attrs.get("axis", 0)
         dims = _except(first, [axis], node.outputs[number].name)
-        whole = None if dims is None else first[axis]
+        if dims is None:
+            return None
+        whole = first[axis]
         sizes = split_sizes(self.scope, node, whole) if isinstance(whole, int) else None
-        if dims is None or sizes is None:
+        if sizes is None:
             return dims
         axis %= len(first)
         return (*first[:axis], sizes[number], *first[axis + 1 :])
@@ -234,8 +241,9 @@ class _Following:
     def named_axes(self, node: gs.Node) -> list[int] | None:
         """The axes of a Squeeze or Unsqueeze; runtimes read negative ones otherwise before opset 11 allowed them."""
         axes = _axes(self.scope, node)
-        is_clear = axes is not None and (self.scope.opset >= NEGATIVE_AXES_SINCE or min(axes) >= 0)
-        return axes if is_clear else None
+        if axes is None or self.scope.opset >= NEGATIVE_AXES_SINCE:
+            return axes
+        return axes if min(axes) >= 0 else None
 
     def squeezed(self, node: gs.Node) -> Dims | None:
         """Of a Squeeze of axes that it names."""
@@ -272,29 +280,45 @@ class _Following:
         """Of a Slice by lists: the axes of which it takes everything, or whose size is known, as are the ends."""
         first, output = self.first(node), node.outputs[0].name
         if operator(node).uses_attributes(self.scope.opset):
-            axes = list(node.attrs.get("axes") or ())
-            return _except(first, axes, output) if axes else None
-        starts, ends, places, steps = (self.sizes(node, place) for place in range(1, 5))
-        count = len(starts)
-        if not optional_input(node, 3):
-            places = tuple(range(count))
-        if not optional_input(node, 4):
-            steps = (1,) * count
-        if not count or {len(ends), len(places), len(steps)} != {count}:
-            return None
+            axes = _axes(self.scope, node)
+            return None if axes is None else _except(first, axes, output)
+        cuts = self.cuts(node)
         dims: list[Dim | None] = list(first)
-        for start, end, axis, step in zip(starts, ends, places, steps, strict=True):
+        for start, end, axis, step in cuts:
             if not isinstance(axis, int) or not -len(first) <= axis < len(first):
                 return None
             dims[axis] = _kept(dims[axis], start, end, step)
-        return _own(output, dims)
+        return _own(output, dims) if cuts else None
+
+    def cuts(self, node: gs.Node) -> list[tuple[Dim | None, ...]]:
+        """Start, end, axis and step of each axis that a Slice names; none where its lists are not known."""
+        starts, ends, axes, steps = (self.sizes(node, place) for place in range(1, 5))
+        if not optional_input(node, 3):  # left out, they are the first axes
+            axes = tuple(range(len(starts)))
+        if not optional_input(node, 4):
+            steps = (1,) * len(starts)
+        if {len(ends), len(axes), len(steps)} != {len(starts)}:
+            return []
+        return list(zip(starts, ends, axes, steps, strict=True))
+
+    def averaged(self, node: gs.Node) -> Dims | None:
+        """Of a ReduceMean that keeps the axes along which it takes the mean."""
+        axes = _axes(self.scope, node) if node.attrs.get("keepdims", 1) else None
+        return None if axes is None else _except(self.first(node), axes, node.outputs[0].name)
+
+    def pooled(self, node: gs.Node) -> Dims | None:
+        """Of a pool of all positions."""
+        first = self.first(node)
+        return (*first[:2], *(1,) * len(first[2:]))
 
     def resized(self, node: gs.Node) -> Dims | None:
         """Of a Resize that lists sizes: these."""
         first, sizes = self.first(node), self.sizes(node, 3)
-        axes = [axis % len(first) for axis in node.attrs.get("axes") or range(len(first))]
+        axes = resized_axes(node, len(first))
         is_stretched = node.attrs.get("keep_aspect_ratio_policy", "stretch") in ("stretch", b"stretch")
-        if not sizes or len(sizes) != len(axes) or not is_stretched:
+        if not is_stretched:
+            return None  # of the sizes that are listed, one is a limit
+        if not sizes or len(sizes) != len(axes):
             return None
         given = dict(zip(axes, sizes, strict=True))
         return _own(node.outputs[0].name, [given.get(axis, dim) for axis, dim in enumerate(first)])
@@ -302,10 +326,12 @@ class _Following:
     def padded(self, node: gs.Node) -> Dims | None:
         """Of a Pad of all axes; a tensor that is cropped may have nothing left."""
         first, name = self.first(node), optional_input(node, 1)
-        listed = node.attrs.get("pads", node.attrs.get("paddings"))
-        pads = constant_list(self.scope, name) if name else listed
         has_axes = bool(optional_input(node, 3))
-        if pads is None or has_axes or len(pads) != 2 * len(first) or min(pads, default=0) < 0:
+        listed = node.attrs.get("pads", node.attrs.get("paddings"))  # called paddings in opset 1
+        pads = constant_list(self.scope, name) if name else listed
+        if has_axes or pads is None or len(pads) != 2 * len(first):
+            return None
+        if min(pads, default=0) < 0:
             return None
         added = zip(first, pads[: len(first)], pads[len(first) :], strict=True)
         sizes = [plus(dim, begin + end) if begin + end else dim for dim, begin, end in added]
@@ -370,11 +396,15 @@ def _written_sizes(first: Dims, target: SizeList, *, copies: bool) -> list[Dim |
 
 def _kept(size: Dim | None, start: Dim | None, end: Dim | None, step: Dim | None) -> Dim | None:
     """How many positions of an axis a Slice keeps; None if that is not known."""
-    if not (isinstance(start, int) and isinstance(end, int) and isinstance(step, int)) or step < 1:
+    if not (isinstance(start, int) and isinstance(end, int) and isinstance(step, int)):
         return None
-    if size is None or isinstance(size, int):
-        return None if size is None else len(range(size)[start:end:step])
-    return behind(size, step, -1 - start) if 0 <= start < step and end >= END_OF_AXIS else None
+    if size is None or step < 1:
+        return None
+    if isinstance(size, int):
+        return len(range(size)[start:end:step])
+    # a window counts so from the step on only if it begins within the first step: a small tensor has nothing left
+    takes_all_steps = 0 <= start < step and end >= END_OF_AXIS
+    return behind(size, step, -1 - start) if takes_all_steps else None
 
 
 _KEEP_SHAPE = {
@@ -384,8 +414,10 @@ _KEEP_SHAPE = {
 _RULES: dict[str, Callable[[_Following, gs.Node], Dims | None]] = {
     "Concat": _Following.side_by_side,
     "Gather": _Following.gathered,
+    **dict.fromkeys(("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool"), _Following.pooled),
     "MatMul": _Following.multiplied,
     "Pad": _Following.padded,
+    "ReduceMean": _Following.averaged,
     "Reshape": _Following.reshaped,
     "Resize": _Following.resized,
     "Slice": _Following.sliced,

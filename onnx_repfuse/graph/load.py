@@ -28,6 +28,8 @@ from onnx_repfuse.graph.scope import (
     Shape,
     Sizes,
     Types,
+    input_names,
+    shape_in,
     static,
 )
 from onnx_repfuse.graph.shape_inference import infer
@@ -243,7 +245,7 @@ class _Reading:
         """The shape of a tensor, given what was inferred."""
         if name in self.constants and name not in self.overridable:
             return self.constants[name].shape
-        return types.get(name, (0, None))[1]
+        return shape_in(types, name)
 
     def inference(self, input_shapes: Mapping[str, Shape | None]) -> Infer:
         """`infer` for the nodes of the graph, given what is proved of a subgraph's inputs; see there."""
@@ -343,7 +345,7 @@ def _unknown(types: Types) -> int:
 def _leaves_nothing_open(nodes: list[gs.Node], types: Types, constants: Mapping[str, Const]) -> bool:
     """Whether all sizes of all tensors but constants are known, so that the constants can tell no more."""
     names = {tensor.name for node in nodes for tensor in node.outputs} | types.keys()
-    return all(static(types.get(name, (0, None))[1]) is not None for name in names - constants.keys() - {""})
+    return all(static(shape_in(types, name)) is not None for name in names - constants.keys() - {""})
 
 
 def _with_constants(types: Types, assumed: Sizes, constants: Mapping[str, Const]) -> tuple[Types, Sizes]:
@@ -355,7 +357,7 @@ def _with_constants(types: Types, assumed: Sizes, constants: Mapping[str, Const]
 
 def _reads_constants_alone(node: gs.Node, fixed: set[str]) -> bool:
     """Nearly all nodes end here: a node whose first input is no constant computes none."""
-    names = [tensor.name for tensor in node.inputs if tensor.name]
+    names = input_names(node)
     return bool(names) and names[0] in fixed and fixed.issuperset(names)
 
 
@@ -365,7 +367,7 @@ def _of_shape(node: gs.Node, constants: dict[str, Const], fixed: set[str], types
     if of_shape is None or len(node.inputs) != 1:
         return None
     name = node.inputs[0].name
-    shape = static(types.get(name, (0, None))[1])
+    shape = static(shape_in(types, name))
     if shape is None and name in fixed:
         shape = constants[name].shape
     if shape is None:

@@ -21,7 +21,7 @@ from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, Scope, optional
 from onnx_repfuse.graph.size_lists import constant_list
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
-__all__ = ["constant_beside", "drops", "given_out", "shows_zero", "tells_zeros_apart"]
+__all__ = ["constant_beside", "drops", "given_out", "has_mask", "shows_zero", "tells_zeros_apart"]
 
 MAX_TENSORS_BEHIND = 64  # looked at for one that tells 0 from -0
 # Operators that make something else of -0 than of 0, with the inputs for which they do.
@@ -34,8 +34,19 @@ _LOSE_SIGN = {
 
 def given_out(scope: Scope, node: gs.Node) -> str:
     """The input that a node gives out as it is, at every element and in its shape; "" where it is no such node."""
-    rule = _RULES.get(node.op)
-    return "" if rule is None or not optional_input(node, 0) else rule(scope, node)
+    first = optional_input(node, 0)
+    if not first:
+        return ""
+    gives_first = _GIVE_FIRST.get(node.op)
+    if gives_first is not None:
+        return first if gives_first(scope, node) else ""
+    picks = _PICK.get(node.op)
+    return "" if picks is None else picks(scope, node)
+
+
+def has_mask(node: gs.Node) -> bool:
+    """Whether a Dropout gives out which values it keeps."""
+    return any(tensor.name for tensor in node.outputs[1:])
 
 
 def drops(scope: Scope, node: gs.Node) -> bool:
@@ -79,31 +90,39 @@ def tells_zeros_apart(scope: Scope, name: str) -> bool:
         if tensor in scope.captured or len(seen) > MAX_TENSORS_BEHIND:
             return True
         for consumer in scope.consumers.get(tensor, ()):
-            places = _TELL_ZEROS_APART.get(consumer.op, ())
-            if any(optional_input(consumer, place) == tensor for place in places):
-                return True
-            is_unknown = "." in consumer.op or consumer.op in HAVE_SUBGRAPHS  # of another domain
-            if is_unknown:
+            if _may_tell_zeros_apart(consumer, tensor):
                 return True
             if consumer.op not in _LOSE_SIGN:
                 pending += [output.name for output in consumer.outputs if output.name]
     return False
 
 
-def _identity(scope: Scope, node: gs.Node) -> str:
-    return str(node.inputs[0].name) if len(node.inputs) == len(node.outputs) == 1 else ""
+def _may_tell_zeros_apart(consumer: gs.Node, tensor: str) -> bool:
+    """Whether a node itself may make something else of -0 than of 0."""
+    is_of_other_domain = "." in consumer.op
+    if is_of_other_domain or consumer.op in HAVE_SUBGRAPHS:
+        return True
+    places = _TELL_ZEROS_APART.get(consumer.op, ())
+    return any(optional_input(consumer, place) == tensor for place in places)
 
 
-def _cast(scope: Scope, node: gs.Node) -> str:
+# Nodes that give out their first input, or another one.
+
+
+def _is_alone(scope: Scope, node: gs.Node) -> bool:
+    """One input and one output: a Concat, Sum or Max of one tensor."""
+    return len(node.inputs) == len(node.outputs) == 1
+
+
+def _cast(scope: Scope, node: gs.Node) -> bool:
     """A Cast to the type that its input is proved to have."""
-    name = _identity(scope, node)
-    return name if name and scope.data_type(name) == node.attrs.get("to") else ""
+    return _is_alone(scope, node) and scope.data_type(node.inputs[0].name) == node.attrs.get("to")
 
 
-def _cast_like(scope: Scope, node: gs.Node) -> str:
+def _cast_like(scope: Scope, node: gs.Node) -> bool:
     """A Cast to the type of another tensor, which is that of its input."""
-    name, own = str(node.inputs[0].name), scope.data_type(node.inputs[0].name)
-    return name if own is not None and own == scope.data_type(optional_input(node, 1)) else ""
+    own = scope.data_type(node.inputs[0].name)
+    return own is not None and own == scope.data_type(optional_input(node, 1))
 
 
 def _where(scope: Scope, node: gs.Node) -> str:
@@ -117,95 +136,106 @@ def _where(scope: Scope, node: gs.Node) -> str:
     names = [optional_input(node, place) for place in (1, 2)]
     name, other = names if np.all(taken) else names[::-1]
     beside = static(scope.shape(other))
-    keeps_shape = beside is not None and all(
-        _keeps_shape(scope, name, shape) for shape in (beside, condition.shape)
-    )
-    return name if keeps_shape and scope.const(name) is None else ""
+    if beside is None or scope.const(name) is not None:
+        return ""
+    keeps_shape = all(_keeps_shape(scope, name, shape) for shape in (beside, condition.shape))
+    return name if keeps_shape else ""
 
 
-def _einsum(scope: Scope, node: gs.Node) -> str:
+def _einsum(scope: Scope, node: gs.Node) -> bool:
     """Of one operand whose axes stay as they are."""
     equation = str(node.attrs.get("equation", "")).replace(" ", "")
     axes, arrow, result = equation.partition("->")
-    is_same = bool(arrow) and axes == result and axes.isalpha() and len(set(axes)) == len(axes)
-    return _identity(scope, node) if is_same else ""
+    if not arrow or axes != result:  # without an arrow, the result's axes are in alphabetical order
+        return False
+    takes_diagonal = len(set(axes)) < len(axes)
+    return axes.isalpha() and not takes_diagonal and _is_alone(scope, node)
 
 
-def _dropout(scope: Scope, node: gs.Node) -> str:
-    has_mask = len(node.outputs) > 1 and bool(node.outputs[1].name)
-    return "" if has_mask or drops(scope, node) else str(node.inputs[0].name)
+def _dropout(scope: Scope, node: gs.Node) -> bool:
+    return not has_mask(node) and not drops(scope, node)
 
 
-def _reshape(scope: Scope, node: gs.Node) -> str:
+def _reshape(scope: Scope, node: gs.Node) -> bool:
     """What keeps the order of elements, to the same shape; of one size that is not known, the others tell."""
-    name = str(node.inputs[0].name)
-    shape = scope.shape(name)
-    is_same = shape is not None and scope.shape(node.outputs[0].name) == shape
-    return name if is_same and shape is not None and shape.count(None) <= 1 and 0 not in shape else ""
+    shape = scope.shape(node.inputs[0].name)
+    if shape is None or scope.shape(node.outputs[0].name) != shape:
+        return False
+    return shape.count(None) <= 1 and 0 not in shape
 
 
-def _expand(scope: Scope, node: gs.Node) -> str:
+def _expand(scope: Scope, node: gs.Node) -> bool:
     """What keeps every size; of an Expand, sizes of 1 do so whatever the tensor's are, but may add an axis."""
-    name = str(node.inputs[0].name)
-    listed = constant_list(scope, optional_input(node, 1)) if node.op == "Expand" else None
-    if listed is not None and set(listed) <= {1}:
-        return name if len(listed) <= len(scope.shape(name) or ()) else ""
-    shape = static(scope.shape(name))
-    return name if shape is not None and scope.shape(node.outputs[0].name) == shape else ""
+    shape = scope.shape(node.inputs[0].name)
+    if node.op == "Expand":
+        listed = constant_list(scope, optional_input(node, 1))
+        if listed is not None and set(listed) <= {1}:
+            return len(listed) <= len(shape or ())
+    size = static(shape)
+    return size is not None and scope.shape(node.outputs[0].name) == size
 
 
-def _tile(scope: Scope, node: gs.Node) -> str:
+def _tile(scope: Scope, node: gs.Node) -> bool:
+    # of three inputs (opset 1), the second is one number
     listed = constant_list(scope, optional_input(node, 1)) if len(node.inputs) == 2 else None
-    return str(node.inputs[0].name) if listed is not None and set(listed) <= {1} else ""
+    return listed is not None and set(listed) <= {1}
 
 
-def _split(scope: Scope, node: gs.Node) -> str:
+def _split(scope: Scope, node: gs.Node) -> bool:
     """Of one part, which is the whole."""
-    return str(node.inputs[0].name) if len(node.outputs) == 1 else ""
+    return len(node.outputs) == 1
 
 
-def _slice(scope: Scope, node: gs.Node) -> str:
+def _slice(scope: Scope, node: gs.Node) -> bool:
     """As many positions as there are, and none of them backwards."""
     steps = optional_input(node, 4)
+    if not steps:
+        return _expand(scope, node)
     const = scope.const(steps)
-    goes_forwards = not steps or (const is not None and bool(np.all(const.read() > 0)))
-    return _expand(scope, node) if goes_forwards else ""
+    if const is None or np.any(const.read() <= 0):
+        return False
+    return _expand(scope, node)
 
 
-def _transpose(scope: Scope, node: gs.Node) -> str:
+def _transpose(scope: Scope, node: gs.Node) -> bool:
     order = list(node.attrs.get("perm") or (1, 0))  # by default the axes are reversed
-    return str(node.inputs[0].name) if order == sorted(order) else ""
+    return order == sorted(order)
 
 
-def _pad(scope: Scope, node: gs.Node) -> str:
+def _pad(scope: Scope, node: gs.Node) -> bool:
     """A Pad by no positions, as torch's legacy exporter writes one before every AveragePool."""
-    const = scope.const(optional_input(node, 1))
-    # attributes before opset 11, and of that name in 1
-    listed = node.attrs.get("pads", node.attrs.get("paddings"))
-    amounts: Any = listed if const is None else const.computed()
-    is_known = amounts is not None and (const is not None or len(node.inputs) == 1)
-    return str(node.inputs[0].name) if is_known and not np.any(amounts) else ""
+    amounts: Any
+    if len(node.inputs) == 1:  # before opset 11, and called paddings in 1
+        amounts = node.attrs.get("pads", node.attrs.get("paddings"))
+    else:
+        const = scope.const(optional_input(node, 1))
+        amounts = None if const is None else const.computed()
+    return amounts is not None and not np.any(amounts)
 
 
 def _product(scope: Scope, node: gs.Node) -> str:
     """A product or quotient by one, or its first power."""
-    name, const = constant_beside(scope, node, commutes=node.op == "Mul")
-    return name if const is not None and _is_from_file(const) and np.all(const.read() == 1) else ""
+    name, values = _beside_of_file(scope, node, commutes=node.op == "Mul")
+    return name if values is not None and np.all(values == 1) else ""
 
 
 def _sum(scope: Scope, node: gs.Node) -> str:
-    name, const = constant_beside(scope, node, commutes=node.op == "Add")
-    if const is None or not _is_from_file(const):
+    """A sum with zeros, or a difference."""
+    name, values = _beside_of_file(scope, node, commutes=node.op == "Add")
+    if values is None or np.any(values):
         return ""
-    value = const.read().astype(np.float64)
-    if np.any(value):
-        return ""
-    return "" if shows_zero(scope, node, value, is_left=False) else name
+    return "" if shows_zero(scope, node, values.astype(np.float64), is_left=False) else name
 
 
-def _is_from_file(const: Const) -> bool:
-    """Whether an exporter left it behind: what this run made does something, and may be expensive to compute."""
-    return const.bias is None and const.kernel is None
+def _beside_of_file(scope: Scope, node: gs.Node, *, commutes: bool) -> tuple[str, NDArray[Any] | None]:
+    """As `constant_beside`, with the values of a constant that an exporter left behind.
+
+    One that this run made does something, and may be expensive to compute.
+    """
+    name, const = constant_beside(scope, node, commutes=commutes)
+    if const is None or const.bias is not None or const.kernel is not None:
+        return "", None
+    return name, const.read()
 
 
 def constant_beside(scope: Scope, node: gs.Node, *, commutes: bool) -> tuple[str, Const | None]:
@@ -213,13 +243,16 @@ def constant_beside(scope: Scope, node: gs.Node, *, commutes: bool) -> tuple[str
     if len(node.inputs) != 2:
         return "", None
     name, other = (tensor.name for tensor in node.inputs)
-    if commutes and scope.opset >= NUMPY_BROADCAST_SINCE and scope.const(name) is not None:
+    # below opset 7 the output has the shape of the first operand
+    has_shape_of_first = scope.opset < NUMPY_BROADCAST_SINCE
+    if commutes and not has_shape_of_first and scope.const(name) is not None:
         name, other = other, name
     const = scope.const(other)
-    if scope.const(name) is not None or const is None or not _is_small_float(const):
+    if const is None or scope.const(name) is not None:
         return "", None
-    # below opset 7 the output has the shape of the first operand
-    keeps_shape = scope.opset < NUMPY_BROADCAST_SINCE or _keeps_shape(scope, name, const.shape)
+    if not _is_small_float(const):
+        return "", None
+    keeps_shape = has_shape_of_first or _keeps_shape(scope, name, const.shape)
     return name, const if keeps_shape else None
 
 
@@ -242,31 +275,33 @@ def _keeps_shape(scope: Scope, name: str, constant: tuple[int, ...]) -> bool:
     return all(wide in (1, size) for wide, size in zip(constant, sizes, strict=True))
 
 
-_RULES: dict[str, Callable[[Scope, gs.Node], str]] = {
-    "Add": _sum,
+_GIVE_FIRST: dict[str, Callable[[Scope, gs.Node], bool]] = {
     "Cast": _cast,
     "CastLike": _cast_like,
-    "Concat": _identity,
-    "Div": _product,
+    "Concat": _is_alone,
     "Dropout": _dropout,
     "Einsum": _einsum,
     "Expand": _expand,
     "Flatten": _reshape,
-    "Identity": _identity,
-    "Max": _identity,
-    "Mean": _identity,
-    "Min": _identity,
-    "Mul": _product,
+    "Identity": _is_alone,
+    "Max": _is_alone,
+    "Mean": _is_alone,
+    "Min": _is_alone,
     "Pad": _pad,
-    "Pow": _product,
     "Reshape": _reshape,
     "Slice": _slice,
     "Split": _split,
     "Squeeze": _reshape,
-    "Sub": _sum,
-    "Sum": _identity,
+    "Sum": _is_alone,
     "Tile": _tile,
     "Transpose": _transpose,
     "Unsqueeze": _reshape,
+}
+_PICK: dict[str, Callable[[Scope, gs.Node], str]] = {  # "" where they give out none
+    "Add": _sum,
+    "Div": _product,
+    "Mul": _product,
+    "Pow": _product,
+    "Sub": _sum,
     "Where": _where,
 }

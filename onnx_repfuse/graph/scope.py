@@ -32,8 +32,10 @@ __all__ = [
     "Shape",
     "Sizes",
     "Types",
+    "input_names",
     "node_name",
     "optional_input",
+    "shape_in",
     "static",
 ]
 
@@ -216,7 +218,7 @@ class Scope:
         """The proved shape; None if not even the rank is known."""
         if name in self.constants and name not in self.overridable:
             return self.constants[name].shape
-        known = self.types.get(name)  # asked of every tensor a hundred times
+        known = self.types.get(name)  # not `shape_in`: asked of every tensor a hundred times
         return None if known is None else known[1]
 
     def data_type(self, name: str) -> int | None:
@@ -262,6 +264,17 @@ class Scope:
 def static(shape: Shape | None) -> tuple[int, ...] | None:
     """A shape whose dims are all known, else None."""
     return None if shape is None or None in shape else cast("tuple[int, ...]", shape)
+
+
+def shape_in(types: Mapping[str, tuple[int, Shape | None]], name: str) -> Shape | None:
+    """The shape of a tensor, given what was inferred; None if not even the rank is known."""
+    known = types.get(name)
+    return None if known is None else known[1]
+
+
+def input_names(node: gs.Node) -> list[str]:
+    """The inputs that are not left out."""
+    return [tensor.name for tensor in node.inputs if tensor.name]
 
 
 def optional_input(node: gs.Node, place: int) -> str:

@@ -27,7 +27,7 @@ from onnx_repfuse.graph.scope import (
 from onnx_repfuse.graph.unreliable_shapes import without_unreliable_shapes
 from onnx_repfuse.modelfile.node_order import outer_names
 
-__all__ = ["infer"]
+__all__ = ["infer", "types_of"]
 
 MAX_SCALES = 10  # of a Resize: begin and end of a region for each of N, C, D, H, W
 MAX_VECTOR = 1 << 18  # elements; of what is longer, no values are propagated
@@ -96,11 +96,11 @@ def _infer_twice(
     scope, opset = alone.graph, alone.opset_import[0].version
     declared: Types = {name: (const.data_type, const.shape) for name, const in weights.items()}
     sized = proved = {**_run(alone, varying), **declared}
-    certain = without_unreliable_shapes(scope, {**dict(_types(scope.input)), **proved}, weights, opset)
+    certain = without_unreliable_shapes(scope, {**dict(types_of(scope.input)), **proved}, weights, opset)
     if _assume(scope.input[:varying], outer):
         sized = {**_run(alone, varying), **declared}
     if certain is not None:
-        types_in_doubt = dict(_types(certain.input[len(scope.input) :]))  # of what has a value in doubt
+        types_in_doubt = dict(types_of(certain.input[len(scope.input) :]))  # of what has a value in doubt
         scope.CopyFrom(certain)
         proved = {**types_in_doubt, **_run(alone, varying), **declared}
     sizes = ((name, static(shape)) for name, (_, shape) in sized.items())
@@ -138,31 +138,26 @@ def _add_weights(scope: onnx.GraphProto, weights: Mapping[str, Const]) -> None:
 
     All constants of one type and shape get one input in common, which makes inference on a large network faster.
     """
-    names = {value.name for value in (*scope.input, *scope.output)}
     reads = [(node, node.input[:]) for node in scope.node]
     # inference propagates values (data_prop), so a constant of sizes decides shapes far from its consumer
-    deciding: set[str] = set()
-    for node, read in reads:
-        names.update(read, node.output[:])
-        if not operator_of_proto(node).shaped_by_shapes:
-            deciding.update(name for name in read if name in weights and _may_decide_a_shape(weights[name]))
+    read = {name for node, names in reads if not operator_of_proto(node).shaped_by_shapes for name in names}
     with_value = set()
-    for name in sorted(deciding):
-        value = weights[name].computed()
+    for name in sorted(read & weights.keys()):
+        value = weights[name].computed() if _may_decide_a_shape(weights[name]) else None
         if value is not None:
             with_value.add(name)
             scope.initializer.append(onnx.numpy_helper.from_array(value, name))
-    _add_stand_ins(
-        scope, reads, {name: const for name, const in weights.items() if name not in with_value}, names
-    )
+    _add_stand_ins(scope, reads, {name: const for name, const in weights.items() if name not in with_value})
 
 
 def _add_stand_ins(
     scope: onnx.GraphProto,
     reads: Sequence[tuple[onnx.NodeProto, Sequence[str]]],
     weights: Mapping[str, Const],
-    names: set[str],
 ) -> None:
+    names = {value.name for value in (*scope.input, *scope.output)}
+    for node, read in reads:
+        names.update(read, node.output[:])
     stand_ins: dict[tuple[int, Shape], str] = {}
     for node, read in reads:
         for place, name in enumerate(read):
@@ -237,7 +232,7 @@ def _run(model: onnx.ModelProto, varying: int) -> Types:
 
 
 def _types_but_of_weights(graph: onnx.GraphProto, varying: int) -> Types:
-    return dict(_types((*graph.value_info, *graph.input[:varying], *graph.output)))
+    return dict(types_of((*graph.value_info, *graph.input[:varying], *graph.output)))
 
 
 def _leaves_nothing_open(graph: onnx.GraphProto, types: Types) -> bool:
@@ -270,7 +265,8 @@ def _longest_vector(graph: onnx.GraphProto) -> int:
     return max(vectors, default=0)
 
 
-def _types(values: Iterable[onnx.ValueInfoProto]) -> Iterator[tuple[str, tuple[int, Shape | None]]]:
+def types_of(values: Iterable[onnx.ValueInfoProto]) -> Iterator[tuple[str, tuple[int, Shape | None]]]:
+    """The names, data types and shapes of those that are tensors."""
     decoded: dict[bytes, tuple[int, Shape | None] | None] = {}  # most tensors of a network are like others
     for value in values:
         key = value.type.SerializeToString(deterministic=True)

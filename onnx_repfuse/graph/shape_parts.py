@@ -16,8 +16,8 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, Const, Types, static
-from onnx_repfuse.graph.size_lists import INTEGERS, moved_list
+from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, Const, Types, input_names, shape_in, static
+from onnx_repfuse.graph.size_lists import INTEGERS, all_known, moved_list
 from onnx_repfuse.modelfile.dtypes import numpy_dtype
 
 __all__ = ["ShapeParts"]
@@ -47,10 +47,12 @@ class ShapeParts:
         name = node.outputs[0].name
         data_type, shape = self._types.get(name, (0, None))
         size = static(shape)
-        if numbers is None or size is None or not _is_list(data_type, size, len(numbers)):
+        if numbers is None or size is None:
             return None
-        known = [number for number in numbers if number is not None]
-        if len(known) < len(numbers):
+        if not _is_list(data_type, size) or prod(size) != len(numbers):
+            return None
+        known = all_known(numbers)
+        if known is None:
             self._lists[name] = numbers
             return None
         dtype = numpy_dtype(data_type)
@@ -61,26 +63,23 @@ class ShapeParts:
     def _numbers(self, node: gs.Node, fixed: set[str]) -> Numbers | None:
         first = node.inputs[0].name
         if node.op == "Shape":
-            shape = self._types.get(first, (0, None))[1]
+            shape = shape_in(self._types, first)
             return None if shape is None else shape[node.attrs.get("start", 0) : node.attrs.get("end")]
         if not self._lists:  # as in most models
             return None
-        names = [tensor.name for tensor in node.inputs if tensor.name]
+        names = input_names(node)
         if not any(name in self._lists for name in names):
             return None
-        inputs = [self._list(name, fixed) for name in names]
-        known = [one for one in inputs if one is not None]
-        return moved_list(node, known) if len(known) == len(inputs) else None
+        inputs = all_known(self._list(name, fixed) for name in names)
+        return None if inputs is None else moved_list(node, inputs)
 
     def _list(self, name: str, fixed: set[str]) -> Numbers | None:
-        const = self._constants[name] if name in fixed else None
-        if const is None:
+        if name not in fixed:
             return self._lists.get(name)
-        if const.data_type not in INTEGERS or const.size > MAX_SHAPE_ELEMENTS or len(const.shape) > 1:
-            return None
-        return const.integers()
+        const = self._constants[name]
+        return const.integers() if _is_list(const.data_type, const.shape) else None
 
 
-def _is_list(data_type: int, size: tuple[int, ...], count: int) -> bool:
-    """Whether a tensor is a list of so many integers, or one: a Gather or Slice of a higher rank would pick rows."""
-    return data_type in INTEGERS and len(size) <= 1 and prod(size) == count <= MAX_SHAPE_ELEMENTS
+def _is_list(data_type: int, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is a short list of integers, or one: a Gather or Slice of a higher rank would pick rows."""
+    return data_type in INTEGERS and len(shape) <= 1 and prod(shape) <= MAX_SHAPE_ELEMENTS

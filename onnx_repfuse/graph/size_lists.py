@@ -7,18 +7,19 @@ rows, its numbers are in order, but nothing is told of what is computed from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
 import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.extents import Dim, Dims, extents_of, over, plus, times
-from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, Scope, optional_input
+from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, Scope, input_names, optional_input
 
 __all__ = [
     "INTEGERS",
     "SizeList",
+    "all_known",
     "constant_list",
     "has_rows",
     "moved_list",
@@ -30,7 +31,18 @@ __all__ = [
 INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 _FLAT = ("Identity", "Reshape", "Squeeze", "Unsqueeze")
 _Number = TypeVar("_Number")
+_Known = TypeVar("_Known")
 SizeList = tuple[Dim | None, ...]  # None for a number that is not known
+
+
+def all_known(values: Iterable[_Known | None]) -> list[_Known] | None:
+    """The values; None if one of them is not known."""
+    result: list[_Known] = []
+    for value in values:
+        if value is None:
+            return None
+        result.append(value)
+    return result
 
 
 def constant_list(scope: Scope, name: str) -> list[int] | None:
@@ -43,32 +55,43 @@ def constant_list(scope: Scope, name: str) -> list[int] | None:
 
 def has_rows(scope: Scope, node: gs.Node) -> bool:
     """Whether a node may see rows in one of the lists that it reads; what only rearranges the axes does not mind."""
-    if node.op in _FLAT or node.op == "Cast":
+    if node.op in (*_FLAT, "Cast"):
         return False
-    names = [tensor.name for tensor in node.inputs if tensor.name]
-    return any(shape is None or len(shape) > 1 for shape in map(scope.shape, names))
+    return any(shape is None or len(shape) > 1 for shape in map(scope.shape, input_names(node)))
 
 
 def moved_list(node: gs.Node, inputs: Sequence[Sequence[_Number]]) -> list[_Number] | None:
     """What a node makes of lists that computes nothing; None for any other, and where a list is too short."""
-    if node.op in _FLAT or (node.op == "Cast" and node.attrs.get("to") in INTEGERS):
+    if node.op in _FLAT:
         return list(inputs[0])
+    if node.op == "Cast":
+        return list(inputs[0]) if node.attrs.get("to") in INTEGERS else None  # a float may not hold a size
     if node.op == "Concat":
         return [number for part in inputs for number in part]
-    if node.op not in ("Gather", "Slice") or not all(
-        isinstance(number, int) for one in inputs[1:] for number in one
-    ):
+    if node.op not in ("Gather", "Slice"):
         return None
-    data, places = inputs[0], cast("Sequence[Sequence[int]]", inputs[1:])
-    if node.op == "Gather" and len(places) == 1:
-        count = len(data)
-        is_within = all(-count <= place < count for place in places[0])
-        return [data[place] for place in places[0]] if is_within else None
+    data, *others = inputs
+    if not all(isinstance(number, int) for one in others for number in one):
+        return None  # a place that is not known
+    places = cast("Sequence[Sequence[int]]", others)
+    return _gathered(data, places) if node.op == "Gather" else _sliced(node, data, places)
+
+
+def _gathered(data: Sequence[_Number], places: Sequence[Sequence[int]]) -> list[_Number] | None:
+    if len(places) != 1:
+        return None
+    count = len(data)
+    is_within = all(-count <= place < count for place in places[0])
+    return [data[place] for place in places[0]] if is_within else None
+
+
+def _sliced(node: gs.Node, data: Sequence[_Number], places: Sequence[Sequence[int]]) -> list[_Number] | None:
+    """Of a Slice without steps, as exporters write it for sizes."""
     has_steps = bool(optional_input(node, 4))
-    if node.op == "Slice" and len(places) >= 2 and not has_steps:
-        first, last = places[:2]
-        return list(data[first[0] : last[0]]) if len(first) == len(last) == 1 else None
-    return None
+    if has_steps or len(places) < 2:
+        return None
+    first, last = places[:2]
+    return list(data[first[0] : last[0]]) if len(first) == len(last) == 1 else None
 
 
 def paired(a: Sequence[_Number], b: Sequence[_Number]) -> list[tuple[_Number, _Number]] | None:
@@ -89,12 +112,11 @@ def size_list(
         return None if known is None else known[node.attrs.get("start", 0) : node.attrs.get("end")]
     if not any(tensor.name in lists for tensor in node.inputs) or has_rows(scope, node):
         return None
-    inputs = [_list(scope, tensor.name, lists) for tensor in node.inputs if tensor.name]
-    known_inputs = [one for one in inputs if one is not None]
-    if len(known_inputs) < len(inputs):
+    inputs = all_known(_list(scope, name, lists) for name in input_names(node))
+    if inputs is None:
         return None
-    moved = moved_list(node, known_inputs)
-    return tuple(moved) if moved is not None else _computed(node, known_inputs)
+    moved = moved_list(node, inputs)
+    return _computed(node, inputs) if moved is None else tuple(moved)
 
 
 def _list(scope: Scope, name: str, lists: Mapping[str, SizeList]) -> SizeList | None:
@@ -114,16 +136,18 @@ def _computed(node: gs.Node, inputs: Sequence[SizeList]) -> SizeList | None:
     if multiplies_all(node, len(inputs)):
         return (_product(inputs[0]),)
     function = _ARITHMETIC.get(node.op)
-    pairs = paired(*inputs) if function is not None and len(inputs) == 2 else None
-    if function is None or pairs is None:
+    if function is None or len(inputs) != 2:
         return None
-    return tuple(function(a, b) for a, b in pairs)
+    pairs = paired(*inputs)
+    return None if pairs is None else tuple(function(a, b) for a, b in pairs)
 
 
 def _product(sizes: SizeList) -> Dim | None:
-    known = [size for size in sizes if size is not None]
+    known: list[Dim] | None = all_known(sizes)
+    if known is None:
+        return None
     is_short = sum(len(extents_of(size)) for size in known) <= _MAX_FACTORS
-    return times(known) if is_short and len(known) == len(sizes) else None
+    return times(known) if is_short else None
 
 
 def _sum(a: Dim | None, b: Dim | None) -> Dim | None:

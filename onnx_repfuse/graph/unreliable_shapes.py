@@ -24,7 +24,7 @@ import onnx
 
 from onnx_repfuse.graph.operators import operator_of_proto
 from onnx_repfuse.graph.operators.facts import MALFORMED, Doubt, SizeCase
-from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, Const, Shape
+from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, Const, Shape, shape_in
 
 __all__ = ["without_unreliable_shapes"]
 
@@ -108,12 +108,12 @@ def _doubt(
 
 def _shape_of(name: str, types: Types, constants: Mapping[str, Const]) -> Shape | None:
     const = constants.get(name)
-    return types.get(name, (0, None))[1] if const is None else const.shape
+    return shape_in(types, name) if const is None else const.shape
 
 
 def _inferred_shape(types: Types, names: Sequence[str]) -> Shape | None:
     """Of the first of these tensors."""
-    return types.get(names[0], (0, None))[1] if names else None
+    return shape_in(types, names[0]) if names else None
 
 
 def _values(const: Const | None) -> list[Any] | None:

@@ -26,6 +26,7 @@ from onnx_repfuse.graph.extents import Dims
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import ChannelLayout
 from onnx_repfuse.graph.operators.facts import HAVE_SUBGRAPHS, Layout, SpaceMap, SpaceMapSort, ViewCase
+from onnx_repfuse.graph.operators.resize import resized_axes
 from onnx_repfuse.graph.operators.space_maps import permutation
 from onnx_repfuse.graph.scope import Const, Scope, Shape
 
@@ -141,7 +142,7 @@ class View:
     @property
     def listed(self) -> int:
         """How many sizes the list of a Resize or Reshape has."""
-        return self.dims if self.node.op == "Reshape" else len(self.node.attrs.get("axes") or self.start)
+        return self.dims if self.node.op == "Reshape" else len(resized_axes(self.node, len(self.start)))
 
 
 def _space_map(node: gs.Node) -> SpaceMap:
@@ -171,6 +172,26 @@ def behind_view(
     space_map = operator(node).space_map
     if space_map is None or not node.inputs or len(node.outputs) != 1:
         return None
+    case = _case(scope, node, before, channels, demanded)
+    if case is None:
+        return None
+    try:
+        layout = space_map.layout(case)
+        if layout is None:
+            return None
+        behind = space_map.channels(case)
+        is_copy, keeps_constants = space_map.copies(case), space_map.keeps_constants(case)
+    except Inexact:  # of a constant that cannot be computed
+        return None
+    result = case.result
+    keeps_channels = result[layout[0] % len(result)] == behind
+    return Behind(layout, behind, result, is_copy, keeps_constants) if keeps_channels else None
+
+
+def _case(
+    scope: Scope, node: gs.Node, before: Layout, channels: int, demanded: ChannelLayout | None
+) -> ViewCase | None:
+    """What a view's rules ask for; None where the shapes are not proved, or contradict the layout."""
     shape, result = scope.shape(node.inputs[0].name) or (), _result_shape(scope, node)
     if demanded is not None and demanded.allows_dims(len(result)):
         result = _with_channels(result, demanded)
@@ -180,18 +201,7 @@ def behind_view(
     if axis == 1 and len(shape) != rank + 2:
         return None  # the layout was learned elsewhere, and the shape disproves it
     wanted = None if demanded is None else (demanded.layout, demanded.channels)
-    try:
-        case = ViewCase(scope, node, before, channels, shape, result, wanted, partial(_dims, scope, node))
-        layout = space_map.layout(case)
-        behind = space_map.channels(case)
-        is_copy = layout is not None and space_map.copies(case)
-        keeps_constants = layout is not None and space_map.keeps_constants(case)
-    except Inexact:  # of a constant that cannot be computed
-        return None
-    if layout is None:
-        return None
-    keeps_channels = result[layout[0] % len(result)] == behind
-    return Behind(layout, behind, result, is_copy, keeps_constants) if keeps_channels else None
+    return ViewCase(scope, node, before, channels, shape, result, wanted, partial(_dims, scope, node))
 
 
 def _dims(scope: Scope, node: gs.Node) -> tuple[Dims, Dims]:
@@ -213,8 +223,9 @@ def _result_shape(scope: Scope, node: gs.Node) -> Shape:
     if restored:
         return scope.shape(restored) or ()
     lists_sizes = node.op in ("Expand", "Reshape", "Resize")
-    follows = lists_sizes and all(computed_from_shapes(scope, name) for name in varying)
-    return scope.shape(output if follows else "") or ()
+    if not lists_sizes or not all(computed_from_shapes(scope, name) for name in varying):
+        return ()
+    return scope.shape(output) or ()
 
 
 def _with_channels(shape: Shape, layout: ChannelLayout) -> Shape:
@@ -226,10 +237,12 @@ def _with_channels(shape: Shape, layout: ChannelLayout) -> Shape:
 def proved_rank(scope: Scope, name: str) -> int | None:
     """The number of dims of a tensor: by its shape, or by the permutation or list of sizes of what computes it."""
     shape, producer = scope.shape(name), scope.producer.get(name)
-    if shape is not None or producer is None:
-        return None if shape is None else len(shape)
-    if producer.op == "Transpose" and producer.attrs.get("perm"):
-        return len(producer.attrs["perm"])
+    if shape is not None:
+        return len(shape)
+    if producer is None:
+        return None
+    if producer.op == "Transpose":
+        return len(producer.attrs.get("perm", ())) or None
     if producer.op == "Reshape" and len(producer.inputs) == 2:
         (length,) = scope.shape(producer.inputs[1].name) or (None,)
         return length
@@ -281,18 +294,23 @@ def is_identity(chain: Sequence[View]) -> bool:
     first, last = chain[0], chain[-1]
     if first is last and first.is_copy:
         return True
-    if first.before != last.after or any(view.channels_behind != view.channels for view in chain):
+    if first.before != last.after:
+        return False
+    if any(view.channels_behind != view.channels for view in chain):
         return False
     # chains of several sorts, and averages, are never taken for nothing
     sorts = {view.sort for view in chain}
     if sorts == {SpaceMapSort.RESHAPES}:  # the elements are in order: only the dims may differ
         return last.like == first.operand or _same_positions(first, last)
-    if sorts == {SpaceMapSort.PERMUTES}:
-        order = list(range(len(first.start)))
-        for view in chain:
-            order = [order[axis] for axis in permutation(view.node, len(order))]
-        return order == sorted(order)
-    return False
+    return sorts == {SpaceMapSort.PERMUTES} and _restores_order(chain)
+
+
+def _restores_order(transposes: Sequence[View]) -> bool:
+    """Whether Transposes one after the other leave every axis where it was."""
+    order = list(range(len(transposes[0].start)))
+    for view in transposes:
+        order = [order[axis] for axis in permutation(view.node, len(order))]
+    return order == sorted(order)
 
 
 def _same_positions(first: View, last: View) -> bool:

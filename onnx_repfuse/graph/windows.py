@@ -73,9 +73,11 @@ def holds_a_position(pool: gs.Node, kernel: Sequence[int], pads: Sequence[int]) 
         kernel: taps per spatial axis.
         pads: all begins, then all ends.
     """
-    is_dilated = max(pool.attrs.get("dilations") or (1,)) > 1
-    reach = zip(pads, (*kernel, *kernel), strict=True)
-    return not any(pads) or (not is_dilated and all(amount < taps for amount, taps in reach))
+    if not any(pads):
+        return True
+    if max(per_axis(pool.attrs, "dilations", len(kernel))) > 1:
+        return False
+    return all(amount < taps for amount, taps in zip(pads, (*kernel, *kernel), strict=True))
 
 
 def any_window(scope: Scope, node: gs.Node, *, rounds_up: bool = False) -> Window | None:
@@ -84,13 +86,16 @@ def any_window(scope: Scope, node: gs.Node, *, rounds_up: bool = False) -> Windo
     Args:
         rounds_up: also of a pool with ceil_mode, which may have a window more.
     """
-    may_have_more = bool(node.attrs.get("ceil_mode", 0)) and not rounds_up
-    if not has_window(node) or len(node.outputs) != 1 or may_have_more:
+    if not has_window(node) or len(node.outputs) != 1:
+        return None
+    if node.attrs.get("ceil_mode", 0) and not rounds_up:
         return None
     kernel = kernel_of(scope, node)
     rank = len(kernel)
     strides, dilations = per_axis(node.attrs, "strides", rank), per_axis(node.attrs, "dilations", rank)
-    if not kernel or not len(strides) == len(dilations) == rank or min(*kernel, *strides, *dilations) < 1:
+    if not kernel or {len(strides), len(dilations)} != {rank}:
+        return None
+    if min(*kernel, *strides, *dilations) < 1:  # no runtime loads such a node
         return None
     if max(dilations) > 1 and _pads_undilated(node):
         return None
@@ -107,7 +112,11 @@ def any_window(scope: Scope, node: gs.Node, *, rounds_up: bool = False) -> Windo
 
 def _pads_undilated(node: gs.Node) -> bool:
     """Whether runtimes pad for the window without its dilation, whatever the standard says: pools with SAME."""
-    return node.op != "Conv" and str(node.attrs.get("auto_pad") or "NOTSET").startswith("SAME")
+    return node.op != "Conv" and _auto_pad(node).startswith("SAME")
+
+
+def _auto_pad(node: gs.Node) -> str:
+    return str(node.attrs.get("auto_pad") or "NOTSET")
 
 
 def resolve_pads(scope: Scope, node: gs.Node, kernel: tuple[int, ...]) -> tuple[int, ...]:
@@ -116,7 +125,7 @@ def resolve_pads(scope: Scope, node: gs.Node, kernel: tuple[int, ...]) -> tuple[
     Raises Inexact where they are not known.
     """
     rank = len(kernel)
-    auto_pad = node.attrs.get("auto_pad") or "NOTSET"
+    auto_pad = _auto_pad(node)
     if auto_pad == "NOTSET":
         return tuple(node.attrs.get("pads") or (0,) * (2 * rank))
     if any(node.attrs.get("pads") or ()):

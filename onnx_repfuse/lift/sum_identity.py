@@ -14,7 +14,7 @@ from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.dims import equal_shapes
-from onnx_repfuse.graph.no_ops import drops
+from onnx_repfuse.graph.no_ops import drops, has_mask
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS
 from onnx_repfuse.lift.batchnorm_arithmetic import lift_arithmetic, per_channel
 from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, Operand, bias_of_const, diagonal
@@ -127,6 +127,6 @@ def lift_identity(context: Context, node: gs.Node) -> LinearOp | None:
 
 def lift_dropout(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     """Dropout in inference mode, without a consumer of its mask."""
-    if len(node.outputs) > 1 and node.outputs[1].name:
+    if has_mask(node):
         return None
     return Declined(Reason.TRAINING) if drops(context.scope, node) else lift_identity(context, node)

@@ -9,6 +9,7 @@ from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.dims import dims_of, known_dims
+from onnx_repfuse.graph.operators.resize import resized_axes
 from onnx_repfuse.graph.scope import Const, Scope, Shape, optional_input
 from onnx_repfuse.graph.views import View, behind_view, restored_from
 from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
@@ -127,7 +128,7 @@ def _entry_of_computed_list(scope: Scope, node: gs.Node, channel: int) -> int | 
 
 def _entry_of_resize(node: gs.Node, channel: int, rank: int) -> int | None:
     """Where a Resize lists the size of an axis; None if its `axes` (opset 18) leave it out."""
-    listed = [axis % rank for axis in node.attrs.get("axes") or range(rank)]
+    listed = resized_axes(node, rank)
     return listed.index(channel) if channel in listed else None
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.scope import Const, Scope, Shape, optional_input, static
+from onnx_repfuse.graph.scope import Const, Scope, Shape, input_names, optional_input, static
 
 __all__ = [
     "BROADCAST",
@@ -30,6 +30,7 @@ __all__ = [
     "Demand",
     "Layouts",
     "broadcast_shape",
+    "layout_of_axis",
 ]
 
 NEGATIVE_AXES_SINCE = 11  # the opset from which every operator counts a negative axis from the end
@@ -68,6 +69,16 @@ class ChannelLayout:
             return None
         channels = shape[self.channel_axis]
         return None if channels is None else replace(self, channels=channels)
+
+
+def layout_of_axis(axis: int, dims: int) -> tuple[int, int] | None:
+    """The layout of a tensor with its channels on that axis, counted from the front; None unless it is 1 or the last.
+
+    Of (N, C) it is both, and counts as the last.
+    """
+    if axis == dims - 1:
+        return -1, 0
+    return (1, dims - 2) if axis == 1 and dims > 2 else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +121,6 @@ class ChannelRule:
 
     forwards: Callable[[Layouts, gs.Node], ChannelLayout | None]
     backwards: Callable[[Layouts, gs.Node], Sequence[Demand]] = lambda layouts, node: ()
-
-
-def input_names(node: gs.Node) -> list[str]:
-    """The inputs that are not left out."""
-    return [t.name for t in node.inputs if t.name]
 
 
 # Of any operator, described or not: a proved (N, C) has its channels on the last axis.
@@ -182,10 +188,10 @@ def _normalized(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
     name, scope = node.inputs[0].name, layouts.scope
     shape = scope.shape(name) or ()
     scale = static(scope.shape(optional_input(node, 1))) or ()
-    if len(shape) < 2 or len(scale) != 1:
+    on_axis_1 = layout_of_axis(1, len(shape))
+    if on_axis_1 is None or len(scale) != 1:
         return ()  # before opset 9, `spatial=0` has a scale per position
-    axis, rank = (-1, 0) if len(shape) == 2 else (1, len(shape) - 2)
-    layout = ChannelLayout(axis, rank, scale[0], scope.data_type(name) or 0)
+    layout = ChannelLayout(*on_axis_1, scale[0], scope.data_type(name) or 0)
     return [(name, layout), *((t.name, layout) for t in node.outputs[:1])]
 
 
@@ -258,21 +264,16 @@ def _broadcast(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
     if layouts.scope.opset < NUMPY_BROADCAST_SINCE and node.attrs.get("broadcast"):
         return _broadcast_to_first(layouts, node)
     scope = layouts.scope
-    varying: list[str] = []
-    constants: list[Const] = []
-    for name in input_names(node):
-        const = scope.const(name)
-        if const is None:
-            varying.append(name)
-        else:
-            constants.append(const)
+    operands = [(name, scope.const(name)) for name in input_names(node)]
+    varying = [name for name, const in operands if const is None]
+    constants = [const for _, const in operands if const is not None]
     layout = _common(layouts, node, varying)
     if layout is not None and all(_fits(const.shape, layout) for const in constants):
         return layout
-    if constants and len(varying) == 1:
-        data_type = scope.data_type(varying[0]) or constants[0].data_type
-        return _named_by_constant(scope.shape(varying[0]), constants[0].shape, data_type)
-    return None
+    if not constants or len(varying) != 1:
+        return None
+    data_type = scope.data_type(varying[0]) or constants[0].data_type
+    return _named_by_constant(scope.shape(varying[0]), constants[0].shape, data_type)
 
 
 def _broadcast_to_first(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
@@ -293,10 +294,15 @@ def _common(layouts: Layouts, node: gs.Node, names: list[str]) -> ChannelLayout 
     shape = layouts.output_shape(node)
     if shape is not None:  # (N, C, 1, 1) * (N, C, H, W): both agree; (N, 1, H, W) * (N, C, H, W): the second
         return next((layout for layout in operands if layout.agrees(shape)), None)
+    return _widest(operands, are_all=len(operands) == len(names))
+
+
+def _widest(operands: Sequence[ChannelLayout], *, are_all: bool) -> ChannelLayout | None:
+    """The layout of operands that broadcast to a shape nobody knows, if they agree on the axis."""
     widest = max(operands, key=lambda layout: layout.channels)
     if any(layout.layout != widest.layout for layout in operands):
         return None
-    if len(operands) == len(names):
+    if are_all:
         return widest
     # An operand of which nothing is known may have more axes, which moves axis 1, but not the last. It may broadcast
     # one channel to several.
@@ -320,15 +326,14 @@ def _named_by_constant(
     if shape is None or len(shape) < max(2, len(constant)):
         return None
     aligned = (1,) * (len(shape) - len(constant)) + constant
-    last = len(shape) - 1
-    axes = [axis for axis, size in enumerate(aligned) if size != 1]
-    if axes not in ([1], [last]):
+    varying = [axis for axis, size in enumerate(aligned) if size != 1]
+    layout = layout_of_axis(varying[0], len(shape)) if len(varying) == 1 else None
+    if layout is None:
         return None
-    channels = aligned[axes[0]]
-    if shape[axes[0]] != channels:
+    channels = aligned[varying[0]]
+    if shape[varying[0]] != channels:
         return None  # it broadcasts the tensor, or the size is not proved
-    axis, rank = (-1, 0) if axes == [last] else (1, len(shape) - 2)
-    return ChannelLayout(axis, rank, channels, data_type)
+    return ChannelLayout(*layout, channels, data_type)
 
 
 def _operands(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:

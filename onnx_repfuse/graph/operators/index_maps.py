@@ -91,8 +91,10 @@ def _of_space(case: ViewCase, axes: Iterable[int]) -> Layout | None:
     rank = len(case.shape)
     if not case.is_spatial or len(case.result) != rank or case.result[1] is None:
         return None
-    first = 2 if None in (case.shape[0], case.result[0]) else 0
-    return case.before if all(axis % rank != 1 and axis % rank >= first for axis in axes) else None
+    changed = {axis % rank for axis in axes}
+    is_batch_known = None not in (case.shape[0], case.result[0])
+    stay = {1} if is_batch_known else {0, 1}
+    return case.before if changed.isdisjoint(stay) else None
 
 
 def _expand_layout(case: ViewCase) -> Layout | None:
@@ -101,7 +103,7 @@ def _expand_layout(case: ViewCase) -> Layout | None:
     const = case.scope.const(name)
     dims, _ = case.dims()  # finds the lists that are computed from sizes, too
     sizes = case.scope.size_lists.get(name, ()) if const is None else const.read().ravel().tolist()
-    if len(sizes) != len(case.shape) or len(dims) != len(sizes) or sizes[1] not in (1, case.channels):
+    if {len(sizes), len(dims)} != {len(case.shape)} or sizes[1] not in (1, case.channels):
         return None
     pairs = enumerate(zip(sizes, dims, strict=True))
     return _of_space(case, [axis for axis, (size, own) in pairs if size not in (1, own)])
@@ -120,27 +122,37 @@ def _pad_layout(case: ViewCase) -> Layout | None:
         return None
     const = case.scope.const(optional_input(case.node, 1))
     pads = case.node.attrs.get("pads") or ([-1] if const is None else const.read().ravel().tolist())
-    if min(pads) < 0 or case.shape[1] != case.result[1]:
-        return (
-            None  # a negative pad crops; the other channels of a tensor padded there would be copies of these
-        )
+    if min(pads) < 0:
+        return None  # it crops
+    if case.shape[1] != case.result[1]:
+        return None  # the other channels would be copies of these
     named = case.scope.const(optional_input(case.node, 3))
     axes = range(len(case.shape)) if named is None else named.read().ravel().tolist()
-    is_told = len(pads) == 2 * len(axes) and not (named is None and optional_input(case.node, 3))
-    changed = [axis for number, axis in enumerate(axes) if not is_told or any(pads[number :: len(axes)])]
-    return _of_space(case, changed)
+    has_unknown_axes = named is None and optional_input(case.node, 3)
+    if has_unknown_axes or len(pads) != 2 * len(axes):
+        return _of_space(case, axes)  # any of them may be padded
+    return _of_space(case, [axis for number, axis in enumerate(axes) if any(pads[number :: len(axes)])])
 
 
 def _slice_layout(case: ViewCase) -> Layout | None:
     """Of a Slice that takes positions of space, forwards; where sizes are not known, by constants."""
     if case.shape[1] != case.result[1]:
         return None
-    steps = case.scope.const(optional_input(case.node, 4))
-    if optional_input(case.node, 4) and (steps is None or min(steps.read().ravel(), default=1) < 1):
+    if not _goes_forwards(case):
         return None
+    if _crops_space_by_constants(case):
+        return _of_space(case, ())
     is_known = None not in (*case.shape[2:], *case.result[2:])
-    crops_space = _crops_space_by_constants(case)
-    return _of_space(case, () if crops_space else [0]) if is_known or crops_space else None
+    return _of_space(case, [0]) if is_known else None
+
+
+def _goes_forwards(case: ViewCase) -> bool:
+    """Whether all steps of a Slice are positive."""
+    name = optional_input(case.node, 4)
+    if not name:
+        return True
+    steps = case.scope.const(name)
+    return steps is not None and min(steps.read().ravel(), default=1) > 0
 
 
 def _crops_space_by_constants(case: ViewCase) -> bool:

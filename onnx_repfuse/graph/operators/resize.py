@@ -24,9 +24,10 @@ from onnx_repfuse.graph.operators.facts import (
 )
 from onnx_repfuse.graph.scope import Scope, Shape, optional_input
 
-__all__ = ["RESIZE"]
+__all__ = ["RESIZE", "resized_axes"]
 
 _CROPS = b"tf_crop_and_resize"
+_SIDE = 0.999  # of a region of interest that certainly ends inside the image, however its ends are rounded
 # Modes in which a factor of 1 takes each position from itself, by the standard, too.
 _EXACT_AT_ONE = (
     "half_pixel",
@@ -73,18 +74,19 @@ def _crops_inside(case: ViewCase) -> bool:
     rank = len(case.shape)
     const = case.scope.const(optional_input(case.node, 1))
     roi = [] if const is None else [float(edge) for edge in const.read().ravel()]
-    axes = _axes(case.node, rank)
+    axes = resized_axes(case.node, rank)
     if len(roi) != 2 * len(axes):
         return False
     for axis, begin, end in zip(axes, roi[: len(axes)], roi[len(axes) :], strict=True):
-        is_whole = (begin, end) == (0.0, 1.0)
-        is_inside = 0.0 <= begin <= 0.999 and 0.0 <= end <= 0.999
-        if not (is_whole or (axis > 1 and is_inside)):
+        if (begin, end) == (0.0, 1.0):
+            continue
+        is_inside = 0.0 <= begin <= _SIDE and 0.0 <= end <= _SIDE
+        if axis < 2 or not is_inside:
             return False
     return True
 
 
-def _axes(node: gs.Node, rank: int) -> list[int]:
+def resized_axes(node: gs.Node, rank: int) -> list[int]:
     """The axes that scales, sizes and region of interest are listed for (attribute since opset 18)."""
     return [int(axis) % rank for axis in node.attrs.get("axes") or range(rank)]
 
@@ -95,7 +97,7 @@ def _factor_of_axes(scope: Scope, node: gs.Node, rank: int) -> dict[int, float]:
     if scales is None:
         const = scope.const(optional_input(node, _scales_input(len(node.inputs))))
         scales = [] if const is None else const.read().ravel()
-    return dict(zip(_axes(node, rank), [float(scale) for scale in scales], strict=False))
+    return dict(zip(resized_axes(node, rank), [float(scale) for scale in scales], strict=False))
 
 
 def _scales_input(inputs: int) -> int:
@@ -133,21 +135,22 @@ def _work(node: gs.Node) -> int:
 
 def _resize_doubts(case: SizeCase) -> Sequence[int]:
     """The axes whose size `floor(size * scale)` may be another one in float32: 10 * 0.7f is 6 or 7."""
-    attrs, every = case.attrs, list(range(len(case.shape)))
-    axes = attrs.get("axes") or every
-    if min(axes, default=0) < -len(every) or max(axes, default=-1) >= len(every):
+    attrs, every = case.attrs, range(len(case.shape))
+    named = attrs.get("axes") or every
+    if not all(-len(every) <= axis < len(every) for axis in named):
         return every
-    axes = [axis % len(every) for axis in axes]
+    axes = [axis % len(every) for axis in named]
     if attrs.get("keep_aspect_ratio_policy", b"stretch") != b"stretch":
         return sorted(axes)
     doubted = set(_cropped(case, axes)) if attrs.get("coordinate_transformation_mode") == _CROPS else set()
-    if not any(case.names[3:4]):  # lists no sizes
-        scales = _known_scales(case)
-        if scales is None or len(axes) != len(scales):
-            return every
-        by_axis = zip(axes, scales, strict=True)
-        doubted |= {axis for axis, scale in by_axis if _rounds_twice(case.shape[axis], scale)}
-    return sorted(doubted)
+    lists_sizes = any(case.names[3:4])
+    if lists_sizes:
+        return sorted(doubted)
+    scales = _known_scales(case)
+    if scales is None or len(axes) != len(scales):
+        return every
+    by_axis = zip(axes, scales, strict=True)
+    return sorted(doubted | {axis for axis, scale in by_axis if _rounds_twice(case.shape[axis], scale)})
 
 
 def _cropped(case: SizeCase, axes: Sequence[int]) -> Sequence[int]:

@@ -16,6 +16,7 @@ from onnx_repfuse.graph.operators.channel_rules import (
     ChannelLayout,
     ChannelRule,
     Layouts,
+    layout_of_axis,
 )
 from onnx_repfuse.graph.operators.facts import (
     Attributes,
@@ -32,13 +33,6 @@ from onnx_repfuse.graph.operators.facts import (
 from onnx_repfuse.graph.scope import Scope, optional_input, static
 
 __all__ = ["SPACE_MAPS", "layout_of_extreme", "permutation"]
-
-
-def _layout_of(channel: int, rank: int) -> Layout | None:
-    """The layout of a tensor of that rank with channels on that axis."""
-    if channel == rank - 1:
-        return -1, 0
-    return (1, rank - 2) if channel == 1 else None
 
 
 def _channels_vary_fastest(case: ViewCase) -> bool:
@@ -64,10 +58,9 @@ def _joins_positions(case: ViewCase) -> bool:
     Or (N, H, W, C) to (N, H * W * C), where those of a channel are C apart.
     """
     own = static(case.shape[1:])
-    is_joined = (
-        len(case.shape) > 2 and len(case.result) == 2 and own is not None and prod(own) == case.result[1]
-    )
-    return is_joined and case.result[1] != case.channels
+    if own is None or len(case.shape) < 3 or len(case.result) != 2:
+        return False
+    return prod(own) == case.result[1] != case.channels
 
 
 def _parts_rows(case: ViewCase) -> bool:
@@ -75,9 +68,10 @@ def _parts_rows(case: ViewCase) -> bool:
 
     Only the consumers tell: the same Reshape may make heads of rows, and have its channels on the last axis.
     """
+    if case.is_spatial or len(case.shape) != 2 or len(case.result) < 3:
+        return False
     own = static(case.result[1:])
-    is_rows = not case.is_spatial and len(case.shape) == 2 and len(case.result) > 2
-    if not is_rows or own is None or case.result[1] == case.channels or prod(own) != case.channels:
+    if own is None or own[0] == case.channels or prod(own) != case.channels:
         return False
     return case.demanded == ((1, len(case.result) - 2), own[0])
 
@@ -155,7 +149,7 @@ def _unsqueeze_layout(case: ViewCase) -> Layout | None:
     # (N, C) with axes [2, 3] -> (N, C, 1, 1)
     rank = len(case.shape) + len(axes)
     kept = sorted(set(range(rank)) - {axis % rank for axis in axes})
-    return _layout_of(kept[case.channel], rank)
+    return layout_of_axis(kept[case.channel], rank)
 
 
 def _removed_axes(case: ViewCase) -> set[int]:
@@ -169,26 +163,28 @@ def _squeeze_layout(case: ViewCase) -> Layout | None:
     removed = _removed_axes(case)
     if not removed:
         return None
-    return _layout_of(case.channel - sum(1 for axis in removed if axis < case.channel), len(case.result))
+    return layout_of_axis(case.channel - sum(axis < case.channel for axis in removed), len(case.result))
 
 
 def _reduce_layout(case: ViewCase) -> Layout | None:
     if not case.node.attrs.get("keepdims", 1):
         return _squeeze_layout(case)
-    return _layout_of(case.channel, len(case.shape)) if _removed_axes(case) else None
+    return layout_of_axis(case.channel, len(case.shape)) if _removed_axes(case) else None
 
 
 def layout_of_extreme(scope: Scope, node: gs.Node, layout: Layout) -> Layout | None:
     """Where channels are behind a ReduceMax or ReduceMin; None unless it works on positions of one image alone."""
-    shape = scope.shape(node.inputs[0].name)
-    dims = len(shape) if shape is not None else layout[1] + 2 if layout[0] == 1 else 0
+    shape, (channel_axis, rank) = scope.shape(node.inputs[0].name), layout
+    if shape is None and channel_axis != 1:
+        return None  # a MatMul takes any number of leading axes
+    dims = rank + 2 if shape is None else len(shape)
     axes = {axis % dims for axis in _constant_axes(scope, node)} if dims else set()
-    if not axes or not axes.isdisjoint({0, layout[0] % dims}):
+    if not axes or not axes.isdisjoint({0, channel_axis % dims}):
         return None
     if node.attrs.get("keepdims", 1):
         return layout
-    channel = layout[0] % dims
-    return _layout_of(channel - sum(axis < channel for axis in axes), dims - len(axes))
+    channel = channel_axis % dims
+    return layout_of_axis(channel - sum(axis < channel for axis in axes), dims - len(axes))
 
 
 def _extreme_forwards(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
@@ -231,7 +227,7 @@ def permutation(node: gs.Node, rank: int) -> list[int]:
 def _transpose_layout(case: ViewCase) -> Layout | None:
     # perm (0, 2, 3, 1): (N, C, H, W) -> (N, H, W, C)
     rank = len(case.shape)
-    return _layout_of(permutation(case.node, rank).index(case.channel), rank)
+    return layout_of_axis(permutation(case.node, rank).index(case.channel), rank)
 
 
 SPACE_MAPS = (
