@@ -171,12 +171,12 @@ class ConstantNodes:
             self.constants[name] = Const(shape, kind, partial(self.read, name), inner=inner)
         if effort <= MAX_CHEAP_ELEMENTS:
             self.cheap += sized
-        if not now or all(self.constants[name].computed() is not None for name in sized):
-            return True
-        # inferred from its values, without the doubts that shape inference is held against
-        for name in sized:
-            del self.constants[name], self.place[name]
-        return False
+        if now and any(self.constants[name].computed() is None for name in sized):
+            # inferred from its values, without the doubts that shape inference is held against
+            for name in sized:
+                del self.constants[name], self.place[name]
+            return False
+        return True
 
     def _operands(self, node: onnx.NodeProto) -> list[Const] | None:
         """The constants that a node reads; None where what it makes of them is not certain, or not to be computed."""

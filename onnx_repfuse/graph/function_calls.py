@@ -76,9 +76,15 @@ def _bound(node: onnx.NodeProto, arguments: Arguments) -> onnx.NodeProto:
         if value is not None and value.type == attribute.type:
             bound.CopyFrom(value)
             bound.name = attribute.name
-        for graph in (bound.g, *bound.graphs) if bound.HasField("g") or bound.graphs else ():
-            nodes = with_arguments(graph.node, arguments)
-            copies = [onnx.NodeProto.FromString(child.SerializeToString()) for child in nodes]
-            del graph.node[:]
-            graph.node.extend(copies)
+        _bind_graphs(bound, arguments)
     return result
+
+
+def _bind_graphs(attribute: onnx.AttributeProto, arguments: Arguments) -> None:
+    """As `with_arguments`, of the graphs that an attribute holds, in place."""
+    graphs = [attribute.g] if attribute.HasField("g") else []
+    for graph in (*graphs, *attribute.graphs):
+        nodes = with_arguments(graph.node, arguments)
+        copies = [onnx.NodeProto.FromString(child.SerializeToString()) for child in nodes]
+        del graph.node[:]
+        graph.node.extend(copies)

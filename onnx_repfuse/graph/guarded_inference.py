@@ -76,9 +76,11 @@ def _may_shrink(node: onnx.NodeProto) -> bool:
     if attributes.get("auto_pad", _NONE).s.startswith(b"SAME"):
         return False
     kernel, pads = (list(attributes.get(name, _NONE).ints) for name in ("kernel_shape", "pads"))
+    if not kernel:  # a Conv may leave it to the shape of its weight
+        return True
     steps = list(attributes.get("dilations", _NONE).ints) or [1] * len(kernel)
-    if not kernel or len(steps) != len(kernel) or len(pads) != 2 * len(kernel):
-        return not kernel or max(kernel) > 1
+    if len(steps) != len(kernel) or len(pads) != 2 * len(kernel):
+        return any(taps > 1 for taps in kernel)
     sides = zip(kernel, steps, pads, pads[len(kernel) :], strict=False)
     return any(step * (taps - 1) > begin + end for taps, step, begin, end in sides)
 

@@ -40,6 +40,12 @@ def _has_subgraph(scope: Scope, node: gs.Node) -> bool:
     return any(attribute.HasField("g") or attribute.graphs for attribute in proto.attribute)
 
 
+def _computed_no_more(scope: Scope) -> set[str]:
+    """The tensors that nodes of the file compute, and none of the nodes that are there now."""
+    there = {tensor.name for node in scope.nodes for tensor in node.outputs}
+    return {name for node in scope.proto.node for name in node.output} - there - {""}
+
+
 def put_back_idle_nodes(scope: Scope, idle: Sequence[gs.Node], stand_in: Callable[[str], str]) -> None:
     """Put nodes back that were taken out, but those that read what nobody computes any more.
 
@@ -49,8 +55,7 @@ def put_back_idle_nodes(scope: Scope, idle: Sequence[gs.Node], stand_in: Callabl
     """
     if not idle:
         return
-    there = {tensor.name for node in scope.nodes for tensor in node.outputs}
-    gone = {name for node in scope.proto.node for name in node.output} - there - {""}
+    gone = _computed_no_more(scope)
     constants = {node.outputs[0].name: node for node in scope.original.values() if node.op == "Constant"}
     back: list[gs.Node] = []
     for node in idle:

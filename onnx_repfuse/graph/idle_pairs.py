@@ -23,7 +23,9 @@ _WIDER: dict[int, tuple[int, ...]] = {
 
 def undone(scope: Scope, node: gs.Node) -> gs.Node | None:
     """The producer of what a node reads, if the node gives out what that one reads, at every element."""
-    before = _producer(scope, node) if node.op in ("Cast", "Transpose") else None
+    if node.op not in ("Cast", "Transpose"):
+        return None
+    before = scope.producer.get(optional_input(node, 0))
     if before is None or before.op != node.op or not optional_input(before, 0):
         return None
     is_undone = _is_cast_back(scope, before, node) if node.op == "Cast" else transposes_back(before, node)
@@ -35,18 +37,16 @@ def transposes_back(before: gs.Node, node: gs.Node) -> bool:
     if {before.op, node.op} != {"Transpose"}:
         return False
     first, second = before.attrs.get("perm"), node.attrs.get("perm")
-    if first is None or second is None or len(first) != len(second):
-        return first is None and second is None  # both reverse all axes
+    if first is None or second is None:
+        return first is second  # both reverse all axes
+    if len(first) != len(second):
+        return False
     return [first[axis] for axis in second] == list(range(len(first)))
-
-
-def _producer(scope: Scope, node: gs.Node) -> gs.Node | None:
-    """The node of one output that computes a node's first input."""
-    before = scope.producer.get(optional_input(node, 0))
-    return before if before is not None and len(before.outputs) == 1 else None
 
 
 def _is_cast_back(scope: Scope, before: gs.Node, node: gs.Node) -> bool:
     """A Cast to a type that holds all values, and back."""
     own = scope.data_type(before.inputs[0].name)
-    return own is not None and node.attrs.get("to") == own and before.attrs.get("to") in _WIDER.get(own, ())
+    if own is None or node.attrs.get("to") != own:
+        return False
+    return before.attrs.get("to") in _WIDER.get(own, ())

@@ -25,16 +25,20 @@ def multiples(scope: Scope) -> dict[Dim, int]:
     """Size -> what it is a multiple of, where that is more than 1."""
     sampled = {one: (whole, step) for node in scope.nodes for whole, one, step in _sampled(scope, node)}
     result: dict[Dim, int] = {}
-    for node in scope.nodes if sampled else ():
-        if node.op != "Concat" or not _is_convolved(scope, node):
-            continue
-        dims = [dims_of(scope, tensor.name) or () for tensor in node.inputs]
-        for sizes in map(set, zip(*dims, strict=False)):
-            for size in sizes & sampled.keys():
-                whole, step = sampled[size]
-                if behind(whole, step, -step) in sizes:  # the last of a block, so that no block is cut
-                    result[whole] = lcm(step, result.get(whole, 1))
+    for sizes in _sizes_side_by_side(scope) if sampled else ():
+        for size in sizes & sampled.keys():
+            whole, step = sampled[size]
+            if behind(whole, step, -step) in sizes:  # the last of a block, so that no block is cut
+                result[whole] = lcm(step, result.get(whole, 1))
     return result
+
+
+def _sizes_side_by_side(scope: Scope) -> Iterator[set[Dim]]:
+    """Along each axis, the sizes of tensors that a Concat puts side by side, if a Conv demands that all are there."""
+    for node in scope.nodes:
+        if node.op == "Concat" and _is_convolved(scope, node):
+            dims = [dims_of(scope, tensor.name) or () for tensor in node.inputs]
+            yield from map(set, zip(*dims, strict=False))
 
 
 def _sampled(scope: Scope, node: gs.Node) -> Iterator[tuple[Dim, Dim, int]]:

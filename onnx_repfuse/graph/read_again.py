@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.decode import bare
 from onnx_repfuse.graph.dims import note_sizes
 from onnx_repfuse.graph.edit_points import is_as_in_file, present_proto
-from onnx_repfuse.graph.scope import Infer, Scope, Sizes, Types, static
+from onnx_repfuse.graph.scope import Infer, Scope, Sizes, Types, sizes_are_known
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
 __all__ = ["read_again"]
@@ -45,7 +45,7 @@ def _of_new_nodes(scope: Scope, infer: Infer) -> tuple[Types, Sizes] | None:
     Then each of the other nodes reads what it read, and inference would find of it what it found.
     """
     types = scope.types
-    if any(static(shape) is None for _, shape in types.values()) or not types.keys() >= scope.producer.keys():
+    if not sizes_are_known(types) or not types.keys() >= scope.producer.keys():
         return None
     new = [node for node in scope.nodes if not is_as_in_file(scope, node)]
     made = {tensor.name: types[tensor.name] for node in new for tensor in node.outputs}

@@ -36,6 +36,7 @@ __all__ = [
     "node_name",
     "optional_input",
     "shape_in",
+    "sizes_are_known",
     "static",
 ]
 
@@ -264,6 +265,11 @@ class Scope:
 def static(shape: Shape | None) -> tuple[int, ...] | None:
     """A shape whose dims are all known, else None."""
     return None if shape is None or None in shape else cast("tuple[int, ...]", shape)
+
+
+def sizes_are_known(types: Mapping[str, tuple[int, Shape | None]]) -> bool:
+    """Whether all sizes of all these tensors are known."""
+    return all(static(shape) is not None for _, shape in types.values())
 
 
 def shape_in(types: Mapping[str, tuple[int, Shape | None]], name: str) -> Shape | None:

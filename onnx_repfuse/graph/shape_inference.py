@@ -22,6 +22,7 @@ from onnx_repfuse.graph.scope import (
     Shape,
     Sizes,
     Types,
+    sizes_are_known,
     static,
 )
 from onnx_repfuse.graph.unreliable_shapes import without_unreliable_shapes
@@ -70,10 +71,7 @@ def infer(
         scope.input.add(name=name, type=_type(*kind))
     varying = len(scope.input)
     weights = {name: fixed[name] for node in nodes for name in node.input[:] if name in fixed}
-    # a node that computes a constant is left out: the constant is declared, with its value where that matters
-    given = {i.name for i in scope.input} | weights.keys()
-    inferable = filter(is_inferable, nodes)
-    scope.node.extend(node for node in inferable if not given.issuperset(node.output[:]))
+    _add_nodes(scope, nodes, weights)
     # without the types that the file declares
     scope.output.extend(onnx.ValueInfoProto(name=value.name) for value in graph.output)
     _add_weights(scope, weights)
@@ -131,6 +129,13 @@ def _add_captures(
         data_type, shape = outer.types.get(name, (0, None))
         if data_type:
             scope.input.add(name=name, type=_type(data_type, shape))
+
+
+def _add_nodes(scope: onnx.GraphProto, nodes: Iterable[onnx.NodeProto], weights: Mapping[str, Const]) -> None:
+    """The nodes, but those that compute a constant: it is declared, with its value where that matters."""
+    given = {value.name for value in scope.input} | weights.keys()
+    inferable = filter(is_inferable, nodes)
+    scope.node.extend(node for node in inferable if not given.issuperset(node.output[:]))
 
 
 def _add_weights(scope: onnx.GraphProto, weights: Mapping[str, Const]) -> None:
@@ -237,7 +242,7 @@ def _types_but_of_weights(graph: onnx.GraphProto, varying: int) -> Types:
 
 def _leaves_nothing_open(graph: onnx.GraphProto, types: Types) -> bool:
     """Whether all sizes of all tensors are known, so that values of vectors can tell no more."""
-    if any(static(shape) is None for _, shape in types.values()):
+    if not sizes_are_known(types):
         return False
     return all(types.keys() >= set(node.output[:]) - {""} for node in graph.node)
 

@@ -93,9 +93,7 @@ def any_window(scope: Scope, node: gs.Node, *, rounds_up: bool = False) -> Windo
     kernel = kernel_of(scope, node)
     rank = len(kernel)
     strides, dilations = per_axis(node.attrs, "strides", rank), per_axis(node.attrs, "dilations", rank)
-    if not kernel or {len(strides), len(dilations)} != {rank}:
-        return None
-    if min(*kernel, *strides, *dilations) < 1:  # no runtime loads such a node
+    if not _are_sound(kernel, strides, dilations):
         return None
     if max(dilations) > 1 and _pads_undilated(node):
         return None
@@ -108,6 +106,13 @@ def any_window(scope: Scope, node: gs.Node, *, rounds_up: bool = False) -> Windo
     axes = zip(pads[:rank], pads[rank:], kernel, dilations, strict=True)
     slack = tuple(begin + end - step * (taps - 1) - 1 for begin, end, taps, step in axes)
     return Window(kernel, strides, slack, pads)
+
+
+def _are_sound(kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> bool:
+    """Whether there are taps, and a stride and a dilation of 1 or more for each axis: others make no sense."""
+    if not kernel or {len(strides), len(dilations)} != {len(kernel)}:
+        return False
+    return min(*kernel, *strides, *dilations) > 0
 
 
 def _pads_undilated(node: gs.Node) -> bool:

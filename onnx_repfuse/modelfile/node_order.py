@@ -7,12 +7,15 @@ read, and everything behind relies on it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import onnx
 
-__all__ = ["in_order", "inner_graphs", "outer_names", "sort_nodes"]
+from onnx_repfuse.errors import InputError, quoted
+
+__all__ = ["check_acyclic", "in_order", "inner_graphs", "outer_names", "sort_nodes"]
 
 
 def inner_graphs(node: onnx.NodeProto) -> Iterator[tuple[tuple[str | int, ...], onnx.GraphProto]]:
@@ -41,7 +44,7 @@ def outer_names(graph: onnx.GraphProto) -> set[str]:
 def sort_nodes(model: onnx.ModelProto) -> None:
     """Put the nodes of every graph and function in topological order, in place.
 
-    Sorted nodes stay as they are, and so do those with a cycle, which `graph.cycles` refuses.
+    Sorted nodes stay as they are, and so do those with a cycle, which `check_acyclic` refuses.
     """
     _sort_graph(model.graph, frozenset())
     for function in model.functions:
@@ -77,11 +80,46 @@ def _sort(nodes: Any, given: Set[str]) -> None:
             _sort_graph(inner, visible)
 
 
+def check_acyclic(model: onnx.ModelProto) -> None:
+    """Raise InputError if a node of the main graph, a subgraph or a function needs its own output.
+
+    At once or by way of others, in any order of the nodes.
+    """
+    _check_acyclic(model.graph.node)
+    for function in model.functions:
+        _check_acyclic(function.node)
+
+
+def _check_acyclic(nodes: Iterable[onnx.NodeProto]) -> None:
+    nodes = list(nodes)
+    needed = _needed(nodes)
+    is_sorted = all(max(others, default=-1) < place for place, others in enumerate(needed))
+    if not is_sorted:  # a document's nodes are, unless they cannot be
+        _refuse_cycle(nodes, needed)
+    for node in nodes:
+        for _, inner in inner_graphs(node):
+            _check_acyclic(inner.node)
+
+
+def _refuse_cycle(nodes: Sequence[onnx.NodeProto], needed: Sequence[set[int]]) -> None:
+    try:
+        TopologicalSorter(dict(enumerate(needed))).prepare()
+    except CycleError as error:
+        _, cycle = error.args
+        node = nodes[min(cycle)]
+        name = quoted(node.name or ", ".join(node.output))
+        raise InputError(f"the graph has a cycle: {node.op_type} {name} waits for its own output") from error
+
+
 def in_order(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
     """Nodes in topological order, as near to their own order as may be; without those in or behind a cycle."""
+    return [nodes[place] for place in _order(_needed(nodes))]
+
+
+def _needed(nodes: Sequence[onnx.NodeProto]) -> list[set[int]]:
+    """For each node the places of those that compute what it reads."""
     producer = {name: place for place, node in enumerate(nodes) for name in node.output[:] if name}
-    needed = [{producer[name] for name in _reads(node) if name in producer} for node in nodes]
-    return [nodes[place] for place in _order(needed)]
+    return [{producer[name] for name in _reads(node) if name in producer} for node in nodes]
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:

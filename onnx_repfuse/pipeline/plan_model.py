@@ -11,13 +11,13 @@ import onnx
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout, channel_layouts
 from onnx_repfuse.graph.constant_ifs import ConstantIf, has_if, without_constant_ifs
-from onnx_repfuse.graph.cycles import check_acyclic
 from onnx_repfuse.graph.edit_points import forget_unread_captures, scope_edit, used_names
 from onnx_repfuse.graph.load import read_scopes
 from onnx_repfuse.graph.model_size import count
 from onnx_repfuse.graph.scope import Const, Scope, node_name
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import INPUTS_ARE_OPTIONAL, Edit, NewTensor, ScopeKey
+from onnx_repfuse.modelfile.node_order import check_acyclic
 from onnx_repfuse.modelfile.opset import at_opset
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 from onnx_repfuse import Options, fuse, plan
 from onnx_repfuse.errors import InputError
-from onnx_repfuse.graph.cycles import check_acyclic
+from onnx_repfuse.modelfile.node_order import check_acyclic
 from tests.build import Net
 
 
