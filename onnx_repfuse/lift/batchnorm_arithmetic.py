@@ -9,7 +9,7 @@ its length happens to equal C; and a constant with more dims than the tensor cha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from onnx_repfuse.algebra.kernels import Array, Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.no_ops import shows_zero
 from onnx_repfuse.graph.operators import operator
-from onnx_repfuse.graph.operators.channel_rules import broadcast_shape
+from onnx_repfuse.graph.operators.channel_rules import broadcast_shape, keeps_any_shape
 from onnx_repfuse.graph.operators.facts import Passes
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, ONNX_DOMAINS, Const, node_name
 from onnx_repfuse.lift.linear_op import (
@@ -68,6 +68,16 @@ def lift_batch_normalization(context: Context, node: gs.Node) -> LinearOp | Decl
     channel_layout = _normalized_layout(context, node.inputs[0].name, parameters[0].size)
     if not isinstance(channel_layout, ChannelLayout):
         return channel_layout
+    lifted = _normalized(node, parameters, channel_layout)
+    # One that an earlier round created: its mean is 0 and its variance 1, its shift may be known by a kernel only.
+    created = next((const.bias for const in parameters if const.bias is not None), None)
+    return lifted if created is None or isinstance(lifted, Declined) else replace(lifted, bias=created)
+
+
+def _normalized(
+    node: gs.Node, parameters: Sequence[Const], channel_layout: ChannelLayout
+) -> LinearOp | Declined:
+    """The formula of the module's docstring, in float64."""
     scale, shift, mean, variance = (_channel_values(const) for const in parameters)
     added = float(np.float32(node.attrs.get("epsilon", 1e-5)))  # attributes are float32, the default too
     with np.errstate(all="ignore"):
@@ -78,10 +88,7 @@ def lift_batch_normalization(context: Context, node: gs.Node) -> LinearOp | Decl
         offset = shift - moved
     if not is_finite:
         return Declined(Reason.NON_FINITE)
-    lifted = diagonal(node, node.inputs[0].name, channel_layout, factor, offset, terms=terms)
-    # One that an earlier round created: its mean is 0 and its variance 1, its shift may be known by a kernel only.
-    created = next((const.bias for const in parameters if const.bias is not None), None)
-    return lifted if created is None else replace(lifted, bias=created)
+    return diagonal(node, node.inputs[0].name, channel_layout, factor, offset, terms=terms)
 
 
 def _not_per_channel(context: Context, node: gs.Node) -> Declined | None:
@@ -241,9 +248,12 @@ def _through_moves(nodes: Iterable[gs.Node], beyond: Callable[[gs.Node], Iterabl
 def _largest_shift(context: Context, node: gs.Node) -> float:
     """The greatest magnitude of what a node adds to a tensor; 0 for any other node."""
     operands = _tensor_and_constant(context, node) if node.op in _SUMS else None
-    if operands is None or operands[1].size > MAX_FOLDED_ELEMENTS or operands[1].bias is not None:
+    if operands is None:
         return 0.0
-    return float(np.abs(flat_float64(operands[1].read())).max(initial=0.0))
+    _, const, _ = operands
+    if const.bias is not None or const.size > MAX_FOLDED_ELEMENTS:
+        return 0.0
+    return float(np.abs(flat_float64(const.read())).max(initial=0.0))
 
 
 def _tensor_and_constant(context: Context, node: gs.Node) -> tuple[str, Const, bool] | None:
@@ -251,12 +261,16 @@ def _tensor_and_constant(context: Context, node: gs.Node) -> tuple[str, Const, b
     if len(node.inputs) != 2:
         return None
     names = [tensor.name for tensor in node.inputs]
-    left, right = (context.scope.const(name) for name in names)  # both: folded as a constant elsewhere
+    left, right = (context.scope.const(name) for name in names)
     if left is None:
-        operands = None if right is None else (names[0], right, False)
-    else:
-        operands = None if right is not None or node.op == "Div" else (names[1], left, True)
-    return None if operands is None or operands[1].data_type not in FLOAT_FORMATS else operands
+        name, const = names[0], right
+    elif right is None and node.op != "Div":
+        name, const = names[1], left
+    else:  # of two constants the graph computes another one
+        return None
+    if const is None or const.data_type not in FLOAT_FORMATS:
+        return None
+    return name, const, left is not None
 
 
 def _scale_and_shift(op: str, value: Array, is_left: bool) -> tuple[Array, Array]:
@@ -276,18 +290,27 @@ def per_channel(
     context: Context, name: str, output: str, shape: tuple[int, ...]
 ) -> ChannelLayout | Declined | None:
     """The layout in which a constant of `shape` acts per channel on tensor `name`; Declined if it does not."""
-    channel_layout = context.channel_layout(output) or context.channel_layout(name)
-    rank = context.rank(name)
+    operand = context.channel_layout(name)
+    channel_layout = context.channel_layout(output) or operand
     if channel_layout is None:
         return None
+    rank = context.rank(name)
     if rank is None:
-        return _per_channel_at_any_rank(context.channel_layout(name), channel_layout, shape)
+        return _per_channel_at_any_rank(operand, channel_layout, shape)
+    declined = _why_not_per_channel(context, name, channel_layout, shape, rank)
+    return channel_layout if declined is None else declined
+
+
+def _why_not_per_channel(
+    context: Context, name: str, channel_layout: ChannelLayout, shape: tuple[int, ...], rank: int
+) -> Declined | None:
+    """Why a constant of `shape` does not act per channel on a tensor of `rank` axes; None if it does."""
     if len(shape) > rank:
         return _broadcasts(shape, "changes the rank of its input")
     aligned = (1,) * (rank - len(shape)) + shape  # (C, 1, 1) -> (1, C, 1, 1)
     varying = [axis for axis, dim in enumerate(aligned) if dim != 1]
     if not varying:  # one value for all channels
-        return channel_layout
+        return None
     channel = channel_layout.channel_axis % rank
     if varying != [channel]:
         return _broadcasts(shape, "is not per channel")
@@ -295,11 +318,11 @@ def per_channel(
     operand, dims = context.channel_layout(name), context.scope.shape(name)
     channels = channel_layout.channels
     channels_before = channels if operand is None else operand.channels
-    if aligned[channel] != channels or channels_before != channels:
+    if {aligned[channel], channels_before} != {channels}:
         return _broadcasts(shape, "changes the number of channels")
     if operand is None and (dims is None or dims[channel] != channels):
         return Declined(Reason.SHAPE, "the channels of its input are not known")
-    return channel_layout
+    return None
 
 
 def _broadcasts(shape: tuple[int, ...], clause: str) -> Declined:
@@ -314,8 +337,9 @@ def _per_channel_at_any_rank(
     A constant without axes changes no shape; one axis of one element adds an axis to a scalar only; and a vector acts
     on the last axis, if that is known to be as long: a single channel would be broadcast.
     """
-    if shape == () or (shape == (1,) and channel_layout.channels > 1):
+    if keeps_any_shape(shape, channel_layout.channels):
         return channel_layout
-    if operand is not None and operand.channel_axis == -1 and shape in ((1,), (operand.channels,)):
+    is_last_axis = operand is not None and operand.channel_axis == -1
+    if operand is not None and is_last_axis and shape in ((1,), (operand.channels,)):
         return operand
     return Declined(Reason.SHAPE, "the rank of its input is not known")

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.choice import Index
 from onnx_repfuse.graph.dims import dims_of
 from onnx_repfuse.graph.extents import Dim, Dims, over, quotient
+from onnx_repfuse.graph.operators.index_maps import gathered
 from onnx_repfuse.graph.operators.space_maps import permutation
 from onnx_repfuse.graph.scope import Scope, optional_input
 
@@ -81,16 +81,15 @@ def _gathered(scope: Scope, tensor: Rearranged, node: gs.Node) -> Rearranged | N
     source = _whole_axis(tensor, tensor.axes[axis])
     if source is None or not isinstance(source.size, int):
         return None
-    size = source.size
-    index = np.asarray(const.read()).ravel().astype(np.intp)
-    if not len(index) or index.min() < -size or index.max() >= size:
+    index = gathered(source.size, const.read())
+    if index is None:
         return None
     axes = list(tensor.axes)
     if const.shape:
         axes[axis] = (Part(source.axis, len(index)),)
     else:
         del axes[axis]  # one place, and the axis is gone
-    return Rearranged(tuple(axes), {**tensor.chosen, source.axis: index % size})
+    return Rearranged(tuple(axes), {**tensor.chosen, source.axis: index})
 
 
 def _chooses_along_one_axis(node: gs.Node, index: tuple[int, ...]) -> bool:
@@ -159,6 +158,9 @@ def _blocks(whole: Dim, size: Dim, following: Dims) -> int | None:
     A Reshape keeps the number of elements. So where it writes `floor(n / 2)` and 2 for n, n is even.
     """
     rest = quotient(whole, size)
-    if rest is None and following and isinstance(following[0], int) and over(whole, following[0]) == size:
-        rest = following[0]
-    return rest if isinstance(rest, int) else None
+    if rest is not None:
+        return rest if isinstance(rest, int) else None
+    length = following[0] if following else None
+    if not isinstance(length, int):
+        return None
+    return length if over(whole, length) == size else None

@@ -26,6 +26,7 @@ from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.dims import dims_of
 from onnx_repfuse.graph.extents import Dims, times
 from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.graph.size_lists import all_known
 from onnx_repfuse.graph.views import View
 from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
 from onnx_repfuse.lift.rearranged import Part, Rearranged, rearranged
@@ -71,14 +72,27 @@ def lift_shuffle(context: Context, node: gs.Node) -> LinearOp | None:
             return _operator(node, source, Vector.unit(1, (1, len(dims) - 2)), tuple(nodes[:-1]))
         if len(nodes) - _undone(steps) < 2:
             return None  # what is left is a view, or nothing: views that undo each other go another way
-        tensor = steps[-1] if len(steps) > len(nodes) else None
-        kernel = None if tensor is None else _moved(tensor, dims[1], len(dims))
-        if kernel is not None:
-            return _operator(node, source, kernel, tuple(nodes[:-1]))
-        view = None if tensor is None else _pixel_shuffle(context.scope, source, node, tensor)
-        if view is not None:
-            return operator_of_view(node, view, tuple(nodes[:-1]))
+        are_followed = len(steps) > len(nodes)
+        lifted = _of_rearranged(context.scope, nodes, steps[-1], dims) if are_followed else None
+        if lifted is not None:
+            return lifted
     return None
+
+
+def _of_rearranged(scope: Scope, nodes: Sequence[gs.Node], tensor: Rearranged, dims: Dims) -> LinearOp | None:
+    """What nodes are together: a choice of channels and positions, a DepthToSpace, or neither.
+
+    Args:
+        tensor: what they make of the tensor of these `dims` that the first of them reads.
+    """
+    *inner, last = nodes
+    source = nodes[0].inputs[0].name
+    assert isinstance(dims[1], int)
+    kernel = _moved(tensor, dims[1], len(dims))
+    if kernel is not None:
+        return _operator(last, source, kernel, tuple(inner))
+    view = _pixel_shuffle(scope, source, dims, last, tensor)
+    return None if view is None else operator_of_view(last, view, tuple(inner))
 
 
 def _rearrangements(context: Context, dims: Dims, nodes: Sequence[gs.Node]) -> Iterator[Rearranged]:
@@ -129,17 +143,19 @@ def _moved(tensor: Rearranged, channels: int, dims: int) -> Kernel | None:
     """
     if len(tensor.axes) != dims or tensor.chosen.keys() - {1} or not _keeps_batch(tensor):
         return None
-    block = [_block(tensor, axis) for axis in range(2, dims)]
-    sizes = tuple(size for size in block if size is not None)
     parts = tensor.axes[1]
-    if len(sizes) < len(block) or _number_of(parts) is None or not 1 <= prod(sizes) <= MAX_BLOCK:
+    sizes: list[int] | None = all_known(_block(tensor, axis) for axis in range(2, dims))
+    if sizes is None or _number_of(parts) is None:
         return None
-    index, place = _places(tensor, parts, sizes)
+    taps = prod(sizes)
+    if not 1 <= taps <= MAX_BLOCK:
+        return None
+    index, place = _places(tensor, parts, tuple(sizes))
     read = tensor.chosen.get(1)
     index = index if read is None else read[index]
-    if len(index) == channels and np.array_equal(index, np.arange(channels)) and prod(sizes) == 1:
+    if taps == 1 and np.array_equal(index, np.arange(channels)):
         return None  # nothing moves
-    return _kernel(index, place, sizes, channels)
+    return _kernel(index, place, tuple(sizes), channels)
 
 
 def _keeps_batch(tensor: Rearranged) -> bool:
@@ -212,21 +228,20 @@ def _operator(node: gs.Node, source: str, kernel: Kernel, inner_nodes: tuple[gs.
     )
 
 
-def _pixel_shuffle(scope: Scope, source: str, node: gs.Node, tensor: Rearranged) -> View | None:
+def _pixel_shuffle(scope: Scope, source: str, dims: Dims, node: gs.Node, tensor: Rearranged) -> View | None:
     """The DepthToSpace that nodes are; None if they are none.
 
     Args:
-        source: what the first of them reads.
+        source, dims: what the first of them reads.
         node: the last of them.
         tensor: its output, as parts of the axes of the source.
     """
-    dims, output = dims_of(scope, source) or (), node.outputs[0].name
+    output = node.outputs[0].name
     if len(dims) != 4 or not isinstance(dims[1], int) or scope.data_type(source) not in TYPES:
         return None
     block = 0 if tensor.chosen else _block_of_channels(tensor)
     if block < 2 or dims[1] % (block * block):
         return None
-    channels = dims[1] // (block * block)
     modes = ("DCR", "CRD") if scope.opset >= MODES_SINCE else ("DCR",)
     mode = next((mode for mode in modes if tensor.axes == _joined(dims, block, mode).axes), None)
     if mode is None:
@@ -237,7 +252,7 @@ def _pixel_shuffle(scope: Scope, source: str, node: gs.Node, tensor: Rearranged)
         source,
         output,
         dims[1],
-        channels,
+        dims[1] // (block * block),
         (1, 2),
         (1, 2),
         dims=4,

@@ -21,8 +21,8 @@ from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.dims import known_list
 from onnx_repfuse.graph.operators import operator
-from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS, sliced, split_sizes
-from onnx_repfuse.graph.scope import Scope, optional_input
+from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS, gathered, sliced, split_sizes
+from onnx_repfuse.graph.scope import Scope, optional_input, static
 from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
 from onnx_repfuse.lift.view_ops import lift_view
 from onnx_repfuse.records.report import Kind
@@ -107,11 +107,8 @@ def lift_gather(context: Context, node: gs.Node) -> LinearOp | None:
         return None  # an index of another rank changes the rank of the tensor
     if not _is_channel_axis(context, channel_layout.layout, name, node.attrs.get("axis", 0)):
         return None
-    channels = channel_layout.channels
-    index = np.array(const.read()).astype(np.intp)
-    if not len(index) or index.min() < -channels or index.max() >= channels:
-        return None
-    return _choice_of(node, channel_layout, index % channels)
+    index = gathered(channel_layout.channels, const.read())
+    return None if index is None else _choice_of(node, channel_layout, index)
 
 
 def _choice_of(node: gs.Node, channel_layout: ChannelLayout, index: Index) -> LinearOp:
@@ -132,28 +129,44 @@ def lift_repeat(context: Context, node: gs.Node) -> LinearOp | None:
     view = lift_view(context, node)
     if view is not None:
         return view
-    name, output = node.inputs[0].name, node.outputs[0].name
-    behind, shape = context.float_layout(output), context.scope.shape(name)
-    listed = known_list(context.scope, optional_input(node, 1)) if len(node.inputs) == 2 else None
-    if behind is None or shape is None or listed is None or len(listed) > len(shape):
+    behind = context.float_layout(node.outputs[0].name)
+    channels = None if behind is None else _repeated_channels(context.scope, node, behind)
+    if behind is None or channels is None:
+        return None
+    return _choice_of(node, replace(behind, channels=channels), np.arange(behind.channels) % channels)
+
+
+def _repeated_channels(scope: Scope, node: gs.Node, behind: ChannelLayout) -> int | None:
+    """How many channels an Expand or Tile reads that repeats these, and nothing else; None if it does not."""
+    shape = scope.shape(node.inputs[0].name)
+    # of three inputs (Tile in opset 1), the second is not a list
+    listed = known_list(scope, optional_input(node, 1)) if len(node.inputs) == 2 else None
+    if shape is None or listed is None:
+        return None
+    adds_axes = len(listed) > len(shape)
+    if adds_axes or not behind.allows_dims(len(shape)):
         return None
     channel = behind.channel_axis % len(shape)
     channels = shape[channel]
     amounts = [1] * (len(shape) - len(listed)) + listed
     times = amounts.pop(channel)
-    if channels is None or not set(amounts) <= {1} or not behind.allows_dims(len(shape)):
+    if channels is None or times < 1 or not set(amounts) <= {1}:
         return None
-    if times < 1 or channels * (times if node.op == "Tile" or channels == 1 else 1) != behind.channels:
-        return None
-    return _choice_of(node, replace(behind, channels=channels), np.arange(behind.channels) % channels)
+    is_factor = (
+        node.op == "Tile" or channels == 1
+    )  # else an Expand lists as many channels as there are, or one
+    written = channels * times if is_factor else channels
+    return channels if written == behind.channels else None
 
 
 def lift_slice(context: Context, node: gs.Node) -> LinearOp | None:
     """Slice of channels and of space by constants, with any steps; backwards over channels only."""
     name = node.inputs[0].name
     channel_layout = context.float_layout(name)
-    cuts = None if channel_layout is None else _cuts(context, node, channel_layout)
-    if channel_layout is None or cuts is None:
+    if channel_layout is None:
+        return None
+    cuts = _cuts(context, node, channel_layout.layout)
+    if cuts is None:
         return None
     index = sliced(channel_layout.channels, *cuts.pop(CHANNELS, WHOLE))
     if not len(index):
@@ -162,8 +175,9 @@ def lift_slice(context: Context, node: gs.Node) -> LinearOp | None:
         return _choice_of(node, channel_layout, index)
     window = _window(context, name, channel_layout, cuts, len(index))
     if window is None:  # no kernel; but where only sizes are not known, it may be a view
-        is_known = None not in (context.scope.shape(name) or (None,))
-        return None if is_known or len(index) != channel_layout.channels else lift_view(context, node)
+        is_known = static(context.scope.shape(name)) is not None
+        keeps_channels = len(index) == channel_layout.channels
+        return lift_view(context, node) if keeps_channels and not is_known else None
     choice = _choice(channel_layout, index)
     # a Slice of all positions is no convolution
     taps = Vector.unit(len(index), window.layout) if window.is_pointwise else Sampled(window)
@@ -173,7 +187,7 @@ def lift_slice(context: Context, node: gs.Node) -> LinearOp | None:
     return replace(lifted, also=lift_view(context, node))
 
 
-def _cuts(context: Context, node: gs.Node, channel_layout: ChannelLayout) -> dict[int, Cut] | None:
+def _cuts(context: Context, node: gs.Node, layout: tuple[int, int]) -> dict[int, Cut] | None:
     """What a Slice keeps along each axis it names: `CHANNELS`, or another axis counted from the front."""
     arguments = slice_arguments(context.scope, node)
     if arguments is None:
@@ -181,19 +195,23 @@ def _cuts(context: Context, node: gs.Node, channel_layout: ChannelLayout) -> dic
     starts, ends, axes, steps = arguments
     axes = axes or list(range(len(starts)))  # left out, they are the first axes
     steps = steps or [1] * len(starts)
-    if not len(starts) == len(ends) == len(axes) == len(steps) or 0 in steps:
+    if {len(ends), len(axes), len(steps)} != {len(starts)} or 0 in steps:
         return None
-    name = node.inputs[0].name
-    rank, cuts = context.rank(name), dict[int, Cut]()
+    cuts: dict[int, Cut] = {}
     for axis, *cut in zip(axes, starts, ends, steps, strict=True):
-        is_channel = _is_channel_axis(context, channel_layout.layout, name, axis)
-        if not is_channel and rank is None:
-            return None
-        place = CHANNELS if is_channel or rank is None else axis % rank
-        if place in cuts:
+        place = _place(context, layout, node.inputs[0].name, axis)
+        if place is None or place in cuts:
             return None
         cuts[place] = Cut(*cut)
     return cuts
+
+
+def _place(context: Context, layout: tuple[int, int], name: str, axis: int) -> int | None:
+    """`CHANNELS`, or another axis of a tensor, counted from the front; None if that is not certain."""
+    if _is_channel_axis(context, layout, name, axis):
+        return CHANNELS
+    rank = context.rank(name)
+    return None if rank is None else axis % rank
 
 
 def _window(
@@ -210,12 +228,14 @@ def _window(
     strides, origin, slack = [1] * rank, [0] * rank, [-1] * rank
     for axis, cut in cuts.items():
         bounds = _bounds(cut, shape[axis])
-        skips_images = axis < 2 and (cut.step != 1 or bounds != (0, 0))
-        if bounds is None or skips_images:
+        if bounds is None:
             return None
-        if axis >= 2:
-            first, left_out = bounds
-            strides[axis - 2], origin[axis - 2], slack[axis - 2] = cut.step, first, -1 - first - left_out
+        if axis < 2:
+            if cut.step != 1 or bounds != (0, 0):  # it skips images
+                return None
+            continue
+        first, left_out = bounds
+        strides[axis - 2], origin[axis - 2], slack[axis - 2] = cut.step, first, -1 - first - left_out
     point = Geometry.diagonal(channels, rank)
     return replace(point, strides=tuple(strides), origin=tuple(origin), slack=tuple(slack))
 
@@ -226,7 +246,8 @@ def _bounds(cut: Cut, size: int | None) -> tuple[int, int] | None:
         return None
     if size is None:
         # From the step on, a small tensor has nothing left, where a kernel would count fewer positions than none.
-        return (cut.start, 0) if 0 <= cut.start < cut.step and cut.end >= END_OF_AXIS else None
+        starts_within_step = 0 <= cut.start < cut.step
+        return (cut.start, 0) if starts_within_step and cut.end >= END_OF_AXIS else None
     first, last, _ = slice(cut.start, cut.end).indices(size)
     return (first, size - last) if first < last else None
 

@@ -53,10 +53,7 @@ def lift_sum(context: Context, node: gs.Node) -> LinearOp | Declined | None:
         channels,
         layout,
         tuple(Operand(name, channels, layout) for name in names),
-        tuple(
-            Term(number, kernel)
-            for number, kernel in enumerate(_summands(node, len(names), channels, layout))
-        ),
+        _summands(node, len(names), channels, layout),
         bias,
         needs_equal_shapes=len(names) > 1 and not equal_shapes(context.scope, names),
         size=context.size(names[0], channel_layout.rank) if channel_layout.channel_axis == 1 else None,
@@ -103,15 +100,15 @@ def _broadcasts_channels(context: Context, name: str, output: ChannelLayout) -> 
     return operand.channels != output.channels
 
 
-def _summands(node: gs.Node, tensors: int, channels: int, layout: tuple[int, int]) -> list[Vector]:
-    """What each tensor is multiplied with: 1; 1 and -1; or 1/n."""
+def _summands(node: gs.Node, tensors: int, channels: int, layout: tuple[int, int]) -> tuple[Term, ...]:
+    """Each tensor times 1; 1 and -1; or 1/n."""
     unit = Vector.unit(channels, layout)
-    count = len(node.inputs)
+    kernels = [unit] * tensors
     if node.op == "Sub":
-        return [unit, Vector(unit.geometry, -unit.scale)]
-    if node.op == "Mean" and count > 1:
-        return [Vector(unit.geometry, unit.scale / count)] * tensors
-    return [unit] * tensors
+        kernels = [unit, Vector(unit.geometry, -unit.scale)]
+    elif node.op == "Mean" and len(node.inputs) > 1:
+        kernels = [Vector(unit.geometry, unit.scale / len(node.inputs))] * tensors
+    return tuple(Term(number, kernel) for number, kernel in enumerate(kernels))
 
 
 def lift_identity(context: Context, node: gs.Node) -> LinearOp | None:

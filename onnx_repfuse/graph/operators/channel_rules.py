@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.scope import Const, Scope, Shape, input_names, optional_input, static
+from onnx_repfuse.graph.scope import Scope, Shape, input_names, optional_input, static
 
 __all__ = [
     "BROADCAST",
@@ -30,6 +30,7 @@ __all__ = [
     "Demand",
     "Layouts",
     "broadcast_shape",
+    "keeps_any_shape",
     "layout_of_axis",
 ]
 
@@ -344,15 +345,19 @@ def _operands(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
     scope, shape = layouts.scope, layouts.output_shape(node)
     if shape is not None:
         return [(name, layout) for name in input_names(node) if scope.shape(name) == shape]
-    scalars = [_keeps_shape(scope.const(t.name), layout) for t in node.inputs]
+    constants = [scope.const(tensor.name) for tensor in node.inputs]
+    scalars = [const is not None and keeps_any_shape(const.shape, layout.channels) for const in constants]
     if len(scalars) == 2:
         scalars.sort()  # of two operands, either may be the scalar
     return [(name, layout) for name in input_names(node)] if all(scalars[1:]) else ()
 
 
-def _keeps_shape(const: Const | None, output: ChannelLayout) -> bool:
-    """Whether a constant cannot widen what it is combined with; one axis of one element gives a scalar that axis."""
-    return const is not None and (const.shape == () or (const.shape == (1,) and output.channels > 1))
+def keeps_any_shape(constant: tuple[int, ...], channels: int) -> bool:
+    """Whether a constant of that shape cannot widen what it is combined with, where so many channels come out.
+
+    One axis of one element gives an axis to a scalar only, which would have one channel.
+    """
+    return constant == () or (constant == (1,) and channels > 1)
 
 
 BROADCAST = ChannelRule(_broadcast, _operands)

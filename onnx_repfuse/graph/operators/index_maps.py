@@ -22,7 +22,7 @@ from onnx_repfuse.graph.operators.facts import (
 )
 from onnx_repfuse.graph.scope import Scope, optional_input
 
-__all__ = ["END_OF_AXIS", "INDEX_MAPS", "sliced", "split_sizes"]
+__all__ = ["END_OF_AXIS", "INDEX_MAPS", "gathered", "sliced", "split_sizes"]
 
 END_OF_AXIS = (1 << 31) - 1  # the `ends` of a Slice that means: to the end
 
@@ -46,6 +46,14 @@ def split_sizes(scope: Scope, node: gs.Node, whole: int) -> list[int] | None:
         sizes = [min(chunk, whole - number * chunk) for number in range(count)]
     is_partition = len(sizes) == count and sum(sizes) == whole and min(sizes) > 0
     return list(sizes) if is_partition else None
+
+
+def gathered(size: int, index: Values) -> NDArray[np.intp] | None:
+    """The places along an axis that an index lists, counted from the front; None if it lists none, or one outside."""
+    places = np.asarray(index).ravel().astype(np.intp)
+    if not len(places) or places.min() < -size or places.max() >= size:
+        return None
+    return places % size
 
 
 def sliced(size: int, start: int, end: int, step: int) -> NDArray[np.intp]:

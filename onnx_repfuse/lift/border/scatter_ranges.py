@@ -17,6 +17,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_repfuse.graph.views import whole_shape_of
 from onnx_repfuse.lift.border.symbolic_shape import TO_THE_END, Sizes, constant_ints, size_key
 from onnx_repfuse.lift.border.symbolic_tensor import AxisRange, Cells, NotProved
 from onnx_repfuse.lift.linear_op import Context
@@ -108,11 +109,11 @@ def _check_is_whole(context: Context, name: str, data: str, axis: int, rank: int
     if constant_ints(context, all_rows, 0) != [0] or constant_ints(context, all_rows, 2) != [1]:
         raise NotProved
     gather = _producer(context, all_rows.inputs[1].name, "Gather")
-    shape = _producer(context, gather.inputs[0].name, "Shape")
     entry = constant_ints(context, gather, 1)
-    if len(entry) != 1 or shape.attrs.get("start", 0) != 0 or "end" in shape.attrs:
+    if len(entry) != 1:
         raise NotProved
-    if size_key(context, shape.inputs[0].name, entry[0] % rank) != size_key(context, data, axis):
+    shaped = _shaped_so(context, gather.inputs[0].name)
+    if size_key(context, shaped, entry[0] % rank) != size_key(context, data, axis):
         raise NotProved
 
 
@@ -155,16 +156,28 @@ def _shaped_like(context: Context, shape: str) -> str:
     """The tensor whose Shape the target of an Expand is, through Where(Equal(shape, -1), 1, shape)."""
     node = context.scope.producer.get(shape)
     if node is not None and node.op == "Where":
-        condition = _producer(context, node.inputs[0].name, "Equal")
         shape = node.inputs[2].name
-        others = [tensor.name for tensor in condition.inputs if tensor.name != shape]
-        const = context.scope.const(others[0]) if len(others) == 1 else None
-        if set(constant_ints(context, node, 1)) != {1} or const is None or (const.read() != -1).any():
-            raise NotProved
-    node = _producer(context, shape, "Shape")
-    if node.attrs.get("start", 0) != 0 or "end" in node.attrs:
+        _check_replaces_minus_one(context, node)
+    return _shaped_so(context, shape)
+
+
+def _check_replaces_minus_one(context: Context, where: gs.Node) -> None:
+    """Raise NotProved unless a Where gives 1 for each -1 of its last input, and any other number as it is."""
+    condition = _producer(context, where.inputs[0].name, "Equal")
+    others = [tensor.name for tensor in condition.inputs if tensor.name != where.inputs[2].name]
+    compared = context.scope.const(others[0]) if len(others) == 1 else None
+    if compared is None or (compared.read() != -1).any():
         raise NotProved
-    return str(node.inputs[0].name)
+    if set(constant_ints(context, where, 1)) != {1}:
+        raise NotProved
+
+
+def _shaped_so(context: Context, shape: str) -> str:
+    """The tensor whose whole Shape a vector is."""
+    name = whole_shape_of(context.scope, shape)
+    if not name:
+        raise NotProved
+    return name
 
 
 def _summands(context: Context, name: str, leaves: set[str]) -> set[str]:

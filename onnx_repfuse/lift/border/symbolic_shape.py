@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from math import prod
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, optional_input
+from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, optional_input, static
+from onnx_repfuse.graph.views import whole_shape_of
 from onnx_repfuse.lift.border.symbolic_tensor import NotProved
 from onnx_repfuse.lift.linear_op import Context, Declined
 from onnx_repfuse.lift.pad_pool import read_pads
@@ -49,18 +51,24 @@ def shape_entries(context: Context, name: str, depth: int = 0) -> Sizes:
     const = context.scope.const(name)
     if const is not None:
         return list(_integers(const))
-    shape = context.scope.shape(name)
-    count = shape[0] if shape else 1
-    if shape is None or count is None or len(shape) > 1 or depth > MAX_DEPTH:
+    shape = static(context.scope.shape(name))
+    if shape is None or len(shape) > 1 or depth > MAX_DEPTH:
         raise NotProved
+    count = prod(shape)
+    with suppress(NotProved):  # the number of entries is known all the same
+        entries = _computed_entries(context, name, depth + 1)
+        if len(entries) == count:
+            return entries
+    return [None] * count
+
+
+def _computed_entries(context: Context, name: str, depth: int) -> Sizes:
+    """What a rule says of a vector. Raises NotProved if there is none for the node that computes it."""
     node = context.scope.producer.get(name)
     rule = None if node is None else _ENTRY_RULES.get(node.op)
-    if node is not None and rule is not None:
-        with suppress(NotProved):  # the number of entries is known all the same
-            entries = rule(node, [shape_entries(context, tensor.name, depth + 1) for tensor in node.inputs])
-            if len(entries) == count:
-                return entries
-    return [None] * count
+    if node is None or rule is None:
+        raise NotProved
+    return rule(node, [shape_entries(context, tensor.name, depth) for tensor in node.inputs])
 
 
 def _concat_entries(node: gs.Node, operands: Sequence[Sizes]) -> Sizes:
@@ -170,13 +178,13 @@ def _constant_and_entries(context: Context, node: gs.Node, rank: int, depth: int
 
 def _entries_of_shape(context: Context, name: str, depth: int) -> Sizes:
     """`shape_entries`, where the vector may also be the whole Shape of another tensor."""
-    node = context.scope.producer.get(name)
-    if node is None or node.op != "Shape" or node.attrs.get("start") or "end" in node.attrs:
+    shaped = whole_shape_of(context.scope, name)
+    if not shaped:
         return shape_entries(context, name)
-    rank = context.rank(node.inputs[0].name)
+    rank = context.rank(shaped)
     if rank is None:
         raise NotProved
-    return sizes(context, node.inputs[0].name, rank, depth)
+    return sizes(context, shaped, rank, depth)
 
 
 def _broadcast_sizes(context: Context, node: gs.Node, rank: int, depth: int) -> Sizes:
