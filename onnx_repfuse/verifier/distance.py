@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, is_float
 
 __all__ = [
+    "FEWEST_CLASSES",
     "Array",
     "cosine",
     "difference",
@@ -20,11 +22,13 @@ __all__ = [
     "is_structure",
     "largest",
     "median",
+    "relative_to",
     "top1",
     "ulp",
 ]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+FEWEST_CLASSES = 5  # a row of fewer is hardly one of class scores
 _BY_NAME = {limits.dtype.name: limits for limits in FLOAT_FORMATS.values()}
 
 
@@ -77,6 +81,13 @@ def median(array: Array) -> float:
     return float(np.partition(array, middle, axis=None)[middle].mean())
 
 
+def relative_to(size: float, error: float) -> float:
+    """An error in relation to a size: 0 for none at all, else infinite where the size is zero."""
+    if error == 0:
+        return 0.0
+    return error / size if size > 0 else math.inf
+
+
 def cosine(pairs: Sequence[tuple[Array, Array]]) -> float | None:
     """Cosine similarity of two lists of arrays, over the elements finite in both.
 
@@ -104,8 +115,9 @@ def top1(pairs: Sequence[tuple[Array, Array]]) -> float | None:
     """Share of rows with the same argmax; None unless all arrays look like class scores: floats, (rows, 5 or more)."""
     same = rows = 0
     for first, second in pairs:
-        is_scores = first.ndim == 2 and first.shape[1] >= 5 and is_inexact(first.dtype)
-        if not is_scores or first.shape != second.shape:
+        if first.shape != second.shape or not is_inexact(first.dtype):
+            return None
+        if first.ndim != 2 or first.shape[1] < FEWEST_CLASSES:
             return None
         rows += first.shape[0]
         same += int((_widened(first).argmax(1) == _widened(second).argmax(1)).sum())

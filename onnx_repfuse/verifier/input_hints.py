@@ -120,26 +120,25 @@ def _of_one_size(inputs: Sequence[ValueInfo]) -> Iterator[list[ValueInfo]]:
 def input_hints(original: Model, inputs: Iterable[ValueInfo]) -> InputHints:
     """Read a model for hints; its weights need not be loaded. Raises DoesNotRun."""
     inputs = list(inputs)
-    has_choice = any(not isinstance(dim, int) for value in inputs for dim in value.shape)
-    names = {value.name for value in inputs if "int" in value.type or "float" in value.type}
-    if not names and not has_choice:
+    has_open_dims = any(not isinstance(dim, int) for value in inputs for dim in value.shape)
+    integers = {value.name for value in inputs if "int" in value.type}
+    numbers = integers | {value.name for value in inputs if "float" in value.type}
+    if not numbers and not has_open_dims:
         return InputHints()
     graph = flat_graph(load(original, weights=False))
-    unranked = _unranked(graph)
-    has_choice = has_choice or any(value.name in unranked for value in inputs)
-    axes = axis_hints(graph, inputs) if has_choice else {}
-    hints = InputHints(axes=axes, unranked=unranked)
-    integers = {value.name for value in inputs if "int" in value.type}
     extents = [extent for extent, _ in _windows(graph)]
-    sizes = _implied_sizes(graph, next(hints.readings(inputs))) if has_choice else ()
-    return replace(
-        hints,
+    hints = InputHints(
         bounds=_table_rows(graph, integers),
-        fractions=_that_reach(graph, names, _FRACTIONS),
-        scales=_that_reach(graph, names, _SCALES),
-        sizes=tuple(dict.fromkeys(sizes))[:_MAX_SIZES],
+        fractions=_that_reach(graph, numbers, _FRACTIONS),
+        scales=_that_reach(graph, numbers, _SCALES),
         extent=max(extents, default=1),
+        unranked=_unranked(graph),
     )
+    if not has_open_dims and hints.unranked.isdisjoint(value.name for value in inputs):
+        return hints
+    hints = replace(hints, axes=axis_hints(graph, inputs))
+    sizes = _implied_sizes(graph, next(hints.readings(inputs)))
+    return replace(hints, sizes=tuple(dict.fromkeys(sizes))[:_MAX_SIZES])
 
 
 def _unranked(graph: onnx.GraphProto) -> frozenset[str]:
@@ -165,11 +164,11 @@ def _table_rows(graph: onnx.GraphProto, names: Iterable[str]) -> dict[str, int]:
     table_shapes = constant_shapes(graph)
     bounds: dict[str, int] = {}
     for node in graph.node:
-        if node.op_type == "Gather" and len(node.input) > 1 and node.input[1] in origin:
-            shape, axis = table_shapes.get(node.input[0], ()), _axis(node)
-            if axis < len(shape):
-                name = origin[node.input[1]]
-                bounds[name] = min(bounds.get(name, shape[axis]), shape[axis])
+        if node.op_type != "Gather" or len(node.input) < 2:
+            continue
+        name, shape, axis = origin.get(node.input[1]), table_shapes.get(node.input[0], ()), _axis(node)
+        if name is not None and axis < len(shape):
+            bounds[name] = min(bounds.get(name, shape[axis]), shape[axis])
     return bounds
 
 
@@ -207,9 +206,7 @@ def _implied_sizes(graph: onnx.GraphProto, inputs: Iterable[ValueInfo]) -> Itera
     input's over the strides before it; of an image flattened into one dim, also its root.
     """
     windows = list(_windows(graph))
-    strides = [stride for _, stride in windows if stride > 1]
-    total = min(prod(strides), _MAX_SIZE)
-    reductions = dict.fromkeys((1, total, *strides, *(prod(strides[:n]) for n in range(2, len(strides)))))
+    reductions = _reductions([stride for _, stride in windows if stride > 1])
     known = (prod(dim for dim in value.shape[1:] if isinstance(dim, int)) for value in inputs)
     channels = dict.fromkeys((3, *filter(None, known), *_channels(graph)))
     for inner in dict.fromkeys(_inner_sizes(graph)):
@@ -220,6 +217,12 @@ def _implied_sizes(graph: onnx.GraphProto, inputs: Iterable[ValueInfo]) -> Itera
             yield from (size * step for step in reductions if 1 < size * step <= _MAX_SIZE)
     for extent, stride in windows:
         yield from (extent, extent + stride, 4 * extent)
+
+
+def _reductions(strides: Sequence[int]) -> list[int]:
+    """By what sizes may be divided on the way to a constant: by all strides, by each, by those up to one of them."""
+    so_far = (prod(strides[:count]) for count in range(2, len(strides)))
+    return list(dict.fromkeys((1, min(prod(strides), _MAX_SIZE), *strides, *so_far)))
 
 
 def _root(number: int) -> int:
@@ -260,10 +263,8 @@ def _sizes_in(node: onnx.NodeProto, place: int, tensor: onnx.TensorProto) -> Ite
 
 def _integers(tensor: onnx.TensorProto) -> list[int]:
     """The values of a short integer constant that may be sizes; none where it is external or damaged."""
-    if (
-        tensor.data_type not in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
-        or prod(tensor.dims) > _MAX_READ
-    ):
+    is_integer = tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+    if not is_integer or prod(tensor.dims) > _MAX_READ:
         return []
     try:
         values = onnx.numpy_helper.to_array(tensor)

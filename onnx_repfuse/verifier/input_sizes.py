@@ -100,29 +100,28 @@ def every_small_size(inputs: Sequence[ValueInfo], given: Mapping[str, Sequence[i
 
     Yields nothing where more than three dims besides the batch are open: there are too many combinations.
     """
-    free = [value for value in inputs if has_free_dims(value, given)]
-    places = [
-        (value, axis, dim)
-        for value in free
-        for axis, dim in enumerate(value.shape)
-        if not isinstance(dim, int)
-    ]
-    keys = [dim or f"{value.name}.{axis}" for value, axis, dim in places]
-    first = [
-        key for key, (value, axis, _) in zip(keys, places, strict=True) if axis == 0 and len(value.shape) > 1
-    ]
-    open_dims = [key for key in dict.fromkeys(keys) if key not in first]
+    named = {value.name: _with_names(value, given) for value in inputs}
+    batches = {shape[0] for shape in named.values() if len(shape) > 1}
+    open_dims = [dim for shape in named.values() for dim in shape if isinstance(dim, str)]
+    open_dims = [dim for dim in dict.fromkeys(open_dims) if dim not in batches]
+    if not open_dims:
+        return
     sizes = range(1, _LARGEST_OF.get(len(open_dims), 0) + 1)
-    for chosen in sorted(product(sizes, repeat=len(open_dims)), key=min, reverse=True) if open_dims else ():
+    for chosen in sorted(product(sizes, repeat=len(open_dims)), key=min, reverse=True):
         size_of = dict(zip(open_dims, chosen, strict=True))
-        shapes = {value.name: tuple(given.get(value.name, value.shape)) for value in inputs}
         yield {
-            name: tuple(
-                dim if isinstance(dim, int) else size_of.get(dim or f"{name}.{axis}", 1)
-                for axis, dim in enumerate(shape)
-            )
-            for name, shape in shapes.items()
+            name: tuple(dim if isinstance(dim, int) else size_of.get(dim, 1) for dim in shape)
+            for name, shape in named.items()
         }
+
+
+def _with_names(value: ValueInfo, given: Mapping[str, Sequence[int]]) -> tuple[int | str, ...]:
+    """The shape of an input as the user gave it, or with a name of its own for each dim that has none."""
+    shape = given.get(value.name, value.shape)
+    named = []
+    for axis, dim in enumerate(shape):
+        named.append(dim if isinstance(dim, int) else dim or f"{value.name}.{axis}")
+    return tuple(named)
 
 
 def broadcast_shapes(

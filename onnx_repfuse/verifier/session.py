@@ -142,19 +142,7 @@ def open_session(
     try:
         session = _open_onnxruntime(model, runtime, folder)
     except Exception as error:  # onnxruntime's exceptions share no base
-        reason = str(error)
-        if _DUPLICATE_NODE_NAME in reason:
-            if not isinstance(model, bytes):
-                folder = folder or Path(model).parent
-            return open_session(_without_node_names(load(model, weights=False)), runtime, folder=folder)
-        unknown = _UNKNOWN_OPERATOR.search(reason)
-        if unknown:
-            raise NoImplementation(
-                f"ONNX Runtime has no operator {unknown[1]}, and no library was given by --custom-ops that has it"
-            ) from error
-        if not fallback or not any(mark in reason for mark in _MISSING_KERNEL):
-            raise DoesNotRun(one_line(error)) from error
-        return _open_reference(model, folder, reason)
+        return _open_refused(model, runtime, folder, error, fallback=fallback)
     if fallback and any(_BFLOAT16 in value.type for value in (*session.inputs, *session.outputs)):
         # It would compute them, but its Python interface neither takes such values nor gives them out.
         return _open_reference(model, folder, "ONNX Runtime's Python interface has no bfloat16")
@@ -162,6 +150,26 @@ def open_session(
         model = b""  # the session holds a copy of its own
         release_heap()
     return session
+
+
+def _open_refused(
+    model: Path | str | bytes, runtime: Runtime, folder: Path | None, error: Exception, *, fallback: bool
+) -> Session:
+    """As `open_session`, of a model that ONNX Runtime refuses as it is."""
+    reason = str(error)
+    if _DUPLICATE_NODE_NAME in reason:
+        if not isinstance(model, bytes):
+            folder = folder or Path(model).parent
+        return open_session(_without_node_names(load(model, weights=False)), runtime, folder=folder)
+    unknown = _UNKNOWN_OPERATOR.search(reason)
+    if unknown:
+        raise NoImplementation(
+            f"ONNX Runtime has no operator {unknown[1]}, and no library was given by --custom-ops that has it"
+        ) from error
+    has_no_kernel = any(mark in reason for mark in _MISSING_KERNEL)
+    if not fallback or not has_no_kernel:
+        raise DoesNotRun(one_line(error)) from error
+    return _open_reference(model, folder, reason)
 
 
 def load(model: Model, weights: bool = True) -> onnx.ModelProto:

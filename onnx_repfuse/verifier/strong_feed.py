@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from onnx_repfuse.records.float_formats import is_float
-from onnx_repfuse.verifier.distance import difference, flatten, is_inexact, largest, ulp
+from onnx_repfuse.verifier.distance import Array, difference, flatten, is_inexact, largest, ulp
 from onnx_repfuse.verifier.inputs import Feed, FeedGroup
 from onnx_repfuse.verifier.session import DoesNotRun, Session
 
@@ -25,6 +25,7 @@ _FACTORS = (4.0, 64.0, 1024.0, 8192.0)
 _VISIBLE_PART = 1 / 8  # of an output's largest value: 250 ulp of float16
 _VISIBLE_ULPS = 64.0  # where values are so small that few numbers of the format are left
 _VISIBLE_SHARE = 0.01  # of its elements
+Outputs = Mapping[str, Array | None]
 
 
 def with_strong_feed(group: FeedGroup, session: Session) -> FeedGroup:
@@ -32,14 +33,14 @@ def with_strong_feed(group: FeedGroup, session: Session) -> FeedGroup:
 
     The group stays as it is if it has no float inputs, or if the model does not run on such values or overflows.
     """
-    feed, outputs = group.feeds[-1], group.outputs[-1]
+    feed, outputs = group.feeds[-1], flatten(group.outputs[-1])
     best: tuple[int, Feed] | None = None
     for factor in _FACTORS:
         strong = {name: _times(value, factor) for name, value in feed.items()}
         if all(strong[name] is value for name, value in feed.items()):
             return group
         try:
-            found = session.run(strong)
+            found = flatten(session.run(strong))
         except DoesNotRun:
             break
         if not _are_finite(found):
@@ -47,7 +48,7 @@ def with_strong_feed(group: FeedGroup, session: Session) -> FeedGroup:
         moved = _count_moved(outputs, found)
         if best is None or moved > best[0]:
             best = (moved, strong)
-        if moved == sum(value is not None and is_inexact(value.dtype) for value in flatten(found).values()):
+        if moved == sum(value is not None and is_inexact(value.dtype) for value in found.values()):
             break
     return group if best is None else group.with_run(best[1], group.seeds[-1], session)
 
@@ -61,20 +62,21 @@ def _times(value: Any, factor: float) -> Any:
     return value
 
 
-def _are_finite(outputs: Mapping[str, Any]) -> bool:
-    arrays = [value for value in flatten(dict(outputs)).values() if value is not None]
-    return all(bool(np.isfinite(array.astype(np.float64)).all()) for array in arrays if is_float(array.dtype))
+def _are_finite(outputs: Outputs) -> bool:
+    floats = [value for value in outputs.values() if value is not None and is_float(value.dtype)]
+    return all(bool(np.isfinite(array.astype(np.float64)).all()) for array in floats)
 
 
-def _count_moved(first: Mapping[str, Any], second: Mapping[str, Any]) -> int:
+def _count_moved(first: Outputs, second: Outputs) -> int:
     """How many float outputs differ visibly."""
-    moved = 0
-    one, other = flatten(dict(first)), flatten(dict(second))
-    for name, a in one.items():
-        b = other.get(name)
-        if a is None or b is None or not is_inexact(a.dtype) or a.shape != b.shape or not a.size:
-            continue
-        top = max(largest(a), largest(b))
-        visible = difference(a, b) > max(_VISIBLE_PART * top, _VISIBLE_ULPS * ulp(top, a.dtype))
-        moved += bool(visible.mean() >= _VISIBLE_SHARE)
-    return moved
+    return sum(_has_moved(value, second.get(name)) for name, value in first.items())
+
+
+def _has_moved(before: Array | None, after: Array | None) -> bool:
+    if before is None or after is None or not is_inexact(before.dtype):
+        return False
+    if before.shape != after.shape or not before.size:
+        return False
+    top = max(largest(before), largest(after))
+    visible = difference(before, after) > max(_VISIBLE_PART * top, _VISIBLE_ULPS * ulp(top, before.dtype))
+    return bool(visible.mean() >= _VISIBLE_SHARE)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Set
 from typing import Literal, NamedTuple
 
 from onnx_repfuse.records.comparison import Layer
 from onnx_repfuse.records.verdict import OutputVerdict, Status
 from onnx_repfuse.verifier.comparing.shared_tensors import SharedTensor
-from onnx_repfuse.verifier.distance import is_inexact, is_part, largest
+from onnx_repfuse.verifier.distance import is_inexact, is_part, largest, relative_to
 from onnx_repfuse.verifier.inputs import FeedKey
 from onnx_repfuse.verifier.outputs.baseline import Row
 from onnx_repfuse.verifier.outputs.float32_twin import is_short
@@ -106,12 +105,12 @@ def _badness(verdict: OutputVerdict) -> tuple[bool, float]:
 
 def _from_verdict(tensor: SharedTensor, verdict: OutputVerdict, sample: Sample) -> Layer:
     diverges = verdict.status is Status.FAILED
-    is_number = sample.original is not None and sample.original.dtype.kind not in "OSU"
-    size = largest(sample.original) if is_number and sample.original is not None else 0.0
-    # Of values that are compared exactly, `max_abs` is how many differ.
-    is_float = is_number and sample.original is not None and is_inexact(sample.original.dtype)
-    error = verdict.max_abs if is_float else verdict.minimum_tolerance
-    relative, allowed = (_over(value, size) for value in (error, verdict.tolerance))
+    value, size, error = sample.original, 0.0, verdict.minimum_tolerance
+    if value is not None and value.dtype.kind not in "OSU":  # text has no size
+        size = largest(value)
+        if is_inexact(value.dtype):  # of values that are compared exactly, `max_abs` is how many differ
+            error = verdict.max_abs
+    relative, allowed = relative_to(size, error), relative_to(size, verdict.tolerance)
     return _layer(
         tensor,
         "diverges" if diverges else "agrees",
@@ -119,12 +118,6 @@ def _from_verdict(tensor: SharedTensor, verdict: OutputVerdict, sample: Sample) 
         verdict.cosine,
         verdict.message if diverges else "",
     )
-
-
-def _over(value: float, size: float) -> float:
-    if value == 0:
-        return 0.0
-    return value / size if size > 0 else math.inf
 
 
 def _layer(

@@ -47,9 +47,11 @@ def shared_tensors(first: Model, second: Model, outputs: Side) -> list[SharedTen
     for node in in_topological_order(graph.node):
         if constant.issuperset(reads(node)):
             constant.update(node.output)
-        for name in node.output:
+        for name in filter(None, node.output):
+            if name in constant and name not in outputs.paired:
+                continue
             paired = outputs.paired.get(name, name)
-            if name and paired in theirs and (name not in constant or name in outputs.paired):
+            if paired in theirs:
                 shared.append(SharedTensor(name, paired, _producer(node), _producer(theirs[paired])))
     return shared
 
@@ -71,13 +73,20 @@ def trace(model: Model, layers: Sequence[Layer]) -> tuple[Layer, ...]:
     reaching = {value.name for value in graph.output} - agreeing
     for node in reversed(nodes):
         if not reaching.isdisjoint(node.output):
-            reaching.update(name for name in reads(node) if name not in agreeing)
+            reaching.update(set(reads(node)) - agreeing)
     diverging = {layer.tensor for layer in layers if layer.status == "diverges"} & reaching
-    behind: set[str] = set()
-    for node in nodes:
-        if not behind.isdisjoint(reads(node)) or not diverging.isdisjoint(reads(node)):
-            behind.update(node.output)
+    behind = _behind(nodes, diverging)
     return tuple(_traced(layer, diverging, diverging - behind) for layer in layers)
+
+
+def _behind(nodes: Sequence[onnx.NodeProto], tensors: Collection[str]) -> set[str]:
+    """What nodes, in topological order, compute from some tensors."""
+    affected, behind = set(tensors), set[str]()
+    for node in nodes:
+        if not affected.isdisjoint(reads(node)):
+            behind.update(node.output)
+            affected.update(node.output)
+    return behind
 
 
 def _traced(layer: Layer, diverging: Collection[str], origins: Collection[str]) -> Layer:
@@ -95,12 +104,9 @@ def in_topological_order(nodes: Collection[onnx.NodeProto]) -> list[onnx.NodePro
     """
     nodes = list(nodes)
     producer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
-    sorter: TopologicalSorter[int] = TopologicalSorter(
-        {
-            index: {producer[name] for name in reads(node) if name in producer}
-            for index, node in enumerate(nodes)
-        }
-    )
+    sorter: TopologicalSorter[int] = TopologicalSorter()
+    for index, node in enumerate(nodes):
+        sorter.add(index, *{producer[name] for name in reads(node) if name in producer})
     try:
         sorter.prepare()
     except CycleError:

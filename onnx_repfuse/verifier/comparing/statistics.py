@@ -11,14 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnx_repfuse.records.comparison import Bin, ErrorSpread, OutputStatistics
-from onnx_repfuse.verifier.distance import Array, cosine, difference, is_inexact
+from onnx_repfuse.verifier.distance import FEWEST_CLASSES, Array, cosine, difference, is_inexact
 
 __all__ = ["output_statistics"]
 
 _PERCENTILES = (50, 90, 95, 99)
 _MAX_BINS = 16  # decades; smaller errors are counted in the lowest
 _TOP_K = (1, 5)
-_FEWEST_CLASSES = 5  # as for `top1` of the verdict: a row of fewer is hardly one of class scores
 Pairs = Sequence[tuple[Array, Array]]
 
 
@@ -124,23 +123,27 @@ def _psnr(pairs: Pairs, gap: Array) -> float | None:
 
 def _top_k(pairs: Pairs) -> dict[str, float]:
     """Per k the share that both have of the k highest scores of each row, whatever their order; else empty."""
+    if not all(_are_scores(*pair) for pair in pairs):
+        return {}
+    fewest = min(first.shape[1] for first, _ in pairs)
+    # of as many classes as there are, nothing could differ
+    return {str(k): _share_of_highest(pairs, k) for k in _TOP_K if k < fewest}
+
+
+def _are_scores(first: Array, second: Array) -> bool:
+    """Whether both look like scores of classes: floats that have an order, one row per sample."""
+    if first.ndim != 2 or first.shape[1] < FEWEST_CLASSES or first.dtype.kind == "c":
+        return False
+    return is_inexact(first.dtype) and is_inexact(second.dtype)
+
+
+def _share_of_highest(pairs: Pairs, k: int) -> float:
+    common = rows = 0
     for first, second in pairs:
-        is_scores = first.ndim == 2 and first.shape[1] >= _FEWEST_CLASSES
-        if not is_scores or not (is_inexact(first.dtype) and is_inexact(second.dtype)):
-            return {}
-        if first.dtype.kind == "c":
-            return {}
-    shares: dict[str, float] = {}
-    for k in _TOP_K:
-        common = rows = 0
-        for first, second in pairs:
-            if first.shape[1] <= k:  # all of them: nothing could differ
-                return shares
-            tops = [_highest(scores, k) for scores in (first, second)]
-            common += sum(len(set(a) & set(b)) for a, b in zip(*tops, strict=True))
-            rows += first.shape[0]
-        shares[str(k)] = common / (rows * k)
-    return shares
+        tops = [_highest(scores, k) for scores in (first, second)]
+        common += sum(len(set(a) & set(b)) for a, b in zip(*tops, strict=True))
+        rows += first.shape[0]
+    return common / (rows * k)
 
 
 def _highest(scores: Array, k: int) -> list[list[int]]:

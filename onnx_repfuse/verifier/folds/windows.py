@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 
@@ -11,11 +11,12 @@ __all__ = ["deepest_sum", "pads", "path", "window_of", "windows"]
 
 def pads(node: onnx.NodeProto) -> bool:
     """Whether a node reads padding."""
-    return node.op_type == "Pad" or any(
-        (attribute.name == "pads" and any(attribute.ints))
-        or (attribute.name == "auto_pad" and attribute.s.startswith(b"SAME"))
-        for attribute in node.attribute
-    )
+    if node.op_type == "Pad":
+        return True
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    if "pads" in attributes and any(attributes["pads"].ints):
+        return True
+    return "auto_pad" in attributes and attributes["auto_pad"].s.startswith(b"SAME")
 
 
 def windows(model: onnx.ModelProto) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -34,17 +35,19 @@ def path(model: onnx.ModelProto) -> tuple[int, int]:
     steps = {t.name: t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT64}
     found: dict[str, tuple[int, int]] = {}
     for node in model.graph.node:
-        so_far = [found[name] for name in node.input if name in found]
-        stride, extent = (
-            max(column, default=1) for column in (zip(*so_far, strict=True) if so_far else ((), ()))
-        )
+        stride, extent = _largest_of_both([found[name] for name in node.input if name in found])
         extents, strides = window_of(node, shapes) or ((1,), (1,))
         if node.op_type == "Slice" and len(node.input) > 4 and node.input[4] in steps:
             strides = tuple(map(abs, onnx.numpy_helper.to_array(steps[node.input[4]]).ravel().tolist()))
         reached = stride * max(strides, default=1), extent + (max(extents) - 1) * stride
         found.update(dict.fromkeys(node.output, reached))
-    both = [*found.values(), (1, 1)]
-    return max(stride for stride, _ in both), max(extent for _, extent in both)
+    return _largest_of_both(found.values())
+
+
+def _largest_of_both(pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """The largest stride and the largest extent, at least 1."""
+    strides, extents = zip(*pairs, (1, 1), strict=True)
+    return max(strides), max(extents)
 
 
 def window_of(
@@ -57,9 +60,8 @@ def window_of(
     """
     ints = {a.name: tuple(a.ints) for a in node.attribute if a.type == onnx.AttributeProto.INTS}
     kernel = ints.get("kernel_shape")
-    if (
-        kernel is None and node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 1
-    ):  # the attribute may be left out
+    has_weight = node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 1
+    if kernel is None and has_weight:
         kernel = shapes.get(node.input[1], ())[2:]
     if not kernel:
         return None

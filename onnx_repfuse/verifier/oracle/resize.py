@@ -37,6 +37,11 @@ class _Axis:
     scale: np.float32
     roi: tuple[np.float32, np.float32] = (Float(0), Float(1))
 
+    @property
+    def changes(self) -> bool:
+        """Whether it is resized at all."""
+        return bool(self.scale != 1) or self.count != self.size
+
 
 def resize(
     context: Context,
@@ -57,11 +62,7 @@ def resize(
         # neighbours are taken, never computed with
         picks = [_nearest(context, axis) for axis in axes]
         return x.map(lambda a: a[np.ix_(*picks)])
-    matrices = {
-        place: _weights(context, mode, axis)
-        for place, axis in enumerate(axes)
-        if axis.scale != 1 or axis.count != axis.size
-    }
+    matrices = {place: _weights(context, mode, axis) for place, axis in enumerate(axes) if axis.changes}
     terms = math.prod(int(np.count_nonzero(m, axis=1).max(initial=1)) for m in matrices.values())
     context.count_terms(terms, x.value)
     if mode == "cubic" or context.attributes.get("antialias", 0):
@@ -100,21 +101,26 @@ def _axes(
     named = context.attributes.get("axes")
     where = list(range(rank)) if named is None else [int(axis) % rank for axis in np.atleast_1d(named)]
     result = [_Axis(size, size, Float(1)) for size in shape]
+    resized = [shape[axis] for axis in where]
     if sizes is not None and sizes.value.size:  # empty counts as absent
-        wanted = _kept_aspect(context, [int(size) for size in sizes.value], [shape[axis] for axis in where])
-        for axis, (count, scale) in zip(where, wanted, strict=True):
-            result[axis] = _Axis(shape[axis], count, scale)
+        wanted = _kept_aspect(context, [int(size) for size in sizes.value], resized)
     else:
         given: Any = context.attributes["scales"] if scales is None else scales.value
-        for axis, scale in zip(where, given, strict=True):
-            count = math.floor(Float(shape[axis]) * Float(scale))
-            result[axis] = _Axis(shape[axis], count, Float(scale))
-    if roi is not None and roi.value.size:
-        edges = [Float(edge) for edge in roi.value]
-        for number, axis in enumerate(where):
-            one = result[axis]
-            result[axis] = _Axis(one.size, one.count, one.scale, (edges[number], edges[number + len(where)]))
+        factors = [Float(scale) for scale in given]
+        pairs = zip(resized, factors, strict=True)
+        wanted = [(math.floor(Float(size) * scale), scale) for size, scale in pairs]
+    regions = _regions(roi, len(where))
+    for axis, (count, scale), region in zip(where, wanted, regions, strict=True):
+        result[axis] = _Axis(shape[axis], count, scale, region)
     return result
+
+
+def _regions(roi: Tensor | None, count: int) -> list[tuple[np.float32, np.float32]]:
+    """Begin and end of the region of interest along each axis that is resized; all of it where none is given."""
+    if roi is None or not roi.value.size:
+        return [(Float(0), Float(1))] * count
+    edges = [Float(edge) for edge in roi.value]
+    return list(zip(edges[:count], edges[count : 2 * count], strict=True))
 
 
 def _kept_aspect(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,6 @@ import onnx
 
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.verifier.distance import Array, flatten
-from onnx_repfuse.verifier.endless import refuse_endless
-from onnx_repfuse.verifier.huge import refuse_huge
 from onnx_repfuse.verifier.input_hints import input_hints
 from onnx_repfuse.verifier.inputs import FeedGroup, FeedKey, FeedSpec, choose_feeds
 from onnx_repfuse.verifier.intermediates import (
@@ -34,6 +33,7 @@ from onnx_repfuse.verifier.outputs.float32_twin import (
 from onnx_repfuse.verifier.outputs.random_outputs import random_tensors
 from onnx_repfuse.verifier.session import DoesNotRun, Model, Session, input_names, load, open_session
 from onnx_repfuse.verifier.strong_feed import with_strong_feed
+from onnx_repfuse.verifier.unrunnable import refuse_unrunnable
 
 __all__ = [
     "Baseline",
@@ -148,21 +148,11 @@ def measure_original(
     bounds_model = original if skeleton is None else skeleton
     parsed = _parsed(original, skeleton)
     if parsed is not None:
-        refuse_endless(parsed)
-        refuse_huge(parsed)
+        refuse_unrunnable(parsed)
     in_half_precision = parsed is not None and uses_short_floats(parsed)
     tails = _tails(original, skeleton)
     run = partial(_run_original, original, bounds_model, spec, runtime, defer_noise, in_half_precision)
-    inner = readable_tensors(bounds_model, wanted)
-    try:
-        try:
-            baseline = run(tails, inner)
-        except DoesNotRun:
-            if not inner:
-                raise
-            baseline = run(tails, ())
-    except DoesNotRun:  # as when a deciding tensor cannot be an output
-        baseline = run({}, ())
+    baseline = _first_that_runs(run, tails, readable_tensors(bounds_model, wanted))
     if parsed is not None:
         baseline.random = random_tensors(parsed)
         if in_half_precision:
@@ -234,6 +224,23 @@ def measure_noise_on(baseline: Baseline, keys: Sequence[FeedKey]) -> bool:
             if not table.keys().isdisjoint(missing):
                 return True
     return False
+
+
+def _first_that_runs(
+    run: Callable[[dict[str, DecisionTail], Sequence[str]], Baseline],
+    tails: dict[str, DecisionTail],
+    inner: Sequence[str],
+) -> Baseline:
+    """A run with as much as can be an output: with inner tensors, with the deciding ones alone, with none of them.
+
+    A deciding tensor of a type that the runtime gives to nobody cannot be one.
+    """
+    with suppress(DoesNotRun):
+        return run(tails, inner)
+    if inner:
+        with suppress(DoesNotRun):
+            return run(tails, ())
+    return run({}, ())
 
 
 def _run_original(

@@ -105,10 +105,10 @@ def has_same_tail(graph: onnx.GraphProto, tail: DecisionTail) -> bool:
             continue
         flow.update(node.output)
         # Names of the flow's tensors must agree, and their order: Greater(a, b) is not Greater(b, a).
-        other = producers.get(next(name for name in node.output if name))
+        other = producers.get(next(filter(None, node.output)))
         if other is None or other.op_type != node.op_type:
             return False
-        if [name for name in other.input if name in flow] != names:
+        if names != [name for name in other.input if name in flow]:
             return False
     return True
 

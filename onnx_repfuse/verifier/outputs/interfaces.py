@@ -99,18 +99,18 @@ def _pair(
         pairs = list(zip(first, second, strict=False))
     else:
         pairs = [(value, others[value.name]) for value in first if value.name in others]
-    paired = {mine.name: other.name for mine, other in pairs}
+    mine, theirs = (tuple(value.name for value in values) for values in (first, second))
+    both = Side(mine, theirs, {value.name: other.name for value, other in pairs})
     differences = []
-    for mine, other in pairs:
-        differs = _how_they_differ(mine, other)
+    for value, other in pairs:
+        differs = _how_they_differ(value, other)
         if differs:
-            differences.append(_difference(side, mine, other, differs))
+            differences.append(_difference(side, value, other, differs))
     missing = ("missing",)
-    differences += [_difference(side, mine, None, missing) for mine in first if mine.name not in paired]
-    found = set(paired.values())
-    differences += [_difference(side, None, other, missing) for other in second if other.name not in found]
-    names = [tuple(value.name for value in values) for values in (first, second)]
-    return Side(names[0], names[1], paired), differences
+    only_first, only_second = both.swapped().only_second, both.only_second
+    differences += [_difference(side, value, None, missing) for value in first if value.name in only_first]
+    differences += [_difference(side, None, other, missing) for other in second if other.name in only_second]
+    return both, differences
 
 
 def _difference(
@@ -122,17 +122,17 @@ def _difference(
 
 def _how_they_differ(first: ValueInfo, second: ValueInfo) -> tuple[str, ...]:
     """Sizes with a name, or without, may be any: only a size against another, or against any size, differs."""
-    has_other_sizes = len(first.shape) != len(second.shape) or any(
-        a != b
-        for a, b in zip(first.shape, second.shape, strict=False)
-        if isinstance(a, int) or isinstance(b, int)
-    )
     aspects = {
         "name": first.name != second.name,
         "type": first.type != second.type,
-        "shape": has_other_sizes,
+        "shape": _sizes(first.shape) != _sizes(second.shape),
     }
     return tuple(aspect for aspect, differs in aspects.items() if differs)
+
+
+def _sizes(shape: Iterable[Dim]) -> list[int | None]:
+    """The sizes of a shape that are fixed, None for any other."""
+    return [dim if isinstance(dim, int) else None for dim in shape]
 
 
 def why_incomparable(pairing: Pairing, every_output: bool, advice: str = "") -> str:
@@ -185,12 +185,9 @@ def _fixed_by_either(first: ValueInfo, second: ValueInfo, any_float: bool) -> tu
         raise DifferentInterface(both.format(f"the type {first.type}", second.type))
     if not first.shape or not second.shape:  # an unknown rank, or a scalar
         return first.shape
-    apart = [
-        a != b
-        for a, b in zip(first.shape, second.shape, strict=False)
-        if isinstance(a, int) and isinstance(b, int)
-    ]
-    if len(first.shape) != len(second.shape) or any(apart):
+    pairs = list(zip(_sizes(first.shape), _sizes(second.shape), strict=False))
+    has_other_sizes = any(len({*pair} - {None}) > 1 for pair in pairs)
+    if len(first.shape) != len(second.shape) or has_other_sizes:
         raise DifferentInterface(both.format(f"the shape {_dims(first.shape)}", _dims(second.shape)))
     return tuple(b if isinstance(b, int) else a for a, b in zip(first.shape, second.shape, strict=True))
 

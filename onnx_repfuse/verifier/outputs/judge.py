@@ -23,6 +23,7 @@ from onnx_repfuse.verifier.distance import (
     is_structure,
     largest,
     median,
+    relative_to,
     top1,
 )
 from onnx_repfuse.verifier.inputs import FeedKey
@@ -144,9 +145,8 @@ def _judge_exactly(name: str, pairs: Sequence[_Pair]) -> OutputVerdict:
             name, Status.FAILED, dtype.name, float(different), different / total, _INFINITY, (0.0, 0.0), 0.0,
             worst, message=message,
         )  # fmt: skip
-    why = (
-        "" if is_structure(name) else _why_exact_unobservable([pair for pair in pairs if pair.original.size])
-    )
+    with_elements = [pair for pair in pairs if pair.original.size]
+    why = "" if is_structure(name) else _why_exact_unobservable(with_elements)
     if not why:
         return verdict_without_figures(name, Status.PASSED, dtype.name, f"'{name}' is equal")
     message = f"'{name}' is equal, but it {why}"
@@ -177,34 +177,33 @@ def _judge_floats(name: str, pairs: Sequence[_Pair], user: UserTolerance | None)
     distances = [_distance(pair, tolerance, size) for pair, tolerance in compared if pair.original.size]
     worst = max(distances, key=lambda distance: distance.ratio)
     largest_of = _Distance(*(max(column) for column in zip(*distances, strict=True)))
-    error, allowed = largest_of.max_abs, largest_of.max_allowed
-    against = f"compared with {_TWIN}" if pairs[0].is_from_twin else ""
-    source = f" from {_TWIN}" if against else ""
+    is_from_twin = pairs[0].is_from_twin
+    source = f" from {_TWIN}" if is_from_twin else ""
     if worst.ratio > 1:
-        error, allowed = worst.error, worst.allowed
-        status, message = Status.FAILED, f"differs by {error:.3g}{source} where {allowed:.3g} is allowed"
+        status = Status.FAILED
+        message = f"differs by {worst.error:.3g}{source} where {worst.allowed:.3g} is allowed"
     elif why := _why_unobservable(pairs, _smallest_visible(tolerances, user)):
         status, message = Status.NOT_OBSERVED, f"{why}, so it cannot show a fault"
     else:
-        status, message = (
-            Status.PASSED,
-            f"differs by {error:.2g}{source}, {largest_of.over_noise:.2g} times the noise",
-        )
+        status = Status.PASSED
+        message = f"differs by {largest_of.max_abs:.2g}{source}, {largest_of.over_noise:.2g} times the noise"
+    has_failed = status is Status.FAILED
+    values = [(pair.original, pair.fused) for pair in pairs]
     return OutputVerdict(
         name,
         status,
         pairs[0].original.dtype.name,
-        max_abs=error,
+        max_abs=worst.error if has_failed else largest_of.max_abs,
         max_rel=largest_of.max_rel,
         over_noise=largest_of.over_noise,
         noise=(_largest_change(samples, "by_inputs") or 0.0, _largest_change(samples, "by_weights") or 0.0),
-        tolerance=allowed,
+        tolerance=worst.allowed if has_failed else largest_of.max_allowed,
         minimum_tolerance=largest_of.max_abs,
-        cosine=cosine([(pair.original, pair.fused) for pair in pairs]),
-        top1=top1([(pair.original, pair.fused) for pair in pairs]),
+        cosine=cosine(values),
+        top1=top1(values),
         optimized=_largest_change(samples, "optimized"),
         message=f"'{name}' {message}",
-        against=against,
+        against=f"compared with {_TWIN}" if is_from_twin else "",
     )
 
 
@@ -247,7 +246,7 @@ def _distance(pair: _Pair, tolerance: Tolerance, size_of_all: float) -> _Distanc
         over_noise = np.where(gap == 0, 0.0, gap / tolerance.noise)
     at = int(ratio.argmax())
     max_abs, size = float(gap.max()), largest(pair.original) or size_of_all
-    max_rel = max_abs / size if size > 0 else (_INFINITY if max_abs > 0 else 0.0)
+    max_rel = relative_to(size, max_abs)
     error, limit = float(gap.flat[at]), float(allowed.flat[at])
     return _Distance(
         float(ratio.flat[at]), error, limit, max_abs, float(allowed.max()), max_rel, float(over_noise.max())

@@ -13,7 +13,7 @@ from pathlib import Path
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.verifier.distance import difference, flatten, is_inexact
 from onnx_repfuse.verifier.inputs import FeedKey
-from onnx_repfuse.verifier.outputs.baseline import Baseline
+from onnx_repfuse.verifier.outputs.baseline import Baseline, Row
 from onnx_repfuse.verifier.outputs.float64_study import evaluate
 from onnx_repfuse.verifier.session import load
 
@@ -32,16 +32,23 @@ def measure_own_errors(baseline: Baseline, keys: Iterable[FeedKey]) -> bool:
         return False
     model = load(baseline.original)
     for key in missing:
-        errors = baseline.own_errors[key] = {}
         try:
             truth = flatten(evaluate(model, baseline.feed(key)))
         except InputError:
-            continue
-        for name, value in baseline.values[key].items():
-            exact = truth.get(name)
-            if value is not None and exact is not None and is_inexact(value.dtype):
-                errors[name] = difference(exact, value) if exact.shape == value.shape else None
+            truth = {}
+        baseline.own_errors[key] = _errors(baseline.values[key], truth)
     return any(baseline.own_errors[key] for key in missing)
+
+
+def _errors(values: Row, truth: Row) -> Row:
+    """How far floats are from float64; None for a tensor that has another shape there."""
+    errors: Row = {}
+    for name, value in values.items():
+        exact = truth.get(name)
+        if value is None or exact is None or not is_inexact(value.dtype):
+            continue
+        errors[name] = difference(exact, value) if exact.shape == value.shape else None
+    return errors
 
 
 def _is_large(baseline: Baseline) -> bool:

@@ -157,11 +157,10 @@ class _Extraction:
     def _determined(self, name: str, at: int) -> bool:
         if name in self.weights[at]:
             return not (at == 0 and self._may_be_overridden(name))
-        node = self.producers[at].get(name)
+        node, frame = self.producers[at].get(name), self.frames[at]
         if node is None:  # an input: the same in every call only if it is the body of a function
-            argument = self.frames[at].arguments.get(name)
-            is_bound = self.frames[at].is_function and argument is not None
-            return is_bound and self._fixed_from(str(argument), at - 1)
+            argument = frame.arguments.get(name) if frame.is_function else None
+            return argument is not None and self._fixed_from(argument, at - 1)
         if subgraphs(node) or node.op_type.startswith("Random"):
             return False
         if node.op_type in _SHAPE:
@@ -194,13 +193,12 @@ def _read(graph: onnx.GraphProto) -> dict[str, None]:
     """What a graph takes in, in order: its inputs, and what it and its subgraphs read from outside."""
     inside = {t.name for t in graph.initializer}
     names = dict.fromkeys(v.name for v in graph.input if v.name not in inside)
-    inside |= set(names)
+    inside |= {"", *names}  # an input that is left out has no name
     for node in graph.node:
-        for inner in subgraphs(node):
-            names.update((name, None) for name in _captured(inner) if name not in inside)
-        names.update((name, None) for name in node.input if name and name not in inside)
+        captured = [name for inner in subgraphs(node) for name in _captured(inner)]
+        names.update(dict.fromkeys(name for name in (*captured, *node.input) if name not in inside))
         inside.update(node.output)
-    names.update((v.name, None) for v in graph.output if v.name not in inside)
+    names.update(dict.fromkeys(v.name for v in graph.output if v.name not in inside))
     return names
 
 

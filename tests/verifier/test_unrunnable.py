@@ -11,8 +11,8 @@ import pytest
 from onnx_repfuse import fuse
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.verdict import Status
-from onnx_repfuse.verifier.huge import refuse_huge
 from onnx_repfuse.verifier.session import NoImplementation, Session
+from onnx_repfuse.verifier.unrunnable import refuse_unrunnable
 from tests.build import Net
 
 
@@ -50,11 +50,11 @@ def test_what_is_written_all_the_same_was_not_observed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("amount", [1, 1100, 3000])
 def test_a_large_padding_that_fits_is_run(amount: int) -> None:
-    refuse_huge(padded(amount))
+    refuse_unrunnable(padded(amount))
 
 
 def test_the_sizes_of_inputs_count() -> None:
     model = padded(3000)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 64
     with pytest.raises(NoImplementation, match="at least"):
-        refuse_huge(model)
+        refuse_unrunnable(model)
