@@ -34,12 +34,12 @@ KIND_HELP = {
     Kind.INDEX: "channels that Gather, Slice or a shuffle chooses, and positions that a Slice with steps takes",
     Kind.ACTIVATION: "a decomposed activation, as one operator: Clip(x + 3, 0, 6) / 6 as HardSigmoid; PRelu",
     Kind.STRIDE: "the stride of a 1x1 Conv or Slice, moved up to the Conv that computes what it skips",
-    Kind.DEAD: "channels that are zero, or that nobody reads, neither computed nor read",
+    Kind.DEAD: "channels that are zero, or that no node reads, left out",
     Kind.PRODUCT: "a factor of a product of two tensors, moved to the operator that computes one of them",
     Kind.FLUSH: "not a fold: weights so small that processors are slow with them, and too small to show, become zero",
     Kind.CONSTANT: "not a fold: nodes that compute a constant, as an initializer; an If that always takes one branch",
     Kind.EQUAL: "not a fold: a node that computes what an equal one computes, which is read instead",
-    Kind.NO_OP: "not a fold: a node that gives out what it reads (Identity, Add of 0), removed by itself",
+    Kind.NO_OP: "not a fold: a node whose output equals its input (Identity, Add of 0), removed",
     Kind.FROZEN: "not a fold: a graph input taken for its initializer, which --freeze-initializers alone asks for",
 }
 MAX_DIM = 1 << 40  # a larger dimension is a slip; it would overflow the tensor's size in bytes

@@ -17,7 +17,7 @@ from onnx_repfuse.graph.scope import ONNX_DOMAINS, Scope, node_name
 from onnx_repfuse.modelfile.branches import NAMES, IfKey, Kept, branch_of, can_replace, inline
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.edit import ScopeKey
-from onnx_repfuse.modelfile.node_order import inner_graphs
+from onnx_repfuse.modelfile.node_order import all_nodes
 
 __all__ = ["ConstantIf", "Inlined", "always_taken", "has_if", "without_constant_ifs"]
 
@@ -87,9 +87,7 @@ def always_taken(document: Document) -> set[str]:
 
 def has_if(graph: onnx.GraphProto) -> bool:
     """Whether a graph, or one inside it, has an If."""
-    return any(
-        node.op_type == "If" or any(has_if(inner) for _, inner in inner_graphs(node)) for node in graph.node
-    )
+    return any(node.op_type == "If" for node in all_nodes(graph.node))
 
 
 def _constant_ifs(inlined: Inlined, is_kept: Kept) -> dict[IfKey, ConstantIf]:
@@ -104,7 +102,9 @@ def _constant_ifs(inlined: Inlined, is_kept: Kept) -> dict[IfKey, ConstantIf]:
             position = scope.anchor[id(node)]
             proto = scope.proto.node[position]
             branch, other = branch_of(proto, taken), branch_of(proto, not taken)
-            if branch is None or other is None or is_kept(proto) or _holds(other, is_kept):
+            if branch is None or other is None:
+                continue
+            if is_kept(proto) or _holds(other, is_kept):
                 continue
             if can_replace(inlined.document.model, proto, branch, scope.opset):
                 output = next(filter(None, proto.output), "")
@@ -135,6 +135,5 @@ def _condition(scope: Scope, node: gs.Node) -> bool | None:
 
 
 def _holds(graph: onnx.GraphProto, is_kept: Kept) -> bool:
-    return any(
-        is_kept(node) or any(_holds(inner, is_kept) for _, inner in inner_graphs(node)) for node in graph.node
-    )
+    """Whether a graph, or one inside it, has a node that is kept."""
+    return any(map(is_kept, all_nodes(graph.node)))

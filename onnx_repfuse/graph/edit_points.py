@@ -71,13 +71,12 @@ def remove_dead_nodes(scope: Scope, alive: set[int]) -> None:
     fan_out = Counter(tensor.name for node in scope.nodes for tensor in node.inputs)
     kept: list[gs.Node] = []
     for node in reversed(scope.nodes):  # a dead consumer makes its producers dead
-        names = [t.name for t in node.outputs if t.name]
+        names = [tensor.name for tensor in node.outputs if tensor.name]
         is_needed = any(fan_out[name] or scope.is_seen(name) for name in names)
         if is_needed or id(node) not in alive:
             kept.append(node)
-            continue
-        for tensor in node.inputs:
-            fan_out[tensor.name] -= 1
+        else:
+            fan_out.subtract(tensor.name for tensor in node.inputs)
     scope.nodes = kept[::-1]
     scope.index()
 

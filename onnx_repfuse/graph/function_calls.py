@@ -6,11 +6,11 @@ if all calls agree, or all leave it out and take the function's default, or none
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import onnx
 
-from onnx_repfuse.modelfile.node_order import inner_graphs
+from onnx_repfuse.modelfile.node_order import all_nodes
 
 __all__ = ["agreed_arguments", "with_arguments"]
 
@@ -25,7 +25,7 @@ def agreed_arguments(model: onnx.ModelProto) -> dict[FunctionKey, Arguments]:
     if not functions:
         return agreed
     for nodes in (model.graph.node, *(function.node for function in functions.values())):
-        for node in _all_nodes(nodes):
+        for node in all_nodes(nodes):
             key = node.domain, node.op_type, node.overload
             if key not in functions:
                 continue
@@ -35,13 +35,6 @@ def agreed_arguments(model: onnx.ModelProto) -> dict[FunctionKey, Arguments]:
                 name: value for name, value in before.items() if name in given and value == given[name]
             }
     return agreed
-
-
-def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    for node in nodes:
-        yield node
-        for _, inner in inner_graphs(node):
-            yield from _all_nodes(inner.node)
 
 
 def _arguments(function: onnx.FunctionProto, call: onnx.NodeProto) -> Arguments:
@@ -57,9 +50,8 @@ def with_arguments(nodes: Iterable[onnx.NodeProto], arguments: Arguments) -> lis
 
 
 def _refers(node: onnx.NodeProto) -> bool:
-    if any(attribute.ref_attr_name for attribute in node.attribute):
-        return True
-    return any(_refers(child) for _, inner in inner_graphs(node) for child in inner.node)
+    """Whether an attribute of a node, or of one in its subgraphs, is an argument of the call."""
+    return any(attribute.ref_attr_name for inner in all_nodes([node]) for attribute in inner.attribute)
 
 
 def _bound(node: onnx.NodeProto, arguments: Arguments) -> onnx.NodeProto:

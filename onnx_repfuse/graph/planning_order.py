@@ -7,7 +7,7 @@ gives: what the first output needs comes first, and of that what the first input
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -28,25 +28,36 @@ def canonical_order(
         captures: id() of a node -> the tensors that its subgraphs read.
     """
     producer = {tensor.name: node for node in nodes for tensor in node.outputs if tensor.name}
-    placed: dict[int, gs.Node] = {}
+    placed: list[gs.Node] = []
     entered: set[int] = set()
     starts = [producer[name] for name in outputs if name in producer]
     for start in (*starts, *nodes):
-        # a stack of nodes, each with what is left of its inputs: a chain of thousands is deeper than Python may call
-        pending = [(start, _inputs(start, captures))] if id(start) not in entered else []
+        if id(start) in entered:
+            continue
         entered.add(id(start))
+        # a stack of nodes, each with what is left of its inputs: a chain of thousands is deeper than Python may call
+        pending = [(start, _inputs(start, captures))]
         while pending:
             node, names = pending[-1]
-            below = next(
-                (producer[n] for n in names if n in producer and id(producer[n]) not in entered), None
-            )
+            below = _next_below(names, producer, entered)
             if below is None:
-                placed[id(node)] = node
+                placed.append(node)
                 pending.pop()
             else:
                 entered.add(id(below))
                 pending.append((below, _inputs(below, captures)))
-    return list(placed.values())
+    return placed
+
+
+def _next_below(
+    names: Iterator[str], producer: Mapping[str, gs.Node], entered: Container[int]
+) -> gs.Node | None:
+    """The first of the nodes that compute these tensors which was not entered yet; takes the names up to it."""
+    for name in names:
+        node = producer.get(name)
+        if node is not None and id(node) not in entered:
+            return node
+    return None
 
 
 def _inputs(node: gs.Node, captures: Mapping[int, Sequence[str]]) -> Iterator[str]:

@@ -49,9 +49,10 @@ def _of_new_nodes(scope: Scope, infer: Infer) -> tuple[Types, Sizes] | None:
         return None
     new = [node for node in scope.nodes if not is_as_in_file(scope, node)]
     made = {tensor.name: types[tensor.name] for node in new for tensor in node.outputs}
-    if any(data_type not in FLOAT_FORMATS for data_type, _ in made.values()):
+    if not FLOAT_FORMATS.keys() >= {data_type for data_type, _ in made.values()}:
         return None  # a list of sizes: its values decide shapes further on
     read = {tensor.name for node in new for tensor in node.inputs} & scope.producer.keys()
     found, sizes = infer(_protos(scope, new), {name: types[name] for name in sorted(read - made.keys())})
-    is_as_before = all(found.get(name) == kind for name, kind in made.items())
-    return ({**types, **found}, {**scope.assumed, **sizes}) if is_as_before else None
+    if {name: found.get(name) for name in made} != made:
+        return None
+    return {**types, **found}, {**scope.assumed, **sizes}

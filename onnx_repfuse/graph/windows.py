@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.operators import operator
-from onnx_repfuse.graph.operators.facts import per_axis
+from onnx_repfuse.graph.operators.facts import all_pads, auto_pad, per_axis
 from onnx_repfuse.graph.scope import Scope, optional_input, static
 from onnx_repfuse.records.reasons import Reason
 
@@ -56,8 +56,9 @@ def window_of(scope: Scope, node: gs.Node) -> Window | None:
     they cut, where the stride is larger than what is missing. Automatic pads are resolved, where they are known.
     """
     window = any_window(scope, node)
-    is_certain = window is not None and (node.op == "Conv" or fits(scope, node.inputs[0].name, window.slack))
-    return window if is_certain else None
+    if window is None or node.op == "Conv":  # a Conv that is larger than its input does not run
+        return window
+    return window if fits(scope, node.inputs[0].name, window.slack) else None
 
 
 def fits(scope: Scope, name: str, slack: Sequence[int]) -> bool:
@@ -117,11 +118,7 @@ def _are_sound(kernel: Sequence[int], strides: Sequence[int], dilations: Sequenc
 
 def _pads_undilated(node: gs.Node) -> bool:
     """Whether runtimes pad for the window without its dilation, whatever the standard says: pools with SAME."""
-    return node.op != "Conv" and _auto_pad(node).startswith("SAME")
-
-
-def _auto_pad(node: gs.Node) -> str:
-    return str(node.attrs.get("auto_pad") or "NOTSET")
+    return node.op != "Conv" and auto_pad(node.attrs).startswith("SAME")
 
 
 def resolve_pads(scope: Scope, node: gs.Node, kernel: tuple[int, ...]) -> tuple[int, ...]:
@@ -130,20 +127,20 @@ def resolve_pads(scope: Scope, node: gs.Node, kernel: tuple[int, ...]) -> tuple[
     Raises Inexact where they are not known.
     """
     rank = len(kernel)
-    auto_pad = _auto_pad(node)
-    if auto_pad == "NOTSET":
-        return tuple(node.attrs.get("pads") or (0,) * (2 * rank))
-    if any(node.attrs.get("pads") or ()):
-        raise Inexact(Reason.UNSUPPORTED, f"it has auto_pad={auto_pad} and pads, which exclude each other")
-    if auto_pad == "VALID":
+    mode, pads = auto_pad(node.attrs), all_pads(node.attrs, rank)
+    if mode == "NOTSET":
+        return pads
+    if any(pads):
+        raise Inexact(Reason.UNSUPPORTED, f"it has auto_pad={mode} and pads, which exclude each other")
+    if mode == "VALID":
         return (0,) * (2 * rank)
-    if auto_pad not in ("SAME_UPPER", "SAME_LOWER"):
-        raise Inexact(Reason.UNSUPPORTED, f"auto_pad={auto_pad} is unknown")
+    if mode not in ("SAME_UPPER", "SAME_LOWER"):
+        raise Inexact(Reason.UNSUPPORTED, f"auto_pad={mode} is unknown")
     totals = _same_padding(scope, node, kernel)
     smaller = [total // 2 for total in totals]
     larger = [total - total // 2 for total in totals]
     # An odd position goes to the end (UPPER) or to the begin (LOWER).
-    return (*smaller, *larger) if auto_pad == "SAME_UPPER" else (*larger, *smaller)
+    return (*smaller, *larger) if mode == "SAME_UPPER" else (*larger, *smaller)
 
 
 def _same_padding(scope: Scope, node: gs.Node, kernel: tuple[int, ...]) -> list[int]:

@@ -22,6 +22,7 @@ from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph import windows
 from onnx_repfuse.graph.constant_folding import why_not_constant
 from onnx_repfuse.graph.operators.conv_matmul import is_one_matrix
+from onnx_repfuse.graph.operators.facts import auto_pad
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, node_name, optional_input
 from onnx_repfuse.lift.linear_op import (
     Context,
@@ -205,11 +206,11 @@ def lift_conv_transpose(context: Context, node: gs.Node) -> LinearOp | Declined 
 
 def _pads_of_transposed_unknown(node: gs.Node) -> Declined | None:
     """Why the pads of a ConvTranspose are not those of its attribute, if they are not."""
-    auto_pad = node.attrs.get("auto_pad") or "NOTSET"
+    mode = auto_pad(node.attrs)
     # With these, the pads follow from the input's size, which is usually not known.
-    if node.attrs.get("output_shape") or auto_pad not in ("NOTSET", "VALID"):
+    if node.attrs.get("output_shape") or mode not in ("NOTSET", "VALID"):
         return Declined(Reason.UNSUPPORTED, "ConvTranspose with output_shape or auto_pad=SAME is not handled")
-    if auto_pad == "VALID" and any(node.attrs.get("pads") or ()):
+    if mode == "VALID" and any(node.attrs.get("pads") or ()):
         return Declined(Reason.UNSUPPORTED, "it has auto_pad=VALID and pads, which exclude each other")
     return None
 

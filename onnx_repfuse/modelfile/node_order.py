@@ -15,7 +15,7 @@ import onnx
 
 from onnx_repfuse.errors import InputError, quoted
 
-__all__ = ["check_acyclic", "in_order", "inner_graphs", "outer_names", "sort_nodes"]
+__all__ = ["all_nodes", "check_acyclic", "in_order", "inner_graphs", "outer_names", "sort_nodes"]
 
 
 def inner_graphs(node: onnx.NodeProto) -> Iterator[tuple[tuple[str | int, ...], onnx.GraphProto]]:
@@ -26,6 +26,14 @@ def inner_graphs(node: onnx.NodeProto) -> Iterator[tuple[tuple[str | int, ...], 
         elif attr.type == onnx.AttributeProto.GRAPHS:
             for number, graph in enumerate(attr.graphs):
                 yield (attr.name, number), graph
+
+
+def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes, and those of their subgraphs."""
+    for node in nodes:
+        yield node
+        for _, inner in inner_graphs(node):
+            yield from all_nodes(inner.node)
 
 
 def outer_names(graph: onnx.GraphProto) -> set[str]:

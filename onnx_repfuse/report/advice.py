@@ -26,7 +26,7 @@ _ADVICE = {
 }
 _OVERRIDABLE = (
     "callers may set {} of the weights, which are graph inputs, too; runtimes cannot prepare such weights, and ONNX "
-    "Runtime takes up to six times as long with them; if nobody sets them, --freeze-initializers makes them constants "
+    "Runtime takes up to six times as long with them; if no caller does, --freeze-initializers makes them constants "
     "and folds them"
 )
 _ACTIONABLE = {*_ADVICE, Reason.OVERRIDABLE}

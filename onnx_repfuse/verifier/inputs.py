@@ -177,13 +177,12 @@ def _choose_feeds(session: Session, spec: FeedSpec, hints: InputHints) -> list[F
     except InputError:  # it runs at the ordinary size only
         feed = make_feed(session.inputs, main.shapes, seeds[-1], hints)
         return [main.with_run(feed, seeds[-1], session)]
-    groups = [main, small]
     same_ranks = (read for read in readings if _have_ranks_of(read, small.shapes))
     narrow = broadcast_shapes(next(same_ranks, session.inputs), spec.shapes, small.shapes)
     if narrow is not None:
         with suppress(InputError):  # a model need not broadcast
-            groups.append(attempt([narrow], seeds[:1]))
-    return groups
+            return [main, small, attempt([narrow], seeds[:1])]
+    return [main, small]
 
 
 def _for_some_seconds(shapes: Iterator[Shapes]) -> Iterator[Shapes]:
@@ -266,12 +265,8 @@ def _synthetic(value: ValueInfo, shape: tuple[int, ...], rng: np.random.Generato
         element = value._replace(type=kind[len("seq(") : -1])
         return [_synthetic(element, shape, rng, hints) for _ in range(2)]
     element_type = kind.removeprefix("tensor(").removesuffix(")")
-    if element_type in _FLOATS and value.name in hints.scales:
-        return np.ones(shape, _FLOATS[element_type])
-    if element_type in _FLOATS and value.name in hints.fractions:
-        return np.asarray(rng.random(shape) * _BELOW_ONE).astype(_FLOATS[element_type])
     if element_type in _FLOATS:
-        return np.asarray(rng.standard_normal(shape)).astype(_FLOATS[element_type])
+        return _synthetic_floats(value.name, shape, rng, hints).astype(_FLOATS[element_type])
     if element_type == "bool":
         return np.asarray(rng.random(shape) < 0.5)
     if element_type == "string":
@@ -289,13 +284,22 @@ def _synthetic(value: ValueInfo, shape: tuple[int, ...], rng: np.random.Generato
     )
 
 
+def _synthetic_floats(
+    name: str, shape: tuple[int, ...], rng: np.random.Generator, hints: InputHints
+) -> np.ndarray[Any, Any]:
+    """Normal random numbers, where nothing else is demanded of them."""
+    if name in hints.scales:
+        return np.ones(shape)
+    if name in hints.fractions:
+        return np.asarray(rng.random(shape) * _BELOW_ONE)
+    return np.asarray(rng.standard_normal(shape))
+
+
 def _is_open(value: ValueInfo, hints: InputHints) -> bool:
-    """Whether it is a list of sizes or indices, as far as anybody knows."""
-    return (
-        value.type in ("tensor(int32)", "tensor(int64)")
-        and bool(value.shape)
-        and value.name not in hints.bounds
-    )
+    """Whether it may be a list of sizes or indices: integers with an axis, which index no table."""
+    if value.name in hints.bounds or not value.shape:
+        return False
+    return value.type in ("tensor(int32)", "tensor(int64)")
 
 
 def _integer_range(dtype: np.dtype[Any], shape: tuple[int, ...], bound: int | None) -> tuple[int, int]:

@@ -33,6 +33,8 @@ __all__ = [
     "Values",
     "ViewCase",
     "WeightChannels",
+    "all_pads",
+    "auto_pad",
     "per_axis",
 ]
 
@@ -49,6 +51,16 @@ Attributes = Mapping[str, Any]
 Values = NDArray[Any]
 Layout = tuple[int, int]  # channel axis (1 or -1) and spatial rank
 WeightChannels = Callable[[gs.Node, Sequence[int]], tuple[int, int]]
+
+
+def auto_pad(attrs: Attributes) -> str:
+    """How a window pads: NOTSET where its `pads` say it."""
+    return str(attrs.get("auto_pad") or "NOTSET")
+
+
+def all_pads(attrs: Attributes, rank: int) -> tuple[int, ...]:
+    """The `pads` of a window, all begins, then all ends; none where a node leaves them out."""
+    return tuple(attrs.get("pads") or (0,) * (2 * rank))
 
 
 def per_axis(attrs: Attributes, name: str, rank: int) -> tuple[int, ...]:
@@ -208,7 +220,7 @@ class Operator:
         attributes_are_inputs_since: the opset from which axes, starts, pads, min, ... are inputs, attributes before.
         of_shape: its output, from the dims of its input alone.
         gain: by what factor a change of its inputs may grow that is far smaller than ordinary values: 0 where they hide
-            it, inf where it may show however small it is. `planner.gains` knows those that depend on constants.
+            it, inf where it may show however small it is. `planner.flush.gains` knows those that depend on constants.
         is_bounded: no output is large, whatever it reads.
         shaped_by_shapes: the values of its inputs decide no shape, nor do those of its outputs further on.
         doubts: which of its inferred sizes are not certain: axes of its outputs, or a `Doubt`.

@@ -18,6 +18,8 @@ from onnx_repfuse.graph.operators.facts import (
     SpaceMap,
     SpaceMapSort,
     ViewCase,
+    all_pads,
+    auto_pad,
     per_axis,
 )
 from onnx_repfuse.graph.scope import Scope
@@ -109,7 +111,7 @@ def _averages_constants(case: ViewCase) -> bool:
 
 def _is_padded(attrs: Attributes) -> bool:
     """Whether there may be padding around the tensor."""
-    return any(attrs.get("pads") or ()) or attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    return any(attrs.get("pads") or ()) or auto_pad(attrs) not in ("NOTSET", "VALID")
 
 
 def _may_lie_in_padding(attrs: Attributes, kernel: list[int]) -> bool:
@@ -131,9 +133,9 @@ def _fits(case: ViewCase, kernel: list[int]) -> bool:
 def _positions(node: gs.Node, operand: Sequence[int]) -> Sequence[int]:
     rank, attrs = len(operand), node.attrs
     strides, dilations = per_axis(attrs, "strides", rank), per_axis(attrs, "dilations", rank)
-    if attrs.get("auto_pad", "NOTSET").startswith("SAME"):
+    if auto_pad(attrs).startswith("SAME"):
         return [-(-size // stride) for size, stride in zip(operand, strides, strict=True)]
-    pads = attrs.get("pads") or [0] * 2 * rank
+    pads = all_pads(attrs, rank)
     result = []
     for axis, size in enumerate(operand):
         extent = (attrs["kernel_shape"][axis] - 1) * dilations[axis] + 1
