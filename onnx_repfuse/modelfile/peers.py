@@ -19,7 +19,7 @@ import onnx
 
 from onnx_repfuse.errors import RepfuseError
 from onnx_repfuse.modelfile.document import Document
-from onnx_repfuse.modelfile.node_order import inner_graphs
+from onnx_repfuse.modelfile.node_order import all_nodes
 from onnx_repfuse.modelfile.opset import opset_of
 from onnx_repfuse.modelfile.save import save
 from onnx_repfuse.modelfile.serialize import serialize
@@ -145,16 +145,9 @@ def _not_to_be_proved(model: onnx.ModelProto) -> Iterator[str]:
         yield "it would take weights that are graph inputs for constants"
     if model.training_info:
         yield "it would forget the model's training information"
-    if any(node.op_type in _LOOPS for node in _all_nodes(model)):
+    bodies = (function.node for function in model.functions)
+    if any(node.op_type in _LOOPS for nodes in (model.graph.node, *bodies) for node in all_nodes(nodes)):
         yield "what it does inside of a loop could not be proved"
-
-
-def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    pending = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    while pending:
-        node = pending.pop()
-        yield node
-        pending += [inner for _, graph in inner_graphs(node) for inner in graph.node]
 
 
 def _differences(original: onnx.ModelProto, result: onnx.ModelProto) -> Iterator[str]:

@@ -18,7 +18,7 @@ import onnx
 from onnx_repfuse.errors import Inexact, InputError, RepfuseError
 from onnx_repfuse.graph.enforced import is_inferable
 from onnx_repfuse.modelfile.document import Document
-from onnx_repfuse.modelfile.node_order import inner_graphs
+from onnx_repfuse.modelfile.node_order import all_nodes
 from onnx_repfuse.modelfile.save import save
 
 __all__ = ["invalid_model_is_input_error"]
@@ -43,10 +43,7 @@ def invalid_model_is_input_error(document: Document) -> Iterator[None]:
 
 def _is_inferable(graph: onnx.GraphProto) -> bool:
     """Whether shape inference, which a full check runs, survives every node."""
-    return all(
-        is_inferable(node) and all(_is_inferable(inner) for _, inner in inner_graphs(node))
-        for node in graph.node
-    )
+    return all(map(is_inferable, all_nodes(graph.node)))
 
 
 def _complaint(document: Document) -> str:
