@@ -70,7 +70,7 @@ def why_not_constant(node: onnx.NodeProto) -> str:
         return "ONNX does not define it"
     if refers_to_call(node):
         return "an attribute of it is known only when the function is called"
-    if node.op_type in _RANDOM or (node.op_type == "Dropout" and _may_drop(node)):
+    if node.op_type in _RANDOM or _may_drop(node):
         return "it is random"
     holds_graph = any(attribute.type in _GRAPHS for attribute in node.attribute)
     if holds_graph or node.op_type in HAVE_SUBGRAPHS:
@@ -81,6 +81,9 @@ def why_not_constant(node: onnx.NodeProto) -> str:
 
 
 def _may_drop(node: onnx.NodeProto) -> bool:
+    """Whether it is a Dropout that may run in training mode."""
+    if node.op_type != "Dropout":
+        return False
     if len(node.input) > 2:  # `training_mode`, from opset 12 on
         return True
     # before opset 7 an attribute, which is 0 by default
@@ -236,7 +239,9 @@ class ConstantNodes:
         if divisor.effort > MAX_FOLDED_ELEMENTS:
             return True  # nobody divides integers by so many; to look at all would take their memory
         value = divisor.computed()
-        return value is None or not value.all() or bool((value.astype(np.int64) == -1).any())
+        if value is None or not value.all():
+            return True
+        return bool((value.astype(np.int64) == -1).any())
 
     def read(self, name: str) -> Values:
         """The value of a tensor, read-only.

@@ -296,12 +296,13 @@ def _written_sizes(first: Dims, target: SizeList, *, copies: bool) -> list[Dim |
     known = set(tensors_of(times(first)))
     sizes: list[Dim | None] = []
     for place, size in enumerate(target):
-        if size == 0 and copies:
-            sizes.append(first[place] if place < len(first) else None)
-        elif size is None or size == -1 or (copies and not known.issuperset(tensors_of(size))):
+        if size is None or size == -1:
             sizes.append(None)
+        elif size == 0 and copies:
+            sizes.append(first[place] if place < len(first) else None)
         else:
-            sizes.append(size)
+            may_be_zero = not known.issuperset(tensors_of(size))
+            sizes.append(None if copies and may_be_zero else size)
     return sizes
 
 

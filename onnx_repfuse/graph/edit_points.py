@@ -105,7 +105,8 @@ def forget_unread_captures(scopes: Sequence[Scope]) -> None:
 
 def _key_around(key: ScopeKey, keys: Container[ScopeKey]) -> ScopeKey | None:
     """The key of the scope whose node holds this one; None for the main graph and for functions."""
-    if key == () or (key[0] == "function" and len(key) == 2):
+    outermost = 2 if key[:1] == ("function",) else 0  # ("function", its number)
+    if len(key) == outermost:
         return None
     # behind it: the node's position, the attribute's name, and the number of a graph in a list of graphs
     return next((key[:-tail] for tail in (2, 3) if key[:-tail] in keys), None)

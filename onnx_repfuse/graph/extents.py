@@ -65,9 +65,11 @@ def times(dims: Iterable[Dim]) -> Dim:
 def quotient(dim: Dim, divisor: Dim) -> Dim | None:
     """A size divided by one that divides it whatever the tensors' sizes are; None if that is not certain."""
     (above, extents), (below, others) = _parts(dim), _parts(divisor)
+    if not below or above % below:
+        return None
     left = Counter(extents)
     left.subtract(others)
-    if not below or above % below or min(left.values(), default=0) < 0:
+    if min(left.values(), default=0) < 0:
         return None
     return times((above // below, *left.elements()))
 
@@ -88,7 +90,9 @@ def plus(dim: Dim, number: int) -> Dim | None:
 
 def over(dim: Dim, number: int) -> Dim | None:
     """`floor(size / number)`, None where a runtime may round otherwise: it cuts off, and -1/4 is 0 then."""
-    if number < 1 or isinstance(dim, Product) or value(dim, lambda _: 1) < 0:
+    if number < 1 or isinstance(dim, Product):
+        return None
+    if value(dim, lambda _: 1) < 0:
         return None
     return behind(dim, number, -number)
 

@@ -48,16 +48,18 @@ def _sampled(scope: Scope, node: gs.Node) -> Iterator[tuple[Dim, Dim, int]]:
         return
     before, behind_it = dims_of(scope, node.inputs[0].name) or (), dims_of(scope, node.outputs[0].name) or ()
     for whole, left in zip(before, behind_it, strict=False):
+        if isinstance(whole, int):
+            continue
         for step in set(steps):
-            if step > 1 and not isinstance(whole, int) and left == behind(whole, step, -1):
+            if step > 1 and left == behind(whole, step, -1):
                 yield whole, left, step
 
 
 def _is_convolved(scope: Scope, node: gs.Node) -> bool:
     """Whether a Conv reads a Concat of channels and needs all of them."""
     name = node.outputs[0].name
-    shape = scope.shape(name)
-    if node.attrs.get("axis") != 1 or shape is None or len(shape) < 3 or shape[1] is None:
+    shape = scope.shape(name) or ()
+    if node.attrs.get("axis") != 1 or len(shape) < 3:
         return False
     for consumer in scope.consumers.get(name, ()):
         weight = static(scope.shape(optional_input(consumer, 1))) if consumer.op == "Conv" else None

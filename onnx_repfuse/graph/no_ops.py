@@ -149,7 +149,9 @@ def _einsum(scope: Scope, node: gs.Node) -> bool:
     if not arrow or axes != result:  # without an arrow, the result's axes are in alphabetical order
         return False
     takes_diagonal = len(set(axes)) < len(axes)
-    return axes.isalpha() and not takes_diagonal and _is_alone(scope, node)
+    if takes_diagonal or not axes.isalpha():
+        return False
+    return _is_alone(scope, node)
 
 
 def _dropout(scope: Scope, node: gs.Node) -> bool:
@@ -260,8 +262,10 @@ def _is_small_float(const: Const) -> bool:
     """Whether a constant holds few floats, which can be read while planning."""
     if const.data_type not in FLOAT_FORMATS or const.size > MAX_FOLDED_ELEMENTS:
         return False
-    takes_kernel = const.kernel is not None or (const.bias is not None and const.bias.deferred)
-    return not takes_kernel and const.computed() is not None
+    is_deferred = const.bias is not None and const.bias.deferred
+    if is_deferred or const.kernel is not None:
+        return False  # what this run made of kernels is computed while it is written
+    return const.computed() is not None
 
 
 def _keeps_shape(scope: Scope, name: str, constant: tuple[int, ...]) -> bool:

@@ -128,8 +128,9 @@ def _list(scope: Scope, name: str, lists: Mapping[str, SizeList]) -> SizeList | 
 
 def multiplies_all(node: gs.Node, inputs: int) -> bool:
     """Whether a node of so many inputs is the product of all numbers of a list."""
-    has_axes = inputs > 1 or node.attrs.get("axes") or node.attrs.get("noop_with_empty_axes")
-    return node.op == "ReduceProd" and not has_axes
+    if node.op != "ReduceProd" or inputs > 1:  # the second lists axes, from opset 18 on
+        return False
+    return not node.attrs.get("axes") and not node.attrs.get("noop_with_empty_axes")
 
 
 def _computed(node: gs.Node, inputs: Sequence[SizeList]) -> SizeList | None:

@@ -135,9 +135,9 @@ class View:
         """Whether it can be written for that many channels of its output."""
         if self.node.op == "Reshape" and self.channels_behind < self.channels:
             return channels == self.channels_behind  # its list tells how the many are those of one
-        if self.entry is None:
+        if self.entry is None or channels == self.channels:
             return True
-        return channels == self.channels or self.target is not None or bool(self.listed_in)
+        return self.target is not None or bool(self.listed_in)
 
     @property
     def listed(self) -> int:
@@ -274,7 +274,9 @@ def computed_from_shapes(scope: Scope, name: str, gone: Mapping[str, gs.Node] = 
 
 def restored_from(scope: Scope, node: gs.Node) -> str:
     """The tensor whose whole Shape a Reshape takes as its target, or ''."""
-    if node.op != "Reshape" or len(node.inputs) != 2 or node.attrs.get("allowzero"):
+    if node.op != "Reshape" or len(node.inputs) != 2:
+        return ""
+    if node.attrs.get("allowzero"):  # opset 14: without it, a 0 would copy another size
         return ""
     return whole_shape_of(scope, node.inputs[1].name)
 

@@ -55,7 +55,8 @@ _LIFTS: dict[str, Callable[[Context, gs.Node], LinearOp | Declined | None]] = {
 
 def may_be_linear(node: gs.Node) -> bool:
     """Whether a node would be linear if its parameters were constants and its shapes known."""
-    return node.op == "Split" or node.op in _LIFTS or operator(node).space_map is not None
+    has_lift = node.op in _LIFTS or node.op == "Split"
+    return has_lift or operator(node).space_map is not None
 
 
 def lift(context: Context, node: gs.Node, output: int = 0) -> LinearOp | Declined | None:
@@ -76,7 +77,7 @@ def lift(context: Context, node: gs.Node, output: int = 0) -> LinearOp | Decline
 def _is_too_wide(context: Context, node: gs.Node, output: int) -> bool:
     """Whether it is linear as far as its operator says, and has more channels than `Context.max_channels`."""
     most = context.max_channels
-    if most is None or not (node.op in _LIFTS or node.op == "Split" or operator(node).space_map is not None):
+    if most is None or not may_be_linear(node):
         return False
     layout = context.channel_layout(node.outputs[output].name)
     return layout is not None and layout.channels > most

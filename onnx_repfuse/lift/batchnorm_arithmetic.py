@@ -339,7 +339,6 @@ def _per_channel_at_any_rank(
     """
     if keeps_any_shape(shape, channel_layout.channels):
         return channel_layout
-    is_last_axis = operand is not None and operand.channel_axis == -1
-    if operand is not None and is_last_axis and shape in ((1,), (operand.channels,)):
-        return operand
-    return Declined(Reason.SHAPE, "the rank of its input is not known")
+    if operand is None or operand.channel_axis != -1 or shape not in ((1,), (operand.channels,)):
+        return Declined(Reason.SHAPE, "the rank of its input is not known")
+    return operand

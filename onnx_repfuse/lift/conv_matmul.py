@@ -246,9 +246,12 @@ def lift_matmul(context: Context, node: gs.Node) -> LinearOp | Declined | None:
         return weight
     name = node.inputs[0].name
     rank = context.rank(name)
-    if not is_one_matrix(weight.shape) or 0 in weight.shape or rank == 1:
-        return None  # a batch of matrices, nothing, or (K,) @ (K, N) -> (N,), which is not a map of channels
-    if len(weight.shape) > 2 and (rank is None or rank < len(weight.shape)):
+    if not is_one_matrix(weight.shape) or 0 in weight.shape:
+        return None  # a batch of matrices, or nothing
+    if rank == 1:
+        return None  # (K,) @ (K, N) -> (N,), which is not a map of channels
+    may_add_axes = rank is None or rank < len(weight.shape)
+    if may_add_axes and len(weight.shape) > 2:
         return None  # (M, K) @ (1, K, N) -> (1, M, N)
     c_in, c_out = weight.shape[-2:]
     kernel = _kernel(Geometry.dense(c_in, c_out), weight, lambda w: w.reshape(c_in, c_out).T)

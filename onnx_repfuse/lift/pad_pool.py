@@ -47,7 +47,9 @@ def _average_as_convolution(context: Context, node: gs.Node) -> LinearOp | Decli
     name = node.inputs[0].name
     channel_layout = context.channel_layout(name) or context.channel_layout(node.outputs[0].name)
     kernel = tuple(node.attrs.get("kernel_shape") or ())
-    if channel_layout is None or not kernel or channel_layout.layout != (1, len(kernel)):
+    if not kernel:
+        return None
+    if channel_layout is None or channel_layout.layout != (1, len(kernel)):
         return None
     pads = resolve_pads(context, node, kernel)
     if isinstance(pads, Declined):

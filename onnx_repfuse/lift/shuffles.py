@@ -112,8 +112,10 @@ def _takes_channel_off_and_on(steps: Sequence[Rearranged], nodes: Sequence[gs.No
 
     As torch.stack of what unbind gives is exported.
     """
-    is_pair = [node.op for node in nodes] == ["Squeeze", "Unsqueeze"] and len(steps) == len(nodes) + 1
-    return is_pair and steps[0].is_like(steps[-1]) and not steps[0].axes[1]
+    if [node.op for node in nodes] != ["Squeeze", "Unsqueeze"] or len(steps) != len(nodes) + 1:
+        return False
+    has_one_channel = not steps[0].axes[1]
+    return has_one_channel and steps[0].is_like(steps[-1])
 
 
 def _undone(steps: Sequence[Rearranged]) -> int:

@@ -75,8 +75,8 @@ def lift_concat(context: Context, node: gs.Node) -> LinearOp | None:
 def _part(context: Context, node: gs.Node, name: str, layout: tuple[int, int]) -> Operand | None:
     """One input of a Concat, if it is no constant and its channels are concatenated."""
     # A constant has no term: its values would be a bias for each position.
-    part = context.channel_layout(name)
-    if part is None or part.layout != layout or context.scope.const(name) is not None:
+    part = None if context.scope.const(name) is not None else context.channel_layout(name)
+    if part is None or part.layout != layout:
         return None
     if not _is_channel_axis(context, layout, name, node.attrs["axis"]):
         return None

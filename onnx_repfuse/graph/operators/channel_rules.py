@@ -66,7 +66,9 @@ class ChannelLayout:
 
     def with_channels_of(self, shape: Shape | None) -> ChannelLayout | None:
         """This layout, with the channels that a tensor of that shape has; None if they are not proved."""
-        if shape is None or len(shape) < 2 or not self.allows_dims(len(shape)):
+        if shape is None or len(shape) < 2:
+            return None
+        if not self.allows_dims(len(shape)):
             return None
         channels = shape[self.channel_axis]
         return None if channels is None else replace(self, channels=channels)
@@ -205,7 +207,9 @@ NORMALIZED = ChannelRule(KEPT_ON_AXIS_1.forwards, _normalized)
 def _selected_from(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
     layout, name = layouts.output(node), node.inputs[0].name
     shape, result = layouts.scope.shape(name), layouts.output_shape(node)
-    if layout is None or shape is None or result is None or len(shape) != len(result):
+    if layout is None or shape is None:
+        return ()
+    if result is None or len(result) != len(shape):
         return ()
     whole = layout.with_channels_of(shape)
     return () if whole is None else [(name, whole)]
@@ -252,8 +256,8 @@ def broadcast_shape(
 
     Below opset 7, `broadcast=1, axis=k` aligns it with the axes from `k` on. None if that is not known, or impossible.
     """
-    axis = node.attrs.get("axis")
-    if scope.opset >= NUMPY_BROADCAST_SINCE or axis is None or not node.attrs.get("broadcast"):
+    axis = node.attrs.get("axis") if node.attrs.get("broadcast") else None
+    if scope.opset >= NUMPY_BROADCAST_SINCE or axis is None:
         return shape
     if not rank:
         return None
@@ -280,9 +284,11 @@ def _broadcast(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
 def _broadcast_to_first(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
     """Below opset 7, the output has the shape of the first operand."""
     first, scope = layouts.first(node), layouts.scope
-    shape, const = scope.shape(node.inputs[0].name), scope.const(optional_input(node, 1))
-    if first is not None or shape is None or const is None:
+    if first is not None:
         return first
+    shape, const = scope.shape(node.inputs[0].name), scope.const(optional_input(node, 1))
+    if shape is None or const is None:
+        return None
     aligned = broadcast_shape(scope, node, const.shape, len(shape))
     return None if aligned is None else _named_by_constant(shape, aligned, const.data_type)
 

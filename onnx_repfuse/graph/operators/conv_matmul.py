@@ -158,8 +158,10 @@ def _conv_transpose_doubts(case: SizeCase) -> Sequence[int] | Doubt:
     wanted = case.attrs.get("output_shape", ())
     if any(out < (size or 0) for out, size in zip(wanted, case.shape[2:], strict=False)):
         return Doubt.SHAPE
+    if case.pads_twice:
+        return case.space
     lengthens = any(case.attrs.get("output_padding", ()))
-    return case.space if case.pads_twice or (case.pads_automatically and lengthens) else ()
+    return case.space if case.pads_automatically and lengthens else ()
 
 
 def _conv_doubts(case: SizeCase) -> Sequence[int]:

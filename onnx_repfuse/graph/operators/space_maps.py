@@ -89,7 +89,9 @@ def _reshape_layout(case: ViewCase) -> Layout | None:
     if _channels_vary_fastest(case):
         return _rows_layout(case)
     result = case.result
-    if case.channel != 1 or len(result) == 2 or result[1] != case.channels:
+    if case.channel != 1 or result[1] != case.channels:
+        return None
+    if len(result) == 2:  # several positions are not one
         return None
     return (1, len(result) - 2) if _keeps_batch(case) else None
 
@@ -117,7 +119,7 @@ def _keeps_batch(case: ViewCase) -> bool:
     if before is not None and after is not None:
         return prod(before) == prod(after)
     sizes, sizes_behind = case.dims()
-    if sizes and sizes_behind and sizes[0] == sizes_behind[0]:
+    if sizes[:1] == sizes_behind[:1] != ():
         return True
     if node.attrs.get("allowzero"):
         return False  # opset 14: a 0 in the target is a size of 0, else it copies the size of that axis

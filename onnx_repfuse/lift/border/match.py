@@ -139,11 +139,13 @@ def _nodes_between(
     pending = [last]
     while pending:
         for value in pending.pop().inputs:
-            tensor, producer = propagator.tensors.get(value.name), context.scope.producer.get(value.name)
-            holds_source = tensor is not None and tensor.source is not None and value.name != source
-            if producer is not None and holds_source and id(producer) not in inner:
-                inner[id(producer)] = producer
-                pending.append(producer)
+            tensor = propagator.tensors.get(value.name)
+            holds_source = tensor is not None and tensor.source is not None
+            producer = context.scope.producer.get(value.name) if holds_source else None
+            if producer is None or value.name == source or id(producer) in inner:
+                continue
+            inner[id(producer)] = producer
+            pending.append(producer)
     return inner
 
 
