@@ -70,8 +70,11 @@ def _may_shrink(node: onnx.NodeProto) -> bool:
     facts = operator_of_proto(node)
     if node.op_type == "Pad" or facts.scatters:
         return True
-    if not facts.has_window:
-        return False
+    return facts.has_window and _reaches_beyond_pads(node)
+
+
+def _reaches_beyond_pads(node: onnx.NodeProto) -> bool:
+    """Whether the window of a node may be longer than one position and its pads."""
     attributes = {attribute.name: attribute for attribute in node.attribute}
     if attributes.get("auto_pad", _NONE).s.startswith(b"SAME"):
         return False

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.scope import Scope, Shape, input_names, optional_input, static
+from onnx_repfuse.graph.scope import Const, Scope, Shape, input_names, optional_input, static
 
 __all__ = [
     "BROADCAST",
@@ -269,9 +269,7 @@ def _broadcast(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
     if layouts.scope.opset < NUMPY_BROADCAST_SINCE and node.attrs.get("broadcast"):
         return _broadcast_to_first(layouts, node)
     scope = layouts.scope
-    operands = [(name, scope.const(name)) for name in input_names(node)]
-    varying = [name for name, const in operands if const is None]
-    constants = [const for _, const in operands if const is not None]
+    varying, constants = _operands_of(scope, node)
     layout = _common(layouts, node, varying)
     if layout is not None and all(_fits(const.shape, layout) for const in constants):
         return layout
@@ -279,6 +277,13 @@ def _broadcast(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
         return None
     data_type = scope.data_type(varying[0]) or constants[0].data_type
     return _named_by_constant(scope.shape(varying[0]), constants[0].shape, data_type)
+
+
+def _operands_of(scope: Scope, node: gs.Node) -> tuple[list[str], list[Const]]:
+    """The operands that vary, and those that are constant."""
+    operands = [(name, scope.const(name)) for name in input_names(node)]
+    varying = [name for name, const in operands if const is None]
+    return varying, [const for _, const in operands if const is not None]
 
 
 def _broadcast_to_first(layouts: Layouts, node: gs.Node) -> ChannelLayout | None:
