@@ -27,7 +27,7 @@ import onnx
 
 from onnx_repfuse.graph.scope import ONNX_DOMAINS
 
-__all__ = ["is_inferable", "refers_to_call"]
+__all__ = ["attribute_of", "is_inferable", "refers_to_call"]
 
 # a term of an Einsum: letters, and one ellipsis at most; inference never ends on two in a row
 _EINSUM_TERM = re.compile(r"[A-Za-z]*(\.\.\.)?[A-Za-z]*")
@@ -46,26 +46,26 @@ def is_inferable(node: onnx.NodeProto) -> bool:
     return is_sound is None or is_sound(node)
 
 
-def _attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
+def attribute_of(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
     """An attribute of a node; an empty one where it has none of that name."""
     return next((a for a in node.attribute if a.name == name), onnx.AttributeProto())
 
 
 def _has_sound_equation(node: onnx.NodeProto) -> bool:
-    equation = _attribute(node, "equation").s.decode("utf-8", "replace").replace(" ", "")
+    equation = attribute_of(node, "equation").s.decode("utf-8", "replace").replace(" ", "")
     left, _, right = equation.partition("->")
     return all(map(_EINSUM_TERM.fullmatch, [*left.split(","), right]))
 
 
 def _splits_into_its_outputs(node: onnx.NodeProto) -> bool:
     # inference reads beyond the sizes of the parts where there are more outputs than parts
-    parts = _attribute(node, "num_outputs")
+    parts = attribute_of(node, "num_outputs")
     return parts.type == onnx.AttributeProto.UNDEFINED or parts.i == len(node.output)
 
 
 def _moves_on(node: onnx.NodeProto) -> bool:
     # onnx before 1.23 divides by strides of 0, which ends the process
-    return 0 not in _attribute(node, "strides").ints
+    return 0 not in attribute_of(node, "strides").ints
 
 
 def _never(node: onnx.NodeProto) -> bool:
@@ -78,7 +78,7 @@ _IS_SOUND: dict[str, Callable[[onnx.NodeProto], bool]] = {
     **dict.fromkeys(_WINDOWS, _moves_on),
     "Einsum": _has_sound_equation,
     "EyeLike": _never,
-    "GatherND": lambda node: _attribute(node, "batch_dims").i >= 0,
+    "GatherND": lambda node: attribute_of(node, "batch_dims").i >= 0,
     "RegexFullMatch": _never,
     "Split": _splits_into_its_outputs,
 }

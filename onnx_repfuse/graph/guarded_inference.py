@@ -13,11 +13,10 @@ from functools import cached_property
 
 import onnx
 
+from onnx_repfuse.graph.enforced import attribute_of
 from onnx_repfuse.graph.operators import operator_of_proto
 
 __all__ = ["GuardedModel"]
-
-_NONE = onnx.AttributeProto()
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +74,12 @@ def _may_shrink(node: onnx.NodeProto) -> bool:
 
 def _reaches_beyond_pads(node: onnx.NodeProto) -> bool:
     """Whether the window of a node may be longer than one position and its pads."""
-    attributes = {attribute.name: attribute for attribute in node.attribute}
-    if attributes.get("auto_pad", _NONE).s.startswith(b"SAME"):
+    if attribute_of(node, "auto_pad").s.startswith(b"SAME"):
         return False
-    kernel, pads = (list(attributes.get(name, _NONE).ints) for name in ("kernel_shape", "pads"))
+    kernel, pads = (list(attribute_of(node, name).ints) for name in ("kernel_shape", "pads"))
     if not kernel:  # a Conv may leave it to the shape of its weight
         return True
-    steps = list(attributes.get("dilations", _NONE).ints) or [1] * len(kernel)
+    steps = list(attribute_of(node, "dilations").ints) or [1] * len(kernel)
     if len(steps) != len(kernel) or len(pads) != 2 * len(kernel):
         return any(taps > 1 for taps in kernel)
     sides = zip(kernel, steps, pads, pads[len(kernel) :], strict=False)

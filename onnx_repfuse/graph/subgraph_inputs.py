@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 import onnx
 
+from onnx_repfuse.graph.enforced import attribute_of
 from onnx_repfuse.graph.scope import Scope, Shape
 
 __all__ = ["carried_tensors", "first_shapes", "widened"]
@@ -42,7 +43,7 @@ def first_shapes(
     shapes = {name: outer.shape(initial) for name, (initial, _) in carried.items()}
     if node.op_type == "Scan" and opset >= SCAN_WITHOUT_BATCH:
         count = _scan_states(node)
-        axes = _ints(node, "scan_input_axes") or [0] * (len(node.input) - count)
+        axes = attribute_of(node, "scan_input_axes").ints or [0] * (len(node.input) - count)
         slices = zip(body.input[count:], node.input[count:], axes, strict=False)
         shapes.update((value.name, _without_axis(outer.shape(name), axis)) for value, name, axis in slices)
     return shapes
@@ -74,9 +75,4 @@ def _without_axis(shape: Shape | None, axis: int) -> Shape | None:
 
 
 def _scan_states(node: onnx.NodeProto) -> int:
-    scanned = next((a.i for a in node.attribute if a.name == "num_scan_inputs"), 0)
-    return max(0, len(node.input) - scanned)
-
-
-def _ints(node: onnx.NodeProto, name: str) -> list[int]:
-    return next((list(a.ints) for a in node.attribute if a.name == name), [])
+    return max(0, len(node.input) - attribute_of(node, "num_scan_inputs").i)

@@ -15,7 +15,7 @@ import onnx
 from onnx_repfuse.verifier.flat_graph import constant_shapes
 from onnx_repfuse.verifier.session import Dim, ValueInfo
 
-__all__ = ["AxisHints", "axis_hints"]
+__all__ = ["AxisHints", "axis_hints", "int_attribute"]
 
 _SAME_SHAPE = frozenset(
     ["Abs", "Cast", "Clip", "Dropout", "Elu", "Exp", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Neg", "Relu",
@@ -139,7 +139,7 @@ def _by_product(node: onnx.NodeProto, place: int, other: tuple[int, ...] | None)
     # The axis that is summed: the last of the first operand, the last but one of the second, or turned.
     axes = [-1, -2]
     for operand, attribute in enumerate(("transA", "transB")):
-        if _int(node, attribute):
+        if int_attribute(node, attribute):
             axes[operand] = -3 - axes[operand]
     summed = other[axes[1 - place] if len(other) > 1 else -1]
     return AxisHints(rank, least=1, sizes=((axes[place], summed),))
@@ -148,7 +148,7 @@ def _by_product(node: onnx.NodeProto, place: int, other: tuple[int, ...] | None)
 def _by_conv(node: onnx.NodeProto, kernel: tuple[int, ...] | None) -> AxisHints:
     if kernel is None or len(kernel) < 3:
         return AxisHints()
-    channels = kernel[0] if node.op_type == "ConvTranspose" else kernel[1] * _int(node, "group", 1)
+    channels = kernel[0] if node.op_type == "ConvTranspose" else kernel[1] * int_attribute(node, "group", 1)
     return AxisHints(len(kernel), sizes=((1, channels),))
 
 
@@ -189,5 +189,6 @@ def _ints(node: onnx.NodeProto, name: str) -> list[int]:
     return next((list(attribute.ints) for attribute in node.attribute if attribute.name == name), [])
 
 
-def _int(node: onnx.NodeProto, name: str, default: int = 0) -> int:
+def int_attribute(node: onnx.NodeProto, name: str, default: int = 0) -> int:
+    """An attribute of a node; `default` where it is left out."""
     return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)

@@ -11,7 +11,7 @@ import onnx
 
 from onnx_repfuse.verifier.flat_graph import constant_shapes, flat_graph
 from onnx_repfuse.verifier.folds.windows import window_of
-from onnx_repfuse.verifier.input_axes import AxisHints, axis_hints
+from onnx_repfuse.verifier.input_axes import AxisHints, axis_hints, int_attribute
 from onnx_repfuse.verifier.session import Dim, Model, ValueInfo, load
 
 __all__ = ["InputHints", "input_hints"]
@@ -166,14 +166,11 @@ def _table_rows(graph: onnx.GraphProto, names: Iterable[str]) -> dict[str, int]:
     for node in graph.node:
         if node.op_type != "Gather" or len(node.input) < 2:
             continue
-        name, shape, axis = origin.get(node.input[1]), table_shapes.get(node.input[0], ()), _axis(node)
+        name, shape = origin.get(node.input[1]), table_shapes.get(node.input[0], ())
+        axis = int_attribute(node, "axis")
         if name is not None and axis < len(shape):
             bounds[name] = min(bounds.get(name, shape[axis]), shape[axis])
     return bounds
-
-
-def _axis(node: onnx.NodeProto) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
 
 
 def _that_reach(

@@ -21,17 +21,21 @@ def pads(node: onnx.NodeProto) -> bool:
 
 def windows(model: onnx.ModelProto) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """(extent, stride), each per axis, of each node with a kernel. A 3x3 kernel of dilation 2 has extent (5, 5)."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    shapes = _stored_shapes(model)
     for node in model.graph.node:
         window = window_of(node, shapes)
         if window is not None:
             yield window
 
 
+def _stored_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    return {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+
+
 def path(model: onnx.ModelProto) -> tuple[int, int]:
     """(stride, extent) of what the last nodes read of the first through all windows between, of the axis where each is
     largest: two 3x3 of stride 2, one behind the other, are one of stride 4 and extent 7."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    shapes = _stored_shapes(model)
     steps = {t.name: t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT64}
     found: dict[str, tuple[int, int]] = {}
     for node in model.graph.node:
@@ -72,7 +76,7 @@ def window_of(
 
 def deepest_sum(model: onnx.ModelProto) -> int:
     """The most channels that one output of a Conv, ConvTranspose, Gemm or MatMul of the model sums; at least 1."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    shapes = _stored_shapes(model)
     deepest = 1
     for node in model.graph.node:
         shape = shapes.get(node.input[1], ()) if len(node.input) > 1 else ()
