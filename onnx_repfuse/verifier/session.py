@@ -29,6 +29,7 @@ __all__ = [
     "Session",
     "ValueInfo",
     "all_nodes",
+    "file_size",
     "input_names",
     "input_values",
     "load",
@@ -182,6 +183,16 @@ def load(model: Model, weights: bool = True) -> onnx.ModelProto:
         return onnx.load(str(model), load_external_data=weights)
     except Exception as error:  # protobuf's, the file system's, onnx's checker's
         raise DoesNotRun(one_line(error)) from error
+
+
+def file_size(model: Model) -> int:
+    """Bytes of a model's file, without external data; 0 for one in memory, or where there is no such file."""
+    if not isinstance(model, Path | str):
+        return 0
+    try:
+        return Path(model).stat().st_size
+    except OSError:  # the session says what is wrong with it
+        return 0
 
 
 def one_line(error: BaseException) -> str:

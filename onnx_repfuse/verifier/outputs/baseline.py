@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -31,7 +30,15 @@ from onnx_repfuse.verifier.outputs.float32_twin import (
     widened,
 )
 from onnx_repfuse.verifier.outputs.random_outputs import random_tensors
-from onnx_repfuse.verifier.session import DoesNotRun, Model, Session, input_names, load, open_session
+from onnx_repfuse.verifier.session import (
+    DoesNotRun,
+    Model,
+    Session,
+    file_size,
+    input_names,
+    load,
+    open_session,
+)
 from onnx_repfuse.verifier.strong_feed import with_strong_feed
 from onnx_repfuse.verifier.unrunnable import refuse_unrunnable
 
@@ -161,7 +168,7 @@ def measure_original(
     first_feeds = [FeedKey(group, 0) for group in range(len(baseline.groups))]
     if in_half_precision or not defer_noise:
         _measure_noise_of_weights(baseline, first_feeds)
-    if optimized is None and _is_quick(original):
+    if optimized is None and file_size(original) <= _QUICK_FILE:
         _measure_optimized(baseline, [key for key in first_feeds if not baseline.is_largest(key.group)])
     elif optimized:
         _measure_optimized(baseline, first_feeds)
@@ -231,10 +238,7 @@ def _first_that_runs(
     tails: dict[str, DecisionTail],
     inner: Sequence[str],
 ) -> Baseline:
-    """A run with as much as can be an output: with inner tensors, with the deciding ones alone, with none of them.
-
-    A deciding tensor of a type that the runtime gives to nobody cannot be one.
-    """
+    """A run with inner tensors as outputs, else with the deciding ones alone, else with none: not all can be read."""
     with suppress(DoesNotRun):
         return run(tails, inner)
     if inner:
@@ -294,7 +298,7 @@ def _tails(original: Model, skeleton: onnx.ModelProto | None) -> dict[str, Decis
     """None of a large file, which is not parsed, nor of one whose nodes alone show that there are none."""
     if skeleton is not None and not may_have_tails(skeleton.graph):
         return {}
-    if isinstance(original, Path | str) and _file_size(original) > WEIGHTS_LIMIT:
+    if file_size(original) > WEIGHTS_LIMIT:
         return {}
     return find_tails(load(original, weights=False))
 
@@ -303,7 +307,7 @@ def _parsed(original: Model, skeleton: onnx.ModelProto | None) -> onnx.ModelProt
     """The original as a proto; None of a large file without a skeleton, which is not parsed."""
     if skeleton is not None:
         return skeleton
-    if isinstance(original, Path | str) and _file_size(original) > WEIGHTS_LIMIT:
+    if file_size(original) > WEIGHTS_LIMIT:
         return None
     return load(original, weights=False)
 
@@ -314,17 +318,6 @@ def _extra_outputs(original: Model, tails: dict[str, DecisionTail]) -> list[str]
     graph = load(original, weights=False).graph
     names = {name for tail in tails.values() for name in tail.deciding}
     return sorted(names - set(input_names(graph)) - {value.name for value in graph.output})
-
-
-def _file_size(path: Path | str) -> int:
-    try:
-        return Path(path).stat().st_size
-    except OSError:  # the session says what is wrong with it
-        return 0
-
-
-def _is_quick(original: Model) -> bool:
-    return not isinstance(original, Path | str) or _file_size(original) <= _QUICK_FILE
 
 
 def _measure_noise_of_inputs(baseline: Baseline, keys: Sequence[FeedKey]) -> None:

@@ -8,14 +8,13 @@ original's own error does. It takes an evaluation of the model in float64, so it
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from onnx_repfuse.errors import InputError
 from onnx_repfuse.verifier.distance import difference, flatten, is_inexact
 from onnx_repfuse.verifier.inputs import FeedKey
 from onnx_repfuse.verifier.outputs.baseline import Baseline, Row
 from onnx_repfuse.verifier.outputs.float64_study import evaluate
-from onnx_repfuse.verifier.session import load
+from onnx_repfuse.verifier.session import file_size, load
 
 __all__ = ["measure_own_errors"]
 
@@ -28,7 +27,7 @@ def measure_own_errors(baseline: Baseline, keys: Iterable[FeedKey]) -> bool:
     Models in half precision have a float32 twin instead. A model that float64 evaluation does not know has no error.
     """
     missing = [key for key in keys if key not in baseline.own_errors and key not in baseline.twin]
-    if not missing or _is_large(baseline):
+    if not missing or file_size(baseline.original) > _LARGEST_FILE:
         return False
     model = load(baseline.original)
     for key in missing:
@@ -49,8 +48,3 @@ def _errors(values: Row, truth: Row) -> Row:
             continue
         errors[name] = difference(exact, value) if exact.shape == value.shape else None
     return errors
-
-
-def _is_large(baseline: Baseline) -> bool:
-    original = baseline.original
-    return isinstance(original, Path | str) and Path(original).stat().st_size > _LARGEST_FILE
