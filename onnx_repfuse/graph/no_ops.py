@@ -262,10 +262,8 @@ def _is_small_float(const: Const) -> bool:
     """Whether a constant holds few floats, which can be read while planning."""
     if const.data_type not in FLOAT_FORMATS or const.size > MAX_FOLDED_ELEMENTS:
         return False
-    is_deferred = const.bias is not None and const.bias.deferred
-    if is_deferred or const.kernel is not None:
-        return False  # what this run made of kernels is computed while it is written
-    return const.computed() is not None
+    # what this run made of kernels is computed while it is written
+    return not const.takes_kernel and const.computed() is not None
 
 
 def _keeps_shape(scope: Scope, name: str, constant: tuple[int, ...]) -> bool:

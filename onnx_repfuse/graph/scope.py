@@ -85,6 +85,11 @@ class Const:
         """Number of elements of the largest tensor that `read` holds."""
         return max(self.size, self.inner)
 
+    @property
+    def takes_kernel(self) -> bool:
+        """Whether `read` folds weights of this run, which planning does not do."""
+        return self.kernel is not None or (self.bias is not None and bool(self.bias.deferred))
+
     def computed(self) -> Values | None:
         """What `read` returns; None if it cannot be computed: no runtime can run the node that needs it."""
         try:

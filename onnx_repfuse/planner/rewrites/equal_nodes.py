@@ -15,6 +15,8 @@ from onnx_repfuse.graph.constant_folding import why_not_constant
 from onnx_repfuse.graph.edit_points import replace_aliases, replace_nodes, to_proto
 from onnx_repfuse.graph.scope import Const
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
+from onnx_repfuse.planner.folds.replacements import add_fold
+from onnx_repfuse.planner.weights.shared_weights import share_equal_weights
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["merge_equal_nodes"]
@@ -26,10 +28,12 @@ MAX_COMPARED_ELEMENTS = 1024
 def merge_equal_nodes(plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banned: frozenset[str]) -> bool:
     """Let the consumers of a node read the outputs of an equal one; whether there were any.
 
-    Kept nodes and banned outputs stay, and so do the roots of folds and what somebody outside of the scope reads. What
-    a fold created for itself may be what the file, or another fold, computes for others, too: `ScopePlan.taken`.
+    Kept nodes and banned outputs stay, and so does what somebody outside of the scope reads. What a fold created for
+    itself may be what the file, or another fold, computes for others, too: `ScopePlan.taken`. Two folds may compute one
+    tensor: the consumers of one root read the other.
     """
     scope = plan.scope
+    share_equal_weights(scope)
     known = _EqualNodes(plan)
     replaced: dict[int, list[gs.Node]] = {}
 
@@ -45,6 +49,9 @@ def merge_equal_nodes(plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banne
             if id(node) in scope.original:
                 roles = frozenset((Kind.EQUAL,))
                 plan.add(PlannedFold((output.name,), [node], [], roles, 0, 0, equal_to=first))
+            elif not _is_inner(plan, node):
+                fold = add_fold(plan, output.name, {Kind.EQUAL}, [node], [])
+                fold.equal_to, fold.aliases = first, {output.name: kept.name}
             elif not _is_inner(plan, first):
                 plan.taken.add(kept.name)
     plan.merged.update(known.merged)
@@ -67,8 +74,6 @@ def _is_inner(plan: ScopePlan, node: gs.Node) -> bool:
 
 
 def _may_go(plan: ScopePlan, node: gs.Node, banned: frozenset[str]) -> bool:
-    if id(node) not in plan.scope.original and not _is_inner(plan, node):
-        return False
     names = [tensor.name for tensor in node.outputs if tensor.name]
     return banned.isdisjoint(names) and not any(map(plan.scope.is_seen, names))
 
@@ -139,7 +144,6 @@ class _EqualNodes:
 
 
 def _may_be_compared(const: Const) -> bool:
+    """Whether a constant is small, and no weight has to be read for its values."""
     is_text = const.data_type == onnx.TensorProto.STRING
-    return (
-        const.effort <= MAX_COMPARED_ELEMENTS and const.kernel is None and const.bias is None and not is_text
-    )
+    return const.effort <= MAX_COMPARED_ELEMENTS and not const.takes_kernel and not is_text

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import NodeProto, helper
 
-from onnx_repfuse import Options, fuse
+from onnx_repfuse import Options, Result, fuse
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 from onnx_repfuse.records.verdict import Status
@@ -267,3 +267,55 @@ def test_equal_nodes_that_do_nothing_are_each_proved() -> None:
     result = check(net.model(net.op("Relu", made)), {"Relu": 2, "Conv": 1})
     assert {str(change.kind) for change in result.report.changes} == {"equal", "no-op"}
     assert Reason.VERIFICATION not in {refusal.reason for refusal in result.report.refusals}
+
+
+def _twice(made: onnx.ModelProto) -> Result:
+    """The result, which is proved, and which a second run leaves alone."""
+    result = fuse(made)
+    assert result.report.verification is not None
+    assert result.report.verification.status is Status.PASSED
+    assert result.model is not None
+    assert not [refusal for refusal in result.report.refusals if refusal.reason is Reason.VERIFICATION]
+    again = fuse(result.model).model
+    assert again is not None
+    assert again.SerializeToString() == result.model.SerializeToString()
+    return result
+
+
+def test_normalizations_that_two_folds_create_of_one_tensor_are_one() -> None:
+    """For padded Convs that read what a BatchNormalization gives out, and cannot take its shift in."""
+    net = Net(3)
+    y = net.bn(net.conv("x", 3, 3, 1, group=3), 3)
+    ends = [net.op("Relu", net.conv(y, 3, 3, 3, pads=[2] * 4)) for _ in range(2)]
+    result = _twice(
+        net.model(net.op("Mul", net.op("Mul", *ends), net.op("Relu", net.add(y, net.conv("x", 3, 3, 1)))))
+    )
+    assert counts(result.model) == {"BatchNormalization": 1, "Conv": 3, "Relu": 3, "Mul": 2}
+
+
+@pytest.mark.parametrize(
+    ("readers", "is_shared", "left"),
+    [
+        (("Sin", "Cos"), False, {"Mul": 2, "Sin": 1, "Cos": 1}),
+        (("Sin", "Conv"), False, {"Mul": 2, "Sin": 1, "Conv": 1}),
+        (("Conv", "Conv"), False, {"Mul": 1, "Conv": 1}),
+        (("Sin", "Cos"), True, {"Mul": 2, "Sin": 1, "Cos": 1, "Elu": 1, "Add": 2}),
+        (("Conv", "Sin"), True, {"Mul": 2, "Sin": 1, "Conv": 1, "Elu": 1, "Add": 2}),
+        (("Conv", "Conv"), True, {"Mul": 2, "Conv": 1, "Elu": 1, "Add": 1}),
+    ],
+)
+def test_two_folds_that_compute_the_same_are_one(
+    readers: tuple[str, str], is_shared: bool, left: dict[str, int]
+) -> None:
+    """Chains of other factors, with the same product."""
+    nodes = [node("Sqrt", "x", "r")]
+    for place, (first, second) in enumerate((("four", "half"), ("half", "four"))):
+        nodes += [node("Mul", f"r {first}", f"a{place}"), node("Mul", f"a{place} {second}", f"b{place}")]
+        nodes += [node(readers[place], f"b{place}" + " w" * (readers[place] == "Conv"), f"c{place}")]
+        nodes += [node("Elu", f"b{place}", f"d{place}"), node("Add", f"c{place} d{place}", f"e{place}")][
+            : 2 * is_shared
+        ]
+    nodes += [node("Mul", "e0 e1" if is_shared else "c0 c1", "y")]
+    weights = {"four": np.float32(4), "half": np.float32(0.5), "w": random(4, 4, 1, 1)}
+    result = _twice(_model(nodes, weights))
+    assert counts(result.model) == {"Sqrt": 1, **left}
