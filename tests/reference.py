@@ -110,13 +110,18 @@ def _padded(x: Array, pads: list[int], value: float = 0.0, mode: str = "constant
     return np.pad(x, width, mode=mode)  # type: ignore[call-overload,no-any-return]
 
 
-def _linear(tally: Tally, run: Callable[[Array, Array], Array], x: Value, w: Array, b: Array | None) -> Value:
-    """Value and error of `run(x, w) + b`, where `run` is linear in x and in w."""
+def _linear(
+    tally: Tally, run: Callable[[Array, Array], Array], x: Value, weight: Value, b: Value | None
+) -> Value:
+    """Value and error of `run(x, w) + b`, where `run` is linear in x and in w, and both w and b may be computed."""
+    w = weight.x
     y = run(x.x, w)
     spread = run(np.abs(x.x), np.abs(w))
     e = np.sqrt(run(x.e**2, w**2)) + tally.u * spread + tally.tiny * run(np.abs(x.x), np.ones_like(w))
+    if weight.e.any():
+        e = e + run(np.abs(x.x), np.broadcast_to(weight.e, w.shape))
     if b is not None:
-        y, e = y + b, e + tally.u * (np.abs(b) + np.abs(y))
+        y, e = y + b.x, e + b.e + tally.u * (np.abs(b.x) + np.abs(y))
     return Value(y, e)
 
 
@@ -135,13 +140,16 @@ def _conv(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
         split = weight.reshape(group, weight.shape[0] // group, weight.shape[1], prod(kernel))
         return np.einsum("tngcp,goct->ngop", taps, split).reshape(n, weight.shape[0], *out)
 
-    y = _linear(tally, run, x, w, _bias(ins, rank))
+    y = _linear(tally, run, x, ins[1], _bias(ins, rank))
     tally.macs += y.x.size * prod(w.shape[1:])
     return [y]
 
 
-def _bias(ins: list[Value], rank: int) -> Array | None:
-    return ins[2].x.reshape(-1, *(1,) * rank) if len(ins) > 2 else None
+def _bias(ins: list[Value], rank: int) -> Value | None:
+    if len(ins) < 3:
+        return None
+    shape = (-1, *(1,) * rank)
+    return Value(ins[2].x.reshape(shape), np.broadcast_to(ins[2].e, ins[2].x.shape).reshape(shape))
 
 
 def _conv_transpose(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
@@ -176,7 +184,7 @@ def _conv_transpose(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> li
             (slice(None), slice(None), *(slice(pads[a], m - pads[rank + a]) for a, m in enumerate(whole)))
         ]
 
-    y = _linear(tally, run, x, w, _bias(ins, rank))
+    y = _linear(tally, run, x, ins[1], _bias(ins, rank))
     tally.macs += x.x.size * prod(w.shape[1:])
     return [y]
 
@@ -184,19 +192,25 @@ def _conv_transpose(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> li
 def _matmul(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
     a, b = ins
     _need(a.x.ndim >= 2 and b.x.ndim >= 2 and a.x.shape[-1] == b.x.shape[-2])
-    y = _linear(tally, np.matmul, a, b.x, None)
-    if b.e.any():
-        y = Value(y.x, y.e + np.matmul(np.abs(a.x), b.e))
+    y = _linear(tally, np.matmul, a, b, None)
     tally.macs += y.x.size * a.x.shape[-1]
     return [y]
 
 
+def _times(value: Value, factor: float) -> Value:
+    return Value(factor * value.x, abs(factor) * value.e)
+
+
 def _gemm(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
-    a, b = ins[0], ins[1].x
-    a = Value(a.x.T, a.e.T) if attrs.get("transA") else a
-    b = (b.T if attrs.get("transB") else b) * attrs.get("alpha", 1.0)
-    c = attrs.get("beta", 1.0) * ins[2].x if len(ins) > 2 else None
-    _need(a.x.ndim == 2 and b.ndim == 2 and a.x.shape[1] == b.shape[0])
+    a, b = (
+        Value(one.x.T, one.e.T) if attrs.get(key) else one
+        for one, key in zip(ins[:2], ("transA", "transB"), strict=True)
+    )
+    b, c = (
+        _times(b, attrs.get("alpha", 1.0)),
+        _times(ins[2], attrs.get("beta", 1.0)) if len(ins) > 2 else None,
+    )
+    _need(a.x.ndim == 2 and b.x.ndim == 2 and a.x.shape[1] == b.x.shape[0])
     y = _linear(tally, np.matmul, a, b, c)
     tally.macs += y.x.size * a.x.shape[1]
     return [y]

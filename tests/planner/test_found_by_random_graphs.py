@@ -227,3 +227,12 @@ def test_a_split_of_which_one_output_is_used_is_a_node() -> None:
         helper.make_node("Split", [net.conv("x", 2, 6, 3), net.const([4, 2])], ["a", "b"], axis=1)
     )
     check(net.model(net.op("Relu", "b")), {"Conv": 1, "Relu": 1})
+
+
+def test_a_product_counts_by_its_weight_where_sizes_contradict_it() -> None:
+    """A Gemm of 120 rows behind a Flatten of 224 by 224 pixels: the MatMul in its place counted 200,704 rows."""
+    net = Net(4, opset=6)
+    flat = net.bn(net.op("Flatten", "x"), 120, is_test=1)
+    model = net.model(net.op("Gemm", flat, net.random(1, 120), net.random(1), transB=1, broadcast=1))
+    report = fuse(model, options=Options(check=False)).report
+    assert report.before.macs == report.after.macs == 120

@@ -148,9 +148,14 @@ def _gemm_macs(scope: Scope, node: gs.Node) -> int | None:
 
 
 def _matmul_macs(scope: Scope, node: gs.Node) -> int | None:
-    # the weight may be a tensor, of unknown shape: the data's last axis is as long as the sums
-    data, out = scope.assumed.get(node.inputs[0].name), scope.elements(node.outputs[0].name)
-    return None if data is None or out is None else out * data[-1]
+    """As long as the sums are the weight's rows; where that is a tensor of unknown shape, the data's last axis.
+
+    Not that axis first: behind a Flatten its assumed size is no fact, and a Gemm counts by its weight, too.
+    """
+    weight = scope.shape(optional_input(node, 3 if node.op == "QLinearMatMul" else 1)) or ()
+    data, out = scope.assumed.get(node.inputs[0].name, ()), scope.elements(node.outputs[0].name)
+    length = (weight[-2] if len(weight) > 1 else None) or (data[-1] if data else None)
+    return None if length is None or out is None else out * length
 
 
 def _conv_transpose_doubts(case: SizeCase) -> Sequence[int] | Doubt:
