@@ -150,6 +150,7 @@ class _Planning:
             # A second run would read the file that the nodes make now. So plan once more by what that says: without
             # what is remembered of nodes that are gone, and with the shapes that inference finds.
             read_again(scope)
+            self.plan.refused, self.plan.shaped = {}, frozenset()
             self.is_changed, layouts = False, None
         self.plan.notes.append("planning stopped before it found nothing more to do; please report it")
 

@@ -127,3 +127,13 @@ def test_planning_ends_where_one_axis_is_channels_for_two_readers() -> None:
     feed = {"x": np.random.default_rng(0).standard_normal((1, 2, 6, 8)).astype(np.float32)}
     for a, b in zip(run(model, feed), run(result.model, feed), strict=True):
         assert np.allclose(a, b, atol=1e-5)
+
+
+def test_what_kept_a_shape_is_forgotten_once_it_is_gone() -> None:
+    """The Reshape needs the shape of the pool, which is given out, too; without it, that of the product will do."""
+    net = Net(4)
+    pooled = net.op("GlobalAveragePool", net.conv_bn("x", 4, 4, 3))
+    sizes = net.op("Shape", pooled)
+    product = net.op("Reshape", net.op("Mul", pooled, net.const(2.0)), sizes)
+    given_out = net.op("Cast", sizes, to=TensorProto.FLOAT)
+    runs_once(net.model(product, given_out), {"Conv": 1, "GlobalAveragePool": 1, "Shape": 1, "Cast": 1})
