@@ -2,8 +2,7 @@
 
 Identity, a Cast to the type that is there, a Dropout that drops nothing, a Reshape to the shape that is there, a Slice
 of everything, a Pad by nothing, a Tile of one, a sum or maximum of one tensor, arithmetic with ones or zeros, a Where
-that takes all of one tensor. An Add of zero changes one value: -0 becomes 0, of which `1 / x` makes infinities of other
-signs.
+that takes all of one tensor. An Add of zero changes one value: -0 becomes 0 (`graph.zero_signs`).
 """
 
 from __future__ import annotations
@@ -13,23 +12,14 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
-from onnx_repfuse.graph.operators.facts import HAVE_SUBGRAPHS
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, Scope, optional_input, static
 from onnx_repfuse.graph.size_lists import constant_list
+from onnx_repfuse.graph.zero_signs import shows_zero
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
-__all__ = ["constant_beside", "drops", "given_out", "has_mask", "shows_zero", "tells_zeros_apart"]
-
-MAX_TENSORS_BEHIND = 64  # looked at for one that tells 0 from -0
-# Operators that make something else of -0 than of 0, with the inputs for which they do.
-_TELL_ZEROS_APART = {"Reciprocal": (0,), "Div": (1,), "Pow": (0,), "BitCast": (0,)}
-# Operators behind which the sign of a zero is lost: they add many terms, or have one value for both zeros.
-_LOSE_SIGN = {
-    "Abs", "Conv", "ConvTranspose", "Exp", "Gemm", "LogSoftmax", "MatMul", "Shape", "Sigmoid", "Softmax", "Softplus",
-}  # fmt: skip
+__all__ = ["constant_beside", "drops", "given_out", "has_mask"]
 
 
 def given_out(scope: Scope, node: gs.Node) -> str:
@@ -61,49 +51,6 @@ def drops(scope: Scope, node: gs.Node) -> bool:
     return const is None or bool(np.any(const.read()))
 
 
-def shows_zero(scope: Scope, node: gs.Node, zeros: NDArray[np.float64], *, is_left: bool) -> bool:
-    """Whether something behind an Add or Sub of zeros sees that it makes 0 of -0.
-
-    x + -0 and x - 0 are x for every x, and -0 - x is -x.
-
-    Args:
-        zeros: the constant operand.
-        is_left: it is the first one.
-    """
-    changes_sign = np.signbit(zeros) == (node.op == "Sub" and not is_left)
-    return bool(changes_sign.any()) and tells_zeros_apart(scope, node.outputs[0].name)
-
-
-def tells_zeros_apart(scope: Scope, name: str) -> bool:
-    """Whether something behind a tensor may compute another value from -0 than from 0.
-
-    What is not known to do the same with both is taken to tell them apart, as are subgraphs. A graph output does not:
-    -0 equals 0.
-    """
-    seen: set[str] = set()
-    pending = [name]
-    while pending:
-        tensor = pending.pop()
-        if tensor in seen:
-            continue
-        seen.add(tensor)
-        if tensor in scope.captured or len(seen) > MAX_TENSORS_BEHIND:
-            return True
-        for consumer in scope.consumers.get(tensor, ()):
-            if _may_tell_zeros_apart(consumer, tensor):
-                return True
-            if consumer.op not in _LOSE_SIGN:
-                pending += [output.name for output in consumer.outputs if output.name]
-    return False
-
-
-def _may_tell_zeros_apart(consumer: gs.Node, tensor: str) -> bool:
-    """Whether a node itself may make something else of -0 than of 0."""
-    is_of_other_domain = "." in consumer.op
-    if is_of_other_domain or consumer.op in HAVE_SUBGRAPHS:
-        return True
-    places = _TELL_ZEROS_APART.get(consumer.op, ())
-    return any(optional_input(consumer, place) == tensor for place in places)
 
 
 # Nodes that give out their first input, or another one.

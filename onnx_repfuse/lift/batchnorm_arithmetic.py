@@ -17,11 +17,11 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.kernels import Array, Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
-from onnx_repfuse.graph.no_ops import shows_zero
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import broadcast_shape, keeps_any_shape
 from onnx_repfuse.graph.operators.facts import Passes
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, ONNX_DOMAINS, Const, node_name
+from onnx_repfuse.graph.zero_signs import shows_zero
 from onnx_repfuse.lift.linear_op import (
     Context,
     Declined,

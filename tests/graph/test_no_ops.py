@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from onnx_repfuse import fuse
+from onnx_repfuse import Options, fuse
 from onnx_repfuse.records.report import Kind
 from tests.build import Net, counts, equal
 
@@ -266,6 +267,38 @@ def test_the_sign_of_a_zero(behind: tuple[str, ...], is_visible: bool) -> None:
         feeds = {"x": -np.ones((1, 4), np.float32)}
         before, after = (_run(one, feeds) for one in (model, result.model))
         np.testing.assert_array_equal(before, after)
+
+
+BEHIND_ZERO: dict[str, tuple[bool, Callable[[Net, str], str]]] = {
+    "a negative power": (True, lambda net, x: net.op("Pow", x, net.const(-1.0))),
+    "an unknown power": (True, lambda net, x: net.op("Pow", x, "e")),
+    "an even power": (False, lambda net, x: net.op("Reciprocal", net.op("Pow", x, net.const(2.0)))),
+    "an odd power": (True, lambda net, x: net.op("Reciprocal", net.op("Pow", x, net.const(3.0)))),
+    "a sum that is not zero": (False, lambda net, x: net.op("Reciprocal", net.op("Add", x, net.const(1e-5)))),
+    "a sum that may be zero": (True, lambda net, x: net.op("Reciprocal", net.op("Add", x, net.const([0, 0, 1, 1.])))),
+    "an L2 norm": (False, lambda net, x: net.op("Reciprocal", net.op("ReduceL2", x, axes=[1]))),
+    "a maximum over an axis": (True, lambda net, x: net.op("Reciprocal", net.op("ReduceMax", x, axes=[1]))),
+    "a Clip above zero": (False, lambda net, x: net.op("Reciprocal", net.op("Clip", x, net.const(1e-12)))),
+    "a Clip below zero": (False, lambda net, x: net.op("Reciprocal", net.op("Clip", x, "", net.const(-1.0)))),
+    "a Clip at zero": (True, lambda net, x: net.op("Reciprocal", net.op("Clip", x, net.const(0.0)))),
+    "a maximum above zero": (False, lambda net, x: net.op("Reciprocal", net.op("Max", net.const(1e-3), x))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("behind", BEHIND_ZERO)
+def test_what_loses_the_sign_of_a_zero(behind: str) -> None:
+    """As the norm of an attention does, which is clipped before it divides."""
+    net = Net(shape=("N", 4), opset=17)
+    net.more_inputs.append(onnx.helper.make_tensor_value_info("e", TensorProto.FLOAT, ["N", 4]))
+    is_visible, write = BEHIND_ZERO[behind]
+    model = net.model(write(net, net.op("Add", net.op("Neg", net.op("Relu", "x")), net.const(np.zeros(4)))))
+    result = fuse(model, options=Options(check=False))
+    weights = [onnx.numpy_helper.to_array(tensor) for tensor in result.model.graph.initializer]
+    zeros = [value for value in weights if value.shape == (4,) and not value.any()]
+    assert bool(zeros) == is_visible
+    feeds = {"x": -np.ones((1, 4), np.float32), "e": -np.ones((1, 4), np.float32)}
+    before, after = (_run(one, feeds) for one in (model, result.model))
+    np.testing.assert_array_equal(before, after)
 
 
 def _run(model: onnx.ModelProto, feeds: dict[str, Any]) -> Any:

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.edit_points import let_shapes_read
-from onnx_repfuse.graph.no_ops import constant_beside, tells_zeros_apart
+from onnx_repfuse.graph.no_ops import constant_beside
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import Const, Scope
+from onnx_repfuse.graph.zero_signs import tells_zeros_apart
 from onnx_repfuse.lift.batchnorm_arithmetic import ROUNDS_BETWEEN, most_that_cancels
 from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.folds.replacements import Replacements

@@ -19,10 +19,10 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.decode import new_node, read_instead
-from onnx_repfuse.graph.no_ops import tells_zeros_apart
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope, optional_input
 from onnx_repfuse.graph.windows import Window, any_window, fits, holds_a_position
+from onnx_repfuse.graph.zero_signs import tells_zeros_apart
 from onnx_repfuse.lift import Context
 from onnx_repfuse.lift.linear_op import Declined
 from onnx_repfuse.lift.pad_pool import read_pads
