@@ -47,6 +47,7 @@ from onnx_repfuse.planner.rewrites.avoided_rules import LATE_RULES
 from onnx_repfuse.planner.rewrites.constant_nodes import write_constants
 from onnx_repfuse.planner.rewrites.dead_channels import ZeroChannels, drop_dead_channels
 from onnx_repfuse.planner.rewrites.equal_nodes import merge_equal_nodes
+from onnx_repfuse.planner.rewrites.late_biases import move_biases
 from onnx_repfuse.planner.rewrites.move_factors import factor_refusals, move_factors
 from onnx_repfuse.planner.rewrites.padded_windows import apply_padded_windows
 from onnx_repfuse.planner.rewrites.pass_maxima import apply_maxima, maximum_refusals
@@ -224,6 +225,9 @@ class _Planning:
             is_written = move_factors(self.plan, self.paths(layouts, ways), self.options.allows_all)
             self._changed(written=is_written)
             is_merged |= is_written
+        is_written = move_biases(self.plan, self.paths(layouts, ShiftPaths), self.options.allows_all)
+        self._changed(written=is_written)
+        is_merged |= is_written
         return channel_layouts(self.plan.scope, layouts) if is_merged else layouts
 
     def fold_into_weights(self, layouts: dict[str, ChannelLayout]) -> bool:
