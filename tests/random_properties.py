@@ -17,6 +17,7 @@ from onnx import helper
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.quiet_runtime import ort
 from onnx_repfuse.records.report import Report
+from onnx_repfuse.verifier.scopes.computed_scales import compute_scales
 from tests.random_variants import ops, outlined
 from tests.reference import InvalidError, Tally, Value, evaluate
 
@@ -65,7 +66,7 @@ def _other_branches(model: onnx.ModelProto) -> onnx.ModelProto:
         if tensor.data_type == onnx.TensorProto.BOOL and not tensor.dims:
             turned = np.logical_not(onnx.numpy_helper.to_array(tensor))
             tensor.CopyFrom(onnx.numpy_helper.from_array(turned, tensor.name))
-    return copy
+    return compute_scales(copy)
 
 
 Run = Callable[[dict[str, Array]], dict[str, Array]]

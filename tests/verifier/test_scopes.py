@@ -10,14 +10,17 @@ import onnx
 import onnx.parser
 import pytest
 
+from onnx_repfuse import fuse
 from onnx_repfuse.records.verdict import Status
 from onnx_repfuse.verifier.outputs.baseline import measure_original
 from onnx_repfuse.verifier.scopes import feeds
 from onnx_repfuse.verifier.scopes.check import check_scopes
+from onnx_repfuse.verifier.scopes.computed_scales import compute_scales
 from onnx_repfuse.verifier.scopes.extract import Outside
 from onnx_repfuse.verifier.scopes.feeds import feeds_to_try
 from onnx_repfuse.verifier.scopes.forced import ForcedBranches
 from onnx_repfuse.verifier.scopes.instances import instances, resolve
+from onnx_repfuse.verifier.session import DoesNotRun, open_session
 
 HEAD = '<ir_version: 9, opset_import: ["": 17, "own": 1]>\n'
 # Each has a Mul by {FACTOR} that its inputs do not reach, or reach at one rank only, and the key of its scope.
@@ -223,3 +226,51 @@ def test_no_vectors_are_guessed_for_a_conv_where_they_end_the_process(
 
     assert ranks(True, True) == {2, 3, 4, 5}
     assert ranks(True, False) == ranks(False, True) == {1, 2, 3, 4, 5}
+
+
+DEADLY = {
+    "a function that is called with any rank": """g (float[N,4,H,W] x) => (float[] y) { y = own.F (x) }
+<domain: "own", opset_import: ["": 17]> F (a) => (b) {
+   s = Constant <value = float[4] {1, 1, 2, 2}> ()
+   k = Constant <value = float {3}> ()
+   v = Resize <mode = "linear"> (a, "", s) r = Relu (v) t = Mul (r, k) u = Add (t, k) b = Mul (u, k) }""",
+    "behind a branch of a higher rank": """
+g (float[N,4,H] x) => (float[] y) <float[3] s = {1, 1, 2}, float[1,1,2] two = {1, 1, 1}, float k = {3},
+                                   float[1,1,1,1] four = {3}, float big = {1e30}> {
+   top = ReduceMax <keepdims = 0> (x)
+   never = Greater (top, big)
+   a = If (never) <then_branch = then () => (float[] t) { t = Mul (x, four) },
+                   else_branch = other () => (float[] e) { e = Relu (x) }>
+   v = Resize <mode = "linear"> (a, "", s) r = Relu (v) t1 = Mul (r, k) u = Add (t1, k) y = Mul (u, k) }""",
+}
+
+
+@pytest.mark.parametrize("resize", ['Resize <mode = "linear"> (a, "", s)'])
+@pytest.mark.parametrize("case", DEADLY)
+def test_a_resize_with_too_few_scales_does_not_end_the_process(
+    case: str, resize: str, tmp_path: Path
+) -> None:
+    """As it does in ONNX Runtime 1.32, in float32, where data has more axes than there are constant scales."""
+    model = onnx.load(_file(tmp_path / "model.onnx", DEADLY[case]))
+    result = fuse(model)
+    assert [fold.output for fold in result.report.folds]
+    assert result.report.verification.status is not Status.FAILED
+
+
+@pytest.mark.parametrize(
+    ("opset", "op", "inputs"), [(10, "Resize", 2), (9, "Upsample", 2), (11, "Resize", 3)]
+)
+def test_scales_are_computed_in_front_of_a_resize(opset: int, op: str, inputs: int) -> None:
+    node = onnx.helper.make_node(op, ["x", "roi", "s"] if inputs == 3 else ["x", "s"], ["y"])
+    scales = onnx.numpy_helper.from_array(np.array([1, 2], np.float32), "s")
+    roi = onnx.numpy_helper.from_array(np.zeros(0, np.float32), "roi")
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, None) for name in "xy")
+    graph = onnx.helper.make_graph([node], "g", [x], [y], [scales, roi])
+    opsets = [onnx.helper.make_opsetid("", opset)]
+    model = compute_scales(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    assert [one.op_type for one in model.graph.node] == ["Identity", op]
+    with open_session(model) as session:
+        value = np.ones((2, 2), np.float32)
+        assert session.run({"x": value})["y"].shape == (2, 4)
+        with pytest.raises(DoesNotRun):
+            session.run({"x": value[None]})

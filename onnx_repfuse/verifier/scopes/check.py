@@ -21,6 +21,7 @@ from onnx_repfuse.verifier.intermediates import open_with_extra_outputs, tensor_
 from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, file_bytes
 from onnx_repfuse.verifier.outputs.baseline import Baseline
 from onnx_repfuse.verifier.outputs.compare import verify_outputs
+from onnx_repfuse.verifier.scopes.computed_scales import compute_scales
 from onnx_repfuse.verifier.scopes.extract import ScopeModel, extract
 from onnx_repfuse.verifier.scopes.feeds import MAX_TRIED, element_type, example_of, feeds_to_try
 from onnx_repfuse.verifier.scopes.instances import Frame, Key, Way, instances, resolve
@@ -119,6 +120,8 @@ def _compare(
     operators = {node.op_type for node in all_nodes(before.model)}
     if "Loop" in operators:
         return False, 0, "it holds a Loop, which may never end on other inputs"
+    for side in (before, after):
+        compute_scales(side.model)
     outside = list(before.outside.values())
     # Constants between nodes count, too: a body's weights may be nodes.
     weights = [*before.model.graph.initializer, *_constants(before.model.graph)]

@@ -21,6 +21,7 @@ from onnx_repfuse.verifier.inputs import FeedSpec
 from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, file_bytes
 from onnx_repfuse.verifier.outputs.baseline import Baseline, measure_original
 from onnx_repfuse.verifier.outputs.compare import compare_with_baseline
+from onnx_repfuse.verifier.scopes.computed_scales import compute_scales
 from onnx_repfuse.verifier.scopes.instances import first_output
 from onnx_repfuse.verifier.session import all_nodes, load, subgraphs
 
@@ -84,7 +85,7 @@ def _forced(model: onnx.ModelProto, value: bool, constant: Set[str]) -> onnx.Mod
     condition = onnx.numpy_helper.from_array(np.array(value))
     for owner in (model.graph, *model.functions):
         _force(owner, condition, constant)
-    return model
+    return compute_scales(model)  # a tensor may have another rank there
 
 
 def _force(
