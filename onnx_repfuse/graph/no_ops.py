@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, Scope, optional_input, static
@@ -49,8 +50,6 @@ def drops(scope: Scope, node: gs.Node) -> bool:
         return False
     const = scope.const(name)
     return const is None or bool(np.any(const.read()))
-
-
 
 
 # Nodes that give out their first input, or another one.
