@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
+from onnx_repfuse.graph.operators.einsum import equation_of
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, Scope, optional_input, static
 from onnx_repfuse.graph.size_lists import constant_list
 from onnx_repfuse.graph.zero_signs import shows_zero
@@ -90,14 +91,11 @@ def _where(scope: Scope, node: gs.Node) -> str:
 
 def _einsum(scope: Scope, node: gs.Node) -> bool:
     """Of one operand whose axes stay as they are."""
-    equation = str(node.attrs.get("equation", "")).replace(" ", "")
-    axes, arrow, result = equation.partition("->")
-    if not arrow or axes != result:  # without an arrow, the result's axes are in alphabetical order
+    if not _is_alone(scope, node):
         return False
-    takes_diagonal = len(set(axes)) < len(axes)
-    if takes_diagonal or not axes.isalpha():
-        return False
-    return _is_alone(scope, node)
+    shape = scope.shape(node.inputs[0].name)
+    equation = equation_of(node.attrs, [None if shape is None else len(shape)])
+    return equation is not None and equation.terms == (equation.result,)
 
 
 def _dropout(scope: Scope, node: gs.Node) -> bool:

@@ -36,6 +36,7 @@ _LIFTS: dict[str, Callable[[Context, gs.Node], LinearOp | Declined | None]] = {
     "ConvTranspose": conv_matmul.lift_conv_transpose,
     "Div": batchnorm_arithmetic.lift_arithmetic,
     "Dropout": sum_identity.lift_dropout,
+    "Einsum": conv_matmul.lift_einsum,
     "Expand": slice_concat.lift_repeat,
     "Gather": slice_concat.lift_gather,
     "Gemm": conv_matmul.lift_gemm,

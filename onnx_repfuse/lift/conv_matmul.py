@@ -1,4 +1,4 @@
-"""Conv, ConvTranspose, Gemm, MatMul: the operators that have a weight.
+"""Conv, ConvTranspose, Gemm, MatMul, Einsum: the operators that have a weight.
 
 Weights are brought to the algebra's (c_out, c_in / groups, *kernel) when they are read:
 ConvTranspose stores (c_in, c_out / groups, *kernel); MatMul and Gemm with transB=0 store (c_in, c_out).
@@ -22,6 +22,7 @@ from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph import windows
 from onnx_repfuse.graph.constant_folding import why_not_constant
 from onnx_repfuse.graph.operators.conv_matmul import is_one_matrix
+from onnx_repfuse.graph.operators.einsum import product_by_matrix
 from onnx_repfuse.graph.operators.facts import auto_pad
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, node_name, optional_input
 from onnx_repfuse.lift.linear_op import (
@@ -36,7 +37,15 @@ from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["conv_geometry", "lift_conv", "lift_conv_transpose", "lift_gemm", "lift_matmul", "resolve_pads"]
+__all__ = [
+    "conv_geometry",
+    "lift_conv",
+    "lift_conv_transpose",
+    "lift_einsum",
+    "lift_gemm",
+    "lift_matmul",
+    "resolve_pads",
+]
 
 
 def _parameter(context: Context, name: str) -> Const | Declined | None:
@@ -256,6 +265,24 @@ def lift_matmul(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     c_in, c_out = weight.shape[-2:]
     kernel = _kernel(Geometry.dense(c_in, c_out), weight, lambda w: w.reshape(c_in, c_out).T)
     return from_kernel(node, name, kernel, Kind.MATMUL)
+
+
+def lift_einsum(context: Context, node: gs.Node) -> LinearOp | None:
+    """Einsum with a constant matrix, along the last axis or axis 1."""
+    product = product_by_matrix(context.scope, node)
+    if product is None:
+        return None
+    weight, (c_in, c_out) = context.scope.constants[node.inputs[product.weight].name], product.channels
+    if weight.data_type not in FLOAT_FORMATS or 0 in weight.shape:
+        return None
+    axis, rank = product.layout
+    geometry = Geometry.dense(c_in, c_out) if axis == -1 else Geometry.conv(c_in, c_out, (1,) * rank)
+    shape = geometry.weight_shape
+    reads_rows = product.reads_rows
+    kernel = _kernel(
+        geometry, weight, (lambda w: w.T.reshape(shape)) if reads_rows else (lambda w: w.reshape(shape))
+    )
+    return from_kernel(node, node.inputs[product.data].name, kernel, Kind.MATMUL)
 
 
 def lift_gemm(context: Context, node: gs.Node) -> LinearOp | Declined | None:

@@ -92,6 +92,8 @@ CASES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], tuple[int, ...], in
         (2, 4, 5), 18),
     "gemm": ([node("Gemm", "x w c", alpha=0.5, beta=2.0, transB=1)], {"w": rand(3, 5), "c": rand(3)}, (4, 5),
         17),
+    "einsum": ([node("Einsum", "x w", equation="...c,dc->...d")], {"w": rand(3, 5)}, (2, 4, 5), 17),
+    "einsum that broadcasts": ([node("Einsum", "x w", equation="abc,bcd->adb")], {"w": rand(4, 1, 3)}, (2, 4, 5), 17),
     "gemm transposed": ([node("Gemm", "x w", transA=1)], {"w": rand(4, 3)}, (4, 5), 17),
     "matmul": ([node("MatMul", "x w", "a"), node("MatMul", "v a")], {"w": rand(5, 3), "v": rand(2, 4)},
         (2, 4, 5), 17),

@@ -6,6 +6,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.operators.conv_matmul import CONV_MATMUL
+from onnx_repfuse.graph.operators.einsum import EINSUM
 from onnx_repfuse.graph.operators.facts import Operator
 from onnx_repfuse.graph.operators.index_maps import INDEX_MAPS
 from onnx_repfuse.graph.operators.pointwise import ARITHMETIC, POINTWISE
@@ -18,7 +19,16 @@ __all__ = ["OPERATORS", "Operator", "operator", "operator_of_proto"]
 
 OPERATORS = {
     record.name: record
-    for record in (*ARITHMETIC, *CONV_MATMUL, *INDEX_MAPS, *POINTWISE, *POOLING, *RESIZE, *SPACE_MAPS)
+    for record in (
+        *ARITHMETIC,
+        *CONV_MATMUL,
+        *EINSUM,
+        *INDEX_MAPS,
+        *POINTWISE,
+        *POOLING,
+        *RESIZE,
+        *SPACE_MAPS,
+    )
 }
 UNKNOWN = Operator("")
 

@@ -82,11 +82,7 @@ def _slice_doubts(case: SizeCase) -> Sequence[int]:
 
 
 def _every_axis(case: SizeCase) -> Sequence[int]:
-    """All sizes.
-
-    Einsum: an index may be of size 1 in one operand, and inference takes the first size it meets. STFT: inference does
-    not count the half of the frequencies that `onesided` leaves.
-    """
+    """All sizes: inference does not count the half of the frequencies that `onesided` leaves."""
     return range(len(case.result))
 
 
@@ -179,7 +175,6 @@ def _crops_space_by_constants(case: ViewCase) -> bool:
 INDEX_MAPS = (
     Operator("Concat", gain=1.0, channels=STACKED, operations=0),
     Operator("ConstantOfShape"),
-    Operator("Einsum", doubts=_every_axis),
     Operator("Expand", gain=1.0, space_map=SpaceMap.of_sort(SpaceMapSort.REPEATS, _expand_layout)),
     Operator("Tile", gain=1.0, space_map=SpaceMap.of_sort(SpaceMapSort.REPEATS, _tile_layout)),
     Operator("Gather", gain=1.0, channels=SELECTED, operations=0),

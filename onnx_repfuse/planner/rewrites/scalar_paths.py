@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.operators import operator
-from onnx_repfuse.graph.scope import Scope, optional_input
+from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.graph.views import proved_rank
 from onnx_repfuse.lift import Context, LinearOp, lift
 from onnx_repfuse.planner.folds.replacements import IsFree
@@ -41,6 +41,7 @@ VIEWS = {
     "Unsqueeze",
 }  # fmt: skip
 _FACTORS = {"Div", "Mul", "Neg"}
+_PRODUCTS = {"Einsum", "MatMul"}  # linear in each of two tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ class Path:
     @property
     def passes_product(self) -> bool:
         """Whether it passes a product of two tensors."""
-        return any(node.op == "MatMul" for node in self.nodes)
+        return any(node.op in _PRODUCTS for node in self.nodes)
 
 
 class _Way(NamedTuple):
@@ -281,7 +282,7 @@ class Paths:
             if step is None:
                 return None
             node = step.node
-            up = self._up_other_operand(step) if node.op == "MatMul" else None
+            up = self._up_other_operand(step) if node.op in _PRODUCTS else None
             if up is not None:
                 return Path(factor, down, step, up.steps, up.sink, up.channels)
             down = (*down, step)
@@ -306,7 +307,7 @@ class Paths:
         Operands of a product that are split into heads fit each other at few sizes.
         """
         varying = [t.name for t in node.inputs if t.name and self.scope.const(t.name) is None]
-        if node.op != "MatMul":
+        if node.op not in _PRODUCTS:
             return all(proved_rank(self.scope, name) is not None for name in varying)
         shapes = [self.scope.shape(name) for name in varying]
         return all(shape is not None and shape[1:].count(None) <= 2 for shape in shapes)
@@ -315,12 +316,12 @@ class Paths:
         """The inputs of a node whose factor, of some elements, is a factor of its output."""
         if node.op == "Split" and len(node.outputs) <= MAX_PARTS and self.is_alone(node.inputs[0].name, node):
             return (0,)
-        if len(node.outputs) != 1 or (pattern is not None and node.op == "MatMul"):
+        if len(node.outputs) != 1 or (pattern is not None and node.op in _PRODUCTS):
             return ()
         if node.op in VIEWS:
             return (0,)
-        names = [optional_input(node, place) for place in (0, 1)]
-        is_product = node.op == "MatMul" and names[0] != names[1]
+        names = [tensor.name for tensor in node.inputs]
+        is_product = node.op in _PRODUCTS and len(names) == 2 and names[0] != names[1]
         return (0, 1) if is_product and all(self.scope.const(name) is None for name in names) else ()
 
     def absorbs_from_below(self, name: str, *consumers: gs.Node) -> LinearOp | None:

@@ -1,17 +1,18 @@
-"""Factors beside a matrix product go into its weight where no channels say how: batches of matrices, and rows.
+"""Factors beside a product go into its weight where no channels say how: batches of matrices, rows, any Einsum.
 
     (x @ W) * s = x @ (W * s)        (x * s) @ W = x @ (s' * W)        W of (heads, k, n): a matrix for each head
 
-The algebra knows products along the last axis by one matrix. What remains is a weight W of three or more axes, a weight
-that stands first, and a Gemm that reads its first input by columns (transA). A constant factor that has one value for
-all rows of the product, or for all columns of a weight that stands first, may differ from head to head and from column
-to column: W has elements for each of these. Behind a Gemm a factor and a shift per column go into its bias, too.
+The algebra knows products along one axis by one matrix. What remains is a weight W of three or more axes, a weight
+that stands first, a Gemm that reads its first input by columns (transA), and an Einsum. A constant factor may differ
+along all axes that W has, as from head to head: W has elements for each of these. Behind a Gemm a factor and a shift
+per column go into its bias, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
-from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, Scope, optional_input
+from onnx_repfuse.graph.operators.einsum import Equation, Labels, equation_of
+from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, Scope, Shape, optional_input
 from onnx_repfuse.lift import Context, LinearOp, lift
 from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.folds.replacements import Replacements
@@ -33,28 +35,39 @@ __all__ = ["fold_into_weights"]
 
 ROLES = frozenset((Kind.AFFINE, Kind.MATMUL))
 Array = NDArray[np.float64]
+_PRODUCTS = ("Einsum", "Gemm", "MatMul")
+_TURNS = ("transA", "transB")  # of a Gemm, for its first two inputs
 
 
 class _Product(NamedTuple):
-    """A product with a constant matrix, or a batch of them.
+    """A product with a constant matrix, a batch of them, or a constant of any axes.
 
     Attributes:
-        node: MatMul or Gemm.
+        node: MatMul, Gemm or Einsum.
         place: of the weight among its inputs.
         weight: the constant.
-        summed, kept: the axes of the weight that are summed over, and that the product has, counted from the end.
+        equation: which axes of both and of the product are the same.
     """
 
     node: gs.Node
     place: int
     weight: Const
-    summed: int
-    kept: int
+    equation: Equation
 
     @property
     def data(self) -> str:
         """The other factor."""
         return str(self.node.inputs[1 - self.place].name)
+
+    @property
+    def axes(self) -> Labels:
+        """Those of the weight."""
+        return self.equation.terms[self.place]
+
+    @property
+    def summed(self) -> list[int]:
+        """The axes of the weight that are summed over."""
+        return [axis for axis, label in enumerate(self.axes) if label not in self.equation.result]
 
 
 class _Beside(NamedTuple):
@@ -94,7 +107,7 @@ def _products(context: Context, is_free: Callable[[gs.Node], bool]) -> Iterator[
     if scope.opset < NUMPY_BROADCAST_SINCE:
         return  # an attribute says how Mul and Add broadcast
     for node in scope.nodes:
-        if node.op not in ("MatMul", "Gemm") or not is_free(node) or id(node) in context.protected:
+        if node.op not in _PRODUCTS or not is_free(node) or id(node) in context.protected:
             continue
         if isinstance(lift(context, node), LinearOp):
             continue  # the search does more with it
@@ -104,27 +117,34 @@ def _products(context: Context, is_free: Callable[[gs.Node], bool]) -> Iterator[
 
 
 def _product(scope: Scope, node: gs.Node) -> _Product | None:
-    """A MatMul or Gemm of a tensor and a constant, both of rows and columns; None if it is another one."""
-    constants = [scope.const(tensor.name) for tensor in node.inputs[:2]]
-    if sum(const is not None for const in constants) != 1:
+    """A product of a tensor and a constant, both of rows and columns; None if it is another one."""
+    names = [tensor.name for tensor in node.inputs[:2]]
+    constants = [scope.const(name) for name in names]
+    if sum(const is not None for const in constants) != 1 or (node.op == "Einsum" and len(node.inputs) != 2):
         return None
     place = 0 if constants[0] is not None else 1
-    weight, data = constants[place], scope.shape(node.inputs[1 - place].name)
+    weight, data = constants[place], scope.shape(names[1 - place])
     # a vector has no rows, or no columns
     if weight is None or data is None or min(len(weight.shape), len(data)) < 2:
         return None
     if 0 in weight.shape or weight.data_type not in FLOAT_FORMATS:
         return None
-    summed, kept = _axes(node, place)
-    return _Product(node, place, weight, summed, kept)
+    ranks = [len(data), len(data)]
+    ranks[place] = len(weight.shape)
+    equation = equation_of(node.attrs, ranks) if node.op == "Einsum" else _equation(node, ranks)
+    return None if equation is None else _Product(node, place, weight, equation)
 
 
-def _axes(node: gs.Node, place: int) -> tuple[int, int]:
-    """The axis of an input that a product sums over, and the one that it has, counted from the end."""
-    is_turned = node.op == "Gemm" and bool(node.attrs.get("transA" if place == 0 else "transB", 0))
-    # (rows, summed) stands first, (summed, columns) second
-    kept_is_last = (place == 1) != is_turned
-    return (-2, -1) if kept_is_last else (-1, -2)
+def _equation(node: gs.Node, ranks: list[int]) -> Equation:
+    """What a MatMul or Gemm is as an Einsum: ...mk,...kn->...mn"""
+    axes = [["m", "k"], ["k", "n"]]
+    if node.op == "Gemm":
+        axes = [
+            pair[:: -1 if node.attrs.get(name, 0) else 1] for pair, name in zip(axes, _TURNS, strict=True)
+        ]
+    batches = [[f".{number}" for number in range(rank - 2, 0, -1)] for rank in ranks]
+    first, second = ((*batch, *pair) for batch, pair in zip(batches, axes, strict=True))
+    return Equation((first, second), (*max(batches, key=len), "m", "n"))
 
 
 def _behind(context: Context, product: _Product, is_free: Callable[[gs.Node], bool]) -> _Beside | None:
@@ -135,17 +155,16 @@ def _behind(context: Context, product: _Product, is_free: Callable[[gs.Node], bo
     node = scope.consumers[name][0]
     if not is_free(node):
         return None
-    axis = -1 if product.place == 1 else -2  # of the product, the one that the weight has
     if product.node.op == "Gemm" and product.place == 1:
         found = _per_column(context, node, name)
         if found is None or not _bias_is_per_column(scope, product):
             return None
         factor, shift = found
-        return _Beside(node, _turned(factor[None, :], -1, product.kept), shift)
-    values = _scales(scope, node, name)
-    if values is None or product.node.op == "Gemm" or not _fits(values, product.weight, axis, product.kept):
-        return None
-    return _Beside(node, _turned(values, axis, product.kept), None)
+        turned = _turned(factor, product, product.equation.result)
+        return None if turned is None else _Beside(node, turned, shift)
+    values = None if product.node.op == "Gemm" else _scales(scope, node, name)
+    turned = None if values is None else _turned(values, product, product.equation.result)
+    return None if turned is None else _Beside(node, turned, None)
 
 
 def _before(scope: Scope, product: _Product, is_free: Callable[[gs.Node], bool]) -> _Beside | None:
@@ -158,13 +177,18 @@ def _before(scope: Scope, product: _Product, is_free: Callable[[gs.Node], bool])
     shape = scope.shape(data[0]) if values is not None else None
     if values is None or shape is None or len(shape) < 2:
         return None
-    axis, _ = _axes(product.node, 1 - product.place)
-    if not _fits(values, product.weight, axis, product.summed):
+    own = product.equation.terms[1 - product.place]
+    turned = None if len(shape) != len(own) else _turned(values, product, own)
+    if turned is None or not _keeps_sums(values, shape, own, product):
         return None
-    is_one_value = values.ndim < -axis or values.shape[axis] == 1
-    if is_one_value or shape[axis] == product.weight.shape[product.summed]:
-        return _Beside(node, _turned(values, axis, product.summed), None)
-    return None  # one position times several factors becomes several, which the product alone would not sum
+    return _Beside(node, turned, None)
+
+
+def _keeps_sums(values: Array, shape: Shape, axes: Labels, product: _Product) -> bool:
+    """Whether no position that is summed over becomes several, which the product alone would not sum."""
+    summed = {product.axes[axis] for axis in product.summed}
+    sizes = zip(axes[::-1], shape[::-1], values.shape[::-1], strict=False)
+    return all(label not in summed or factors in (1, size) for label, size, factors in sizes)
 
 
 def _scales(scope: Scope, node: gs.Node, source: str) -> Array | None:
@@ -181,20 +205,18 @@ def _scales(scope: Scope, node: gs.Node, source: str) -> Array | None:
     return values if np.isfinite(values).all() else None
 
 
-def _fits(values: Array, weight: Const, axis: int, own: int) -> bool:
-    """Whether factors along an axis of a tensor, and its batches, are factors of an axis of the weight and of its."""
-    shape = (1,) * (2 - values.ndim) + values.shape
-    other = -1 if axis == -2 else -2
-    if len(shape) > len(weight.shape) or shape[other] != 1 or shape[axis] not in (1, weight.shape[own]):
-        return False
-    batches = zip(shape[:-2][::-1], weight.shape[:-2][::-1], strict=False)
-    return all(size in (1, whole) for size, whole in batches)
-
-
-def _turned(values: Array, axis: int, own: int) -> Array:
-    """Factors along an axis of a tensor as factors along that axis of the weight."""
-    values = values.reshape((1,) * (2 - values.ndim) + values.shape)
-    return values if axis == own else np.swapaxes(values, -1, -2)
+def _turned(values: Array, product: _Product, axes: Labels) -> Array | None:
+    """Factors of a tensor of these axes as factors of the weight; None if they vary along an axis that it has not."""
+    if values.ndim > len(axes):
+        return None
+    sizes = dict(zip(axes[::-1], values.shape[::-1], strict=False))
+    weight = dict(zip(product.axes, product.weight.shape, strict=True))
+    if any(size not in (1, weight.get(label, 1)) for label, size in sizes.items()):
+        return None
+    own = [label for label in axes[len(axes) - values.ndim :] if label in weight]
+    shared = values.reshape([sizes[label] for label in own])
+    ordered = np.transpose(shared, [own.index(label) for label in product.axes if label in own])
+    return ordered.reshape([sizes.get(label, 1) for label in product.axes])
 
 
 def _per_column(context: Context, node: gs.Node, source: str) -> tuple[Array, Array] | None:
@@ -216,7 +238,12 @@ def _bias_is_per_column(scope: Scope, product: _Product) -> bool:
     if not name:
         return True
     aligned = () if const is None else (1,) * (2 - len(const.shape)) + const.shape
-    return aligned in ((1, 1), (1, product.weight.shape[product.kept]))
+    return aligned in ((1, 1), (1, _columns(product)))
+
+
+def _columns(product: _Product) -> int:
+    """The columns of a product whose weight stands second."""
+    return product.weight.shape[product.axes.index("n")]
 
 
 def _in_order(product: gs.Node, beside: gs.Node, scope: Scope) -> tuple[gs.Node, gs.Node]:
@@ -236,7 +263,7 @@ def _written(scope: Scope, product: _Product, beside: _Beside, output: str) -> g
     scaled = partial(_scaled, product, factor)
     inputs[product.place] = _constant(scope, f"{output}_weight", shape, weight.data_type, scaled)
     if beside.shift is not None and (optional_input(node, 2) or beside.shift.any()):
-        columns, shift = weight.shape[product.kept], beside.shift
+        columns, shift = _columns(product), beside.shift
         bias = partial(_bias, scope.const(optional_input(node, 2)), float(attrs.pop("beta", 1.0)), columns)
         scale = factor.ravel()
         inputs[2:] = [
@@ -248,10 +275,9 @@ def _written(scope: Scope, product: _Product, beside: _Beside, output: str) -> g
 def _scaled(product: _Product, factor: Array) -> Array:
     """The weight times the factor. Raises Inexact where half precision would lose what a channel is made of."""
     weight = _values(product.weight) * factor
-    check_underflow(
-        np.moveaxis(weight, product.summed, -1).reshape(-1, weight.shape[product.summed]),
-        product.weight.data_type,
-    )
+    summed = product.summed
+    last = np.moveaxis(weight, summed, range(-len(summed), 0))
+    check_underflow(last.reshape(-1, prod(last.shape[last.ndim - len(summed) :])), product.weight.data_type)
     return weight
 
 

@@ -92,6 +92,18 @@ def matmul(context: Context, a: Tensor, b: Tensor) -> Tensor:
     )
 
 
+def einsum(context: Context, *operands: Tensor) -> Tensor:
+    """Einsum, numpy's: sums of products over the indices that the result has not; sizes of 1 broadcast."""
+    equation = context.attributes["equation"]
+    ones = [np.broadcast_to(1.0, operand.value.shape) for operand in operands]
+    # every element sums as many terms
+    context.count_terms(int(np.einsum(equation, *ones).max(initial=1.0)), np.ones(1))
+    magnitude = np.einsum(equation, *(operand.magnitude for operand in operands))
+    if not context.needs_values:
+        return Tensor(magnitude, magnitude)
+    return Tensor(np.einsum(equation, *(operand.value for operand in operands)), magnitude)
+
+
 def gemm(context: Context, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     """Gemm: alpha * A' @ B' + beta * C, (M, K) @ (K, N) -> (M, N), A' and B' transposed on demand; C broadcasts."""
     given = context.attributes

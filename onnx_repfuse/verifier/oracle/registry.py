@@ -20,7 +20,7 @@ DEFAULT_DOMAIN = ("", "ai.onnx")
 # Operators that compute: their results are rounded when they are stored.
 _ROUNDING: dict[str, Operator] = {
     "Add": linear.add, "Sum": linear.add, "Sub": linear.sub, "Mean": linear.mean,
-    "Mul": linear.mul, "Div": linear.div, "MatMul": linear.matmul, "Gemm": linear.gemm,
+    "Mul": linear.mul, "Div": linear.div, "MatMul": linear.matmul, "Gemm": linear.gemm, "Einsum": linear.einsum,
     "BatchNormalization": linear.batch_norm,
     "Conv": conv.conv, "ConvTranspose": conv.conv_transpose, "AveragePool": conv.average_pool,
     "GlobalAveragePool": linear.global_average_pool,
