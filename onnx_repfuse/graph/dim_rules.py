@@ -330,6 +330,7 @@ _RULES: dict[str, Callable[[FollowedDims, gs.Node], Dims | None]] = {
     "MatMul": FollowedDims.multiplied,
     "Pad": FollowedDims.padded,
     "ReduceMean": FollowedDims.averaged,
+    "ReduceSum": FollowedDims.averaged,
     "Reshape": FollowedDims.reshaped,
     "Resize": FollowedDims.resized,
     "Slice": FollowedDims.sliced,

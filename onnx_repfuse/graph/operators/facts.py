@@ -76,7 +76,7 @@ class SpaceMapSort(Enum):
     JOINS = "moves channels to positions"
     REPEATS = "writes a position of the input to several of the output"
     INTERPOLATES = "writes weighted means of neighbouring positions"
-    AVERAGES = "writes means of positions"
+    AVERAGES = "writes means or sums of positions"
     CHOOSES = "takes some of the positions"
 
 

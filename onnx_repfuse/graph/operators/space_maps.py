@@ -1,4 +1,4 @@
-"""Operators that may be views: Flatten, Reshape, Squeeze, Unsqueeze, Transpose, ReduceMean.
+"""Operators that may be views: Flatten, Reshape, Squeeze, Unsqueeze, Transpose, ReduceMean, ReduceSum.
 
 A layout rule says where the channels stand behind the node, given proved shapes of input and output: `(N, C, H, W)` is
 `(1, 2)`, `(N, ..., C)` is `(-1, 0)`.
@@ -132,7 +132,7 @@ def _block(node: gs.Node) -> int:
     return max(0, int(node.attrs.get("blocksize", 0)))
 
 
-# Squeeze, Unsqueeze and ReduceMean, which work on `axes`
+# Squeeze, Unsqueeze, ReduceMean and ReduceSum, which work on `axes`
 
 
 def _constant_axes(scope: Scope, node: gs.Node) -> list[int]:
@@ -155,7 +155,7 @@ def _unsqueeze_layout(case: ViewCase) -> Layout | None:
 
 
 def _removed_axes(case: ViewCase) -> set[int]:
-    """The axes that Squeeze and ReduceMean work on, if they leave batch and channels alone; else none."""
+    """The axes that Squeeze and reductions work on, if they leave batch and channels alone; else none."""
     removed = {axis % len(case.shape) for axis in _constant_axes(case.scope, case.node)}
     return set() if removed & {0, case.channel} else removed
 
@@ -258,7 +258,15 @@ SPACE_MAPS = (
     ),
     Operator("ReduceMax", gain=1.0, channels=_EXTREME, passes=Passes.AFFINE, attributes_are_inputs_since=18),
     Operator("ReduceMin", gain=1.0, channels=_EXTREME, passes=Passes.AFFINE, attributes_are_inputs_since=18),
-    Operator("ReduceSum", gain=4096.0),
+    Operator(
+        "ReduceSum",
+        gain=4096.0,
+        channels=SELECTED,
+        space_map=SpaceMap(
+            lambda node: SpaceMapSort.AVERAGES, _reduce_layout, keeps_constants=lambda case: False
+        ),
+        attributes_are_inputs_since=13,
+    ),
     Operator(
         "Reshape",
         gain=1.0,

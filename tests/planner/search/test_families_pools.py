@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from onnx_repfuse import Options
@@ -148,3 +149,46 @@ def test_a_conv_that_is_not_pointwise_becomes_one_with_the_average() -> None:
     net = Net(2)
     y = net.op("AveragePool", net.conv("x", 2, 8, (1, 2), bias=False, pad=0), kernel_shape=[1, 2])
     check(net.model(net.conv(y, 8, 2, (1, 1))), {"Conv": 1})
+
+
+def summed(net: Net, y: str, *axes: int, keeps: bool = True) -> str:
+    """A ReduceSum, whose axes are an input from opset 13 on."""
+    if net.opset < 13:
+        return str(net.op("ReduceSum", y, axes=list(axes), keepdims=int(keeps)))
+    return str(net.op("ReduceSum", y, net.const(np.array(axes)), keepdims=int(keeps)))
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_factor_of_a_sum_over_space(rank: int, keeps: bool, opset: int) -> None:
+    net = Net(shape=("N", 4, *"HWD"[:rank]), opset=opset)
+    y = summed(net, net.conv("x", 4, 6, (3,) * rank), *range(2, 2 + rank), keeps=keeps)
+    y = net.op("Div", y, net.const(16.0))
+    check(net.model(net.op("Mul", y, net.channel(6, rank if keeps else 0))), {"Conv": 1, "ReduceSum": 1})
+
+
+def test_a_factor_of_a_sum_over_one_axis() -> None:
+    net = Net(4)
+    y = summed(net, net.conv("x", 4, 6, 3), -1)
+    check(net.model(net.op("Mul", y, net.channel(6))), {"Conv": 1, "ReduceSum": 1})
+
+
+def test_products_around_a_sum_over_tokens() -> None:
+    net = Net(shape=("N", "L", 8))
+    y = summed(net, net.op("MatMul", "x", net.random(8, 16)), 1, keeps=False)
+    check(net.model(net.op("MatMul", y, net.random(16, 4))), {"ReduceSum": 1, "MatMul": 1})
+
+
+def test_a_shift_in_front_of_a_sum_counts_once_for_each_position() -> None:
+    net = Net(shape=("N", "L", 8))
+    y = net.op("Add", net.op("Relu", "x"), net.random(8))
+    net.op("MatMul", summed(net, y, 1, keeps=False), net.random(8, 4))
+    check(net.model(f"matmul_{net.count}"), None)
+
+
+@pytest.mark.parametrize("axes", [(1,), (0,), (1, 2, 3), ()])
+def test_a_sum_over_channels_images_or_everything_is_no_view(axes: tuple[int, ...]) -> None:
+    net = Net(shape=(3, 4, 5, 6))
+    y = summed(net, net.conv("x", 4, 4, 3), *axes) if axes else net.op("ReduceSum", net.conv("x", 4, 4, 3))
+    check(net.model(net.op("Mul", y, net.const(np.array([0.5, 2, 3, 4, 5, 6])))), None)
