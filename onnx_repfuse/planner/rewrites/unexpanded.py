@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.dims import equal_shapes
-from onnx_repfuse.graph.scope import Const, Scope, optional_input
+from onnx_repfuse.graph.scope import Const, Scope, Shape, optional_input
 from onnx_repfuse.graph.views import computed_from_shapes, whole_shape_of
 from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.folds.replacements import IsFree, Replacements
@@ -26,6 +27,7 @@ __all__ = ["read_unexpanded"]
 
 _ARITHMETIC = ("Add", "Div", "Mul", "Sub")
 _LISTS = {"Expand": 1, "ConstantOfShape": 0}  # the input that says the shape
+MAX_ELEMENTS = 1 << 20  # of a constant that is looked at
 EXPAND_SINCE = 8  # the opset that brought it; before 7, operands broadcast otherwise
 
 
@@ -41,21 +43,60 @@ def read_unexpanded(plan: ScopePlan, is_free: IsFree) -> bool:
         if node.op not in _ARITHMETIC or len(node.inputs) != 2 or not is_free(node):
             continue
         for place in (0, 1):
-            expanding = scope.producer.get(node.inputs[place].name)
-            beside = node.inputs[1 - place].name
-            if expanding is None or not is_free(expanding) or not _is_expanded_to(scope, expanding, beside):
+            unexpanded = _unexpanded(scope, node, place, is_free)
+            if unexpanded is None:
                 continue
-            before = _value(scope, expanding)
-            if not before:
-                continue
-            inputs = [beside, beside]
+            before, absorbed = unexpanded
+            inputs = [tensor.name for tensor in node.inputs]
             inputs[place] = before
             output = node.outputs[0].name
-            sizes = computed_from_shapes(scope, expanding.inputs[_LISTS[expanding.op]].name)
             fresh = new_node(node.op, scope.fresh(f"{output}_unexpanded"), node.attrs, inputs, [output])
-            replacements.fold(output, {Kind.AFFINE}, [*sizes, expanding, node], [fresh])
+            replacements.fold(output, {Kind.AFFINE}, [*absorbed, node], [fresh])
             break
     return replacements.write()
+
+
+def _unexpanded(scope: Scope, node: gs.Node, place: int, is_free: IsFree) -> tuple[str, list[gs.Node]] | None:
+    """What an operand was before it was expanded, and the nodes that expand it; None if it was not."""
+    name, beside = node.inputs[place].name, node.inputs[1 - place].name
+    const = scope.const(name)
+    if const is not None:
+        shorter = _without_repeats(const, scope.shape(beside))
+        return None if shorter is None else (scope.new_constant(f"{name}_unexpanded", shorter), [])
+    expanding = scope.producer.get(name)
+    if expanding is None or not is_free(expanding) or not _is_expanded_to(scope, expanding, beside):
+        return None
+    before = _value(scope, expanding)
+    sizes = computed_from_shapes(scope, expanding.inputs[_LISTS[expanding.op]].name)
+    return (before, [*sizes, expanding]) if before else None
+
+
+def _without_repeats(const: Const, beside: Shape | None) -> Const | None:
+    """A constant of several axes with one position along those where all are the same; None if there is none.
+
+    Args:
+        beside: the shape of the other operand, which must have those positions by itself.
+    """
+    is_from_file = const.kernel is None and const.bias is None
+    if beside is None or not 1 < const.size <= const.effort <= MAX_ELEMENTS or not is_from_file:
+        return None
+    own = beside[len(beside) - len(const.shape) :]
+    repeated = [axis for axis, size in enumerate(const.shape) if size > 1 and own[axis : axis + 1] == (size,)]
+    if sum(size > 1 for size in const.shape) < 2 or not repeated or len(beside) < len(const.shape):
+        return None
+    values = const.computed()
+    if values is None:
+        return None
+    for axis in repeated:
+        first = values.take([0], axis)
+        # by their bits: 0 is not -0, and NaN is NaN
+        if np.array_equal(_bits(values), np.broadcast_to(_bits(first), values.shape)):
+            values = first
+    return None if values.shape == const.shape else Const(values.shape, const.data_type, lambda: values)
+
+
+def _bits(values: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(values).view(f"u{values.itemsize}")
 
 
 def _is_expanded_to(scope: Scope, node: gs.Node, beside: str) -> bool:

@@ -92,3 +92,59 @@ def test_it_may_be_left_out() -> None:
         Options(keep=("mul*",)),
     ):
         assert counts(fuse(model, options=options).model)["Expand"] == 1
+
+
+def _repeated(net: Net, value: np.ndarray, shape: tuple[int, ...]) -> str:
+    return str(net.const(np.broadcast_to(value, shape).copy()))
+
+
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div"])
+@pytest.mark.parametrize("shape", [(1, 4, 5, 6), (4, 5, 6), (4, 5, 1), (1, 4, 1, 6)])
+def test_constants_that_repeat_their_values_along_space(op: str, shape: tuple[int, ...]) -> None:
+    net = Net(shape=("N", 4, 5, 6))
+    value = net.rng.uniform(0.5, 2, (4, 1, 1))
+    check(net.model(net.op(op, net.conv("x", 4, 4, 3), _repeated(net, value, shape))), {"Conv": 1})
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (1, 7, 6), (7, 1, 6)])
+def test_constants_that_repeat_their_values_along_rows(shape: tuple[int, ...]) -> None:
+    net = Net(shape=(7, 7, 4))
+    y = net.op("MatMul", "x", net.random(4, 6))
+    check(net.model(net.op("Mul", y, _repeated(net, net.rng.uniform(0.5, 2, 6), shape))), {"MatMul": 1})
+
+
+def test_of_one_value_everywhere_is_a_scalar() -> None:
+    net = Net(shape=(1, 4, 5, 5))
+    scores = net.op("MatMul", net.op("MatMul", "x", net.random(5, 5)), net.op("Relu", "x"))
+    check(
+        net.model(net.op("Mul", scores, _repeated(net, np.float32(0.5), (1, 4, 5, 5)))),
+        {"MatMul": 2, "Relu": 1},
+    )
+
+
+@pytest.mark.parametrize("size", ["H", 1])
+def test_a_constant_that_may_widen_the_tensor_stays(size: int | str) -> None:
+    net = Net(shape=("N", 4, size, 6))
+    value = net.rng.uniform(0.5, 2, (4, 1, 1))
+    y = net.op("Mul", net.op("Relu", "x"), _repeated(net, value, (4, 5, 1)))
+    assert not fuse(net.model(y)).report.folds
+    wider = Net(shape=(5, 6))
+    y = wider.op("Mul", wider.op("Relu", "x"), _repeated(wider, np.float32(2), (4, 5, 6)))
+    result = fuse(wider.model(y))  # its last axes may go, its first one not
+    assert all(tensor.dims[0] == 4 for tensor in result.model.graph.initializer)
+    assert equal(wider.model(y), result.model) > 0
+
+
+@pytest.mark.parametrize("values", [(0.0, -0.0), (1.0, 2.0)])
+def test_values_that_differ_stay(values: tuple[float, float]) -> None:
+    net = Net(shape=(1, 4, 2, 3))
+    y = net.op("Mul", net.op("Relu", "x"), _repeated(net, np.array([values] * 3).T, (1, 4, 2, 3)))
+    result = fuse(net.model(net.op("Reciprocal", y)))
+    assert [tuple(tensor.dims) for tensor in result.model.graph.initializer] == [(1, 1, 2, 1)]
+
+
+def test_a_constant_of_one_axis_stays() -> None:
+    net = Net(shape=("N", 4, 6))
+    assert not fuse(
+        net.model(net.op("Mul", net.op("Relu", "x"), _repeated(net, np.float32(2), (6,))))
+    ).report.folds
