@@ -40,6 +40,7 @@ from onnx_repfuse.planner.limits.refusals import refusals
 from onnx_repfuse.planner.limits.shape_consumers import lost_shapes
 from onnx_repfuse.planner.pricing.cost import cost_model
 from onnx_repfuse.planner.pricing.lowering import Prices
+from onnx_repfuse.planner.rewrites.activation_pairs import join_activations
 from onnx_repfuse.planner.rewrites.activation_patterns import fold_activations
 from onnx_repfuse.planner.rewrites.affine_chains import chain_refusals, merge_chains
 from onnx_repfuse.planner.rewrites.avoided_operators import avoided_refusals, rewrite_avoided
@@ -186,6 +187,7 @@ class _Planning:
         if self.options.allows(Kind.ACTIVATION):
             stays, avoid = is_kept(self.options), self.options.avoid
             self._changed(written=fold_activations(self.plan, stays, self.banned, avoid))
+            self._changed(written=join_activations(self.plan, self.is_free))
         if self.options.allows(Kind.AFFINE):
             self._changed(written=read_unexpanded(self.plan, self.is_free))
         self._changed(written=rewrite_avoided(self.plan, self.options.avoid, self.is_free, self.is_slow))

@@ -1,0 +1,87 @@
+"""An activation behind another one that limits values: one of them, or one Clip, bit for bit.
+
+    Relu(Relu(x)) = Relu(x)        Relu(Clip(x, 0, 6)) = Clip(x, 0, 6)        Floor(Ceil(x)) = Ceil(x)
+    Clip(Clip(x, a, b), c, d)  =  Clip(x, max(a, c), min(b, d))        where that is no empty range; Relu is Clip(x, 0)
+
+Only where nobody else reads what is between: the second alone is nothing but behind the first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_repfuse.graph.decode import new_node
+from onnx_repfuse.graph.operators import OPERATORS
+from onnx_repfuse.graph.ranges import Range, changes_nothing, kept_range
+from onnx_repfuse.graph.scope import Const, Scope, optional_input
+from onnx_repfuse.planner.folds.planned import ScopePlan
+from onnx_repfuse.planner.folds.replacements import IsFree, Replacements
+from onnx_repfuse.planner.weights.rounding import rounded
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from onnx_repfuse.records.report import Kind
+
+__all__ = ["join_activations"]
+
+
+def join_activations(plan: ScopePlan, is_free: IsFree) -> bool:
+    """Write each such pair as one node; whether there was any.
+
+    Args:
+        plan: of the scope, which is changed.
+        is_free: whether a node may be replaced.
+    """
+    scope, replacements = plan.scope, Replacements(plan)
+    for second in scope.nodes:
+        first = _only_read_by(scope, second)
+        if first is None or id(first) in replacements.nodes or not (is_free(first) and is_free(second)):
+            continue
+        created = _joined(scope, first, second)
+        if created is not None:
+            replacements.fold(second.outputs[0].name, {Kind.ACTIVATION}, [first, second], [created])
+            replacements.nodes[id(first)] = []
+    return replacements.write()
+
+
+def _only_read_by(scope: Scope, node: gs.Node) -> gs.Node | None:
+    """The node of one output that computes a node's first input for it alone."""
+    name = optional_input(node, 0)
+    before = scope.producer.get(name) if name and len(node.outputs) == 1 else None
+    is_alone = before is not None and scope.is_private(name) and len(before.outputs) == 1
+    return before if is_alone else None
+
+
+def _joined(scope: Scope, first: gs.Node, second: gs.Node) -> gs.Node | None:
+    """The one node for two in a row; None if they stay."""
+    output = str(second.outputs[0].name)
+    if changes_nothing(scope, first, second):
+        inputs = [tensor.name for tensor in first.inputs]
+        return new_node(first.op, scope.fresh(f"{output}_alone"), first.attrs, inputs, [output])
+    before, kept = kept_range(scope, first), kept_range(scope, second)
+    if before is None or kept is None:
+        return None
+    both = Range(max(before.low, kept.low), min(before.high, kept.high))
+    return _clip(scope, str(first.inputs[0].name), output, both)
+
+
+def _clip(scope: Scope, source: str, output: str, kept: Range) -> gs.Node | None:
+    """The one node; None where there is none, as of ranges apart, or its type is not known."""
+    data_type = scope.data_type(source) or 0
+    limits = FLOAT_FORMATS.get(data_type)
+    if limits is None or kept.low > kept.high:
+        return None
+    name, largest = scope.fresh(f"{output}_limited"), limits.largest
+    if OPERATORS["Clip"].uses_attributes(scope.opset):
+        attributes: dict[str, Any] = {"min": kept.low, "max": kept.high}
+        return new_node("Clip", name, attributes, [source], [output])
+    ends = [
+        "" if abs(end) >= largest else _number(scope, f"{output}_{label}", end, data_type)
+        for label, end in zip(("min", "max"), kept, strict=True)
+    ]
+    return new_node("Clip", name, {}, [source, *ends], [output])
+
+
+def _number(scope: Scope, stem: str, value: float, data_type: int) -> str:
+    return scope.new_constant(stem, Const((), data_type, lambda: rounded(np.array(value), data_type)))

@@ -1,0 +1,147 @@
+"""Activations behind each other that limit values: one goes, or both are one Clip, bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_repfuse import Options, fuse
+from onnx_repfuse.records.report import Kind
+from tests.build import Net, counts, run
+
+LIMITS: dict[str, tuple[str, tuple[float | None, float | None]]] = {
+    "Relu": ("Relu", (None, None)),
+    "relu6": ("Clip", (0.0, 6.0)),
+    "from 0": ("Clip", (0.0, None)),
+    "to 6": ("Clip", (None, 6.0)),
+    "open": ("Clip", (None, None)),
+    "within": ("Clip", (1.0, 2.0)),
+    "around": ("Clip", (-1.0, 7.0)),
+    "below": ("Clip", (-5.0, -1.0)),
+    "wrong": ("Clip", (3.0, 1.0)),
+}
+VALUES = np.array(
+    [np.nan, np.inf, -np.inf, -0.0, 0.0, 0.5, -0.5, 1.5, 2.5, 6.5, -3.0, 1e-7, 7, 5, 3, -8], np.float32
+)
+
+
+def limited(net: Net, y: str, name: str) -> str:
+    op, (low, high) = LIMITS[name]
+    if op == "Relu":
+        return str(net.op(op, y))
+    if net.opset < 11:
+        given = {key: end for key, end in (("min", low), ("max", high)) if end is not None}
+        return str(net.op(op, y, **given))
+    return str(net.op(op, y, *("" if end is None else net.const(end) for end in (low, high))))
+
+
+def same_bits(before: onnx.ModelProto, after: onnx.ModelProto, values: np.ndarray) -> bool:
+    pairs = zip(run(before, {"x": values}), run(after, {"x": values}), strict=True)
+    bits = f"u{values.itemsize}"
+    return all(
+        ((one.view(bits) == other.view(bits)) | (np.isnan(one) & np.isnan(other))).all()
+        for one, other in pairs
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("opset", [10, 17])
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(LIMITS, repeat=2)))
+def test_two_in_a_row(first: str, second: str, opset: int, dtype: Any) -> None:
+    if opset == 10 and (dtype is np.float16 or "wrong" in (first, second)):
+        return  # ONNX Runtime has no such Clip
+    net = Net(shape=("N",), opset=opset, dtype=dtype)
+    model = net.model(limited(net, limited(net, "x", first), second))
+    result = fuse(model)
+    stays = "wrong" in (first, second) or {first, second} in (
+        {"below", one} for one in ("Relu", "relu6", "from 0", "within")
+    )
+    assert len(result.model.graph.node) == (2 if stays else 1)
+    assert same_bits(model, result.model, VALUES.astype(dtype))
+    again = fuse(result.model).model
+    assert len(again.graph.node) == len(result.model.graph.node)
+
+
+@pytest.mark.parametrize(
+    ("before", "op"),
+    [
+        ("Abs", "Relu"),
+        ("Exp", "Relu"),
+        ("HardSigmoid", "Relu"),
+        ("Sqrt", "Relu"),
+        ("Abs", "Abs"),
+        ("Exp", "Abs"),
+        ("Floor", "Ceil"),
+        ("Ceil", "Ceil"),
+        ("Round", "Floor"),
+    ],
+)
+def test_values_that_an_activation_leaves_as_they_are(before: str, op: str) -> None:
+    net = Net(shape=("N",))
+    model = net.model(net.op(op, net.op(before, "x")))
+    result = fuse(model)
+    assert counts(result.model) == {before: 1}
+    assert same_bits(model, result.model, VALUES)
+
+
+@pytest.mark.parametrize(
+    ("before", "op"),
+    [
+        ("Relu", "Abs"),
+        ("Sigmoid", "Relu"),
+        ("Tanh", "Relu"),
+        ("Relu", "Floor"),
+        ("Neg", "Relu"),
+        ("LeakyRelu", "LeakyRelu"),
+        ("Elu", "Elu"),
+    ],
+)
+def test_other_activations_stay(before: str, op: str) -> None:
+    """Abs makes 0 of the -0 that a Relu leaves; Sigmoid may go below 0 by rounding."""
+    net = Net(shape=("N",))
+    model = net.model(net.op(op, net.op(before, "x")))
+    assert fuse(model).model.SerializeToString() == model.SerializeToString()
+
+
+def test_where_the_first_is_read_by_others_both_stay() -> None:
+    net = Net(shape=("N",))
+    first = limited(net, "x", "relu6")
+    model = net.model(
+        net.op("Tanh", net.op("Relu", first)),
+        net.op("Exp", first),
+        net.op("Neg", limited(net, first, "within")),
+    )
+    assert not fuse(model).report.folds
+
+
+def test_many_in_a_row() -> None:
+    net = Net(shape=("N",))
+    y = "x"
+    for name in ("around", "Relu", "to 6", "Relu", "relu6", "open"):
+        y = limited(net, y, name)
+    model = net.model(y)
+    result = fuse(model)
+    assert counts(result.model) == {"Clip": 1}
+    assert same_bits(model, result.model, VALUES)
+
+
+@pytest.mark.parametrize("end", [np.nan, -0.0])
+def test_ends_that_are_no_plain_numbers_stay(end: float) -> None:
+    net = Net(shape=("N",))
+    model = net.model(net.op("Relu", net.op("Clip", "x", net.const(np.float32(end)))))
+    assert not fuse(model).report.folds
+    varying = Net(shape=("N",))
+    low = varying.default(np.float32(1))
+    model = varying.model(varying.op("Relu", varying.op("Clip", "x", low)))
+    assert not fuse(model).report.folds
+
+
+def test_what_is_kept_stays() -> None:
+    net = Net(shape=("N",))
+    model = net.model(limited(net, limited(net, "x", "around"), "relu6"))
+    assert not fuse(model, options=Options(keep=("clip*",))).report.folds
+    assert not fuse(model, options=Options(skip=frozenset({Kind.ACTIVATION}))).report.folds
