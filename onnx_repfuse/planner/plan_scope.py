@@ -50,6 +50,7 @@ from onnx_repfuse.planner.rewrites.dead_channels import ZeroChannels, drop_dead_
 from onnx_repfuse.planner.rewrites.equal_nodes import merge_equal_nodes
 from onnx_repfuse.planner.rewrites.late_biases import move_biases
 from onnx_repfuse.planner.rewrites.move_factors import factor_refusals, move_factors
+from onnx_repfuse.planner.rewrites.norm_affine import fold_behind_norms
 from onnx_repfuse.planner.rewrites.padded_windows import apply_padded_windows
 from onnx_repfuse.planner.rewrites.pass_maxima import apply_maxima, maximum_refusals
 from onnx_repfuse.planner.rewrites.pass_transposes import apply_transposes
@@ -233,11 +234,12 @@ class _Planning:
         return channel_layouts(self.plan.scope, layouts) if is_merged else layouts
 
     def fold_into_weights(self, layouts: dict[str, ChannelLayout]) -> bool:
-        """Put factors beside products of several matrices, or of rows, into their weights."""
-        if not self.options.allows_all(WEIGHT_ROLES):
-            return False
-        context = Context(self.plan.scope, layouts, protected_nodes(self.plan.scope))
-        is_written = fold_into_weights(self.plan, context, self.is_free)
+        """Put factors beside products of several matrices, or of rows, or behind norms, into their weights."""
+        is_written, context = False, Context(self.plan.scope, layouts, protected_nodes(self.plan.scope))
+        if self.options.allows_all(WEIGHT_ROLES):
+            is_written = fold_into_weights(self.plan, context, self.is_free)
+        if self.options.allows(Kind.AFFINE) and not is_written:  # else with the next reading
+            is_written = fold_behind_norms(self.plan, context, self.is_free)
         self._changed(written=is_written)
         return is_written
 

@@ -32,7 +32,7 @@ from onnx_repfuse.records.float_formats import FLOAT_FORMATS, FloatFormat
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind, Refusal
 
-__all__ = ["chain_refusals", "merge_chains"]
+__all__ = ["chain_refusals", "factor_and_shift", "merge_chains"]
 
 Array = NDArray[np.float64]
 _OPERATORS = ("Add", "Div", "Mul", "Neg", "Sub", "Sum")
@@ -57,7 +57,7 @@ class _Affine:
 
     def then(self, op: str, value: Array, *, is_left: bool) -> _Affine:
         """What an operator with a constant makes of it."""
-        factor, shift = _factor_and_shift(op, value, is_left=is_left)
+        factor, shift = factor_and_shift(op, value, is_left=is_left)
         scale = factor * self.scale
         return _Affine(
             scale,
@@ -236,7 +236,7 @@ def _chain(scope: Scope, nodes: list[gs.Node]) -> _Chain | None:
     return _Chain(nodes, _operands(scope, nodes[0])[0], affine, data_type, elements)
 
 
-def _factor_and_shift(op: str, value: Array, *, is_left: bool) -> tuple[Array, Array]:
+def factor_and_shift(op: str, value: Array, *, is_left: bool) -> tuple[Array, Array]:
     """`x op value`, or `value op x`, as `factor*x + shift`."""
     one, zero = np.ones(()), np.zeros(())
     if op == "Neg":

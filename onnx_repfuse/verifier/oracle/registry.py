@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from onnx_repfuse.verifier.legacy_broadcast import NUMPY_BROADCAST_SINCE, aligned_shape
-from onnx_repfuse.verifier.oracle import conv, linear, pointwise, resize, shape
+from onnx_repfuse.verifier.oracle import conv, linear, norms, pointwise, resize, shape
 from onnx_repfuse.verifier.oracle.tensor import Context, Tensor
 
 __all__ = ["DEFAULT_DOMAIN", "OPERATORS", "evaluate_node", "is_known", "rounds"]
@@ -22,6 +22,8 @@ _ROUNDING: dict[str, Operator] = {
     "Add": linear.add, "Sum": linear.add, "Sub": linear.sub, "Mean": linear.mean,
     "Mul": linear.mul, "Div": linear.div, "MatMul": linear.matmul, "Gemm": linear.gemm, "Einsum": linear.einsum,
     "BatchNormalization": linear.batch_norm,
+    "LayerNormalization": norms.layer_norm, "InstanceNormalization": norms.instance_norm,
+    "GroupNormalization": norms.group_norm,
     "Conv": conv.conv, "ConvTranspose": conv.conv_transpose, "AveragePool": conv.average_pool,
     "GlobalAveragePool": linear.global_average_pool,
     "ReduceMean": linear.reduce_mean, "ReduceSum": linear.reduce_sum, "ReduceL2": linear.reduce_l2,
