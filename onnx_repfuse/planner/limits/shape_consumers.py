@@ -25,6 +25,7 @@ from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Const, Scope, static
 from onnx_repfuse.graph.size_lists import constant_list, moved_list
 from onnx_repfuse.lift import LinearOp
+from onnx_repfuse.planner.forms.view_sources import tensors_read
 from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.planner.search.select import Selection
 
@@ -162,7 +163,7 @@ def _is_needed(scope: Scope, shape_node: gs.Node, absorbed: set[int], selection:
 
 def _present(scope: Scope, shape_node: gs.Node, selection: Selection) -> Iterator[str]:
     """The tensors of a fold that will be there: what it reads and, unless that depends on the shape, its output."""
-    yield from map(str, selection.candidate.form.sources)
+    yield from tensors_read(selection.candidate.form)
     if not _leads_to(scope, shape_node, selection.output):
         yield selection.output
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from onnx_repfuse import Options
+from onnx_repfuse import Options, fuse
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
-from tests.build import Net, check
+from tests.build import Net, check, counts, equal
 
 
 def pooled(net: Net, x: str, op: str = "GlobalAveragePool") -> str:
@@ -306,3 +306,25 @@ def test_factors_on_both_sides_of_a_product_between_transposes() -> None:
     y = net.op("Transpose", net.op("Mul", "x", net.channel(4)), perm=[0, 2, 3, 1])
     y = net.op("Transpose", net.op("MatMul", y, net.random(4, 3)), perm=[0, 3, 1, 2])
     check(net.model(net.op("Mul", y, net.channel(3))), {"Transpose": 2, "MatMul": 1})
+
+
+@pytest.mark.parametrize("source", ["conv", "x"])
+def test_a_product_behind_patches_whose_list_has_the_size_of_the_convolution(source: str) -> None:
+    """`conv(x).flatten(2).mT` and Linear, by the legacy exporter, which asks the Conv for its channels."""
+    net = Net(8)
+    y = net.conv("x", 8, 16, 4, strides=[4, 4], pad=0)
+    if source == "conv":
+        kept = net.op("Slice", net.op("Shape", y), *(net.const(np.array([end])) for end in (0, 2, 0)))
+        sizes = net.op("Concat", kept, net.const(np.array([-1])), axis=0)
+    else:
+        batch = net.op("Slice", net.op("Shape", "x"), *(net.const(np.array([end])) for end in (0, 1, 0)))
+        sizes = net.op("Concat", batch, net.const(np.array([16, -1])), axis=0)
+    tokens = net.op("Transpose", net.op("Reshape", y, sizes), perm=[0, 2, 1])
+    model = net.model(net.op("Add", net.random(12), net.op("MatMul", tokens, net.random(16, 12))))
+    result = fuse(model)
+    found = counts(result.model)
+    assert found["Conv"] == 1
+    assert "MatMul" not in found
+    assert result.report.after.macs == 12 * 8 * 16 * 56 * 56
+    assert equal(model, result.model, 9) > 0
+    assert not fuse(result.model).report.folds
