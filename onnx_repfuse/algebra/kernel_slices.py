@@ -10,7 +10,7 @@ import numpy as np
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Array, Derived, DerivedFromOne, Kernel, input_channels, into_groups
 
-__all__ = ["Block", "InLayout", "Stacked"]
+__all__ = ["Block", "Grouped", "InLayout", "Stacked"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,3 +70,8 @@ class Stacked(Derived):
                 blocks.append(part.rows(max(lo, start) - start, min(hi, end) - start))
             start = end
         return np.concatenate(blocks)
+
+
+@dataclass(frozen=True, eq=False)
+class Grouped(Stacked):
+    """Kernels of one geometry, each of the next input channels, as the groups of one kernel."""

@@ -1,7 +1,8 @@
 """The output channels of a form: consecutive segments, each a sum of terms.
 
 Neighbours that are one convolution each, of the same channels of one source and with equal geometries but for the
-number of outputs, are one convolution: `concat(f(x), g(x)) = stack(f, g)(x)`.
+number of outputs, are one convolution: `concat(f(x), g(x)) = stack(f, g)(x)`. Those of equal geometries of consecutive
+channels of one source are the groups of one: `concat(f(x1), g(x2)) = groups(f, g)(x)` with `x = concat(x1, x2)`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from operator import attrgetter
 from onnx_repfuse.algebra.affine_form import Form, Term
 from onnx_repfuse.algebra.choice import Picked, Sampled
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.algebra.kernel_slices import Stacked
+from onnx_repfuse.algebra.kernel_slices import Grouped, Stacked
 from onnx_repfuse.algebra.kernels import Vector
 
-__all__ = ["Segment", "segmented"]
+__all__ = ["Segment", "grouped", "segmented"]
 
 Segment = tuple[tuple[int, int], Sequence[Term]]
 _START = attrgetter("lo_out")
@@ -87,3 +88,37 @@ def _stacks_on(first: Term, second: Term) -> bool:
 def _is_dense(term: Term) -> bool:
     """Whether it is neither a value nor a choice for each channel."""
     return not isinstance(term.kernel, (Vector, Picked, Sampled))
+
+
+def grouped(segments: Sequence[Segment]) -> list[Segment] | None:
+    """The segments, with runs of equal geometries of consecutive channels as one; None if there are none.
+
+    Which may not be cheaper: convolutions of narrow groups take longer.
+    """
+    runs: list[list[Segment]] = []
+    for segment in segments:
+        if runs and _continues(runs[-1][-1], segment):
+            runs[-1].append(segment)
+        else:
+            runs.append([segment])
+    if len(runs) == len(segments):
+        return None
+    return [run[0] if len(run) == 1 else _as_groups(run) for run in runs]
+
+
+def _continues(before: Segment, segment: Segment) -> bool:
+    """Whether both are one convolution, the second of the channels behind those of the first."""
+    if len(before[1]) != 1 or len(segment[1]) != 1:
+        return False
+    (first,), (second,) = before[1], segment[1]
+    g = first.kernel.geometry
+    is_alike = first.source == second.source and second.kernel.geometry == g and g.channel_axis == 1
+    return is_alike and second.lo_in == first.lo_in + g.c_in and _is_dense(first) and _is_dense(second)
+
+
+def _as_groups(run: Sequence[Segment]) -> Segment:
+    (start, _), (first,) = run[0]
+    g, count = first.kernel.geometry, len(run)
+    geometry = replace(g, c_in=count * g.c_in, c_out=count * g.c_out, groups=count * g.groups)
+    kernel = Grouped(geometry, tuple(term.kernel for _, (term,) in run))
+    return (start, run[-1][0][1]), [Term(first.source, kernel, first.lo_in, first.lo_out)]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_repfuse.algebra.choice import ColumnsAt, Picked, RowsAt
-from onnx_repfuse.algebra.kernel_slices import Block, InLayout, Stacked
+from onnx_repfuse.algebra.kernel_slices import Block, Grouped, InLayout, Stacked
 from onnx_repfuse.algebra.kernels import (
     Array,
     Composed,
@@ -94,6 +94,12 @@ def _(kernel: Stacked, start: Mask, backwards: bool) -> Mask:
     ends = np.cumsum([part.geometry.c_out for part in kernel.parts])[:-1]
     pieces = zip(kernel.parts, np.split(start, ends), strict=True)
     return np.asarray(np.any([reached(part, piece, True) for part, piece in pieces], axis=0))
+
+
+@reached.register
+def _(kernel: Grouped, start: Mask, backwards: bool) -> Mask:
+    pieces = zip(kernel.parts, np.split(start, len(kernel.parts)), strict=True)
+    return np.concatenate([reached(part, piece, backwards) for part, piece in pieces])
 
 
 @reached.register

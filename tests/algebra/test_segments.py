@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from onnx_repfuse.algebra.affine_form import Form, Term
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.geometry import Geometry
-from onnx_repfuse.algebra.kernels import Kernel, Stored, Vector
-from onnx_repfuse.algebra.segments import segmented
+from onnx_repfuse.algebra.kernels import Kernel, Stored, Vector, input_channels
+from onnx_repfuse.algebra.segments import grouped, segmented
+from onnx_repfuse.algebra.support import reached
 
 RNG = np.random.default_rng(0)
 
@@ -71,3 +74,47 @@ def test_channels_left_out_or_written_twice_have_no_segments(
     terms = [Term("x", _dense(4, count), lo_out=start) for start, count in ranges]
     assert segmented(_form(channels, *terms)) is None
     assert segmented(_form(channels, *reversed(terms))) is None
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_convolutions_of_consecutive_channels_are_groups_of_one(groups: int, transposed: bool) -> None:
+    shape = (8, 4 // groups, 3)
+    geometry = Geometry.conv_transpose if transposed else Geometry.conv
+    weights = RNG.standard_normal((3, *shape))
+    kernels = [Stored(geometry(4, 8, (3,), groups=groups), partial(np.copy, weight)) for weight in weights]
+    terms = [Term("x", kernel, 2 + 4 * i, 8 * i) for i, kernel in enumerate(kernels)]
+    segments = segmented(_form(24, *terms))
+    together = grouped(segments or ())
+    assert together is not None
+    ((channels, (term,)),) = together
+    g = term.kernel.geometry
+    assert (channels, term.lo_in, term.lo_out) == ((0, 24), 2, 0)
+    assert (g.c_in, g.c_out, g.groups, g.transposed) == (12, 24, 3 * groups, transposed)
+    rows = term.kernel.rows(0, 24)
+    assert np.array_equal(rows, np.concatenate([kernel.read() for kernel in kernels]))
+    assert np.array_equal(term.kernel.rows(6, 18), rows[6:18])
+    read = np.concatenate([4 * i + input_channels(kernel.geometry, 0, 8) for i, kernel in enumerate(kernels)])
+    assert np.array_equal(input_channels(g, 0, 24), read)
+    start = np.zeros(12, np.bool_)
+    start[5] = True
+    reaches = (read == 5).any(axis=1)
+    assert np.array_equal(reached(term.kernel, start, False), reaches)
+    assert np.array_equal(reached(term.kernel, reaches, True), np.isin(np.arange(12), read[reaches]))
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        Term("x", _dense(2, 3), 0, 3),  # of the same channels, which are stacked
+        Term("x", _dense(2, 3), 3, 3),
+        Term("y", _dense(2, 3), 2, 3),
+        Term("x", _dense(2, 4), 2, 3),
+        Term("x", _dense(1, 3), 2, 3),
+        Term("x", Vector(Geometry.diagonal(3, 1), np.ones(3)), 2, 3),
+    ],
+)
+def test_other_neighbours_are_no_groups(second: Term) -> None:
+    first = Term("x", _dense(2, 3), 0, 0)
+    segments = segmented(_form(3 + second.kernel.geometry.c_out, first, second))
+    assert grouped(segments or ()) is None

@@ -8,12 +8,12 @@ The output channels fall into consecutive segments (`algebra.segments`). A segme
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from onnx_repfuse.algebra.affine_form import Form
 from onnx_repfuse.algebra.choice import Picked, Sampled
-from onnx_repfuse.algebra.segments import segmented
+from onnx_repfuse.algebra.segments import Segment, grouped, segmented
 from onnx_repfuse.graph.operators.channel_rules import NEGATIVE_AXES_SINCE
 from onnx_repfuse.planner.forms.view_sources import common_view
 from onnx_repfuse.planner.pricing.cost import CostModel, Price
@@ -74,6 +74,14 @@ class Lowering:
         segments = segmented(form)
         if segments is None or not self._can_choose(form):
             return None
+        apart, in_groups = self._stacked(segments, form, wanted, like), grouped(segments)
+        together = None if in_groups is None else self._stacked(in_groups, form, wanted, like)
+        if apart is None or together is None:
+            return apart or together
+        return min(apart, together, key=lambda one: wanted.rank(one.steps, one.cost))
+
+    def _stacked(self, segments: Sequence[Segment], form: Form, wanted: Wanted, like: str) -> Lowered | None:
+        """Segments one after the other."""
         writer = Writer(self, wanted, form.channels, form.layout, like)
         parts = []
         for (lo, hi), terms in segments:

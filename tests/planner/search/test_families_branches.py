@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
+from onnx_repfuse import fuse
 from onnx_repfuse.records.reasons import Reason
-from tests.build import Net, check, weight
+from tests.build import Net, check, counts, weight
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -255,3 +257,53 @@ def test_long_linear_residual_chain_folds_without_doubling() -> None:
     for _ in range(40):
         x = net.add(net.conv(x, 4, 4, 1, bias=False), x)
     check(net.model(x), {"Conv": 1}, tolerance=1e-3, again=False)
+
+
+def in_groups(
+    net: Net, groups: int, rank: int, op: str = "Conv", *, split: str = "Split", width: int = 2
+) -> str:
+    """A convolution of each part of the channels, and a Concat, as converters write groups."""
+    if split == "Split":
+        sizes = net.const(np.array([width] * groups))
+        parts = net.op("Split", "x", sizes, outputs=groups, axis=1)
+    else:
+        ends = [
+            [net.const(np.array([number])) for number in (width * i, width * i + width, 1)]
+            for i in range(groups)
+        ]
+        parts = [net.op("Slice", "x", *numbers) for numbers in ends]
+    if op == "Conv":
+        outputs = [net.conv(part, width, 3, (3,) * rank, strides=[2] * rank) for part in parts]
+    else:
+        outputs = [
+            net.op(op, part, net.random(width, 3, *(2,) * rank), net.random(3), strides=[2] * rank)
+            for part in parts
+        ]
+    return str(net.op("Concat", *outputs, axis=1))
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize("split", ["Split", "Slice"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_convolutions_of_parts_side_by_side_are_the_groups_of_one(rank: int, split: str, op: str) -> None:
+    net = Net(shape=("N", 6, *(7, 8, 9)[:rank]))
+    result = check(net.model(net.bn(in_groups(net, 3, rank, op, split=split), 9)), {op: 1})
+    (node,) = result.model.graph.node
+    assert onnx.helper.get_node_attr_value(node, "group") == 3
+    assert result.report.before.macs == result.report.after.macs
+
+
+def test_of_one_channel_each_they_are_a_depthwise_convolution() -> None:
+    net = Net(shape=("N", 8, "H", "W"))
+    check(net.model(in_groups(net, 8, 2, width=1)), {"Conv": 1})
+
+
+def test_in_another_order_or_of_other_kernels_they_stay_apart() -> None:
+    net = Net(4)
+    a, b = net.op("Split", "x", net.const(np.array([2, 2])), outputs=2, axis=1)
+    turned = net.model(net.op("Concat", net.conv(b, 2, 2, 3), net.conv(a, 2, 2, 3), axis=1))
+    assert counts(fuse(turned).model)["Conv"] == 2
+    other = Net(4)
+    a, b = other.op("Split", "x", other.const(np.array([2, 2])), outputs=2, axis=1)
+    model = other.model(other.op("Concat", other.conv(a, 2, 2, 3), other.conv(b, 2, 2, 1), axis=1))
+    assert counts(fuse(model).model)["Conv"] == 2
