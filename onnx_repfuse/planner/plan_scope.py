@@ -58,6 +58,7 @@ from onnx_repfuse.planner.rewrites.scalar_paths import Paths
 from onnx_repfuse.planner.rewrites.shift_paths import ShiftPaths
 from onnx_repfuse.planner.rewrites.slopes import is_slow_prelu
 from onnx_repfuse.planner.rewrites.split_parts import fold_into_parts
+from onnx_repfuse.planner.rewrites.stacked_sums import sum_stacked
 from onnx_repfuse.planner.rewrites.subsampling import apply_subsamplings, subsampling_refusals
 from onnx_repfuse.planner.rewrites.unexpanded import read_unexpanded
 from onnx_repfuse.planner.rewrites.weight_factors import ROLES as WEIGHT_ROLES
@@ -191,6 +192,8 @@ class _Planning:
             self._changed(written=join_activations(self.plan, self.is_free))
         if self.options.allows(Kind.AFFINE):
             self._changed(written=read_unexpanded(self.plan, self.is_free))
+        if self.options.allows(Kind.BRANCHES):
+            self._changed(written=sum_stacked(self.plan, self.is_free))
         self._changed(written=rewrite_avoided(self.plan, self.options.avoid, self.is_free, self.is_slow))
 
     def is_slow(self, node: gs.Node) -> bool:
