@@ -43,6 +43,7 @@ from onnx_repfuse.planner.pricing.lowering import Prices
 from onnx_repfuse.planner.rewrites.activation_pairs import join_activations
 from onnx_repfuse.planner.rewrites.activation_patterns import fold_activations
 from onnx_repfuse.planner.rewrites.affine_chains import chain_refusals, merge_chains
+from onnx_repfuse.planner.rewrites.affine_paths import move_affine
 from onnx_repfuse.planner.rewrites.avoided_operators import avoided_refusals, rewrite_avoided
 from onnx_repfuse.planner.rewrites.avoided_rules import LATE_RULES
 from onnx_repfuse.planner.rewrites.constant_nodes import write_constants
@@ -234,7 +235,9 @@ class _Planning:
         is_written = move_biases(self.plan, self.paths(layouts, ShiftPaths), self.options.allows_all)
         self._changed(written=is_written)
         is_merged |= is_written
-        return channel_layouts(self.plan.scope, layouts) if is_merged else layouts
+        is_moved = not is_merged and move_affine(self.plan, self.paths(layouts), self.options.allows_all)
+        self._changed(written=is_moved)
+        return channel_layouts(self.plan.scope, layouts) if is_merged or is_moved else layouts
 
     def fold_into_weights(self, layouts: dict[str, ChannelLayout]) -> bool:
         """Put factors beside products of several matrices, or of rows, or behind norms, into their weights."""

@@ -26,13 +26,14 @@ from onnx_repfuse.lift.batchnorm_arithmetic import ROUNDS_BETWEEN, most_that_can
 from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.folds.replacements import Replacements
 from onnx_repfuse.planner.limits.refusals import chain_refusal
+from onnx_repfuse.planner.rewrites.affine_nodes import factor_and_shift
 from onnx_repfuse.planner.rewrites.scalar_paths import Paths
 from onnx_repfuse.planner.weights.rounding import rounded
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, FloatFormat
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind, Refusal
 
-__all__ = ["chain_refusals", "factor_and_shift", "merge_chains"]
+__all__ = ["chain_refusals", "merge_chains"]
 
 Array = NDArray[np.float64]
 _OPERATORS = ("Add", "Div", "Mul", "Neg", "Sub", "Sum")
@@ -234,18 +235,6 @@ def _chain(scope: Scope, nodes: list[gs.Node]) -> _Chain | None:
     if data_type not in FLOAT_FORMATS:
         return None
     return _Chain(nodes, _operands(scope, nodes[0])[0], affine, data_type, elements)
-
-
-def factor_and_shift(op: str, value: Array, *, is_left: bool) -> tuple[Array, Array]:
-    """`x op value`, or `value op x`, as `factor*x + shift`."""
-    one, zero = np.ones(()), np.zeros(())
-    if op == "Neg":
-        return -one, zero
-    if op in ("Add", "Sum"):
-        return one, value
-    if op == "Sub":
-        return (-one, value) if is_left else (one, -value)
-    return (value, zero) if op == "Mul" else (1.0 / value, zero)
 
 
 def _compact(value: Array) -> Array:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -26,6 +26,7 @@ from onnx_repfuse.graph.scope import Scope, Shape
 __all__ = ["Pattern", "by_channel", "pattern_above", "pattern_of_choice", "pattern_of_part"]
 
 Pattern = NDArray[np.bool_]
+Element = TypeVar("Element", bound=np.generic)  # of a pattern, or of values that vary likewise
 _RESHAPES = frozenset(("Flatten", "Reshape", "Squeeze", "Unsqueeze"))
 
 
@@ -114,7 +115,7 @@ def _sliced(shape: Shape, arguments: list[NDArray[Any]]) -> _Choice | None:
     return None if taken is None or not len(taken) else _Choice(axis, taken, False)
 
 
-def pattern_above(scope: Scope, view: gs.Node, pattern: Pattern) -> Pattern | None:
+def pattern_above(scope: Scope, view: gs.Node, pattern: NDArray[Element]) -> NDArray[Element] | None:
     """The pattern of what a view reads, given that of its output; None if it cannot be told."""
     before, after = (dims_of(scope, tensor.name) for tensor in (view.inputs[0], view.outputs[0]))
     if before is None or after is None or len(after) != pattern.ndim:
@@ -124,7 +125,7 @@ def pattern_above(scope: Scope, view: gs.Node, pattern: Pattern) -> Pattern | No
     return _reshaped(pattern, after, before) if view.op in _RESHAPES else None
 
 
-def by_channel(pattern: Pattern, layout: ChannelLayout) -> NDArray[np.bool_] | None:
+def by_channel(pattern: NDArray[Element], layout: ChannelLayout) -> NDArray[Element] | None:
     """A pattern as one value for each channel, shape (channels,); None if it varies along another axis."""
     axis = layout.channel_axis % pattern.ndim
     if any(size != 1 for place, size in enumerate(pattern.shape) if place != axis):
@@ -132,7 +133,7 @@ def by_channel(pattern: Pattern, layout: ChannelLayout) -> NDArray[np.bool_] | N
     return np.broadcast_to(pattern.ravel(), (layout.channels,))
 
 
-def _reshaped(pattern: Pattern, dims: Dims, target: Dims) -> Pattern | None:
+def _reshaped(pattern: NDArray[Element], dims: Dims, target: Dims) -> NDArray[Element] | None:
     """A pattern of a tensor of `dims` for the same elements in `target`; both have the same order of elements."""
     groups = _groups(dims, target)
     if groups is None:

@@ -15,16 +15,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.decode import new_node
-from onnx_repfuse.graph.no_ops import constant_beside
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, Scope, optional_input
-from onnx_repfuse.lift import Context, LinearOp, lift
+from onnx_repfuse.lift import Context
 from onnx_repfuse.lift.batchnorm_arithmetic import most_that_cancels
 from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.folds.replacements import Replacements
-from onnx_repfuse.planner.rewrites.affine_chains import factor_and_shift
+from onnx_repfuse.planner.rewrites.affine_nodes import factor_and_shift_of
 from onnx_repfuse.planner.weights.rounding import check_underflow, rounded
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.report import Kind
@@ -35,7 +33,6 @@ Array = NDArray[np.float64]
 SCALE, BIAS = 1, 2  # the inputs of a normalization
 _PER_CHANNEL = ("GroupNormalization", "InstanceNormalization")
 _TRAILING = ("LayerNormalization", "RMSNormalization")  # their scale is aligned with the last axes
-_ARITHMETIC = ("Add", "Div", "Mul", "Neg", "Sub")
 
 
 class _Parameters(NamedTuple):
@@ -86,7 +83,7 @@ def _folded(context: Context, node: gs.Node, behind: gs.Node) -> gs.Node | None:
         return None
     values = [np.asarray(const.read(), np.float64) for const in constants if const is not None]
     before = _Parameters(values[0], values[1] if len(values) > 1 else np.zeros_like(values[0]))
-    affine = _affine(context, behind, str(node.outputs[0].name))
+    affine = factor_and_shift_of(context, behind, str(node.outputs[0].name))
     if affine is None or before.scale.shape != before.bias.shape:
         return None
     aligned = [_aligned(context, node, value, before.scale.shape) for value in affine]
@@ -107,34 +104,6 @@ def _folded(context: Context, node: gs.Node, behind: gs.Node) -> gs.Node | None:
 
 def _is_too_large(const: Const) -> bool:
     return const.size > MAX_FOLDED_ELEMENTS or const.data_type not in FLOAT_FORMATS
-
-
-def _affine(context: Context, node: gs.Node, source: str) -> tuple[Array, Array] | None:
-    """What an operator does to a tensor, as a factor and a shift that broadcast to it."""
-    one, zero = np.ones(()), np.zeros(())
-    if node.op == "Neg":
-        return -one, zero
-    if node.op == "BatchNormalization":
-        return _of_batch_normalization(context, node, source)
-    if node.op not in _ARITHMETIC:
-        return None
-    name, const = constant_beside(context.scope, node, commutes=node.op != "Div")
-    if const is None or name != source:
-        return None
-    with np.errstate(all="ignore"):
-        value = np.asarray(const.read(), np.float64)
-        return factor_and_shift(node.op, value, is_left=node.inputs[1].name == name)
-
-
-def _of_batch_normalization(context: Context, node: gs.Node, source: str) -> tuple[Array, Array] | None:
-    lifted = lift(context, node)
-    if not isinstance(lifted, LinearOp) or lifted.operands[0].name != source or lifted.bias.deferred:
-        return None
-    kernel, axis, rank = lifted.terms[0].kernel, *lifted.layout
-    if not isinstance(kernel, Vector):
-        return None
-    shape = (-1, *(1,) * rank) if axis == 1 else (-1,)
-    return kernel.scale.reshape(shape), lifted.bias.known.reshape(shape)
 
 
 def _aligned(context: Context, node: gs.Node, value: Array, shape: tuple[int, ...]) -> Array | None:
