@@ -87,7 +87,10 @@ def move_affine(plan: ScopePlan, paths: Paths, is_allowed: Callable[[frozenset[K
             node.outputs[0].name, {Kind.COMMUTE}, [*reversed(move.views), node], _written(scope, move)
         )
         replacements.nodes.update((id(view), []) for view in move.views)
-    return replacements.write()
+    is_written = replacements.write()
+    if is_written:  # a shape may be read behind where it was
+        scope.nodes = scope.order(scope.nodes)
+    return is_written
 
 
 def _move(paths: Paths, node: gs.Node) -> _Move | None:

@@ -97,3 +97,12 @@ def test_values_that_are_not_finite_stay() -> None:
     net = Net(shape=("N", "L", 8))
     y = net.op("Div", heads(net, "MatMul"), net.const([1.0, 0.0, 2.0, 3.0]))
     assert not fuse(net.model(y), options=Options(check=False)).report.folds
+
+
+def test_a_shape_that_is_asked_for_between() -> None:
+    net = Net(shape=("N", "L", 8))
+    y = heads(net, "MatMul")
+    rows = net.op("Cast", net.op("Shape", y), to=1)
+    model = net.model(net.op("Mul", y, net.random(4)), rows)
+    result = check(model, {"MatMul": 1, "Reshape": 1, "Shape": 1, "Cast": 1})
+    assert len(result.report.folds) == 1
