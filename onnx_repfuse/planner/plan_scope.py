@@ -55,6 +55,7 @@ from onnx_repfuse.planner.rewrites.norm_affine import fold_behind_norms
 from onnx_repfuse.planner.rewrites.padded_windows import apply_padded_windows
 from onnx_repfuse.planner.rewrites.pass_maxima import apply_maxima, maximum_refusals
 from onnx_repfuse.planner.rewrites.pass_transposes import apply_transposes
+from onnx_repfuse.planner.rewrites.plain_moves import write_plain_moves
 from onnx_repfuse.planner.rewrites.scalar_paths import Paths
 from onnx_repfuse.planner.rewrites.shift_paths import ShiftPaths
 from onnx_repfuse.planner.rewrites.slopes import is_slow_prelu
@@ -210,7 +211,8 @@ class _Planning:
     def rewrite_windows(self, layouts: dict[str, ChannelLayout]) -> dict[str, ChannelLayout]:
         """Write Pads into windows where the algebra cannot, or else skip what all consumers skip; the layouts then."""
         plan, model, allows = self.plan, cost_model(self.options.cost), self.options.allows
-        is_written = allows(Kind.PAD) and apply_padded_windows(plan, layouts, self.is_free)
+        is_written = allows(Kind.INDEX) and write_plain_moves(plan, layouts, self.is_free)
+        is_written |= allows(Kind.PAD) and apply_padded_windows(plan, layouts, self.is_free)
         if not is_written:  # else with the next reading
             is_written = allows(Kind.STRIDE) and apply_subsamplings(plan, layouts, model, self.is_free)
         self._changed(written=is_written)
