@@ -191,7 +191,7 @@ class _Planning:
         if self.options.allows(Kind.ACTIVATION):
             stays, avoid = is_kept(self.options), self.options.avoid
             self._changed(written=fold_activations(self.plan, stays, self.banned, avoid))
-            self._changed(written=join_activations(self.plan, self.is_free))
+            self._changed(written=join_activations(self.plan, self.is_free, avoid))
         if self.options.allows(Kind.AFFINE):
             self._changed(written=read_unexpanded(self.plan, self.is_free))
         if self.options.allows(Kind.BRANCHES):

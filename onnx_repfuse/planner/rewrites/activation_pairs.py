@@ -26,12 +26,13 @@ from onnx_repfuse.records.report import Kind
 __all__ = ["join_activations"]
 
 
-def join_activations(plan: ScopePlan, is_free: IsFree) -> bool:
+def join_activations(plan: ScopePlan, is_free: IsFree, avoided: frozenset[str]) -> bool:
     """Write each such pair as one node; whether there was any.
 
     Args:
         plan: of the scope, which is changed.
         is_free: whether a node may be replaced.
+        avoided: operators that the target cannot run.
     """
     scope, replacements = plan.scope, Replacements(plan)
     for second in scope.nodes:
@@ -39,7 +40,7 @@ def join_activations(plan: ScopePlan, is_free: IsFree) -> bool:
         if first is None or id(first) in replacements.nodes or not (is_free(first) and is_free(second)):
             continue
         created = _joined(scope, first, second)
-        if created is not None:
+        if created is not None and created.op not in avoided:
             replacements.fold(second.outputs[0].name, {Kind.ACTIVATION}, [first, second], [created])
             replacements.nodes[id(first)] = []
     return replacements.write()

@@ -20,6 +20,7 @@ from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.dims import dims_of
 from onnx_repfuse.graph.edit_points import let_shapes_read
+from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.lift import LinearOp
@@ -38,6 +39,7 @@ __all__ = ["move_affine"]
 
 Array = NDArray[np.float64]
 MAX_VIEWS = 8
+_HAVE_BIAS = ("Conv", "ConvTranspose", "Gemm")
 _VIEWS = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
@@ -131,10 +133,18 @@ def _move(paths: Paths, node: gs.Node) -> _Move | None:
             factor, shift = channels
             if factor is None or shift is None or _rounds(factor, shift, layout):
                 return None
-            if _is_seen_by_covering(paths, node, views):
+            is_gained = (factor != 1).any() or _takes_shifts(paths, name, sink)
+            if not is_gained or _is_seen_by_covering(paths, node, views):
                 return None
             return _Move(node, views, name, layout, factor, shift, sink)
     return None
+
+
+def _takes_shifts(paths: Paths, name: str, sink: LinearOp) -> bool:
+    """Whether a shift of a tensor costs nothing: what computes it has a bias, or adds another shift."""
+    node = sink.node
+    is_behind_a_shift = paths.scope.producer.get(name) is not node
+    return is_behind_a_shift or node.op in _HAVE_BIAS or operator(node).normalizes
 
 
 def _rounds(factor: Array, shift: Array, layout: ChannelLayout) -> bool:

@@ -97,7 +97,7 @@ def test_a_bfloat16_identity_is_proved() -> None:
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.elem_type = onnx.TensorProto.BFLOAT16
     nodes = [helper.make_node(op, [a], [b], name=b) for op, a, b in
-             (("Relu", "x", "a"), ("Identity", "a", "b"), ("Relu", "b", "y"))]  # fmt: skip
+             (("Relu", "x", "a"), ("Identity", "a", "b"), ("Tanh", "b", "y"))]  # fmt: skip
     model.graph.node.extend(nodes)
     report = fuse(model).report
     assert [change.nodes for change in report.changes] == [("b",)]
