@@ -267,11 +267,6 @@ class FoldCase:
         return any(node.op_type not in _LINEAR for node in nodes)
 
     @cached_property
-    def sums_positions(self) -> bool:
-        """Whether results grow with the number of positions, as those of an average do not."""
-        return any(node.op_type in ("Einsum", "ReduceSum") for node in self.before.graph.node)
-
-    @cached_property
     def pads(self) -> bool:
         """Whether a window or a Pad of either model reaches beyond its input."""
         return any(map(pads, (*self.before.graph.node, *self.after.graph.node)))

@@ -166,9 +166,14 @@ def _takes_long(case: FoldCase, expected: Array) -> bool:
     Then its noise in the runtime is the measure, as of whole models, and what fails is judged by the oracle. Not in
     half precision, where noise hides more.
     """
-    takes_tiles = any(source.space for source in case.sources) and not case.sums_positions
+    takes_tiles = any(source.space for source in case.sources) and not _sums_positions(case)
     is_large = expected.size >= _LARGE_OUTPUT or case.products(expected.shape) >= _LARGE_PRODUCTS
     return is_large and not takes_tiles and not case.float_format.is_half
+
+
+def _sums_positions(case: FoldCase) -> bool:
+    """Whether results grow with the number of positions, as those of an average do not."""
+    return any(node.op_type in ("Einsum", "ReduceSum") for node in case.before.graph.node)
 
 
 def _by_own_error(
@@ -295,7 +300,7 @@ def _tiles(case: FoldCase, feed: Mapping[str, Array]) -> Iterator[dict[str, Arra
         source.name: _level(feed[source.name], source.channel, case.depth, source.name in case.measured)
         for source in case.sources
     }
-    if len(case.sources) == 1 and not case.sums_positions:
+    if len(case.sources) == 1 and not _sums_positions(case):
         (source,) = case.sources
         level = levels[source.name]
         if source.has_channels and level.ndim == len(source.dims):
