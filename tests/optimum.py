@@ -69,6 +69,7 @@ from tests.random_graphs import Recipe, build, recipes
 
 MAX_NODES = 8
 MAX_STATES = 60  # looked at in the search of one region; of more, the cheapest are
+MAX_PARTS = 8  # of random graphs, each as many as regions are asked for
 MAX_FORMS = 400  # of one tensor, and combinations of its operands' forms
 UNCHECKED = Options(check=False)
 
@@ -443,12 +444,20 @@ def regions_of_files(folders: Iterable[Path]) -> Iterator[tuple[str, onnx.ModelP
 
 
 def random_regions(count: int, seed: int) -> Iterator[tuple[str, onnx.ModelProto]]:
-    """The regions of random graphs, until there are so many."""
+    """The regions of random graphs: several times `count` graphs, as many regions are alike."""
+    for part in range(MAX_PARTS):
+        for number, recipe in enumerate(_drawn(max(1, count), seed + part)):
+            for scope in read_scopes(Document.from_model(build(recipe)[0])):
+                for region in regions(scope):
+                    yield f"random {seed + part}.{number}", region
+
+
+def _drawn(count: int, seed: int) -> list[Recipe]:
     drawn: list[Recipe] = []
 
     @seeded(seed)
     @settings(
-        max_examples=max(1, count),
+        max_examples=count,
         database=None,
         deadline=None,
         phases=[Phase.generate],
@@ -459,10 +468,7 @@ def random_regions(count: int, seed: int) -> Iterator[tuple[str, onnx.ModelProto
         drawn.append(recipe)
 
     draw()
-    for number, recipe in enumerate(drawn):
-        for scope in read_scopes(Document.from_model(build(recipe)[0])):
-            for region in regions(scope):
-                yield f"random {number}", region
+    return drawn
 
 
 def told(label: str, gap: Gap) -> str:
