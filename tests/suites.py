@@ -3,8 +3,9 @@
     python -m tests.suites ~/models ../shared/zoo        # any folders of .onnx files
     python -m tests.suites --backend                     # the node tests of the onnx package
 
-Each model runs in a process of its own, with a limit of time and of memory. A result is judged without the code under
-test: ONNX Runtime, all optimizations off, on seeds the tool does not use (or on the test data beside the model).
+Each model runs in a process of its own, forked from one that has imported all, with a limit of time and of memory. A
+result is judged without the code under test: ONNX Runtime, all optimizations off, on seeds the tool does not use
+(or on the test data beside the model).
 
     wrong    the output differs from the input by more than the noise allows
     broken   exit 0, but the file does not load, is not valid, or has another interface
@@ -18,12 +19,14 @@ test: ONNX Runtime, all optimizations off, on seeds the tool does not use (or on
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import re
 import resource
-import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,13 +41,24 @@ MEMORY = 8 << 30  # bytes of address space
 SIZES = (7, 3)  # of dims that the file leaves open
 _BOUNDED = ("Sigmoid", "Softmax", "Tanh")
 Feed = dict[str, NDArray[Any]]
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(
+    [
+        "onnx_repfuse.cli.run",
+        "onnx_repfuse.pipeline.run",
+        "onnx_repfuse.quiet_runtime",
+        "onnx_repfuse.verifier.folds.isolated",
+        "onnx_repfuse.verifier.outputs.compare",
+        "onnx_repfuse.verifier.scopes.check",
+    ]
+)
 
 
 def judge_model(path: Path) -> str:
     """What happened to one model: a word as in the list above, a colon, and the reason."""
     with tempfile.TemporaryDirectory() as folder:
         output, report = Path(folder) / "fused.onnx", Path(folder) / "report.json"
-        words = ["-m", "onnx_repfuse", path, "-o", output, "--json", report, "--quiet"]
+        words = [path, "-o", output, "--json", report, "--quiet"]
         code, said = _run(*words)
         recorded = next(iter(sorted(path.parent.glob("test_data_set_*"))), None)
         if code == 1 and recorded is not None:  # it may run on few inputs only: sizes and axes, for example
@@ -55,7 +69,7 @@ def judge_model(path: Path) -> str:
             return f"crash: signal {-code}" if code < 0 else f"crash: {said}"
         if code != 0:
             return f"exit {code}: {said}"
-        code, said = _run("-m", "tests.suites", "--judge", path, output)
+        code, said = _in_a_process(_judge, path, output)
         if code is None:
             return "slow: judge"
         if code == 2:
@@ -68,30 +82,52 @@ def judge_model(path: Path) -> str:
             again = Path(folder) / "again.onnx"
             given_up = any(one["reason"] == "verification" for one in told["refusals"])
             checks = () if given_up else ("--no-check",)  # what failed its proof would be tried again
-            code, _ = _run("-m", "onnx_repfuse", output, "-o", again, *checks, "--quiet")
+            code, _ = _run(output, "-o", again, *checks, "--quiet")
             if code == 0 and again.read_bytes() != output.read_bytes():
                 return "again: a second run changes the file"
         return f"fine: {'folded' if folds else 'nothing to fold'}" + (", not compared" if said else "")
 
 
 def _run(*words: object) -> tuple[int | None, str]:
-    """The exit code (None: over the time limit) and the last line of standard error."""
-    try:
-        done = subprocess.run(
-            [sys.executable, *map(str, words)],
-            capture_output=True,
-            timeout=SECONDS,
-            preexec_fn=_limit,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return None, ""
-    lines = (done.stderr + done.stdout).decode("utf-8", "replace").strip().splitlines()
-    return done.returncode, lines[-1] if lines else ""
+    """The exit code of the tool (None: over the time limit), and its last line."""
+    return _in_a_process(_tool, [str(word) for word in words])
 
 
-def _limit() -> None:
+def _in_a_process(work: Callable[..., int], *arguments: object) -> tuple[int | None, str]:
+    """What a function gives out, or minus the signal that ended it, and the last line it wrote.
+
+    The process is forked from one that has imported all: starting Python anew takes ten times as long as most models.
+    """
+    with tempfile.NamedTemporaryFile() as said:
+        process = _PROCESSES.Process(target=_child, args=(said.name, work, *arguments))
+        process.start()
+        process.join(SECONDS)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            return None, ""
+        lines = Path(said.name).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return process.exitcode, lines[-1] if lines else ""
+
+
+def _child(said: str, work: Callable[..., int], *arguments: object) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    output = os.open(said, os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.exit(work(*arguments))
+
+
+def _tool(words: list[str]) -> int:
+    from onnx_repfuse.cli.main import main as command
+
+    return command(words)
+
+
+def _judge(before: Path, after: Path) -> int:
+    verdict = compare(before, after)
+    print(verdict, flush=True)
+    return 2 if verdict and not verdict.startswith("(") else 0
 
 
 def compare(before: Path, after: Path) -> str:
@@ -245,13 +281,8 @@ def write_backend_tests(folder: Path) -> None:
 @click.argument("folders", nargs=-1, type=click.Path(exists=True, path_type=Path))
 @click.option("--backend", is_flag=True, help="Also the node tests of the installed onnx package.")
 @click.option("--jobs", default=2, show_default=True)
-@click.option("--judge", is_flag=True, hidden=True)
-def main(folders: tuple[Path, ...], backend: bool, jobs: int, judge: bool) -> None:
+def main(folders: tuple[Path, ...], backend: bool, jobs: int) -> None:
     """Run the tool on every .onnx file below FOLDERS and print what happened, by cause."""
-    if judge:
-        verdict = compare(*folders)
-        click.echo(verdict)
-        sys.exit(2 if verdict and not verdict.startswith("(") else 0)
     with tempfile.TemporaryDirectory() as root:
         if backend:
             write_backend_tests(Path(root))
