@@ -77,6 +77,13 @@ def sources(plan: ScopePlan, fold: PlannedFold) -> dict[str, bool]:
 
 
 def _sides(plan: ScopePlan, fold: PlannedFold) -> tuple[Nodes, Nodes]:
+    """The nodes before and after; made once, as who asks for the sources asks for the models, too."""
+    if id(fold) not in plan.sides:
+        plan.sides[id(fold)] = _made_sides(plan, fold)
+    return plan.sides[id(fold)]
+
+
+def _made_sides(plan: ScopePlan, fold: PlannedFold) -> tuple[Nodes, Nodes]:
     before: Nodes = [_without_idle_inputs(node) for node in plan.nodes_before(fold)]
     for group in fold.groups:
         if group.role is Kind.PAD:  # the nodes of a shuffle run as they are

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -92,6 +92,7 @@ class ScopePlan:
         creator: id() of a node that came -> its fold.
         refused: ways to compute a tensor that were found to be no good, and why, in a clause.
         shaped: tensors that stay because their shape is asked for.
+        sides: id() of a fold -> the nodes of its proof, before and after, as far as they were asked for.
     """
 
     scope: Scope
@@ -105,6 +106,7 @@ class ScopePlan:
     notes: list[str] = field(default_factory=list)
     refused: dict[tuple[str, Way], str] = field(default_factory=dict)
     shaped: frozenset[str] = frozenset()
+    sides: dict[int, tuple[Sequence[onnx.NodeProto], Sequence[onnx.NodeProto]]] = field(default_factory=dict)
 
     def add(self, fold: PlannedFold, joined: Iterable[PlannedFold] = ()) -> None:
         """Note a fold, in place of those it was joined with; two folds may have been joined with the same one.

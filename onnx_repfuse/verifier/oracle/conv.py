@@ -144,17 +144,19 @@ def _depthwise(padded: Array, w: Array, window: Window, out: Sequence[int]) -> A
         total = by_bands(padded, w, window, out, occupied[-1], reached)
         if total is not None:
             return total
-    total = np.zeros((n, channels, len(w) // channels, *out), dtype=np.result_type(padded, w))
+    # With the channels last, where there are more of them than positions in a row: each step is one long product.
+    source = np.ascontiguousarray(np.moveaxis(padded, 1, -1))
+    weights = np.moveaxis(w.reshape(channels, -1, *window.kernel), (0, 1), (-1, -2))  # (*kernel, M / C, C)
+    total = np.zeros((n, *out, *weights.shape[-2:]), dtype=np.result_type(padded, w))
     everything = [range(size) for size in out]
     for tap in window.taps():
         outputs = _reached(window, tap, occupied, out) if looks_for_zeros else everything
         if all(outputs):
-            # (N, C, 1, *box) * (C, M / C, 1, ...) -> (N, C, M / C, *box)
-            read: Any = (slice(None), slice(None), None, *window.read_by(tap, outputs))
-            write: Any = (..., *(slice(box.start, box.stop) for box in outputs))
-            weight = w[spatial(*tap)].reshape(channels, -1, *(1,) * len(out))
-            total[write] += padded[read] * weight
-    return total.reshape(n, len(w), *out)
+            # (N, *box, 1, C) * (M / C, C) -> (N, *box, M / C, C)
+            read: Any = (slice(None), *window.read_by(tap, outputs), None)
+            write: Any = (slice(None), *(slice(box.start, box.stop) for box in outputs))
+            total[write] += source[read] * weights[tap]
+    return np.ascontiguousarray(np.moveaxis(total, (-1, -2), (1, 2))).reshape(n, len(w), *out)
 
 
 def _occupied(x: Array, axis: int) -> range:
