@@ -4,7 +4,7 @@ FROM python:3.11-slim AS build
 COPY pyproject.toml README.md LICENSE /src/
 COPY onnx_repfuse /src/onnx_repfuse
 RUN python -m venv /opt/onnx-repfuse \
-    && /opt/onnx-repfuse/bin/pip install --no-cache-dir "/src[onnx-ir]"
+    && /opt/onnx-repfuse/bin/pip install --no-cache-dir "/src[onnx-ir,simplify]"
 
 FROM python:3.11-slim
 LABEL org.opencontainers.image.title="onnx-repfuse" \
