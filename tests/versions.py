@@ -10,7 +10,7 @@ import pytest
 
 from onnx_repfuse.quiet_runtime import ort
 
-__all__ = ["since", "since_bfloat16"]
+__all__ = ["since", "since_bfloat16", "since_parser"]
 
 
 def since(reason: str, *, onnx: str = "0.0", onnxruntime: str = "0.0") -> pytest.MarkDecorator:
@@ -25,3 +25,4 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 since_bfloat16 = since("onnx before 1.19 computes no bfloat16", onnx="1.19")
+since_parser = since("onnx before 1.18 does not parse such a text", onnx="1.18")

@@ -1,4 +1,4 @@
-"""Models that must not be run: the runtime would never end to open them, or a tensor would take all memory.
+"""Models that must not be run: the runtime would never end to open them, or end the process, or take all memory.
 
 Weights are not read.
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import onnx
 
-from onnx_repfuse.verifier.session import NoImplementation, all_nodes, input_names
+from onnx_repfuse.verifier.session import DoesNotRun, NoImplementation, all_nodes, input_names
 
 __all__ = ["MOST_ELEMENTS", "refuse_unrunnable"]
 
@@ -23,12 +23,20 @@ _TERM = re.compile(r"[A-Za-z]*(\.\.\.)?[A-Za-z]*")
 
 
 def refuse_unrunnable(model: onnx.ModelProto) -> None:
-    """Raise NoImplementation for an Einsum that no runtime ends on, and for Pads that make a tensor too large."""
+    """Refuse a model that no runtime should be given.
+
+    Raises:
+        NoImplementation: it has an Einsum that no runtime ends on, or Pads that make a tensor too large.
+        DoesNotRun: strides are 0, which newer runtimes refuse, and older ones (seen of 1.18) divide by.
+    """
     for node in all_nodes(model):
         if node.op_type == "Einsum" and not _has_sound_equation(node):
             raise NoImplementation(
                 f"ONNX Runtime never ends on the equation of the Einsum '{node.output[0]}'"
             )
+        strides = next((list(a.ints) for a in node.attribute if a.name == "strides"), [])
+        if 0 in strides:
+            raise DoesNotRun(f"{node.op_type} '{node.output[0]}' has strides of {strides}")
     if _pads_much(model.graph):
         _refuse_large_tensors(model)
 

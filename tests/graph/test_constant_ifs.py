@@ -15,6 +15,7 @@ from onnx_repfuse.records.report import Kind
 from onnx_repfuse.records.verdict import Status
 from tests.build import counts, run
 from tests.parts import random
+from tests.versions import since_parser
 
 X = random(2, 3)
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
@@ -301,6 +302,7 @@ def test_the_user_keeps_it() -> None:
     assert "If" not in _kept(keep=("inner Exp",))
 
 
+@since_parser
 def test_kept_nodes_that_only_the_condition_or_the_other_branch_reads_stay() -> None:
     body = """
     [stays] r = Relu(x)

@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from tests.large import build, measure
+from tests.versions import since
 
 MB = 1 << 20
 
@@ -18,7 +19,10 @@ def path(tmp_path_factory):
     return build(tmp_path_factory.mktemp("large") / "m.onnx", 400 * MB)
 
 
-@pytest.mark.parametrize(("check", "limit"), [(False, 0.5), (True, 1.5)])
+OLDER = since("ONNX Runtime before 1.22 needs all weights of such a model in memory", onnxruntime="1.22")
+
+
+@pytest.mark.parametrize(("check", "limit"), [(False, 0.5), pytest.param(True, 1.5, marks=OLDER)])
 def test_memory_against_the_size_of_the_model(path, tmp_path, check, limit):
     found = measure(path, tmp_path / "o.onnx", check=check)
     assert found["folds"] == 1

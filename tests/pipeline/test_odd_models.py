@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_repfuse import Options, Result, fuse
+from tests.versions import since_parser
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
 
@@ -23,6 +24,7 @@ def fused(text: str, **weights: NDArray[np.generic]) -> Result:
     return fuse(model)
 
 
+@since_parser
 def test_an_if_that_decides_when_a_loop_ends_is_not_forced() -> None:
     """With its condition set to true the Loop, which has no trip count, would never end."""
     result = fused(

@@ -11,6 +11,7 @@ from tests import random_properties
 from tests.build import Net
 from tests.random_graphs import Recipe, examine, recipes
 from tests.random_properties import UNCHECKED, compare
+from tests.versions import since
 
 QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example)
 
@@ -28,6 +29,7 @@ def folds_and_proof(recipe: Recipe) -> None:
     examine(recipe, Options())
 
 
+@since("ONNX Runtime before 1.24 reads beyond the input in some Pads", onnxruntime="1.24")
 def test_random_graphs_without_a_net() -> None:
     """Wrong folds would be seen here: the package's own proof is off."""
     tally = random_properties.TALLY

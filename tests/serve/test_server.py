@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import onnx
 import pytest
 
@@ -84,7 +85,7 @@ def test_two_models_that_differ(server):
     model = small_model()
     other = onnx.ModelProto.FromString(model.SerializeToString())
     other.graph.initializer[-1].CopyFrom(onnx.numpy_helper.from_array(
-        1.5 * onnx.numpy_helper.to_array(model.graph.initializer[-1]), model.graph.initializer[-1].name
+        np.float32(1.5) * onnx.numpy_helper.to_array(model.graph.initializer[-1]), model.graph.initializer[-1].name
     ))  # fmt: skip
     files = [("same.onnx", part.SerializeToString()) for part in (model, other)]
     shown = server.run(*files, kind="compare")

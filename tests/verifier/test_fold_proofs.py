@@ -21,6 +21,7 @@ from onnx_repfuse.verifier.folds.stimuli import stimuli
 from onnx_repfuse.verifier.intermediates import read_intermediates, shape_name
 from onnx_repfuse.verifier.session import Session
 from tests.verifier.folds_in_place import check_folds
+from tests.versions import since_bfloat16
 
 F = TensorProto.FLOAT
 RNG = np.random.default_rng(7)
@@ -81,7 +82,9 @@ def test_folds_of_any_rank_are_judged(rank: int) -> None:
     assert probe(kxk_and_1x1(rank, F, 0.01)).status is Status.FAILED
 
 
-@pytest.mark.parametrize("kind", [TensorProto.DOUBLE, TensorProto.BFLOAT16])
+@pytest.mark.parametrize(
+    "kind", [TensorProto.DOUBLE, pytest.param(TensorProto.BFLOAT16, marks=since_bfloat16)]
+)
 def test_types_that_onnxruntime_has_no_kernel_for_are_judged_by_the_reference_evaluator(kind: int) -> None:
     good, bad = probe(kxk_and_1x1(2, kind)), probe(kxk_and_1x1(2, kind, 2.0))
     assert (good.status, good.judge) == (Status.PASSED, "reference"), good.message

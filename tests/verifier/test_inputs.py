@@ -22,6 +22,7 @@ from onnx_repfuse.verifier.outputs.compare import verify_outputs
 from onnx_repfuse.verifier.session import ValueInfo, open_session
 from onnx_repfuse.verifier.user_inputs import read_inputs
 from tests.verifier.small_models import build, info, relu
+from tests.versions import since_parser
 
 
 def shapes_of(model: onnx.ModelProto, spec: FeedSpec | None = None) -> list[tuple[int, ...]]:
@@ -297,6 +298,7 @@ def test_weights_are_nudged_wherever_arithmetic_reads_them(name: str) -> None:
     assert (weight is not None and (weight != 1).all()) == (name in MOVED_WEIGHTS)
 
 
+@since_parser
 def test_weights_inside_of_subgraphs_and_functions_are_nudged() -> None:
     model = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["": 17, "own": 1]> g (float16[4] x) => (float16[] y, float16[] z) {

@@ -15,6 +15,7 @@ from onnx_repfuse.records.verdict import Status, Verification
 from onnx_repfuse.verifier.inputs import FeedSpec
 from onnx_repfuse.verifier.outputs.compare import verify_outputs
 from tests.verifier.small_models import F, build, info
+from tests.versions import since_bfloat16
 
 I64 = TensorProto.INT64
 
@@ -291,7 +292,9 @@ def test_models_with_duplicate_node_names_run_in_the_runtime() -> None:
     assert result.judge == "onnxruntime"
 
 
-@pytest.mark.parametrize("kind", [TensorProto.DOUBLE, TensorProto.BFLOAT16])
+@pytest.mark.parametrize(
+    "kind", [TensorProto.DOUBLE, pytest.param(TensorProto.BFLOAT16, marks=since_bfloat16)]
+)
 def test_types_without_a_kernel_are_judged_by_the_reference(kind: int) -> None:
     dtype = helper.tensor_dtype_to_np_dtype(kind)
 

@@ -10,6 +10,7 @@ from onnx import helper
 from onnx_repfuse import Reason, plan
 from onnx_repfuse.report.advice import advice
 from tests.build import Net
+from tests.versions import since_bfloat16
 
 HALF, FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 
@@ -88,6 +89,7 @@ def test_statistics_of_the_batch_are_no_training_mode() -> None:
     assert advice(plan(model)) == ()
 
 
+@since_bfloat16
 def test_a_bfloat16_identity_is_proved() -> None:
     """ONNX Runtime has the operator, but its Python interface takes no such values."""
     from onnx_repfuse import fuse

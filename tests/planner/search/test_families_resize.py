@@ -249,7 +249,14 @@ def resized_to(net: Net, x: str, other: str, axes: tuple[int, ...] = (), **attrs
     return str(net.op("Resize", x, "", "", sizes, mode="linear", **attrs))
 
 
-@pytest.mark.parametrize("axes", [(), (2, 3), pytest.param((-2, -1), marks=RESIZES_AXES)])
+REUSES = since(
+    "ONNX Runtime before 1.20 writes over what a Resize of some axes still needs", onnxruntime="1.20"
+)
+
+
+@pytest.mark.parametrize(
+    "axes", [(), pytest.param((2, 3), marks=REUSES), pytest.param((-2, -1), marks=RESIZES_AXES)]
+)
 def test_head_over_maps_resized_to_each_other(axes: tuple[int, ...]) -> None:
     net = Net(3, opset=18)
     first, second, third = features(net, (4, 16, 16))
