@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx
@@ -239,22 +240,18 @@ def _pixel_shuffle(scope: Scope, source: str, dims: Dims, node: gs.Node, tensor:
         tensor: its output, as parts of the axes of the source.
     """
     output = node.outputs[0].name
-    if len(dims) != 4 or not isinstance(dims[1], int) or scope.data_type(source) not in TYPES:
+    if len(dims) != 4 or scope.data_type(source) not in TYPES:
         return None
-    block = 0 if tensor.chosen else _block_of_channels(tensor)
-    if block < 2 or dims[1] % (block * block):
+    attributes = _depth_to_space(tensor, dims, scope.opset)
+    if attributes is None:
         return None
-    modes = ("DCR", "CRD") if scope.opset >= MODES_SINCE else ("DCR",)
-    mode = next((mode for mode in modes if tensor.axes == _joined(dims, block, mode).axes), None)
-    if mode is None:
-        return None
-    attributes = {"blocksize": block} if scope.opset < MODES_SINCE else {"blocksize": block, "mode": mode}
+    assert isinstance(dims[1], int)
     return View(
         new_node("DepthToSpace", node.name, attributes, [source], [output]),
         source,
         output,
         dims[1],
-        dims[1] // (block * block),
+        dims[1] // attributes["blocksize"] ** 2,
         (1, 2),
         (1, 2),
         dims=4,
@@ -269,6 +266,18 @@ def _pixel_shuffle(scope: Scope, source: str, dims: Dims, node: gs.Node, tensor:
         sizes=dims,
         sizes_behind=dims_of(scope, output) or (),
     )
+
+
+def _depth_to_space(tensor: Rearranged, dims: Dims, opset: int) -> dict[str, Any] | None:
+    """The attributes of the DepthToSpace that makes this of a tensor of these dims; None if none does."""
+    assert isinstance(dims[1], int)
+    block = 0 if tensor.chosen else _block_of_channels(tensor)
+    if block < 2 or dims[1] % (block * block):
+        return None
+    modes = [mode for mode in ("DCR", "CRD") if tensor.axes == _joined(dims, block, mode).axes]
+    if opset < MODES_SINCE:
+        return {"blocksize": block} if "DCR" in modes else None
+    return {"blocksize": block, "mode": modes[0]} if modes else None
 
 
 def _block_of_channels(tensor: Rearranged) -> int:

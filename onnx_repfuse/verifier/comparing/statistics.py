@@ -43,8 +43,7 @@ def output_statistics(name: str, pairs: Pairs, other: str = "") -> OutputStatist
     nonzero = sizes > 0
     with np.errstate(over="ignore"):
         relative = gap[nonzero] / sizes[nonzero]
-    passes_by_atol = not only_one_finite
-    passes_by_rtol = passes_by_atol and not gap[~nonzero].any()
+    differs_from_zero = bool(gap[~nonzero].any())  # which no relative tolerance covers
     at, values = _largest(pairs, gaps)
     return OutputStatistics(
         name,
@@ -60,8 +59,8 @@ def output_statistics(name: str, pairs: Pairs, other: str = "") -> OutputStatist
         cosine=cosine(pairs),
         psnr=_psnr(pairs, gap),
         top_k=_top_k(pairs),
-        minimum_atol=float(gap.max(initial=0.0)) if passes_by_atol else math.inf,
-        minimum_rtol=float(relative.max(initial=0.0)) if passes_by_rtol else math.inf,
+        minimum_atol=math.inf if only_one_finite else float(gap.max(initial=0.0)),
+        minimum_rtol=math.inf if only_one_finite or differs_from_zero else float(relative.max(initial=0.0)),
         histogram=_histogram(gap),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -55,40 +55,49 @@ def anonymous(model: onnx.ModelProto, arrays: Mapping[str, Array]) -> Anonymous:
         arrays: its initializers.
     """
     graph = model.graph
-    weights = _weights(graph)
+    weights, sources = _weights(graph), [value for value in graph.input if value.name not in arrays]
+    numbers = _numbers(graph, sources)
     result = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     result.graph.name = "fold"
-    numbers: dict[str, str] = {}
-
-    def number(name: str) -> str:
-        return numbers.setdefault(name, f"t{len(numbers)}") if name else ""
-
-    for value in graph.input:
-        if value.name not in arrays:
-            result.graph.input.append(_without_sizes(value, number(value.name)))
+    result.graph.input.extend(_without_sizes(value, numbers[value.name]) for value in sources)
+    result.graph.output.extend(_without_sizes(value, numbers[value.name]) for value in graph.output)
     for node in graph.node:
         copy = result.graph.node.add()
         copy.CopyFrom(node)
         copy.ClearField("name")
         copy.ClearField("doc_string")
-        copy.input[:] = [number(name) for name in node.input]
-        copy.output[:] = [number(name) for name in node.output]
-    for value in graph.output:
-        result.graph.output.append(_without_sizes(value, number(value.name)))
+        copy.input[:] = [numbers.get(name, "") for name in node.input]
+        copy.output[:] = [numbers.get(name, "") for name in node.output]
     for tensor in graph.initializer:
-        if tensor.name not in numbers:
+        name = numbers.get(tensor.name)
+        if name is None:
             continue
         if tensor.name in weights:
-            elements = onnx.helper.make_tensor_value_info(number(tensor.name), tensor.data_type, None)
+            elements = onnx.helper.make_tensor_value_info(name, tensor.data_type, None)
             result.graph.input.append(elements)
         else:
-            constant = result.graph.initializer.add()
-            constant.CopyFrom(tensor)
-            constant.name = number(tensor.name)
-            if not constant.HasField("raw_data") and tensor.data_type in FLOAT_FORMATS:
-                constant.CopyFrom(onnx.numpy_helper.from_array(arrays[tensor.name], constant.name))
+            result.graph.initializer.append(_stored(tensor, name, arrays[tensor.name]))
     given = {numbers[name]: arrays[name] for name in arrays if name in weights and name in numbers}
     return Anonymous(result.SerializeToString(deterministic=True), numbers, given)
+
+
+def _numbers(graph: onnx.GraphProto, sources: Sequence[onnx.ValueInfoProto]) -> dict[str, str]:
+    """Names by number, in the order in which the tensors come up."""
+    names = [value.name for value in sources]
+    for node in graph.node:
+        names += [*node.input, *node.output]
+    names += [value.name for value in graph.output]
+    return {name: f"t{number}" for number, name in enumerate(dict.fromkeys(filter(None, names)))}
+
+
+def _stored(tensor: onnx.TensorProto, name: str, value: Array) -> onnx.TensorProto:
+    """A constant under another name; its bytes are written in one way, in which equal ones are equal."""
+    if tensor.data_type in FLOAT_FORMATS and not tensor.HasField("raw_data"):
+        return onnx.numpy_helper.from_array(value, name)
+    copy = onnx.TensorProto()
+    copy.CopyFrom(tensor)
+    copy.name = name
+    return copy
 
 
 def _without_depthwise_groups(key: bytes, weights: Mapping[str, Array]) -> bytes:
@@ -107,7 +116,7 @@ def _without_depthwise_groups(key: bytes, weights: Mapping[str, Array]) -> bytes
 
 def _weights(graph: onnx.GraphProto) -> set[str]:
     """The float initializers that may be inputs. None of a graph with subgraphs, which may read any by name."""
-    if any(True for node in graph.node for _ in subgraphs(node)):
+    if any(subgraphs(node) for node in graph.node):
         return set()
     kept = {value.name for value in graph.output}
     kept.update(name for node in graph.node if node.op_type not in _TAKE_WEIGHTS for name in node.input)

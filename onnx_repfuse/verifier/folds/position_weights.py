@@ -30,12 +30,13 @@ def weighs_positions(model: onnx.ModelProto, channels: Iterable[int], positions:
     if any(node.op_type in _REARRANGES for node in model.graph.node):
         channels = set()
     has_one_source = sum(1 for value in model.graph.input if value.name not in weights) == 1
-    return any(
-        size > 1 and (size not in channels or size in positions)
-        for node in model.graph.node
-        if not (has_one_source and node.op_type in _ADDS)
-        for size in _sizes_that_meet_signal(node, weights)
-    )
+    for node in model.graph.node:
+        if has_one_source and node.op_type in _ADDS:
+            continue
+        sizes = {size for size in _sizes_that_meet_signal(node, weights) if size > 1}
+        if not sizes <= channels or any(size in positions for size in sizes):
+            return True
+    return False
 
 
 def _sizes_that_meet_signal(node: onnx.NodeProto, weights: Shapes) -> Iterator[int]:
