@@ -38,6 +38,7 @@ def _forwards(layouts: Layouts) -> None:
         if not node.outputs or node.outputs[0].name in layouts.known:
             continue
         layout = _output_layout(layouts, node)
+        # what a rule says may be wrong where files contradict themselves; a proved shape is not
         if layout is not None and layout.agrees(layouts.output_shape(node)):
             layouts.known[node.outputs[0].name] = layout
             if operator(node).outputs_are_alike:

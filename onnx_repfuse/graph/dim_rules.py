@@ -81,6 +81,7 @@ class FollowedDims:
     def behind_window(self, node: gs.Node, first: Dims) -> Dims | None:
         """Of a convolution or pool."""
         window = window_of(self.scope, node)
+        # a kernel of another rank than the tensor's: the node does not run
         if window is None or len(window.strides) != len(first) - 2:
             return None
         channels: Dim | None = first[1]
@@ -107,7 +108,7 @@ class FollowedDims:
         if parts is None or len(set(map(len, parts))) != 1:
             return None
         differing = [axis for axis, dims in enumerate(zip(*parts, strict=True)) if len(set(dims)) > 1]
-        axis = node.attrs.get("axis", 1)
+        axis = node.attrs.get("axis", 1)  # required since opset 4
         result = _except(parts[0], [*differing, axis], node.outputs[0].name)
         if result is None:
             return None
@@ -131,7 +132,7 @@ class FollowedDims:
             return None
         sizes = _written_sizes(first, target, copies=not node.attrs.get("allowzero"))
         given = [size for size in sizes if size is not None]
-        if len(given) == len(sizes) - 1:
+        if len(given) == len(sizes) - 1:  # the elements stay, so the last one follows from the others
             rest = quotient(times(first), times(given))
             sizes = [rest if size is None else size for size in sizes]
         return _own(node.outputs[0].name, sizes)
@@ -183,7 +184,9 @@ class FollowedDims:
     def multiplied(self, node: gs.Node) -> Dims | None:
         """Of a MatMul of tensors of rank 2 or more: the axes before the last two broadcast."""
         a, b = (self.found.get(tensor.name) or () for tensor in node.inputs)
-        if min(len(a), len(b)) < 2:
+        if (
+            min(len(a), len(b)) < 2
+        ):  # as in numpy, a vector gets an axis for the product, which the result has not
             return None
         return (*_broadcast(node.outputs[0].name, [a, b])[:-2], a[-2], b[-1])
 
@@ -237,14 +240,15 @@ class FollowedDims:
     def padded(self, node: gs.Node) -> Dims | None:
         """Of a Pad of all axes; a tensor that is cropped may have nothing left."""
         first, name = self.first(node), optional_input(node, 1)
-        has_axes = bool(optional_input(node, 3))
+        has_axes = bool(optional_input(node, 3))  # opset 18
         listed = node.attrs.get("pads", node.attrs.get("paddings"))  # called paddings in opset 1
         pads = constant_list(self.scope, name) if name else listed
         if has_axes or pads is None or len(pads) != 2 * len(first):
             return None
-        if min(pads, default=0) < 0:
+        if min(pads, default=0) < 0:  # it crops
             return None
         added = zip(first, pads[: len(first)], pads[len(first) :], strict=True)
+        # an axis that is not padded keeps its size also where that is a product, to which no number can be added
         sizes = [plus(dim, begin + end) if begin + end else dim for dim, begin, end in added]
         return _own(node.outputs[0].name, sizes)
 
@@ -266,6 +270,7 @@ def _joint(dims: set[Dim]) -> Dim | None:
     larger = dims - {1}
     if len(larger) <= 1:
         return larger.pop() if larger else 1
+    # a size that is not known may be 1 and give way to a number; two that are not known may each be
     return max((dim for dim in larger if isinstance(dim, int)), default=None)
 
 

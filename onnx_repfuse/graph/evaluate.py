@@ -56,6 +56,7 @@ def evaluate(
     graph = onnx.GraphProto(name="constants", node=nodes)
     feed = {}
     for name, value in given.items():
+        # ONNX Runtime's Python interface takes no bfloat16 in a feed
         if value.nbytes <= MAX_INITIALIZER or types[name] == onnx.TensorProto.BFLOAT16:
             raw = bytes(pack(types[name], value))
             graph.initializer.add(name=name, data_type=types[name], dims=value.shape, raw_data=raw)

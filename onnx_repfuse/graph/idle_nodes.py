@@ -24,6 +24,7 @@ def take_out_idle_nodes(scope: Scope, stays: Callable[[gs.Node], bool]) -> list[
     idle: list[gs.Node] = []
     for node in reversed(scope.nodes):
         is_needed = not needed.isdisjoint([tensor.name for tensor in node.outputs])
+        # what a subgraph reads is not among the inputs of its node
         if is_needed or stays(node) or _has_subgraph(scope, node):
             needed.update(tensor.name for tensor in node.inputs)
             kept.append(node)

@@ -120,11 +120,11 @@ def _scope(document: Document, source: _Source, taken: set[str], *, may_override
     graph, outer = source.graph, source.outer
     initializers = _initializers(document, graph)
     inputs = {i.name for i in graph.input}
-    # of these initializers, a subgraph sees those that it does not hide
+    # of the initializers around it, a subgraph sees those that it does not hide
     visible = {} if outer is None else _not_hidden(outer.constants, graph)
     overridable = outer.overridable & visible.keys() if outer else set()
     overridable |= source.ambiguous & (initializers.keys() | visible.keys())
-    if may_override and not source.key:
+    if may_override and not source.key:  # only the main graph's inputs are fed by callers
         overridable |= inputs & initializers.keys()
     constants = {**visible, **initializers}
     reading = _Reading(document, source, constants, overridable)

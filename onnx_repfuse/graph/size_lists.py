@@ -156,7 +156,7 @@ def _sum(a: Dim | None, b: Dim | None) -> Dim | None:
         return None
     if isinstance(b, int):
         return plus(a, b)
-    return plus(b, a) if isinstance(a, int) else None
+    return plus(b, a) if isinstance(a, int) else None  # a sum of two sizes is none of the kinds of `Dim`
 
 
 def _quotient(a: Dim | None, b: Dim | None) -> Dim | None:

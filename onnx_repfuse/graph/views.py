@@ -243,7 +243,7 @@ def proved_rank(scope: Scope, name: str) -> int | None:
         return None
     if producer.op == "Transpose":
         return len(producer.attrs.get("perm", ())) or None
-    if producer.op == "Reshape" and len(producer.inputs) == 2:
+    if producer.op == "Reshape" and len(producer.inputs) == 2:  # an attribute before opset 5
         (length,) = scope.shape(producer.inputs[1].name) or (None,)
         return length
     return None
@@ -294,7 +294,7 @@ def whole_shape_of(scope: Scope, name: str) -> str:
 def is_identity(chain: Sequence[View]) -> bool:
     """Whether views applied one after the other give back what the first one read."""
     first, last = chain[0], chain[-1]
-    if first is last and first.is_copy:
+    if first is last and first.is_copy:  # as a Resize by factors of 1
         return True
     if first.before != last.after:
         return False

@@ -55,7 +55,7 @@ ROUNDS_BETWEEN = "adding and subtracting a large constant rounds what is between
 
 def lift_batch_normalization(context: Context, node: gs.Node) -> LinearOp | Declined | None:
     """BatchNormalization in inference mode with constant parameters."""
-    if len(node.inputs) < 5:
+    if len(node.inputs) < 5:  # scale, B, mean and var are required
         return None
     declined = _not_per_channel(context, node)
     if declined is not None:
@@ -152,6 +152,7 @@ def _custom_operator_before(context: Context, name: str) -> gs.Node | None:
         producer = context.scope.producer.get(name)
         if producer is None or not producer.inputs:
             return None
+        # nodes of other domains have their domain in the operator's name, see `graph.decode`
         if producer.domain not in ONNX_DOMAINS or "." in producer.op:
             return producer
         name = producer.inputs[0].name

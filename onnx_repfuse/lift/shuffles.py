@@ -64,6 +64,7 @@ def lift_shuffle(context: Context, node: gs.Node) -> LinearOp | None:
     for nodes in _chains(context, node):
         source = nodes[0].inputs[0].name
         dims = dims_of(context.scope, source) or ()
+        # (N, C, ...) with a known number of channels; nothing can be told of the positions of an empty tensor
         if len(dims) < 3 or not isinstance(dims[1], int) or 0 in dims:
             continue
         if context.scope.data_type(source) not in FLOAT_FORMATS:

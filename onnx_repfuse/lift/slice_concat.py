@@ -54,7 +54,7 @@ def lift_concat(context: Context, node: gs.Node) -> LinearOp | None:
     """Concat along the channels."""
     output = node.outputs[0].name
     stacked = context.float_layout(output)
-    if stacked is None or "axis" not in node.attrs:
+    if stacked is None or "axis" not in node.attrs:  # before opset 4 it may be left out, and is 1
         return None
     operands: list[Operand] = []
     terms: list[Term] = []

@@ -209,7 +209,7 @@ def _selected_from(layouts: Layouts, node: gs.Node) -> Sequence[Demand]:
     shape, result = layouts.scope.shape(name), layouts.output_shape(node)
     if layout is None or shape is None:
         return ()
-    if result is None or len(result) != len(shape):
+    if result is None or len(result) != len(shape):  # a Gather by a number removes an axis
         return ()
     whole = layout.with_channels_of(shape)
     return () if whole is None else [(name, whole)]

@@ -107,6 +107,7 @@ def _expand_layout(case: ViewCase) -> Layout | None:
     const = case.scope.const(name)
     dims, _ = case.dims()  # finds the lists that are computed from sizes, too
     sizes = case.scope.size_lists.get(name, ()) if const is None else const.read().ravel().tolist()
+    # a longer list adds axes in front; a shorter one is aligned from the right, as numpy broadcasts
     if {len(sizes), len(dims)} != {len(case.shape)} or sizes[1] not in (1, case.channels):
         return None
     pairs = enumerate(zip(sizes, dims, strict=True))
@@ -115,7 +116,7 @@ def _expand_layout(case: ViewCase) -> Layout | None:
 
 def _tile_layout(case: ViewCase) -> Layout | None:
     const = case.scope.const(optional_input(case.node, 1))
-    if const is None or const.size != len(case.shape):
+    if const is None or const.size != len(case.shape):  # in opset 1, one number and an axis
         return None
     return _of_space(case, [axis for axis, times in enumerate(const.read().ravel()) if times != 1])
 

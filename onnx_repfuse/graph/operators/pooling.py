@@ -59,7 +59,7 @@ class _Window:
 
     def may_end_in_padding(self) -> bool:
         """Whether the last window that `ceil_mode` adds begins behind the input, or none fits at all."""
-        if self.size is None:
+        if self.size is None:  # then inference does not know the size behind it either
             return False
         rest = self.size + sum(self.pads) - self.dilation * (self.kernel - 1) - 1
         last_begin = -(-rest // self.stride) * self.stride
@@ -116,8 +116,10 @@ def _is_padded(attrs: Attributes) -> bool:
 
 def _may_lie_in_padding(attrs: Attributes, kernel: list[int]) -> bool:
     """Whether all taps of some window may be padding: of a dilated window, even of a few positions."""
+    # dilations came in opset 19 (AveragePool); taps that are far apart may step over a small tensor
     if _is_padded(attrs) and max(per_axis(attrs, "dilations", len(kernel))) > 1:
         return True
+    # ONNX Runtime demands smaller pads, the standard does not
     pads = attrs.get("pads") or ()
     return any(pad >= taps for pad, taps in zip(pads, kernel * 2, strict=False))
 
