@@ -91,13 +91,13 @@ def axis_hints(graph: onnx.GraphProto, inputs: Iterable[ValueInfo]) -> dict[str,
 def _follow(node: onnx.NodeProto, reads: dict[str, _Read], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Note an output that has the input's axes."""
     read = reads[node.input[0]]
-    by_constants = all(name in shapes for name in node.input[1:])
-    if node.op_type in _SAME_SHAPE or (node.op_type in _ELEMENTWISE and by_constants):
+    combines_constants = node.op_type in _ELEMENTWISE and all(name in shapes for name in node.input[1:])
+    if node.op_type in _SAME_SHAPE or combines_constants:
         reads[node.output[0]] = read
     elif node.op_type == "Transpose":
-        order = tuple(_ints(node, "perm"))
-        if order and (read.axes is None or len(read.axes) == len(order)):
-            axes = read.axes or tuple(range(len(order)))
+        order = tuple(_ints(node, "perm"))  # left out, it reverses the axes, whose number may not be known
+        axes = range(len(order)) if read.axes is None else read.axes
+        if order and len(axes) == len(order):
             reads[node.output[0]] = _Read(read.name, tuple(axes[axis] for axis in order))
 
 

@@ -257,7 +257,8 @@ def _captures(graph: onnx.GraphProto) -> list[str]:
     return [name for name in names if name not in inner]
 
 
-def _open_onnxruntime(model: Path | str | bytes, runtime: Runtime, folder: Path | None) -> Session:
+def _options(runtime: Runtime, folder: Path | None) -> Any:
+    """The options of a session of ONNX Runtime."""
     options = ort.SessionOptions()
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, runtime.optimization)
     options.intra_op_num_threads = runtime.threads
@@ -276,6 +277,11 @@ def _open_onnxruntime(model: Path | str | bytes, runtime: Runtime, folder: Path 
         )
     for library in runtime.custom_ops:
         options.register_custom_ops_library(str(library))
+    return options
+
+
+def _open_onnxruntime(model: Path | str | bytes, runtime: Runtime, folder: Path | None) -> Session:
+    options = _options(runtime, folder)
     source = model if isinstance(model, bytes) else str(model)
     if folder is not None and isinstance(source, bytes) and not _TAKES_A_FOLDER:
         source = _with_its_data(source, folder)

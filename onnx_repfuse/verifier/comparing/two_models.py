@@ -205,11 +205,12 @@ def _statistics(result: Compared, pairing: Pairing, is_swapped: bool) -> tuple[O
         output, part = _output_and_part(name, outputs)
         if not output or is_structure(name):
             continue
-        pairs = [(baseline.values[key].get(name), row.get(name)) for key, row in values.items()]
-        present = [(mine, other) for mine, other in pairs if mine is not None and other is not None]
-        names = name, outputs[output] + part
+        measure = [baseline.values[key].get(name) for key in values]
+        other = [row.get(name) for row in values.values()]
+        names, sides = (name, outputs[output] + part), (measure, other)
         if is_swapped:
-            present = [(other, mine) for mine, other in present]
-            names = names[1], names[0]
+            names, sides = names[::-1], sides[::-1]
+        pairs = zip(*sides, strict=True)
+        present = [(first, second) for first, second in pairs if first is not None and second is not None]
         found.append(output_statistics(names[0], present, other=names[1]))
     return tuple(found)

@@ -239,8 +239,10 @@ def _decides(node: onnx.NodeProto) -> bool:
 
 def _is_same(value: Any, expected: Any) -> bool:
     """Equal, or of floats within rounding."""
-    if value is None or expected is None or value.shape != expected.shape or value.dtype != expected.dtype:
+    if value is None or expected is None:
         return value is expected
+    if (value.shape, value.dtype) != (expected.shape, expected.dtype):
+        return False
     if not is_inexact(value.dtype):
         return bool(np.array_equal(value, expected))
     gap = difference(value, expected)

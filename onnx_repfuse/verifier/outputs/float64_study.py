@@ -105,11 +105,12 @@ def _apply(model: onnx.ModelProto, node: onnx.NodeProto, operands: list[Any]) ->
     if is_known(node) and all(operand is None or isinstance(operand, Tensor) for operand in operands):
         with suppress(Unsupported):  # the reference may know this form of the operator
             return evaluate_node(node, context, operands)
-    # Before opset 13, Softmax flattens its input to two dims.
-    if node.op_type in _EXACT and opset >= 13 and len(node.output) == 1:
-        arrays = [_to_numpy(operand) for operand in operands]
-        return [Tensor.of(_EXACT[node.op_type](context.attributes, *arrays))]
-    return _apply_reference(model, node, operands)
+    function = _EXACT.get(node.op_type)
+    # Before opset 13, Softmax flattens its input to two dims. A LayerNormalization may give out its mean, too.
+    if function is None or opset < 13 or len(node.output) != 1:
+        return _apply_reference(model, node, operands)
+    arrays = [_to_numpy(operand) for operand in operands]
+    return [Tensor.of(function(context.attributes, *arrays))]
 
 
 def _apply_reference(model: onnx.ModelProto, node: onnx.NodeProto, operands: list[Any]) -> list[Any]:

@@ -198,9 +198,9 @@ def twin_tolerance(sample: Sample, samples: Sequence[Sample], value: Array) -> T
 
 
 def _has_twin(sample: Sample) -> bool:
-    return (
-        sample.original is not None and sample.twin is not None and sample.twin.shape == sample.original.shape
-    )
+    if sample.original is None or sample.twin is None:
+        return False
+    return bool(sample.twin.shape == sample.original.shape)
 
 
 def _changes(sample: Sample, samples: Sequence[Sample], value: Array) -> Iterator[Array]:

@@ -151,8 +151,8 @@ def _subgraph(around: Frame, node: onnx.NodeProto, step: Step) -> Frame:
 def _scanned(graph: onnx.GraphProto, node: onnx.NodeProto) -> tuple[dict[str, str], frozenset[str]]:
     """(what the inputs of a Scan's body start as, those that are slices). Raises LookupError for other axes."""
     values = {attribute.name: attribute for attribute in node.attribute}
-    is_plain = not any(values["scan_input_axes"].ints) if "scan_input_axes" in values else True
-    if not is_plain or len(graph.input) != len(node.input):  # before opset 9, there is one input more
+    has_other_axes = "scan_input_axes" in values and any(values["scan_input_axes"].ints)
+    if has_other_axes or len(graph.input) != len(node.input):  # before opset 9, there is one input more
         raise LookupError(node.output[0])
     arguments = {inner.name: outer for inner, outer in zip(graph.input, node.input, strict=True)}
     states = len(graph.input) - values["num_scan_inputs"].i
@@ -165,15 +165,15 @@ def _body(model: onnx.ModelProto, around: Frame, node: onnx.NodeProto) -> Frame:
         raise LookupError(node.op_type)
     values = {attribute.name: attribute for attribute in (*function.attribute_proto, *node.attribute)}
     graph = onnx.GraphProto(name=function.name, node=function.node)
-    arguments = dict(zip(function.input, node.input, strict=False))
-    omitted = {name for name in function.input if not arguments.get(name)}
+    # a call may leave out inputs, as an operator's
+    arguments = {name: outer for name, outer in zip(function.input, node.input, strict=False) if outer}
+    omitted = set(function.input) - arguments.keys()
     for inner in graph.node:
         _bind(inner, values)
         inner.input[:] = ["" if name in omitted else name for name in inner.input]
-    graph.input.extend(onnx.ValueInfoProto(name=name) for name in function.input if name not in omitted)
+    graph.input.extend(onnx.ValueInfoProto(name=name) for name in function.input if name in arguments)
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in function.output)
-    given = {name: outer for name, outer in arguments.items() if outer}
-    return Frame(graph, node, True, given, _imports(function, around))
+    return Frame(graph, node, True, arguments, _imports(function, around))
 
 
 def _imports(function: onnx.FunctionProto, around: Frame) -> list[onnx.OperatorSetIdProto]:
@@ -187,14 +187,12 @@ def _bind(node: onnx.NodeProto, values: dict[str, onnx.AttributeProto]) -> None:
     """Give attribute references the values of a call; one that the call leaves out is left out."""
     kept = []
     for attribute in node.attribute:
-        if attribute.ref_attr_name:
-            value = values.get(attribute.ref_attr_name)
-            if value is None:
-                continue
-            name = attribute.name
-            attribute = onnx.AttributeProto.FromString(value.SerializeToString())
-            attribute.name = name
-        kept.append(onnx.AttributeProto.FromString(attribute.SerializeToString()))
+        value = values.get(attribute.ref_attr_name) if attribute.ref_attr_name else attribute
+        if value is None:
+            continue
+        copy = onnx.AttributeProto.FromString(value.SerializeToString())
+        copy.name = attribute.name
+        kept.append(copy)
     del node.attribute[:]
     node.attribute.extend(kept)
     for graph in subgraphs(node):
