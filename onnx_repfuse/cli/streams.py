@@ -62,7 +62,7 @@ def _on_files(task: Task, source: str, result: str) -> Task:
 
 def _copy_in(place: Path) -> None:
     if sys.stdin is None or sys.stdin.isatty():
-        raise UsageError("- is a model on standard input, and nothing comes in there")
+        raise UsageError("- means standard input, and no model is piped into it")
     from onnx_repfuse.modelfile.byte_source import Source
     from onnx_repfuse.modelfile.document import Document
 

@@ -105,7 +105,7 @@ def input_shapes(given: Iterable[str], flag: str = "--input-shape") -> dict[str,
             raise UsageError(f"{flag} names the input '{name}' twice")
         shapes[name] = () if dims == "scalar" else tuple(int(dim) for dim in re.split("[,x]", dims))
         if any(dim > MAX_DIM for dim in shapes[name]):
-            raise UsageError(f"{flag}: nothing is as large as '{value}'")
+            raise UsageError(f"{flag}: '{value}' is too large for a size")
     return shapes
 
 

@@ -67,7 +67,7 @@ def lift(context: Context, node: gs.Node, output: int = 0) -> LinearOp | Decline
     if id(node) in context.protected:
         return Declined(Reason.FUSED_PATTERN)
     if _is_too_wide(context, node, output):
-        return Declined(Reason.COST, "so many channels in so many nodes would take too much memory to plan")
+        return Declined(Reason.COST, "it has so many channels that planning it would take too much memory")
     try:
         lifted = _lift(context, node, output)
     except Inexact as error:  # a constant of an earlier round cannot be written: its fold will be undone

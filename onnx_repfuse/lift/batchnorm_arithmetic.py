@@ -191,7 +191,9 @@ def _with_values(
         return Declined(Reason.NON_FINITE)
     is_zero = node.op in ("Add", "Sub") and not value.any()
     if is_zero and shows_zero(context.scope, node, value, is_left=is_left):
-        return Declined(Reason.PRECISION, "it makes 0 of -0, and a node behind it tells the two apart")
+        return Declined(
+            Reason.PRECISION, "it turns -0 into 0, and a later node computes other values from the two"
+        )
     scale, shift = _scale_and_shift(node.op, value, is_left)
     if not np.isfinite(scale).all():
         return Declined(Reason.NON_FINITE, "it divides by zero")

@@ -38,7 +38,7 @@ def serve(
         announce: called with the address of the page when it answers.
 
     Raises:
-        UsageError: the port cannot be had.
+        UsageError: the port is not available.
     """
     token = secrets.token_urlsafe(24)
     with _listening(port) as listener:
@@ -70,7 +70,7 @@ def _listening(port: int) -> Iterator[socket.socket]:
         try:
             listener.bind((ADDRESS, port))
         except OSError as error:
-            raise UsageError(f"port {port} cannot be had: {error.strerror or error}") from error
+            raise UsageError(f"port {port} is not available: {error.strerror or error}") from error
         listener.listen()
         yield listener
 

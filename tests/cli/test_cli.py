@@ -147,7 +147,7 @@ def test_second_run_is_identical(model, capsys):
         ([""], "the model is empty"),
         (["."], "not a model file"),
         (["net.onnx", "--only", ","], "no kind of fold"),
-        (["net.onnx", "--input-shape", "x:99999999999999999999,3,1,1"], "nothing is as large"),
+        (["net.onnx", "--input-shape", "x:99999999999999999999,3,1,1"], "is too large for a size"),
         ([], "no model"),
     ],
 )
@@ -838,7 +838,10 @@ def test_errors_come_after_the_report(model):
 
 @pytest.mark.skipif(shutil.which("script") is None, reason="no terminal to be had")
 def test_on_a_terminal_no_model_is_written_and_none_is_awaited(model):
-    for words, meant in (("net.onnx -o -", "not written to a terminal"), ("- -o x.onnx", "nothing comes in")):
+    for words, meant in (
+        ("net.onnx -o -", "not written to a terminal"),
+        ("- -o x.onnx", "no model is piped"),
+    ):
         line = f"'{sys.executable}' -m onnx_repfuse {words}"
         found = subprocess.run(["script", "-qec", line, "/dev/null"], capture_output=True, text=True, timeout=60,
                                env={**os.environ, "PYTHONPATH": str(MODELS.parent)})  # fmt: skip

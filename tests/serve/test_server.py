@@ -372,7 +372,7 @@ def test_wrong_usage(words, capsys):
 
 def test_a_port_that_is_taken(server, capsys):
     assert main(["serve", "--port", str(server.port)]) == 2
-    assert f"port {server.port} cannot be had" in capsys.readouterr().err
+    assert f"port {server.port} is not available" in capsys.readouterr().err
 
 
 def test_without_a_folder_for_temporary_files(monkeypatch, capsys):
