@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -17,6 +17,7 @@ __all__ = [
     "cosine",
     "difference",
     "flatten",
+    "is_float_array",
     "is_inexact",
     "is_part",
     "is_structure",
@@ -35,6 +36,11 @@ _BY_NAME = {limits.dtype.name: limits for limits in FLOAT_FORMATS.values()}
 def is_inexact(dtype: np.dtype[Any]) -> bool:
     """Whether values of this type, float or complex, carry rounding noise."""
     return dtype.kind == "c" or is_float(dtype)
+
+
+def is_float_array(value: Any) -> TypeGuard[Array]:
+    """Whether it is an array of floats, and no sequence, number or text."""
+    return isinstance(value, np.ndarray) and is_float(value.dtype)
 
 
 def ulp(value: float, dtype: np.dtype[Any]) -> float:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import onnx
 
 from onnx_repfuse.verifier.flat_graph import constant_shapes
-from onnx_repfuse.verifier.session import Dim, ValueInfo
+from onnx_repfuse.verifier.session import Dim, ValueInfo, input_at
 
 __all__ = ["AxisHints", "axis_hints", "int_attribute"]
 
@@ -79,7 +79,7 @@ def axis_hints(graph: onnx.GraphProto, inputs: Iterable[ValueInfo]) -> dict[str,
             if name in reads:
                 told = _told(node, place, [shapes.get(other) for other in node.input])
                 _add(found[reads[name].name], told, reads[name].axes)
-        if node.input and node.input[0] in reads and node.output:
+        if input_at(node, 0) in reads and node.output:
             _follow(node, reads, shapes)
     return {
         name: AxisHints(item.rank, item.least, tuple(item.sizes.items()))

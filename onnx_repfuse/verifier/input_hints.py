@@ -12,7 +12,7 @@ import onnx
 from onnx_repfuse.verifier.flat_graph import constant_shapes, flat_graph
 from onnx_repfuse.verifier.folds.windows import window_of
 from onnx_repfuse.verifier.input_axes import AxisHints, axis_hints, int_attribute
-from onnx_repfuse.verifier.session import Dim, Model, ValueInfo, load
+from onnx_repfuse.verifier.session import Dim, Model, ValueInfo, input_at, load
 
 __all__ = ["InputHints", "input_hints"]
 
@@ -153,7 +153,7 @@ def _origins(graph: onnx.GraphProto, names: Iterable[str]) -> dict[str, str]:
     """Tensor -> the input whose values it holds, also behind casts and reshapes."""
     origin = {name: name for name in names}
     for node in graph.node:  # token ids are often int64, cast to int32 or flattened first
-        if node.op_type in _KEEP_VALUES and node.input and node.input[0] in origin:
+        if node.op_type in _KEEP_VALUES and input_at(node, 0) in origin:
             origin[node.output[0]] = origin[node.input[0]]
     return origin
 
@@ -164,9 +164,9 @@ def _table_rows(graph: onnx.GraphProto, names: Iterable[str]) -> dict[str, int]:
     table_shapes = constant_shapes(graph)
     bounds: dict[str, int] = {}
     for node in graph.node:
-        if node.op_type != "Gather" or len(node.input) < 2:
+        if node.op_type != "Gather":
             continue
-        name, shape = origin.get(node.input[1]), table_shapes.get(node.input[0], ())
+        name, shape = origin.get(input_at(node, 1)), table_shapes.get(input_at(node, 0), ())
         axis = int_attribute(node, "axis")
         if name is not None and axis < len(shape):
             bounds[name] = min(bounds.get(name, shape[axis]), shape[axis])
@@ -232,8 +232,9 @@ def _channels(graph: onnx.GraphProto) -> Iterator[int]:
     """The output channels of convolutions; the last ones first, as a classifier follows them."""
     shapes = constant_shapes(graph)
     for node in reversed(graph.node):
-        if node.op_type == "Conv" and len(node.input) > 1 and shapes.get(node.input[1]):
-            yield shapes[node.input[1]][0]
+        weight = shapes.get(input_at(node, 1)) if node.op_type == "Conv" else None
+        if weight:
+            yield weight[0]
 
 
 def _inner_sizes(graph: onnx.GraphProto) -> Iterator[int]:

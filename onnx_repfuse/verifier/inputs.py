@@ -20,7 +20,8 @@ import numpy as np
 import onnx
 
 from onnx_repfuse.errors import InputError, UsageError
-from onnx_repfuse.records.float_formats import FLOAT_FORMATS, is_float
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from onnx_repfuse.verifier.distance import is_float_array
 from onnx_repfuse.verifier.input_hints import InputHints
 from onnx_repfuse.verifier.input_sizes import (
     ORDINARY,
@@ -215,8 +216,9 @@ def converted(feed: Mapping[str, Any], inputs: Sequence[ValueInfo]) -> Feed:
 
     def convert(name: str, value: Any) -> Any:
         wanted = types.get(name)
-        is_other_float = wanted is not None and isinstance(value, np.ndarray) and is_float(value.dtype)
-        return value.astype(wanted, copy=False) if is_other_float else value
+        if wanted is None or not is_float_array(value):
+            return value
+        return value.astype(wanted, copy=False)
 
     return {name: convert(name, value) for name, value in feed.items()}
 

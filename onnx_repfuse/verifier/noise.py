@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx
 
-from onnx_repfuse.records.float_formats import is_float
 from onnx_repfuse.verifier.arithmetic_weights import weights_of_arithmetic
+from onnx_repfuse.verifier.distance import is_float_array
 from onnx_repfuse.verifier.session import Model, load
 
 __all__ = [
@@ -58,7 +58,7 @@ def nudge_feed(feed: Mapping[str, Any], seed: int = 77) -> dict[str, Any]:
     def move(value: Any) -> Any:
         if isinstance(value, list):  # a sequence of tensors
             return [move(item) for item in value]
-        if not isinstance(value, np.ndarray) or not is_float(value.dtype):
+        if not is_float_array(value):
             return value
         return _nudge(value, rng)
 

@@ -30,6 +30,7 @@ __all__ = [
     "ValueInfo",
     "all_nodes",
     "file_size",
+    "input_at",
     "input_names",
     "input_values",
     "load",
@@ -207,6 +208,11 @@ def input_names(graph: onnx.GraphProto) -> list[str]:
     """The inputs that have no initializer. Before IR version 4, every initializer is also declared as an input."""
     initializers = {tensor.name for tensor in graph.initializer}
     return [value.name for value in graph.input if value.name not in initializers]
+
+
+def input_at(node: onnx.NodeProto, place: int) -> str:
+    """The name of a node's input number `place`, "" where it is left out."""
+    return str(node.input[place]) if len(node.input) > place else ""
 
 
 def input_values(graph: onnx.GraphProto) -> list[ValueInfo]:

@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 
 from onnx_repfuse.records.float_formats import is_float
-from onnx_repfuse.verifier.distance import Array, difference, flatten, is_inexact, largest, ulp
+from onnx_repfuse.verifier.distance import (
+    Array,
+    difference,
+    flatten,
+    is_float_array,
+    is_inexact,
+    largest,
+    ulp,
+)
 from onnx_repfuse.verifier.inputs import Feed, FeedGroup
 from onnx_repfuse.verifier.session import DoesNotRun, Session
 
@@ -57,7 +65,7 @@ def _times(value: Any, factor: float) -> Any:
     """Floats times a factor, also in sequences; any other value as it is."""
     if isinstance(value, list):
         return [_times(item, factor) for item in value]
-    if isinstance(value, np.ndarray) and is_float(value.dtype):
+    if is_float_array(value):
         return (value.astype(np.float64) * factor).astype(value.dtype)
     return value
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import onnx
 
-from onnx_repfuse.verifier.session import DoesNotRun, NoImplementation, all_nodes, input_names
+from onnx_repfuse.verifier.session import DoesNotRun, NoImplementation, all_nodes, input_at, input_names
 
 __all__ = ["MOST_ELEMENTS", "refuse_unrunnable"]
 
@@ -55,7 +55,7 @@ def _pads_much(graph: onnx.GraphProto) -> bool:
 def _largest_pad(node: onnx.NodeProto, lists: Mapping[str, onnx.TensorProto]) -> int:
     """The largest number of positions that a Pad adds on one side, by its attribute (before opset 11) or `lists`."""
     pads = [amount for a in node.attribute if a.name in ("pads", "paddings") for amount in a.ints]
-    listed = lists.get(node.input[1]) if len(node.input) > 1 else None
+    listed = lists.get(input_at(node, 1))
     if listed is not None:
         pads += onnx.numpy_helper.to_array(listed).ravel().tolist()
     return max(pads, default=0)

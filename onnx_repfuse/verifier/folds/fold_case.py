@@ -18,6 +18,7 @@ from onnx_repfuse.verifier.folds.anonymous import Anonymous, anonymous
 from onnx_repfuse.verifier.folds.position_weights import weighs_positions
 from onnx_repfuse.verifier.folds.windows import deepest_sum, pads, path, windows
 from onnx_repfuse.verifier.oracle.evaluator import Oracle
+from onnx_repfuse.verifier.session import input_at
 
 __all__ = ["FoldCase", "Source", "Window", "is_chain", "reach", "total_extent", "total_stride"]
 
@@ -285,14 +286,16 @@ class FoldCase:
     @cached_property
     def names_its_sizes(self) -> bool:
         """Whether a Reshape says how high and wide images are: other sizes do not fit, or by luck as batches."""
-        lists = {tensor.name: tensor for tensor in self.before.graph.initializer}
-        targets = (
-            onnx.numpy_helper.to_array(lists[node.input[1]]).ravel().tolist()
-            for node in self.before.graph.node
-            if node.op_type == "Reshape" and len(node.input) > 1 and node.input[1] in lists
-        )
         # (N, C, H, W), or more axes: of 1x1 images it may be the channels that are counted
-        return any(len(t) > 3 and min(t[1:]) > 0 and min(t[-2:]) > 1 for t in targets)
+        return any(len(t) > 3 and min(t[1:]) > 0 and min(t[-2:]) > 1 for t in self._reshape_targets)
+
+    @cached_property
+    def _reshape_targets(self) -> list[list[int]]:
+        """The constant lists of sizes of the Reshapes before."""
+        lists = {t.name: t for t in self.before.graph.initializer if t.data_type == onnx.TensorProto.INT64}
+        reshapes = (node for node in self.before.graph.node if node.op_type == "Reshape")
+        targets = [lists[input_at(node, 1)] for node in reshapes if input_at(node, 1) in lists]
+        return [onnx.numpy_helper.to_array(target).ravel().tolist() for target in targets]
 
     @cached_property
     def block(self) -> int:
@@ -324,13 +327,7 @@ class FoldCase:
     @cached_property
     def blocks(self) -> tuple[int, ...]:
         """What sizes may have to be a multiple of, likely numbers first: a Reshape counts what is in an image, too."""
-        lists = {t.name: t for t in self.before.graph.initializer if t.data_type == onnx.TensorProto.INT64}
-        targets = (
-            onnx.numpy_helper.to_array(lists[node.input[1]]).ravel().tolist()
-            for node in self.before.graph.node
-            if node.op_type == "Reshape" and len(node.input) > 1 and node.input[1] in lists
-        )
-        parts = math.lcm(*(math.prod(max(1, int(size)) for size in target) for target in targets))
+        parts = math.lcm(*(math.prod(max(1, size) for size in target) for target in self._reshape_targets))
         axes = max((len(source.space) for source in self.sources), default=0)
         # the smallest that makes so many of an image of so many axes
         shared = next((size for size in range(1, _MAX_DIVISOR + 1) if size**axes % parts == 0), 1)

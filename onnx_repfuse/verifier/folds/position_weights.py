@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 import onnx
 
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from onnx_repfuse.verifier.session import input_at
 
 __all__ = ["weighs_positions"]
 
@@ -55,6 +56,6 @@ def _sizes_that_meet_signal(node: onnx.NodeProto, weights: Shapes) -> Iterator[i
 def _counts_of_channels(model: onnx.ModelProto, weights: Shapes) -> Iterator[int]:
     """How many channels the convolutions and products make."""
     for node in model.graph.node:
-        shape = weights.get(node.input[1], ()) if len(node.input) > 1 else ()
+        shape = weights.get(input_at(node, 1), ())
         if len(shape) > 1 and node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             yield from {"Conv": shape[:1], "MatMul": shape[-1:]}.get(node.op_type, shape[:2])

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 
+from onnx_repfuse.verifier.session import input_at
+
 __all__ = ["deepest_sum", "pads", "path", "window_of", "windows"]
 
 
@@ -41,8 +43,9 @@ def path(model: onnx.ModelProto) -> tuple[int, int]:
     for node in model.graph.node:
         stride, extent = _largest_of_both([found[name] for name in node.input if name in found])
         extents, strides = window_of(node, shapes) or ((1,), (1,))
-        if node.op_type == "Slice" and len(node.input) > 4 and node.input[4] in steps:
-            strides = tuple(map(abs, onnx.numpy_helper.to_array(steps[node.input[4]]).ravel().tolist()))
+        stepped = steps.get(input_at(node, 4)) if node.op_type == "Slice" else None
+        if stepped is not None:
+            strides = tuple(map(abs, onnx.numpy_helper.to_array(stepped).ravel().tolist()))
         reached = stride * max(strides, default=1), extent + (max(extents) - 1) * stride
         found.update(dict.fromkeys(node.output, reached))
     return _largest_of_both(found.values())
@@ -64,9 +67,8 @@ def window_of(
     """
     ints = {a.name: tuple(a.ints) for a in node.attribute if a.type == onnx.AttributeProto.INTS}
     kernel = ints.get("kernel_shape")
-    has_weight = node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 1
-    if kernel is None and has_weight:
-        kernel = shapes.get(node.input[1], ())[2:]
+    if kernel is None and node.op_type in ("Conv", "ConvTranspose"):
+        kernel = shapes.get(input_at(node, 1), ())[2:]
     if not kernel:
         return None
     dilations = ints.get("dilations") or (1,) * len(kernel)
@@ -79,7 +81,7 @@ def deepest_sum(model: onnx.ModelProto) -> int:
     shapes = _stored_shapes(model)
     deepest = 1
     for node in model.graph.node:
-        shape = shapes.get(node.input[1], ()) if len(node.input) > 1 else ()
+        shape = shapes.get(input_at(node, 1), ())
         if len(shape) < 2:
             continue
         if node.op_type == "Conv":  # (M, C / group, *kernel)

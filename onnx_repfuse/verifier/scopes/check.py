@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from onnx_repfuse.records.float_formats import is_float
 from onnx_repfuse.records.runtime import Runtime
 from onnx_repfuse.records.verdict import Status
+from onnx_repfuse.verifier.distance import is_float_array
 from onnx_repfuse.verifier.inputs import Feed, FeedKey, FeedSpec
 from onnx_repfuse.verifier.intermediates import open_with_extra_outputs, tensor_names
 from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, file_bytes
@@ -180,7 +180,7 @@ def _feeds_that_run(
 def _is_finite(value: Any) -> bool:
     if isinstance(value, list):
         return all(map(_is_finite, value))
-    if not isinstance(value, np.ndarray) or not is_float(value.dtype):
+    if not is_float_array(value):
         return True
     return bool(np.isfinite(value.astype(np.float32)).all())
 
