@@ -8,8 +8,9 @@ The output channels fall into consecutive segments (`algebra.segments`). A segme
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from onnx_repfuse.algebra.affine_form import Form
 from onnx_repfuse.algebra.choice import Picked, Sampled
@@ -55,53 +56,30 @@ class Lowering:
             wanted: what the result must be.
             like: see `Step`.
         """
-        apart = self._by_segments(form, wanted, like)
-        is_weighed = apart is not None and len(form.terms) == 1
-        common = None if is_weighed or form.reads_tensors else common_view(form)
-        if common is None:
-            return apart
-        # one view of all segments, in place of one view of each
-        writer = Writer(self, wanted, form.channels, form.layout, like)
-        result = writer.view_last(*common, wanted.elements)
-        if result is None:
-            return apart
-        whole = writer.lowered(result)
-        if apart is not None and wanted.rank(whole.steps, whole.cost) >= wanted.rank(apart.steps, apart.cost):
-            return apart
-        return whole
-
-    def _by_segments(self, form: Form, wanted: Wanted, like: str) -> Lowered | None:
-        segments = segmented(form)
-        if segments is None or not self._can_choose(form):
-            return None
-        apart, in_groups = self._stacked(segments, form, wanted, like), grouped(segments)
-        together = None if in_groups is None else self._stacked(in_groups, form, wanted, like)
-        if apart is None or together is None:
-            return apart or together
-        return min(apart, together, key=lambda one: wanted.rank(one.steps, one.cost))
-
-    def _stacked(self, segments: Sequence[Segment], form: Form, wanted: Wanted, like: str) -> Lowered | None:
-        """Segments one after the other."""
-        writer = Writer(self, wanted, form.channels, form.layout, like)
-        parts = []
-        for (lo, hi), terms in segments:
-            part = writer.segment(terms, form.bias.channels(lo, hi), hi - lo)
-            if part is None:
-                return None
-            parts.append(part)
-        if len(parts) > 1:
-            step = Step("Concat", tuple(parts), form.channels)
-            parts = [writer.add(step, self.model.elementwise(2 * wanted.elements, 0))]
-        return writer.lowered(parts[0])
+        return self._lower(form, wanted, like, only_price=False)
 
     def price(self, form: Form, wanted: Wanted) -> Price | None:
         """What `lower` would ask for, without the steps."""
         key = wanted, self.keys.key(form)
         price = self.prices.get(key, _UNKNOWN)
         if price is _UNKNOWN:  # to hash a key takes its time
-            lowered = self.lower(form, wanted)
+            lowered = self._lower(form, wanted, "", only_price=True)
             price = self.prices[key] = None if lowered is None else lowered.price
         return price
+
+    def _lower(self, form: Form, wanted: Wanted, like: str, *, only_price: bool) -> Lowered | None:
+        new_writer = partial(Writer, self, wanted, form.channels, form.layout, like, only_price)
+        segments = segmented(form) if self._can_choose(form) else None
+        apart = None if segments is None else _by_segments(form, segments, new_writer)
+        common = None if form.reads_tensors or _is_weighed(form, segments, apart) else common_view(form)
+        if common is None:
+            return apart
+        # one view of all segments, in place of one view of each
+        writer = new_writer()
+        result = writer.view_last(*common, wanted.elements)
+        if result is None or (apart is not None and writer.rank >= wanted.rank(apart)):
+            return apart
+        return writer.lowered(result)
 
     def can_slice(self, kernel: Sampled) -> bool:
         """Whether a Slice can take these positions: it has steps since opset 10."""
@@ -112,3 +90,33 @@ class Lowering:
         if form.layout[0] == 1 or self.sizes.context.scope.opset >= NEGATIVE_AXES_SINCE:
             return True
         return not any(isinstance(term.kernel, Picked) for term in form.terms)
+
+
+def _by_segments(
+    form: Form, segments: Sequence[Segment], new_writer: Callable[[], Writer]
+) -> Lowered | None:
+    """Each segment by itself, or some of them as groups of one."""
+    apart, in_groups = _stacked(form, segments, new_writer()), grouped(segments)
+    together = None if in_groups is None else _stacked(form, in_groups, new_writer())
+    if apart is None or together is None:
+        return apart or together
+    return min(apart, together, key=new_writer().wanted.rank)
+
+
+def _stacked(form: Form, segments: Sequence[Segment], writer: Writer) -> Lowered | None:
+    """Segments one after the other."""
+    parts = []
+    for (lo, hi), terms in segments:
+        part = writer.segment(terms, form.bias.channels(lo, hi), hi - lo)
+        if part is None:
+            return None
+        parts.append(part)
+    if len(parts) > 1:
+        step = Step("Concat", tuple(parts), form.channels)
+        parts = [writer.add(step, writer.model.elementwise(2 * writer.wanted.elements, 0))]
+    return writer.lowered(parts[0])
+
+
+def _is_weighed(form: Form, segments: Sequence[Segment] | None, apart: Lowered | None) -> bool:
+    """Whether the view of all terms was weighed already: they are one segment, and no terms were stacked for that."""
+    return apart is not None and segments is not None and len(segments[0][1]) == len(form.terms)

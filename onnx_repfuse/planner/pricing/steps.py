@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.choice import Index
@@ -13,6 +13,8 @@ from onnx_repfuse.graph.views import Layout, View
 from onnx_repfuse.planner.pricing.cost import Price
 
 __all__ = ["Lowered", "Step", "Wanted"]
+
+NOTHING = Price()
 
 
 @dataclass(eq=False, slots=True)
@@ -47,6 +49,19 @@ class Step:
     index: Index | None = None
 
 
+class Written(Protocol):
+    """Steps, their cost, and the price of what is below them but not among them."""
+
+    @property
+    def steps(self) -> Sequence[Step]: ...
+
+    @property
+    def cost(self) -> int: ...
+
+    @property
+    def below(self) -> Price: ...
+
+
 class Wanted(NamedTuple):
     """What steps are to be like.
 
@@ -60,25 +75,34 @@ class Wanted(NamedTuple):
     may_normalize: bool
     keeps_products: bool = False
 
-    def rank(self, steps: Iterable[Step], cost: int) -> tuple[int, int]:
-        """What is least for the best steps, given their cost."""
-        return _convolved_axes(steps).count(1) if self.keeps_products else 0, cost
+    def rank(self, written: Written) -> tuple[int, int]:
+        """What is least for the best steps."""
+        if not self.keeps_products:
+            return 0, written.cost
+        return written.below.convolutions + _convolved_axes(written.steps).count(1), written.cost
 
 
 @dataclass(eq=False, slots=True)  # not frozen, see `algebra.affine_form`
 class Lowered:
-    """Steps in order, the last one being the result (an alias of `result` if there are none), and their cost."""
+    """Steps in order, the last one being the result (an alias of `result` if there are none), and their cost.
+
+    `below` is the price of steps that were not written, as only the price was asked for; `cost` and `macs` include it.
+    """
 
     steps: tuple[Step, ...]
     result: Hashable
     cost: int
     macs: int
+    below: Price = NOTHING
 
     @property
     def price(self) -> Price:
         """That of all steps."""
-        axes = _convolved_axes(self.steps)
-        return Price(self.cost, self.macs, len(self.steps), axes.count(1), axes.count(-1))
+        axes, below = _convolved_axes(self.steps), self.below
+        nodes = len(self.steps) + below.nodes
+        return Price(
+            self.cost, self.macs, nodes, axes.count(1) + below.convolutions, axes.count(-1) + below.products
+        )
 
     @property
     def copied(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from onnx_repfuse.algebra.kernel_products import is_one
 from onnx_repfuse.algebra.kernels import Kernel, Vector
 from onnx_repfuse.graph.views import Layout, View
 from onnx_repfuse.planner.forms.view_sources import Viewed, taken_last
-from onnx_repfuse.planner.pricing.cost import CostModel, multiply_adds, view_cost
+from onnx_repfuse.planner.pricing.cost import CostModel, Price, multiply_adds, view_cost
 from onnx_repfuse.planner.pricing.sizes import Sizes
 from onnx_repfuse.planner.pricing.steps import Lowered, Step, Wanted
 
@@ -36,24 +36,50 @@ class LowersForms(Protocol):
     def lower(self, form: Form, wanted: Wanted, *, like: str = "") -> Lowered | None:
         """The steps of a form."""
 
+    def price(self, form: Form, wanted: Wanted) -> Price | None:
+        """The price of these steps."""
+
     def can_slice(self, kernel: Sampled) -> bool:
         """Whether a Slice can take these positions."""
 
 
+class _State(NamedTuple):
+    """How far a writer is: the number of steps, and what they add up to."""
+
+    steps: int
+    cost: int
+    macs: int
+    below: Price
+
+
+class _Written(NamedTuple):
+    """What was taken back: steps, the sources that some of them are, the last one first, and the state behind them."""
+
+    steps: list[Step]
+    sources: list[tuple[Hashable, int]]
+    end: _State
+
+
 @dataclass(eq=False)
 class Writer:
-    """Adds up steps and their cost."""
+    """Adds up steps and their cost.
+
+    Attributes:
+        only_price: the price is all that is asked for. Then what is below views is priced, not written.
+    """
 
     lowering: LowersForms
     wanted: Wanted
     out_channels: int
     layout: Layout
     like: str
+    only_price: bool = False
 
     def __post_init__(self) -> None:
         self.model, self.sizes = self.lowering.model, self.lowering.sizes
         self.sources: dict[Hashable, int] = {}  # shifted or viewed tensor -> its step
         self.steps: list[Step] = []
+        self.below = Price()  # of what is priced, not written
         self.cost = 0
         self.macs = 0
 
@@ -68,7 +94,12 @@ class Writer:
         return len(self.steps) - 1
 
     def lowered(self, result: Hashable) -> Lowered:
-        return Lowered(tuple(self.steps), result, self.cost, self.macs)
+        return Lowered(tuple(self.steps), result, self.cost, self.macs, self.below)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """What is least for the best steps; see `Wanted.rank`."""
+        return self.wanted.rank(self)
 
     def segment(self, terms: Sequence[Term], bias: Bias, channels: int) -> Hashable | None:
         """A sum of terms plus a bias; its step, or the source that it is; None if a view of it cannot be written."""
@@ -97,24 +128,25 @@ class Writer:
         """The terms that share a view, with the view before or after them; None if neither can be written."""
         if view is None or (bias.is_zero and self.copies(terms)):
             return self.sum(terms, bias, channels)
-        state = len(self.steps), self.cost, self.macs
+        start = self.state
         first, rank_of_first = None, (0, 0)
         if all(self.can_read(term.source) for term in terms):
             first = self.sum(terms, bias, channels)
-            rank_of_first = self.wanted.rank(self.steps, self.cost)
+            rank_of_first = self.rank
         # a bias stays behind a view that does not keep constants
         inside = bias if view.keeps_constants else Bias.zeros(channels)
         inner = taken_last(terms, inside, view)
         if inner is None:
             return first
-        self.undo(*state)
+        with_first = self.taken_back(start)
         last: Hashable | None = self.view_last(inner, view, self.size(channels))
         if last is not None and inside is not bias:
             last = self.shifted(last, bias, channels)
-        if first is None or (last is not None and self.wanted.rank(self.steps, self.cost) < rank_of_first):
+        if first is None or (last is not None and self.rank < rank_of_first):
             return last
-        self.undo(*state)
-        return self.sum(terms, bias, channels)
+        self.taken_back(start)
+        self.put_back(with_first)
+        return first
 
     def copies(self, terms: Sequence[Term]) -> bool:
         """Whether terms are a tensor, or a view of one, with all its channels as they are: nothing could move."""
@@ -123,22 +155,47 @@ class Writer:
             return False
         return self.sizes.channels(term.source, self.layout) == term.kernel.geometry.c_in
 
-    def undo(self, steps: int, cost: int, macs: int) -> None:
-        """Forget all but the first steps."""
-        del self.steps[steps:]
-        self.cost, self.macs = cost, macs
+    @property
+    def state(self) -> _State:
+        """What tells what was written so far."""
+        return _State(len(self.steps), self.cost, self.macs, self.below)
+
+    def taken_back(self, start: _State) -> _Written:
+        """Forget what was written since then; it is returned."""
+        sources: list[tuple[Hashable, int]] = []
+        written = _Written(self.steps[start.steps :], sources, self.state)
+        del self.steps[start.steps :]
+        _, self.cost, self.macs, self.below = start
         # in the order in which they were written
-        while self.sources and next(reversed(self.sources.values())) >= steps:
-            self.sources.popitem()
+        while self.sources and next(reversed(self.sources.values())) >= start.steps:
+            sources.append(self.sources.popitem())
+        return written
+
+    def put_back(self, written: _Written) -> None:
+        """Write again what was taken back, where it was."""
+        self.steps += written.steps
+        self.sources.update(reversed(written.sources))
+        _, self.cost, self.macs, self.below = written.end
 
     def view_last(self, inner: Form, view: View, size: int) -> int | None:
         """The view of a form, of `size` elements; None if the form cannot be written."""
         elements = self.sizes.elements
         below = max(1, size * elements(view.operand) // elements(view.output))
-        lowered = self.lowering.lower(inner, self.wanted._replace(elements=below), like=view.operand)
-        if lowered is None:
-            return None
-        return self.view(view, self.splice(lowered), view.behind(inner.channels), below, size)
+        source = self.inner(inner, self.wanted._replace(elements=below), view.operand)
+        return None if source is None else self.view(view, source, view.behind(inner.channels), below, size)
+
+    def inner(self, form: Form, wanted: Wanted, like: str) -> Hashable | None:
+        """What computes a form below a view; None if it cannot be written."""
+        if self.only_price:
+            price = self.lowering.price(form, wanted)
+            if price is None:
+                return None
+            self.below = self.below.plus(price)
+            self.cost += price.cost
+            self.macs += price.macs
+            return like
+        lowered = self.lowering.lower(form, wanted, like=like)
+        return None if lowered is None else self.splice(lowered)
 
     def view(self, view: View, source: Hashable, channels: int, read: int, written: int) -> int:
         """A view of so many channels."""

@@ -26,7 +26,7 @@ from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.graph.views import View
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.planner.forms.compose import inline
-from onnx_repfuse.planner.forms.view_sources import Viewed, common_view, taken_last, viewed_form
+from onnx_repfuse.planner.forms.view_sources import Viewed, common_view, taken_last, tensors_read, viewed_form
 from onnx_repfuse.planner.search.candidates import Candidate, Entry, absorbing
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason
@@ -86,6 +86,8 @@ def under_view(
         is_free: whether nothing else needs a tensor such as u.
         cost_below: what it costs to compute a form before a view.
     """
+    if not any(name in entries and is_free(name) for name in tensors_read(candidate.form)):
+        return
     groups = [group for group in _groups(candidate) if is_free(group.source) and group.source in entries]
     read = Counter(group.source for group in groups)
     ways = {
