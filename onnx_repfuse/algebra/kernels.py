@@ -93,12 +93,14 @@ class Stored:
 
     Attributes:
         is_computed: nodes of the graph compute it when it is read.
+        least: no element has a smaller magnitude; 0 where that is not known.
     """
 
     geometry: Geometry
     read: Callable[[], NDArray[Any]]
     origin: object = None
     is_computed: bool = False
+    least: float = 0.0
     depth: int = field(default=0, init=False)
     size: int = field(default=1, init=False)
 

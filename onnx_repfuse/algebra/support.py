@@ -8,6 +8,7 @@ such a channel counts as connected, and sums may be as large as their parts toge
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache, singledispatch
 
 import numpy as np
@@ -26,7 +27,7 @@ from onnx_repfuse.algebra.kernels import (
     input_channels,
 )
 
-__all__ = ["Mask", "largest_rows", "reached", "zero_channels"]
+__all__ = ["Mask", "has_rows_below", "largest_rows", "reached", "zero_channels"]
 
 Mask = NDArray[np.bool_]
 BLOCK = 1 << 18  # elements that are read at once
@@ -139,7 +140,8 @@ def _(kernel: ColumnsAt, start: Mask, backwards: bool) -> Mask:
 def _pattern(kernel: Stored) -> Mask:
     """Where a weight has a tap that is not zero, shape (c_out, c_in / groups)."""
     shape = kernel.geometry.weight_shape
-    if kernel.is_computed:  # to look would compute every kernel of a network while planning
+    # To look at what nodes compute would compute every kernel of a network while planning.
+    if kernel.is_computed or kernel.least > 0:
         return np.ones(shape[:2], np.bool_)
     weight = kernel.read()
     return np.asarray(np.any(weight.reshape(*shape[:2], -1) != 0, axis=2))
@@ -156,29 +158,43 @@ def _scattered(count: int, places: NDArray[np.intp], values: Mask) -> Mask:
     return result
 
 
-def largest_rows(kernel: Kernel) -> Array | None:
+def has_rows_below(kernel: Kernel, limit: float) -> bool:
+    """Whether a value of `largest_rows` may be below a limit: mostly what is known of stored weights excludes that."""
+    rows = largest_rows(kernel, _least_stored)
+    return rows is not None and not bool((rows >= limit).all())
+
+
+def largest_rows(kernel: Kernel, of_stored: Callable[[Stored], Array] | None = None) -> Array | None:
     """At least the largest magnitude of each output channel, (channels,); None if the kernel would have to be computed.
 
     Reads stored weights. It is exact but for a sum, of which the parts may cancel, and for factors of input channels.
+
+    Args:
+        kernel: the kernel.
+        of_stored: what to take for a stored weight; None: what it is.
     """
     if isinstance(kernel, Vector):
         return np.abs(kernel.scale)
     if isinstance(kernel, InLayout):
-        return largest_rows(kernel.inner)
+        return largest_rows(kernel.inner, of_stored)
     if isinstance(kernel, Stored):
-        return None if kernel.is_computed else _largest_stored(kernel)
+        return None if kernel.is_computed else (of_stored or _largest_stored)(kernel)
     if isinstance(kernel, Scaled):
-        rows = largest_rows(kernel.inner)
+        rows = largest_rows(kernel.inner, of_stored)
         if rows is None:
             return None
         with np.errstate(all="ignore"):  # weights that are not finite are refused later
             rows = rows if kernel.outer is None else rows * np.abs(kernel.outer)
             return rows if kernel.inputs is None else rows * np.abs(kernel.inputs).max(initial=0.0)
     if isinstance(kernel, Total):
-        parts = [largest_rows(part) for part in kernel.parts]
+        parts = [largest_rows(part, of_stored) for part in kernel.parts]
         known = [part for part in parts if part is not None]
         return np.sum(known, axis=0) if len(known) == len(parts) else None
     return None
+
+
+def _least_stored(kernel: Stored) -> Array:
+    return np.full(kernel.geometry.c_out, kernel.least)
 
 
 def _largest_stored(kernel: Stored) -> Array:

@@ -64,6 +64,7 @@ class Const:
         inner: for what nodes compute: elements of the largest tensor on the way to it.
         kernel, bias: for weights and biases that a fold of this run made: their float64 values, not computed yet, so
             that a second fold does not round twice.
+        least: no element has a smaller magnitude, as somebody looked; 0 where nobody did, or where one is 0.
     """
 
     shape: tuple[int, ...]
@@ -72,6 +73,7 @@ class Const:
     kernel: Kernel | None = None
     bias: Bias | None = None
     inner: int = 0
+    least: float = 0.0
     size: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -108,7 +108,8 @@ def _kernel(geometry: Geometry, const: Const, view: Callable[[NDArray[Any]], NDA
     if created is None or created.geometry.weight_shape != geometry.weight_shape:
         if is_vector:
             return Vector(geometry, flat_float64(const.read()))
-        return Stored(geometry, lambda: view(const.read()), (const, view.__code__), const.inner > 0)
+        origin = const, view.__code__
+        return Stored(geometry, lambda: view(const.read()), origin, const.inner > 0, const.least)
     # An earlier round of this run created the weight: go on in float64 from what is behind it.
     kernel = created
     if created.geometry != geometry:

@@ -23,7 +23,7 @@ from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.invalid_model import invalid_model_is_input_error
 from onnx_repfuse.pipeline.kept_names import check_keep, matches
 from onnx_repfuse.planner.cover_scope import is_kept
-from onnx_repfuse.planner.flush.flushing import Flushing
+from onnx_repfuse.planner.flush.flushing import Flushing, Scanned
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.planner.plan_scope import plan_scope
 from onnx_repfuse.planner.rewrites.avoided_operators import creators_of_avoided
@@ -117,7 +117,7 @@ def make_plan(
     document: Document,
     options: Options,
     banned: Set[FoldKey] = frozenset(),
-    scanned: dict[str, bool] | None = None,
+    scanned: Scanned | None = None,
 ) -> ModelPlan:
     """Plan every scope of a document.
 
@@ -215,7 +215,7 @@ def _as_in_the_file(document: Document, scopes: list[Scope]) -> list[Scope]:
     return read_scopes(document.original) if document.is_converted else scopes
 
 
-def _flushing(scope: Scope, options: Options, scanned: dict[str, bool]) -> Flushing:
+def _flushing(scope: Scope, options: Options, scanned: Scanned) -> Flushing:
     """The flushing of the main graph's weights, those of the file looked at."""
     flushing = Flushing(scope, options.check, is_kept(options), scanned)
     flushing.flush_file()

@@ -35,6 +35,7 @@ from onnx_repfuse.pipeline.runtime import runtime_of
 from onnx_repfuse.pipeline.spoken_paths import SpokenPaths
 from onnx_repfuse.pipeline.unrun_models import unobserved
 from onnx_repfuse.pipeline.written_weights import WrittenWeights
+from onnx_repfuse.planner.flush.flushing import Scanned
 from onnx_repfuse.records.report import Report
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME
 from onnx_repfuse.records.verdict import FoldVerdict, Status, Verification
@@ -159,7 +160,7 @@ class _Run:
     spoken: SpokenPaths
     bans: Bans = field(default_factory=Bans)
     seconds: dict[str, float] = field(default_factory=dict)
-    scanned: dict[str, bool] = field(default_factory=dict)  # what plans found out about the weights
+    scanned: Scanned = field(default_factory=dict)  # what plans found out about the weights
     verification: Verification | None = None
     saved: Saved = field(default_factory=lambda: Saved(0))
     ratios: RangeRatios | None = None

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from onnx_repfuse.algebra import laws
 from onnx_repfuse.algebra.choice import ColumnsAt, RowsAt, picked
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernel_slices import Block, InLayout, Stacked
 from onnx_repfuse.algebra.kernels import Composed, Kernel, Scaled, Stored, Total, Vector, input_channels
-from onnx_repfuse.algebra.support import reached, zero_channels
+from onnx_repfuse.algebra.support import has_rows_below, largest_rows, reached, zero_channels
 
 RNG = np.random.default_rng(5)
 
@@ -118,3 +119,23 @@ def test_of_unknown_kernels_and_of_weights_that_nodes_compute_nothing_is_zero() 
     computed = Stored(g, lambda: np.zeros(g.weight_shape), is_computed=True)
     assert not any(mask.any() for mask in zero_channels(computed))
     assert reached.dispatch(object)(computed, np.array([False, True]), False).all()
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_where_no_element_is_small_no_row_is(name: str) -> None:
+    kernel = KERNELS[name]()
+    rows = largest_rows(kernel)
+    for limit in (1e-30, 0.6, 100.0):
+        assert has_rows_below(kernel, limit) >= (rows is not None and bool((rows < limit).any()))
+
+
+def test_a_weight_that_was_looked_at_is_not_read_again() -> None:
+    def read() -> NDArray[np.float64]:
+        raise AssertionError("read again")
+
+    g = Geometry.conv(2, 3, (1,))
+    looked_at = Stored(g, read, least=0.5)
+    kernel = Scaled(g, looked_at, np.array([1.0, 0.1, 2.0]))
+    assert not any(mask.any() for mask in zero_channels(kernel))
+    assert not has_rows_below(kernel, 0.05)
+    assert has_rows_below(kernel, 0.06)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Scaled
-from onnx_repfuse.algebra.support import largest_rows
+from onnx_repfuse.algebra.support import has_rows_below, largest_rows
 from onnx_repfuse.graph.scope import Const, Scope, node_name, optional_input
 from onnx_repfuse.options import Options
 from onnx_repfuse.planner.flush.gains import MAX_GAIN, Gains
@@ -38,10 +38,10 @@ from onnx_repfuse.planner.flush.small_weights import (
     by_channel,
     channel_rule,
     claim,
-    has_small,
     joined,
     largest_by_channel,
     largest_sum,
+    least_magnitude,
     magnitude,
     without_channels,
     zeroed,
@@ -49,9 +49,10 @@ from onnx_repfuse.planner.flush.small_weights import (
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.report import Change, Flushed, Kind
 
-__all__ = ["Flushing", "invisible_constants"]
+__all__ = ["Flushing", "Scanned", "invisible_constants"]
 
 Values = NDArray[Any]
+Scanned = dict[str, float | None]
 
 
 @dataclass(eq=False)
@@ -65,14 +66,15 @@ class Flushing:
         scope: the main graph.
         is_deep: whether the result is checked.
         is_kept: whether a node stays as it is.
-        scanned: name -> whether a weight of the file has a small element; what several plans of one document share.
+        scanned: name -> the least magnitude in a weight of the file, None where it has a small element, see
+            `least_magnitude`; what several plans of one document share.
         flushed: what became zero so far, by the tensor's name.
     """
 
     scope: Scope
     is_deep: bool
     is_kept: Callable[[gs.Node], bool]
-    scanned: dict[str, bool] = field(default_factory=dict)
+    scanned: Scanned = field(default_factory=dict)
     flushed: dict[str, Flushed] = field(default_factory=dict)
     _nodes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _planned: dict[str, Flushed] = field(default_factory=dict)  # the part of `flushed` that planning saw
@@ -88,8 +90,10 @@ class Flushing:
         for name in [name for name in self._file_weights() if name not in self.flushed]:
             const = self.scope.constants[name]
             if name not in self.scanned:
-                self.scanned[name] = has_small(const.read(), TINY[const.data_type])
-            if not self.scanned[name]:
+                self.scanned[name] = least_magnitude(const.read(), TINY[const.data_type])
+            least = self.scanned[name]
+            if least is not None:
+                const.least = least  # so that nobody reads the weight again to look for zeros
                 continue
             small = self._small(name, const.read())
             if small is not None:
@@ -119,10 +123,13 @@ class Flushing:
 
     def _with_zero_channels(self, name: str, const: Const) -> Const | None:
         """A weight with zeros for the channels that are too small as a whole; None if it has none."""
-        rows = None if const.kernel is None else largest_rows(const.kernel)
-        if rows is None or const.kernel is None:
+        kernel, limit = const.kernel, self._limit(const.data_type)
+        if kernel is None or not has_rows_below(kernel, limit):
             return None
-        small = (rows > 0) & (rows < self._limit(const.data_type))
+        rows = largest_rows(kernel)
+        if rows is None:
+            return None
+        small = (rows > 0) & (rows < limit)
         uses = self._uses(name)
         if not small.any() or not all(self._is_hidden(node) for node, _ in uses):
             return None
@@ -130,9 +137,9 @@ class Flushing:
         largest = float(rows[small].max())
         self._note(uses, Flushed(name, int(small.sum()) * size, const.size, largest, largest * size, True))
         self._planned[name] = self.flushed[name]
-        kernel = Scaled(const.kernel.geometry, const.kernel, np.where(small, 0.0, 1.0))
+        flushed = Scaled(kernel.geometry, kernel, np.where(small, 0.0, 1.0))
         return Const(
-            const.shape, const.data_type, partial(without_channels, const, uses[0][0], small), kernel
+            const.shape, const.data_type, partial(without_channels, const, uses[0][0], small), flushed
         )
 
     def _with_zero_bias(self, name: str, const: Const, uses: list[tuple[gs.Node, int]]) -> Const | None:
@@ -242,7 +249,7 @@ class Flushing:
     def _small(self, name: str, values: Values) -> NDArray[np.bool_] | None:
         """Which elements of a weight are too small to show, noted in `flushed`; None if none are."""
         data_type = self.scope.constants[name].data_type
-        if not has_small(values, TINY[data_type]):
+        if least_magnitude(values, TINY[data_type]) is not None:
             return None
         size = magnitude(values)
         uses = self._uses(name)

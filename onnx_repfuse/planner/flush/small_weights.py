@@ -13,8 +13,8 @@ from onnx_repfuse.graph.scope import Const
 from onnx_repfuse.records.report import Flushed
 
 __all__ = [
-    "BIAS", "LINEAR_OPERATORS", "TINY", "UNSEEN", "WEIGHT", "by_channel", "channel_rule", "claim", "has_small",
-    "joined", "largest_by_channel", "largest_sum", "magnitude", "without_channels", "zeroed",
+    "BIAS", "LINEAR_OPERATORS", "TINY", "UNSEEN", "WEIGHT", "by_channel", "channel_rule", "claim", "joined",
+    "largest_by_channel", "largest_sum", "least_magnitude", "magnitude", "without_channels", "zeroed",
 ]  # fmt: skip
 
 
@@ -73,14 +73,19 @@ def zeroed(const: Const, bits: NDArray[np.uint8]) -> Values:
     return np.where(small, values.dtype.type(0), values)
 
 
-def has_small(values: Values, limit: float) -> bool:
-    """Whether an element is below a limit in magnitude, but not zero."""
-    flat = values.reshape(-1)
+def least_magnitude(values: Values, limit: float) -> float | None:
+    """The least magnitude, 0 where an element is none; None where one is below a limit, but not zero."""
+    flat, least = values.reshape(-1), np.inf
     for begin in range(0, flat.size, BLOCK):
         block = magnitude(flat[begin : begin + BLOCK])
-        if np.count_nonzero(block < limit) > np.count_nonzero(block == 0):
-            return True
-    return False
+        found = float(block.min())
+        if found >= limit:
+            least = min(least, found)
+        elif np.count_nonzero(block < limit) > np.count_nonzero(block == 0):
+            return None
+        else:  # zeros, or NaN
+            least = 0.0
+    return least if flat.size else 0.0
 
 
 def largest_sum(node: gs.Node, place: int, dropped: Values) -> float:

@@ -17,6 +17,7 @@ from onnx_repfuse import Options, fuse
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.pipeline.plan_model import make_plan
 from onnx_repfuse.planner.flush.gains import Gains
+from onnx_repfuse.planner.flush.small_weights import least_magnitude
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Change, Kind
 from onnx_repfuse.records.verdict import Status
@@ -133,6 +134,49 @@ def test_each_float_type_has_its_limits(dtype: Any) -> None:
     plan = make_plan(Document.from_model(model), Options())
     assert plan.flushing is not None
     assert list(plan.flushing.flushed) == ([] if dtype is np.float16 else [w])
+
+
+def test_planning_reads_each_weight_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net(8, shape=("N", 8, 9, 9))
+    y = "x"
+    for number in range(2):  # both blocks fold, so that channels are looked at in what folds made
+        branches = [net.conv(y, 8, 8, 3, pads=[1] * 4), net.conv(y, 8, 8, 1), net.bn(y, 8)]
+        y = str(net.op("Relu", net.op("Sum", *branches)))
+        if number == 0:  # a weight that is far from 1e-30 in its channels only
+            y = str(net.conv(y, 8, 8, 3))
+    reads: list[str] = []
+    read = Document.array
+
+    def counted(document: Document, tensor: onnx.TensorProto) -> Any:
+        reads.append(tensor.name)
+        return read(document, tensor)
+
+    monkeypatch.setattr(Document, "array", counted)
+    model = net.model(y)
+    plan = make_plan(Document.from_model(model), Options())
+    weights = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 4}
+    assert len(plan.folds) == 2
+    assert sorted(name for name in reads if name in weights) == sorted(weights)
+
+
+@pytest.mark.parametrize(
+    ("values", "least"),
+    [
+        ([3.0, -2.0, 5.0], 2.0),
+        ([1e-29, 1.0], float(np.float32(1e-29))),
+        ([3.0, 0.0], 0.0),
+        ([3.0, np.nan], 0.0),
+        ([3.0, np.inf], 3.0),
+        ([3.0, SUBNORMAL], None),
+        ([3.0, 0.0, -TINY], None),
+        ([np.nan, TINY], None),
+        ([], 0.0),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_the_least_magnitude_of_a_weight(values: list[float], least: float | None, dtype: Any) -> None:
+    found = least_magnitude(np.array(values, dtype), 1e-30)
+    assert found == (None if least is None else pytest.approx(least, rel=1e-2))
 
 
 def test_skip_only_and_keep() -> None:
@@ -325,7 +369,7 @@ def test_where_it_might_show_nothing_is_flushed(name: str) -> None:
     # Alone: folds may take a factor behind it into the weight, which is not small any more then.
     plan = make_plan(Document.from_model(model), Options(only=frozenset((Kind.FLUSH,))))
     assert plan.flushing is not None
-    assert any(plan.flushing.scanned.values())
+    assert None in plan.flushing.scanned.values()
     assert not plan.flushing.flushed
 
 
