@@ -142,6 +142,8 @@ class Scope:
         producer, consumers: tensor -> node(s); see `index`.
         order: puts nodes in the order they are planned in, see `planning_order`.
         dims, size_lists: what follows for sizes that are not known, once it was asked, see `graph.dims`.
+        protected: id() of the nodes of patterns that runtimes fuse, once it was asked, see
+            `planner.limits.protected_patterns`.
         infer: `types` and `assumed` of nodes without subgraphs, given to it, in place of those of the file.
     """
 
@@ -169,6 +171,7 @@ class Scope:
     infer: Infer | None = None
     dims: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     size_lists: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    protected: frozenset[int] | None = None
 
     @cached_property
     def file_nodes(self) -> dict[str, tuple[str, str]]:
@@ -190,7 +193,7 @@ class Scope:
     def index(self) -> None:
         """Rebuild producers and consumers after the nodes have changed."""
         self.producer, self.consumers = {}, {}
-        self.dims, self.size_lists = {}, {}
+        self.dims, self.size_lists, self.protected = {}, {}, None
         for node in self.nodes:
             for tensor in node.outputs:
                 self.producer[tensor.name] = node

@@ -137,8 +137,7 @@ class _Planning:
         for reading in range(MAX_READINGS):
             self.write_constants()
             layouts = self.merge_and_remove(layouts)
-            self.fold_activations()
-            if self.is_changed:
+            if self.fold_activations():
                 layouts = channel_layouts(scope)
             layouts = self.rewrite_windows(layouts)
             layouts = self.pass_maxima(layouts)
@@ -172,7 +171,7 @@ class _Planning:
         As long as that finds any: nodes are equal once no-ops are gone, and some are no-ops once others are equal.
 
         Returns:
-            the layouts of all tensors, as they were before the last no-ops went.
+            the layouts of all tensors.
         """
         plan, options, stays = self.plan, self.options, is_kept(self.options)
         while True:
@@ -183,20 +182,22 @@ class _Planning:
                 return layouts
             self._changed(written=True)
 
-    def fold_activations(self) -> None:
+    def fold_activations(self) -> bool:
         """Write decomposed activations as one operator each, and operators that the target cannot run as others.
 
-        Arithmetic reads what was expanded for it as it was before.
+        Arithmetic reads what was expanded for it as it was before. Whether there was any of it.
         """
+        is_written = False
         if self.options.allows(Kind.ACTIVATION):
             stays, avoid = is_kept(self.options), self.options.avoid
-            self._changed(written=fold_activations(self.plan, stays, self.banned, avoid))
-            self._changed(written=join_activations(self.plan, self.is_free, avoid))
+            is_written = self._changed(written=fold_activations(self.plan, stays, self.banned, avoid))
+            is_written |= self._changed(written=join_activations(self.plan, self.is_free, avoid))
         if self.options.allows(Kind.AFFINE):
-            self._changed(written=read_unexpanded(self.plan, self.is_free))
+            is_written |= self._changed(written=read_unexpanded(self.plan, self.is_free))
         if self.options.allows(Kind.BRANCHES):
-            self._changed(written=sum_stacked(self.plan, self.is_free))
-        self._changed(written=rewrite_avoided(self.plan, self.options.avoid, self.is_free, self.is_slow))
+            is_written |= self._changed(written=sum_stacked(self.plan, self.is_free))
+        is_avoided = rewrite_avoided(self.plan, self.options.avoid, self.is_free, self.is_slow)
+        return self._changed(written=is_avoided) or is_written
 
     def is_slow(self, node: gs.Node) -> bool:
         """Whether runtimes are slow with a node that others can do without."""
@@ -360,11 +361,12 @@ class _Planning:
         if allows(Kind.AFFINE):
             self.plan.refusals += chain_refusals(self.paths(layouts))
 
-    def _changed(self, *, written: bool) -> None:
-        """After nodes may have been written, remove what nobody needs any more."""
+    def _changed(self, *, written: bool) -> bool:
+        """After nodes may have been written, remove what nobody needs any more; whether they were."""
         if written:
             remove_dead_nodes(self.plan.scope, self.alive | self.plan.creator.keys())
             self.is_changed = True
+        return written
 
 
 def _new_refusals(plan: ScopePlan, last: Round) -> list[Refusal]:

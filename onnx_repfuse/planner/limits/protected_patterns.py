@@ -19,14 +19,20 @@ _PRODUCTS = ("Mul", "Div")
 
 
 def protected_nodes(scope: Scope) -> frozenset[int]:
-    """id() of the nodes that belong to a pattern."""
+    """id() of the nodes that belong to a pattern; it is found once, as long as the nodes stay as they are."""
+    if scope.protected is None:
+        scope.protected = frozenset(map(id, _nodes_of_patterns(scope)))
+    return scope.protected
+
+
+def _nodes_of_patterns(scope: Scope) -> list[gs.Node]:
     nodes: list[gs.Node] = []
     for node in scope.nodes:
         if node.op in ("Erf", "Tanh"):
             nodes += _gelu(scope, node)
         elif node.op == "Sqrt":
             nodes += _layer_norm(scope, node)
-    return frozenset(map(id, nodes))
+    return nodes
 
 
 def _gelu(scope: Scope, node: gs.Node) -> Iterator[gs.Node]:

@@ -18,10 +18,15 @@ from onnx_repfuse.graph.scope import Scope, optional_input
 from onnx_repfuse.graph.windows import has_window, kernel_of, window_of
 from onnx_repfuse.lift import Context, LinearOp, lift
 
-__all__ = ["Strides", "is_elementwise", "movable_pads", "reads_border", "strides_read"]
+__all__ = ["Strides", "is_elementwise", "may_subsample", "movable_pads", "reads_border", "strides_read"]
 
 Strides = tuple[int, ...]  # one per spatial axis
 TO_THE_END = 1 << 30  # an end of a Slice that is behind any size
+
+
+def may_subsample(node: gs.Node) -> bool:
+    """Whether a node may read every so-many-th position of a tensor."""
+    return node.op == "Slice" or max(node.attrs.get("strides") or (1,)) > 1
 
 
 def strides_read(context: Context, node: gs.Node, rank: int) -> Strides | None:

@@ -30,7 +30,7 @@ from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
 from onnx_repfuse.planner.limits.refusals import stride_refusal
 from onnx_repfuse.planner.pricing.cost import CostModel
 from onnx_repfuse.planner.pricing.sizes import UNKNOWN_POSITIONS
-from onnx_repfuse.planner.rewrites.sampling import Strides, movable_pads, reads_border
+from onnx_repfuse.planner.rewrites.sampling import Strides, may_subsample, movable_pads, reads_border
 from onnx_repfuse.planner.rewrites.thin_tensors import ThinTensors
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind, Refusal
@@ -52,7 +52,7 @@ def apply_subsamplings(
         is_free: whether a node may be replaced.
     """
     scope = plan.scope
-    if not any(map(_may_subsample, scope.nodes)):
+    if not any(map(may_subsample, scope.nodes)):
         return False
     replacements = Replacements(plan)
     for group in _groups(Context(scope, layouts, protected_nodes(scope)), model, is_free):
@@ -65,11 +65,11 @@ def subsampling_refusals(
     scope: Scope, layouts: dict[str, ChannelLayout], is_free: IsFree
 ) -> Iterator[Refusal]:
     """The 1x1 convolutions whose stride stays although the convolution before them could have it, and why."""
-    if not any(map(_may_subsample, scope.nodes)):
+    if not any(map(may_subsample, scope.nodes)):
         return
     tensors = ThinTensors(Context(scope, layouts, protected_nodes(scope)), is_free)
     for node in scope.nodes:
-        if node.op != "Conv" or not is_free(node) or not _may_subsample(node):
+        if node.op != "Conv" or not is_free(node) or not may_subsample(node):
             continue
         name = node.inputs[0].name
         if set(kernel_of(scope, node)) != {1} or name in tensors.thin or not tensors.may_shrink(name):
@@ -80,11 +80,6 @@ def subsampling_refusals(
             )
         elif prod(tensors.wanted.get(name, ())) == 1 or scope.is_seen(name):
             yield stride_refusal(scope, node, Reason.CONSUMERS, f"'{name}' is needed elsewhere")
-
-
-def _may_subsample(node: gs.Node) -> bool:
-    """Whether a node may read every so-many-th position of a tensor."""
-    return node.op == "Slice" or max(node.attrs.get("strides") or (1,)) > 1
 
 
 def _groups(context: Context, model: CostModel, is_free: IsFree) -> Iterator[_Group]:

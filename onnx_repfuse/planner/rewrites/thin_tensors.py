@@ -17,7 +17,13 @@ from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import Context
 from onnx_repfuse.planner.folds.replacements import IsFree
-from onnx_repfuse.planner.rewrites.sampling import Strides, is_elementwise, movable_pads, strides_read
+from onnx_repfuse.planner.rewrites.sampling import (
+    Strides,
+    is_elementwise,
+    may_subsample,
+    movable_pads,
+    strides_read,
+)
 
 __all__ = ["ThinTensors"]
 
@@ -43,6 +49,10 @@ class ThinTensors:
     thin: dict[str, Strides] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # Strides of windows that read several positions for each of their own skip nothing.
+        candidates = [node for node in self.scope.nodes if node.inputs and may_subsample(node)]
+        if all(prod(self.own_strides(node)) == 1 for node in candidates):
+            return
         for node in reversed(self.scope.nodes):
             for name, strides in self.reads(node):
                 known = self.wanted.get(name, strides)
