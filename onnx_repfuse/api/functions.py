@@ -22,7 +22,7 @@ from onnx_repfuse.pipeline.input_shapes import reshaped
 from onnx_repfuse.pipeline.known_operators import check_operators
 from onnx_repfuse.pipeline.level import at_level
 from onnx_repfuse.pipeline.make_report import make_report
-from onnx_repfuse.pipeline.plan_model import make_plan
+from onnx_repfuse.pipeline.plan_model import garbage_left, make_plan
 from onnx_repfuse.pipeline.run import run
 from onnx_repfuse.pipeline.runtime import runtime_of
 from onnx_repfuse.records.outcome import Bench
@@ -118,7 +118,7 @@ def plan(model: Model, options: Options | None = None) -> Report:
     chosen = options or Options()
     check_operators("Options.avoid", sorted(chosen.avoid))
     around = Surroundings.of(chosen, input=name_of(model))
-    with document_of(model) as document:
+    with garbage_left(), document_of(model) as document:
         report = at_level(
             reshaped(document, chosen.overwrite_input_shapes) if chosen.overwrite_input_shapes else document,
             chosen,

@@ -29,7 +29,15 @@ from onnx_repfuse.planner.plan_scope import plan_scope
 from onnx_repfuse.planner.rewrites.avoided_operators import creators_of_avoided
 from onnx_repfuse.records.report import Counts, Kind
 
-__all__ = ["BRANCHES", "FLUSH", "FoldKey", "ModelPlan", "initialized_inputs", "make_plan"]
+__all__ = [
+    "BRANCHES",
+    "FLUSH",
+    "FoldKey",
+    "ModelPlan",
+    "garbage_left",
+    "initialized_inputs",
+    "make_plan",
+]
 
 FoldKey = tuple[ScopeKey, str]  # the scope, and the output that names the fold
 FLUSH: FoldKey = ((), "")  # bans all flushing of weights; no output has this name
@@ -132,7 +140,7 @@ def make_plan(
         InputError: the model is not valid, or cannot be converted to `Options.opset`.
         UsageError: a glob of `Options.keep` matches no node.
     """
-    with invalid_model_is_input_error(document), _garbage_left():
+    with invalid_model_is_input_error(document), garbage_left():
         check_acyclic(document.model)
         freeze = options.freeze_initializers and Kind.FROZEN not in options.skip
         document, scopes, inlined = _read(document, options, banned, freeze)
@@ -198,8 +206,11 @@ def _name(node: onnx.NodeProto) -> str:
 
 
 @contextmanager
-def _garbage_left() -> Iterator[None]:
-    """Without a search for garbage cycles: planning makes many small objects that stay, and hardly a cycle."""
+def garbage_left() -> Iterator[None]:
+    """Without a search for garbage cycles: planning makes many small objects that stay, and hardly a cycle.
+
+    The first search behind it looks at all objects of the plan, unless they are gone by then.
+    """
     if not gc.isenabled():
         yield
         return
