@@ -54,8 +54,13 @@ def reached(kernel: Kernel, start: Mask, backwards: bool) -> Mask:
 
 @reached.register
 def _(kernel: Stored, start: Mask, backwards: bool) -> Mask:
-    g, is_nonzero = kernel.geometry, _pattern(kernel)
-    inputs = input_channels(g, 0, g.c_out)
+    g = kernel.geometry
+    # To look at what nodes compute would compute every kernel of a network while planning.
+    if kernel.is_computed or kernel.least > 0:
+        return np.repeat(
+            start.reshape(g.groups, -1).any(axis=1), (g.c_in if backwards else g.c_out) // g.groups
+        )
+    is_nonzero, inputs = _pattern(kernel), input_channels(g, 0, g.c_out)
     if not backwards:
         return np.asarray(np.any(is_nonzero & start[inputs], axis=1))
     return _scattered(g.c_in, inputs, is_nonzero & start[:, None])
@@ -140,9 +145,6 @@ def _(kernel: ColumnsAt, start: Mask, backwards: bool) -> Mask:
 def _pattern(kernel: Stored) -> Mask:
     """Where a weight has a tap that is not zero, shape (c_out, c_in / groups)."""
     shape = kernel.geometry.weight_shape
-    # To look at what nodes compute would compute every kernel of a network while planning.
-    if kernel.is_computed or kernel.least > 0:
-        return np.ones(shape[:2], np.bool_)
     weight = kernel.read()
     return np.asarray(np.any(weight.reshape(*shape[:2], -1) != 0, axis=2))
 

@@ -139,3 +139,15 @@ def test_a_weight_that_was_looked_at_is_not_read_again() -> None:
     assert not any(mask.any() for mask in zero_channels(kernel))
     assert not has_rows_below(kernel, 0.05)
     assert has_rows_below(kernel, 0.06)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_through_a_weight_without_zeros_each_group_reaches_itself(groups: int, backwards: bool) -> None:
+    g = Geometry.conv(4, 8, (3, 3), groups=groups)
+    weight = np.ones(g.weight_shape)
+    for start in np.eye(8 if backwards else 4, dtype=np.bool_):
+        expected = reached(Stored(g, lambda: weight), start, backwards)
+        np.testing.assert_array_equal(
+            reached(Stored(g, lambda: weight, least=1.0), start, backwards), expected
+        )
