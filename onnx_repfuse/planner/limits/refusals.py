@@ -35,19 +35,17 @@ def refusals(scope: Scope, cover: Cover, declined: Iterable[tuple[gs.Node, Decli
         if outcome.reason is not Reason.FUSED_PATTERN or _would_be_missed(scope, node):
             why = outcome.detail or outcome.reason.prose
             result.append(_stays(scope, outcome.reason, why, node))
-    for name, lifted in cover.lifts.items():
-        if not operator(lifted.node).stays_for_a_reason and lifted.padding_value is None:
-            continue
-        refusal = (
-            _not_exact(scope, cover, name)
-            or _may_broadcast(scope, cover, name)
-            or _shared_source(scope, cover, name)
-            or _more_multiply_adds(scope, cover, name)
-            or _behind_an_obstacle(scope, cover, name)
-        )
-        if refusal is not None:
-            result.append(refusal)
+    result += filter(None, (_why_it_stays(scope, cover, name) for name in cover.lifts))
     return result
+
+
+def _why_it_stays(scope: Scope, cover: Cover, name: str) -> Refusal | None:
+    """The first reason why an operator was not folded, where somebody may ask; None if there is none to tell."""
+    lifted = cover.lifts[name]
+    if not operator(lifted.node).stays_for_a_reason and lifted.padding_value is None:
+        return None
+    reasons = (_not_exact, _may_broadcast, _shared_source, _more_multiply_adds, _behind_an_obstacle)
+    return next(filter(None, (reason(scope, cover, name) for reason in reasons)), None)
 
 
 def _would_be_missed(scope: Scope, node: gs.Node) -> bool:

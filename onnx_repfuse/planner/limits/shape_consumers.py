@@ -10,7 +10,7 @@ the one that it computes. Of the shape, only what is asked for must be the same;
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.dims import dims_of, known_dims
+from onnx_repfuse.graph.extents import Dims
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Const, Scope, static
 from onnx_repfuse.graph.size_lists import constant_list, moved_list
@@ -114,16 +115,22 @@ def _of_equal_sizes(
     wanted = dims.get(shape_node.inputs[0].name, ())[part]
     places = _places_read(scope, shape_node, len(wanted))
     best: tuple[str | None, dict[int, int]] = None, {}
-    for other in present:
-        found = dims.get(other, ())[part]
-        if not wanted or (len(found) != len(wanted) and max(places) >= len(found)):
+    for other in present if wanted else ():
+        numbers = _numbers_beside(dims.get(other, ())[part], wanted, places)
+        if numbers is None or (numbers and id(shape_node) not in scope.original):
             continue
-        differing = [place for place in places if found[place] != wanted[place]]
-        numbers = {place: size for place in differing if isinstance(size := wanted[place], int)}
-        fits = len(numbers) == len(differing) and (not numbers or id(shape_node) in scope.original)
-        if fits and (best[0] is None or len(numbers) < len(best[1])):
+        if best[0] is None or len(numbers) < len(best[1]):
             best = other, numbers
     return best
+
+
+def _numbers_beside(found: Dims, wanted: Dims, places: Sequence[int]) -> dict[int, int] | None:
+    """The numbers to be written in some of the places of sizes to get others; None where these are no numbers."""
+    if len(found) != len(wanted) and max(places) >= len(found):
+        return None
+    differing = [place for place in places if found[place] != wanted[place]]
+    numbers = {place: size for place in differing if isinstance(size := wanted[place], int)}
+    return numbers if len(numbers) == len(differing) else None
 
 
 def _places_read(scope: Scope, shape_node: gs.Node, count: int) -> list[int]:
@@ -145,20 +152,24 @@ def _places_read(scope: Scope, shape_node: gs.Node, count: int) -> list[int]:
 
 def _is_needed(scope: Scope, shape_node: gs.Node, absorbed: set[int], selection: Selection) -> bool:
     """Whether somebody but the absorbed nodes reads what follows from a shape, or a view that the fold writes does."""
-    views = [step.view.node for step in selection.lowered.steps if step.view is not None]
-    written = {tensor.name for view in views for tensor in view.inputs[1:]}
+    written = _lists_written(selection)
     pending, seen = [shape_node.outputs[0].name], set[str]()
     while pending:
         name = pending.pop()
         consumers = [node for node in scope.consumers.get(name, ()) if id(node) not in absorbed]
-        if scope.is_seen(name) or name in written or len(seen) > MAX_NODES_BEHIND:
+        is_read = any(consumer.op not in _COMPUTE_LISTS for consumer in consumers)
+        if is_read or scope.is_seen(name) or name in written or len(seen) > MAX_NODES_BEHIND:
             return True
         seen.add(name)
-        for consumer in consumers:
-            if consumer.op not in _COMPUTE_LISTS:
-                return True
-            pending += [tensor.name for tensor in consumer.outputs if tensor.name not in seen]
+        behind = [tensor.name for consumer in consumers for tensor in consumer.outputs]
+        pending += [tensor for tensor in behind if tensor not in seen]
     return False
+
+
+def _lists_written(selection: Selection) -> set[str]:
+    """The lists of sizes that the views of a fold read."""
+    views = [step.view.node for step in selection.lowered.steps if step.view is not None]
+    return {tensor.name for view in views for tensor in view.inputs[1:]}
 
 
 def _present(scope: Scope, shape_node: gs.Node, selection: Selection) -> Iterator[str]:

@@ -170,15 +170,7 @@ class _SmallInputs:
         sampling = self.sampling(lifted, operand)
         if sampling is None or axis - 2 >= len(sampling):
             return None
-        (stride, slack), op = sampling[axis - 2], lifted.node.op
-        if op == "AveragePool":
-            # ONNX Runtime divides towards zero, and takes no empty tensor
-            return axis, max(-1, int((positions + slack) / stride) + 1) if positions else -1
-        scatters = any(term.kernel.geometry.transposed for term in lifted.terms)
-        written = stride * (positions - 1) + slack if scatters else (positions + slack) // stride + 1
-        if op in ("Conv", "ConvTranspose"):
-            return axis, written if written > 0 else -1
-        return axis, max(written, 0)
+        return axis, _positions_written(lifted, positions, *sampling[axis - 2])
 
     def cropped(self, lifted: LinearOp, axis: int, positions: int) -> int | None:
         """The positions of an axis that a Slice leaves of so many; None where it does not tell."""
@@ -196,6 +188,19 @@ class _SmallInputs:
             return None
         geometry = terms[0].kernel.geometry
         return list(zip(geometry.strides, geometry.slack, strict=True))
+
+
+def _positions_written(lifted: LinearOp, positions: int, stride: int, slack: int) -> int:
+    """How many positions an operator writes along an axis; below 0 where ONNX Runtime does not run it."""
+    op = lifted.node.op
+    if op == "AveragePool":
+        # ONNX Runtime divides towards zero, and takes no empty tensor
+        return max(-1, int((positions + slack) / stride) + 1) if positions else -1
+    scatters = any(term.kernel.geometry.transposed for term in lifted.terms)
+    written = stride * (positions - 1) + slack if scatters else (positions + slack) // stride + 1
+    if op in ("Conv", "ConvTranspose"):
+        return written if written > 0 else -1
+    return max(written, 0)
 
 
 def _base(dim: Dim | None, key: Axis) -> Axis | None:

@@ -154,13 +154,10 @@ def node_price(
         return _view_price(lifted.view, model, moved - out, out, inner_nodes=len(lifted.inner_nodes))
     if lifted.also is not None and lifted.also.view is not None:
         return _view_price(lifted.also.view, model, moved - out, out, inner_nodes=0)
-    geometry = lifted.terms[0].kernel.geometry
     if lifted.inner_nodes:
-        count = 1 + len(lifted.inner_nodes)
-        # A shuffle copies once, as the Gather that it would be: its Reshapes move nothing, but are nodes.
-        copies = 1 if lifted.role is Kind.INDEX else count
-        return Price(copies * model.elementwise(moved, 0) + (count - copies) * model.node, 0, count)
+        return _group_price(lifted, model, moved)
     if operator(lifted.node).weight is not None:
+        geometry = lifted.terms[0].kernel.geometry
         macs = multiply_adds(geometry, elements(lifted.operands[0].name), out)
         product = geometry.channel_axis == -1
         return Price(model.convolution(geometry, macs, moved), macs, 1, not product, product)
@@ -169,10 +166,23 @@ def node_price(
         return Price(0, 0, 1 / max(1, count))  # a node is saved once all of its outputs are absorbed
     if lifted.node.op in ("Gather", "Slice"):
         return Price(model.elementwise(2 * out, 0), 0, 1)
-    operations = operator(lifted.node).operations
-    if operations and len(lifted.operands) == 1 and geometry.is_diagonal:
+    if _is_per_channel(lifted):
         return Price(model.per_channel(moved), 0, 1)
-    return Price(model.elementwise(moved, operations), 0, 1)
+    return Price(model.elementwise(moved, operator(lifted.node).operations), 0, 1)
+
+
+def _group_price(lifted: LinearOp, model: CostModel, moved: int) -> Price:
+    """The price of several nodes that were lifted as one operator, each of which moves as many elements."""
+    count = 1 + len(lifted.inner_nodes)
+    # A shuffle copies once, as the Gather that it would be: its Reshapes move nothing, but are nodes.
+    copies = 1 if lifted.role is Kind.INDEX else count
+    return Price(copies * model.elementwise(moved, 0) + (count - copies) * model.node, 0, count)
+
+
+def _is_per_channel(lifted: LinearOp) -> bool:
+    """Whether a node has a factor, a shift, or both for each channel of one tensor: see `CostModel.per_channel`."""
+    computes = bool(operator(lifted.node).operations) and len(lifted.operands) == 1
+    return computes and lifted.terms[0].kernel.geometry.is_diagonal
 
 
 def _view_price(view: View, model: CostModel, read: int, written: int, *, inner_nodes: int) -> Price:

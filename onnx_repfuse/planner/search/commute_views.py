@@ -95,10 +95,15 @@ def under_view(
         for group in groups
         if read[group.source] == 1  # else it would be computed once for each
     }
-    for number in range(max(map(len, ways.values()), default=0)):
-        chosen = {group: below[min(number, len(below) - 1)] for group, below in ways.items() if below}
+    for chosen in _side_by_side(ways):
         if any(way.absorbed is not None for way in chosen.values()):
             yield _moved(candidate, chosen, entries)
+
+
+def _side_by_side(ways: Mapping[_Group, Sequence[_Below]]) -> Iterator[dict[_Group, _Below]]:
+    """The cheapest ways of all groups, then the next ones; of a group that has fewer, the last."""
+    for number in range(max(map(len, ways.values()), default=0)):
+        yield {group: below[min(number, len(below) - 1)] for group, below in ways.items() if below}
 
 
 def _groups(candidate: Candidate) -> Iterator[_Group]:
@@ -106,21 +111,30 @@ def _groups(candidate: Candidate) -> Iterator[_Group]:
     form = candidate.form
     inner, views = _below_common_views(form)
     if views or (form.reads_tensors and Kind.COMMUTE in candidate.roles):
-        if len(inner.sources) == 1 and isinstance(inner.sources[0], str):
+        if _reads_one_tensor(inner):
             yield _Group(form.terms, views, inner, 0, is_whole=True)
         return
+    for (view, lo, channels), terms in _by_view(form).items():
+        below = taken_last(terms, Bias.zeros(channels), view)
+        if below is None:
+            continue
+        inner, views = _below_common_views(below)
+        if _reads_one_tensor(inner):
+            yield _Group(tuple(terms), (view, *views), inner, lo)
+
+
+def _by_view(form: Form) -> dict[tuple[View, int, int], list[Term]]:
+    """The terms that read views, by the last view and the channels they write: the first one, and how many."""
     groups: dict[tuple[View, int, int], list[Term]] = {}
     for term in form.terms:
         if isinstance(term.source, Viewed):
             key = term.source.view, term.lo_out, term.kernel.geometry.c_out
             groups.setdefault(key, []).append(term)
-    for (view, lo, channels), terms in groups.items():
-        below = taken_last(terms, Bias.zeros(channels), view)
-        if below is None:
-            continue
-        inner, views = _below_common_views(below)
-        if len(inner.sources) == 1 and isinstance(inner.sources[0], str):
-            yield _Group(tuple(terms), (view, *views), inner, lo)
+    return groups
+
+
+def _reads_one_tensor(form: Form) -> bool:
+    return len(form.sources) == 1 and isinstance(form.sources[0], str)
 
 
 def _below_common_views(form: Form) -> tuple[Form, tuple[View, ...]]:

@@ -279,11 +279,17 @@ class Cover:
             options = more if len(more) == 1 or few_enough(more) else options
         if lifted.padding_value is None and any(t.kernel.geometry.reads_padding for t in lifted.terms):
             for operand, choice in zip(lifted.operands, options, strict=True):
-                for form, candidate, price in list(choice):
-                    shifted = None if candidate is None else self._scaled_out(form, operand, candidate)
-                    if shifted is not None:
-                        choice.append(Option(shifted, candidate, price))
+                choice += self._shifted_options(operand, choice)
         return options
+
+    def _shifted_options(self, operand: Operand, choice: list[Option]) -> list[Option]:
+        """The options without a bias, of the sources shifted."""
+        result: list[Option] = []
+        for form, candidate, price in choice:
+            shifted = None if candidate is None else self._scaled_out(form, operand, candidate)
+            if shifted is not None:
+                result.append(Option(shifted, candidate, price))
+        return result
 
     def _options_of(self, operand: Operand) -> list[Option]:
         """An operand itself, which comes first, and the candidates for it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import onnx_graphsurgeon as gs
@@ -35,28 +36,61 @@ def lift_all(
         previous: what a round before found, in which context.
         changed: tensors that other nodes make or read since then.
     """
-    lifted, before = previous or ((), context)
-    known = {one.output: one.outcome for one in lifted}
-    new_layouts = context.channel_layouts.keys() - before.channel_layouts.keys()
-    reclassified = context.protected ^ before.protected
+    known = _Known.of(context, previous, changed)
     result: list[Lifted] = []
     for node in context.scope.nodes:
         if is_kept(node):
             continue
-        names = [tensor.name for tensor in (*node.inputs, *node.outputs)] if known else []
-        is_new = id(node) in reclassified or not new_layouts.isdisjoint(names)
-        moved = not changed.isdisjoint(names)
+        may_differ = known.rule(node)
         for number, tensor in enumerate(node.outputs):
             output = tensor.name
             if not context.scope.is_used(output):
                 continue
-            if is_new or output not in known or _may_differ(node, known[output], moved=moved):
-                outcome = lift(context, node, number)
-            else:
-                outcome = known[output]
+            outcome = lift(context, node, number) if may_differ(output) else known.outcomes[output]
             if not _holds_kept_node(outcome, is_kept):
                 result.append(Lifted(node, output, outcome))
     return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What a round before found, and what changed since then.
+
+    Attributes:
+        outcomes: by output.
+        new_layouts: tensors of which channels were not known.
+        reclassified: id() of the nodes that are part of a pattern now, and were not, or the other way.
+        changed: tensors that other nodes make or read.
+    """
+
+    outcomes: dict[str, LinearOp | Declined | None]
+    new_layouts: Set[str]
+    reclassified: Set[int]
+    changed: Set[str]
+
+    @classmethod
+    def of(
+        cls, context: Context, previous: tuple[Sequence[Lifted], Context] | None, changed: Set[str]
+    ) -> _Known:
+        lifted, before = previous or ((), context)
+        return cls(
+            {one.output: one.outcome for one in lifted},
+            context.channel_layouts.keys() - before.channel_layouts.keys(),
+            context.protected ^ before.protected,
+            changed,
+        )
+
+    def rule(self, node: gs.Node) -> Callable[[str], bool]:
+        """Which outputs of a node may be something else than they were."""
+        if not self.outcomes:
+            return lambda output: True
+        names = [tensor.name for tensor in (*node.inputs, *node.outputs)]
+        if id(node) in self.reclassified or not self.new_layouts.isdisjoint(names):
+            return lambda output: True
+        moved = not self.changed.isdisjoint(names)
+        return lambda output: (
+            output not in self.outcomes or _may_differ(node, self.outcomes[output], moved=moved)
+        )
 
 
 def _holds_kept_node(outcome: LinearOp | Declined | None, is_kept: Callable[[gs.Node], bool]) -> bool:
