@@ -6,7 +6,6 @@ program that folds in a thread of its own.
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -14,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
+
+from onnx_repfuse.verifier.stopping import Stop
 
 __all__ = ["Beside", "Started"]
 
@@ -43,6 +44,7 @@ class Beside:
         self.is_at_once = at_once
         self._jobs: SimpleQueue[_Begun | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._stop = Stop()
 
     def __enter__(self) -> Beside:
         return self
@@ -54,7 +56,7 @@ class Beside:
             while True:
                 self._jobs.get_nowait()
         if kind is not None and not issubclass(kind, Exception):  # nobody waits for what the user interrupts
-            _interrupt(self._thread)
+            self._stop.set()
         self._jobs.put(None)
         self._thread.join()
 
@@ -68,7 +70,7 @@ class Beside:
 
     def _has_thread(self) -> bool:
         if self._thread is None:
-            thread = threading.Thread(target=_work, args=(self._jobs,), name="onnx-repfuse")
+            thread = threading.Thread(target=_work, args=(self._jobs, self._stop), name="onnx-repfuse")
             try:
                 thread.start()
             except RuntimeError:  # of a process that is ending, or has as many as it may have
@@ -77,20 +79,14 @@ class Beside:
         return True
 
 
-def _work(jobs: SimpleQueue[_Begun | None]) -> None:
-    """Do jobs until there is None, or somebody interrupts this."""
-    with suppress(SystemExit):
-        while (begun := jobs.get()) is not None:
-            job, future = begun
-            del begun
-            try:
-                future.set_result(job())
-            except BaseException as error:  # it is raised where the result is asked for
-                future.set_exception(error)
-            del job, future  # while this waits, they hold no memory
-
-
-def _interrupt(thread: threading.Thread) -> None:
-    """Let a thread raise SystemExit as soon as it is in Python, as an interrupt is raised in the main one."""
-    number = ctypes.c_ulong(thread.ident or 0)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(number, ctypes.py_object(SystemExit))
+def _work(jobs: SimpleQueue[_Begun | None], stop: Stop) -> None:
+    """Do jobs until there is None; the one that is begun may be stopped."""
+    stop.watch()
+    while (begun := jobs.get()) is not None:
+        job, future = begun
+        del begun
+        try:
+            future.set_result(job())
+        except BaseException as error:  # it is raised where the result is asked for
+            future.set_exception(error)
+        del job, future  # while this waits, they hold no memory

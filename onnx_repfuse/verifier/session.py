@@ -20,6 +20,7 @@ from onnx_repfuse.errors import InputError
 from onnx_repfuse.quiet_runtime import RUNTIME_VERSION, SILENT, ort
 from onnx_repfuse.records.runtime import DEFAULT_RUNTIME, Runtime
 from onnx_repfuse.verifier.legacy_broadcast import NUMPY_BROADCAST_SINCE, legacy_operators
+from onnx_repfuse.verifier.stopping import stoppable
 
 __all__ = [
     "Dim",
@@ -100,12 +101,13 @@ class Session:
         if not wanted:  # an empty list means all outputs to the runtime
             return {}
         arguments: list[Any] = [wanted, dict(feed)]
+        options = ort.RunOptions()
+        options.log_severity_level = SILENT  # its reasons reach the user through DoesNotRun
         if self.backend == "onnxruntime":
-            options = ort.RunOptions()
-            options.log_severity_level = SILENT  # its reasons reach the user through DoesNotRun
             arguments.append(options)
         try:
-            values = self.engine.run(*arguments)
+            with stoppable(options):
+                values = self.engine.run(*arguments)
         except Exception as error:  # the exceptions of kernels share no base
             raise DoesNotRun(one_line(error)) from error
         return dict(zip(wanted, values, strict=True))

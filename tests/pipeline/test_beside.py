@@ -7,10 +7,12 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -22,7 +24,9 @@ from onnx_repfuse.planner.folds import emit
 from onnx_repfuse.records.verdict import Status
 from onnx_repfuse.verifier import intermediates
 from onnx_repfuse.verifier.folds import in_place
-from onnx_repfuse.verifier.session import Session
+from onnx_repfuse.verifier.oracle.registry import evaluate_node
+from onnx_repfuse.verifier.oracle.tensor import Context, Tensor
+from onnx_repfuse.verifier.session import Session, open_session
 from tests.build import Net
 
 
@@ -60,19 +64,42 @@ def test_what_was_begun_is_done_at_the_end_and_what_was_not_is_left() -> None:
     assert done == [1]
 
 
-def test_an_interrupt_ends_what_was_begun() -> None:
+def _computes() -> None:
+    """Many small steps in Python, each an operator of the oracle."""
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    x = Tensor.of(np.zeros(4))
+    for _ in range(3000):
+        time.sleep(0.01)
+        evaluate_node(node, Context.of(node, 17), [x])
+
+
+def _runs() -> None:
+    """A Loop that takes hours."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        endless (float[4] x) => (float[4] y) <int64 many = {1000000000000}, bool is_on = {1}> {
+            y = Loop (many, is_on, x) <body = turn (int64 i, bool c, float[4] s) => (bool c2, float[4] s2) {
+                c2 = Identity (c)
+                s2 = Sin (s)
+            }>
+        }""")
+    open_session(model).run({"x": np.zeros(4, np.float32)})
+
+
+@pytest.mark.parametrize("work", [_computes, _runs])
+def test_an_interrupt_ends_what_was_begun(work: Callable[[], None]) -> None:
     begun, done = threading.Event(), []
 
     def job() -> None:
         begun.set()
-        for _ in range(3000):
-            time.sleep(0.01)
+        work()
         done.append(1)
 
     with suppress(KeyboardInterrupt), Beside(True) as beside:
         beside.start(job)
         beside.start(lambda: done.append(2))
         begun.wait()
+        time.sleep(0.2)  # so that the model runs
         raise KeyboardInterrupt
     assert not done
 

@@ -11,6 +11,7 @@ import onnx
 from onnx_repfuse.verifier.legacy_broadcast import NUMPY_BROADCAST_SINCE, aligned_shape
 from onnx_repfuse.verifier.oracle import conv, linear, norms, pointwise, resize, shape
 from onnx_repfuse.verifier.oracle.tensor import Context, Tensor
+from onnx_repfuse.verifier.stopping import check_stop
 
 __all__ = ["DEFAULT_DOMAIN", "OPERATORS", "evaluate_node", "is_known", "rounds"]
 
@@ -71,7 +72,9 @@ def evaluate_node(node: onnx.NodeProto, context: Context, operands: Sequence[Ten
     Raises:
         Unsupported: the oracle does not know the operator with these attributes.
         ValueError: shapes do not fit.
+        SystemExit: see `check_stop`.
     """
+    check_stop()
     if context.opset < NUMPY_BROADCAST_SINCE and len(operands) == 2 and "axis" in context.attributes:
         operands = _aligned(context, *operands)
     with np.errstate(all="ignore"):  # overflow and 0 / 0 show in the result
