@@ -123,6 +123,7 @@ class ConstantNodes:
         values: values that were computed and are kept.
         cheap: tensors to be computed with the first of them that somebody asks for.
         grown: bytes that all nodes made beyond what they read.
+        has_waiting: a node was left because its shape is not known, see `add`.
     """
 
     opset: int
@@ -132,6 +133,7 @@ class ConstantNodes:
     values: dict[str, Values] = field(default_factory=dict)
     cheap: list[str] = field(default_factory=list)
     grown: int = 0
+    has_waiting: bool = False
 
     def add(self, node: onnx.NodeProto, types: Types, *, waits: bool) -> list[str]:
         """Note a node all of whose inputs are constants.
@@ -151,6 +153,7 @@ class ConstantNodes:
         known: Types = {name: types.get(name, (0, None)) for name in names}
         now = any(not kind or static(shape) is None for kind, shape in known.values())
         if now and waits:
+            self.has_waiting = True
             return []
         sized = _sized(self._inferred_alone(node, given) if now else known, names)
         return names if sized and self._put(node, given, sized, now=now) else []

@@ -272,7 +272,7 @@ class _Reading:
         waits = True
         for _ in range(MAX_INFERENCES):
             is_found = self.find_constants(nodes, protos, computed, types, waits=waits)
-            if not is_found and waits:
+            if not is_found and waits and computed.has_waiting:
                 waits = False
                 is_found = self.find_constants(nodes, protos, computed, types, waits=waits)
             if not is_found:
@@ -286,6 +286,7 @@ class _Reading:
             if not is_told and not waits:
                 break
             waits = is_told
+            computed.has_waiting = False
         return nodes, types, assumed
 
     def read_constant_nodes(self, nodes: Iterable[gs.Node]) -> None:

@@ -92,9 +92,7 @@ class Lowering:
         return not any(isinstance(term.kernel, Picked) for term in form.terms)
 
 
-def _by_segments(
-    form: Form, segments: Sequence[Segment], new_writer: Callable[[], Writer]
-) -> Lowered | None:
+def _by_segments(form: Form, segments: Sequence[Segment], new_writer: Callable[[], Writer]) -> Lowered | None:
     """Each segment by itself, or some of them as groups of one."""
     apart, in_groups = _stacked(form, segments, new_writer()), grouped(segments)
     together = None if in_groups is None else _stacked(form, in_groups, new_writer())

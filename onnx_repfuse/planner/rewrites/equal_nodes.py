@@ -35,6 +35,8 @@ def merge_equal_nodes(plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banne
     scope = plan.scope
     share_equal_weights(scope)
     known = _EqualNodes(plan)
+    if known.all_read_other_tensors():
+        return False
     replaced: dict[int, list[gs.Node]] = {}
 
     for node in _order_of_staying(plan, banned):
@@ -92,10 +94,14 @@ class _EqualNodes:
         self._by_inputs: dict[Hashable, list[gs.Node]] = {}
         self._by_all: dict[Hashable, gs.Node] = {}
 
+    def all_read_other_tensors(self) -> bool:
+        """Whether no two nodes may be equal, as in most networks."""
+        keys = [self._key(node, self._tensor_or_type) for node in self.scope.nodes if _may_have_equal(node)]
+        return len(set(keys)) == len(keys)
+
     def first(self, node: gs.Node) -> gs.Node | None:
         """The node equal to this one that was passed before; None if there is none."""
-        if not node.inputs or node.op == "Identity":
-            # the second of two Identity nodes is removed, not merged, also where it reads the first
+        if not _may_have_equal(node):
             return None
         if any(tensor.name and self.scope.producer.get(tensor.name) is not node for tensor in node.outputs):
             return None  # an invalid model, in which two nodes write one tensor
@@ -141,6 +147,11 @@ class _EqualNodes:
             return to_proto(node)
         proto: onnx.NodeProto = self.scope.proto.node[self.scope.anchor[id(node)]]
         return proto
+
+
+def _may_have_equal(node: gs.Node) -> bool:
+    """The second of two Identity nodes is removed, not merged, also where it reads the first."""
+    return bool(node.inputs) and node.op != "Identity"
 
 
 def _may_be_compared(const: Const) -> bool:
