@@ -13,8 +13,8 @@ from onnx_repfuse.graph.operators.channel_rules import NEGATIVE_AXES_SINCE, NUMP
 from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS, split_sizes
 from onnx_repfuse.graph.operators.resize import resized_axes
 from onnx_repfuse.graph.operators.space_maps import permutation
-from onnx_repfuse.graph.scope import Scope, input_names, optional_input, static
-from onnx_repfuse.graph.size_lists import SizeList, all_known, constant_list, size_list
+from onnx_repfuse.graph.scope import Scope, all_known, input_names, optional_input, static
+from onnx_repfuse.graph.size_lists import SizeList, constant_list, size_list
 from onnx_repfuse.graph.windows import window_of
 
 __all__ = ["FollowedDims"]

@@ -7,7 +7,7 @@ finite number: it is no identity.
 
 from __future__ import annotations
 
-from math import inf, isnan
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -60,18 +60,23 @@ def changes_nothing(scope: Scope, before: gs.Node, node: gs.Node) -> bool:
 
 
 def _range_of_clip(scope: Scope, node: gs.Node) -> Range | None:
+    ends = _ends_of_clip(scope, node)
+    if ends is None or not ends.low <= ends.high:
+        return None  # of ends in the wrong order, the upper one counts; or one is NaN
+    # beside a 0, a -0 might be the one that is given out
+    return None if any(end == 0 and np.signbit(end) for end in ends) else ends
+
+
+def _ends_of_clip(scope: Scope, node: gs.Node) -> Range | None:
+    """Both ends of a Clip, by default those of its type; None where one is not constant."""
     if operator(node).uses_attributes(scope.opset):
         if scope.opset < ENDS_BY_DEFAULT_SINCE:
             return None
-        ends = [float(node.attrs.get("min", -LARGEST)), float(node.attrs.get("max", LARGEST))]
-    else:
-        limits = FLOAT_FORMATS.get(scope.data_type(node.inputs[0].name) or 0)
-        if limits is None:
-            return None
-        low, high = (optional_input(node, place) for place in (1, 2))
-        given = scope.scalar(low) if low else -limits.largest, scope.scalar(high) if high else limits.largest
-        ends = [end for end in given if end is not None]
-    if len(ends) < 2 or any(map(isnan, ends)) or ends[0] > ends[1]:
-        return None  # of ends in the wrong order, the upper one counts
-    # beside a 0, a -0 might be the one that is given out
-    return None if any(end == 0 and np.signbit(end) for end in ends) else Range(*ends)
+        return Range(float(node.attrs.get("min", -LARGEST)), float(node.attrs.get("max", LARGEST)))
+    limits = FLOAT_FORMATS.get(scope.data_type(node.inputs[0].name) or 0)
+    if limits is None:
+        return None
+    names = optional_input(node, 1), optional_input(node, 2)
+    low = scope.scalar(names[0]) if names[0] else -limits.largest
+    high = scope.scalar(names[1]) if names[1] else limits.largest
+    return None if low is None or high is None else Range(low, high)

@@ -7,11 +7,11 @@ graphsurgeon's edge lists is quadratic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import onnx
@@ -32,6 +32,7 @@ __all__ = [
     "Shape",
     "Sizes",
     "Types",
+    "all_known",
     "input_names",
     "node_name",
     "optional_input",
@@ -45,6 +46,7 @@ Types = dict[str, tuple[int, Shape | None]]  # tensor -> (data type, shape)
 Sizes = dict[str, tuple[int, ...]]
 Infer = Callable[..., tuple[Types, Sizes]]  # `shape_inference.infer`, of the nodes of a scope
 Values = NDArray[Any]
+_Known = TypeVar("_Known")
 ONNX_DOMAINS = ("", "ai.onnx", None)
 # before the name of an operator of which nothing is known, as its attributes cannot be read
 OPAQUE = "onnx_repfuse.Opaque."
@@ -275,6 +277,16 @@ class Scope:
 def static(shape: Shape | None) -> tuple[int, ...] | None:
     """A shape whose dims are all known, else None."""
     return None if shape is None or None in shape else cast("tuple[int, ...]", shape)
+
+
+def all_known(values: Iterable[_Known | None]) -> list[_Known] | None:
+    """The values; None if one of them is not known."""
+    result: list[_Known] = []
+    for value in values:
+        if value is None:
+            return None
+        result.append(value)
+    return result
 
 
 def sizes_are_known(types: Mapping[str, tuple[int, Shape | None]]) -> bool:

@@ -16,8 +16,16 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, Const, Types, input_names, shape_in, static
-from onnx_repfuse.graph.size_lists import INTEGERS, all_known, moved_list
+from onnx_repfuse.graph.scope import (
+    MAX_SHAPE_ELEMENTS,
+    Const,
+    Types,
+    all_known,
+    input_names,
+    shape_in,
+    static,
+)
+from onnx_repfuse.graph.size_lists import INTEGERS, moved_list
 from onnx_repfuse.modelfile.dtypes import numpy_dtype
 
 __all__ = ["ShapeParts"]

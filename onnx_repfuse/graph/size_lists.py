@@ -7,19 +7,18 @@ rows, its numbers are in order, but nothing is told of what is computed from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, cast
 
 import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.extents import Dim, Dims, extents_of, over, plus, times
-from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, Scope, input_names, optional_input
+from onnx_repfuse.graph.scope import MAX_SHAPE_ELEMENTS, Scope, all_known, input_names, optional_input
 
 __all__ = [
     "INTEGERS",
     "SizeList",
-    "all_known",
     "constant_list",
     "has_rows",
     "moved_list",
@@ -31,18 +30,7 @@ __all__ = [
 INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 _FLAT = ("Identity", "Reshape", "Squeeze", "Unsqueeze")
 _Number = TypeVar("_Number")
-_Known = TypeVar("_Known")
 SizeList = tuple[Dim | None, ...]  # None for a number that is not known
-
-
-def all_known(values: Iterable[_Known | None]) -> list[_Known] | None:
-    """The values; None if one of them is not known."""
-    result: list[_Known] = []
-    for value in values:
-        if value is None:
-            return None
-        result.append(value)
-    return result
 
 
 def constant_list(scope: Scope, name: str) -> list[int] | None:

@@ -26,8 +26,7 @@ from onnx_repfuse.algebra.kernels import Kernel, Stored, Vector
 from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.dims import dims_of
 from onnx_repfuse.graph.extents import Dims, times
-from onnx_repfuse.graph.scope import Scope
-from onnx_repfuse.graph.size_lists import all_known
+from onnx_repfuse.graph.scope import Scope, all_known
 from onnx_repfuse.graph.views import View
 from onnx_repfuse.lift.linear_op import Context, LinearOp, Operand
 from onnx_repfuse.lift.rearranged import Part, Rearranged, rearranged

@@ -17,15 +17,20 @@ from typing import NamedTuple
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.operators.channel_rules import ChannelLayout, ChannelRule, Demand, Layouts
+from onnx_repfuse.graph.operators.channel_rules import (
+    ChannelLayout,
+    ChannelRule,
+    Demand,
+    Layouts,
+    layout_of_axis,
+)
 from onnx_repfuse.graph.operators.facts import Attributes, Layout, Operator, SizeCase
-from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.graph.scope import Scope, all_known
 
 __all__ = ["EINSUM", "Equation", "Labels", "MatrixProduct", "equation_of", "product_by_matrix"]
 
-Labels = tuple[
-    str, ...
-]  # one for each axis: a letter, or ".1" for the last axis of an ellipsis, ".2" before it
+# One for each axis: a letter, or ".1" for the last axis of an ellipsis, ".2" for the one before it.
+Labels = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -55,34 +60,42 @@ def equation_of(attrs: Attributes, ranks: Sequence[int | None]) -> Equation | No
     written = left.split(",")
     if len(written) != len(ranks):
         return None
-    terms = [_labels(term, rank) for term, rank in zip(written, ranks, strict=True)]
-    if any(term is None or len(set(term)) < len(term) for term in terms):
+    terms = all_known(_labels(term, rank) for term, rank in zip(written, ranks, strict=True))
+    if terms is None or any(len(set(term)) < len(term) for term in terms):
         return None
-    known = tuple(term for term in terms if term is not None)
-    longest = max(
-        (label for label in chain(*known) if label[0] == "."), key=lambda one: int(one[1:]), default=""
-    )
-    ellipsis = int(longest[1:]) if longest else 0
+    hidden = _hidden_axes(terms)
     if not arrow:
-        once = [
-            label for label, times in Counter(left.replace(".", "").replace(",", "")).items() if times == 1
-        ]
-        right = ("..." if ellipsis else "") + "".join(sorted(once))
-    if ellipsis and "..." not in right:
+        right = _implied_result(left, hidden)
+    if hidden and "..." not in right:
         return None
-    result = _labels(right, len(right.replace(".", "")) + ellipsis)
-    return None if result is None or not set(result) <= set(chain(*known)) else Equation(known, result)
+    result = _labels(right, len(right.replace(".", "")) + hidden)
+    if result is None or not set(result) <= set(chain(*terms)):
+        return None
+    return Equation(tuple(terms), result)
+
+
+def _hidden_axes(terms: Sequence[Labels]) -> int:
+    """How many axes the ellipsis stands for, in the operand in which it stands for the most."""
+    return max((int(label[1:]) for label in chain(*terms) if label.startswith(".")), default=0)
+
+
+def _implied_result(left: str, hidden: int) -> str:
+    """What stands for the result of an equation without an arrow."""
+    times = Counter(left.replace(".", "").replace(",", ""))
+    once = sorted(letter for letter, count in times.items() if count == 1)
+    return ("..." if hidden else "") + "".join(once)
 
 
 def _labels(term: str, rank: int | None) -> Labels | None:
     """The labels of a term of so many axes; None if it has another number."""
     before, dots, behind = term.partition("...")
-    if not (before + behind).isalpha() and before + behind:
+    letters = before + behind
+    if letters and not letters.isalpha():
         return None
     if not dots:
         return tuple(term) if rank in (None, len(term)) else None
-    hidden = None if rank is None else rank - len(before) - len(behind)
-    if hidden is None or hidden < 0:
+    hidden = -1 if rank is None else rank - len(letters)
+    if hidden < 0:
         return None
     return (*before, *(f".{number}" for number in range(hidden, 0, -1)), *behind)
 
@@ -105,19 +118,16 @@ class MatrixProduct(NamedTuple):
 
 
 def product_by_matrix(scope: Scope, node: gs.Node) -> MatrixProduct | None:
-    """An Einsum as a product by a matrix of constant shape, the second input if both may be it; None if it is none."""
+    """An Einsum as a product of a tensor by a constant matrix; None if it is none."""
     names = [tensor.name for tensor in node.inputs]
-    shapes = [scope.shape(name) for name in names]
-    if len(names) != 2 or None in shapes:
+    shapes = all_known(map(scope.shape, names))
+    if shapes is None or len(shapes) != 2:
         return None
-    known = [shape for shape in shapes if shape is not None]
-    equation = equation_of(node.attrs, [len(shape) for shape in known])
-    if equation is None:
+    equation = equation_of(node.attrs, [len(shape) for shape in shapes])
+    are_constant = [scope.const(name) is not None for name in names]
+    if equation is None or sum(are_constant) != 1:
         return None
-    for weight in (1, 0):
-        if scope.const(names[weight]) is not None and scope.const(names[1 - weight]) is None:
-            return _product_by(equation, known, weight)
-    return None
+    return _product_by(equation, shapes, are_constant.index(True))
 
 
 def _product_by(
@@ -126,22 +136,19 @@ def _product_by(
     matrix, data = equation.terms[weight], equation.terms[1 - weight]
     gone = [label for label in matrix if label in data]
     new = [label for label in matrix if label not in data]
-    if len(gone) != 1 or len(new) != 1 or gone[0] in equation.result:
+    if (len(gone), len(new)) != (1, 1):
         return None
     axis = data.index(gone[0])
+    # the label that is gone is in the place of the new one alone: it is summed
     if equation.result != (*data[:axis], new[0], *data[axis + 1 :]):
         return None
-    layout = _layout(axis, len(data))
+    layout = layout_of_axis(axis, len(data)) if len(data) > 1 else None
     read, written = (shapes[weight][matrix.index(label)] for label in (gone[0], new[0]))
-    if layout is None or read is None or written is None or shapes[1 - weight][axis] != read:
+    if layout is None or read is None or written is None:
+        return None
+    if shapes[1 - weight][axis] != read:  # not proved, or 1, which broadcasts
         return None
     return MatrixProduct(1 - weight, weight, layout, (read, written), matrix[0] == gone[0])
-
-
-def _layout(axis: int, rank: int) -> Layout | None:
-    if axis == rank - 1 and rank > 1:
-        return -1, 0
-    return (1, rank - 2) if axis == 1 else None
 
 
 def _around(layouts: Layouts, node: gs.Node) -> tuple[str, ChannelLayout, ChannelLayout] | None:
@@ -174,14 +181,13 @@ def _weight_channels(node: gs.Node, shape: Sequence[int]) -> tuple[int, int]:
 
 def _multiply_adds(scope: Scope, node: gs.Node) -> int | None:
     """Of two operands, a product for each combination of positions of all indices."""
-    shapes = [_assumed(scope, tensor.name) for tensor in node.inputs]
-    known = [shape for shape in shapes if shape is not None]
-    if len(known) < len(shapes):
+    shapes = all_known(_assumed(scope, tensor.name) for tensor in node.inputs)
+    if shapes is None:
         return None
-    equation = equation_of(node.attrs, [len(shape) for shape in known])
-    if equation is None or len(known) != 2:
+    equation = equation_of(node.attrs, [len(shape) for shape in shapes])
+    if equation is None or len(shapes) != 2:
         return 0
-    sizes = equation.sizes(known)
+    sizes = equation.sizes(shapes)
     return prod(max(size or 0 for size in found) for found in sizes.values())
 
 
@@ -192,20 +198,18 @@ def _assumed(scope: Scope, name: str) -> tuple[int, ...] | None:
 
 def _doubts(case: SizeCase) -> Sequence[int]:
     """Axes whose index may be of size 1 in one operand: inference takes the first size it meets."""
-    shapes = [shape for shape in case.shapes if shape is not None]
+    shapes = all_known(case.shapes)
     every = range(len(case.result))
-    if len(shapes) < len(case.shapes):
+    if shapes is None:
         return every
     equation = equation_of(case.attrs, [len(shape) for shape in shapes])
     if equation is None or len(equation.result) != len(case.result):
         return every
     sizes = equation.sizes(shapes)
     times = Counter(chain(*equation.terms))
-    return [
-        axis
-        for axis, label in enumerate(equation.result)
-        if times[label] > 1 and (len(sizes[label]) > 1 or None in sizes[label])
-    ]
+    may_broadcast = {label for label in sizes if len(sizes[label]) > 1 or None in sizes[label]}
+    in_several = {label for label, count in times.items() if count > 1}
+    return [axis for axis, label in enumerate(equation.result) if label in may_broadcast & in_several]
 
 
 EINSUM = (
