@@ -137,9 +137,10 @@ def test_where_that_widens_or_takes_of_both_stays() -> None:
 
 @pytest.mark.parametrize(
     ("equation", "is_same"),
-    [("ab->ab", True), ("a b -> a b", True), ("ab->ba", False), ("aa->aa", False), ("ba", False)],
+    [("ab->ab", True), ("a b -> a b", True), ("aa->aa", False)],
 )
 def test_einsum_of_one_operand(equation: str, is_same: bool) -> None:
+    # one that orders axes otherwise becomes a Transpose: tests/planner/rewrites/test_plain_moves.py
     net = _net(4, 4)
     (_gone if is_same else _stays)(net, net.op("Einsum", net.op("Relu", "x"), equation=equation))
 
