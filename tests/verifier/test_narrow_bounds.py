@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
@@ -75,3 +76,26 @@ def test_equal_values_in_place_take_no_bound(monkeypatch: pytest.MonkeyPatch) ->
     assert check_in_place(case, {"x": x, "y": x}).status is Status.PASSED
     with pytest.raises(TypeError):
         check_in_place(case, {"x": x, "y": x + 1e-6})
+
+
+def test_equal_sides_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def identity(source: str) -> onnx.ModelProto:
+        inputs = [info(name, ["n", 4]) for name in "xz"]
+        return build([helper.make_node("Identity", [source], ["y"])], inputs, [info("y", None)])
+
+    equal, wrong = FoldCase(identity("x"), identity("x")), FoldCase(identity("x"), identity("z"))
+    assert probe(wrong).status is Status.FAILED
+    monkeypatch.setattr(Structures, "open", None)  # is not called
+    assert probe(equal).status is Status.PASSED
+    with pytest.raises(TypeError):
+        probe(wrong)
+
+
+def test_sides_of_other_weights_are_run() -> None:
+    def product(weight: float) -> onnx.ModelProto:
+        constants = {"w": np.full(4, weight, np.float32)}
+        nodes = [helper.make_node("Mul", ["x", "w"], ["y"])]
+        return build(nodes, [info("x", ["n", 4])], [info("y", None)], constants)
+
+    assert probe(FoldCase(product(2.0), product(2.5))).status is Status.FAILED
+    assert probe(FoldCase(product(2.0), product(2.0))).status is Status.PASSED

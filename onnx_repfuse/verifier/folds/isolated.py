@@ -75,6 +75,8 @@ def probe(case: FoldCase, seed: int = 0, structures: Structures | None = None) -
     """
     structures = structures or Structures()
     comparison = Comparison(case.output, "isolated")
+    if _has_equal_sides(case):
+        return comparison.equal("the nodes after are those before")
     try:
         before = structures.open(case, case.before)
     except DoesNotRun as error:
@@ -104,6 +106,17 @@ def probe(case: FoldCase, seed: int = 0, structures: Structures | None = None) -
             return _by_runtime_alone(case, before, after, comparison, seed, structures.runtime)
     except (_Failed, TooLarge) as reason:
         return comparison.failed(str(reason))
+
+
+def _has_equal_sides(case: FoldCase) -> bool:
+    """Whether both sides are one model, as where the consumers of an Identity read what it reads."""
+    first, second = case.before.graph, case.after.graph
+    return (
+        not first.initializer
+        and not second.initializer
+        and list(first.input) == list(second.input)
+        and list(first.node) == list(second.node)
+    )
 
 
 def _by_oracle(
