@@ -75,6 +75,15 @@ class Evaluation:
         value, magnitude, terms = (part_of(a, block) for a in (self.value, self.magnitude, self.terms))
         return replace(self, value=value, magnitude=magnitude, terms=terms, squares=squares, stored=stored)
 
+    def largest(self, axes: tuple[int, ...]) -> Evaluation:
+        """The largest magnitude along some axes, which stay with size 1, for the largest bound. The value is lost.
+
+        Only of formats that are not short, and not along the rows, which may sum different numbers of terms.
+        """
+        assert self.squares is None
+        magnitude = self.magnitude.max(axes, keepdims=True)
+        return replace(self, value=magnitude, magnitude=magnitude)
+
     @property
     def negligible(self) -> Evaluation:
         """The same with magnitudes of 0, for bounds without it."""

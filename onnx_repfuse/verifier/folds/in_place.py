@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -95,14 +96,14 @@ def _narrow_tolerances(
     case: FoldCase, feed: Mapping[str, Array], expected: Array, structures: Structures
 ) -> Iterator[Array]:
     """What is known soon, and no wider than the tolerance: what passes with one of these passes."""
+    of_replacement = _tolerance_of_replacement(case, feed, expected.shape)
+    if of_replacement is not None:
+        yield of_replacement
     if _takes_long(case, expected):
         # one move shows no more noise than several
         by_noise = _tolerance_by_noise(case, feed, expected, structures, moves=1)
         if by_noise is not None:
             yield by_noise
-    of_replacement = _tolerance_of_replacement(case, feed, expected.shape)
-    if of_replacement is not None:
-        yield of_replacement
 
 
 def _judge(
@@ -250,7 +251,7 @@ def _tolerance(case: FoldCase, feed: Mapping[str, Array], shape: tuple[int, ...]
             continue
         # A fold that holds the model's sizes gives another shape than its nodes do of a smaller tile.
         if before.value.shape == after.value.shape:
-            return _per_channel(case, before, after, shape)
+            return _largest_of_channels(case, before, after, shape)
         last = ValueError("the shapes differ")
     raise Unsupported(f"these nodes at a small size ({last})")
 
@@ -260,38 +261,40 @@ def _tolerance_of_replacement(
 ) -> Array | None:
     """The part of `_tolerance` that the replacement has in it, which is enough as a rule; None where it is not known.
 
-    Windows and products alone take a tile of any size.
+    Windows and sums alone take a tile of any size; what else there is may read a small one otherwise.
     """
-    if (
-        case.bends
-        or case.float_format.is_half
-        or any(n.op_type not in _TAKE_TILES for n in case.after.graph.node)
-    ):
+    if case.bends or case.float_format.is_half:
         return None
+    takes_any = all(node.op_type in _TAKE_TILES for node in case.after.graph.node)
     try:
         side = Side(case, case.after)
-        after = side.evaluate(next(_tiles(case, feed)), needs_values=False)
-        return _largest_of_channels(case, after, folding_bound(after.negligible, after), shape)
-    except (Unsupported, *SIZE_ERRORS):
+        for tile in _tiles(case, feed):
+            with suppress(*SIZE_ERRORS):
+                after = side.evaluate(tile, needs_values=False)
+                if takes_any or after.value.shape[1:] == shape[1:]:
+                    return _largest_of_channels(case, None, after, shape)
+    except Unsupported:
         return None
+    return None
 
 
-def _per_channel(case: FoldCase, before: Evaluation, after: Evaluation, shape: tuple[int, ...]) -> Array:
-    """The bounds of both sides, the largest of each channel: (C,) among axes of size 1."""
-    total = folding_bound(before, after) + runtime_bound(before, is_sample=True)
-    return _largest_of_channels(case, after, total, shape)
-
-
-def _largest_of_channels(case: FoldCase, after: Evaluation, others: Array, shape: tuple[int, ...]) -> Array:
-    """What the runtime may differ by in the replacement, and other bounds, the largest of each channel."""
-    rank = len(shape)
-    total = np.broadcast_to(others + runtime_bound(after, is_sample=True), after.value.shape)
-    if total.ndim != rank:  # of the tile's output and of the model's own
+def _largest_of_channels(
+    case: FoldCase, before: Evaluation | None, after: Evaluation, shape: tuple[int, ...]
+) -> Array:
+    """The bounds of both sides or of one, the largest of each channel: (C,) among axes of size 1."""
+    rank, own = len(shape), after.value.shape
+    if len(own) != rank:  # of the tile's output and of the model's own
         raise Unsupported("their rank")
     # The output's channels: where the source has them, or where convolutions and products have them.
     likely = [axis % rank for axis in (case.sources[0].channel, 1, -1) if -rank <= axis < rank]
-    channel = next((axis for axis in likely if total.shape[axis] == shape[axis]), None)
-    return np.asarray(total.max(tuple(axis for axis in range(rank) if axis != channel), keepdims=True))
+    channel = next((axis for axis in likely if own[axis] == shape[axis]), None)
+    others = tuple(axis for axis in range(rank) if axis != channel)
+    if before is None:
+        after = after.largest(tuple(axis for axis in others if axis))
+        total = folding_bound(after.negligible, after)
+    else:
+        total = folding_bound(before, after) + runtime_bound(before, is_sample=True)
+    return np.asarray((total + runtime_bound(after, is_sample=True)).max(others, keepdims=True))
 
 
 def _tiles(case: FoldCase, feed: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
