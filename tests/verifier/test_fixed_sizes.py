@@ -11,10 +11,13 @@ from onnx import helper
 
 from onnx_repfuse import fuse
 from onnx_repfuse.records.verdict import Status
+from onnx_repfuse.verifier.folds import in_place
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
+from onnx_repfuse.verifier.folds.in_place import check_in_place
 from onnx_repfuse.verifier.folds.isolated import probe
 from onnx_repfuse.verifier.folds.size_rules import candidate_rules
 from onnx_repfuse.verifier.folds.stimuli import stimuli
+from onnx_repfuse.verifier.session import open_session
 from tests.verifier.small_models import build, info
 
 RNG = np.random.default_rng(0)
@@ -71,6 +74,27 @@ def test_one_sample_holds_noise_and_impulses_of_all_channels() -> None:
 def test_a_wrong_weight_is_seen(wrong: tuple[int, int] | None) -> None:
     verdict = probe(head(wrong))
     assert verdict.status is (Status.PASSED if wrong is None else Status.FAILED), verdict.message
+
+
+@pytest.mark.parametrize("wrong", [None, (0, 0), (63, 63), (5, 37)])
+def test_a_wrong_weight_is_seen_in_place(
+    wrong: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the bound of the replacement alone: at the last channel, too, and at the last position of one channel."""
+    monkeypatch.setattr(in_place, "_judge", None)  # is called for what fails alone
+    case = head(wrong)
+    feed = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in MAPS.items()}
+    with open_session(case.before) as session:
+        seen = {**feed, **session.run(feed)}
+    for at in (None, (0, 63, 63, 63), (0, 0, 0, 0)):
+        changed = seen["y"].copy()
+        if at is not None:
+            changed[at] += 1e-3
+        if wrong is None and at is None:
+            assert check_in_place(case, {**seen, "y": changed}).status is Status.PASSED
+        else:
+            with pytest.raises(TypeError):
+                check_in_place(case, {**seen, "y": changed})
 
 
 @pytest.mark.parametrize("operator", ["Mul", "Div", "MatMul"])
