@@ -96,9 +96,10 @@ def _contents(outcomes: list[Outcome]) -> str:
 def _section(outcome: Outcome, number: int, pictures: Pictures) -> str:
     """One model's part of the page; `pictures` grows by those of its folds."""
     report = outcome.report
-    arrow = f" &rarr; {escape(outcome.output)}" if outcome.output else ""
+    joint = "and" if outcome.comparison is not None else "&rarr;"
+    second = f" {joint} {escape(outcome.output)}" if outcome.output else ""
     title = escape(model_title(outcome.model))
-    parts = [f'<section id="model-{number}"><h2>{title}{arrow}</h2>', verdict_banner(outcome)]
+    parts = [f'<section id="model-{number}"><h2>{title}{second}</h2>', verdict_banner(outcome)]
     if report is not None:
         parts += [tiles(report, outcome.bench), *_titled("The whole graph", graph_maps(report, number))]
         written = outcome.command != "plan"

@@ -310,6 +310,7 @@ def test_the_error_along_the_depth_is_a_line_that_keeps_to_the_page(tmp_path, wi
 
 def test_a_comparison_says_all_that_differs():
     page = render([compared()], "1.0")
+    assert re.search(r"<h2>[^<]+ and [^<]+</h2>", page)
     for words in (
         "The first model computes in float32, the second in float16: judged by the noise of the second (float16).",
         "input &#x27;x&#x27; tensor(float) [N, 3, ?] in the first model, &#x27;x&#x27; tensor(float16)",
