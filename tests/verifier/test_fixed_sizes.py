@@ -268,3 +268,43 @@ def test_in_place_a_constant_of_the_sizes_of_several_tensors_is_compared_at_thos
         ("in-place", "passed"),
     ]
     assert not any("the oracle does not know" in stage.message for stage in verdict.stages)
+
+
+def behind_a_view(view: str, gone: int | None) -> FoldCase:
+    """A factor per channel, a view, and a product, against one product; one of its weights is gone.
+
+    The view makes one row of an image's elements, or gives each position a matrix of its own.
+    """
+    rng = np.random.default_rng(5)
+    shape, channels = (1, 256, 8, 8), 256
+    factor = rng.uniform(0.5, 1.5, (channels, 1, 1)).astype(np.float32)
+    to, columns = ((1, channels * 64), 64) if view == "one row" else ((1, channels, 64), 64)
+    if view == "one row":
+        weight = rng.standard_normal((channels * 64, columns)).astype(np.float32)
+        joined = (weight.reshape(channels, 64, columns) * factor).reshape(weight.shape)
+    else:
+        weight = rng.standard_normal((64, channels, columns)).astype(np.float32)
+        joined = weight * factor.reshape(1, channels, 1)
+    if gone is not None:
+        joined[np.unravel_index(gone, joined.shape)] = 0
+
+    def nodes(x: str, weight_name: str) -> list[onnx.NodeProto]:
+        reshape = helper.make_node("Reshape", [x, "to"], ["flat"])
+        if view == "one row":
+            return [reshape, helper.make_node("MatMul", ["flat", weight_name], ["y"])]
+        turn = helper.make_node("Transpose", ["flat"], ["turned"], perm=[2, 0, 1])  # (positions, 1, channels)
+        return [reshape, turn, helper.make_node("MatMul", ["turned", weight_name], ["y"])]
+
+    inputs, outputs, target = [info("x", shape)], [info("y", None)], np.array(to, np.int64)
+    scaled = [helper.make_node("Mul", ["x", "s"], ["t"]), *nodes("t", "w")]
+    before = build(scaled, inputs, outputs, {"s": factor, "w": weight, "to": target})
+    return FoldCase(before, build(nodes("x", "v"), inputs, outputs, {"v": joined, "to": target}))
+
+
+@pytest.mark.parametrize("view", ["one row", "matrices"])
+def test_where_each_element_has_weights_of_its_own_none_is_missed(view: str) -> None:
+    """Beside signal, small values would hide what is wrong with them."""
+    assert probe(behind_a_view(view, None)).status is Status.PASSED
+    size = 256 * 64 * 64
+    for gone in range(0, size, size // 11):
+        assert probe(behind_a_view(view, gone)).status is Status.FAILED, gone

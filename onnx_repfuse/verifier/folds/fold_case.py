@@ -15,7 +15,7 @@ import onnx
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, FloatFormat
 from onnx_repfuse.verifier.distance import Array
 from onnx_repfuse.verifier.folds.anonymous import Anonymous, anonymous
-from onnx_repfuse.verifier.folds.position_weights import weighs_positions
+from onnx_repfuse.verifier.folds.position_weights import weighs_elements, weighs_positions
 from onnx_repfuse.verifier.folds.windows import deepest_sum, pads, path, windows
 from onnx_repfuse.verifier.oracle.evaluator import Oracle
 from onnx_repfuse.verifier.session import input_at
@@ -282,6 +282,11 @@ class FoldCase:
             positions.update((*sizes, math.prod(sizes)))
             channels.update(dim or 1 for dim in source.dims[source.channel : source.channel + 1])
         return any(weighs_positions(model, channels, positions) for model in (self.before, self.after))
+
+    @cached_property
+    def weighs_elements(self) -> bool:
+        """Whether a sum may give each channel of each position a weight of its own."""
+        return any(map(weighs_elements, (self.before, self.after)))
 
     @cached_property
     def names_its_sizes(self) -> bool:

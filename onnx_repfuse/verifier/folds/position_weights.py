@@ -9,12 +9,13 @@ import onnx
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.verifier.session import input_at
 
-__all__ = ["weighs_positions"]
+__all__ = ["weighs_elements", "weighs_positions"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 _PER_CHANNEL = {"BatchNormalization", "Conv", "ConvTranspose"}  # by every input but the first
 # Behind these, an axis that is as long as that of the channels may be one of positions: tokens of a window, say.
 _REARRANGES = {"DepthToSpace", "Flatten", "Reshape", "SpaceToDepth", "Squeeze", "Transpose", "Unsqueeze"}
+_SUMS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _ADDS = {"Add", "Sub", "Sum"}  # shown where there is no signal, too, if nothing but constants is added
 
 
@@ -37,6 +38,24 @@ def weighs_positions(model: onnx.ModelProto, channels: Iterable[int], positions:
         sizes = {size for size in _sizes_that_meet_signal(node, weights) if size > 1}
         if not sizes <= channels or any(size in positions for size in sizes):
             return True
+    return False
+
+
+def weighs_elements(model: onnx.ModelProto) -> bool:
+    """Whether a sum may give each channel of each position a weight of its own, as a product behind a Flatten does.
+
+    A channel that is small at one position, beside others that are not, then hides a weight that nothing else shows.
+    """
+    weights = {t.name: tuple(t.dims) for t in model.graph.initializer if t.data_type in FLOAT_FORMATS}
+    are_apart = False  # what is read: elements that were rearranged, or have a factor each
+    for node in model.graph.node:
+        axes = [sum(size > 1 for size in weights[name]) for name in node.input if name in weights]
+        if node.op_type in _SUMS:
+            is_batched = node.op_type in ("Gemm", "MatMul") and max(axes, default=0) > 2
+            if are_apart or is_batched:
+                return True
+        elif node.op_type in _REARRANGES or max(axes, default=0) > 1:
+            are_apart = True
     return False
 
 

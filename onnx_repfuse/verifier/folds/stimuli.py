@@ -119,11 +119,12 @@ def _of_fixed_sizes(case: FoldCase, budget: int, rng: np.random.Generator) -> It
     if is_large and positions >= _MANY_POSITIONS:
         # Where positions have weights, those of positions that hold zeros would not show.
         weighs = case.weighs_positions and not case.bends
-        is_short = case.float_format.is_half
-        yield _halves(case, rng, everywhere=weighs and not is_short)
+        # In half precision no value is small enough beside the impulses, and normal; others hide weights of their own.
+        everywhere = weighs and not (case.float_format.is_half or case.weighs_elements)
+        yield _halves(case, rng, everywhere=everywhere)
         if case.bends:
             yield _wide_noise((), 1, rng)
-        elif weighs and is_short:  # no value is small enough there beside the impulses, and normal
+        elif weighs and not everywhere:
             yield _noise("noise", (), 1, False, rng)
         return
     # Each position is a sample of its own, and many hold no impulse: there, those of large folds are zeros.
