@@ -417,7 +417,9 @@ def examine(model: onnx.ModelProto, tally: Tally, label: str) -> Gap | None:
             except RepfuseError:  # as the planner would find when it reads it again
                 continue
             heapq.heappush(pending, (after.price.cost, len(known), after))
-            replaces = after.price.replaces_products(first.price)  # which the planner does not, whatever the price
+            replaces = after.price.replaces_products(
+                first.price
+            )  # which the planner does not, whatever the price
             if after.price.improves(best.price.cost, first.price) and not replaces:
                 best = after
     tally.states += looked_at

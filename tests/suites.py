@@ -164,7 +164,10 @@ def compare(before: Path, after: Path) -> str:
             results = second.run(None, feed)
         except Exception as error:
             return f"broken: does not run: {str(error).splitlines()[0]}"
-        moved = first.run(None, {name: _nudged(value) for name, value in feed.items()})
+        try:
+            moved = first.run(None, {name: _nudged(value) for name, value in feed.items()})
+        except Exception:  # an input is a list of scales, which must be exact
+            moved = expected
         compared = True
         for output, a, b, c in zip(first.get_outputs(), expected, results, moved, strict=True):
             if not _close(a, b, c, share, output.name in bounded):

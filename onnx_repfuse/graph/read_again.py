@@ -8,6 +8,7 @@ from functools import partial
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_repfuse.graph.constant_folding import ConstantNodes
 from onnx_repfuse.graph.decode import bare
 from onnx_repfuse.graph.dims import note_sizes
 from onnx_repfuse.graph.edit_points import is_as_in_file, present_proto
@@ -24,6 +25,11 @@ def read_again(scope: Scope) -> None:
     """
     scope.nodes = scope.order(scope.nodes)
     scope.index()
+    _infer(scope)
+    _note_constants(scope)
+
+
+def _infer(scope: Scope) -> None:
     if scope.infer is None:
         return
     types, assumed = _of_new_nodes(scope, scope.infer) or scope.infer(_protos(scope, scope.nodes))
@@ -33,6 +39,19 @@ def read_again(scope: Scope) -> None:
     scope.assumed = {**{name: scope.assumed[name] for name in gone & scope.assumed.keys()}, **assumed}
     scope.dims = {}
     note_sizes(scope)
+
+
+def _note_constants(scope: Scope) -> None:
+    """Note what nodes of the file compute that read constants now: those of a node which gave out what it read."""
+    fixed = scope.constants.keys() - scope.overridable
+    computed = ConstantNodes(scope.opset, scope.constants)
+    for node in scope.nodes:
+        names = [tensor.name for tensor in node.inputs if tensor.name]
+        reads_others = not names or names[0] not in fixed or not fixed.issuperset(names)
+        if reads_others or id(node) not in scope.original:
+            continue
+        if fixed.isdisjoint(tensor.name for tensor in node.outputs):
+            fixed.update(computed.add(present_proto(scope, node), scope.types, waits=False))
 
 
 def _protos(scope: Scope, nodes: Sequence[gs.Node]) -> list[onnx.NodeProto]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnx_repfuse import Options, fuse
 from tests.build import Net, check, counts, equal, run
@@ -137,3 +137,16 @@ def test_what_kept_a_shape_is_forgotten_once_it_is_gone() -> None:
     product = net.op("Reshape", net.op("Mul", pooled, net.const(2.0)), sizes)
     given_out = net.op("Cast", sizes, to=TensorProto.FLOAT)
     runs_once(net.model(product, given_out), {"Conv": 1, "GlobalAveragePool": 1, "Shape": 1, "Cast": 1})
+
+
+@pytest.mark.parametrize("wrapped", ["CastLike", "Reshape", "Expand"])
+def test_what_a_constant_behind_a_no_op_makes_is_a_constant_in_the_same_run(wrapped: str) -> None:
+    """As the functions of onnx's operators are expanded: of one, cast to the type of x, the square root."""
+    net = Net(4, shape=(2, 4), opset=17)
+    two = net.op("Constant", value=numpy_helper.from_array(np.full((2, 4), 2.0, np.float32)))
+    other = "x" if wrapped == "CastLike" else net.op("Shape", net.op("Relu", "x"))
+    divisor = net.op("Sqrt", net.op("Exp", net.op(wrapped, two, other)))
+    runs_once(
+        net.model(net.op("Sigmoid", net.op("Div", net.op("Relu", "x"), divisor))),
+        {"Relu": 1, "Div": 1, "Sigmoid": 1},
+    )
