@@ -93,7 +93,16 @@ def _run(*words: object) -> tuple[int | None, str]:
     return _in_a_process(_tool, [str(word) for word in words])
 
 
+LOST = 255  # what the server says of a process of which it did not see the end
+
+
 def _in_a_process(work: Callable[..., int], *arguments: object) -> tuple[int | None, str]:
+    """As `_once`; once more where that was lost."""
+    outcome = _once(work, *arguments)
+    return outcome if outcome != (LOST, "") else _once(work, *arguments)
+
+
+def _once(work: Callable[..., int], *arguments: object) -> tuple[int | None, str]:
     """What a function gives out, or minus the signal that ended it, and the last line it wrote.
 
     The process is forked from one that has imported all: starting Python anew takes ten times as long as most models.
