@@ -141,7 +141,10 @@ def _groups(cover: Cover, members: dict[str, list[str]]) -> Iterator[list[str]]:
 
 
 def _as_model(scope: Scope, nodes: Sequence[gs.Node]) -> onnx.ModelProto | None:
-    """Nodes as a model: what else they read is an input; None where the type of an input is not known."""
+    """Nodes as a model: what else they read is an input; None where the type of an input is not known.
+
+    Several inputs have the sizes that the planner assumes: symbols of their own would be assumed to be equal.
+    """
     made = {tensor.name for node in nodes for tensor in node.outputs}
     read = dict.fromkeys(tensor.name for node in nodes for tensor in node.inputs if tensor.name)
     inside = {id(node) for node in nodes}
@@ -158,7 +161,7 @@ def _as_model(scope: Scope, nodes: Sequence[gs.Node]) -> onnx.ModelProto | None:
     graph = helper.make_graph(
         [present_proto(scope, node) for node in nodes],
         "region",
-        [_value(scope, name) for name in inputs],
+        [_value(scope, name, is_sized=len(inputs) > 1) for name in inputs],
         [_value(scope, name) for name in dict.fromkeys(outputs)],
         list(_initializers(scope, read)),
     )
@@ -166,13 +169,17 @@ def _as_model(scope: Scope, nodes: Sequence[gs.Node]) -> onnx.ModelProto | None:
     return helper.make_model(graph, opset_imports=[opset], ir_version=8)
 
 
-def _value(scope: Scope, name: str) -> onnx.ValueInfoProto:
-    """A tensor with its shape; sizes that are not known are one symbol where the planner assumes the same size."""
+def _value(scope: Scope, name: str, *, is_sized: bool = False) -> onnx.ValueInfoProto:
+    """A tensor with its shape; sizes that are not known are one symbol where the planner assumes the same size.
+
+    Or they are that size, if it `is_sized`.
+    """
     shape, assumed = scope.shape(name), scope.assumed.get(name)
     dims: list[int | str] | None = None
     if shape is not None:
         guess = assumed if assumed is not None and len(assumed) == len(shape) else (0,) * len(shape)
-        dims = [f"d{axis}_{guess[axis]}" if dim is None else dim for axis, dim in enumerate(shape)]
+        symbols = [size if is_sized and size else f"d{axis}_{size}" for axis, size in enumerate(guess)]
+        dims = [symbol if dim is None else dim for dim, symbol in zip(shape, symbols, strict=True)]
     return helper.make_tensor_value_info(name, scope.data_type(name) or onnx.TensorProto.FLOAT, dims)
 
 
