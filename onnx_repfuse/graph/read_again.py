@@ -42,16 +42,23 @@ def _infer(scope: Scope) -> None:
 
 
 def _note_constants(scope: Scope) -> None:
-    """Note what nodes of the file compute that read constants now: those of a node which gave out what it read."""
+    """Note what nodes of the file compute that read constants now: those of a node which gave out what it read.
+
+    Only these: what else reads constants alone was found, or left for a reason, when the scope was loaded.
+    """
     fixed = scope.constants.keys() - scope.overridable
-    computed = ConstantNodes(scope.opset, scope.constants)
+    computed, new = ConstantNodes(scope.opset, scope.constants), set[str]()
     for node in scope.nodes:
         names = [tensor.name for tensor in node.inputs if tensor.name]
         reads_others = not names or names[0] not in fixed or not fixed.issuperset(names)
         if reads_others or id(node) not in scope.original:
             continue
+        if new.isdisjoint(names) and is_as_in_file(scope, node):
+            continue
         if fixed.isdisjoint(tensor.name for tensor in node.outputs):
-            fixed.update(computed.add(present_proto(scope, node), scope.types, waits=False))
+            found = computed.add(present_proto(scope, node), scope.types, waits=False)
+            fixed.update(found)
+            new.update(found)
 
 
 def _protos(scope: Scope, nodes: Sequence[gs.Node]) -> list[onnx.NodeProto]:
