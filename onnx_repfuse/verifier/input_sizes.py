@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import product
 from math import prod
 from typing import NamedTuple
@@ -101,9 +101,7 @@ def every_small_size(inputs: Sequence[ValueInfo], given: Mapping[str, Sequence[i
     Yields nothing where more than three dims besides the batch are open: there are too many combinations.
     """
     named = {value.name: _with_names(value, given) for value in inputs}
-    batches = {shape[0] for shape in named.values() if len(shape) > 1}
-    open_dims = [dim for shape in named.values() for dim in shape if isinstance(dim, str)]
-    open_dims = [dim for dim in dict.fromkeys(open_dims) if dim not in batches]
+    open_dims = _open_dims(named.values())
     if not open_dims:
         return
     sizes = range(1, _LARGEST_OF.get(len(open_dims), 0) + 1)
@@ -113,6 +111,13 @@ def every_small_size(inputs: Sequence[ValueInfo], given: Mapping[str, Sequence[i
             name: tuple(dim if isinstance(dim, int) else size_of.get(dim, 1) for dim in shape)
             for name, shape in named.items()
         }
+
+
+def _open_dims(shapes: Collection[tuple[int | str, ...]]) -> list[str]:
+    """The names among the dims of some shapes, each once; but those of batches."""
+    batches = {shape[0] for shape in shapes if len(shape) > 1}
+    names = dict.fromkeys(dim for shape in shapes for dim in shape if isinstance(dim, str))
+    return [name for name in names if name not in batches]
 
 
 def _with_names(value: ValueInfo, given: Mapping[str, Sequence[int]]) -> tuple[int | str, ...]:

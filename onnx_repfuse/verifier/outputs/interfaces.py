@@ -101,16 +101,13 @@ def _pair(
         pairs = [(value, others[value.name]) for value in first if value.name in others]
     mine, theirs = (tuple(value.name for value in values) for values in (first, second))
     both = Side(mine, theirs, {value.name: other.name for value, other in pairs})
-    differences = []
-    for value, other in pairs:
-        differs = _how_they_differ(value, other)
-        if differs:
-            differences.append(_difference(side, value, other, differs))
-    missing = ("missing",)
     only_first, only_second = both.swapped().only_second, both.only_second
-    differences += [_difference(side, value, None, missing) for value in first if value.name in only_first]
-    differences += [_difference(side, None, other, missing) for other in second if other.name in only_second]
-    return both, differences
+    unpaired: list[tuple[ValueInfo | None, ValueInfo | None]] = []
+    unpaired += [(value, None) for value in first if value.name in only_first]
+    unpaired += [(None, other) for other in second if other.name in only_second]
+    differences = [_difference(side, value, other, _how_they_differ(value, other)) for value, other in pairs]
+    differences = [difference for difference in differences if difference.differs]
+    return both, differences + [_difference(side, *values, ("missing",)) for values in unpaired]
 
 
 def _difference(
