@@ -59,7 +59,8 @@ def _slices_behind_windows(nodes: Sequence[onnx.NodeProto]) -> list[list[int]]:
             levels[depth] = [*levels[depth], place]
             depth, is_behind = depth + 1, False
         is_behind |= _may_shrink(node)
-        if (depth or is_behind) and operator_of_proto(node).of_shape is None:
+        has_window_before = depth > 0 or is_behind
+        if has_window_before and operator_of_proto(node).of_shape is None:
             states.update(dict.fromkeys(node.output, (depth, is_behind)))
     return levels
 

@@ -342,6 +342,7 @@ def _per_channel_at_any_rank(
     """
     if keeps_any_shape(shape, channel_layout.channels):
         return channel_layout
-    if operand is None or operand.channel_axis != -1 or shape not in ((1,), (operand.channels,)):
-        return Declined(Reason.SHAPE, "the rank of its input is not known")
-    return operand
+    unknown = Declined(Reason.SHAPE, "the rank of its input is not known")
+    if operand is None or operand.channel_axis != -1:
+        return unknown
+    return operand if shape in ((1,), (operand.channels,)) else unknown

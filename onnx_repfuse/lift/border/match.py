@@ -42,7 +42,9 @@ def _padding(context: Context, node: gs.Node) -> LinearOp:
     tensor = propagator.tensor_of(node.outputs[0].name)
     box = tensor.source
     channel_layout = None if box is None else context.float_layout(box.name)
-    if box is None or channel_layout is None or not _pads_space(box, channel_layout):
+    if box is None or channel_layout is None:
+        raise NotProved
+    if not _pads_space(box, channel_layout):
         raise NotProved
     value = _value_around(tensor, box, channel_layout.channels)
     inner_nodes = _inner_nodes(context, propagator, node, box.name)

@@ -116,7 +116,8 @@ def _tile(propagator: Propagator, node: gs.Node) -> SymbolicTensor:
     before = sizes_at_rank(propagator.context, node.inputs[0].name, result.rank)
     after = sizes(propagator.context, node.outputs[0].name, result.rank)
     for cells, old, new in zip(result.values.shape, before, after, strict=True):
-        if cells != 1 and (new is None or new != old):
+        may_be_repeated = new is None or new != old
+        if may_be_repeated and cells != 1:
             raise NotProved
     return result
 
@@ -169,7 +170,9 @@ def _concat(propagator: Propagator, node: gs.Node) -> SymbolicTensor:
     # ONNX Runtime leaves out a part that is empty, even if its other sizes do not fit.
     for position, column in enumerate(zip(*all_sizes, strict=True)):
         proved = {size for size in column if size is not None}
-        if 0 in proved or (position != axis and len(proved) > 1):
+        if 0 in proved:
+            raise NotProved
+        if position != axis and len(proved) > 1:
             raise NotProved
     return concatenated(parts, [part_sizes[axis] for part_sizes in all_sizes], axis)
 

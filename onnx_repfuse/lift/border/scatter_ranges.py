@@ -53,7 +53,9 @@ def _constant_ranges(indices: Cells, sizes: Sizes) -> list[AxisRange]:
     ranges, grid = [], []
     for axis, size in enumerate(sizes[:depth]):
         lo, hi = int(indices[..., axis].min()), int(indices[..., axis].max()) + 1
-        if size is None or lo < 0 or hi > size or hi - lo != indices.shape[axis]:
+        if size is None or not 0 <= lo < hi <= size:
+            raise NotProved
+        if hi - lo != indices.shape[axis]:
             raise NotProved
         grid.append(np.arange(lo, hi))
         ranges.append(_known_range(lo, hi, size))

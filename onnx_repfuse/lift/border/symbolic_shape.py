@@ -146,8 +146,8 @@ def _slice_sizes(context: Context, node: gs.Node, rank: int, depth: int) -> Size
     # Of an empty axis it would leave none; but then the Conv behind the padding gets none, too, and does not run.
     result = sizes(context, node.inputs[0].name, rank, depth)
     for start, end, axis in zip(starts, ends, axes, strict=True):
-        is_one = (start, end) == (0, 1) or (start == -1 and end >= TO_THE_END)
-        result[axis] = 1 if is_one else None
+        is_first, is_last = (start, end) == (0, 1), start == -1 and end >= TO_THE_END
+        result[axis] = 1 if is_first or is_last else None
     return result
 
 
