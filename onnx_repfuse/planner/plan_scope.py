@@ -46,6 +46,7 @@ from onnx_repfuse.planner.rewrites.affine_chains import chain_refusals, merge_ch
 from onnx_repfuse.planner.rewrites.affine_paths import move_affine
 from onnx_repfuse.planner.rewrites.avoided_operators import avoided_refusals, rewrite_avoided
 from onnx_repfuse.planner.rewrites.avoided_rules import LATE_RULES
+from onnx_repfuse.planner.rewrites.casts_first import cast_first
 from onnx_repfuse.planner.rewrites.constant_nodes import write_constants
 from onnx_repfuse.planner.rewrites.dead_channels import ZeroChannels, drop_dead_channels
 from onnx_repfuse.planner.rewrites.equal_nodes import merge_equal_nodes
@@ -263,6 +264,7 @@ class _Planning:
             return layouts
         is_written = apply_maxima(self.plan, layouts, self.is_free)
         is_written = is_written or apply_transposes(self.plan, self.is_free)
+        is_written = is_written or cast_first(self.plan, self.is_free)
         self._changed(written=is_written)
         return channel_layouts(self.plan.scope, layouts) if is_written else layouts
 
