@@ -19,7 +19,6 @@ from onnx_repfuse.graph.ranges import Range, changes_nothing, kept_range
 from onnx_repfuse.graph.scope import Const, Scope, optional_input
 from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.folds.replacements import IsFree, Replacements
-from onnx_repfuse.planner.weights.rounding import rounded
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.report import Kind
 
@@ -73,16 +72,19 @@ def _clip(scope: Scope, source: str, output: str, kept: Range) -> gs.Node | None
     limits = FLOAT_FORMATS.get(data_type)
     if limits is None or kept.low > kept.high:
         return None
-    name, largest = scope.fresh(f"{output}_limited"), limits.largest
+    name = scope.fresh(f"{output}_limited")
     if OPERATORS["Clip"].uses_attributes(scope.opset):
         attributes: dict[str, Any] = {"min": kept.low, "max": kept.high}
         return new_node("Clip", name, attributes, [source], [output])
+    # an end that is missing is the largest number, which takes an infinity to it, unlike an infinite end
     ends = [
-        "" if abs(end) >= largest else _number(scope, f"{output}_{label}", end, data_type)
+        "" if abs(end) == limits.largest else _number(scope, f"{output}_{label}", end, data_type)
         for label, end in zip(("min", "max"), kept, strict=True)
     ]
     return new_node("Clip", name, {}, [source, *ends], [output])
 
 
-def _number(scope: Scope, stem: str, value: float, data_type: int) -> str:
-    return scope.new_constant(stem, Const((), data_type, lambda: rounded(np.array(value), data_type)))
+def _number(scope: Scope, stem: str, end: float, data_type: int) -> str:
+    """An end, which is a number of that type, or infinite."""
+    value = np.array(end, FLOAT_FORMATS[data_type].dtype)
+    return scope.new_constant(stem, Const((), data_type, lambda: value))

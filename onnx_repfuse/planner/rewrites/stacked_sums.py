@@ -7,6 +7,7 @@ Nothing is copied then, and covering sees the branches of a sum.
 
 from __future__ import annotations
 
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.decode import new_node
@@ -15,6 +16,7 @@ from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import Scope, optional_input
 from onnx_repfuse.graph.size_lists import constant_list
+from onnx_repfuse.graph.zero_signs import tells_zeros_apart
 from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.folds.replacements import IsFree, Replacements
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
@@ -64,8 +66,8 @@ def _parts(scope: Scope, node: gs.Node, concat: gs.Node) -> tuple[list[str], lis
         return [], []
     if any(shape is None or shape[axis] != 1 for shape in shapes) or not equal_shapes(scope, names):
         return [], []
-    if scope.data_type(names[0]) not in FLOAT_FORMATS:
-        return [], []  # a mean of integers is cut off
+    if not _is_same_sum(scope, node, scope.data_type(names[0])):
+        return [], []
     if node.attrs.get("keepdims", 1):
         return names, []
     unsqueezing = [
@@ -76,6 +78,16 @@ def _parts(scope: Scope, node: gs.Node, concat: gs.Node) -> tuple[list[str], lis
         if len(unsqueezing) == len(names)
         else ([], [])
     )
+
+
+def _is_same_sum(scope: Scope, node: gs.Node, data_type: int | None) -> bool:
+    """Whether runtimes have Sum or Mean of this type, and it gives what the reduction gives."""
+    if data_type not in FLOAT_FORMATS:
+        return False  # a mean of integers is cut off
+    if node.op == "ReduceMean" and data_type == onnx.TensorProto.DOUBLE:
+        return False  # ONNX Runtime has no Mean of doubles
+    # a reduction begins with 0: of -0 and -0 it makes 0, and Sum -0
+    return not tells_zeros_apart(scope, node.outputs[0].name)
 
 
 def _axis(scope: Scope, node: gs.Node) -> int | None:

@@ -22,6 +22,8 @@ LIMITS: dict[str, tuple[str, tuple[float | None, float | None]]] = {
     "within": ("Clip", (1.0, 2.0)),
     "around": ("Clip", (-1.0, 7.0)),
     "below": ("Clip", (-5.0, -1.0)),
+    "infinite": ("Clip", (-np.inf, np.inf)),  # unlike an open end, which is the largest number
+    "to infinity": ("Clip", (-1.0, np.inf)),
     "wrong": ("Clip", (3.0, 1.0)),
 }
 VALUES = np.array(

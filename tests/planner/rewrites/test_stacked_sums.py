@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onnx_repfuse import Options, fuse
+from onnx_repfuse.quiet_runtime import ort
 from onnx_repfuse.records.report import Kind
 from tests.build import Net, check, counts
 
@@ -79,6 +80,28 @@ def test_other_sums_stay(other: str) -> None:
     else:
         y = reduced(net, "ReduceSum", stacked(net, [a, b], 1), *((2,) if other == "another axis" else (1, 3)))
     check(net.model(y), None)
+
+
+@pytest.mark.parametrize("op", ["ReduceSum", "ReduceMean"])
+def test_sums_stay_before_what_tells_zeros_apart(op: str) -> None:
+    """A reduction of -0 and -0 is 0, their Sum -0."""
+    net = Net(shape=("N", 5))
+    y = reduced(net, op, stacked(net, [net.op("Ceil", "x"), net.op("Neg", "x")], 0), 0)
+    check(net.model(net.op("Reciprocal", y)), None)
+
+
+def test_runtimes_have_no_mean_of_doubles() -> None:
+    for op, is_written in (("ReduceSum", True), ("ReduceMean", False)):
+        net = Net(shape=("N", 5), dtype=np.float64)
+        model = net.model(reduced(net, op, stacked(net, [net.op("Relu", "x"), net.op("Neg", "x")], 0), 0))
+        result = fuse(model, options=Options(check=False))
+        assert bool(result.report.folds) == is_written
+        session = ort.InferenceSession(result.model.SerializeToString(), providers=["CPUExecutionProvider"])
+        x = np.array([[1.0, -2.0, 0.0, 3.0, -4.0]])
+        expected = np.maximum(x, 0) - x
+        np.testing.assert_array_equal(
+            session.run(None, {"x": x})[0], expected if is_written else expected / 2
+        )
 
 
 def test_what_others_read_or_users_keep_stays() -> None:
