@@ -171,10 +171,12 @@ def _keeps_batch(tensor: Rearranged) -> bool:
 def _block(tensor: Rearranged, axis: int) -> int | None:
     """How many neighbours along an axis of space become channels; None if what is left is not that axis."""
     parts = tensor.axes[axis]
+    taken = _number_of([part for part in tensor.axes[1] if part.axis == axis])
     if not parts:  # of one position, or all of it became channels
-        return _number_of([part for part in tensor.axes[1] if part.axis == axis])
+        return taken
     (first, *others) = parts
-    return first.step if first.axis == axis and not others else None
+    is_slowest = first.step == taken  # else neighbours stay neighbours, and blocks of them become channels
+    return taken if first.axis == axis and not others and is_slowest else None
 
 
 def _number_of(parts: Sequence[Part]) -> int | None:

@@ -395,6 +395,16 @@ def test_channel_shuffles_around_a_depthwise() -> None:
     check(net.model(net.op("Relu", shuffled(net, middle, 6, 3, 5, 4))), {"Conv": 1, "Relu": 1})
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("batch", ["N", 3])
+def test_halves_of_rows_as_channels_are_no_blocks_of_neighbours(batch: int | str, channels: int) -> None:
+    """A block takes neighbours from each other: here position w of a channel stands in half w // 2."""
+    net = Net(shape=(batch, channels, 4))
+    y = shaped(net, shaped(net, net.op("Relu", "x"), -1, 4), -1, channels * 2, 2)
+    result = check(net.model(net.op("Relu", y)), None)
+    assert not fuse(result.model, options=Options(check=False)).report.folds
+
+
 @pytest.mark.parametrize("times", [1, 2, 3, 4])
 def test_transposes_that_undo_each_other_are_no_shuffle(times: int) -> None:
     """Three of (N, 1, 2) would be read as a space to depth, and keep apart what is around them."""
