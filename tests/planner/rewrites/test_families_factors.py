@@ -470,3 +470,21 @@ def test_a_factor_behind_a_part_of_a_part(number: int, inner: int) -> None:
     verification = result.report.verification
     assert verification is not None
     assert {fold.output for fold in verification.folds} == {scaled, *others}
+
+
+@pytest.mark.parametrize("style", ["Split", "Slice"])
+def test_parts_that_are_outputs_of_the_model_are_compared_too(style: str) -> None:
+    """They are computed from what was scaled for another part."""
+    net = _sequences()
+    y = net.op("MatMul", net.op("Relu", "x"), net.random(CHANNELS, 2 * CHANNELS))
+    if style == "Split":
+        q, k = net.op("Split", y, net.const(np.array([CHANNELS] * 2)), outputs=2, axis=-1)
+    else:
+        ends = [[net.const(np.array([at])) for at in (lo, lo + CHANNELS, 2)] for lo in (0, CHANNELS)]
+        q, k = (net.op("Slice", y, *end) for end in ends)
+    scores = net.op(
+        "MatMul", net.op("Mul", q, net.const(0.6)), net.op("Transpose", net.op("Relu", "x"), perm=[0, 2, 1])
+    )
+    result = fuse(net.model(scores, k))
+    assert "Mul" not in counts(result.model)
+    assert k in {verdict.output for verdict in result.report.verification.folds}
