@@ -211,6 +211,10 @@ class ScopePlan:
         """The tensors that the file's nodes compute."""
         return {name for node in self.scope.proto.node for name in node.output}
 
+    def is_of_file(self, name: str) -> bool:
+        """Whether somebody read a tensor when the scope was loaded, as an output of the model or of a scope above."""
+        return name in self.scope.used_before or self.scope.is_seen(name)
+
     def is_left(self, fold: PlannedFold) -> bool:
         """Whether the result shows it: an initializer may have been folded into others, and nobody reads it."""
         return not fold.is_initializer or self.scope.is_used(fold.name)

@@ -116,7 +116,7 @@ class _Rewriting:
             self.plan.folds = [fold for fold in self.plan.folds if fold.name not in parts]
         for other in step.others:
             name = str(other.outputs[0].name)
-            if self._is_of_file(name):
+            if self.plan.is_of_file(name):
                 add_fold(self.plan, name, {_role(self.path)}, [other], [self._maker(name)])
 
     def _note_other_parts(self, step: Step) -> None:
@@ -130,13 +130,9 @@ class _Rewriting:
         # an earlier factor may have left a fold for each part
         self.plan.folds = [fold for fold in self.plan.folds if fold.name not in parts]
         for number, tensor in enumerate(step.node.outputs):
-            is_other = number != step.output and self._is_of_file(tensor.name)
+            is_other = number != step.output and self.plan.is_of_file(tensor.name)
             if is_other and self.scope.is_used(tensor.name):
                 add_fold(self.plan, tensor.name, {_role(self.path)}, [step.node], [self._maker(tensor.name)])
-
-    def _is_of_file(self, name: str) -> bool:
-        """Whether a tensor is one of the file, to be compared; an output that nothing reads is one, too."""
-        return name in self.scope.used_before or self.scope.is_seen(name)
 
     def _maker(self, name: str) -> gs.Node:
         """The new node that computes a tensor."""

@@ -11,6 +11,7 @@ import pytest
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.graph.load import read_scopes
 from onnx_repfuse.modelfile.document import Document
+from onnx_repfuse.pipeline.plan_model import make_plan
 from onnx_repfuse.planner.rewrites.factor_patterns import pattern_above
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
@@ -488,3 +489,17 @@ def test_parts_that_are_outputs_of_the_model_are_compared_too(style: str) -> Non
     result = fuse(net.model(scores, k))
     assert "Mul" not in counts(result.model)
     assert k in {verdict.output for verdict in result.report.verification.folds}
+
+
+@pytest.mark.parametrize("style", ["stacked", "chunks", "gathered", "sliced"])
+def test_the_part_without_a_factor_beside_two_with_one_is_compared(style: str) -> None:
+    """The second factor reads what the first one wrote."""
+    net = _sequences()
+    model = net.model(net.op("Relu", together(net, net.op("Relu", "x"), "q k", style)))
+    with Document.from_model(model) as document:
+        plan = make_plan(document, Options())
+    (scope,) = plan.scopes
+    judged = {name for fold in scope.folds if scope.can_be_judged(fold) for name in fold.outputs}
+    new = [node for node in scope.scope.nodes if id(node) not in scope.scope.original]
+    of_file = {name for node in model.graph.node for name in node.output}
+    assert {tensor.name for node in new for tensor in node.outputs} & of_file <= judged
