@@ -39,6 +39,7 @@ __all__ = ["move_affine"]
 
 Array = NDArray[np.float64]
 MAX_VIEWS = 8
+_NONE = np.ones(0)  # not known yet
 _HAVE_BIAS = ("Conv", "ConvTranspose", "Gemm")
 _VIEWS = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
@@ -97,47 +98,68 @@ def move_affine(plan: ScopePlan, paths: Paths, is_allowed: Callable[[frozenset[K
 
 def _move(paths: Paths, node: gs.Node) -> _Move | None:
     """The way of an operator up to what absorbs it, past a view that covering does not see through; None if none."""
-    scope, data = (
-        paths.scope,
-        [tensor.name for tensor in node.inputs if paths.scope.const(tensor.name) is None],
-    )
-    view = scope.producer.get(data[0]) if len(data) == 1 and len(node.outputs) == 1 else None
-    if view is None or view.op not in _VIEWS or not paths.may_go(node):
-        return None
-    affine, dims = factor_and_shift_of(paths.context, node, data[0]), dims_of(scope, data[0])
-    if affine is None or dims is None or not all(np.isfinite(values).all() for values in affine):
-        return None
-    patterns: list[Array] = [
-        values.reshape((1,) * (len(dims) - values.ndim) + values.shape) for values in affine
-    ]
+    patterns = _patterns(paths, node)
     views: list[gs.Node] = []
-    reader, name = node, data[0]
-    while len(views) < MAX_VIEWS:
-        view = scope.producer.get(name)
-        if (
-            view is None
-            or view.op not in _VIEWS
-            or not paths.may_go(view)
-            or not paths.is_alone(name, reader)
-        ):
+    reader, name = node, _data(paths.scope, node)
+    while patterns and len(views) < MAX_VIEWS:
+        view = _view_before(paths, name, reader)
+        patterns = [] if view is None else _above(paths.scope, view, patterns)
+        if view is None or not patterns:
             return None
-        above = [pattern_above(scope, view, values) for values in patterns]
-        if any(values is None for values in above):
-            return None
-        patterns = [values for values in above if values is not None]
         views.append(view)
         reader, name = view, str(view.inputs[0].name)
         sink, layout = paths.absorbs_from_below(name, reader), paths.layouts.get(name)
         if sink is not None and layout is not None:
-            channels = [by_channel(values, layout) for values in patterns]
-            factor, shift = channels
-            if factor is None or shift is None or _rounds(factor, shift, layout):
-                return None
-            is_gained = (factor != 1).any() or _takes_shifts(paths, name, sink)
-            if not is_gained or _is_seen_by_covering(paths, node, views):
-                return None
-            return _Move(node, views, name, layout, factor, shift, sink)
+            move = _absorbed(patterns, _Move(node, views, name, layout, _NONE, _NONE, sink))
+            return move if move is not None and _is_gained(paths, move) else None
     return None
+
+
+def _data(scope: Scope, node: gs.Node) -> str:
+    """The one input of a node that is no constant; "" if there are others."""
+    names = [tensor.name for tensor in node.inputs if scope.const(tensor.name) is None]
+    return str(names[0]) if len(names) == len(node.outputs) == 1 else ""
+
+
+def _patterns(paths: Paths, node: gs.Node) -> list[Array]:
+    """The factor and the shift of an operator behind a view, with the rank of its tensor; [] if it is none."""
+    scope, name = paths.scope, _data(paths.scope, node)
+    view = scope.producer.get(name)
+    if view is None or view.op not in _VIEWS or not paths.may_go(node):
+        return []
+    affine, dims = factor_and_shift_of(paths.context, node, name), dims_of(scope, name)
+    if affine is None or dims is None or not all(np.isfinite(values).all() for values in affine):
+        return []
+    return [values.reshape((1,) * (len(dims) - values.ndim) + values.shape) for values in affine]
+
+
+def _view_before(paths: Paths, name: str, reader: gs.Node) -> gs.Node | None:
+    """The view that computes a tensor for its reader alone."""
+    view = paths.scope.producer.get(name)
+    if view is None or view.op not in _VIEWS or not paths.may_go(view):
+        return None
+    return view if paths.is_alone(name, reader) else None
+
+
+def _above(scope: Scope, view: gs.Node, patterns: list[Array]) -> list[Array]:
+    """Factor and shift in front of a view; [] if they are not told."""
+    above = [pattern_above(scope, view, values) for values in patterns]
+    known = [values for values in above if values is not None]
+    return known if len(known) == len(patterns) else []
+
+
+def _absorbed(patterns: list[Array], move: _Move) -> _Move | None:
+    """A move whose factor and shift are these; None if they vary within a channel, or are there to round."""
+    factor, shift = (by_channel(values, move.layout) for values in patterns)
+    if factor is None or shift is None or _rounds(factor, shift, move.layout):
+        return None
+    return move._replace(factor=factor, shift=shift)
+
+
+def _is_gained(paths: Paths, move: _Move) -> bool:
+    """Whether a move lets something fold that covering does not see."""
+    folds = (move.factor != 1).any() or _takes_shifts(paths, move.source, move.sink)
+    return bool(folds) and not _is_seen_by_covering(paths, move.node, move.views)
 
 
 def _takes_shifts(paths: Paths, name: str, sink: LinearOp) -> bool:

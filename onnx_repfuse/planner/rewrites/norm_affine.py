@@ -78,28 +78,33 @@ def _only_reader(scope: Scope, node: gs.Node) -> gs.Node | None:
 def _folded(context: Context, node: gs.Node, behind: gs.Node) -> gs.Node | None:
     """The normalization with other parameters; None if it stays."""
     scope, output = context.scope, str(behind.outputs[0].name)
-    constants = [scope.const(name) for place in (SCALE, BIAS) if (name := optional_input(node, place))]
-    if not constants or any(const is None or _is_too_large(const) for const in constants):
+    before = _parameters(scope, node)
+    affine = None if before is None else factor_and_shift_of(context, behind, str(node.outputs[0].name))
+    if before is None or affine is None:
         return None
-    values = [np.asarray(const.read(), np.float64) for const in constants if const is not None]
-    before = _Parameters(values[0], values[1] if len(values) > 1 else np.zeros_like(values[0]))
-    affine = factor_and_shift_of(context, behind, str(node.outputs[0].name))
-    if affine is None or before.scale.shape != before.bias.shape:
-        return None
-    aligned = [_aligned(context, node, value, before.scale.shape) for value in affine]
-    if aligned[0] is None or aligned[1] is None:
+    factor, shift = (_aligned(context, node, value, before.scale.shape) for value in affine)
+    if factor is None or shift is None:
         return None
     data_type = scope.data_type(node.inputs[SCALE].name) or 0
-    after = before.then(aligned[0], aligned[1])
-    if not _is_exact(before, aligned[0], aligned[1], data_type):
-        return None
+    after = before.then(factor, shift)
     takes_bias = bool(optional_input(node, BIAS)) or bool(after.bias.any())
-    if takes_bias and node.op == "RMSNormalization":
+    if not _is_exact(before, factor, shift, data_type) or (takes_bias and node.op == "RMSNormalization"):
         return None
     names = [_parameter(scope, f"{output}_scale", after.scale, data_type)]
     names += [_parameter(scope, f"{output}_bias", after.bias, data_type)] if takes_bias else []
     fresh = scope.fresh(f"{output}_normalized")
     return new_node(node.op, fresh, node.attrs, [node.inputs[0].name, *names], [output])
+
+
+def _parameters(scope: Scope, node: gs.Node) -> _Parameters | None:
+    """Scale and bias of a normalization; None unless they are small constants of one shape."""
+    constants = [scope.const(name) for place in (SCALE, BIAS) if (name := optional_input(node, place))]
+    known = [const for const in constants if const is not None and not _is_too_large(const)]
+    if not known or len(known) < len(constants):
+        return None
+    values = [np.asarray(const.read(), np.float64) for const in known]
+    found = _Parameters(values[0], values[1] if len(values) > 1 else np.zeros_like(values[0]))
+    return found if found.scale.shape == found.bias.shape else None
 
 
 def _is_too_large(const: Const) -> bool:

@@ -57,27 +57,25 @@ def _parts(scope: Scope, node: gs.Node, concat: gs.Node) -> tuple[list[str], lis
     Of a part that has the axis by itself, the sum keeps it; and parts must be proved to have equal shapes.
     """
     names, axis = [tensor.name for tensor in concat.inputs], _axis(scope, node)
-    shapes = [scope.shape(name) for name in names]
-    if axis is None or any(shape is None for shape in shapes):
-        return [], []
-    rank = len(shapes[0] or ())
-    stacked = concat.attrs.get("axis", 1)
-    if not -rank <= axis < rank or axis % rank != stacked % rank:
-        return [], []
-    if any(shape is None or shape[axis] != 1 for shape in shapes) or not equal_shapes(scope, names):
+    if axis is None or not _are_stacked(scope, names, axis, concat.attrs.get("axis", 1)):
         return [], []
     if not _is_same_sum(scope, node, scope.data_type(names[0])):
         return [], []
     if node.attrs.get("keepdims", 1):
         return names, []
-    unsqueezing = [
-        producer for name in names if (producer := _unsqueezed(scope, name, axis % rank)) is not None
-    ]
-    return (
-        ([one.inputs[0].name for one in unsqueezing], unsqueezing)
-        if len(unsqueezing) == len(names)
-        else ([], [])
-    )
+    unsqueezing = [_unsqueezed(scope, name, axis) for name in names]
+    known = [one for one in unsqueezing if one is not None]
+    return ([one.inputs[0].name for one in known], known) if len(known) == len(names) else ([], [])
+
+
+def _are_stacked(scope: Scope, names: list[str], axis: int, stacked: int) -> bool:
+    """Whether tensors have one position along an axis, which is that of their Concat, and equal shapes."""
+    for shape in map(scope.shape, names):
+        if shape is None or not -len(shape) <= axis < len(shape) or shape[axis] != 1:
+            return False
+        if axis % len(shape) != stacked % len(shape):
+            return False
+    return equal_shapes(scope, names)
 
 
 def _is_same_sum(scope: Scope, node: gs.Node, data_type: int | None) -> bool:
@@ -106,4 +104,5 @@ def _unsqueezed(scope: Scope, name: str, axis: int) -> gs.Node | None:
         return None
     listed = optional_input(producer, 1)
     axes = constant_list(scope, listed) if listed else producer.attrs.get("axes")
-    return producer if axes is not None and [one % len(shape) for one in axes] == [axis] else None
+    places = None if axes is None else [one % len(shape) for one in axes]
+    return producer if places == [axis % len(shape)] else None
