@@ -74,6 +74,34 @@ def test_where_it_would_gain_nothing_it_stays(behind: str) -> None:
     assert not fuse(of_integers(net.model(*outputs)), options=options).report.folds
 
 
+@pytest.mark.parametrize("how", ["Gather", "Slice"])
+@pytest.mark.parametrize("last", ["", "transpose, cast", "cast, transpose", "unsqueeze, cast"])
+def test_an_image_that_is_turned_is_turned_as_integers(how: str, last: str) -> None:
+    """The Conv takes in an order of channels, none of rows."""
+    shapes = {"": (2, 3, 3, 6), "unsqueeze, cast": (3, 3, 6)}
+    net = Net(shape=shapes.get(last, (2, 3, 6, 3)))
+    y = swapped(net, how, {"": 2, "unsqueeze, cast": 1}.get(last, 1))
+    for op in (last or "cast").split(", "):
+        if op == "cast":
+            y = net.op("Cast", y, to=TensorProto.FLOAT)
+        else:
+            y = (
+                net.op("Unsqueeze", y, ints(net, 0))
+                if op == "unsqueeze"
+                else net.op("Transpose", y, perm=[0, 3, 1, 2])
+            )
+    assert not fuse(of_integers(net.model(net.conv(y, 3, 4, 3)))).report.folds
+
+
+def test_channels_behind_a_new_axis_of_images() -> None:
+    net = Net(shape=(5, 6, 3))
+    y = net.op("Cast", net.op("Unsqueeze", swapped(net, "Gather", 2), ints(net, 0)), to=TensorProto.FLOAT)
+    model = of_integers(net.model(net.conv(net.op("Transpose", y, perm=[0, 3, 1, 2]), 3, 4, 3)))
+    result = fuse(model)
+    assert counts(result.model) == {"Cast": 1, "Unsqueeze": 1, "Transpose": 1, "Conv": 1}
+    assert same(model, result.model, (5, 6, 3), np.uint8)
+
+
 def test_an_unwanted_kind() -> None:
     net = Net(shape=("N", 3, "H", "W"))
     y = net.conv(net.op("Cast", swapped(net, "Gather", 1), to=TensorProto.FLOAT), 3, 4, 3)
