@@ -308,3 +308,35 @@ def test_where_each_element_has_weights_of_its_own_none_is_missed(view: str) -> 
     size = 256 * 64 * 64
     for gone in range(0, size, size // 11):
         assert probe(behind_a_view(view, gone)).status is Status.FAILED, gone
+
+
+def whole_image(view: bool, gone: int | None) -> FoldCase:
+    """A factor, and a convolution whose kernel is as large as the image, against one; one of its weights is gone."""
+    rng = np.random.default_rng(6)
+    factor = rng.uniform(0.5, 1.5, (128, 1, 1)).astype(np.float32)
+    weight = (rng.uniform(1, 2, (40, 128, 12, 12)) * rng.choice([-1, 1], (40, 128, 12, 12))).astype(
+        np.float32
+    )
+    joined = weight * factor
+    if gone is not None:
+        joined.flat[gone] = 0
+
+    def nodes(x: str, weight_name: str) -> list[onnx.NodeProto]:
+        if not view:
+            return [helper.make_node("Conv", [x, weight_name], ["y"])]
+        conv = helper.make_node("Conv", [x, weight_name], ["whole"])
+        return [conv, helper.make_node("Flatten", ["whole"], ["y"])]
+
+    shape = (1, 128, 12, 12) if view else ("n", 128, "h", "w")
+    inputs, outputs = [info("x", shape)], [info("y", None)]
+    scaled = [helper.make_node("Mul", ["x", "s"], ["t"]), *nodes("t", "w")]
+    before = build(scaled, inputs, outputs, {"s": factor, "w": weight})
+    return FoldCase(before, build(nodes("x", "v"), inputs, outputs, {"v": joined}))
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_no_tap_of_a_kernel_as_large_as_the_image_is_missed(view: bool) -> None:
+    assert probe(whole_image(view, None)).status is Status.PASSED
+    size = 40 * 128 * 144
+    for gone in range(0, size, size // 7):
+        assert probe(whole_image(view, gone)).status is Status.FAILED, gone

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from onnx_repfuse.verifier.folds.fold_case import FoldCase, reach, total_extent, total_stride
+from onnx_repfuse.verifier.folds.windows import pads_half
 
 __all__ = [
     "MAX_PRODUCTS",
@@ -17,6 +18,7 @@ __all__ = [
     "further_sizes",
     "impulse_size",
     "ordinary_size",
+    "sees_half",
     "sizes_of_border",
     "sizes_of_remainders",
 ]
@@ -94,11 +96,26 @@ def impulse_size(extents: tuple[int, ...], budget: int) -> tuple[int, ...]:
     return tuple(max(1, extent) for extent in extents)
 
 
-def ordinary_size(extents: tuple[int, ...], strides: tuple[int, ...], budget: int) -> tuple[int, ...]:
+def ordinary_size(
+    case: FoldCase, extents: tuple[int, ...], strides: tuple[int, ...], budget: int
+) -> tuple[int, ...]:
     """A size with more inner positions than padded ones, different on each axis; smaller where that is too many."""
     axes = list(enumerate(zip(extents, strides, strict=True)))
     size = tuple(extent + 2 * stride + 4 + axis for axis, (extent, stride) in axes)
-    return size if math.prod(size) <= budget else _small_size(extents, strides)
+    if math.prod(size) <= budget:
+        return size
+    size = _small_size(extents, strides)
+    if pads_half(case.before) and pads_half(case.after):
+        return size
+    # A large kernel with less padding would not fit, or have taps that read nothing but padding.
+    return tuple(max(pair) for pair in zip(size, extents, strict=True))
+
+
+def sees_half(case: FoldCase) -> bool:
+    """Whether a window sees half of an image of fixed size at once: then some of its taps read some positions alone."""
+    extents, _ = reach(case)
+    fixed = (dim for source in case.sources for dim in source.dims[2:] if dim is not None)
+    return 2 * max(extents, default=1) > min(fixed, default=math.inf)
 
 
 def further_sizes(
@@ -110,7 +127,7 @@ def further_sizes(
         for more in range(1, min(total_stride(case), MOST_REMAINDERS)):
             yield tuple(count + more * case.block for count in size)
     if case.mixes_without_window:  # where the kernels have one tap, `size` is 1
-        yield ordinary_size(extents, strides, budget)
+        yield ordinary_size(case, extents, strides, budget)
 
 
 def _small_size(extents: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:

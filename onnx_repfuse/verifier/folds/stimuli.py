@@ -29,6 +29,7 @@ from onnx_repfuse.verifier.folds.probe_sizes import (
     further_sizes,
     impulse_size,
     ordinary_size,
+    sees_half,
     sizes_of_remainders,
 )
 from onnx_repfuse.verifier.folds.size_rules import Rules, apply
@@ -107,7 +108,7 @@ def _probes(case: FoldCase, rng: np.random.Generator, of_weights: bool) -> Itera
     else:
         yield from _of_all_sizes(case, impulses, extents, strides, budget, rng)
     if case.bends:
-        inner = ordinary_size(extents, strides, budget // 3)
+        inner = ordinary_size(case, extents, strides, budget // 3)
         yield _wide_noise(inner, _WIDE_POSITIONS // math.prod(inner) + 1, rng)
 
 
@@ -118,9 +119,9 @@ def _of_fixed_sizes(case: FoldCase, budget: int, rng: np.random.Generator) -> It
     is_large = case.weights * positions > MAX_PRODUCTS or elements >= _MANY_ELEMENTS
     if is_large and positions >= _MANY_POSITIONS:
         # Where positions have weights, those of positions that hold zeros would not show.
-        weighs = case.weighs_positions and not case.bends
+        weighs = (case.weighs_positions or sees_half(case)) and not case.bends
         # In half precision no value is small enough beside the impulses, and normal; others hide weights of their own.
-        everywhere = weighs and not (case.float_format.is_half or case.weighs_elements)
+        everywhere = weighs and not (case.float_format.is_half or case.weighs_elements or sees_half(case))
         yield _halves(case, rng, everywhere=everywhere)
         if case.bends:
             yield _wide_noise((), 1, rng)
@@ -148,7 +149,7 @@ def _of_all_sizes(
     for size, rows in border:
         yield _noise("border", size, rows, rows > 1, rng)
     yield from impulses
-    inner = ordinary_size(extents, strides, budget // 3)
+    inner = ordinary_size(case, extents, strides, budget // 3)
     for size in sizes_of_remainders(case, [*(size for size, _ in border), inner]):
         yield _noise("border", size, 1, False, rng)
     yield _noise("noise", inner, 1, False, rng)

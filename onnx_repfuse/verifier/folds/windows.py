@@ -8,7 +8,7 @@ import onnx
 
 from onnx_repfuse.verifier.session import input_at
 
-__all__ = ["deepest_sum", "pads", "path", "window_of", "windows"]
+__all__ = ["deepest_sum", "pads", "pads_half", "path", "window_of", "windows"]
 
 
 def pads(node: onnx.NodeProto) -> bool:
@@ -19,6 +19,21 @@ def pads(node: onnx.NodeProto) -> bool:
     if "pads" in attributes and any(attributes["pads"].ints):
         return True
     return "auto_pad" in attributes and attributes["auto_pad"].s.startswith(b"SAME")
+
+
+def pads_half(model: onnx.ModelProto) -> bool:
+    """Whether all windows may have half of themselves in padding, on every side; a ConvTranspose fits any size."""
+    shapes = _stored_shapes(model)
+    for node in model.graph.node:
+        window = None if node.op_type == "ConvTranspose" else window_of(node, shapes)
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        if window is None or ("auto_pad" in attributes and attributes["auto_pad"].s.startswith(b"SAME")):
+            continue
+        extents = window[0] * 2
+        given = list(attributes["pads"].ints) if "pads" in attributes else [0] * len(extents)
+        if any(2 * pad + 2 < extent for pad, extent in zip(given, extents, strict=False)):
+            return False
+    return True
 
 
 def windows(model: onnx.ModelProto) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
