@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -277,6 +278,8 @@ def lift_einsum(context: Context, node: gs.Node) -> LinearOp | None:
     if weight.data_type not in FLOAT_FORMATS or 0 in weight.shape:
         return None
     axis, rank = product.layout
+    if axis == 1 and weight.data_type == onnx.TensorProto.DOUBLE:
+        return None  # ONNX Runtime has no Conv of doubles, as it has Einsums
     geometry = Geometry.dense(c_in, c_out) if axis == -1 else Geometry.conv(c_in, c_out, (1,) * rank)
     shape = geometry.weight_shape
     reads_rows = product.reads_rows

@@ -66,6 +66,8 @@ def equation_of(attrs: Attributes, ranks: Sequence[int | None]) -> Equation | No
     hidden = _hidden_axes(terms)
     if not arrow:
         right = _implied_result(left, hidden)
+        if right.lower() != right != right.upper():
+            return None  # of small letters and capitals, runtimes disagree which come first
     if hidden and "..." not in right:
         return None
     result = _labels(right, len(right.replace(".", "")) + hidden)
@@ -188,7 +190,13 @@ def _multiply_adds(scope: Scope, node: gs.Node) -> int | None:
     if equation is None or len(shapes) != 2:
         return 0
     sizes = equation.sizes(shapes)
-    return prod(max(size or 0 for size in found) for found in sizes.values())
+    return prod(_common_size(found) for found in sizes.values())
+
+
+def _common_size(sizes: set[int | None]) -> int:
+    """What sizes of one index broadcast to. One that is only assumed may be larger than that of a constant."""
+    known = [size or 0 for size in sizes]
+    return min((size for size in known if size > 1), default=min(known))
 
 
 def _assumed(scope: Scope, name: str) -> tuple[int, ...] | None:

@@ -7,6 +7,7 @@ import pytest
 
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.graph.operators.einsum import equation_of
+from onnx_repfuse.quiet_runtime import ort
 from tests.build import Net, check, counts
 
 
@@ -24,6 +25,23 @@ def test_a_matrix_along_axis_1_is_a_pointwise_convolution(
 ) -> None:
     net = Net(4)
     check(net.model(net.bn(product(net, "x", equation, *shape, first=first), 6)), {"Conv": 1})
+
+
+def test_runtimes_have_no_convolution_of_doubles() -> None:
+    """Nor may an Einsum become one: a factor goes into its matrix."""
+    net = Net(shape=("N", 4, "H", "W"), dtype=np.float64)
+    y = net.op("Mul", product(net, "x", "bchw,dc->bdhw", 6, 4), net.channel(6))
+    model = net.model(y)
+    result = fuse(model, options=Options(check=False))
+    assert counts(result.model) == {"Einsum": 1}
+    image = net.rng.standard_normal((2, 4, 3, 2))
+    outputs = [
+        ort.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, {"x": image}
+        )[0]
+        for one in (model, result.model)
+    ]
+    np.testing.assert_allclose(*outputs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -160,6 +178,15 @@ def test_a_factor_of_a_tensor_by_itself_stays() -> None:
     assert len(result.report.folds) == 1
 
 
+def test_multiply_adds_are_counted_with_the_sizes_of_the_constant() -> None:
+    """A size of the input that is not known is assumed, and may be no size that the constant fits."""
+    counted = []
+    for size in (8, "C"):
+        net = Net(shape=("N", size))
+        counted.append(fuse(net.model(product(net, "x", "nc,cd->dn", 8, 6))).report.before.macs)
+    assert counted[0] == counted[1] == 8 * 6
+
+
 def test_an_einsum_to_be_kept_stays() -> None:
     net = Net(4)
     model = net.model(net.bn(product(net, "x", "bchw,dc->bdhw", 6, 4), 6))
@@ -192,6 +219,7 @@ def test_equations(equation: str, ranks: tuple[int, ...], terms: str) -> None:
         ("...i->i", (3,)),
         ("i1->i", (2,)),
         ("", (2,)),
+        ("Ba", (2,)),  # without an arrow, of which some say that capitals come first
     ],
 )
 def test_what_is_no_equation_of_these_operands(equation: str, ranks: tuple[int, ...]) -> None:
