@@ -10,7 +10,7 @@ import pytest
 from onnx_repfuse.modelfile import peers
 from onnx_repfuse.pipeline import level
 
-# What we do not do, so that it must have been the other: of two Relus in a row, one.
+# What we do not do, so that it must have been the other: of two ThresholdedRelus in a row, one.
 _HEAD = """
 import os, sys, time
 import onnx
@@ -18,7 +18,7 @@ __version__ = "v1.2.3"
 
 def join_relus(model, most=100):
     print("a line on standard output")
-    relus = [node for node in model.graph.node if node.op_type == "Relu"]
+    relus = [node for node in model.graph.node if node.op_type == "ThresholdedRelu"]
     for first, second in list(zip(relus, relus[1:]))[::-1][:most]:
         if list(second.input) == list(first.output):
             first.output[0] = second.output[0]

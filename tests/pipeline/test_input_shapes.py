@@ -96,9 +96,9 @@ def outside(model, folder):
 
 
 def hard_swish():
-    """Two Relus, and a decomposed HardSwish, which opset 11 has no operator for, between two Convs."""
+    """Two ThresholdedRelus, and a decomposed HardSwish, which opset 11 has no operator for, between two Convs."""
     made = Net(4, opset=11)
-    wide = made.conv_bn(made.op("Relu", made.op("Relu", "x")), 4, 64, 3)
+    wide = made.conv_bn(made.op("ThresholdedRelu", made.op("ThresholdedRelu", "x")), 4, 64, 3)
     three, zero, six = (made.const(np.array(number)) for number in (3.0, 0.0, 6.0))
     gate = made.op("Div", made.op("Clip", made.op("Add", wide, three), zero, six), six)
     return made.model(made.conv_bn(made.op("Mul", wide, gate), 64, 6, 3))

@@ -22,9 +22,9 @@ _GOOD = "return join_relus(model)"
 
 
 def _model(*, ir_version: int | None = None) -> onnx.ModelProto:
-    """Relu, Relu, Conv, BatchNormalization."""
+    """ThresholdedRelu, ThresholdedRelu, Conv, BatchNormalization."""
     net = Net(4, shape=("N", 4, 16, 16))
-    model = net.model(net.conv_bn(net.op("Relu", net.op("Relu", "x")), 4, 4, 3))
+    model = net.model(net.conv_bn(net.op("ThresholdedRelu", net.op("ThresholdedRelu", "x")), 4, 4, 3))
     model.producer_name = "somebody"
     model.metadata_props.add(key="author", value="somebody")
     if ir_version is not None:
@@ -41,7 +41,7 @@ def test_both_gains_are_reported_and_all_is_proved_against_the_original(install:
     install(onnxslim=_GOOD)
     model = _model()
     result = fuse(model, options=SLIM)
-    assert counts(result.model) == {"Relu": 1, "Conv": 1}
+    assert counts(result.model) == {"ThresholdedRelu": 1, "Conv": 1}
     assert equal(model, result.model) > 0
     used = _only(result.report)
     assert (used.peer, used.version, used.used, used.message) == ("onnxslim", "1.2.3", True, "")
@@ -126,7 +126,7 @@ def test_what_could_not_be_proved_is_not_tried(install: Install) -> None:
 
 def test_what_it_does_in_a_branch_that_no_input_reaches_is_compared(install: Install) -> None:
     net = Net(4, shape=("N", 4, 8, 8))
-    y = net.op("Relu", net.op("Relu", "x"))
+    y = net.op("ThresholdedRelu", net.op("ThresholdedRelu", "x"))
     empty = [onnx.helper.make_empty_tensor_value_info("inner")]
     left, right = (
         onnx.helper.make_graph([onnx.helper.make_node(op, [y], ["inner"])], "body", [], empty)
@@ -162,7 +162,7 @@ def test_level_2_simplifies_and_what_is_named_wins(install: Install) -> None:
     install(onnxslim=_GOOD, onnxsim="return join_relus(model), True")
     model = _model()
     result = fuse(model, options=Options(level=2))
-    assert counts(result.model) == {"Relu": 1, "Conv": 1}
+    assert counts(result.model) == {"ThresholdedRelu": 1, "Conv": 1}
     again = fuse(result.model, options=Options(level=2))
     assert again.report.verification.unchanged
     assert again.model == result.model
@@ -186,10 +186,10 @@ _LATER = {
 def test_a_second_run_finds_nothing(install: Install, slim: str, sim: str) -> None:
     install(onnxslim=f"return {_LATER[slim]}", onnxsim=f"return ({_LATER[sim]}), True")
     net = Net(4, shape=("N", 4, 16, 16))
-    y = net.op("Relu", net.op("Relu", net.op("Relu", "x")))
+    y = net.op("ThresholdedRelu", net.op("ThresholdedRelu", net.op("ThresholdedRelu", "x")))
     model = net.model(net.conv_bn(y, 4, 4, 3))
     first = fuse(model, options=Options(level=2))
-    assert counts(first.model) == {"Relu": 1, "Conv": 1}
+    assert counts(first.model) == {"ThresholdedRelu": 1, "Conv": 1}
     assert equal(model, first.model) > 0
     assert len(first.report.verification.folds) == len(first.report.folds) == 1
     if slim == "one a time":
@@ -205,12 +205,12 @@ def test_rounds_are_bounded_and_one_that_is_not_proved_is_left_out(
     net = Net(4, shape=("N", 4, 16, 16))
     y = "x"
     for _ in range(8):
-        y = net.op("Relu", y)
+        y = net.op("ThresholdedRelu", y)
     model = net.model(net.conv_bn(y, 4, 4, 3))
     install(onnxslim="return join_relus(model, most=1)")
     first = fuse(model, options=SLIM)
     assert [one.used for one in first.report.simplified] == [True] * level.MAX_ROUNDS
-    assert counts(first.model) == {"Relu": 8 - level.MAX_ROUNDS, "Conv": 1}
+    assert counts(first.model) == {"ThresholdedRelu": 8 - level.MAX_ROUNDS, "Conv": 1}
     onnx.save(model, tmp_path / "m.onnx")
     assert main([str(tmp_path / "m.onnx"), "-o", str(tmp_path / "o.onnx"), "--simplify"]) == 0
     text = capsys.readouterr().out
@@ -221,7 +221,7 @@ def test_rounds_are_bounded_and_one_that_is_not_proved_is_left_out(
     install(onnxslim=wrong + "return join_relus(model, most=1)")
     kept = fuse(model, options=SLIM)
     assert [one.used for one in kept.report.simplified] == [True]
-    assert counts(kept.model) == {"Relu": 7, "Conv": 1}
+    assert counts(kept.model) == {"ThresholdedRelu": 7, "Conv": 1}
 
 
 _NEGATED = """
@@ -250,7 +250,7 @@ return join_relus(model)
 def test_a_fused_pattern_is_not_broken(install: Install, breaking: str) -> None:
     """The runtime no longer finds GELU: the result without it is faster, though it has more nodes."""
     net = Net(4, shape=("N", 4, "H", "W"))
-    y = net.conv(net.op("Relu", net.op("Relu", "x")), 4, 4, 1)
+    y = net.conv(net.op("ThresholdedRelu", net.op("ThresholdedRelu", "x")), 4, 4, 1)
     erf = net.op("Erf", net.op("Div", y, net.const(2.0**0.5)))
     gelu = net.op("Mul", net.op("Mul", y, net.op("Add", erf, net.const(1.0))), net.const(0.5))
     model = net.model(net.conv(gelu, 4, 4, 3))
@@ -293,7 +293,9 @@ def test_old_files_stay_valid(install: Install) -> None:
     """Below IR version 4, every initializer is a graph input, too; such files have weights that are inputs."""
     install(onnxslim=_GOOD)
     net = Net(4)
-    model = net.model(net.op("MaxPool", net.op("Relu", net.op("Relu", "x")), kernel_shape=[2, 2]))
+    model = net.model(
+        net.op("MaxPool", net.op("ThresholdedRelu", net.op("ThresholdedRelu", "x")), kernel_shape=[2, 2])
+    )
     model.ir_version = 3
     result = fuse(model, options=SLIM)
     assert _only(result.report).used
