@@ -500,14 +500,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", type=Path, help="a folder for the regions that have gaps")
     arguments = parser.parse_args()
-    tally, start = Tally(), time.perf_counter()
-    for label, region in regions_of_files(arguments.folders):
-        _report(examine(region, tally, label), label, tally, arguments.save)
-    of_files = tally.regions
-    for label, region in random_regions(arguments.random, arguments.seed):
-        if tally.regions - of_files >= arguments.random:
-            break
-        _report(examine(region, tally, label), label, tally, arguments.save)
+    tally, start, of_files = Tally(), time.perf_counter(), 0
+    try:
+        for label, region in regions_of_files(arguments.folders):
+            _report(examine(region, tally, label), label, tally, arguments.save)
+            of_files = tally.regions
+        for label, region in random_regions(arguments.random, arguments.seed):
+            if tally.regions - of_files >= arguments.random:
+                break
+            _report(examine(region, tally, label), label, tally, arguments.save)
+    except KeyboardInterrupt:  # it takes hours, and may be ended at any time
+        print("ended early")
     print(
         f"{of_files} regions of files, {tally.regions - of_files} of random graphs, {tally.states} states, "
         f"{tally.cut} searches cut short, {len(tally.gaps)} gaps, {time.perf_counter() - start:.0f} s"
