@@ -240,7 +240,7 @@ def _fold(
     # what earlier folds created and this one absorbs is neither in the file before nor in the file after
     between = sum(macs for node, macs in selection.macs.items() if node in plan.creator)
     fold = PlannedFold(
-        _outputs(plan, selection, earlier, renamed_from),
+        _outputs(selection, earlier, renamed_from),
         [],
         nodes,
         selection.roles,
@@ -251,9 +251,7 @@ def _fold(
     return joined_fold(plan, fold, selection.nodes, earlier)
 
 
-def _outputs(
-    plan: ScopePlan, selection: Selection, earlier: Iterable[PlannedFold], renamed_from: str
-) -> tuple[str, ...]:
+def _outputs(selection: Selection, earlier: Iterable[PlannedFold], renamed_from: str) -> tuple[str, ...]:
     """The selection's output; those of the earlier fold that created it, if it is a tensor inside that fold.
 
     Args:
@@ -262,7 +260,7 @@ def _outputs(
     for fold in earlier:
         if renamed_from in fold.outputs:
             return tuple(selection.output if name == renamed_from else name for name in fold.outputs)
-        outside = outputs_around(plan, selection.output, [fold])
+        outside = outputs_around(selection.output, [fold])
         if outside:
             return outside
     return (selection.output,)

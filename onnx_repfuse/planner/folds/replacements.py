@@ -93,6 +93,7 @@ def add_fold(
     absorbed: Sequence[gs.Node],
     created: list[gs.Node],
     macs: tuple[int, int] = (0, 0),
+    by_itself: bool = False,
 ) -> PlannedFold:
     """Note a fold, joined with the earlier ones it builds upon.
 
@@ -103,10 +104,11 @@ def add_fold(
         absorbed: the nodes that it stands for.
         created: the nodes that compute the same.
         macs: multiply-adds before and after.
+        by_itself: the output is compared by itself, as a part of a Split that a fold wrote again and did not change.
     """
     earlier = folds_below(plan, absorbed)
-    outputs = outputs_around(plan, output, earlier) or (output,)
-    fold = PlannedFold(outputs, [], created, frozenset(kinds), *macs)
+    outputs = () if by_itself else outputs_around(output, earlier)
+    fold = PlannedFold(outputs or (output,), [], created, frozenset(kinds), *macs)
     plan.add(joined_fold(plan, fold, absorbed, earlier), earlier)
     return fold
 
@@ -153,12 +155,9 @@ def joined_fold(
     return fold
 
 
-def outputs_around(plan: ScopePlan, name: str, earlier: Sequence[PlannedFold]) -> tuple[str, ...]:
-    """The outputs of the fold that created a tensor for itself; () if none did, or it is what another one computes.
-
-    A tensor of the file is to be compared by itself: a Split that a fold wrote again has parts that it did not change.
-    """
-    if plan.is_of_file(name) or any(name in fold.outputs for fold in earlier):
+def outputs_around(name: str, earlier: Sequence[PlannedFold]) -> tuple[str, ...]:
+    """The outputs of the fold that created a tensor for itself; () if none did, or it is what another one computes."""
+    if any(name in fold.outputs for fold in earlier):
         return ()
     for fold in earlier:
         created = {tensor.name for node in fold.created for tensor in node.outputs}

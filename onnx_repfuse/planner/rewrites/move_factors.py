@@ -117,7 +117,7 @@ class _Rewriting:
         for other in step.others:
             name = str(other.outputs[0].name)
             if self.plan.is_of_file(name):
-                add_fold(self.plan, name, {_role(self.path)}, [other], [self._maker(name)])
+                add_fold(self.plan, name, {_role(self.path)}, [other], [self._maker(name)], by_itself=True)
 
     def _note_other_parts(self, step: Step) -> None:
         """The outputs of a Split that the factor does not scale are computed otherwise, too: a fold each.
@@ -132,7 +132,14 @@ class _Rewriting:
         for number, tensor in enumerate(step.node.outputs):
             is_other = number != step.output and self.plan.is_of_file(tensor.name)
             if is_other and self.scope.is_used(tensor.name):
-                add_fold(self.plan, tensor.name, {_role(self.path)}, [step.node], [self._maker(tensor.name)])
+                add_fold(
+                    self.plan,
+                    tensor.name,
+                    {_role(self.path)},
+                    [step.node],
+                    [self._maker(tensor.name)],
+                    by_itself=True,
+                )
 
     def _maker(self, name: str) -> gs.Node:
         """The new node that computes a tensor."""
