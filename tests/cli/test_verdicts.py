@@ -140,7 +140,8 @@ def test_the_worst_verdict_is_the_wholes() -> None:
 def test_the_text_says_how_many_folds_were_proved(capsys: pytest.CaptureFixture[str]) -> None:
     net = Net(4)
     y = net.op("Relu", net.conv_bn("x", 4, 4, 3))
-    y = net.op("Relu", net.op("Add", net.op("Exp", net.conv_bn(y, 4, 4, 1)), net.const(np.zeros((4, 1, 1)))))
+    y = net.op("Add", net.op("Exp", net.conv_bn(y, 4, 4, 1)), net.const(np.zeros((4, 1, 1))))
+    y = net.op("Sigmoid", y)
     onnx.save(net.model(y), "m.onnx")
     assert main(["m.onnx", "-o", "o.onnx"]) == 0
     text = capsys.readouterr().out

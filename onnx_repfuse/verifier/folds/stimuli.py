@@ -45,6 +45,7 @@ _MANY_POSITIONS = 64  # of an image whose size is fixed: one of noise shows as m
 _MANY_ELEMENTS = 1 << 18
 _WIDE = 16.0  # times as large as the rest, of operators that bend
 _WIDE_POSITIONS = 16  # of each channel at least, with such noise: each is above and below what bends there
+_LEAST = 0.125  # magnitude of a value of noise
 _SMALL = 128.0  # times as large as all small channels together is a block of channels
 
 
@@ -155,6 +156,12 @@ def _of_all_sizes(
     yield _noise("noise", inner, 1, False, rng)
 
 
+def _signal(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Normal values, moved away from 0: what a weight makes of a smaller one would not show beside the rounding."""
+    data = np.asarray(rng.standard_normal(shape))
+    return data + np.copysign(_LEAST, data)
+
+
 def _halves(case: FoldCase, rng: np.random.Generator, *, everywhere: bool) -> _Probe:
     """One row of which the first half of the positions and the last eighth hold noise, the others impulses.
 
@@ -165,7 +172,7 @@ def _halves(case: FoldCase, rng: np.random.Generator, *, everywhere: bool) -> _P
     block, amplitude = _impulse(case)
 
     def fill(source: Source, shape: tuple[int, ...]) -> Array:
-        data = rng.standard_normal(shape)
+        data = _signal(shape, rng)
         if source.has_channels:
             by_position = np.moveaxis(data, source.channel, -1)  # a view, (N, *space, C)
             positions = math.prod(by_position.shape[1:-1])
@@ -200,7 +207,7 @@ def _noise(
     kind: str, size: tuple[int, ...], rows: int, zeros_first: bool, rng: np.random.Generator
 ) -> _Probe:
     def fill(source: Source, shape: tuple[int, ...]) -> Array:
-        data = np.asarray(rng.standard_normal(shape))
+        data = _signal(shape, rng)
         if zeros_first and len(shape) > 1:
             data[0] = 0
         return data.astype(source.dtype)
