@@ -152,11 +152,12 @@ def make_plan(
             document.release()
         for scope in scopes:
             _plan_scope(plan, scope, options, banned)
-        writers: set[FoldKey] = set()  # folds that write an operator to be avoided
+        unwanted: set[FoldKey] = set()  # folds that write an operator to be avoided, or that come and go
         for planned in plan.scopes:
-            writers.update((planned.scope.key, name) for name in creators_of_avoided(planned, options.avoid))
-        if not writers <= banned:  # fewer folds, so that this ends
-            return make_plan(document, options, writers | banned, scanned)
+            outputs = planned.endless.union(creators_of_avoided(planned, options.avoid))
+            unwanted.update((planned.scope.key, name) for name in outputs)
+        if not unwanted <= banned:  # fewer folds, so that this ends
+            return make_plan(document, options, unwanted | banned, scanned)
         forget_unread_captures(scopes)
         if plan.flushing is not None:
             plan.flushing.flush_created()

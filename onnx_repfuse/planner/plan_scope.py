@@ -329,7 +329,9 @@ class _Planning:
 
     def may_not_grow(self, one: Selection) -> bool:
         """Whether a fold would get too large to prove, or was written so often that this would not end."""
-        return reads_too_many(self.plan, one) or self.written[one.output] >= MAX_WRITINGS
+        if self.written[one.output] >= MAX_WRITINGS:
+            self.plan.endless.add(one.output)
+        return one.output in self.plan.endless or reads_too_many(self.plan, one)
 
     def why_refused(self, cover: Cover, one: Selection, *, is_banned: bool) -> str:
         """Why a way to compute a tensor must not be taken: a clause, or ''; what the user is told of is noted."""

@@ -92,6 +92,7 @@ class ScopePlan:
         creator: id() of a node that came -> its fold.
         refused: ways to compute a tensor that were found to be no good, and why, in a clause.
         shaped: tensors that stay because their shape is asked for.
+        endless: outputs that were written again and again, as sizes contradict each other: plan once more without.
         sides: id() of a fold -> the nodes of its proof, before and after, as far as they were asked for.
     """
 
@@ -106,6 +107,7 @@ class ScopePlan:
     notes: list[str] = field(default_factory=list)
     refused: dict[tuple[str, Way], str] = field(default_factory=dict)
     shaped: frozenset[str] = frozenset()
+    endless: set[str] = field(default_factory=set)
     sides: dict[int, tuple[Sequence[onnx.NodeProto], Sequence[onnx.NodeProto]]] = field(default_factory=dict)
 
     def add(self, fold: PlannedFold, joined: Iterable[PlannedFold] = ()) -> None:

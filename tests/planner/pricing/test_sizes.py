@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx
 import pytest
 from onnx import helper
@@ -43,6 +44,21 @@ def test_unknown_or_contradictory_sizes_do_not_rewrite_nodes_for_ever(
     assert not first.report.notes
     again = onnx_repfuse.plan(first.model)
     assert not again.folds
+
+
+@pytest.mark.parametrize("op", ["ReduceMean", "ReduceSum"])
+def test_what_contradictory_sizes_would_move_there_and_back_stays(op: str) -> None:
+    """The product tells the size of an axis that the input does not: in front of it, all is priced by another size."""
+    net = Net(4, opset=17, shape=(1, 4, 8, "K"))
+    y = net.op("Mul", "x", net.random(4, 1, 1))
+    if op == "ReduceMean":
+        y = net.op("ReduceMean", y, axes=[-2], keepdims=0)
+    else:
+        y = net.op("ReduceSum", y, net.const(np.array([-2])), keepdims=0)
+    model = net.model(net.op("MatMul", y, net.random(4, 5)))
+    result = onnx_repfuse.fuse(model, options=Options(check=False))
+    assert not result.report.folds
+    assert result.model == model
 
 
 def test_a_known_size_is_used_where_others_are_unknown() -> None:
