@@ -66,7 +66,7 @@ def may_be_absorbed(cover: Cover, name: str) -> bool:
     if not 1 <= len(consumers) <= MAX_CONSUMERS or len(cover.lifts[name].node.outputs) != 1:
         return False
     is_factor = all(isinstance(term.kernel, Vector) for term in cover.lifts[name].terms)
-    if cover.entries[name].node.macs and not is_factor:
+    if cover.entries[name].node.macs and not is_factor and not _is_read_by_branches(cover, name):
         return False  # absorbed by each consumer, a convolution would be computed several times
     return all(_is_linear_in(cover, consumer, name) for consumer in consumers)
 
@@ -78,6 +78,12 @@ def _is_linear_in(cover: Cover, consumer: gs.Node, name: str) -> bool:
     if not lifted or not all(any(operand.name == name for operand in op.operands) for op in lifted):
         return False
     return all(output in cover.lifts for output in outputs if cover.context.scope.is_used(output))
+
+
+def _is_read_by_branches(cover: Cover, name: str) -> bool:
+    """Whether several nodes of one region, and no others, read a tensor."""
+    consumers = {id(consumer) for consumer in cover.context.scope.consumers[name]}  # x + x reads x twice
+    return len(consumers) > 1 and len(_roots_of_consumers(cover, name)) == 1
 
 
 def _roots_of_consumers(cover: Cover, name: str) -> list[str]:

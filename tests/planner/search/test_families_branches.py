@@ -44,6 +44,18 @@ def test_depthwise_then_pointwise_stays() -> None:
     check(net.model(net.conv(net.conv("x", 8, 8, 3, group=8), 8, 8, 1)), None, Reason.COST)
 
 
+@pytest.mark.parametrize("group", [1, 8])
+@pytest.mark.parametrize("first", [1, 8])
+def test_branches_of_one_conv_take_it_in_together(group: int, first: int) -> None:
+    net = Net(8)
+    shared = net.conv("x", 8, 8, 3, group=first)
+    branches = [net.conv(shared, 8, 8, 1, group=group), net.conv(shared, 8, 8, 1, group=group)]
+    if group == 1 and first == 8:  # more multiply-adds than depthwise and pointwise
+        check(net.model(net.add(*branches)), {"Conv": 2})
+    else:
+        check(net.model(net.add(*branches)), {"Conv": 1})
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("width", [1, 2])
 def test_repvgg(stride: int, width: int) -> None:
