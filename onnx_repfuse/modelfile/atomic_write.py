@@ -137,8 +137,8 @@ class Staging:
         self._stack.close()
         if isinstance(error, OSError):
             raise OutputError(f"cannot write {quoted(self.target)}: {error.strerror or error}") from error
-        # Python's own message for a path with a NUL; any other ValueError is a fault of ours.
-        if isinstance(error, ValueError) and "null byte" in str(error):
+        # What Python raises for a path with a NUL, in words that differ; any other ValueError is a fault of ours.
+        if isinstance(error, ValueError) and "\0" in str(self.target):
             raise OutputError(f"cannot write {quoted(self.target)}: a NUL in its name") from error
 
     def lock(self) -> AbstractContextManager[None]:
