@@ -104,7 +104,7 @@ class Flushing:
         """Between rounds: let planning see which channels and biases that folds made become zero; whether any did.
 
         A dead channel leaves both convolutions, and a bias of zeros goes through padding, as they would in a second run
-        that reads zeros. Kernels are not computed for that.
+        that reads zeros. The kernels of folds are not computed for that; what nodes of the file compute is.
         """
         self._gains = None
         written = False
@@ -112,7 +112,10 @@ class Flushing:
             uses = self._uses(name) if const.data_type in TINY else []
             if not uses:
                 continue
-            seen = self._with_zero_channels(name, const) or self._with_zero_bias(name, const, uses)
+            if const.inner:
+                seen = self._evaluated_with_zeros(name, const)
+            else:
+                seen = self._with_zero_channels(name, const) or self._with_zero_bias(name, const, uses)
             if seen is not None:
                 self.scope.created[name] = self.scope.constants[name] = seen
                 written = True
@@ -120,6 +123,19 @@ class Flushing:
 
     def _limit(self, data_type: int) -> float:
         return TINY[data_type] if self.is_deep else FLOAT_FORMATS[data_type].smallest_normal
+
+    def _evaluated_with_zeros(self, name: str, const: Const) -> Const | None:
+        """What nodes compute from constants alone with zeros for what is too small; None if nothing is."""
+        values = None if name in self.flushed or self.scanned.get(name) is not None else const.computed()
+        if values is None:
+            return None
+        self.scanned[name] = least_magnitude(values, TINY[const.data_type])
+        small = self._small(name, values)
+        if small is None:
+            return None
+        self._planned[name] = self.flushed[name]
+        read = partial(zeroed, const, np.packbits(small))
+        return Const(const.shape, const.data_type, read, inner=const.inner)
 
     def _with_zero_channels(self, name: str, const: Const) -> Const | None:
         """A weight with zeros for the channels that are too small as a whole; None if it has none."""

@@ -73,8 +73,7 @@ class ZeroChannels:
         return self.masks[id(const)][1:]
 
     def _found(self, const: Const, *, transposed: bool) -> tuple[Mask, Mask]:
-        # What nodes compute is not looked at: that would compute every kernel of the network while planning.
-        if const.inner or const.least > 0:
+        if const.least > 0:
             return np.zeros(const.shape[transposed], np.bool_), np.zeros(
                 const.shape[not transposed], np.bool_
             )

@@ -476,6 +476,18 @@ def test_channels_that_folding_makes_small_leave_in_the_same_run() -> None:
     assert np.abs(before - after).max() < 1e-5 * np.abs(before).max()
 
 
+@pytest.mark.parametrize("op", ["Identity", "Mul"])
+def test_channels_of_an_evaluated_weight_that_are_small_leave_in_the_same_run(op: str) -> None:
+    net = Net(8)
+    stored = net.const(_weight((32, 8, 3, 3), 0, dict.fromkeys(range(16), TINY)))
+    weight = net.op(op, stored, net.const(np.full((8, 1, 1), 1.5))) if op == "Mul" else net.op(op, stored)
+    conv = net.op("Conv", "x", weight, pads=[1] * 4)
+    result = fuse(net.model(net.conv(net.op("Relu", conv), 32, 8, 3)))
+    assert [change.kind for change in result.report.changes] == [Kind.FLUSH]
+    assert result.report.after.macs == result.report.before.macs // 2
+    assert fuse(result.model).model.SerializeToString() == result.model.SerializeToString()
+
+
 def test_a_bias_that_folding_makes_small_goes_through_padding_in_the_same_run() -> None:
     net = Net(4)
     first = net.op("Conv", "x", net.random(8, 4, 1, 1), net.const(np.full(8, 1e-20)))

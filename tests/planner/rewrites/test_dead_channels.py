@@ -60,6 +60,18 @@ ACTIVATIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("made", ["Identity w0", "Transpose w0", "Mul w0 mask"])
+def test_weights_that_nodes_compute_of_constants_are_looked_at_in_the_first_run(made: str) -> None:
+    op, inputs = made.split(" ", 1)
+    first = _zeroed((C, 3, 3, 3))
+    stored = {"Identity": first, "Transpose": first.transpose(), "Mul": random(C, 3, 3, 3)}[op]
+    weights: Weights = {"w0": stored, "mask": (first != 0).astype(np.float32)}
+    chain = _chain([node("Relu", "a", "r")], weights)
+    del chain.graph.initializer[[tensor.name for tensor in chain.graph.initializer].index("w")]
+    chain.graph.node.insert(0, node(op, inputs, "w"))
+    assert _channels(chain) == C - len(ZERO)
+
+
 @pytest.mark.parametrize("op", ACTIVATIONS)
 @pytest.mark.parametrize("value", [-4.0, -0.5, -0.0, 0.0, 0.5])
 def test_a_constant_channel_goes_iff_the_activation_makes_it_zero(op: str, value: float) -> None:
