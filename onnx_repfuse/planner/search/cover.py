@@ -258,7 +258,7 @@ class Cover:
         return not is_again and self.is_allowed(_roles_of_one(candidate, lowered))
 
     def is_refused(self, output: str, candidate: Candidate) -> bool:
-        """Whether this way to compute a tensor was found to be dearer at some size."""
+        """Whether this way to compute a tensor was found to be more expensive at some size."""
         return bool(self.refused) and (output, way_of(candidate)) in self.refused
 
     def roles_of(self, lifted: LinearOp, candidate: Candidate) -> frozenset[Kind]:
