@@ -74,11 +74,16 @@ def holds_a_position(pool: gs.Node, kernel: Sequence[int], pads: Sequence[int]) 
         kernel: taps per spatial axis.
         pads: all begins, then all ends.
     """
-    if not any(pads):
+    rounds_up = bool(pool.attrs.get("ceil_mode", 0))
+    if not any(pads) and not rounds_up:
         return True
     if max(per_axis(pool.attrs, "dilations", len(kernel))) > 1:
         return False
-    return all(amount < taps for amount, taps in zip(pads, (*kernel, *kernel), strict=True))
+    # The window that ceil_mode adds begins up to a stride behind the last one that fits.
+    late = per_axis(pool.attrs, "strides", len(kernel)) if rounds_up else (1,) * len(kernel)
+    begins, ends = pads[: len(kernel)], pads[len(kernel) :]
+    axes = zip(begins, ends, late, kernel, strict=True)
+    return all(begin < taps and end + more <= taps for begin, end, more, taps in axes)
 
 
 def any_window(scope: Scope, node: gs.Node, *, rounds_up: bool = False) -> Window | None:

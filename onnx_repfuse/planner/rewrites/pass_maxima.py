@@ -235,9 +235,7 @@ def _is_from_zero(scope: Scope, clip: gs.Node) -> bool:
 
 def _has_real_taps(context: Context, pool: gs.Node) -> bool:
     """Whether every window holds a position of the input: what a window of padding alone gives is no maximum."""
-    if pool.attrs.get("ceil_mode", 0) or len(pool.outputs) != 1:
-        return False
-    window = any_window(context.scope, pool)
+    window = any_window(context.scope, pool, rounds_up=True)
     return window is not None and holds_a_position(pool, window.kernel, window.pads)
 
 

@@ -44,7 +44,14 @@ ACTIVATIONS: dict[str, Callable[[Net, str], str]] = {
 
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize(
-    "pool", [{}, {"kernel_shape": [2, 2], "pads": [0] * 4}, {"dilations": [2, 2], "pads": [0] * 4}]
+    "pool",
+    [
+        {},
+        {"kernel_shape": [2, 2], "pads": [0] * 4},
+        {"dilations": [2, 2], "pads": [0] * 4},
+        {"ceil_mode": 1},
+        {"ceil_mode": 1, "pads": [0] * 4},
+    ],
 )
 def test_norm_before_a_max_pool_before_a_convolution(pool: dict[str, Any], kernel: int) -> None:
     net = Net(4)
@@ -55,9 +62,10 @@ def test_norm_before_a_max_pool_before_a_convolution(pool: dict[str, Any], kerne
     assert {fold.kind for fold in result.report.folds} == {Kind.COMMUTE}
 
 
-def test_norm_behind_a_max_pool_behind_a_convolution() -> None:
+@pytest.mark.parametrize("ceil_mode", [0, 1])
+def test_norm_behind_a_max_pool_behind_a_convolution(ceil_mode: int) -> None:
     net = Net(4)
-    y = positive_bn(net, max_pool(net, net.conv("x", 4, 4, 3)))
+    y = positive_bn(net, max_pool(net, net.conv("x", 4, 4, 3), ceil_mode=ceil_mode))
     check(net.model(net.op("Relu", y)), {"Conv": 1, "MaxPool": 1, "Relu": 1}, largest=8)
 
 
@@ -107,7 +115,13 @@ TRAPS: dict[str, Callable[[Net, str], str]] = {
     "hard swish": lambda net, x: net.op("HardSwish", x),
     "clip to 6": lambda net, x: net.op("Clip", x, net.const(0.0), net.const(6.0)),
     "clip from 1": lambda net, x: net.op("Clip", x, net.const(1.0)),
-    "rounds up": lambda net, x: max_pool(net, x, ceil_mode=1),
+    "rounds up into padding": lambda net, x: max_pool(
+        net, x, ceil_mode=1, kernel_shape=[2, 2], pads=[0, 0, 1, 1]
+    ),
+    "rounds up past a stride": lambda net, x: max_pool(
+        net, x, ceil_mode=1, kernel_shape=[1, 1], pads=[0] * 4
+    ),
+    "rounds up dilated": lambda net, x: max_pool(net, x, ceil_mode=1, dilations=[2, 2], pads=[0] * 4),
     "windows of padding": lambda net, x: max_pool(net, x, dilations=[2, 2]),
     "average of others": lambda net, x: net.op("LpPool", x, kernel_shape=[2, 2]),
 }
