@@ -104,7 +104,8 @@ def _not_per_channel(context: Context, node: gs.Node) -> Declined | None:
         # Exporters compute the mean and variance that no running statistics give. Then eval mode changes nothing.
         are_computed = all(tensor.name in context.scope.producer for tensor in node.inputs[3:5])
         return Declined(Reason.BATCH_STATISTICS if are_computed else Reason.TRAINING)
-    if opset < 9 and not node.attrs.get("spatial", 1):
+    is_per_position = opset < 9 and not node.attrs.get("spatial", 1)
+    if is_per_position and context.rank(node.inputs[0].name) != 2:  # (N, C) has no positions
         return Declined(Reason.SPATIAL)
     return None
 

@@ -304,6 +304,16 @@ def test_statistics_per_position() -> None:
     assert Reason.SPATIAL in {r.reason for r in report.refusals}
 
 
+def test_statistics_per_position_of_a_matrix() -> None:
+    """MXNet's exporter writes spatial=0 everywhere; (N, C) has no positions."""
+    net = Net(shape=("N", 8), opset=8)
+    y = net.op("Gemm", "x", net.random(6, 8), net.random(6), transB=1)
+    check(
+        net.model(net.op("Tanh", net.op("BatchNormalization", y, *net.statistics(6), spatial=0))),
+        {"Gemm": 1, "Tanh": 1},
+    )
+
+
 def test_a_convolution_of_one_value_per_channel() -> None:
     net = Net(4)
     out = net.op("Conv", net.op("Relu", "x"), net.const(np.ones((4, 1, 1, 1))), group=4)
