@@ -24,7 +24,7 @@ from onnx_repfuse.graph import windows
 from onnx_repfuse.graph.constant_folding import why_not_constant
 from onnx_repfuse.graph.operators.conv_matmul import is_one_matrix
 from onnx_repfuse.graph.operators.einsum import product_by_matrix
-from onnx_repfuse.graph.operators.facts import auto_pad
+from onnx_repfuse.graph.operators.facts import auto_pad, per_axis
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, node_name, optional_input
 from onnx_repfuse.lift.linear_op import (
     Context,
@@ -47,6 +47,8 @@ __all__ = [
     "lift_matmul",
     "resolve_pads",
 ]
+
+ODD_PADS_SINCE = 11  # the opset from which the standard says where a ConvTranspose leaves out an odd position
 
 
 def _parameter(context: Context, name: str) -> Const | Declined | None:
@@ -179,16 +181,16 @@ def lift_conv(context: Context, node: gs.Node) -> LinearOp | Declined | None:
 
 
 def lift_conv_transpose(context: Context, node: gs.Node) -> LinearOp | Declined | None:
-    """ConvTranspose with a constant weight and explicit pads."""
+    """ConvTranspose with a constant weight."""
     weight = _weight(context, node)
     if not isinstance(weight, Const):
         return weight
     kernel = _kernel_size(node, weight)
     if kernel is None:
         return None
-    declined = _pads_of_transposed_unknown(node)
-    if declined is not None:
-        return declined
+    pads = _pads_of_transposed(context, node, kernel)
+    if isinstance(pads, Declined):
+        return pads
     groups = node.attrs.get("group", 1)  # the weight is (c_in, c_out / groups, *kernel)
     try:
         geometry = Geometry.conv_transpose(
@@ -198,7 +200,7 @@ def lift_conv_transpose(context: Context, node: gs.Node) -> LinearOp | Declined 
             groups=groups,
             strides=_axis_attribute(node, "strides"),
             dilations=_axis_attribute(node, "dilations"),
-            pads=None if node.attrs.get("auto_pad") == "VALID" else _axis_attribute(node, "pads"),
+            pads=pads,
             output_padding=_axis_attribute(node, "output_padding"),
         )
     except ValueError as error:
@@ -215,15 +217,54 @@ def lift_conv_transpose(context: Context, node: gs.Node) -> LinearOp | Declined 
     return _with_bias(context, node, _kernel(mirrored or geometry, weight, view), Kind.TRANSPOSE)
 
 
-def _pads_of_transposed_unknown(node: gs.Node) -> Declined | None:
-    """Why the pads of a ConvTranspose are not those of its attribute, if they are not."""
+def _pads_of_transposed(
+    context: Context, node: gs.Node, kernel: tuple[int, ...]
+) -> tuple[int, ...] | Declined | None:
+    """The pads of a ConvTranspose, all begins, then all ends; None where there are none.
+
+    They are as many as its `output_shape` demands, or as `auto_pad` SAME does: stride times the input's size.
+    """
     mode = auto_pad(node.attrs)
-    # With these, the pads follow from the input's size, which is usually not known.
-    if node.attrs.get("output_shape") or mode not in ("NOTSET", "VALID"):
-        return Declined(Reason.UNSUPPORTED, "ConvTranspose with output_shape or auto_pad=SAME is not handled")
-    if mode == "VALID" and any(node.attrs.get("pads") or ()):
-        return Declined(Reason.UNSUPPORTED, "it has auto_pad=VALID and pads, which exclude each other")
-    return None
+    if mode == "NOTSET" and not node.attrs.get("output_shape"):
+        return _axis_attribute(node, "pads")
+    if any(node.attrs.get("pads") or ()):
+        return Declined(
+            Reason.UNSUPPORTED, "it has pads, and an output_shape or auto_pad, which exclude them"
+        )
+    if mode == "VALID" and not node.attrs.get("output_shape"):
+        return None
+    if mode not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
+        return Declined(Reason.UNSUPPORTED, f"auto_pad={mode} is unknown")
+    totals = _cut_from_transposed(context, node, kernel)
+    has_sides = context.scope.opset >= ODD_PADS_SINCE
+    if totals is None or not (has_sides or all(total % 2 == 0 for total in totals)):
+        return Declined(
+            Reason.UNSUPPORTED, "the pads that its output_shape or auto_pad stands for are not known"
+        )
+    smaller = [total // 2 for total in totals]
+    larger = [total - total // 2 for total in totals]
+    return (*smaller, *larger) if mode == "SAME_UPPER" else (*larger, *smaller)
+
+
+def _cut_from_transposed(context: Context, node: gs.Node, kernel: tuple[int, ...]) -> list[int] | None:
+    """How many positions a ConvTranspose leaves out of all it computes, per spatial axis; None if not known.
+
+    Without pads, n positions become `stride * (n - 1) + reach`, of which SAME keeps `stride * n`.
+    """
+    rank = len(kernel)
+    strides, dilations = per_axis(node.attrs, "strides", rank), per_axis(node.attrs, "dilations", rank)
+    extra = tuple(node.attrs.get("output_padding") or (0,) * rank)
+    wanted = tuple(node.attrs.get("output_shape") or ())
+    if {len(strides), len(dilations), len(extra)} != {rank} or len(wanted) not in (0, rank):
+        return None
+    reach = [step * (taps - 1) + 1 + more for taps, step, more in zip(kernel, dilations, extra, strict=True)]
+    if not wanted:  # with output_padding, onnx and ONNX Runtime count otherwise
+        totals = [one - stride for one, stride in zip(reach, strides, strict=True)] if not any(extra) else []
+    else:
+        size = context.size(node.inputs[0].name, rank) or ()
+        axes = zip(size, strides, reach, wanted, strict=True) if size else ()
+        totals = [stride * (n - 1) + one - out for n, stride, one, out in axes]
+    return totals if totals and min(totals) >= 0 else None
 
 
 def _mirrored(geometry: Geometry) -> Geometry | None:
