@@ -172,6 +172,14 @@ class Geometry:
         sampling = self.transposed, self.kernel, self.strides, self.origin, self.slack
         return sampling == (False, ones, ones, zeros, (-1,) * self.rank)
 
+    @cached_property
+    def is_crop(self) -> bool:
+        """One tap in each channel alone, which leaves out positions at the begin and at the end."""
+        ones = (1,) * self.rank
+        takes_all_between = (self.transposed, self.kernel, self.strides) == (False, ones, ones)
+        is_within = min((*self.origin, *(-end for end in self.pads_end)), default=0) >= 0
+        return takes_all_between and is_within and self.groups == self.c_in == self.c_out
+
     @lru_cache(maxsize=1 << 12)  # noqa: B019 - asked of every term below a view
     def in_layout(self, layout: tuple[int, int]) -> Geometry | None:
         """The same pointwise operator with another channel axis and rank; None if there is none.

@@ -92,6 +92,8 @@ def composed(g: Kernel, f: Kernel, *, zero_bias: bool) -> Kernel:
         return Vector(geometry, g.scale * f.scale)
     if isinstance(g, Sampled) and isinstance(f, Sampled):
         return Sampled(geometry)
+    if isinstance(g, Sampled) and f.geometry.transposed:
+        return InLayout(geometry, f)
     if isinstance(g, Vector):
         return f if g.is_one else _scaled_outputs(geometry, g.scale, f)
     if isinstance(f, Vector):

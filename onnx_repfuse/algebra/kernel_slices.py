@@ -35,7 +35,7 @@ class Block(DerivedFromOne):
 
 @dataclass(frozen=True, eq=False)
 class InLayout(DerivedFromOne):
-    """A pointwise kernel on another number of spatial axes: the same numbers."""
+    """A kernel with the same numbers: a pointwise one on another number of spatial axes, or one that is cropped."""
 
     geometry: Geometry
     inner: Kernel

@@ -111,9 +111,18 @@ def _nearest(g: Geometry, axis: int) -> int:
 
 
 def _compose_transposed(g: Geometry, f: Geometry, zero_bias: bool) -> Geometry:
-    """Only pointwise operators commute with a ConvTranspose: its output is linear in each weight."""
+    """Only pointwise operators commute with a ConvTranspose: its output is linear in each weight.
+
+    A crop behind one is its pads.
+    """
     if f.transposed and g.is_pointwise:
         return replace(f, c_out=g.c_out, groups=gcd(f.groups, g.groups))  # mixes its output channels
+    if f.transposed and g.is_crop:
+        origin = tuple(inner - outer for inner, outer in zip(f.origin, g.origin, strict=True))
+        slack = tuple(inner + outer + 1 for inner, outer in zip(f.slack, g.slack, strict=True))
+        if min(slack) < 1:  # one position of the input would leave none
+            raise Inexact(Reason.SHAPE, "it crops all that a ConvTranspose writes for a small input")
+        return replace(f, origin=origin, slack=slack)
     if not (g.transposed and f.is_pointwise):
         raise Inexact(Reason.UNSUPPORTED, "a ConvTranspose composes only with pointwise operators")
     if not zero_bias:

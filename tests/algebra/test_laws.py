@@ -200,6 +200,25 @@ def test_transposed_convolutions_compose_with_pointwise_ones_and_add(data, seed:
     assert reason(lambda: wide @ f) is Reason.UNSUPPORTED
 
 
+@settings(max_examples=80)
+@given(data=st.data(), seed=seeds)
+def test_a_crop_behind_a_transposed_convolution(data, seed: int) -> None:
+    rank = data.draw(st.integers(1, 2))
+    geometry = data.draw(transposed(rank, data.draw(st.sampled_from((1, 2, 4)))))
+    size, pads = data.draw(sizes(rank, 4)), data.draw(st.tuples(*[st.integers(-3, 0)] * (2 * rank)))
+    f = random_affine(geometry, seed)
+    crop = random_affine(Geometry.conv(8, 8, (1,) * rank, groups=8, pads=pads), seed + 1)
+    left = [
+        slack + begin + end
+        for slack, begin, end in zip(geometry.slack, pads[:rank], pads[rank:], strict=True)
+    ]
+    if min(left) < 1 and any(pads):
+        assert reason(lambda: crop @ f) is Reason.SHAPE
+    elif exists(geometry, size):
+        x = random_input(geometry, size, seed)
+        assert_equal((crop @ f)(x), crop(f(x)))
+
+
 def test_a_convolution_and_a_transposed_one_do_not_add() -> None:
     one = random_affine(Geometry.conv(4, 8, (1,), strides=(2,)), 0)
     other = random_affine(Geometry.conv_transpose(4, 8, (1,), strides=(2,)), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,3 +207,49 @@ def test_a_crop_by_computed_bounds_and_of_the_batch_stays() -> None:
     bounds = [net.const(np.array([k])) for k in (0, 1, 0)]
     y = net.op("Slice", net.conv("x", 4, 4, 3, pad=1), *bounds)
     assert not fuse(net.model(net.bn(y, 4))).report.folds
+
+
+@pytest.mark.parametrize("first", [0, 1, 3])
+@pytest.mark.parametrize("left_out", [0, 2, 3])
+@pytest.mark.parametrize(
+    ("k", "attrs"),
+    [
+        (8, {"strides": [4]}),
+        (8, {"strides": [4], "pads": [1, 0]}),
+        (8, {"strides": [4], "output_padding": [2], "group": 2}),
+        (4, {"strides": [1], "dilations": [3]}),
+    ],
+)
+def test_a_crop_behind_a_transposed_conv_is_its_pads(
+    first: int, left_out: int, k: int, attrs: dict[str, Any]
+) -> None:
+    """FCN crops what a bilinear ConvTranspose writes, causal audio codecs its end."""
+    groups = attrs.get("group", 1)
+    net = Net(4, shape=(2, 4, 6))
+    y = net.op("ConvTranspose", "x", net.random(4, 6 // groups, k), net.random(6), **attrs)
+    size = net.model(y).graph.output[0].type.tensor_type.shape.dim[2].dim_value
+    ends = net.const(np.array([size - left_out]))
+    y = net.op("Slice", y, net.const(np.array([first])), ends, net.const(np.array([2])))
+    y = net.op("Mul", y, net.channel(6, 1))
+    check(net.model(net.op("Tanh", y)), {"ConvTranspose": 1, "Tanh": 1})
+
+
+def test_a_crop_of_the_inside_of_a_transposed_image() -> None:
+    net = Net(4, shape=("N", 4, 5, 6))
+    y = net.op("ConvTranspose", "x", net.random(4, 1, 4, 4), strides=[2, 2], group=4)
+    cut = [net.const(np.array(values)) for values in ([1, 0], [11, 13], [2, 3])]
+    check(net.model(net.op("Tanh", net.op("Slice", y, *cut))), {"ConvTranspose": 1, "Tanh": 1})
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        [[4], [24], [2]],  # a single position of the input would leave none
+        [[0], [END_OF_AXIS], [2], [2]],  # a step
+    ],
+)
+def test_slices_behind_a_transposed_conv_that_are_no_pads(cut: list[list[int]]) -> None:
+    net = Net(4, shape=(2, 4, 6))
+    y = net.op("ConvTranspose", "x", net.random(4, 6, 8), strides=[4])
+    y = net.op("Slice", y, *(net.const(np.array(values)) for values in cut))
+    check(net.model(net.op("Tanh", y)), None)
