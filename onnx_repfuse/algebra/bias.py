@@ -121,6 +121,13 @@ class Bias:
         deferred = tuple(_placed(part, lo, len(self.known), total) for part in self.deferred)
         return Bias(_padded(self.known, lo, hi, total), deferred, noise, self.is_sum)
 
+    def without(self, lo: int, hi: int) -> Bias:
+        """The bias with zeros in the channels lo..hi."""
+        total = len(self.known)
+        if lo == 0 and hi == total:
+            return Bias.zeros(total)
+        return self.channels(0, lo).placed(0, total) + self.channels(hi, total).placed(hi, total)
+
     def through(self, kernel: Kernel) -> Bias:
         """What `kernel` makes of it. One value per channel is multiplied now, anything else when folding."""
         if self.is_zero:

@@ -20,6 +20,7 @@ from onnx_repfuse.pipeline.make_report import make_report
 from onnx_repfuse.pipeline.plan_model import ModelPlan, make_plan
 from onnx_repfuse.planner.cover_scope import cover_scope
 from onnx_repfuse.planner.folds.planned import ScopePlan
+from onnx_repfuse.planner.forms.view_sources import tensors_read
 from onnx_repfuse.planner.pricing.cost import Price
 from onnx_repfuse.planner.pricing.steps import Lowered, Step
 from onnx_repfuse.planner.search.candidates import Candidate, Entry, way_of
@@ -282,7 +283,7 @@ def _candidate(cover: Cover, tensor: str, candidate: Candidate, why_refused: str
     if lowered is None:
         return
     price = candidate.setup.plus(lowered.price)
-    sources = ", ".join(repr(clean(str(source))) for source in candidate.form.sources)
+    sources = ", ".join(repr(clean(name)) for name in dict.fromkeys(tensors_read(candidate.form)))
     replaced = plural(candidate.nodes, "node")
     outcome = f"refused: {why_refused}" if why_refused else _outcome(cover, tensor, candidate, price)
     yield f"  {_operators(lowered)} of {sources}, in place of {replaced}: {_price(cover, price)} - {outcome}"

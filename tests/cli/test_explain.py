@@ -177,3 +177,13 @@ def test_every_node_is_listed_with_what_becomes_of_it(tmp_path, capsys):
     assert [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()] == [
         ["Relu", "relu", "stays"], ["Identity", "same", "removed: no-op"], ["Conv", "conv", "stays"]
     ]  # fmt: skip
+
+
+def test_forms_below_views_are_told_by_what_they_read(tmp_path: Path) -> None:
+    net = Net(4)
+    parts = [net.op("Transpose", net.conv("x", 4, c, k), perm=[0, 2, 3, 1]) for c, k in ((4, 3), (2, 5))]
+    y = net.op("Mul", net.op("Concat", *parts, axis=3), net.channel(6, 0))
+    onnx.save(net.model(net.op("Relu", y)), tmp_path / "model.onnx")
+    text = explain(str(tmp_path / "model.onnx"), y)
+    assert "of 'x', in place of" in text
+    assert "Form(" not in text

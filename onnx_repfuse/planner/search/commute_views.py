@@ -61,6 +61,11 @@ class _Group:
         """The tensor that the views are taken of."""
         return str(self.inner.sources[0])
 
+    @property
+    def channels(self) -> int:
+        """How many they write."""
+        return self.terms[0].kernel.geometry.c_out
+
 
 class _Below(NamedTuple):
     """A way to compute what is viewed: its cost, its form, and what that absorbs; None where nothing is absorbed."""
@@ -176,14 +181,20 @@ def _moved(candidate: Candidate, chosen: Mapping[_Group, _Below], entries: Mappi
 def _with_views_last(form: Form, group: _Group, inner: Form) -> Form:
     """A form with the views of another one in the place of a group of terms.
 
-    The bias goes below the views, too, where there is no convolution beside it to take it.
+    The bias of the channels they write goes below the views, too, where there is no convolution beside it to take it.
     """
     others = tuple(term for term in form.terms if term not in group.terms)
+    lo, hi = group.lo, group.lo + inner.channels
     bias = form.bias
     if group.is_whole:
         bias = Bias.zeros(form.channels)
-    elif _keep_constants(group.views) and inner.channels == form.channels and all(map(_is_factor, others)):
-        inner, bias = replace(inner, bias=inner.bias + bias), Bias.zeros(form.channels)
+    elif _keep_constants(group.views) and group.channels == inner.channels:
+        beside = [
+            term for term in others if term.lo_out < hi and lo < term.lo_out + term.kernel.geometry.c_out
+        ]
+        if all(map(_is_factor, beside)):
+            inner = replace(inner, bias=inner.bias + bias.channels(lo, hi))
+            bias = bias.without(lo, hi)
     return replace(form, terms=(*others, viewed_form(inner, group.views, group.lo)), bias=bias)
 
 

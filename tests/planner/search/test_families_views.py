@@ -151,6 +151,22 @@ def test_norm_between_transposes() -> None:
     check(net.model(out), {"Conv": 1})
 
 
+@pytest.mark.parametrize("ops", [("Add",), ("Mul", "Add"), ("Mul",)])
+@pytest.mark.parametrize("plain", [False, True])
+def test_an_affine_map_behind_a_concat_of_transposed_convs(ops: tuple[str, ...], plain: bool) -> None:
+    """TensorFlow concatenates along the last axis; each Conv takes the shifts of its own channels."""
+    net = Net(4)
+    parts = [net.op("Transpose", net.conv("x", 4, c, k), perm=[0, 2, 3, 1]) for c, k in ((4, 3), (2, 5))]
+    if plain:
+        parts.insert(1, net.op("Transpose", net.op("Relu", "x"), perm=[0, 2, 3, 1]))
+    y = net.op("Concat", *parts, axis=3)
+    channels = 10 if plain else 6
+    for op in ops:
+        y = net.op(op, y, net.channel(channels, 0))
+    left = dict.fromkeys(ops, 1) | {"Relu": 1} if plain else {}
+    check(net.model(net.op("Tanh", y)), {"Conv": 2, "Transpose": len(parts), "Concat": 1, "Tanh": 1, **left})
+
+
 def test_transpose_that_moves_channels_elsewhere() -> None:
     net = Net(shape=("N", 4, 4, 4))
     y = net.op("Transpose", net.conv("x", 4, 4, 3), perm=[0, 2, 1, 3])
