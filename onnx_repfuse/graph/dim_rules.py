@@ -137,6 +137,13 @@ class FollowedDims:
             sizes = [rest if size is None else size for size in sizes]
         return _own(node.outputs[0].name, sizes)
 
+    def flattened(self, node: gs.Node) -> Dims | None:
+        """Of a Flatten: the axes before one as the rows, the others as the columns."""
+        first, axis = self.first(node), node.attrs.get("axis", 1)
+        if axis < 0 and self.scope.opset >= NEGATIVE_AXES_SINCE:
+            axis += len(first)
+        return (times(first[:axis]), times(first[axis:])) if 0 <= axis <= len(first) else None
+
     def part(self, node: gs.Node, number: int) -> Dims | None:
         """Of an output of a Split: along its axis a number, if that of the whole is known."""
         first, axis = self.first(node), node.attrs.get("axis", 0)
@@ -330,6 +337,7 @@ _KEEP_SHAPE = {
 }  # fmt: skip
 _RULES: dict[str, Callable[[FollowedDims, gs.Node], Dims | None]] = {
     "Concat": FollowedDims.side_by_side,
+    "Flatten": FollowedDims.flattened,
     "Gather": FollowedDims.gathered,
     **dict.fromkeys(("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool"), FollowedDims.pooled),
     "MatMul": FollowedDims.multiplied,

@@ -74,6 +74,16 @@ def test_a_size_of_another_tensor_may_copy_one_where_it_is_zero() -> None:
     assert dims[y] == tuple(Extent(y, axis) for axis in range(3))
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2, 4, -1, -4])
+def test_rows_and_columns_of_a_flatten(axis: int) -> None:
+    net = Net(shape=("N", 3, 4, "W"))
+    y = net.op("Flatten", "x", axis=axis)
+    model = net.model(net.op("Tanh", y))
+    told = known_dims(scope_of(model))[y]
+    assert {one.tensor for dim in told for one in _extents(dim)} <= {"x"}
+    assert not list(disagreements(model, 2, 3, 4, 5))
+
+
 def test_what_a_minus_one_stands_for_is_known() -> None:
     net = Net(6)
     batch = net.op("Slice", net.op("Shape", "x"), *(net.const(np.array([k])) for k in (0, 1)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import product
+from math import prod
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -128,9 +129,8 @@ def pattern_above(scope: Scope, view: gs.Node, pattern: NDArray[Element]) -> NDA
 def by_channel(pattern: NDArray[Element], layout: ChannelLayout) -> NDArray[Element] | None:
     """A pattern as one value for each channel, shape (channels,); None if it varies along another axis."""
     axis = layout.channel_axis % pattern.ndim
-    if any(size != 1 for place, size in enumerate(pattern.shape) if place != axis):
-        return None
-    return np.broadcast_to(pattern.ravel(), (layout.channels,))
+    rows = np.moveaxis(pattern, axis, -1).reshape(-1, pattern.shape[axis])
+    return np.broadcast_to(rows[0], (layout.channels,)) if (rows == rows[0]).all() else None
 
 
 def _reshaped(pattern: NDArray[Element], dims: Dims, target: Dims) -> NDArray[Element] | None:
@@ -138,17 +138,54 @@ def _reshaped(pattern: NDArray[Element], dims: Dims, target: Dims) -> NDArray[El
     groups = _groups(dims, target)
     if groups is None:
         return None
-    full: list[int] = []
-    result: list[int] = []
-    place = 0
+    parts, place = [], 0
     for inner, outer in groups:
-        varies = any(size != 1 for size in pattern.shape[place : place + len(inner)])
+        parts.append(_repeated_along(pattern.shape[place : place + len(inner)], inner, outer))
         place += len(inner)
-        if varies and not _are_numbers(inner + outer):
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    full = [size for part in known for size in part.full]
+    # what is repeated stands in front of each group: its axis is 1 there
+    spread = np.broadcast_to(pattern, [size for part in known for size in part.inner])
+    spread = spread.reshape([size for part in known for size in (1, part.period)])
+    spread = np.broadcast_to(spread, [size for part in known for size in (part.times, part.period)])
+    return spread.reshape(full)
+
+
+class _Repeated(NamedTuple):
+    """How a pattern of a run of axes goes on in other axes of the same elements.
+
+    Attributes:
+        inner: sizes to which it is broadcast first.
+        period: elements until it begins again.
+        times: how often it is repeated then.
+        full: sizes that it has in the other axes.
+    """
+
+    inner: list[int]
+    period: int
+    times: int
+    full: list[int]
+
+
+def _repeated_along(shape: tuple[int, ...], inner: Dims, outer: Dims) -> _Repeated | None:
+    """A pattern of `shape` in axes `inner`, in axes `outer`; None where sizes that are not known are in the way.
+
+    It begins again behind the last axes that it varies along: so it is the same for each of the axes before them.
+    """
+    first = next((axis for axis, size in enumerate(shape) if size != 1), len(shape))
+    varying = _numbers(inner[first:])
+    if varying is None:
+        return None
+    period = prod(varying)
+    for begin in range(len(outer), -1, -1):
+        last = _numbers(outer[begin:])
+        if last is None:
             return None
-        full += [size if varies and isinstance(size, int) else 1 for size in inner]
-        result += [size if varies and isinstance(size, int) else 1 for size in outer]
-    return np.broadcast_to(pattern, full).reshape(result)
+        if prod(last) % period == 0:
+            return _Repeated([1] * first + varying, period, prod(last) // period, [1] * begin + last)
+    return None
 
 
 def _groups(dims: Dims, target: Dims) -> list[tuple[Dims, Dims]] | None:
@@ -167,5 +204,7 @@ def _groups(dims: Dims, target: Dims) -> list[tuple[Dims, Dims]] | None:
     return [*groups, (dims, target)] if {*dims, *target} <= {1} else None
 
 
-def _are_numbers(dims: Dims) -> bool:
-    return all(isinstance(dim, int) for dim in dims)
+def _numbers(dims: Dims) -> list[int] | None:
+    """Sizes, if all of them are known."""
+    numbers = [dim for dim in dims if isinstance(dim, int)]
+    return numbers if len(numbers) == len(dims) else None

@@ -106,3 +106,32 @@ def test_a_shape_that_is_asked_for_between() -> None:
     model = net.model(net.op("Mul", y, net.random(4)), rows)
     result = check(model, {"MatMul": 1, "Reshape": 1, "Shape": 1, "Cast": 1})
     assert len(result.report.folds) == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "flat"),
+    [
+        (("N", 4, "H", "W"), False),
+        (("N", 4, 3, 5), False),
+        (("N", 4, 3, 5), True),
+        ((1, 4, 3, 5), True),
+    ],
+)
+@pytest.mark.parametrize("op", ["Mul", "Add", "Div"])
+def test_behind_the_boxes_of_a_detection_head(shape: tuple[int | str, ...], op: str, flat: bool) -> None:
+    """SSD: channels are anchors times coordinates, of which each has a factor, the same for all positions."""
+    net = Net(shape=shape)
+    y = net.op("Transpose", net.conv("x", 4, 12, 3), perm=[0, 2, 3, 1])
+    y = net.op("Flatten", y) if flat else y
+    first = shape[0] if isinstance(shape[0], int) else -1
+    y = reshaped(net, y, *((first, 45, 4) if flat else (0, -1, 4)))
+    y = net.op(op, y, net.const([0.1, 0.2, 0.3, 0.4]))
+    left = {"Conv": 1, "Transpose": 1, "Reshape": 1} | ({"Flatten": 1} if flat else {})
+    check(net.model(y), left)
+
+
+def test_a_factor_for_each_position_of_a_detection_head_stays() -> None:
+    net = Net(shape=(1, 4, 3, 5))
+    y = reshaped(net, net.op("Transpose", net.conv("x", 4, 12, 3), perm=[0, 2, 3, 1]), 1, -1, 4)
+    y = net.op("Mul", y, net.const(net.rng.uniform(0.5, 2, (45, 4))))
+    assert counts(fuse(net.model(y)).model)["Mul"] == 1
