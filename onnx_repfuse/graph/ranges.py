@@ -2,7 +2,7 @@
 
 Relu and Clip give out NaN for NaN and -0 for -0. So one behind another that leaves all values of a range as they are
 gives out what it reads, bit for bit, if that lies in the range. A Clip without an end takes an infinity to the largest
-finite number: it is no identity.
+finite number: it is no identity. A Max with 0 may take -0 to 0.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from math import inf
 from typing import NamedTuple
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope, optional_input
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
-__all__ = ["Range", "changes_nothing", "kept_range"]
+__all__ = ["EXTREMES", "Range", "changes_nothing", "kept_range"]
 
+EXTREMES = ("Max", "Min")  # of a tensor and a number
 ENDS_BY_DEFAULT_SINCE = 6  # the opset
 LARGEST = float(np.finfo(np.float32).max)  # the ends of a Clip by default, while they are attributes
 
@@ -43,9 +45,14 @@ _ROUND = ("Ceil", "Floor", "Round")  # each gives out an integer as it is
 
 
 def kept_range(scope: Scope, node: gs.Node) -> Range | None:
-    """The values that a Relu or Clip gives out as they are, which are those that it has; None for other nodes."""
+    """The values that a Relu, Clip, or Min or Max with a number gives out as they are, which are those that it has.
+
+    None for other nodes.
+    """
     if node.op == "Relu":
         return _NEVER_NEGATIVE
+    if node.op in EXTREMES:
+        return _range_of_extreme(scope, node)
     return _range_of_clip(scope, node) if node.op == "Clip" else None
 
 
@@ -57,6 +64,22 @@ def changes_nothing(scope: Scope, before: gs.Node, node: gs.Node) -> bool:
         return before.op in ("Abs", "Exp")  # of the others, 0 may be -0
     values, kept = _ALWAYS.get(before.op) or kept_range(scope, before), kept_range(scope, node)
     return values is not None and kept is not None and kept.holds(values)
+
+
+def _range_of_extreme(scope: Scope, node: gs.Node) -> Range | None:
+    """Of a Min or Max of a tensor of floats and a number, in this order, as TensorFlow's converter writes ReLU6.
+
+    Other types have Min and Max, but no Clip in ONNX Runtime. Which of 0 and -0 is the larger one, runtimes disagree.
+    """
+    data, number = node.inputs[0].name, optional_input(node, 1)
+    end, const = scope.scalar(number), scope.const(number)
+    if len(node.inputs) != 2 or end is None or const is None or const.data_type != onnx.TensorProto.FLOAT:
+        return None
+    adds_axes = len(const.shape) > len(scope.shape(data) or ())
+    is_plain = not np.isnan(end) and not (end == 0 and np.signbit(end))
+    if adds_axes or not is_plain or scope.const(data) is not None:
+        return None
+    return Range(end, inf) if node.op == "Max" else Range(-inf, end)
 
 
 def _range_of_clip(scope: Scope, node: gs.Node) -> Range | None:

@@ -2,6 +2,7 @@
 
     Relu(Relu(x)) = Relu(x)        Relu(Clip(x, 0, 6)) = Clip(x, 0, 6)        Floor(Ceil(x)) = Ceil(x)
     Clip(Clip(x, a, b), c, d)  =  Clip(x, max(a, c), min(b, d))        where that is no empty range; Relu is Clip(x, 0)
+    Min(Max(x, 0), 6)  =  Clip(x, 0, 6)        but for the sign of a zero
 
 Only where nobody else reads what is between: the second alone is nothing but behind the first.
 """
@@ -15,8 +16,9 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.operators import OPERATORS
-from onnx_repfuse.graph.ranges import Range, changes_nothing, kept_range
+from onnx_repfuse.graph.ranges import EXTREMES, Range, changes_nothing, kept_range
 from onnx_repfuse.graph.scope import Const, Scope, optional_input
+from onnx_repfuse.graph.zero_signs import tells_zeros_apart
 from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.folds.replacements import IsFree, Replacements
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
@@ -56,6 +58,8 @@ def _only_read_by(scope: Scope, node: gs.Node) -> gs.Node | None:
 def _joined(scope: Scope, first: gs.Node, second: gs.Node) -> gs.Node | None:
     """The one node for two in a row; None if they stay."""
     output = str(second.outputs[0].name)
+    if {first.op, second.op} & set(EXTREMES) and tells_zeros_apart(scope, output):
+        return None
     if changes_nothing(scope, first, second):
         inputs = [tensor.name for tensor in first.inputs]
         return new_node(first.op, scope.fresh(f"{output}_alone"), first.attrs, inputs, [output])

@@ -120,6 +120,50 @@ def test_where_the_first_is_read_by_others_both_stay() -> None:
     assert not fuse(model).report.folds
 
 
+EXTREMES = [
+    ("Max 0", "Min 6", {"Clip": 1}),
+    ("Min 6", "Max 0", {"Clip": 1}),
+    ("Relu", "Min 6", {"Clip": 1}),
+    ("relu6", "Max 0", {"Clip": 1}),
+    ("Relu", "Max 0", {"Relu": 1}),
+    ("Relu", "Max -1", {"Relu": 1}),
+    ("Min 6", "Min 5", {"Clip": 1}),
+    ("Max 0", "Min -1", {"Max": 1, "Min": 1}),  # of ranges apart
+    ("Sigmoid", "Max 0", {"Sigmoid": 1, "Max": 1}),
+]
+
+
+def extreme(net: Net, y: str, name: str) -> str:
+    op, _, end = name.partition(" ")
+    return (
+        net.op(op, y, net.const(float(end)))
+        if end
+        else limited(net, y, op)
+        if op in LIMITS
+        else net.op(op, y)
+    )
+
+
+@pytest.mark.parametrize("opset", [9, 17])
+@pytest.mark.parametrize(("first", "second", "left"), EXTREMES)
+def test_minima_and_maxima_with_a_number(first: str, second: str, left: dict[str, int], opset: int) -> None:
+    """TensorFlow's converter writes ReLU6 so; -0, of which Max may make 0, is the one value that differs."""
+    net = Net(shape=("N",), opset=opset)
+    model = net.model(extreme(net, extreme(net, "x", first), second))
+    result = fuse(model)
+    assert counts(result.model) == left
+    assert same_bits(model, result.model, VALUES[(VALUES != 0) | ~np.signbit(VALUES)])
+
+
+@pytest.mark.parametrize("trap", ["Reciprocal behind", "half", "per channel", "not constant", "adds an axis"])
+def test_minima_and_maxima_that_stay(trap: str) -> None:
+    net = Net(shape=("N", 4), dtype=np.float16 if trap == "half" else np.float32)
+    ends = {"per channel": net.random(4), "adds an axis": net.const(np.zeros((1, 1, 1))), "not constant": "x"}
+    y = net.op("Min", net.op("Max", "x", ends.get(trap, net.const(0.0))), net.const(6.0))
+    model = net.model(net.op("Reciprocal", y) if trap.startswith("Reciprocal") else y)
+    assert fuse(model).model.SerializeToString() == model.SerializeToString()
+
+
 def test_many_in_a_row() -> None:
     net = Net(shape=("N",))
     y = "x"
