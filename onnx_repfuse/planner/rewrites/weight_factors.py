@@ -1,6 +1,7 @@
 """Factors beside a product go into its weight where no channels say how: batches of matrices, rows, any Einsum.
 
     (x @ W) * s = x @ (W * s)        (x * s) @ W = x @ (s' * W)        W of (heads, k, n): a matrix for each head
+    (x @ W + c) * s = x @ (W * s) + c * s
 
 The algebra knows products along one axis by one matrix. What remains is a weight W of three or more axes, a weight
 that stands first, a Gemm that reads its first input by columns (transA), and an Einsum. A constant factor may differ
@@ -25,6 +26,7 @@ from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.operators.einsum import Equation, Labels, equation_of
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, Scope, Shape, optional_input
 from onnx_repfuse.lift import Context, LinearOp, lift
+from onnx_repfuse.lift.batchnorm_arithmetic import most_that_cancels
 from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.folds.replacements import Replacements
 from onnx_repfuse.planner.weights.rounding import check_underflow, rounded
@@ -71,11 +73,16 @@ class _Product(NamedTuple):
 
 
 class _Beside(NamedTuple):
-    """What stands before or behind a product: the new weight's factor, and for a Gemm a shift."""
+    """What stands before or behind a product: the new weight's factor, and for a Gemm a shift.
+
+    Attributes:
+        added: an Add or Sub of a constant between the product and a factor, and what is to be added behind the factor.
+    """
 
     node: gs.Node
     factor: Array
     shift: Array | None
+    added: tuple[gs.Node, Array] | None = None
 
 
 def fold_into_weights(plan: ScopePlan, context: Context, is_free: Callable[[gs.Node], bool]) -> bool:
@@ -92,12 +99,12 @@ def fold_into_weights(plan: ScopePlan, context: Context, is_free: Callable[[gs.N
         beside = _behind(context, product, is_free) or _before(scope, product, is_free)
         if beside is None or not taken.isdisjoint((id(product.node), id(beside.node))):
             continue
-        first, last = _in_order(product.node, beside.node, scope)
+        first, last = _in_order(product.node, beside)
         output = last.outputs[0].name
-        taken.update((id(first), id(last)))
-        created = [_written(scope, product, beside, output)]
-        replacements.fold(output, ROLES, [first, last], created)
-        replacements.nodes[id(first)] = []
+        absorbed = [first, last] if beside.added is None else [first, beside.added[0], last]
+        taken.update(map(id, absorbed))
+        replacements.fold(output, ROLES, absorbed, _written(scope, product, beside, output))
+        replacements.nodes.update((id(node), []) for node in absorbed[:-1])
     return replacements.write()
 
 
@@ -124,8 +131,7 @@ def _product(scope: Scope, node: gs.Node) -> _Product | None:
         return None
     place = 0 if constants[0] is not None else 1
     weight, data = constants[place], scope.shape(names[1 - place])
-    # a vector has no rows, or no columns
-    if weight is None or data is None or min(len(weight.shape), len(data)) < 2:
+    if weight is None or data is None or len(data) < 2 or not weight.shape:
         return None
     if 0 in weight.shape or weight.data_type not in FLOAT_FORMATS:
         return None
@@ -136,15 +142,16 @@ def _product(scope: Scope, node: gs.Node) -> _Product | None:
 
 
 def _equation(node: gs.Node, ranks: list[int]) -> Equation:
-    """What a MatMul or Gemm is as an Einsum: ...mk,...kn->...mn"""
-    axes = [["m", "k"], ["k", "n"]]
+    """What a MatMul or Gemm is as an Einsum: ...mk,...kn->...mn; a vector has no rows, or no columns."""
+    axes = [["m", "k"][-ranks[0] :], ["k", "n"][: ranks[1]]]
     if node.op == "Gemm":
         axes = [
             pair[:: -1 if node.attrs.get(name, 0) else 1] for pair, name in zip(axes, _TURNS, strict=True)
         ]
     batches = [[f".{number}" for number in range(rank - 2, 0, -1)] for rank in ranks]
     first, second = ((*batch, *pair) for batch, pair in zip(batches, axes, strict=True))
-    return Equation((first, second), (*max(batches, key=len), "m", "n"))
+    result = [label for label in ("m", "n") if label in (*first, *second)]
+    return Equation((first, second), (*max(batches, key=len), *result))
 
 
 def _behind(context: Context, product: _Product, is_free: Callable[[gs.Node], bool]) -> _Beside | None:
@@ -162,9 +169,53 @@ def _behind(context: Context, product: _Product, is_free: Callable[[gs.Node], bo
         factor, shift = found
         turned = _turned(factor, product, product.equation.result)
         return None if turned is None else _Beside(node, turned, shift)
-    values = None if product.node.op == "Gemm" else _scales(scope, node, name)
-    turned = None if values is None else _turned(values, product, product.equation.result)
+    if product.node.op == "Gemm":
+        return None
+    values = _scales(scope, node, name)
+    if values is None:
+        return _behind_a_constant(scope, product, node, is_free)
+    turned = _turned(values, product, product.equation.result)
     return None if turned is None else _Beside(node, turned, None)
+
+
+def _behind_a_constant(
+    scope: Scope, product: _Product, add: gs.Node, is_free: Callable[[gs.Node], bool]
+) -> _Beside | None:
+    """A factor behind a product and a constant that is added: `(x @ W + c) * s` is `x @ (W * s) + c * s`.
+
+    Keras' attention has one behind the Einsum and the bias of its queries.
+    """
+    shift = _added(scope, add, product.node.outputs[0].name)
+    name = add.outputs[0].name
+    if shift is None or not scope.is_private(name):
+        return None
+    node = scope.consumers[name][0]
+    values = _scales(scope, node, name) if is_free(node) else None
+    if values is None or _may_overflow(product, values):
+        return None
+    factor, constant = (_turned(one, product, product.equation.result) for one in (values, shift))
+    if factor is None or constant is None:  # a constant along other axes may widen the product
+        return None
+    return _Beside(node, factor, None, (add, shift * values))
+
+
+def _added(scope: Scope, node: gs.Node, source: str) -> Array | None:
+    """The constant that is added to a tensor; None if a node does anything else."""
+    if node.op not in ("Add", "Sub") or (node.op == "Sub" and node.inputs[0].name != source):
+        return None
+    others = [tensor.name for tensor in node.inputs if tensor.name != source]
+    const = scope.const(others[0]) if len(others) == 1 else None
+    if const is None or const.size > MAX_FOLDED_ELEMENTS or const.data_type not in FLOAT_FORMATS:
+        return None
+    values = -_values(const) if node.op == "Sub" else _values(const)
+    # a larger one may be there to round: `(y + 2**23) * s`
+    most = most_that_cancels(FLOAT_FORMATS[const.data_type].epsilon)
+    return values if bool((np.abs(values) <= most).all()) else None
+
+
+def _may_overflow(product: _Product, factor: Array) -> bool:
+    """Whether a product may leave the numbers of half precision that stays within them beside a constant."""
+    return FLOAT_FORMATS[product.weight.data_type].is_half and bool((np.abs(factor) > 1).any())
 
 
 def _before(scope: Scope, product: _Product, is_free: Callable[[gs.Node], bool]) -> _Beside | None:
@@ -246,13 +297,25 @@ def _columns(product: _Product) -> int:
     return product.weight.shape[product.axes.index("n")]
 
 
-def _in_order(product: gs.Node, beside: gs.Node, scope: Scope) -> tuple[gs.Node, gs.Node]:
-    reads = any(tensor.name == product.outputs[0].name for tensor in beside.inputs)
-    return (product, beside) if reads else (beside, product)
+def _in_order(product: gs.Node, beside: _Beside) -> tuple[gs.Node, gs.Node]:
+    read = {tensor.name for tensor in beside.node.inputs}
+    is_behind = beside.added is not None or product.outputs[0].name in read
+    return (product, beside.node) if is_behind else (beside.node, product)
 
 
-def _written(scope: Scope, product: _Product, beside: _Beside, output: str) -> gs.Node:
-    """The product with what stood beside it in its weight and its bias."""
+def _written(scope: Scope, product: _Product, beside: _Beside, output: str) -> list[gs.Node]:
+    """The product with what stood beside it in its weight and its bias, and what is added to it."""
+    if beside.added is None:
+        return [_scaled_product(scope, product, beside, output)]
+    name, values = scope.fresh(f"{output}_product"), beside.added[1]
+    scope.declare_like(name, product.node.outputs[0].name)
+    constant = _constant(scope, f"{output}_added", values.shape, product.weight.data_type, lambda: values)
+    scaled = _scaled_product(scope, product, beside, name)
+    return [scaled, new_node("Add", scope.fresh(output), {}, [name, constant], [output])]
+
+
+def _scaled_product(scope: Scope, product: _Product, beside: _Beside, output: str) -> gs.Node:
+    """The product with the factor in its weight, and a shift in its bias."""
     node, inputs = product.node, [tensor.name for tensor in product.node.inputs]
     source = product.data
     if beside.node.outputs[0].name == source:

@@ -183,3 +183,55 @@ def test_weights_that_half_precision_would_lose_take_no_factor(is_before: bool, 
     )
     result = fuse(net.model(y), options=Options(check=False))
     assert "Mul" in result.report.after.ops
+
+
+@pytest.mark.parametrize("op", ["Mul", "Div"])
+@pytest.mark.parametrize("add", ["Add", "Sub"])
+@pytest.mark.parametrize(("bias", "factor"), [((6,), ()), ((3, 1, 6), (6,)), ((1,), (3, 1, 1))])
+def test_a_factor_behind_a_constant_that_is_added(
+    add: str, op: str, bias: tuple[int, ...], factor: tuple[int, ...]
+) -> None:
+    net = Net(shape=HEADS)
+    y = net.op(add, heads(net, "x", None, first=False), net.const(net.rng.uniform(0.5, 2, bias)))
+    check(net.model(net.op(op, y, net.const(net.rng.uniform(0.5, 2, factor)))), {"MatMul": 1, "Add": 1})
+
+
+def test_the_queries_of_attention_in_keras() -> None:
+    """It computes heads by an Einsum, adds a bias and divides the queries by the root of their length."""
+    net = Net(shape=(2, 5, 8))
+    y = net.op("Einsum", "x", net.random(8, 2, 4), equation="abc,cde->abde")
+    y = net.op("Mul", net.op("Add", y, net.random(2, 4)), net.const(0.5))
+    check(net.model(net.op("Softmax", y, axis=-1)), {"Einsum": 1, "Add": 1, "Softmax": 1})
+
+
+@pytest.mark.parametrize("trap", ["per row", "widens", "read twice", "half", "no constant", "rounds"])
+def test_constants_and_factors_behind_a_product_that_stay(trap: str) -> None:
+    net = Net(shape=HEADS, dtype=np.float16 if trap == "half" else np.float32)
+    y = heads(net, "x", None, first=False)
+    shapes = {"per row": (5, 1), "widens": (2, 2, 3, 1, 1)}
+    values = net.rng.uniform(0.5, 2, shapes.get(trap, (6,)))
+    bias = y if trap == "no constant" else net.const(values + 2.0**23 * (trap == "rounds"))
+    y = net.op("Add", y, bias)
+    z = net.op("Mul", y, net.const(1.5))
+    model = net.model(z, net.op("Tanh", y)) if trap == "read twice" else net.model(z)
+    assert Kind.MATMUL not in {fold.kind for fold in fuse(model).report.folds}
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("before", [False, True])
+def test_factors_beside_a_vector(first: bool, before: bool) -> None:
+    """The mean of a distribution, as detectors with a distribution for each side of a box have it, times a stride."""
+    net = Net(shape=(2, 5, 4))
+    y = scaled(net, (4, 1) if before and first else (4,)) if before else net.op("Relu", "x")
+    if before and first:
+        net.shape = (2, 4, 5)
+    vector = net.random(5 if first and not before else 4)
+    y = net.op("MatMul", *((vector, y) if first else (y, vector)))
+    check(net.model(y if before else net.op("Mul", y, net.const(8.0))), {"Relu": 1, "MatMul": 1})
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_value_for_each_result_beside_a_vector_stays(first: bool) -> None:
+    net = Net(shape=(2, 4, 4))
+    y = net.op("MatMul", *((net.random(4), "x") if first else ("x", net.random(4))))
+    assert not fuse(net.model(net.op("Mul", y, net.random(4)))).report.folds
