@@ -52,7 +52,7 @@ from onnx_repfuse.planner.rewrites.dead_channels import ZeroChannels, drop_dead_
 from onnx_repfuse.planner.rewrites.equal_nodes import merge_equal_nodes
 from onnx_repfuse.planner.rewrites.late_biases import move_biases
 from onnx_repfuse.planner.rewrites.move_factors import factor_refusals, move_factors
-from onnx_repfuse.planner.rewrites.norm_affine import fold_behind_norms
+from onnx_repfuse.planner.rewrites.norm_affine import fold_behind_norms, norm_refusals
 from onnx_repfuse.planner.rewrites.padded_windows import apply_padded_windows
 from onnx_repfuse.planner.rewrites.pass_maxima import apply_maxima, maximum_refusals
 from onnx_repfuse.planner.rewrites.pass_transposes import apply_transposes
@@ -366,7 +366,9 @@ class _Planning:
         if allows(Kind.PRODUCT):
             self.plan.refusals += factor_refusals(self.paths(layouts))
         if allows(Kind.AFFINE):
-            self.plan.refusals += chain_refusals(self.paths(layouts))
+            paths = self.paths(layouts)
+            self.plan.refusals += chain_refusals(paths)
+            self.plan.refusals += norm_refusals(paths.context, self.is_free)
 
     def _changed(self, *, written: bool) -> bool:
         """After nodes may have been written, remove what nobody needs any more; whether they were."""

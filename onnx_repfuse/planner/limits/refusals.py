@@ -94,6 +94,11 @@ def chain_refusal(scope: Scope, nodes: Sequence[gs.Node], reason: Reason, why: s
     return _refusal(scope, reason, f"{_title(scope, last)} and those before it stay: {why}.", last, *others)
 
 
+def norm_refusal(scope: Scope, node: gs.Node, norm: gs.Node, reason: Reason, why: str) -> Refusal:
+    """A factor or shift behind a normalization that stays out of its parameters."""
+    return _stays(scope, reason, f"in {_title(scope, norm)}, {why}", node, norm)
+
+
 def sum_refusal(scope: Scope, factor: gs.Node, total: gs.Node) -> Refusal:
     """A factor of a product of two tensors to which something was added: attention's, where the mask is scaled, too."""
     why = f"it scales all that {_title(scope, total)} adds, and the summands would need a factor each"

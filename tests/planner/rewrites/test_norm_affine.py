@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from onnx_repfuse import Options, fuse
+from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
-from tests.build import Net, check, counts, equal
+from tests.build import Net, check, counts, equal, run
 from tests.versions import since
 
 
@@ -110,3 +111,29 @@ def test_other_consumers_kept_nodes_and_parameters_that_vary() -> None:
     varying = Net(shape=("N", 5, 8))
     y = varying.op("LayerNormalization", "x", varying.default(np.ones(8, np.float32)), axis=-1)
     assert not fuse(varying.model(varying.op("Mul", y, varying.random(8)))).report.folds
+
+
+@pytest.mark.parametrize(("factor", "is_folded"), [(1e10, True), (1e19, True), (1e20, False), (3e38, False)])
+@pytest.mark.parametrize("op", ["InstanceNormalization", "LayerNormalization"])
+def test_a_scale_near_the_largest_float(op: str, factor: float, is_folded: bool) -> None:
+    """ONNX Runtime divides the scale of an InstanceNormalization by the deviation, and multiplies it by the mean."""
+    net = Net(shape=(2, 4, 3, 5))
+    parameters = [net.const(np.full(n, 1e-3)) for n in ((4, 4) if op[0] == "I" else (5, 5))]
+    if factor < 1e38:
+        parameters = [net.const(np.ones(4 if op[0] == "I" else 5)) for _ in range(2)]
+    model = net.model(net.op("Mul", net.op(op, "x", *parameters), net.const(np.float32(factor))))
+    result = fuse(model, options=Options(check=False))
+    assert len(result.report.folds) == (is_folded or op[0] == "L")
+    assert [r.reason for r in result.report.refusals] == ([] if result.report.folds else [Reason.OVERFLOW])
+    x = (np.random.default_rng(0).standard_normal((2, 4, 3, 5)) * 1e-3 + 3).astype(np.float32)
+    before, after = run(model, {"x": x})[0], run(result.model, {"x": x})[0]
+    assert np.isfinite(before).all()
+    assert np.abs(after / factor - before / factor).max() < 1e-3
+
+
+def test_what_stays_behind_a_norm_is_told() -> None:
+    for value, reason in ((12582912.0, Reason.PRECISION), (np.inf, Reason.NON_FINITE)):
+        net = Net(shape=(2, 4, 3, 5))
+        y = net.op("InstanceNormalization", "x", net.random(4), net.random(4))
+        model = net.model(net.op("Add", y, net.const(np.float32(value))))
+        assert reason in {r.reason for r in fuse(model, options=Options(check=False)).report.refusals}
