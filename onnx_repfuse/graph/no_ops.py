@@ -1,8 +1,9 @@
 """Nodes that give out what they read, at any rank: their consumers may read that instead.
 
 Identity, a Cast to the type that is there, a Dropout that drops nothing, a Reshape to the shape that is there, a Slice
-of everything, a Pad by nothing, a Tile of one, a sum or maximum of one tensor, arithmetic with ones or zeros, a Where
-that takes all of one tensor. An Add of zero changes one value: -0 becomes 0 (`graph.zero_signs`).
+of everything, a Pad by nothing, a Tile of one, a sum or maximum of one tensor, a pool of one position, arithmetic with
+ones or zeros, a Where that takes all of one tensor. An Add of zero and an average change one value: -0 becomes 0
+(`graph.zero_signs`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.operators.einsum import equation_of
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, Scope, optional_input, static
 from onnx_repfuse.graph.size_lists import constant_list
-from onnx_repfuse.graph.zero_signs import shows_zero
+from onnx_repfuse.graph.zero_signs import shows_zero, tells_zeros_apart
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
 __all__ = ["constant_beside", "drops", "given_out", "has_mask"]
@@ -159,6 +160,25 @@ def _pad(scope: Scope, node: gs.Node) -> bool:
     return amounts is not None and not np.any(amounts)
 
 
+def _pool(_scope: Scope, node: gs.Node) -> bool:
+    """A pool whose windows are one position, at every position; as `subsample` of ResNets at stride 1."""
+    kernel, attrs = node.attrs.get("kernel_shape"), node.attrs
+    if not kernel or any(attrs.get("pads") or ()) or len(node.outputs) != 1:
+        return False
+    return set(kernel) == {1} and set(attrs.get("strides") or (1,)) == {1}
+
+
+def _reduced(scope: Scope, node: gs.Node) -> bool:
+    """A reduction of axes of one position, which keeps them."""
+    return len(node.outputs) == 1 and _reshape(scope, node)
+
+
+def _average(scope: Scope, node: gs.Node) -> bool:
+    """A sum or mean of one position: it begins with 0, and so makes 0 of -0."""
+    is_of_one = _pool(scope, node) if node.op == "AveragePool" else _reduced(scope, node)
+    return is_of_one and not tells_zeros_apart(scope, node.outputs[0].name)
+
+
 def _product(scope: Scope, node: gs.Node) -> str:
     """A product or quotient by one, or its first power."""
     name, values = _beside_of_file(scope, node, commutes=node.op == "Mul")
@@ -222,6 +242,7 @@ def _keeps_shape(scope: Scope, name: str, constant: tuple[int, ...]) -> bool:
 
 
 _GIVE_FIRST: dict[str, Callable[[Scope, gs.Node], bool]] = {
+    "AveragePool": _average,
     "Cast": _cast,
     "CastLike": _cast_like,
     "Concat": _is_alone,
@@ -229,11 +250,18 @@ _GIVE_FIRST: dict[str, Callable[[Scope, gs.Node], bool]] = {
     "Einsum": _einsum,
     "Expand": _expand,
     "Flatten": _reshape,
+    "GlobalAveragePool": _average,
+    "GlobalMaxPool": _reduced,
     "Identity": _is_alone,
     "Max": _is_alone,
+    "MaxPool": _pool,
     "Mean": _is_alone,
     "Min": _is_alone,
     "Pad": _pad,
+    "ReduceMax": _reduced,
+    "ReduceMean": _average,
+    "ReduceMin": _reduced,
+    "ReduceSum": _average,
     "Reshape": _reshape,
     "Slice": _slice,
     "Split": _split,

@@ -95,6 +95,43 @@ def test_one_of_a_tensor_of_any_size(op: str) -> None:
     _gone(net, net.op(op, y, net.const(np.array(lists[op])), **attributes))
 
 
+@pytest.mark.parametrize("space", [1, 2, 3])
+@pytest.mark.parametrize("op", ["AveragePool", "MaxPool"])
+@pytest.mark.parametrize("attributes", [{}, {"ceil_mode": 1}, {"auto_pad": "SAME_UPPER"}])
+def test_pools_of_one_position(op: str, space: int, attributes: dict[str, Any]) -> None:
+    net = _net("N", 4, *"DHW"[:space])
+    attributes = {"kernel_shape": [1] * space, "strides": [1] * space, **attributes}
+    _gone(net, net.op(op, net.op("Relu", "x"), **attributes))
+
+
+def test_pools_that_skip_pad_or_tell_indices_stay() -> None:
+    net = Net(shape=("N", 4, "H", "W"))
+    _stays(net, net.op("MaxPool", net.op("Relu", "x"), kernel_shape=[1, 1], strides=[2, 2]))
+    net = Net(shape=("N", 4, 5, 6))
+    values, indices = net.op("MaxPool", net.op("Relu", "x"), outputs=2, kernel_shape=[1, 1])
+    _stays(net, values, net.op("Cast", indices, to=TensorProto.FLOAT))
+    net = Net(shape=("N", 4, "H", "W"))  # of Reciprocal's two infinities, it takes the other one
+    net.nodes.append(onnx.helper.make_node("AveragePool", ["x"], ["pooled"], kernel_shape=[1, 1]))
+    _stays(net, net.op("Reciprocal", "pooled"))
+    net = Net(shape=("N", 4, "H", "W"))
+    _stays(net, net.op("LpPool", net.op("Relu", "x"), kernel_shape=[1, 1]))
+
+
+@pytest.mark.parametrize(
+    "op", ["GlobalAveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"]
+)
+def test_reductions_of_one_position(op: str) -> None:
+    for shape, is_one in ((("N", 4, 1, 1), True), ((2, 4, "H", 1), False)):
+        net = _net(*shape)
+        lists = [net.const(np.array([2, 3]))] if op == "ReduceSum" else []
+        attributes = {"axes": [2, 3]} if op.startswith("Reduce") and op != "ReduceSum" else {}
+        y = net.op(op, net.op("Relu", "x"), *lists, **attributes)
+        (_gone if is_one else _stays)(net, y)
+    if op.startswith("Reduce") and op != "ReduceSum":
+        net = _net("N", 4, 1, 1)
+        _stays(net, net.op(op, net.op("Relu", "x"), axes=[2, 3], keepdims=0))
+
+
 @pytest.mark.parametrize("rank", [2, 3, 4])
 def test_pads_and_splits_of_any_rank(rank: int) -> None:
     shape = ("N", 4, 5, 6)[:rank]

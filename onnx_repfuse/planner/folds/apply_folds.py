@@ -37,7 +37,9 @@ __all__ = ["apply_folds", "join_no_ops", "reads_too_many", "remove_no_ops"]
 Dim = TypeVar("Dim")
 _TRANSPARENT = ("Cast", "Identity")  # runtimes look through them when they look for patterns
 # covering takes them for no operators where they do nothing
-_REMOVED_FIRST = ("Einsum", "Pad", "Split")
+_REMOVED_FIRST = (
+    "AveragePool", "Einsum", "GlobalAveragePool", "Pad", "ReduceMean", "ReduceSum", "Split",
+)  # fmt: skip
 MAX_JOINED_SOURCES = 4  # tensors a fold may read if it grew over several rounds
 
 
