@@ -105,7 +105,8 @@ def _fold(planned: ScopePlan, fold: PlannedFold, ratios: RangeRatios | None) -> 
 
 def _changed(planned: ScopePlan, fold: PlannedFold) -> Change:
     """What is no fold, with the sentence that proves it."""
-    nodes = [_original_ref(planned.scope, node) for node in fold.absorbed]
+    gone = [node for node in fold.absorbed if node is not fold.equal_to]
+    nodes = [_original_ref(planned.scope, node) for node in gone]
     titles = ", ".join(f"{node.op} '{node.name}'" for node in nodes)
     claim = _of_initializer if fold.is_initializer else _of_no_op if fold.equal_to is None else _of_equal
     names = tuple(node.name for node in nodes)

@@ -4,7 +4,8 @@
     Clip(Clip(x, a, b), c, d)  =  Clip(x, max(a, c), min(b, d))        where that is no empty range; Relu is Clip(x, 0)
     Min(Max(x, 0), 6)  =  Clip(x, 0, 6)        but for the sign of a zero
 
-Only where nobody else reads what is between: the second alone is nothing but behind the first.
+Only where nobody else reads what is between: else the second, which changes nothing, equals the first
+(`equal_nodes`).
 """
 
 from __future__ import annotations

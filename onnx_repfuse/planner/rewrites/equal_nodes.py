@@ -1,7 +1,8 @@
 """Equal nodes are one: the same operator of the same tensors, with the same attributes.
 
 Converters to half precision write one Cast for each consumer, and exporters compute a size anew wherever it is needed.
-Branches behind two such nodes read different tensors, and would not merge.
+Branches behind two such nodes read different tensors, and would not merge. A Relu behind a Relu that others read, too,
+equals that one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.constant_folding import why_not_constant
 from onnx_repfuse.graph.edit_points import replace_aliases, replace_nodes, to_proto
-from onnx_repfuse.graph.scope import Const
+from onnx_repfuse.graph.ranges import changes_nothing
+from onnx_repfuse.graph.scope import Const, optional_input
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.planner.folds.replacements import add_fold
 from onnx_repfuse.planner.weights.shared_weights import share_equal_weights
@@ -40,7 +42,8 @@ def merge_equal_nodes(plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banne
     replaced: dict[int, list[gs.Node]] = {}
 
     for node in _order_of_staying(plan, banned):
-        first = known.first(node)
+        equal, behind = known.first(node), known.repeated(node)
+        first = equal if behind is None else behind
         if first is None or is_kept(node) or not _may_go(plan, node, banned):
             continue
         replaced[id(node)] = []
@@ -50,10 +53,12 @@ def merge_equal_nodes(plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banne
             known.merged[output.name] = kept.name
             if id(node) in scope.original:
                 roles = frozenset((Kind.EQUAL,))
-                plan.add(PlannedFold((output.name,), [node], [], roles, 0, 0, equal_to=first))
+                absorbed = [*_original(plan, behind), node]
+                plan.add(PlannedFold((output.name,), absorbed, [], roles, 0, 0, equal_to=first))
             elif not _is_inner(plan, node):
                 fold = add_fold(plan, output.name, {Kind.EQUAL}, [node], [])
                 fold.equal_to, fold.aliases = first, {output.name: kept.name}
+                fold.absorbed = [*_original(plan, behind), *fold.absorbed]
             elif not _is_inner(plan, first):
                 plan.taken.add(kept.name)
     plan.merged.update(known.merged)
@@ -67,6 +72,14 @@ def merge_equal_nodes(plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banne
 def _order_of_staying(plan: ScopePlan, banned: frozenset[str]) -> list[gs.Node]:
     """The nodes in their order: first those that must stay, last those that a fold created for itself."""
     return sorted(plan.scope.nodes, key=lambda node: (_may_go(plan, node, banned), _is_inner(plan, node)))
+
+
+def _original(plan: ScopePlan, node: gs.Node | None) -> list[gs.Node]:
+    """The nodes of the file that a node stands for."""
+    if node is None:
+        return []
+    creator = plan.creator.get(id(node))
+    return [node] if creator is None else creator.absorbed
 
 
 def _is_inner(plan: ScopePlan, node: gs.Node) -> bool:
@@ -96,6 +109,8 @@ class _EqualNodes:
 
     def all_read_other_tensors(self) -> bool:
         """Whether no two nodes may be equal, as in most networks."""
+        if any(self.repeated(node) for node in self.scope.nodes):
+            return False
         keys = [self._key(node, self._tensor_or_type) for node in self.scope.nodes if _may_have_equal(node)]
         return len(set(keys)) == len(keys)
 
@@ -116,6 +131,21 @@ class _EqualNodes:
             return None  # random, with subgraphs, or of another domain
         first = self._by_all.setdefault((inputs, self._rest(node)), node)
         return None if first is node else first
+
+    def repeated(self, node: gs.Node) -> gs.Node | None:
+        """The node right before this one, which gives out what that one does, while others read that, too."""
+        name = optional_input(node, 0)
+        before = self.scope.producer.get(name)
+        if (
+            before is None
+            or len(before.outputs) != 1
+            or len(node.outputs) != 1
+            or self.scope.is_private(name)
+        ):
+            return None
+        if _is_inner(self.plan, node) or not changes_nothing(self.scope, before, node):
+            return None
+        return self.scope.producer.get(self.merged.get(name, name))
 
     def _key(self, node: gs.Node, key_of: Callable[[str], Hashable]) -> Hashable:
         # their number decides what some compute

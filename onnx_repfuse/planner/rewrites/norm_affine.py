@@ -9,7 +9,7 @@ multiply the scale of an InstanceNormalization by the mean first, and divide it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np

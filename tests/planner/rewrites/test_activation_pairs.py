@@ -50,6 +50,14 @@ def same_bits(before: onnx.ModelProto, after: onnx.ModelProto, values: np.ndarra
     )
 
 
+def outcome(*names: str) -> np.ndarray:
+    """What activations in a row make of the values."""
+    net, y = Net(shape=("N",)), "x"
+    for name in names:
+        y = limited(net, y, name)
+    return np.asarray(run(net.model(y), {"x": VALUES})[0])
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("opset", [10, 17])
 @pytest.mark.parametrize(("first", "second"), list(itertools.product(LIMITS, repeat=2)))
@@ -109,15 +117,50 @@ def test_other_activations_stay(before: str, op: str) -> None:
     assert fuse(model).model.SerializeToString() == model.SerializeToString()
 
 
-def test_where_the_first_is_read_by_others_both_stay() -> None:
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(LIMITS, repeat=2)))
+@pytest.mark.parametrize("is_output", [False, True])
+def test_the_second_goes_where_others_read_the_first(first: str, second: str, is_output: bool) -> None:
+    net = Net(shape=("N",))
+    between = limited(net, "x", first)
+    last = limited(net, between, second)
+    model = net.model(last if is_output else net.op("Tanh", last), net.op("Exp", between))
+    result = fuse(model)
+    one, two = outcome(first), outcome(first, second)
+    is_gone = (
+        not is_output
+        and "wrong" not in (first, second)
+        and ((one == two) | (np.isnan(one) & np.isnan(two))).all()
+    )
+    assert len(result.model.graph.node) == len(model.graph.node) - is_gone
+    assert same_bits(model, result.model, VALUES)
+    assert not fuse(result.model).report.folds
+
+
+def test_rows_of_them_and_where_equal_nodes_stay() -> None:
     net = Net(shape=("N",))
     first = limited(net, "x", "relu6")
+    second = net.op("Relu", first)
+    third = net.op("Relu", second)
     model = net.model(
-        net.op("Tanh", net.op("Relu", first)),
-        net.op("Exp", first),
-        net.op("Neg", limited(net, first, "within")),
+        net.op("Tanh", first), net.op("Exp", second), net.op("Neg", third), net.op("Cos", third)
     )
-    assert not fuse(model).report.folds
+    options = Options(skip=frozenset({Kind.EQUAL}))
+    assert fuse(model, options=options).model.SerializeToString() == model.SerializeToString()
+    result = fuse(model)
+    assert counts(result.model) == {"Clip": 1, "Tanh": 1, "Exp": 1, "Neg": 1, "Cos": 1}
+    assert {change.kind for change in result.report.changes} == {Kind.EQUAL}
+    assert same_bits(model, result.model, VALUES)
+
+
+def test_behind_an_activation_that_a_fold_wrote() -> None:
+    net = Net(shape=("N",))
+    first = limited(net, limited(net, "x", "Relu"), "to 6")
+    second = net.op("Relu", first)
+    model = net.model(net.op("Tanh", first), net.op("Exp", second), net.op("Neg", second))
+    result = fuse(model)
+    assert counts(result.model) == {"Clip": 1, "Tanh": 1, "Exp": 1, "Neg": 1}
+    assert same_bits(model, result.model, VALUES)
+    assert not result.report.refusals
 
 
 EXTREMES = [
