@@ -49,6 +49,7 @@ from onnx_repfuse.planner.rewrites.avoided_rules import LATE_RULES
 from onnx_repfuse.planner.rewrites.casts_first import cast_first
 from onnx_repfuse.planner.rewrites.constant_nodes import write_constants
 from onnx_repfuse.planner.rewrites.dead_channels import ZeroChannels, drop_dead_channels
+from onnx_repfuse.planner.rewrites.early_transposes import transpose_early
 from onnx_repfuse.planner.rewrites.equal_nodes import merge_equal_nodes
 from onnx_repfuse.planner.rewrites.late_biases import move_biases
 from onnx_repfuse.planner.rewrites.move_factors import factor_refusals, move_factors
@@ -63,7 +64,6 @@ from onnx_repfuse.planner.rewrites.slopes import is_slow_prelu
 from onnx_repfuse.planner.rewrites.split_parts import fold_into_parts
 from onnx_repfuse.planner.rewrites.stacked_sums import sum_stacked
 from onnx_repfuse.planner.rewrites.subsampling import apply_subsamplings, subsampling_refusals
-from onnx_repfuse.planner.rewrites.transposed_pads import transpose_before_pads
 from onnx_repfuse.planner.rewrites.unexpanded import read_unexpanded
 from onnx_repfuse.planner.rewrites.weight_factors import ROLES as WEIGHT_ROLES
 from onnx_repfuse.planner.rewrites.weight_factors import fold_into_weights
@@ -266,8 +266,7 @@ class _Planning:
         is_written = apply_maxima(self.plan, layouts, self.is_free)
         is_written = is_written or apply_transposes(self.plan, self.is_free)
         is_written = is_written or cast_first(self.plan, self.is_free)
-        context = Context(self.plan.scope, layouts)
-        is_written = is_written or transpose_before_pads(self.plan, context, self.is_free)
+        is_written = is_written or transpose_early(self.plan, self.paths(layouts).context, self.is_free)
         self._changed(written=is_written)
         return channel_layouts(self.plan.scope, layouts) if is_written else layouts
 

@@ -325,9 +325,8 @@ class FoldCase:
             if len(node.input) > places.get(node.op_type, len(node.input))
         ]
         values = [onnx.numpy_helper.to_array(t).ravel() for t in divisors if t is not None]
-        return math.lcm(
-            *(int(value[0]) for value in values if value.size == 1 and 1 < value[0] <= _MAX_DIVISOR)
-        )
+        # a Slice lists a step for each axis
+        return math.lcm(*(int(step) for value in values for step in value if 1 < step <= _MAX_DIVISOR))
 
     @cached_property
     def blocks(self) -> tuple[int, ...]:
