@@ -94,6 +94,7 @@ def add_fold(
     created: list[gs.Node],
     macs: tuple[int, int] = (0, 0),
     by_itself: bool = False,
+    below: Sequence[PlannedFold] = (),
 ) -> PlannedFold:
     """Note a fold, joined with the earlier ones it builds upon.
 
@@ -105,8 +106,9 @@ def add_fold(
         created: the nodes that compute the same.
         macs: multiply-adds before and after.
         by_itself: the output is compared by itself, as a part of a Split that a fold wrote again and did not change.
+        below: earlier folds that it builds upon, beside the last ones that created nodes which it absorbs.
     """
-    earlier = folds_below(plan, absorbed)
+    earlier = list(dict.fromkeys([*folds_below(plan, absorbed), *below]))
     outputs = () if by_itself else outputs_around(output, earlier)
     fold = PlannedFold(outputs or (output,), [], created, frozenset(kinds), *macs)
     plan.add(joined_fold(plan, fold, absorbed, earlier), earlier)

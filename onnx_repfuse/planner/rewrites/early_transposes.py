@@ -104,7 +104,7 @@ def transpose_early(plan: ScopePlan, context: Context, is_free: IsFree) -> bool:
 
 
 def _leads_to_window(scope: Scope, name: str, nodes: int) -> bool:
-    """Whether only arithmetic with constants is between a tensor and the windows that read it, which nobody else does."""
+    """Whether only arithmetic with constants is between a tensor and windows, which alone read it."""
     consumers = scope.consumers.get(name, [])
     if scope.is_seen(name) or not consumers:
         return False

@@ -2,7 +2,8 @@
 
     Split(Conv(x)) -> (a, b);  y = BatchNormalization(a)        ->        Split(Conv'(x)) -> (y, b)
 
-The parts are those of a Split, or what several Slices and Gathers choose: the rows of the convolution are theirs. No
+The parts are those of a Split, or what several Slices and Gathers choose: the rows of the convolution are theirs. Views
+of all channels may be in between, as a Transpose to channels last. No
 form of one tensor says this: the part becomes what the operator behind it computed, and the others stay what they are.
 """
 
@@ -27,6 +28,7 @@ from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.graph.views import View
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.planner.folds.emit import Emission, emit
 from onnx_repfuse.planner.folds.planned import ScopePlan
@@ -34,7 +36,9 @@ from onnx_repfuse.planner.folds.replacements import Replacements, add_fold
 from onnx_repfuse.planner.forms.compose import form_of_node, inline
 from onnx_repfuse.planner.forms.value_range import check_range, data_type_of
 from onnx_repfuse.planner.pricing.steps import Lowered, Wanted
+from onnx_repfuse.planner.search.commute_views import MEANS
 from onnx_repfuse.planner.search.cover import Cover
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.report import Kind
 
 __all__ = ["fold_into_parts"]
@@ -58,9 +62,10 @@ class _Part(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """The operator of a convolution, and the parts that all its consumers choose."""
+    """The operator of a convolution, the views behind it, and the parts that all consumers of the last one choose."""
 
     before: LinearOp
+    views: list[LinearOp]
     parts: list[_Part]
 
     @property
@@ -85,13 +90,38 @@ def _found(cover: Cover) -> Iterator[_Parts]:
     """The convolutions read in parts, that have something to fold behind one of them."""
     for node in cover.context.scope.nodes:
         before = None if operator(node).weight is None else cover.lifts.get(node.outputs[0].name)
-        parts = None if before is None else _parts_of(cover, before)
+        views = [] if before is None else _views_behind(cover, before)
+        parts = None if before is None else _parts_of(cover, views[-1] if views else before)
         if before is not None and parts and any(part.behind for part in parts) and _are_apart(parts):
-            yield _Parts(before, parts)
+            yield _Parts(before, views, parts)
+
+
+def _views_behind(cover: Cover, before: LinearOp) -> list[LinearOp]:
+    """The views in a row of a convolution's output, that keep all channels and what is added to each."""
+    views: list[LinearOp] = []
+    while cover.context.scope.is_private((views[-1] if views else before).output):
+        (consumer,) = cover.context.scope.consumers[(views[-1] if views else before).output]
+        lifted = cover.lifts.get(consumer.outputs[0].name)
+        if lifted is None or lifted.view is None or lifted.inner_nodes or lifted.output in cover.banned:
+            break
+        if not _passes_factors(cover, lifted.view):
+            break
+        views.append(lifted)
+    return views
+
+
+def _passes_factors(cover: Cover, view: View) -> bool:
+    """Whether a factor and a shift behind a view may go before it: in half precision, not in front of an average.
+
+    What is large there, and small in the mean, would overflow.
+    """
+    limits = FLOAT_FORMATS.get(cover.context.scope.data_type(view.output) or 0)
+    may_overflow = view.sort in MEANS and (limits is None or limits.is_half)
+    return view.keeps_constants and view.channels == view.channels_behind and not may_overflow
 
 
 def _parts_of(cover: Cover, before: LinearOp) -> list[_Part] | None:
-    """What all consumers of a convolution choose; None where one does anything else. A Slice alone is for covering."""
+    """What all consumers of a tensor choose; None where one does anything else. A Slice alone is for covering."""
     scope = cover.context.scope
     consumers = scope.consumers.get(before.output, [])
     if scope.is_seen(before.output) or not consumers or (len(consumers) == 1 and consumers[0].op != "Split"):
@@ -112,7 +142,7 @@ def _parts_of(cover: Cover, before: LinearOp) -> list[_Part] | None:
 
 
 def _chosen(cover: Cover, part: str, before: LinearOp) -> NDArray[np.intp] | None:
-    """The channels of a convolution's output that a part consists of; None where it is anything else."""
+    """The channels of a tensor that a part consists of; None where it is anything else."""
     lifted = cover.lifts.get(part)
     if lifted is None or len(lifted.terms) != 1 or lifted.operands[0].name != before.output:
         return None
@@ -192,20 +222,36 @@ def _written(plan: ScopePlan, cover: Cover, parts: _Parts, lowered: Lowered) -> 
     """The nodes in the place of others, noted as one fold for each part: its output is compared by itself."""
     scope, before = plan.scope, parts.before
     emission, whole = _emitted(cover, parts, lowered)
+    created = list(emission.nodes)
+    for view in parts.views:
+        created.append(_of_another(scope, view, whole))
+        whole = str(created[-1].outputs[0].name)
     names = {part.output: part.name for part in parts.parts}
     chosen = {id(node): _choice(scope, node, whole, names) for node in parts.choices}
     first, *others = parts.choices
-    macs = cover.entries[before.output].node.macs
-    replaced: dict[int, list[gs.Node]] = {id(first): [*emission.nodes, *chosen.values()]}
+    is_created = id(before.node) in plan.creator  # then an earlier fold has its multiply-adds
+    macs = 0 if is_created else cover.entries[before.output].node.macs
+    replaced: dict[int, list[gs.Node]] = {id(first): [*created, *chosen.values()]}
     replaced |= {id(node): [] for node in others}
     for part in parts.parts:
-        absorbed = [before.node, part.node]
+        absorbed = [before.node, *(view.node for view in parts.views), part.node]
         if part.behind is not None:
             absorbed.append(part.behind.node)
             replaced[id(part.behind.node)] = []
-        add_fold(plan, part.name, _ROLES, absorbed, [*emission.nodes, chosen[id(part.node)]], (macs, macs))
+        # parts share the new nodes, and each of them may be what an earlier fold computed
+        below = [fold for fold in plan.folds if part.output in fold.outputs] if is_created else []
+        written = [*created, chosen[id(part.node)]]
+        add_fold(plan, part.name, _ROLES, absorbed, written, (macs, macs), below=below)
         macs = 0  # counted once
     return replaced
+
+
+def _of_another(scope: Scope, view: LinearOp, source: str) -> gs.Node:
+    """A view of another tensor of the same shape."""
+    node, output = view.node, scope.fresh(f"{view.output}_fused")
+    scope.declare_like(output, view.output)
+    inputs = [source, *(tensor.name for tensor in node.inputs[1:])]
+    return new_node(node.op, scope.fresh(f"{view.output}_fused"), node.attrs, inputs, [output])
 
 
 def _choice(scope: Scope, node: gs.Node, whole: str, names: dict[str, str]) -> gs.Node:

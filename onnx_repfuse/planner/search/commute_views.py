@@ -32,9 +32,9 @@ from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["restoring", "under_view", "why_not_before_average"]
+__all__ = ["MEANS", "restoring", "under_view", "why_not_before_average"]
 
-_MEANS = (SpaceMapSort.AVERAGES, SpaceMapSort.INTERPOLATES)
+MEANS = (SpaceMapSort.AVERAGES, SpaceMapSort.INTERPOLATES)
 ENLARGED = "in half precision, what it enlarges could overflow in front of the average"
 
 
@@ -218,7 +218,7 @@ def why_not_before_average(
     if limits is None or not limits.is_half:
         return None
     for group in _groups(candidate):
-        if group.source not in entries or not any(view.sort in _MEANS for view in group.views):
+        if group.source not in entries or not any(view.sort in MEANS for view in group.views):
             continue
         kernels = [taps_of(term.kernel) for term in group.terms]
         if any(isinstance(kernel, Vector) and np.abs(kernel.scale).max() > 1.0 for kernel in kernels):

@@ -930,6 +930,86 @@ def test_norm_behind_columns_that_slices_choose() -> None:
     check(net.model(*outputs), {"Gemm": 1, "Slice": 2, "Relu": 1, "Sigmoid": 1})
 
 
+@pytest.mark.parametrize("beside", ["scalar", "channels", "nothing"])
+def test_a_factor_and_then_a_shift_behind_a_part(beside: str) -> None:
+    """The second round's fold reads what the first round's computed, though the other part's was noted later."""
+    net = Net(4)
+    first, second = split(net, net.conv("x", 4, 8, 3), 3, 5)
+    first = net.op("Sub", net.op("Mul", first, net.channel(3)), net.channel(3))
+    if beside != "nothing":
+        second = net.op("Mul", second, net.const(0.3) if beside == "scalar" else net.channel(5))
+    result = check(
+        net.model(net.op("Relu", first), net.op("Tanh", second)),
+        {"Conv": 1, "Split": 1, "Relu": 1, "Tanh": 1},
+    )
+    assert result.report.after.macs == result.report.before.macs
+
+
+@pytest.mark.parametrize("space", [1, 2, 3])
+@pytest.mark.parametrize("how", ["split", "slice", "gather"])
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+def test_parts_behind_a_transpose_to_channels_last(op: str, how: str, space: int) -> None:
+    net = Net(4, shape=("N", 4, "H", "W", "D")[: space + 2])
+    window = (2,) * space
+    y = net.conv("x", 4, 8, window, pad=0) if op == "Conv" else net.op(op, "x", net.random(4, 8, *window))
+    y = net.op("Transpose", y, perm=[0, *range(2, space + 2), 1])
+    if how == "split":
+        first, second = net.op("Split", y, ints(net, 3, 5), outputs=2, axis=-1)
+    elif how == "slice":
+        first, second = cut(net, y, [-1], [0], [3], [1]), cut(net, y, [space + 1], [3], [END], [1])
+    else:
+        first, second = gather(net, y, 2, 0, 5, axis=-1), gather(net, y, 1, 3, 4, 6, 7, axis=space + 1)
+    shifted = net.op("Sub", net.op("Mul", first, net.random(3)), net.random(3))
+    outputs = net.op("Relu", shifted), net.op("Tanh", net.op("Mul", second, net.const(0.3)))
+    kept = {"split": {"Split": 1}, "slice": {"Slice": 2}, "gather": {"Gather": 2}}[how]
+    result = check(net.model(*outputs), {op: 1, "Transpose": 1, **kept, "Relu": 1, "Tanh": 1})
+    assert result.report.after.macs == result.report.before.macs
+
+
+@pytest.mark.parametrize("view", ["reshape", "resize", "pool", "several"])
+def test_parts_behind_other_views(view: str) -> None:
+    net = Net(shape=("N", 4, 6, 6))
+    y = net.conv("x", 4, 8, 3)
+    if view in ("reshape", "several"):
+        y = net.op("Reshape", y, ints(net, 0, 8, 36))
+    if view == "several":
+        y = net.op("Transpose", y, perm=[0, 2, 1])
+    if view == "resize":
+        y = net.op("Resize", y, "", net.const(np.array([1, 1, 2, 2], np.float32)), mode="linear")
+    if view == "pool":
+        y = net.op("GlobalAveragePool", y)
+    axis = -1 if view == "several" else 1
+    first, second = net.op("Split", y, ints(net, 3, 5), outputs=2, axis=axis)
+    values = net.random(3) if view == "several" else net.channel(3, 1 if view == "reshape" else 2)
+    outputs = net.op("Relu", net.op("Add", first, values)), net.op("Tanh", second)
+    result = fuse(net.model(*outputs))
+    assert "Add" not in counts(result.model), counts(result.model)
+    assert equal(net.model(*outputs), result.model) > 0
+    assert not fuse(result.model).report.folds
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_factor_of_a_part_stays_behind_an_average_in_half_precision(dtype: type) -> None:
+    net = Net(4, dtype=dtype)
+    first, second = split(net, net.op("GlobalAveragePool", net.conv("x", 4, 8, 3)), 3, 5)
+    model = net.model(net.op("Relu", net.op("Mul", first, net.const(100.0))), net.op("Tanh", second))
+    result = fuse(model, options=Options(check=False))
+    assert ("Mul" in counts(result.model)) == (dtype is np.float16)
+
+
+def test_parts_behind_a_view_that_others_read_or_that_pads_stay() -> None:
+    net = Net(4)
+    y = net.op("Transpose", net.conv("x", 4, 8, 3), perm=[0, 2, 3, 1])
+    first, second = net.op("Split", y, ints(net, 3, 5), outputs=2, axis=3)
+    scaled = net.op("Relu", net.op("Mul", first, net.random(3)))
+    check(net.model(scaled, net.op("Tanh", second), net.op("Exp", y)), None)
+    net = Net(4)  # the window counts zeros beside what is added
+    y = net.op("AveragePool", net.conv("x", 4, 8, 3), kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1)
+    first, second = split(net, y, 3, 5)
+    result = fuse(net.model(net.op("Relu", net.op("Add", first, net.channel(3))), net.op("Tanh", second)))
+    assert "Add" in counts(result.model)
+
+
 def test_channels_that_are_chosen_and_read_otherwise_stay() -> None:
     net = Net(4)
     y = net.conv("x", 4, 8, 3)
