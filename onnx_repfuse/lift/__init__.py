@@ -18,6 +18,7 @@ from onnx_repfuse.lift import (
     pad_pool,
     shuffles,
     slice_concat,
+    stacked_moves,
     sum_identity,
     view_ops,
 )
@@ -107,7 +108,7 @@ def _lift(context: Context, node: gs.Node, output: int) -> LinearOp | Declined |
     border = match.lift_border(context, node)
     if border is not None:
         return border
-    shuffle = shuffles.lift_shuffle(context, node)
+    shuffle = shuffles.lift_shuffle(context, node) or stacked_moves.lift_stacked_moves(context, node)
     if shuffle is not None:
         return shuffle
     function = _LIFTS.get(node.op)

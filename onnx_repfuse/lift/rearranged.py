@@ -1,4 +1,4 @@
-"""What Reshape, Transpose, Squeeze, Unsqueeze, Gather and GatherND do to the axes of a tensor, one after the other.
+"""What Reshape, Transpose, Squeeze, Unsqueeze, Gather, Slice and Split do to the axes of a tensor, one after the other.
 
 An axis is a list of parts: (n, C, h, w) reshaped to (n, g, C/g, h, w) splits C into two, a Transpose orders the axes,
 and another Reshape joins them. A part knows how far apart its positions are along the axis it comes from. So the
@@ -8,22 +8,28 @@ result says of each of its positions where in the first tensor it comes from:
     pixel_unshuffle    (n, C, h, w) -> (n, C, h/r, r, w/r, r) -> (n, C, r, r, h/r, w/r) -> (n, C*r*r, h/r, w/r)
     x[:, [2, 1, 0]]    (n, C, h, w) -> (C, n, h, w) -> GatherND -> (C, n, h, w) -> (n, C, h, w)
     x[:, 2][:, None]   (n, C, h, w) -> Gather of one number -> (n, h, w) -> (n, 1, h, w)
+
+A Split into equal parts, or a Slice of every k-th position, splits an axis as a Reshape would, and fixes one place of
+what it made: the first half of 8 is place 0 of the 2 in (2, 4), every second of them place 0 of the 2 in (4, 2).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.algebra.choice import Index
 from onnx_repfuse.graph.dims import dims_of
-from onnx_repfuse.graph.extents import Dim, Dims, over, quotient
-from onnx_repfuse.graph.operators.index_maps import gathered
+from onnx_repfuse.graph.extents import Dim, Dims, over, quotient, times
+from onnx_repfuse.graph.operators.index_maps import gathered, split_sizes
 from onnx_repfuse.graph.operators.space_maps import permutation
 from onnx_repfuse.graph.scope import Scope, optional_input
+from onnx_repfuse.lift.slice_concat import slice_arguments
 
-__all__ = ["Axis", "Part", "Rearranged", "rearranged"]
+__all__ = ["Axis", "Fixed", "Part", "Rearranged", "rearranged"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,13 @@ class Part:
     axis: int
     size: Dim
     step: int = 1
+
+
+class Fixed(NamedTuple):
+    """A part of which one position is taken."""
+
+    part: Part
+    position: int
 
 
 Axis = tuple[Part, ...]
@@ -45,14 +58,16 @@ class Rearranged:
     Attributes:
         axes: of each axis its parts, the slowest first; none where it has one position.
         chosen: the positions of an axis of the first tensor that a Gather chose: the parts of that axis count these.
+        fixed: the parts of which a Split, Slice or Gather took one position: they are in no axis.
     """
 
     axes: tuple[Axis, ...]
     chosen: dict[int, Index]
+    fixed: tuple[Fixed, ...] = ()
 
     def is_like(self, other: Rearranged) -> bool:
         """Whether two tensors have each element at the same place."""
-        return self.axes == other.axes and not self.chosen and not other.chosen
+        return self.axes == other.axes and not (self.chosen or other.chosen or self.fixed or other.fixed)
 
     @classmethod
     def of(cls, dims: Dims) -> Rearranged:
@@ -60,8 +75,8 @@ class Rearranged:
         return cls(tuple(() if size == 1 else (Part(axis, size),) for axis, size in enumerate(dims)), {})
 
 
-def rearranged(scope: Scope, tensor: Rearranged, node: gs.Node) -> Rearranged | None:
-    """What a node makes of a tensor; None if it does something else."""
+def rearranged(scope: Scope, tensor: Rearranged, node: gs.Node, output: int = 0) -> Rearranged | None:
+    """What a node makes of a tensor, as its output of that number; None if it does something else."""
     if node.op == "Transpose":
         order = permutation(node, len(tensor.axes))
         return replace(tensor, axes=tuple(tensor.axes[axis] for axis in order))
@@ -69,7 +84,63 @@ def rearranged(scope: Scope, tensor: Rearranged, node: gs.Node) -> Rearranged | 
         return _reshaped(scope, tensor, node)
     if node.op in ("Gather", "GatherND"):
         return _gathered(scope, tensor, node)
-    return None
+    if node.op == "Split":
+        return _split(scope, tensor, node, output)
+    return _sliced(scope, tensor, node) if node.op == "Slice" else None
+
+
+def _split(scope: Scope, tensor: Rearranged, node: gs.Node, output: int) -> Rearranged | None:
+    """One of equal parts."""
+    axis, count = int(node.attrs.get("axis", 0)) % len(tensor.axes), len(node.outputs)
+    size = times(part.size for part in tensor.axes[axis])
+    sizes = split_sizes(scope, node, size) if isinstance(size, int) else None
+    return _cut(tensor, axis, count, output) if sizes and len(set(sizes)) == 1 else None
+
+
+def _sliced(scope: Scope, tensor: Rearranged, node: gs.Node) -> Rearranged | None:
+    """Every k-th position, or one of equal parts, of axes of known sizes."""
+    arguments = slice_arguments(scope, node)
+    if arguments is None:
+        return None
+    starts, ends, axes, steps = arguments
+    axes, steps = axes or list(range(len(starts))), steps or [1] * len(starts)
+    if {len(ends), len(axes), len(steps)} != {len(starts)}:
+        return None
+    result: Rearranged | None = tensor
+    for axis, *cut in zip(axes, starts, ends, steps, strict=True):
+        result = None if result is None else _every(result, axis % len(tensor.axes), slice(*cut))
+    return result
+
+
+def _every(tensor: Rearranged, axis: int, cut: slice) -> Rearranged | None:
+    size = times(part.size for part in tensor.axes[axis])
+    if not isinstance(size, int) or cut.step < 1:
+        return None
+    places = range(size)[cut]
+    count, step = len(places), places.step
+    if not count or size % (count * step) or (step > 1 and count * step != size):
+        return None
+    if step > 1:  # of blocks of so many
+        return _cut(tensor, axis, count, places.start, keeps_first=True) if places.start < step else None
+    number, rest = divmod(places.start, count)
+    return None if rest else _cut(tensor, axis, size // count, number)
+
+
+def _cut(
+    tensor: Rearranged, axis: int, count: int, number: int, *, keeps_first: bool = False
+) -> Rearranged | None:
+    """One place of the first `count` of an axis, and what each of them consists of; or these, and a place of that."""
+    rest = list(tensor.axes[axis])
+    first = _taken(rest, count, ())
+    if first is None:
+        return None
+    kept, parts = (first, tuple(rest)) if keeps_first else (tuple(rest), first)
+    sizes = [part.size for part in parts if isinstance(part.size, int)]
+    if len(sizes) < len(parts):
+        return None
+    fixed = map(Fixed, parts, (int(place) for place in np.unravel_index(number, sizes)))
+    axes = (*tensor.axes[:axis], kept, *tensor.axes[axis + 1 :])
+    return replace(tensor, axes=axes, fixed=(*tensor.fixed, *fixed))
 
 
 def _gathered(scope: Scope, tensor: Rearranged, node: gs.Node) -> Rearranged | None:
@@ -80,7 +151,7 @@ def _gathered(scope: Scope, tensor: Rearranged, node: gs.Node) -> Rearranged | N
     axis = node.attrs.get("axis", 0) if node.op == "Gather" else 0
     source = _whole_axis(tensor, tensor.axes[axis])
     if source is None or not isinstance(source.size, int):
-        return None
+        return None if const.shape else _one_place(tensor, axis % len(tensor.axes), int(const.read()))
     index = gathered(source.size, const.read())
     if index is None:
         return None
@@ -89,7 +160,16 @@ def _gathered(scope: Scope, tensor: Rearranged, node: gs.Node) -> Rearranged | N
         axes[axis] = (Part(source.axis, len(index)),)
     else:
         del axes[axis]  # one place, and the axis is gone
-    return Rearranged(tuple(axes), {**tensor.chosen, source.axis: index})
+    return replace(tensor, axes=tuple(axes), chosen={**tensor.chosen, source.axis: index})
+
+
+def _one_place(tensor: Rearranged, axis: int, place: int) -> Rearranged | None:
+    """What a Gather of one number leaves of an axis of several parts: that place, and the axis is gone."""
+    size = times(part.size for part in tensor.axes[axis])
+    if not isinstance(size, int) or not -size <= place < size:
+        return None
+    cut = _cut(tensor, axis, size, place % size)
+    return None if cut is None else replace(cut, axes=(*cut.axes[:axis], *cut.axes[axis + 1 :]))
 
 
 def _chooses_along_one_axis(node: gs.Node, index: tuple[int, ...]) -> bool:
@@ -110,7 +190,8 @@ def _whole_axis(tensor: Rearranged, parts: Axis) -> Part | None:
 
 def _is_split(tensor: Rearranged, axis: int) -> bool:
     """Whether several parts come from one axis."""
-    return sum(part.axis == axis for parts in tensor.axes for part in parts) > 1
+    parts = [*(part for parts in tensor.axes for part in parts), *(fixed.part for fixed in tensor.fixed)]
+    return sum(part.axis == axis for part in parts) > 1
 
 
 def _reshaped(scope: Scope, tensor: Rearranged, node: gs.Node) -> Rearranged | None:

@@ -34,7 +34,7 @@ from onnx_repfuse.lift.view_ops import operator_of_view
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["lift_shuffle", "lift_space_to_depth"]
+__all__ = ["MAX_STEPS_BACK", "kernel_of", "lift_shuffle", "lift_space_to_depth", "moved"]
 
 LAST = frozenset(("Reshape", "Transpose", "Unsqueeze"))
 INNER = frozenset(("Gather", "GatherND", "Reshape", "Squeeze", "Transpose", "Unsqueeze"))
@@ -52,7 +52,7 @@ def lift_space_to_depth(context: Context, node: gs.Node) -> LinearOp | None:
         return None
     channels = source.channels
     place, index = np.divmod(np.arange(block * block * channels), channels)
-    kernel = _kernel(index, place, (block, block), channels)
+    kernel = kernel_of(index, place, (block, block), channels)
     return _operator(node, node.inputs[0].name, kernel, ())
 
 
@@ -89,7 +89,7 @@ def _of_rearranged(scope: Scope, nodes: Sequence[gs.Node], tensor: Rearranged, d
     *inner, last = nodes
     source = nodes[0].inputs[0].name
     assert isinstance(dims[1], int)
-    kernel = _moved(tensor, dims[1], len(dims))
+    kernel = moved(tensor, dims[1], len(dims))
     if kernel is not None:
         return _operator(last, source, kernel, tuple(inner))
     view = _pixel_shuffle(scope, source, dims, last, tensor)
@@ -139,10 +139,14 @@ def _chains(context: Context, last: gs.Node) -> Iterator[list[gs.Node]]:
         yield list(nodes)
 
 
-def _moved(tensor: Rearranged, channels: int, dims: int) -> Kernel | None:
+def moved(tensor: Rearranged, channels: int, dims: int, *, is_whole: bool = True) -> Kernel | None:
     """The kernel of (N, C, *space) -> (N, C', *space'); None if it is no choice of channels and of positions in blocks.
 
     Each axis of space must keep its slowest part, and the channels take all others.
+
+    Args:
+        channels, dims: of the tensor before.
+        is_whole: it is all that is computed; then it is no choice where it is that tensor.
     """
     if len(tensor.axes) != dims or tensor.chosen.keys() - {1} or not _keeps_batch(tensor):
         return None
@@ -156,22 +160,24 @@ def _moved(tensor: Rearranged, channels: int, dims: int) -> Kernel | None:
     index, place = _places(tensor, parts, tuple(sizes))
     read = tensor.chosen.get(1)
     index = index if read is None else read[index]
-    if taps == 1 and np.array_equal(index, np.arange(channels)):
+    if is_whole and taps == 1 and np.array_equal(index, np.arange(channels)):
         return None  # nothing moves
-    return _kernel(index, place, tuple(sizes), channels)
+    return kernel_of(index, place, tuple(sizes), channels)
 
 
 def _keeps_batch(tensor: Rearranged) -> bool:
     """Whether the first axis is that of the first tensor, and no channel depends on it."""
     batch, channels = tensor.axes[:2]
     is_kept = len(batch) <= 1 and all(part == Part(0, part.size) for part in batch)
-    return is_kept and all(part.axis != 0 for part in channels)
+    others = [*channels, *(fixed.part for fixed in tensor.fixed)]
+    return is_kept and all(part.axis != 0 for part in others)
 
 
 def _block(tensor: Rearranged, axis: int) -> int | None:
     """How many neighbours along an axis of space become channels; None if what is left is not that axis."""
     parts = tensor.axes[axis]
-    taken = _number_of([part for part in tensor.axes[1] if part.axis == axis])
+    own = [*tensor.axes[1], *(fixed.part for fixed in tensor.fixed)]
+    taken = _number_of([part for part in own if part.axis == axis])
     if not parts:  # of one position, or all of it became channels
         return taken
     (first, *others) = parts
@@ -190,6 +196,8 @@ def _places(tensor: Rearranged, parts: tuple[Part, ...], block: tuple[int, ...])
     counts = [part.size for part in parts if isinstance(part.size, int)]
     numbers = np.indices(counts).reshape(len(counts), -1) if counts else np.zeros((0, 1), np.intp)
     place = np.zeros((1 + len(block), numbers.shape[1]), np.intp)
+    for fixed in tensor.fixed:
+        place[fixed.part.axis - 1] += fixed.position * fixed.part.step
     for part, number in zip(parts, numbers, strict=True):
         place[part.axis - 1] += number * part.step
     position = np.zeros(numbers.shape[1], np.intp)
@@ -198,7 +206,7 @@ def _places(tensor: Rearranged, parts: tuple[Part, ...], block: tuple[int, ...])
     return place[0], position
 
 
-def _kernel(index: Index, place: Index, block: tuple[int, ...], channels: int) -> Kernel:
+def kernel_of(index: Index, place: Index, block: tuple[int, ...], channels: int) -> Kernel:
     """Channel `index[o]` at position `place[o]` of each block.
 
     The last block is whole: runtimes demand it of SpaceToDepth, and of the others the sizes are proved. So the slack is
@@ -273,7 +281,7 @@ def _pixel_shuffle(scope: Scope, source: str, dims: Dims, node: gs.Node, tensor:
 def _depth_to_space(tensor: Rearranged, dims: Dims, opset: int) -> dict[str, Any] | None:
     """The attributes of the DepthToSpace that makes this of a tensor of these dims; None if none does."""
     assert isinstance(dims[1], int)
-    block = 0 if tensor.chosen else _block_of_channels(tensor)
+    block = 0 if tensor.chosen or tensor.fixed else _block_of_channels(tensor)
     if block < 2 or dims[1] % (block * block):
         return None
     modes = [mode for mode in ("DCR", "CRD") if tensor.axes == _joined(dims, block, mode).axes]
