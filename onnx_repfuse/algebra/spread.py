@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnx_repfuse.algebra.affine_form import Form, Term
+from onnx_repfuse.algebra.choice import Index, Picked, picked, taps_of
 from onnx_repfuse.algebra.geometry import Geometry
 from onnx_repfuse.algebra.kernels import Array, DerivedFromOne, Kernel, Vector
 
@@ -28,6 +29,13 @@ class Spreading:
     def vector(self, values: Array) -> Array:
         """The value of each channel for all of its parts: shape (channels,) -> (channels * times,)."""
         return np.repeat(values, self.times) if self.are_neighbours else np.tile(values, self.times)
+
+    def parts(self, index: Index, channels: int) -> Index:
+        """All parts of the chosen ones among so many channels: shape (n,) -> (n * times,), in the order of `vector`."""
+        part = np.arange(self.times)
+        if self.are_neighbours:
+            return (index[:, None] * self.times + part).ravel()
+        return (index + part[:, None] * channels).ravel()
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +73,26 @@ def spread(form: Form, spreading: Spreading, channels: int) -> Form | None:
         kernel = _spread_kernel(term.kernel, spreading)
         g = term.kernel.geometry
         is_whole = term.lo_in == term.lo_out == 0 and (g.c_in, g.c_out) == (channels, form.channels)
-        if kernel is None or not (is_whole or spreading.are_neighbours):
+        if not (is_whole or spreading.are_neighbours):
+            # the rest is between the parts of the channels that it reads
+            term, kernel = replace(term, lo_in=0), _spread_choice(term, spreading, channels, form.channels)
+        if kernel is None:
             return None
         lo_in, lo_out = term.lo_in * spreading.times, term.lo_out * spreading.times
         terms.append(Term(term.source, kernel, lo_in, lo_out))
     bias = form.bias.mapped(spreading.vector)
     return replace(form, channels=form.channels * spreading.times, terms=tuple(terms), bias=bias)
+
+
+def _spread_choice(term: Term, spreading: Spreading, channels: int, written: int) -> Kernel | None:
+    """A choice of channels, with a factor each, that is all that is written; None for any other term."""
+    taps, count = taps_of(term.kernel), term.kernel.geometry.c_out
+    if not isinstance(taps, Vector) or term.lo_out or count != written:
+        return None
+    index = term.kernel.index if isinstance(term.kernel, Picked) else np.arange(count)
+    many = Geometry.diagonal(count * spreading.times, taps.geometry.rank, taps.geometry.channel_axis)
+    factors = Vector(many, spreading.vector(taps.scale))
+    return picked(spreading.parts(term.lo_in + index, channels), factors, channels * spreading.times)
 
 
 def _spread_kernel(kernel: Kernel, spreading: Spreading) -> Kernel | None:

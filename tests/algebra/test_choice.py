@@ -123,10 +123,17 @@ def test_a_map_of_few_channels_is_one_of_the_many_that_stand_for_them(
     np.testing.assert_allclose(as_positions(actual), point(as_positions(x)), rtol=1e-11)
 
 
-def test_some_channels_of_several_are_not_some_of_the_many_unless_their_parts_are_neighbours() -> None:
+def test_some_channels_of_several_are_all_their_parts_of_the_many() -> None:
     few = Form(2, (1, 1), (Term("x", Vector.unit(2, (1, 1))),), Bias.zeros(2))
     assert spread(few, Spreading(3, are_neighbours=True), 4) is not None
-    assert spread(few, Spreading(3, are_neighbours=False), 4) is None  # channel 1 has the channels 1, 5 and 9
+    apart = spread(few, Spreading(3, are_neighbours=False), 4)
+    assert apart is not None  # channel 1 of 4 has the channels 1, 5 and 9
+    assert isinstance(apart.terms[0].kernel, Picked)
+    assert apart.terms[0].kernel.index.tolist() == [0, 1, 4, 5, 8, 9]
+    dense = Form(
+        2, (1, 1), (Term("x", Stored(Geometry.conv(2, 2, (1,)), lambda: np.ones((2, 2, 1)))),), few.bias
+    )
+    assert spread(dense, Spreading(3, are_neighbours=False), 4) is None
     assert spread(few, Spreading(3, are_neighbours=False), 2) is not None
 
 

@@ -617,7 +617,33 @@ def test_channels_behind_depth_to_space(mode: str, start: int, end: int) -> None
     """In the order of DCR, the parts of channel c are as far apart as there are channels: all count, not those kept."""
     net = Net(4)
     y = cut(net, depth_to_space(net, net.conv("x", 4, 16, 3), mode), [1], [start], [end], [1])
-    check(net.model(y), None if mode == "DCR" else {"Conv": 1, "DepthToSpace": 1})
+    result = check(net.model(y), {"Conv": 1, "DepthToSpace": 1})
+    weight = next(t for t in result.model.graph.initializer if len(t.dims) == 4)
+    assert list(weight.dims) == [4 * (end - start), 4, 3, 3]
+
+
+@MODES
+@pytest.mark.parametrize("channels", [(2, 0, 1), (3, 1), (0, 0, 2), (1, 2, 1, 3, 0), (3,)])
+@pytest.mark.parametrize("is_scaled", ["before", "behind", ""])
+def test_chosen_channels_behind_depth_to_space(mode: str, channels: tuple[int, ...], is_scaled: str) -> None:
+    net = Net(4)
+    y = depth_to_space(net, net.conv("x", 4, 16, 3), mode)
+    if is_scaled == "before":
+        y = net.op("Add", net.op("Mul", y, net.channel(4)), net.channel(4))
+    y = gather(net, y, *channels)
+    if is_scaled == "behind":
+        y = net.bn(y, len(channels))
+    result = fuse(net.model(y))
+    assert equal(net.model(y), result.model) > 0
+    grows = len(channels) > 4  # and where it repeats channels, each has a factor of its own
+    assert ("Gather" in counts(result.model)) == grows
+    is_left = not {"Mul", "Add", "BatchNormalization"}.isdisjoint(counts(result.model))
+    assert is_left == (grows and is_scaled == "behind")
+    if mode == "DCR":
+        alike = Net(4)  # an inner tensor of other channels: sizes are those of the tensor, not of the part
+        first = alike.op("Slice", alike.conv("x", 4, 20, 3), *(ints(alike, n) for n in (2, 18, 1)))
+        y = gather(alike, depth_to_space(alike, first, mode), *channels)
+        assert equal(alike.model(y), fuse(alike.model(y)).model) > 0
 
 
 @MODES
