@@ -51,6 +51,7 @@ from onnx_repfuse.planner.rewrites.constant_nodes import write_constants
 from onnx_repfuse.planner.rewrites.dead_channels import ZeroChannels, drop_dead_channels
 from onnx_repfuse.planner.rewrites.early_transposes import transpose_early
 from onnx_repfuse.planner.rewrites.equal_nodes import merge_equal_nodes
+from onnx_repfuse.planner.rewrites.joined_views import join_views
 from onnx_repfuse.planner.rewrites.late_biases import move_biases
 from onnx_repfuse.planner.rewrites.move_factors import factor_refusals, move_factors
 from onnx_repfuse.planner.rewrites.norm_affine import fold_behind_norms, norm_refusals
@@ -265,6 +266,7 @@ class _Planning:
             return layouts
         is_written = apply_maxima(self.plan, layouts, self.is_free)
         is_written = is_written or apply_transposes(self.plan, self.is_free)
+        is_written = is_written or join_views(self.plan, self.is_free)
         is_written = is_written or cast_first(self.plan, self.is_free)
         is_written = is_written or transpose_early(self.plan, self.paths(layouts).context, self.is_free)
         self._changed(written=is_written)
