@@ -15,6 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnx_repfuse.graph.dims import equal_shapes
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.operators.einsum import equation_of
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, Const, Scope, optional_input, static
@@ -22,7 +23,7 @@ from onnx_repfuse.graph.size_lists import constant_list
 from onnx_repfuse.graph.zero_signs import shows_zero, tells_zeros_apart
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 
-__all__ = ["constant_beside", "drops", "given_out", "has_mask"]
+__all__ = ["constant_beside", "constants_beside", "drops", "given_out", "has_mask"]
 
 
 def given_out(scope: Scope, node: gs.Node) -> str:
@@ -83,10 +84,10 @@ def _where(scope: Scope, node: gs.Node) -> str:
         return ""
     names = [optional_input(node, place) for place in (1, 2)]
     name, other = names if np.all(taken) else names[::-1]
-    beside = static(scope.shape(other))
-    if beside is None or scope.const(name) is not None:
+    if scope.const(name) is not None or not _keeps_shape(scope, name, condition.shape):
         return ""
-    keeps_shape = all(_keeps_shape(scope, name, shape) for shape in (beside, condition.shape))
+    beside = static(scope.shape(other))
+    keeps_shape = equal_shapes(scope, [name, other]) if beside is None else _keeps_shape(scope, name, beside)
     return name if keeps_shape else ""
 
 
@@ -220,6 +221,19 @@ def constant_beside(scope: Scope, node: gs.Node, *, commutes: bool) -> tuple[str
         return "", None
     keeps_shape = has_shape_of_first or _keeps_shape(scope, name, const.shape)
     return name, const if keeps_shape else None
+
+
+def constants_beside(scope: Scope, node: gs.Node) -> tuple[str, list[Const]]:
+    """The tensor of an operator and the constants beside it, as `constant_beside`: of a Sum, any number; else none."""
+    if node.op != "Sum":
+        name, const = constant_beside(scope, node, commutes=node.op != "Div")
+        return name, [] if const is None else [const]
+    names = [tensor.name for tensor in node.inputs]
+    constants = [const for name in names if (const := scope.const(name)) is not None]
+    if len(constants) != len(names) - 1 or not all(map(_is_small_float, constants)):
+        return "", []
+    (tensor,) = (name for name in names if scope.const(name) is None)
+    return tensor, constants if all(_keeps_shape(scope, tensor, const.shape) for const in constants) else []
 
 
 def _is_small_float(const: Const) -> bool:

@@ -114,4 +114,6 @@ def _lift(context: Context, node: gs.Node, output: int) -> LinearOp | Declined |
     function = _LIFTS.get(node.op)
     if function is not None:
         return function(context, node)
-    return None if operator(node).space_map is None else view_ops.lift_view(context, node)
+    if operator(node).space_map is None:
+        return sum_identity.lift_no_op(context, node)
+    return view_ops.lift_view(context, node)

@@ -1,4 +1,4 @@
-"""Sums of tensors, and operators that do nothing: Add, Sub, Sum, Mean, Neg, Identity, Dropout.
+"""Sums of tensors, and operators that do nothing: Add, Sub, Sum, Mean, Neg, Identity, Dropout, no-ops.
 
 `Add(a, b)` is linear only when it does not broadcast. That is proved by equal sizes (`graph.dims`) or, later, by the
 geometry of its operands; annotations in the file are not trusted.
@@ -14,7 +14,7 @@ from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.dims import equal_shapes
-from onnx_repfuse.graph.no_ops import drops, has_mask
+from onnx_repfuse.graph.no_ops import drops, given_out, has_mask
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS
 from onnx_repfuse.lift.batchnorm_arithmetic import lift_arithmetic, per_channel
 from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, Operand, bias_of_const, diagonal
@@ -22,7 +22,7 @@ from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["lift_add", "lift_dropout", "lift_identity", "lift_sum"]
+__all__ = ["lift_add", "lift_dropout", "lift_identity", "lift_no_op", "lift_sum"]
 
 
 def lift_add(context: Context, node: gs.Node) -> LinearOp | Declined | None:
@@ -113,13 +113,21 @@ def _summands(node: gs.Node, tensors: int, channels: int, layout: tuple[int, int
 
 def lift_identity(context: Context, node: gs.Node) -> LinearOp | None:
     """Identity, and Neg."""
-    name = node.inputs[0].name
+    return _times(context, node, node.inputs[0].name, -1.0 if node.op == "Neg" else 1.0)
+
+
+def lift_no_op(context: Context, node: gs.Node) -> LinearOp | None:
+    """What gives out one of its inputs, as a Where that takes all of it: at the end of a graph it is not removed."""
+    source = given_out(context.scope, node)
+    return _times(context, node, source, 1.0) if source else None
+
+
+def _times(context: Context, node: gs.Node, name: str, factor: float) -> LinearOp | None:
     channel_layout = context.float_layout(node.outputs[0].name, name)
     if channel_layout is None:
         return None
     channels = channel_layout.channels
-    scale = np.full(channels, -1.0 if node.op == "Neg" else 1.0)
-    return diagonal(node, name, channel_layout, scale, np.zeros(channels))
+    return diagonal(node, name, channel_layout, np.full(channels, factor), np.zeros(channels))
 
 
 def lift_dropout(context: Context, node: gs.Node) -> LinearOp | Declined | None:

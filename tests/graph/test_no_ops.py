@@ -157,6 +157,26 @@ def test_where_that_takes_all_of_one_tensor(taken: bool, condition: tuple[int, .
     _gone(net, net.op("Where", net.const(np.full(condition, taken)), *((y, other) if taken else (other, y))))
 
 
+@pytest.mark.parametrize("taken", [False, True])
+def test_where_beside_a_tensor_of_the_same_shape(taken: bool) -> None:
+    net = _net("N", 4, "L")
+    y, other = net.op("Relu", "x"), net.op("Abs", "x")
+    _gone(net, net.op("Where", net.const(np.array(taken)), *((y, other) if taken else (other, y))))
+
+
+@pytest.mark.parametrize("op", ["Where", "MaxPool", "Max", "Pow"])
+def test_no_ops_at_the_end_of_a_graph(op: str) -> None:
+    """As the Where of torch.lerp: its producer computes the output."""
+    net = Net(4)
+    y = net.conv("x", 4, 4, 3)
+    inputs = {"Where": [net.const(np.array([False])), net.op("Relu", y), y], "Pow": [y, net.const(1.0)]}
+    attributes = {"kernel_shape": [1, 1]} if op == "MaxPool" else {}
+    model = net.model(net.op(op, *inputs.get(op, [y]), **attributes))
+    result = fuse(model)
+    assert counts(result.model) == {"Conv": 1}
+    assert equal(model, result.model) > 0
+
+
 def test_where_that_widens_or_takes_of_both_stays() -> None:
     for shape, condition, other in (
         (("N", 1), np.ones(4, bool), np.ones(1)),
@@ -164,11 +184,13 @@ def test_where_that_widens_or_takes_of_both_stays() -> None:
         (("N", "L"), np.array(True), np.ones(4)),
         ((4,), np.ones((1, 1), bool), np.ones(4)),
         (("N", 4), np.array([True, True, True, False]), np.ones(4)),
-        (("N", 4), np.array(True), None),  # beside a tensor, whose sizes nobody knows
+        (("N", 4), np.array(True), None),  # beside a tensor of which nobody knows how many rows it has
     ):
         net = _net(*shape)
         y = net.op("Relu", "x")
-        beside = net.op("Abs", "x") if other is None else net.const(other)
+        if other is None:
+            net.more_inputs.append(onnx.helper.make_tensor_value_info("z", TensorProto.FLOAT, ("M", 4)))
+        beside = net.op("Abs", "z") if other is None else net.const(other)
         _stays(net, net.op("Where", net.const(condition), y, beside))
 
 

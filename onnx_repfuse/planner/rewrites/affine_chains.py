@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.edit_points import let_shapes_read
-from onnx_repfuse.graph.no_ops import constant_beside
+from onnx_repfuse.graph.no_ops import constants_beside
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import Const, Scope
 from onnx_repfuse.graph.zero_signs import tells_zeros_apart
@@ -173,14 +173,14 @@ def _chains(paths: Paths) -> Iterator[_Chain]:
 def _is_link(paths: Paths, node: gs.Node) -> bool:
     if node.op not in _OPERATORS or not paths.may_go(node):
         return False
-    return node.op == "Neg" or _operands(paths.scope, node)[1] is not None
+    return node.op == "Neg" or bool(_operands(paths.scope, node)[1])
 
 
-def _operands(scope: Scope, node: gs.Node) -> tuple[str, Const | None]:
-    """The tensor that a link reads, and its constant."""
+def _operands(scope: Scope, node: gs.Node) -> tuple[str, list[Const]]:
+    """The tensor that a link reads, and its constants: of a Sum, several."""
     if node.op == "Neg":
-        return str(node.inputs[0].name), None
-    return constant_beside(scope, node, commutes=node.op != "Div")
+        return str(node.inputs[0].name), []
+    return constants_beside(scope, node)
 
 
 def _following(paths: Paths, node: gs.Node) -> gs.Node | None:
@@ -221,13 +221,14 @@ def _chain(scope: Scope, nodes: list[gs.Node]) -> _Chain | None:
         return None
     affine, elements, data_type = _Affine(np.ones(()), np.zeros(()), np.zeros(())), 1, 0
     for node in nodes:
-        name, const = _operands(scope, node)
-        is_left = const is not None and node.inputs[1].name == name
-        value = np.ones(()) if const is None else np.asarray(const.read(), np.float64)
-        data_type = data_type if const is None else const.data_type
-        elements += value.size
-        with np.errstate(all="ignore"):
-            affine = affine.then(node.op, value, is_left=is_left)
+        name, constants = _operands(scope, node)
+        is_left = bool(constants) and node.inputs[1].name == name
+        values = [np.asarray(const.read(), np.float64) for const in constants] or [np.ones(())]
+        data_type = constants[0].data_type if constants else data_type
+        elements += sum(value.size for value in values)
+        for value in values:
+            with np.errstate(all="ignore"):
+                affine = affine.then(node.op, value, is_left=is_left)
         if max(affine.scale.size, affine.shift.size) > MAX_ELEMENTS:
             return None
     if data_type not in FLOAT_FORMATS:  # of Negs alone

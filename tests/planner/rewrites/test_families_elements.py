@@ -32,6 +32,24 @@ def test_decoding_of_boxes() -> None:
     check(net.model(y), {"Sigmoid": 1, "Mul": 1, "Add": 1})
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_sum_with_several_constants(place: int) -> None:
+    net = net_of("N", 3, 4, 5, 2)
+    operands = [grid(net, 1, 3, 4, 5, 2), net.const(1.0)]
+    operands.insert(place, net.op("Neg", net.op("Sigmoid", "x")))
+    y = net.op("Div", net.op("Sum", *operands), grid(net, 3, 1, 1, 1))
+    check(net.model(y), {"Sigmoid": 1, "Mul": 1, "Add": 1})
+
+
+def test_a_sum_of_large_constants_rounds() -> None:
+    net = net_of("N", 3, 4, 5, 2)
+    y = net.op("Sum", net.op("Relu", "x"), net.const(12582912.0), net.const(-12582912.0))
+    check(net.model(net.op("Mul", y, net.const(2.0))), None, Reason.PRECISION)
+    net = net_of("N", 3, 4, 5, 2)  # of two tensors, it is no arithmetic with constants
+    y = net.op("Sum", net.op("Relu", "x"), net.op("Abs", "x"), net.const(2.0))
+    check(net.model(net.op("Mul", y, grid(net, 3, 4, 5, 2))), None)
+
+
 @pytest.mark.parametrize("shape", [(), (4,), ("N", 4), ("N", 4, 5), ("N", 4, 3, 5), ("N", 2, 4, 3, 5)])
 @pytest.mark.parametrize(
     "ops", ["Mul Mul", "Add Sub", "Mul Add Div", "Neg Mul Neg", "Sub Neg Mul Add", "Sum Mul Sum"]
