@@ -1,4 +1,5 @@
-"""Where a factor and a shift per channel may be written as one BatchNormalization: only where there was one before."""
+"""Where a factor and a shift per channel may be written as one BatchNormalization: only where there was one before, or
+an InstanceNormalization, whose target has both."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from onnx_repfuse.records.report import Kind
 
 __all__ = ["Norms"]
 
+_NORMS = ("BatchNormalization", "InstanceNormalization")
 MAX_NODES_TO_NORM = 8  # per-channel operators between a node and the BatchNormalization before it
 
 
@@ -44,7 +46,7 @@ class Norms:
         return operator(lifted.node).normalizes or (self._follows_norm(lifted) and Kind.AFFINE in roles)
 
     def _follows_norm(self, lifted: LinearOp) -> bool:
-        """Whether a BatchNormalization is right before, through operators of one operand."""
+        """Whether a normalization is right before, through operators of one operand."""
         answer = self._follow.get(lifted.output)
         if answer is None:
             answer = self._follow[lifted.output] = self._finds_norm(lifted)
@@ -56,7 +58,7 @@ class Norms:
             producer = self.scope.producer.get(name)
             if producer is None or any(operand.name != name for operand in lifted.operands):
                 return False
-            if operator(producer).normalizes:
+            if producer.op in _NORMS:
                 return True
             if name not in self.lifts:
                 return False

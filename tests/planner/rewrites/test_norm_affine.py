@@ -137,3 +137,16 @@ def test_what_stays_behind_a_norm_is_told() -> None:
         y = net.op("InstanceNormalization", "x", net.random(4), net.random(4))
         model = net.model(net.op("Add", y, net.const(np.float32(value))))
         assert reason in {r.reason for r in fuse(model, options=Options(check=False)).report.refusals}
+
+
+@pytest.mark.parametrize(("ops", "left"), [(("Mul", "Add"), 1), (("Mul", "Sub"), 1), (("Div",), 0)])
+def test_behind_an_instance_norm_that_others_read(ops: tuple[str, ...], left: int) -> None:
+    net = Net(4)
+    z = y = net.op("InstanceNormalization", "x", net.random(4), net.random(4))
+    for op in ops:
+        y = net.op(op, y, net.channel(4))
+    model = net.model(net.op("Relu", y), net.op("Tanh", z))
+    expected = {"InstanceNormalization": 1, "BatchNormalization": 1, "Relu": 1, "Tanh": 1}
+    check(model, expected if left else None)
+    avoiding = fuse(model, options=Options(avoid=frozenset({"BatchNormalization"})))
+    assert "BatchNormalization" not in counts(avoiding.model)
