@@ -14,8 +14,9 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.constant_folding import why_not_constant
 from onnx_repfuse.graph.edit_points import replace_aliases, replace_nodes, to_proto
-from onnx_repfuse.graph.ranges import changes_nothing
+from onnx_repfuse.graph.ranges import EXTREMES, changes_nothing
 from onnx_repfuse.graph.scope import Const, optional_input
+from onnx_repfuse.graph.zero_signs import tells_zeros_apart
 from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.planner.folds.replacements import add_fold
 from onnx_repfuse.planner.weights.shared_weights import share_equal_weights
@@ -145,6 +146,8 @@ class _EqualNodes:
             return None
         if _is_inner(self.plan, node) or not changes_nothing(self.scope, before, node):
             return None
+        if node.op in EXTREMES and tells_zeros_apart(self.scope, node.outputs[0].name):
+            return None  # of -0 it may make 0
         return self.scope.producer.get(self.merged.get(name, name))
 
     def _key(self, node: gs.Node, key_of: Callable[[str], Hashable]) -> Hashable:

@@ -136,6 +136,15 @@ def test_the_second_goes_where_others_read_the_first(first: str, second: str, is
     assert not fuse(result.model).report.folds
 
 
+@pytest.mark.parametrize("behind", ["Reciprocal", "Exp"])
+def test_a_max_behind_a_relu_that_others_read(behind: str) -> None:
+    """Max(-0, 0) may be 0, of which Reciprocal makes another infinity."""
+    net = Net(shape=("N",))
+    first = net.op("Relu", "x")
+    model = net.model(net.op("Tanh", first), net.op(behind, net.op("Max", first, net.const(np.float32(0)))))
+    assert ("Max" in counts(fuse(model).model)) == (behind == "Reciprocal")
+
+
 def test_rows_of_them_and_where_equal_nodes_stay() -> None:
     net = Net(shape=("N",))
     first = limited(net, "x", "relu6")

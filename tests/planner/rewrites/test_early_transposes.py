@@ -10,7 +10,6 @@ import onnx
 import pytest
 
 from onnx_repfuse import Options, fuse
-from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 from tests.build import Net, check, counts, run
 
@@ -117,15 +116,9 @@ def test_a_pad_before_several_windows() -> None:
     check(model, {"Relu": 1, "Transpose": 1, "Conv": 2})
 
 
-def test_a_pad_with_another_value_is_told() -> None:
-    net = image(2)
-    y = net.op("Pad", "x", integers(net, 0, 1, 1, 0, 0, 1, 1, 0), net.const(np.float32(0.5)))
-    result = fuse(net.model(net.conv(first(net, y, 2), 3, 4, 3, pad=0)))
-    assert counts(result.model) == {"Pad": 1, "Transpose": 1, "Conv": 1}
-    assert {refusal.reason for refusal in result.report.refusals} == {Reason.BORDER}
-
-
-@pytest.mark.parametrize("why", ["reflect", "channels", "negative", "read", "output", "crop", "no window"])
+@pytest.mark.parametrize(
+    "why", ["reflect", "value", "channels", "negative", "read", "output", "crop", "no window"]
+)
 def test_what_stays(why: str) -> None:
     net = image(2, size=6)
     more: tuple[str, ...] = ()
@@ -134,7 +127,8 @@ def test_what_stays(why: str) -> None:
     else:
         amounts = {"channels": [0, 0, 0, 0, 0, 1, 1, 1], "negative": [0, -1, 0, 0, 0, 1, 1, 0]}
         pads = integers(net, *amounts.get(why, [0, 1, 1, 0, 0, 1, 1, 0]))
-        y = net.op("Pad", "x", pads, mode="reflect" if why == "reflect" else "constant")
+        value = [net.const(np.float32(0.5))] if why == "value" else []
+        y = net.op("Pad", "x", pads, *value, mode="reflect" if why == "reflect" else "constant")
         more = (net.op("Relu", y),) if why == "read" else ()
     y = first(net, y, 2)
     if why == "no window":
