@@ -1,6 +1,7 @@
 """One round of planning a scope: every node lifted, the scope covered, joint steps tried.
 
-What did not change since the round before is taken over.
+What did not change since the round before is taken over. Most joint steps do not pay, and to find that out takes long
+in the large regions of a training graph. So they wait, where they can, for a round that finds nothing else to do.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from onnx_repfuse.planner.pricing.lowering import Prices
 from onnx_repfuse.planner.search.candidates import Way
 from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.planner.search.lift_scope import Lifted, lift_all
+from onnx_repfuse.planner.search.select import Selection, chooses_any, select
 from onnx_repfuse.planner.search.shared_consumers import absorb_shared_tensors
 
 __all__ = ["Limits", "Round", "cover_round", "cover_scope", "is_kept"]
@@ -37,11 +39,15 @@ class Round:
 
     Attributes:
         cover: of the scope as it was.
+        selections: what is to be written.
+        has_put_off: joint steps were put off, as there was something else to write.
         lifted: every output of every node that may change.
         producer, consumers: of each tensor, as they were.
     """
 
     cover: Cover
+    selections: list[Selection]
+    has_put_off: bool
     lifted: list[Lifted]
     producer: dict[str, gs.Node]
     consumers: dict[str, list[gs.Node]]
@@ -69,6 +75,8 @@ def cover_round(
     previous: Round | None,
     stale: Set[str],
     prices: Prices,
+    *,
+    may_put_off: bool = True,
 ) -> Round:
     """Lift every node, cover the scope, try joint steps; where nothing changed, take over the last round.
 
@@ -80,6 +88,7 @@ def cover_round(
         previous: the last round, if there was one.
         stale: tensors to be covered again although nothing changed: new bans, and joint steps not taken.
         prices: see `Cover`.
+        may_put_off: another round follows, if there is anything to write.
     """
     context = Context(scope, layouts, protected_nodes(scope))
     changed = set() if previous is None else _changed(scope, previous) | stale
@@ -89,14 +98,16 @@ def cover_round(
     model = cost_model(options.cost)
     banned, refused, shaped = limits
     cover = Cover(context, lifts, model, options.allows_all, banned, refused, options.avoid, shaped, prices)
+    touched: set[str] | None = None
     if previous is None:
         cover.solve(lifts)
-        absorb_shared_tensors(cover)
     else:
         touched = cover.resume(previous.cover, changed)
         cover.solve(name for name in lifts if cover.regions.roots[name] in touched)
-        absorb_shared_tensors(cover, touched)
-    return Round(cover, lifted, scope.producer, scope.consumers)
+        touched = None if previous.has_put_off else touched
+    puts_off = may_put_off and chooses_any(cover)
+    absorb_shared_tensors(cover, touched, only_now=puts_off)
+    return Round(cover, select(cover), puts_off, lifted, scope.producer, scope.consumers)
 
 
 def _changed(scope: Scope, previous: Round) -> set[str]:
@@ -121,7 +132,8 @@ def _are_same(some: list[gs.Node], others: list[gs.Node]) -> bool:
 def cover_scope(scope: Scope, options: Options, plan: ScopePlan | None = None) -> Cover:
     """What the planner weighs in a scope as it is; what a plan of the scope refused is refused here, too."""
     limits = Limits() if plan is None else Limits(refused=frozenset(plan.refused), shaped=plan.shaped)
-    return cover_round(scope, options, limits, channel_layouts(scope), None, frozenset(), {}).cover
+    layouts = channel_layouts(scope)
+    return cover_round(scope, options, limits, layouts, None, frozenset(), {}, may_put_off=False).cover
 
 
 def is_kept(options: Options) -> Callable[[gs.Node], bool]:

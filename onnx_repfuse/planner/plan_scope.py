@@ -70,7 +70,7 @@ from onnx_repfuse.planner.rewrites.weight_factors import ROLES as WEIGHT_ROLES
 from onnx_repfuse.planner.rewrites.weight_factors import fold_into_weights
 from onnx_repfuse.planner.search.candidates import way_of
 from onnx_repfuse.planner.search.cover import Cover
-from onnx_repfuse.planner.search.select import Selection, select
+from onnx_repfuse.planner.search.select import Selection
 from onnx_repfuse.planner.weights.shared_weights import share_equal_weights
 from onnx_repfuse.records.report import Kind, Refusal
 
@@ -293,14 +293,13 @@ class _Planning:
         for _ in range(MAX_ROUNDS):
             limits = Limits(self.banned, frozenset(self.plan.refused), self.plan.shaped)
             current = cover_round(scope, self.options, limits, layouts, previous, stale, self.prices)
-            selections = select(current.cover)
-            not_made = self.refuse(current.cover, selections)
+            not_made = self.refuse(current.cover, current.selections)
             if not_made:
                 previous, stale = current, {*not_made, *current.cover.absorbed}
                 continue
-            if selections:
-                apply_folds(self.plan, current.cover, selections)
-                self.written.update(one.output for one in selections)
+            if current.selections:
+                apply_folds(self.plan, current.cover, current.selections)
+                self.written.update(one.output for one in current.selections)
             elif not fold_into_parts(self.plan, current.cover, self.options.allows_all):
                 return current
             self._changed(written=True)

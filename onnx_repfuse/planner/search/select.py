@@ -14,7 +14,7 @@ from onnx_repfuse.planner.search.candidates import Candidate
 from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.records.report import Kind
 
-__all__ = ["Selection", "select", "selection"]
+__all__ = ["Selection", "chooses_any", "select", "selection"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +55,11 @@ def select(cover: Cover) -> list[Selection]:
     swallowed = {choice.swallowed for name in names if (choice := cover.entries[name].choice) is not None}
     position = {id(node): place for place, node in enumerate(cover.context.scope.nodes)}
     return [selection(cover, name, position) for name in names if name not in swallowed]
+
+
+def chooses_any(cover: Cover) -> bool:
+    """Whether anything is computed otherwise than it is."""
+    return bool(_chosen(cover))
 
 
 def _chosen(cover: Cover) -> list[str]:

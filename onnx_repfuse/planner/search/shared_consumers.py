@@ -34,11 +34,14 @@ MAX_TOGETHER = 16  # tensors that are absorbed in one step
 MAX_NESTED_KERNELS = 32
 
 
-def absorb_shared_tensors(cover: Cover, changed: set[str] | None = None) -> None:
+def absorb_shared_tensors(
+    cover: Cover, changed: set[str] | None = None, *, only_now: bool = False
+) -> None:
     """Extend a solved cover by joint steps, in topological order.
 
     Args:
         changed: roots of the regions that were solved anew; steps that none of them takes part in are not tried again.
+        only_now: try only what could not be tried once the cover is written, see `_may_wait`.
     """
     roots = cover.regions.roots
     members: dict[str, list[str]] = {}
@@ -46,7 +49,7 @@ def absorb_shared_tensors(cover: Cover, changed: set[str] | None = None) -> None
         members.setdefault(roots[name], []).append(name)
     left: dict[str, list[str]] = {}  # a tensor that no step absorbed -> the regions that read it
     for name in list(cover.lifts):
-        if not may_be_absorbed(cover, name):
+        if (only_now and _may_wait(cover, name)) or not may_be_absorbed(cover, name):
             continue
         touched = _roots_of_consumers(cover, name)
         if changed is None or roots[name] in changed or not changed.isdisjoint(touched):
@@ -55,6 +58,15 @@ def absorb_shared_tensors(cover: Cover, changed: set[str] | None = None) -> None
                 left[name] = touched
     for names, ends in _groups(left):
         _try_together(cover, names, ends, members)
+
+
+def _may_wait(cover: Cover, name: str) -> bool:
+    """Whether a tensor may still be absorbed once the cover is written.
+
+    A BatchNormalization may. The one convolution that it becomes with the convolution before it may not.
+    """
+    choice = cover.entries[name].choice
+    return choice is None or len(choice.form.terms) > 1
 
 
 def may_be_absorbed(cover: Cover, name: str) -> bool:
