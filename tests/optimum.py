@@ -262,16 +262,19 @@ class State:
         def is_free(node: gs.Node) -> bool:
             return True
 
+        def context(plan: ScopePlan) -> Context:
+            return Context(plan.scope, layouts, protected_nodes(plan.scope))
+
         def paths(plan: ScopePlan) -> Paths:
-            return Paths(Context(plan.scope, layouts, protected_nodes(plan.scope)), is_free)
+            return Paths(context(plan), is_free)
 
         yield "chains merged", lambda plan: merge_chains(plan, paths(plan))
         yield "factors moved", lambda plan: move_factors(plan, paths(plan), lambda kinds: True)
         yield "pads into windows", lambda plan: apply_padded_windows(plan, layouts, is_free)
-        yield "strides moved", lambda plan: apply_subsamplings(plan, layouts, ORT_CPU, is_free)
-        yield "past maxima", lambda plan: apply_maxima(plan, layouts, is_free)
+        yield "strides moved", lambda plan: apply_subsamplings(plan, context(plan), ORT_CPU, is_free)
+        yield "past maxima", lambda plan: apply_maxima(plan, context(plan), is_free)
         yield "views joined", lambda plan: join_views(plan, is_free)
-        yield "transposes early", lambda plan: transpose_early(plan, paths(plan).context, is_free)
+        yield "transposes early", lambda plan: transpose_early(plan, context(plan), is_free)
         yield "into parts", lambda plan: fold_into_parts(plan, self.cover, lambda kinds: True)
 
     def _after(self, change: Callable[[ScopePlan], bool], told: str) -> Iterator[tuple[onnx.ModelProto, str]]:

@@ -62,7 +62,15 @@ def may_be_linear(node: gs.Node) -> bool:
 
 
 def lift(context: Context, node: gs.Node, output: int = 0) -> LinearOp | Declined | None:
-    """Output number `output` of `node` as an operator of the algebra."""
+    """Output number `output` of `node` as an operator of the algebra; found once for each context."""
+    key = id(node), output
+    known = context.answers.get(key)
+    if known is None:
+        known = context.answers[key] = node, _lifted(context, node, output)
+    return known[1]
+
+
+def _lifted(context: Context, node: gs.Node, output: int) -> LinearOp | Declined | None:
     if _stays(context, node, output):
         return None
     if id(node) in context.protected:
@@ -70,7 +78,7 @@ def lift(context: Context, node: gs.Node, output: int = 0) -> LinearOp | Decline
     if _is_too_wide(context, node, output):
         return Declined(Reason.COST, "it has so many channels that planning it would take too much memory")
     try:
-        lifted = _lift(context, node, output)
+        lifted = _by_operator(context, node, output)
     except Inexact as error:  # a constant of an earlier round cannot be written: its fold will be undone
         return Declined(error.reason, error.detail)
     return None if _has_no_channels(lifted) else lifted
@@ -99,7 +107,7 @@ def _stays(context: Context, node: gs.Node, output: int) -> bool:
     return context.scope.const(node.outputs[output].name) is not None
 
 
-def _lift(context: Context, node: gs.Node, output: int) -> LinearOp | Declined | None:
+def _by_operator(context: Context, node: gs.Node, output: int) -> LinearOp | Declined | None:
     if node.op == "Split":
         return slice_concat.lift_split(context, node, output)
     if output != 0:

@@ -104,17 +104,19 @@ class LinearOp:
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What lifting a node may ask for.
+    """What lifting a node may ask for, in a scope as it is.
 
     Attributes:
         scope: the graph around the node.
         channel_layouts: tensor name -> its `ChannelLayout`, where known.
         protected: id(node) of the nodes that stay because a runtime fuses them as one pattern.
+        answers: of `lift`, by id(node) and the number of the output; each with its node, which lives as long.
     """
 
     scope: Scope
     channel_layouts: dict[str, ChannelLayout]
     protected: frozenset[int] = field(default_factory=frozenset)
+    answers: dict[tuple[int, int], tuple[gs.Node, LinearOp | Declined | None]] = field(default_factory=dict)
 
     @cached_property
     def max_channels(self) -> int | None:

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.channel_axis import ChannelLayout, channel_layouts
+from onnx_repfuse.graph.channel_axis import channel_layouts
 from onnx_repfuse.graph.scope import Scope, node_name
 from onnx_repfuse.lift import Context, LinearOp
 from onnx_repfuse.options import Options
@@ -68,10 +68,9 @@ class Limits(NamedTuple):
 
 
 def cover_round(
-    scope: Scope,
+    context: Context,
     options: Options,
     limits: Limits,
-    layouts: dict[str, ChannelLayout],
     previous: Round | None,
     stale: Set[str],
     prices: Prices,
@@ -81,16 +80,15 @@ def cover_round(
     """Lift every node, cover the scope, try joint steps; where nothing changed, take over the last round.
 
     Args:
-        scope: its nodes stay as they are.
+        context: of the scope, whose nodes stay as they are.
         options: kinds of folds, nodes to keep, and the cost model.
         limits: what must not be done.
-        layouts: of the scope's tensors.
         previous: the last round, if there was one.
         stale: tensors to be covered again although nothing changed: new bans, and joint steps not taken.
         prices: see `Cover`.
         may_put_off: another round follows, if there is anything to write.
     """
-    context = Context(scope, layouts, protected_nodes(scope))
+    scope = context.scope
     changed = set() if previous is None else _changed(scope, previous) | stale
     before = None if previous is None else (previous.lifted, previous.cover.context)
     lifted = lift_all(context, is_kept(options), before, changed)
@@ -132,8 +130,8 @@ def _are_same(some: list[gs.Node], others: list[gs.Node]) -> bool:
 def cover_scope(scope: Scope, options: Options, plan: ScopePlan | None = None) -> Cover:
     """What the planner weighs in a scope as it is; what a plan of the scope refused is refused here, too."""
     limits = Limits() if plan is None else Limits(refused=frozenset(plan.refused), shaped=plan.shaped)
-    layouts = channel_layouts(scope)
-    return cover_round(scope, options, limits, layouts, None, frozenset(), {}, may_put_off=False).cover
+    context = Context(scope, channel_layouts(scope), protected_nodes(scope))
+    return cover_round(context, options, limits, None, frozenset(), {}, may_put_off=False).cover
 
 
 def is_kept(options: Options) -> Callable[[gs.Node], bool]:

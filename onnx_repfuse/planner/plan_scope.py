@@ -133,6 +133,7 @@ class _Planning:
     is_changed: bool = False
     zeros: ZeroChannels = field(default_factory=ZeroChannels)
     prices: Prices = field(default_factory=dict)
+    _context: tuple[dict[str, gs.Node], Context] | None = None  # with the scope's index that it is of
 
     def run(self, layouts: dict[str, ChannelLayout] | None, flushing: Flushing | None) -> None:
         """Read the scope, and plan it, until that finds nothing more; see `plan_scope`."""
@@ -218,7 +219,9 @@ class _Planning:
         is_written = allows(Kind.INDEX) and write_plain_moves(plan, layouts, self.is_free)
         is_written |= allows(Kind.PAD) and apply_padded_windows(plan, layouts, self.is_free)
         if not is_written:  # else with the next reading
-            is_written = allows(Kind.STRIDE) and apply_subsamplings(plan, layouts, model, self.is_free)
+            is_written = allows(Kind.STRIDE) and apply_subsamplings(
+                plan, self.context(layouts), model, self.is_free
+            )
         self._changed(written=is_written)
         return channel_layouts(plan.scope, layouts) if is_written else layouts
 
@@ -247,7 +250,7 @@ class _Planning:
 
     def fold_into_weights(self, layouts: dict[str, ChannelLayout]) -> bool:
         """Put factors beside products of several matrices, or of rows, or behind norms, into their weights."""
-        is_written, context = False, Context(self.plan.scope, layouts, protected_nodes(self.plan.scope))
+        is_written, context = False, self.context(layouts)
         if self.options.allows_all(WEIGHT_ROLES):
             is_written = fold_into_weights(self.plan, context, self.is_free)
         if self.options.allows(Kind.AFFINE) and not is_written:  # else with the next reading
@@ -257,14 +260,23 @@ class _Planning:
 
     def paths(self, layouts: dict[str, ChannelLayout], ways: type[Paths] = Paths) -> Paths:
         """The ways of scalar factors, or of shifts, in the scope as it is."""
+        return ways(self.context(layouts), self.is_free)
+
+    def context(self, layouts: dict[str, ChannelLayout]) -> Context:
+        """What lifting may ask for, and has answered, in the scope as it is."""
         scope = self.plan.scope
-        return ways(Context(scope, layouts, protected_nodes(scope)), self.is_free)
+        known = self._context
+        # an index is made anew whenever nodes have changed
+        if known is None or known[0] is not scope.producer or known[1].channel_layouts is not layouts:
+            known = scope.producer, Context(scope, layouts, protected_nodes(scope))
+            self._context = known
+        return known[1]
 
     def pass_maxima(self, layouts: dict[str, ChannelLayout]) -> dict[str, ChannelLayout]:
         """Let positive factors pass maxima and activations, and Transposes what is element-wise; the layouts then."""
         if not self.options.allows(Kind.COMMUTE):
             return layouts
-        is_written = apply_maxima(self.plan, layouts, self.is_free)
+        is_written = apply_maxima(self.plan, self.context(layouts), self.is_free)
         is_written = is_written or apply_transposes(self.plan, self.is_free)
         is_written = is_written or join_views(self.plan, self.is_free)
         is_written = is_written or cast_first(self.plan, self.is_free)
@@ -292,7 +304,8 @@ class _Planning:
         previous: Round | None = None
         for _ in range(MAX_ROUNDS):
             limits = Limits(self.banned, frozenset(self.plan.refused), self.plan.shaped)
-            current = cover_round(scope, self.options, limits, layouts, previous, stale, self.prices)
+            context = self.context(layouts)
+            current = cover_round(context, self.options, limits, previous, stale, self.prices)
             not_made = self.refuse(current.cover, current.selections)
             if not_made:
                 previous, stale = current, {*not_made, *current.cover.absorbed}
@@ -360,9 +373,9 @@ class _Planning:
         self.plan.refusals += _new_refusals(self.plan, last)
         self.plan.refusals += avoided_refusals(scope, self.options.avoid, is_kept(self.options))
         if allows(Kind.STRIDE):
-            self.plan.refusals += subsampling_refusals(scope, layouts, self.is_free)
+            self.plan.refusals += subsampling_refusals(self.context(layouts), self.is_free)
         if allows(Kind.COMMUTE):
-            self.plan.refusals += maximum_refusals(scope, layouts, self.is_free)
+            self.plan.refusals += maximum_refusals(self.context(layouts), self.is_free)
         if allows(Kind.PRODUCT):
             self.plan.refusals += factor_refusals(self.paths(layouts))
         if allows(Kind.AFFINE):

@@ -29,7 +29,6 @@ from onnx_repfuse.graph.windows import any_window, holds_a_position
 from onnx_repfuse.lift import Context, LinearOp, lift
 from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.folds.replacements import IsFree, Replacements
-from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
 from onnx_repfuse.planner.limits.refusals import sign_refusal
 from onnx_repfuse.records.report import Kind, Refusal
 
@@ -52,32 +51,31 @@ class _Pair(NamedTuple):
         return isinstance(kernel, Vector) and bool(np.all(kernel.scale > 0))
 
 
-def apply_maxima(plan: ScopePlan, layouts: dict[str, ChannelLayout], is_free: IsFree) -> bool:
+def apply_maxima(plan: ScopePlan, context: Context, is_free: IsFree) -> bool:
     """Let positive factors and shifts change places with maxima and activations; whether there were any.
 
     Args:
         plan: of the scope, which is changed.
-        layouts: of its tensors.
+        context: of the scope.
         is_free: whether a node may be replaced.
     """
-    scope = plan.scope
     replacements = Replacements(plan)
-    for pair in _pairs(Context(scope, layouts, protected_nodes(scope)), is_free):
+    for pair in _pairs(context, is_free):
         first, second, _ = pair
         if pair.is_positive and replacements.nodes.keys().isdisjoint((id(first), id(second))):
-            swapped = _swapped(scope, pair, layouts)
+            swapped = _swapped(plan.scope, pair, context.channel_layouts)
             replacements.fold(second.outputs[0].name, {Kind.COMMUTE}, [first, second], swapped)
             replacements.nodes[id(first)] = []
     return replacements.write()
 
 
-def maximum_refusals(scope: Scope, layouts: dict[str, ChannelLayout], is_free: IsFree) -> Iterator[Refusal]:
+def maximum_refusals(context: Context, is_free: IsFree) -> Iterator[Refusal]:
     """The per-channel operators that would fold behind a maximum or activation, or before it, if they were positive."""
-    for pair in _pairs(Context(scope, layouts, protected_nodes(scope)), is_free):
+    for pair in _pairs(context, is_free):
         if not pair.is_positive:
             affine = pair.affine.node
             other = pair.second if affine is pair.first else pair.first
-            yield sign_refusal(scope, affine, other)
+            yield sign_refusal(context.scope, affine, other)
 
 
 def _pairs(context: Context, is_free: IsFree) -> Iterator[_Pair]:

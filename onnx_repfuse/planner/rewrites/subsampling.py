@@ -17,7 +17,6 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.facts import per_axis
@@ -26,7 +25,6 @@ from onnx_repfuse.graph.windows import kernel_of
 from onnx_repfuse.lift import Context
 from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.folds.replacements import IsFree, Replacements
-from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
 from onnx_repfuse.planner.limits.refusals import stride_refusal
 from onnx_repfuse.planner.pricing.cost import CostModel
 from onnx_repfuse.planner.pricing.sizes import UNKNOWN_POSITIONS
@@ -38,36 +36,32 @@ from onnx_repfuse.records.report import Kind, Refusal
 __all__ = ["apply_subsamplings", "subsampling_refusals"]
 
 
-def apply_subsamplings(
-    plan: ScopePlan, layouts: dict[str, ChannelLayout], model: CostModel, is_free: IsFree
-) -> bool:
+def apply_subsamplings(plan: ScopePlan, context: Context, model: CostModel, is_free: IsFree) -> bool:
     """Compute no positions that all consumers of a tensor skip, where that pays; whether there was anything.
 
     Each tensor that is read otherwise is a fold of its own. What several share counts to the first.
 
     Args:
         plan: of the scope, which is changed.
-        layouts: of its tensors.
+        context: of the scope.
         model: prices.
         is_free: whether a node may be replaced.
     """
-    scope = plan.scope
-    if not any(map(may_subsample, scope.nodes)):
+    if not any(map(may_subsample, plan.scope.nodes)):
         return False
     replacements = Replacements(plan)
-    for group in _groups(Context(scope, layouts, protected_nodes(scope)), model, is_free):
+    for group in _groups(context, model, is_free):
         macs = group.macs_before, group.macs_after
         replacements.fold_together(Kind.STRIDE, group.ends, group.replaced, group.absorbed, macs)
     return replacements.write()
 
 
-def subsampling_refusals(
-    scope: Scope, layouts: dict[str, ChannelLayout], is_free: IsFree
-) -> Iterator[Refusal]:
+def subsampling_refusals(context: Context, is_free: IsFree) -> Iterator[Refusal]:
     """The 1x1 convolutions whose stride stays although the convolution before them could have it, and why."""
+    scope = context.scope
     if not any(map(may_subsample, scope.nodes)):
         return
-    tensors = ThinTensors(Context(scope, layouts, protected_nodes(scope)), is_free)
+    tensors = ThinTensors(context, is_free)
     for node in scope.nodes:
         if node.op != "Conv" or not is_free(node) or not may_subsample(node):
             continue

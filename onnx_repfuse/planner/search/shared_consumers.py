@@ -34,9 +34,7 @@ MAX_TOGETHER = 16  # tensors that are absorbed in one step
 MAX_NESTED_KERNELS = 32
 
 
-def absorb_shared_tensors(
-    cover: Cover, changed: set[str] | None = None, *, only_now: bool = False
-) -> None:
+def absorb_shared_tensors(cover: Cover, changed: set[str] | None = None, *, only_now: bool = False) -> None:
     """Extend a solved cover by joint steps, in topological order.
 
     Args:
