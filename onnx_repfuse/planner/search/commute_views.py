@@ -26,7 +26,14 @@ from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.graph.views import View
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.planner.forms.compose import inline
-from onnx_repfuse.planner.forms.view_sources import Viewed, common_view, taken_last, tensors_read, viewed_form
+from onnx_repfuse.planner.forms.view_sources import (
+    Viewed,
+    common_view,
+    seen_through,
+    taken_last,
+    tensors_read,
+    viewed_form,
+)
 from onnx_repfuse.planner.search.candidates import Candidate, Entry, absorbing
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason
@@ -96,7 +103,7 @@ def under_view(
     groups = [group for group in _groups(candidate) if is_free(group.source) and group.source in entries]
     read = Counter(group.source for group in groups)
     ways = {
-        group: _ways_below(group, entries[group.source], cost_below)
+        group: _ways_below(candidate, group, entries[group.source], cost_below)
         for group in groups
         if read[group.source] == 1  # else it would be computed once for each
     }
@@ -151,10 +158,14 @@ def _below_common_views(form: Form) -> tuple[Form, tuple[View, ...]]:
     return form, tuple(views)
 
 
-def _ways_below(group: _Group, entry: Entry, cost_below: Callable[[Form, View], int | None]) -> list[_Below]:
+def _ways_below(
+    candidate: Candidate, group: _Group, entry: Entry, cost_below: Callable[[Form, View], int | None]
+) -> list[_Below]:
     """The ways to compute what is viewed, the cheapest first."""
     ways: list[_Below] = []
     for below in entry.candidates:
+        if _is_weighed(candidate, group, below):
+            continue
         form = inline(group.inner, group.source, below.form)
         if form is None:
             continue
@@ -166,6 +177,12 @@ def _ways_below(group: _Group, entry: Entry, cost_below: Callable[[Form, View], 
         if cost is not None:
             ways.append(_Below(cost + entry.best.cost, group.inner, None))
     return sorted(ways, key=attrgetter("cost"))
+
+
+def _is_weighed(candidate: Candidate, group: _Group, below: Candidate) -> bool:
+    """Whether another candidate of a view looks through it, at the same form: which was priced in both orders."""
+    is_view_alone = candidate.nodes == 1 and group.is_whole and len(group.views) == 1
+    return is_view_alone and seen_through(below.form, group.views[0]) is not None
 
 
 def _moved(candidate: Candidate, chosen: Mapping[_Group, _Below], entries: Mapping[str, Entry]) -> Candidate:
