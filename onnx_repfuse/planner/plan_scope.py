@@ -280,7 +280,7 @@ class _Planning:
         is_written = is_written or apply_transposes(self.plan, self.is_free)
         is_written = is_written or join_views(self.plan, self.is_free)
         is_written = is_written or cast_first(self.plan, self.is_free)
-        is_written = is_written or transpose_early(self.plan, self.paths(layouts).context, self.is_free)
+        is_written = is_written or transpose_early(self.plan, self.context(layouts), self.is_free)
         self._changed(written=is_written)
         return channel_layouts(self.plan.scope, layouts) if is_written else layouts
 
