@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.channel_axis import channel_layouts
 from onnx_repfuse.graph.scope import Scope, node_name
-from onnx_repfuse.lift import Context, LinearOp
+from onnx_repfuse.lift import Context, Declined, LinearOp
 from onnx_repfuse.options import Options
 from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.limits.protected_patterns import protected_nodes
@@ -51,6 +51,11 @@ class Round:
     lifted: list[Lifted]
     producer: dict[str, gs.Node]
     consumers: dict[str, list[gs.Node]]
+
+    @property
+    def declined(self) -> list[tuple[gs.Node, Declined]]:
+        """The nodes that were not lifted although they are linear, and why."""
+        return [(one.node, one.declined) for one in self.lifted if one.declined is not None]
 
 
 class Limits(NamedTuple):

@@ -12,7 +12,7 @@ so the scope is read anew right behind it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
@@ -22,7 +22,7 @@ from onnx_repfuse.graph.edit_points import needed_nodes, remove_dead_nodes
 from onnx_repfuse.graph.idle_nodes import put_back_idle_nodes, take_out_idle_nodes
 from onnx_repfuse.graph.read_again import read_again
 from onnx_repfuse.graph.scope import Scope
-from onnx_repfuse.lift import Context, Declined, LinearOp
+from onnx_repfuse.lift import Context
 from onnx_repfuse.options import Options
 from onnx_repfuse.planner.cover_scope import Limits, Round, cover_round, is_kept
 from onnx_repfuse.planner.flush.flushing import Flushing, invisible_constants
@@ -104,7 +104,7 @@ def plan_scope(
     idle = take_out_idle_nodes(scope, stays)
     # A kept node stays also where a fold leaves nobody who reads it.
     alive = needed_nodes(scope) - set(map(id, filter(stays, scope.nodes)))
-    planning = _Planning(ScopePlan(scope), options, banned, alive)
+    planning = _Planning(ScopePlan(scope), options, stays, banned, alive)
     planning.run(None if idle else layouts, flushing)
     put_back_idle_nodes(scope, idle, planning.plan.stand_in)
     return planning.plan
@@ -115,6 +115,7 @@ class _Planning:
     """A scope while it is planned.
 
     Attributes:
+        stays: whether the user wants a node to stay.
         banned: outputs that must stay computed as they are.
         alive: ids of the nodes that were needed before; the others are not ours to remove.
         not_made: outputs of the plan's `refused`, and what tells why.
@@ -126,6 +127,7 @@ class _Planning:
 
     plan: ScopePlan
     options: Options
+    stays: Callable[[gs.Node], bool]
     banned: frozenset[str]
     alive: set[int]
     not_made: dict[str, NotMade] = field(default_factory=dict)
@@ -166,8 +168,8 @@ class _Planning:
     def write_constants(self) -> None:
         """Write what nodes compute from constants alone as initializers."""
         if self.options.allows(Kind.CONSTANT):
-            stays, for_speed = is_kept(self.options), self.options.level == 2
-            self._changed(written=write_constants(self.plan, stays, self.banned, for_speed=for_speed))
+            for_speed = self.options.level == 2
+            self._changed(written=write_constants(self.plan, self.stays, self.banned, for_speed=for_speed))
 
     def merge_and_remove(self, layouts: dict[str, ChannelLayout] | None) -> dict[str, ChannelLayout]:
         """Compute once what several nodes compute, and let the consumers of each no-op read what it reads.
@@ -177,10 +179,10 @@ class _Planning:
         Returns:
             the layouts of all tensors.
         """
-        plan, options, stays = self.plan, self.options, is_kept(self.options)
+        plan, options = self.plan, self.options
         while True:
             if options.allows(Kind.EQUAL):
-                self._changed(written=merge_equal_nodes(plan, stays, self.banned))
+                self._changed(written=merge_equal_nodes(plan, self.stays, self.banned))
             layouts = channel_layouts(plan.scope) if layouts is None or self.is_changed else layouts
             if not options.allows(Kind.NO_OP) or not remove_no_ops(plan, self.is_free, layouts):
                 return layouts
@@ -193,8 +195,8 @@ class _Planning:
         """
         is_written = False
         if self.options.allows(Kind.ACTIVATION):
-            stays, avoid = is_kept(self.options), self.options.avoid
-            is_written = self._changed(written=fold_activations(self.plan, stays, self.banned, avoid))
+            avoid = self.options.avoid
+            is_written = self._changed(written=fold_activations(self.plan, self.stays, self.banned, avoid))
             is_written |= self._changed(written=join_activations(self.plan, self.is_free, avoid))
         if self.options.allows(Kind.AFFINE):
             is_written |= self._changed(written=read_unexpanded(self.plan, self.is_free))
@@ -286,9 +288,7 @@ class _Planning:
 
     def is_free(self, node: gs.Node) -> bool:
         """Whether a node may be replaced: it is not kept, and no fold of its outputs is banned."""
-        if is_kept(self.options)(node):
-            return False
-        return self.banned.isdisjoint([tensor.name for tensor in node.outputs])
+        return not self.stays(node) and self.banned.isdisjoint([tensor.name for tensor in node.outputs])
 
     def fold_in_rounds(self, layouts: dict[str, ChannelLayout], *, once: bool) -> Round | None:
         """Lift, cover and write until nothing gets cheaper.
@@ -371,7 +371,7 @@ class _Planning:
         told = [not_made.refusal(scope, present) for not_made in self.not_made.values()]
         self.plan.refusals += filter(None, told)
         self.plan.refusals += _new_refusals(self.plan, last)
-        self.plan.refusals += avoided_refusals(scope, self.options.avoid, is_kept(self.options))
+        self.plan.refusals += avoided_refusals(scope, self.options.avoid, self.stays)
         if allows(Kind.STRIDE):
             self.plan.refusals += subsampling_refusals(self.context(layouts), self.is_free)
         if allows(Kind.COMMUTE):
@@ -394,10 +394,5 @@ class _Planning:
 def _new_refusals(plan: ScopePlan, last: Round) -> list[Refusal]:
     """The refusals of the last round, but those about nodes that have one."""
     reported = {name for refusal in plan.refusals for name in refusal.nodes}
-    declined = [(one.node, why) for one in last.lifted if (why := _why_declined(one.outcome)) is not None]
-    candidates = refusals(plan.scope, last.cover, declined)
+    candidates = refusals(plan.scope, last.cover, last.declined)
     return [refusal for refusal in candidates if reported.isdisjoint(refusal.nodes[:1])]
-
-
-def _why_declined(outcome: LinearOp | Declined | None) -> Declined | None:
-    return outcome.declined if isinstance(outcome, LinearOp) else outcome

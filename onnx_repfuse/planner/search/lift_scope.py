@@ -21,6 +21,11 @@ class Lifted(NamedTuple):
     output: str
     outcome: LinearOp | Declined | None
 
+    @property
+    def declined(self) -> Declined | None:
+        """Why it is not folded, or not as a convolution; None if nothing kept it from being lifted."""
+        return self.outcome.declined if isinstance(self.outcome, LinearOp) else self.outcome
+
 
 def lift_all(
     context: Context,
