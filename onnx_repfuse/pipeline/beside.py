@@ -34,7 +34,7 @@ class Started(Generic[T]):
 
 
 class Beside:
-    """A context in which one job at a time runs in a second thread; at its end, all are done."""
+    """A context in which one job at a time runs in a second thread; at its end, all are done, or were ended."""
 
     def __init__(self, at_once: bool) -> None:
         """If not `at_once`, jobs wait until their result is asked for: where two of them would need much memory.
@@ -52,13 +52,22 @@ class Beside:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if self._thread is None:
             return
-        with suppress(Empty):  # nobody asks for these any more
-            while True:
-                self._jobs.get_nowait()
-        if kind is not None and not issubclass(kind, Exception):  # nobody waits for what the user interrupts
+        self._forget()
+        if kind is not None:
             self._stop.set()
         self._jobs.put(None)
         self._thread.join()
+
+    def stop(self) -> None:
+        """End the job that runs, and begin no other: nobody waits for them any more."""
+        self._forget()
+        self._stop.set()
+
+    def _forget(self) -> None:
+        """Leave the jobs that were not begun."""
+        with suppress(Empty):
+            while True:
+                self._jobs.get_nowait()
 
     def start(self, job: Callable[[], T]) -> Started[T]:
         """Begin a job, or leave it to whoever asks for its result."""

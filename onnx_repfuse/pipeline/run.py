@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnx_repfuse.errors import Inexact, VerificationError
+from onnx_repfuse.errors import Inexact, OutputError, VerificationError
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.modelfile.save import Saved, publish, save
 from onnx_repfuse.modelfile.work_folder import work_folder
@@ -212,6 +212,7 @@ class _Run:
             return too_large is None
         with Beside(at_once=self.document.nbytes <= SMALL_BYTES) as beside:
             if not self._is_proved(beside):
+                beside.stop()  # a result that is not the one
                 return False
         if self.options.strict:
             self._check_observed()
@@ -235,6 +236,8 @@ class _Run:
         measured = self.originals.measuring(beside, read_along)
         try:
             too_large = self._write(staged, written)
+        except OutputError:  # as a full disk, for which nobody waits until the model has run
+            raise
         except Exception:
             measured()  # what it raises comes first: that the model does not run
             raise

@@ -1,4 +1,4 @@
-"""Models that run in a second thread, and may be stopped by the first: nobody waits for what the user interrupts.
+"""Models that run in a second thread, and may be stopped by the first: nobody waits for them after an error, or Ctrl-C.
 
 A model that runs is ended by ONNX Runtime itself (`RunOptions.terminate`), between two nodes; what is computed in
 Python ends with the next node, or when it runs a model.

@@ -87,7 +87,10 @@ def _runs() -> None:
 
 
 @pytest.mark.parametrize("work", [_computes, _runs])
-def test_an_interrupt_ends_what_was_begun(work: Callable[[], None]) -> None:
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OutputError, None])
+def test_an_interrupt_or_an_error_ends_what_was_begun(
+    error: type[BaseException] | None, work: Callable[[], None]
+) -> None:
     begun, done = threading.Event(), []
 
     def job() -> None:
@@ -95,12 +98,14 @@ def test_an_interrupt_ends_what_was_begun(work: Callable[[], None]) -> None:
         work()
         done.append(1)
 
-    with suppress(KeyboardInterrupt), Beside(True) as beside:
+    with suppress(KeyboardInterrupt, OutputError), Beside(True) as beside:
         beside.start(job)
         beside.start(lambda: done.append(2))
         begun.wait()
         time.sleep(0.2)  # so that the model runs
-        raise KeyboardInterrupt
+        if error is not None:
+            raise error
+        beside.stop()
     assert not done
 
 
@@ -159,24 +164,37 @@ def test_the_proof_is_the_same_in_one_thread_and_in_two(monkeypatch: pytest.Monk
     assert both[0] == both[1]
 
 
-def test_a_model_that_does_not_run_is_told_before_a_disk_that_is_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_disk_that_is_full_is_told_at_once(
+    runs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whether the model runs, which may take long, is not waited for; of other errors it is, as it may explain them."""
     onnx.save(blocks(), tmp_path / "m.onnx")
+    begun, done = threading.Event(), []
 
-    def full(*_: Any, **__: Any) -> Any:
-        raise OutputError("no space left")
+    def measure(*_: Any, **__: Any) -> Any:
+        begun.set()
+        if not runs:
+            raise InputError("it does not run")
+        _computes()
+        done.append(1)
 
-    monkeypatch.setattr(run, "save", full)
+    def fails(error: Exception) -> Callable[..., Any]:
+        def save(*_: Any, **__: Any) -> Any:
+            begun.wait(10)
+            raise error
+
+        return save
+
+    monkeypatch.setattr("onnx_repfuse.verifier.outputs.baseline.measure_original", measure)
+    monkeypatch.setattr(run, "save", fails(OutputError("no space left")))
     with pytest.raises(OutputError, match="no space"):
         fuse(tmp_path / "m.onnx", tmp_path / "o.onnx")
-
-    def not_run(*_: Any, **__: Any) -> Any:
-        raise InputError("it does not run")
-
-    monkeypatch.setattr("onnx_repfuse.verifier.outputs.baseline.measure_original", not_run)
-    with pytest.raises(InputError, match="does not run"):
-        fuse(tmp_path / "m.onnx", tmp_path / "o.onnx")
+    assert not done
+    if not runs:
+        monkeypatch.setattr(run, "save", fails(ValueError("what nobody expected")))
+        with pytest.raises(InputError, match="does not run"):
+            fuse(tmp_path / "m.onnx", tmp_path / "o.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
