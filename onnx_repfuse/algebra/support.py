@@ -2,13 +2,14 @@
 
     reached(W @ V, x)  =  reached(W, reached(V, x))         reached(W + V, x)  =  reached(W, x) or reached(V, x)
 
-Stored weights are read, but those that nodes compute. What cancels when numbers are multiplied and added is not seen:
-such a channel counts as connected, and sums may be as large as their parts together.
+Stored weights are read, but those that nodes compute. What cancels when numbers are multiplied and added is not seen,
+but for a kernel that is added to itself with other factors: such a channel counts as connected, and sums may be as
+large as their parts together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, singledispatch
 
 import numpy as np
@@ -85,7 +86,32 @@ def _(kernel: Composed, start: Mask, backwards: bool) -> Mask:
 
 @reached.register
 def _(kernel: Total, start: Mask, backwards: bool) -> Mask:
-    return np.asarray(np.any([reached(part, start, backwards) for part in kernel.parts], axis=0))
+    found = []
+    for part, rows in _different_parts(kernel):
+        first, last = (rows, None) if backwards else (None, rows)
+        found.append(_nonzero(reached(part, _nonzero(start, first), backwards), last))
+    return np.asarray(np.any(found, axis=0))
+
+
+def _different_parts(kernel: Total) -> Iterator[tuple[Kernel, Array | None]]:
+    """The parts of a sum; of one kernel with several factors the sum of these: x - x is nothing."""
+    groups: dict[tuple[int, bytes], list[Kernel]] = {}
+    for part in kernel.parts:
+        base, inputs = (part.inner, part.inputs) if isinstance(part, Scaled) else (part, None)
+        key = id(base), b"" if inputs is None else inputs.tobytes()
+        groups.setdefault(key, []).append(part)
+    for same in groups.values():
+        if len(same) == 1:
+            yield same[0], None
+            continue
+        factors = [1.0 if not isinstance(p, Scaled) or p.outer is None else p.outer for p in same]
+        total = np.zeros(kernel.geometry.c_out)
+        for factor in factors:
+            total = total + factor
+        bare = min(same, key=lambda part: isinstance(part, Scaled))
+        if isinstance(bare, Scaled):
+            bare = Scaled(bare.geometry, bare.inner, None, bare.inputs)
+        yield bare, total
 
 
 @reached.register

@@ -79,6 +79,18 @@ def in_layout() -> Kernel:
     return InLayout(Geometry.diagonal(3, 1, 1), inner)
 
 
+def cancelling(*, factors_of_inputs: bool) -> Kernel:
+    """A kernel that is added to itself, so that nothing is left of two rows, or of one: 2 + 1 - 3."""
+    base = stored(3, 4)
+    inputs = np.array([1.0, 2.0, 0.0]) if factors_of_inputs else None
+    g = base.geometry
+    first, second = (
+        Scaled(g, base, np.array(factors), inputs)
+        for factors in ([2.0, 1.0, 5.0, -1.0], [-3.0, -2.0, 1.0, 3.0])
+    )
+    return Total(g, (first, Scaled(g, base, None, inputs) if factors_of_inputs else base, second))
+
+
 KERNELS: dict[str, Callable[[], Kernel]] = {
     "stored": lambda: stored(3, 4, zero_out=[1], zero_in=[0]),
     "grouped": lambda: stored(4, 6, groups=2, zero_out=[0, 1, 2], zero_in=[2]),
@@ -99,6 +111,11 @@ KERNELS: dict[str, Callable[[], Kernel]] = {
     "rows at": rows_at,
     "columns at": columns_at,
     "in layout": in_layout,
+    "cancelling": lambda: cancelling(factors_of_inputs=False),
+    "cancelling, with factors of inputs": lambda: cancelling(factors_of_inputs=True),
+    "of which a part cancels": lambda: Total(
+        stored(3, 4).geometry, (cancelling(factors_of_inputs=False), stored(3, 4, zero_out=[0]))
+    ),
 }
 
 

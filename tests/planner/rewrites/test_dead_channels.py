@@ -11,7 +11,7 @@ from onnx import NodeProto
 
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.records.report import Kind
-from tests.build import Net, counts, run
+from tests.build import Net, check, counts, run
 from tests.parts import Weights, graph, info, model, node, random, rarely
 
 C, ZERO = 8, [1, 4, 5]
@@ -337,3 +337,14 @@ def test_a_weight_of_other_channels_than_its_input_is_left_alone() -> None:
     gate = net.op("Sigmoid", net.conv(net.op("GlobalAveragePool", "x"), 2, 1, 1))
     model = net.model(net.conv(net.op("Mul", "x", gate), 2, 3, 1))
     assert not fuse(model, options=Options(check=False)).report.folds
+
+
+def test_what_is_left_of_a_tensor_minus_itself_goes_in_the_first_run() -> None:
+    """Its kernel is a sum of one kernel with opposite factors, which no fold computes before it is written."""
+    net = Net(4, seed=1)
+    inner = net.conv(net.conv("x", 4, 4, 1, bias=False), 4, 2, 3, strides=[2, 2], bias=False)
+    branch = net.bn(inner, 2)
+    mean = net.op("Mean", net.conv("x", 4, 2, 3, strides=[2, 2], bias=False), branch)
+    nothing = net.op("Sub", branch, branch)
+    last = net.op("Relu", net.conv(nothing, 2, 4, 2, pad=0, strides=[2, 2]))
+    check(net.model(mean, last), {"Conv": 3, "Relu": 1})
