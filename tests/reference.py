@@ -225,6 +225,11 @@ def _batch_norm(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[V
     return [Value(t * x.x + (b - m * t), np.abs(t) * x.e + 3 * tally.u * spread)]
 
 
+def _step_near_zero(tally: Tally, y: Array) -> Array:
+    """What storing a product rounds off that is smaller than the normal numbers: a share of it is no measure there."""
+    return np.asarray(tally.tiny * (np.abs(y) * tally.u < tally.tiny))
+
+
 def _arithmetic(op: str) -> Run:
     def run(tally: Tally, ins: list[Value], attrs: dict[str, Any]) -> list[Value]:
         a, b = ins
@@ -233,10 +238,10 @@ def _arithmetic(op: str) -> Run:
         try:
             if op == "Mul":
                 y = a.x * b.x
-                e = np.abs(a.x) * b.e + np.abs(b.x) * a.e + a.e * b.e
+                e = np.abs(a.x) * b.e + np.abs(b.x) * a.e + a.e * b.e + _step_near_zero(tally, y)
             elif op == "Div":
                 y = a.x / b.x
-                e = (a.e + np.abs(y) * b.e) / np.abs(b.x)
+                e = (a.e + np.abs(y) * b.e) / np.abs(b.x) + _step_near_zero(tally, y)
             else:
                 y = a.x + b.x if op == "Add" else a.x - b.x
                 e = np.sqrt(a.e**2 + b.e**2) + tally.u * (np.abs(a.x) + np.abs(b.x))
