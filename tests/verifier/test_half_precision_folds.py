@@ -13,11 +13,13 @@ from onnx import helper, numpy_helper
 
 from onnx_repfuse import fuse
 from onnx_repfuse.records.reasons import Reason
+from onnx_repfuse.records.verdict import Status
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.folds.half_precision import loses_precision
+from onnx_repfuse.verifier.folds.isolated import probe
 from onnx_repfuse.verifier.oracle.evaluator import Oracle
 from tests.build import Net, counts
-from tests.half_faults import caught
+from tests.half_faults import blocks, case_of, caught, fixed_blocks, plant
 from tests.versions import since_bfloat16
 
 HALF = np.float16
@@ -140,7 +142,36 @@ def test_good_half_precision_folds_stay() -> None:
         assert counts(fuse(net.model(net.op("Relu", out))).model) == {"Conv": 1, "Relu": 1}
 
 
-def test_one_weight_off_by_a_hundredth_is_seen_in_half_precision() -> None:
-    """The long form, `python -m tests.half_faults`, sees 58 of 60."""
-    seen, seen_later, false_alarms = caught(6)
+@pytest.mark.parametrize("make", [blocks, fixed_blocks])
+def test_one_weight_off_by_a_hundredth_is_seen_in_half_precision(make: Any) -> None:
+    """The long form, `python -m tests.half_faults`, has 60 of each."""
+    seen, seen_later, false_alarms = caught(make(6))
     assert (seen, seen_later, false_alarms) == (6, 6, 0)
+
+
+@pytest.mark.parametrize("wrong", [None, 1, 100, 574])
+def test_a_weight_whose_result_is_multiplied_by_another_source_is_seen(wrong: int | None) -> None:
+    """Where that source is zero, an impulse shows nothing."""
+    weight, scale = kernel(8, 8, 3, 3) / 8, np.linspace(0.5, 1.5, 8).reshape(8, 1, 1)
+    before = [node("Conv", "x", "w", "a"), node("Mul", "a", "gate", "b"), node("Mul", "b", "s", "y")]
+    after = [node("Conv", "x", "v", "a"), node("Mul", "a", "gate", "y")]
+    moved = (weight.astype(HALF) * scale[..., None].astype(HALF).astype(np.float64)).astype(HALF)
+    if wrong is not None:
+        moved.flat[wrong] *= HALF(1.01)
+    models = side(HALF, before, w=weight, s=scale), side(HALF, after, v=moved)
+    for model in models:
+        model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 8
+        gate = helper.make_tensor_value_info("gate", onnx.TensorProto.FLOAT16, ["M", 8, 1, 1])
+        model.graph.input.append(gate)
+    status = probe(FoldCase(*models)).status
+    assert status is (Status.PASSED if wrong is None else Status.FAILED)
+
+
+def test_a_fold_is_not_judged_at_sizes_that_fit_by_chance_where_the_file_proves_others() -> None:
+    """Matrices of three channels take images of 1x2x3, as a head of one broadcasts."""
+    model = next(fixed_blocks(1))
+    assert "none but the smallest sizes" in probe(case_of(model)).message
+    assert probe(case_of(model, sized=True)).status is Status.PASSED
+    wrong = case_of(model, sized=True)
+    plant(wrong, 0)
+    assert probe(wrong).status is Status.FAILED

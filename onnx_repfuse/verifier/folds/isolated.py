@@ -38,6 +38,7 @@ from onnx_repfuse.verifier.folds.size_rules import (
     Rules,
     apply,
     candidate_rules,
+    has_sizes_in_file,
     holds_in_file,
     rules_of_file,
     shared_rules,
@@ -135,14 +136,14 @@ def _by_oracle(
     Raises Unsupported where the oracle cannot judge.
     """
     first, second = Side(case, case.before), Side(case, case.after)
-    was_compared = was_run = False
+    was_compared = was_run = is_shown = False
     if proved is not None and not case.has_weights:
         return comparison.equal("a fold of the same nodes has passed, and there are no weights")
     rules = proved or _rules_that_fit(case, first)
     of_weights = proved is not None
     for stimulus, expected in _fitting(case, first, seed, rules, of_weights=of_weights, of_values=alone):
         actual = _evaluate_replacement(second, stimulus, expected.value.shape)
-        was_compared = True
+        was_compared, is_shown = True, is_shown or stimulus.kind != "border"
         outputs: _Outputs | None = None
         products = case.products(expected.value.shape)
         if comparison.backend != "reference" or products <= _REFERENCE_PRODUCTS:
@@ -156,6 +157,8 @@ def _by_oracle(
         if case.is_initializer and _is_empty(case, before, after, rules, seed):
             return comparison.equal("it is empty, of the same type and shape")
         raise _Failed(_NOTHING_FITS)
+    if not is_shown and has_sizes_in_file(case):
+        raise _Failed("none but the smallest sizes fit its nodes")
     if not was_run:
         comparison.note("no probe could be run; it was judged in float64 alone")
     verdict = comparison.verdict()

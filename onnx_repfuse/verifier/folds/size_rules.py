@@ -21,6 +21,7 @@ __all__ = [
     "SizeRule",
     "apply",
     "candidate_rules",
+    "has_sizes_in_file",
     "holds_in_file",
     "rules_of_file",
     "shared_rules",
@@ -116,6 +117,15 @@ def candidate_rules(case: FoldCase) -> Iterator[Rules]:
     for rules, position in itertools.product(further, range(1, sources)):
         yield (*equal[:position], rules, *equal[position + 1 :])
     yield from shared_rules(case)
+
+
+def has_sizes_in_file(case: FoldCase) -> bool:
+    """Whether the file proves sizes of sources that take any size in the models of the fold."""
+    return any(
+        own is None and proved is not None
+        for source in case.sources
+        for own, proved in zip(source.dims[1:], case.proved.get(source.name, ())[1:], strict=False)
+    )
 
 
 def holds_in_file(case: FoldCase, rules: Rules) -> bool:

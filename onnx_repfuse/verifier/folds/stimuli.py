@@ -33,6 +33,7 @@ from onnx_repfuse.verifier.folds.probe_sizes import (
     sizes_of_remainders,
 )
 from onnx_repfuse.verifier.folds.size_rules import Rules, apply
+from onnx_repfuse.verifier.folds.sparse_signal import Sparse, hides_weights, sparse_rows
 
 __all__ = ["Stimulus", "stimuli"]
 
@@ -50,7 +51,7 @@ _SMALL = 128.0  # times as large as all small channels together is a block of ch
 
 
 class Stimulus(NamedTuple):
-    """One feed of the fold's sources, with a word for what it is: "border", "impulse", "noise", "wide noise",
+    """One feed of the fold's sources, with a word for what it is: "border", "impulse", "sparse", "noise", "wide noise",
     "halves" or "stacked"."""
 
     kind: str
@@ -81,8 +82,8 @@ def stimuli(
     """
     rng, block = np.random.default_rng(seed), block or case.block
     seen = set[tuple[int, ...]]()
-    for probe in _probes(case, rng, of_weights):
-        size = tuple(-(-count // block) * block for count in probe.size)
+    for probe in itertools.chain(_probes(case, rng, of_weights), _sparse(case, rules, block, rng)):
+        size = _whole_blocks(probe.size, block)
         if probe.kind == "border" and size in seen:  # of whole blocks
             continue
         seen.add(size)
@@ -95,8 +96,7 @@ def _probes(case: FoldCase, rng: np.random.Generator, of_weights: bool) -> Itera
     if not axes:
         yield from _of_fixed_sizes(case, budget, rng)
         return
-    # (1, 1) without a kernel
-    extents, strides = ((sizes + (sizes[-1:] or (1,)) * axes)[:axes] for sizes in reach(case))
+    extents, strides = _reach_of(case, axes)
     # A third of the positions for sizes where padding is everywhere, half for impulses, the rest for an ordinary size.
     size = impulse_size(extents, budget // 2)
     impulses = _impulses(case, size, strides, max(4, budget // 2 // math.prod(size)), rng)
@@ -111,6 +111,16 @@ def _probes(case: FoldCase, rng: np.random.Generator, of_weights: bool) -> Itera
     if case.bends:
         inner = ordinary_size(case, extents, strides, budget // 3)
         yield _wide_noise(inner, _WIDE_POSITIONS // math.prod(inner) + 1, rng)
+
+
+def _reach_of(case: FoldCase, axes: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(extent, stride) of its windows along so many axes; (1, ...) without a kernel."""
+    extents, strides = ((sizes + (sizes[-1:] or (1,)) * axes)[:axes] for sizes in reach(case))
+    return extents, strides
+
+
+def _whole_blocks(size: tuple[int, ...], block: int) -> tuple[int, ...]:
+    return tuple(-(-count // block) * block for count in size)
 
 
 def _of_fixed_sizes(case: FoldCase, budget: int, rng: np.random.Generator) -> Iterator[_Probe]:
@@ -192,6 +202,29 @@ def _halves(case: FoldCase, rng: np.random.Generator, *, everywhere: bool) -> _P
         return data.astype(source.dtype)
 
     return _Probe("halves", (), 1, fill)
+
+
+def _sparse(case: FoldCase, rules: Rules, block: int, rng: np.random.Generator) -> Iterator[_Probe]:
+    """In half precision: signal at elements drawn at random, where one impulse for each channel does not show all."""
+    if not hides_weights(case):
+        return
+    axes = max((len(source.space) for source in case.sources), default=0)
+    size = _whole_blocks(ordinary_size(case, *_reach_of(case, axes), budget_of(case) // 3), block)
+    amplitude = _impulse(case)[1]
+    for chosen in case.sources:
+        sparse = sparse_rows(case, rules, size, chosen)
+        if sparse is None:
+            continue
+
+        def fill(
+            source: Source, shape: tuple[int, ...], chosen: Source = chosen, sparse: Sparse = sparse
+        ) -> Array:
+            if source is not chosen:
+                return np.full(shape, sparse.others, source.dtype)
+            data = amplitude * rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 2.0, shape)
+            return np.asarray(np.where(rng.random(shape) < sparse.share, data, 0.0)).astype(source.dtype)
+
+        yield _Probe("sparse", size, sparse.rows, fill)
 
 
 def _stacked(probes: Sequence[_Probe]) -> _Probe:
