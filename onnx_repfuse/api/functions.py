@@ -142,7 +142,8 @@ def verify(
     """Compare the outputs of two models that have the same inputs and outputs.
 
     The tolerance is a multiple of the noise: how far the original's outputs move when its inputs or weights change
-    by one unit in the last place.
+    by one unit in the last place. Branches, bodies and functions that both have are also run alone, on tensors of the
+    original; one that differs stands among the outputs.
 
     Args:
         original, fused: files, or models in memory. Their inputs and outputs have the same names.
@@ -167,7 +168,7 @@ def verify(
     >>> bool(verify(model, fuse(model).model))
     True
     """
-    from onnx_repfuse.verifier.outputs.compare import verify_outputs
+    from onnx_repfuse.verifier.scopes.in_both import verify_models
     from onnx_repfuse.verifier.user_inputs import given_feeds
 
     options = _options(custom_ops, provider, threads, rtol, atol)
@@ -176,7 +177,7 @@ def verify(
     with runnable(original, fused) as (first, second):
         spec = given_feeds(first, feeds)
         runtime = runtime_of(options)
-        found = verify_outputs(first, second, spec=spec, rtol=rtol, atol=atol, runtime=runtime)
+        found = verify_models(first, second, spec=spec, rtol=rtol, atol=atol, runtime=runtime)
     return Verification.of(found, names, around.after())
 
 

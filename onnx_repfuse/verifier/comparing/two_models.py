@@ -34,6 +34,7 @@ from onnx_repfuse.verifier.outputs.interfaces import (
 )
 from onnx_repfuse.verifier.outputs.judge import verdict_without_figures
 from onnx_repfuse.verifier.outputs.tolerance import user_tolerance
+from onnx_repfuse.verifier.scopes.in_both import with_inner_graphs
 from onnx_repfuse.verifier.session import Model, input_values, load
 
 __all__ = ["compare_models"]
@@ -85,7 +86,10 @@ def compare_models(
     except DifferentInterface as error:
         return _incomparable(pairing, str(error))
     missing = tuple(_missing(name) for name in pairing.outputs.only_second)
-    verification = replace(result.verification, outputs=(*result.verification.outputs, *missing))
+    verification = result.verification
+    if not is_swapped and not other_precision and not by_order:
+        verification = with_inner_graphs(result, second, rtol, atol)
+    verification = replace(verification, outputs=(*verification.outputs, *missing))
     if is_swapped:
         verification = _renamed(verification, pairing)
     return Comparison(

@@ -46,6 +46,7 @@ __all__ = [
     "Terms",
     "compare_at_common_sizes",
     "compare_with_baseline",
+    "compared_outputs",
     "incomparable_interfaces",
     "judge_candidate",
     "verify_outputs",
@@ -116,12 +117,29 @@ def verify_outputs(
     Raises:
         InputError: the original does not run, or ONNX Runtime would never end; the message says why in one line.
     """
+    found = compared_outputs(
+        original, fused, spec=spec, rtol=rtol, atol=atol, runtime=runtime, optimized=optimized
+    )
+    return found.verification if isinstance(found, Compared) else found
+
+
+def compared_outputs(
+    original: Model,
+    fused: Model,
+    *,
+    spec: FeedSpec | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    runtime: Runtime = DEFAULT_RUNTIME,
+    optimized: bool | None = None,
+) -> Compared | Verification:
+    """As `verify_outputs`, with the values of both where they were run."""
     terms = Terms(rtol, atol)
     try:
         pairing = pair_interfaces(original, fused)
     except DoesNotRun:  # whoever runs them says why
         baseline = measure_original(original, spec=spec, runtime=runtime, optimized=optimized)
-        return judge_candidate(baseline, fused, terms).verification
+        return judge_candidate(baseline, fused, terms)
     reason = why_incomparable(pairing, every_output=True)
     try:
         if reason:
@@ -129,7 +147,7 @@ def verify_outputs(
         spec, terms = spec or FeedSpec(), replace(terms, pairing=pairing)
         return compare_at_common_sizes(
             original, fused, terms, spec=spec, runtime=runtime, optimized=optimized
-        ).verification
+        )
     except DifferentInterface as error:
         return incomparable_interfaces(pairing.outputs.first, str(error))
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from onnx_repfuse.records.runtime import Runtime
-from onnx_repfuse.records.verdict import Status
+from onnx_repfuse.records.verdict import OutputVerdict, Status
 from onnx_repfuse.verifier.distance import is_float_array
 from onnx_repfuse.verifier.inputs import Feed, FeedKey, FeedSpec
 from onnx_repfuse.verifier.intermediates import open_with_extra_outputs, tensor_names
@@ -23,11 +23,18 @@ from onnx_repfuse.verifier.outputs.baseline import Baseline
 from onnx_repfuse.verifier.outputs.compare import verify_outputs
 from onnx_repfuse.verifier.scopes.computed_scales import compute_scales
 from onnx_repfuse.verifier.scopes.extract import ScopeModel, extract
-from onnx_repfuse.verifier.scopes.feeds import MAX_TRIED, element_type, example_of, feeds_to_try
+from onnx_repfuse.verifier.scopes.feeds import (
+    MAX_TRIED,
+    element_type,
+    example_of,
+    feeds_seen,
+    feeds_to_try,
+)
 from onnx_repfuse.verifier.scopes.instances import Frame, Key, Way, instances, resolve
-from onnx_repfuse.verifier.session import DoesNotRun, all_nodes, load, open_session
+from onnx_repfuse.verifier.scopes.loops import may_never_end
+from onnx_repfuse.verifier.session import DoesNotRun, Model, all_nodes, load, open_session
 
-__all__ = ["ScopeVerdict", "check_scopes"]
+__all__ = ["ScopeVerdict", "Terms", "check_scopes"]
 
 # A scope of few elements shows little of its noise in the few draws that are made. A probe has judged each fold by its
 # rounding errors; what is looked for here are wrong shapes and values.
@@ -37,37 +44,67 @@ _MAX_COMPARED = 48  # inputs on which the two sides are compared
 
 
 class ScopeVerdict(NamedTuple):
-    """The outcome for one scope: `message` says what differs, or why nothing could be compared."""
+    """The outcome for one scope: `message` says what differs, or why nothing could be compared.
+
+    `output` has the figures of what differs.
+    """
 
     key: tuple[str | int, ...]
     status: Status
     message: str
     inputs: int = 0
+    output: OutputVerdict | None = None
+
+
+class Terms(NamedTuple):
+    """On what scopes run and how they are judged.
+
+    Attributes:
+        only_seen: on the tensors that they have in the model alone: whoever made the result may know their sizes.
+        rtol, atol: replace the calibrated tolerance.
+    """
+
+    only_seen: bool = False
+    rtol: float | None = None
+    atol: float | None = None
+
+
+_USUAL = Terms()
 
 
 def check_scopes(
-    baseline: Baseline, result: Path, keys: Sequence[Key], skeleton: onnx.ModelProto | None = None
+    baseline: Baseline,
+    result: Model,
+    keys: Sequence[Key],
+    skeleton: onnx.ModelProto | None = None,
+    terms: Terms = _USUAL,
 ) -> list[ScopeVerdict]:
     """Run subgraphs and function bodies of the original and of the result alone, and compare them.
 
     Args:
         baseline: the original, measured.
-        result: the file to judge.
+        result: the model to judge.
         keys: the scopes that have folds, as positions in `skeleton`.
         skeleton: the original with its nodes sorted, weights or not; None if they are.
+        terms: how they are compared.
 
     Returns:
         One verdict per key; NOT_OBSERVED where nothing could be compared.
     """
     if not keys:
         return []
-    sizes = [file_bytes(Path(path)) for path in (baseline.original, result)]  # type: ignore[arg-type]
-    if max(sizes) > WEIGHTS_LIMIT:
+    if max(map(_bytes_of, (baseline.original, result))) > WEIGHTS_LIMIT:
         return [_not_observed(key, "the model is too large for that") for key in keys]
     pair = load(baseline.original), load(result)
     ways = {tuple(key): instances(skeleton or pair[0], key) for key in keys}
     seen = _tensors_of_main_graph(baseline, pair, [way for found in ways.values() for way in found])
-    return [_judge(key, found, pair, seen, baseline.runtime) for key, found in ways.items()]
+    return [_judge(key, found, pair, seen, baseline.runtime, terms) for key, found in ways.items()]
+
+
+def _bytes_of(model: Model) -> int:
+    if isinstance(model, onnx.ModelProto):
+        return int(model.ByteSize())
+    return len(model) if isinstance(model, bytes) else file_bytes(Path(model))
 
 
 def _not_observed(key: Key, why: str) -> ScopeVerdict:
@@ -80,6 +117,7 @@ def _judge(
     pair: tuple[onnx.ModelProto, onnx.ModelProto],
     seen: Sequence[Mapping[str, Any]],
     runtime: Runtime,
+    terms: Terms,
 ) -> ScopeVerdict:
     """The verdict over all ways to a scope: a difference on one of them is enough."""
     compared, why = 0, "nothing calls it"
@@ -93,9 +131,9 @@ def _judge(
         if before.outside.keys() != after.outside.keys():
             why = "it reads other tensors than before"
             continue
-        failed, count, why = _compare(before, after, seen, runtime, _states(frames[-1]))
-        if failed:
-            return ScopeVerdict(tuple(key), Status.FAILED, why, count)
+        failed, count, why = _compare(before, after, seen, runtime, _states(frames[-1]), terms)
+        if failed is not None:
+            return ScopeVerdict(tuple(key), Status.FAILED, failed.message, count, failed)
         compared += count
     if not compared:
         return _not_observed(key, why)
@@ -115,11 +153,12 @@ def _compare(
     seen: Sequence[Mapping[str, Any]],
     runtime: Runtime,
     states: Mapping[str, str],
-) -> tuple[bool, int, str]:
-    """(whether they differ, on how many inputs they were compared, why)."""
+    terms: Terms,
+) -> tuple[OutputVerdict | None, int, str]:
+    """(what differs, on how many inputs they were compared, why on none)."""
     operators = {node.op_type for node in all_nodes(before.model)}
-    if "Loop" in operators:
-        return False, 0, "it holds a Loop, which may never end on other inputs"
+    if may_never_end(before.model):
+        return None, 0, "it holds a Loop, which may never end on other inputs"
     for side in (before, after):
         compute_scales(side.model)
     outside = list(before.outside.values())
@@ -129,19 +168,31 @@ def _compare(
         for item in outside:
             kind = element_type(item, weights, example_of(item, seen))
             side.model.graph.input.append(onnx.helper.make_tensor_value_info(item.name, kind, None))
-    tries = feeds_to_try(outside, weights, seen, has_conv="Conv" in operators)
+    # A number of rounds that is made up may be any number.
+    only_seen = terms.only_seen or "Loop" in operators
+    tries = (
+        feeds_seen(outside, seen)
+        if only_seen
+        else feeds_to_try(outside, weights, seen, has_conv="Conv" in operators)
+    )
     feeds, why = _feeds_that_run(before.model, tries, runtime, states)
     if not feeds:
-        return False, 0, why
+        return None, 0, why
     verification = verify_outputs(
-        before.model, after.model, spec=FeedSpec(data=tuple(feeds)), runtime=runtime, optimized=False
+        before.model,
+        after.model,
+        spec=FeedSpec(data=tuple(feeds)),
+        rtol=terms.rtol,
+        atol=terms.atol,
+        runtime=runtime,
+        optimized=False,
     )
     for verdict in verification.outputs:
         if verdict.status is Status.FAILED and not verdict.max_abs <= _FACTOR * verdict.tolerance:
-            return True, len(feeds), verdict.message
+            return verdict, len(feeds), ""
     if all(verdict.status is Status.NOT_OBSERVED for verdict in verification.outputs):
-        return False, 0, "none of its outputs could have shown a difference"
-    return False, len(feeds), ""
+        return None, 0, "none of its outputs could have shown a difference"
+    return None, len(feeds), ""
 
 
 def _constants(graph: onnx.GraphProto) -> list[onnx.TensorProto]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnx_repfuse.verifier.scopes.instances import Frame
@@ -26,6 +27,7 @@ class Outside:
         declared: its type as the file declares it, which no runtime enforces for the inputs of a Loop or a function.
         is_free: it may come with other shapes than those seen in the model.
         is_slice: it is a part of the tensor of the main graph, along the first axis.
+        given: its value, where it is the number of a Loop's round, or whether the Loop goes on.
     """
 
     name: str
@@ -33,9 +35,12 @@ class Outside:
     declared: onnx.TypeProto
     is_free: bool
     is_slice: bool = False
+    given: Any = None
 
     def seen_in(self, values: Mapping[str, Any]) -> Any:
         """Its value where the tensors of the main graph have these; None if it is not among them."""
+        if self.given is not None:
+            return self.given
         value = values.get(self.main)
         return value[0] if self.is_slice and value is not None and len(value) else value
 
@@ -177,7 +182,8 @@ class _Extraction:
         # A function is called with anything. What a Loop takes in has a shape that follows from where it starts.
         is_free = self.frames[at].is_function and name in self.inputs[at]
         is_slice = name in self.frames[at].slices
-        return Outside(own, self._main_name(name, at), value.type, is_free, is_slice)
+        given = _of_round(self.frames[at], name)
+        return Outside(own, self._main_name(name, at), value.type, is_free, is_slice, given)
 
     def _main_name(self, name: str, at: int) -> str:
         """The tensor of the main graph that it is, or starts as; "" if there is none."""
@@ -187,6 +193,16 @@ class _Extraction:
                 return ""
             name, at = argument, self._place(argument, at - 1)
         return name
+
+
+def _of_round(frame: Frame, name: str) -> Any:
+    """What a Loop tells the body in its second round: that this is number 1, and goes on; None for other tensors."""
+    if frame.node is None or frame.node.op_type != "Loop":
+        return None
+    for value, dtype in zip(frame.graph.input[:2], (np.int64, np.bool_), strict=False):
+        if value.name == name:
+            return np.ones([1] * len(value.type.tensor_type.shape.dim), dtype)
+    return None
 
 
 def _read(graph: onnx.GraphProto) -> dict[str, None]:

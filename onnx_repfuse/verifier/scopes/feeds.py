@@ -14,7 +14,7 @@ from onnx_repfuse.records.float_formats import FLOAT_FORMATS, is_float
 from onnx_repfuse.verifier.inputs import Feed
 from onnx_repfuse.verifier.scopes.extract import Outside
 
-__all__ = ["MAX_TRIED", "element_type", "example_of", "feeds_to_try"]
+__all__ = ["MAX_TRIED", "element_type", "example_of", "feeds_seen", "feeds_to_try"]
 
 MAX_TRIED = 120  # inputs on which a scope is run at most
 _RANKS = (4, 3, 2, 5, 1)
@@ -46,9 +46,7 @@ def feeds_to_try(
         has_conv: whether a Conv is among the nodes of the scope, or of what it calls.
     """
     rng = np.random.default_rng(seed)
-    for values in seen:
-        if all(item.seen_in(values) is not None for item in outside):
-            yield {item.name: item.seen_in(values) for item in outside}
+    yield from feeds_seen(outside, seen)
     known = [_shapes_seen(item, seen) for item in outside]
     for attempt, shapes in enumerate(_shapes_to_try(outside, known, _channels(weights), rng)):
         if has_conv and _CONV_ENDS_THE_PROCESS and _guesses_a_vector(outside, known, shapes):
@@ -59,6 +57,13 @@ def feeds_to_try(
                 example = example_of(item, seen)
                 feed[item.name] = _value(item, shapes[number], weights, example, scale, rng)
             yield feed
+
+
+def feeds_seen(outside: Sequence[Outside], seen: Sequence[Mapping[str, Any]]) -> Iterator[Feed]:
+    """The tensors of the main graph, where all that a scope takes from outside is among them."""
+    for values in seen:
+        if all(item.seen_in(values) is not None for item in outside):
+            yield {item.name: item.seen_in(values) for item in outside}
 
 
 def _guesses_a_vector(

@@ -1,0 +1,64 @@
+"""Faults in branches, bodies and functions: the fold's own proof, the run of the scope and `verify` each see them."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from onnx_repfuse import Options, compare, fuse, verify
+from onnx_repfuse.records.verdict import Status
+from tests.planted_scope_faults import FAULTS, PLACES, model_of, seen_by, spoil
+
+FAULT_OF = {place: list(FAULTS)[number % len(FAULTS)] for number, place in enumerate(PLACES)}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_each_judge_sees_a_fault_where_inputs_may_not_lead(place: str) -> None:
+    """The long form is `python -m tests.planted_scope_faults`."""
+    assert all(seen_by(place, FAULT_OF[place]))
+
+
+@pytest.mark.parametrize("place", list(PLACES)[1::4])
+def test_no_judge_fails_what_is_right(place: str) -> None:
+    assert not any(seen_by(place, None))
+
+
+def test_a_branch_that_differs_is_named_with_its_figures() -> None:
+    model = model_of("branch in a branch, not taken", 0)
+    wrong = spoil(fuse(model, options=Options(check=False)).model, "one bias", 0)
+    for found in (verify(model, wrong), compare(model, wrong).verification):
+        assert found.status is Status.FAILED
+        (inner,) = found.outputs[1:]  # the branch around it is equal: its own If does not enter this one
+        assert inner.name == "then_branch of 't' in then_branch of 'y'"
+        assert inner.message.startswith(f"{inner.name}, run alone on tensors of the main graph: ")
+        assert 0 < inner.tolerance < inner.max_abs < 1
+        assert found.outputs[0].status is Status.PASSED
+
+
+def test_a_tolerance_of_the_user_holds_for_branches_too() -> None:
+    model = model_of("branch that is not taken", 0)
+    wrong = spoil(fuse(model, options=Options(check=False)).model, "one bias", 0)
+    assert not verify(model, wrong)
+    assert verify(model, wrong, atol=1.0)
+
+
+@pytest.mark.parametrize(("rounds", "runs"), [("9223372036854775807", False), ("3", True), ("", False)])
+def test_a_branch_that_may_never_end_is_not_run(rounds: str, runs: bool) -> None:
+    """Exporters write `while` with the largest integer: its condition is another one in a branch that is not taken."""
+    number = f"many = Constant<value_int: int = {rounds}>()" if rounds else ""
+    model = onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["" : 17]>
+        g (float[N] x) => (float[N] y) <float zero = {{0}}> {{
+            top = ReduceMax<keepdims = 0>(x)
+            size = Abs(top)
+            go = GreaterOrEqual(size, zero)
+            y = If (go) <then_branch = then () => (float[N] t) {{ t = Relu(x) }},
+                else_branch = other () => (float[N] e) {{
+                    {number}
+                    yes = Constant<value: tensor = bool {{1}}>()
+                    e = Loop ({"many" if rounds else '""'}, yes, x) <
+                        body = body (int64 i, bool c, float[N] v) => (bool co, float[N] vo) {{
+                            co = Identity(c) vo = Neg(v) }}> }}>
+        }}""")
+    found = verify(model, model)
+    assert any("may never end" in note for note in found.notes) is not runs
+    assert found.status is Status.PASSED
