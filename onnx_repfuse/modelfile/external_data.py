@@ -35,6 +35,7 @@ class ExternalFiles:
         """`model`: its file; None: it came from memory, and external data is refused."""
         self.by_location: dict[str, Source] = {}
         self.as_written: dict[str, Source] = {}
+        self._ranges: dict[int, set[tuple[int, int]]] = {}  # by id() of the file
         self._model = model
         self._folders: list[str] = []
         if model is not None:
@@ -67,7 +68,18 @@ class ExternalFiles:
                 f"{label}: bytes {begin} to {begin + size} lie outside of its data file"
                 f" {quoted(source.path)} of {source.size} bytes"
             )
+        self._ranges.setdefault(id(source), set()).add((begin, begin + size))
         return source, begin, begin + size
+
+    def ranges_of(self, source: Source) -> list[tuple[int, int]]:
+        """The parts of a file that tensors mean, (begin, end), in order and apart from each other."""
+        joined: list[tuple[int, int]] = []
+        for begin, end in sorted(self._ranges.get(id(source), ())):
+            if joined and begin <= joined[-1][1]:
+                joined[-1] = joined[-1][0], max(end, joined[-1][1])
+            else:
+                joined.append((begin, end))
+        return joined
 
     def touch(self, source: Source) -> None:
         """Note that a file is about to be read; of many files only the latest stay open."""

@@ -69,7 +69,13 @@ def snapshot(document: Document, folder: Path) -> Path:
         for path, source in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "xb", buffering=0) as file:
-                source.write(file)
+                if source is document.source:
+                    source.write(file)
+                    continue
+                file.truncate(source.size)  # what no tensor means is left empty: it may be gigabytes
+                for begin, end in document.data_files.ranges_of(source):
+                    file.seek(begin)
+                    source.copy_to(file, begin, end)
     except OSError as error:
         raise OutputError(
             f"cannot copy the model to {quoted(folder.parent.parent)}, to run it: {error.strerror or error}"
