@@ -21,7 +21,7 @@ import numpy as np
 
 from onnx_repfuse.records.runtime import Runtime
 from onnx_repfuse.records.verdict import StageVerdict, Status
-from onnx_repfuse.verifier.distance import Array, difference
+from onnx_repfuse.verifier.distance import Array, difference, is_float_array
 from onnx_repfuse.verifier.folds.blocks import Block, blocks
 from onnx_repfuse.verifier.folds.comparison import Comparison
 from onnx_repfuse.verifier.folds.error_bound import (
@@ -43,6 +43,7 @@ from onnx_repfuse.verifier.folds.size_rules import (
     rules_of_file,
     shared_rules,
 )
+from onnx_repfuse.verifier.folds.special_values import first_difference, hands_on, larger, special_feed
 from onnx_repfuse.verifier.folds.stimuli import Stimulus, stimuli
 from onnx_repfuse.verifier.folds.structures import FoldSession, Structures
 from onnx_repfuse.verifier.noise import nudge_feed, nudged_weights
@@ -137,6 +138,7 @@ def _by_oracle(
     """
     first, second = Side(case, case.before), Side(case, case.after)
     was_compared = was_run = is_shown = False
+    largest: Stimulus | None = None
     if proved is not None and not case.has_weights:
         return comparison.equal("a fold of the same nodes has passed, and there are no weights")
     rules = proved or _rules_that_fit(case, first)
@@ -149,6 +151,8 @@ def _by_oracle(
         if comparison.backend != "reference" or products <= _REFERENCE_PRODUCTS:
             outputs = _run(case, before, after, stimulus, expected.value.shape, alone=proved is not None)
         was_run = was_run or outputs is not None
+        if outputs is not None:
+            largest = larger(largest, stimulus)
         where = f"on {stimulus.kind} inputs of {_sizes(stimulus)}"
         for block in blocks(expected.value.shape):
             parts = expected.part(block), actual.part(block)
@@ -161,10 +165,26 @@ def _by_oracle(
         raise _Failed("none but the smallest sizes fit its nodes")
     if not was_run:
         comparison.note("no probe could be run; it was judged in float64 alone")
+    _check_special_values(case, before, after, largest)
     verdict = comparison.verdict()
     if was_run and verdict.status is Status.PASSED:
         structures.note_proved(case, rules)
     return verdict
+
+
+def _check_special_values(
+    case: FoldCase, before: FoldSession, after: FoldSession, like: Stimulus | None
+) -> None:
+    """Raise _Failed where the sides hand on other NaNs, infinities, largest or smallest numbers."""
+    if like is None or not hands_on(case):
+        return
+    stimulus = Stimulus("special", special_feed(case, like.feed))
+    old = _run_if_it_runs(case, before, stimulus)
+    if old is None or not is_float_array(old):
+        return
+    why = first_difference(case, old, _run_replacement(case, after, stimulus))
+    if why:
+        raise _Failed(f"of NaN, infinities, or the largest or smallest numbers it makes {why}")
 
 
 def _is_empty(case: FoldCase, before: FoldSession, after: FoldSession, rules: Rules, seed: int) -> bool:
@@ -309,7 +329,7 @@ def _by_runtime_alone(
     """Before against after in the runtime, with the tolerance that whole models have."""
     nudged_model = nudged_weights(case.side(case.before).complete)
     noisy = before if nudged_model is None else open_session(nudged_model, runtime)
-    was_compared = False
+    was_compared, largest = False, None
     for rules, block in itertools.product(shared_rules(case), case.blocks):
         for stimulus in stimuli(case, rules, seed, block):
             try:
@@ -329,7 +349,9 @@ def _by_runtime_alone(
             was_compared = True
             bound = measured_bound(old, nudged)
             comparison.record(difference(old, new), bound, f"on inputs of {_sizes(stimulus)}")
+            largest = larger(largest, stimulus)
         if was_compared:  # these rules fit: others would at best fit by broadcasting
+            _check_special_values(case, before, after, largest)
             return comparison.verdict()
     raise _Failed(_NOTHING_FITS)
 
