@@ -55,13 +55,12 @@ def with_inner_graphs(
     keys = list(_scopes(skeleton))
     verdicts = check_scopes(baseline, fused, keys[:_MOST_SCOPES], terms=Terms(True, rtol, atol))
     failed = [_of_scope(skeleton, verdict) for verdict in verdicts if verdict.status is Status.FAILED]
-    notes = [
-        f"{_label(skeleton, verdict.key)} was not run alone: {verdict.message}"
-        for verdict in verdicts
-        if verdict.status is Status.NOT_OBSERVED
-    ]
-    if len(keys) > _MOST_SCOPES:
-        notes.append(f"{len(keys) - _MOST_SCOPES} more branches, bodies and functions were not run alone")
+    notes = []
+    unseen = [verdict for verdict in verdicts if verdict.status is Status.NOT_OBSERVED]
+    if unseen:
+        first = f"{_label(skeleton, unseen[0].key)}: {unseen[0].message}"
+        count = len(unseen) + max(0, len(keys) - _MOST_SCOPES)
+        notes.append(f"{count} of {len(keys)} branches, bodies and functions were not run alone, as {first}")
     return replace(
         verification, outputs=(*verification.outputs, *failed), notes=(*verification.notes, *notes)
     )
