@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from onnx_repfuse.algebra.affine_form import Form, Shifted, Term, in_layout
 from onnx_repfuse.algebra.bias import Bias
@@ -34,6 +35,13 @@ class Viewed:
 
     inner: Hashable
     view: View
+
+    def __hash__(self) -> int:  # asked of every term: a chain of views is hashed once
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.inner, self.view))
 
     def __str__(self) -> str:
         return str(self.inner)

@@ -22,6 +22,7 @@ from onnx_repfuse.records.report import Kind
 
 __all__ = [
     "MACS",
+    "NOTHING",
     "ORT_CPU",
     "CostModel",
     "Price",
@@ -116,6 +117,8 @@ class Price(NamedTuple):
 
     def plus(self, other: Price) -> Price:
         """Both together."""
+        if other is NOTHING:  # most tensors that a form reads exist anyway
+            return self
         a, b, c, d, e = self
         f, g, h, i, j = other
         return Price(a + f, b + g, c + h, d + i, e + j)
@@ -137,6 +140,9 @@ class Price(NamedTuple):
     def replaces_products(self, limit: Price) -> bool:
         """Whether it has fewer matrix products than `limit`, and more convolutions."""
         return self.products < limit.products and self.convolutions > limit.convolutions
+
+
+NOTHING = Price()
 
 
 def node_price(

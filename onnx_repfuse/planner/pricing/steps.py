@@ -10,11 +10,9 @@ from onnx_repfuse.algebra.bias import Bias
 from onnx_repfuse.algebra.choice import Index
 from onnx_repfuse.algebra.kernels import Kernel
 from onnx_repfuse.graph.views import Layout, View
-from onnx_repfuse.planner.pricing.cost import Price
+from onnx_repfuse.planner.pricing.cost import NOTHING, Price
 
 __all__ = ["Lowered", "Step", "Wanted"]
-
-NOTHING = Price()
 
 
 @dataclass(eq=False, slots=True)

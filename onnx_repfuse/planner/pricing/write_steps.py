@@ -15,7 +15,7 @@ from onnx_repfuse.algebra.kernel_products import is_one
 from onnx_repfuse.algebra.kernels import Kernel, Vector
 from onnx_repfuse.graph.views import Layout, View
 from onnx_repfuse.planner.forms.view_sources import Viewed, taken_last
-from onnx_repfuse.planner.pricing.cost import CostModel, Price, multiply_adds, view_cost
+from onnx_repfuse.planner.pricing.cost import NOTHING, CostModel, Price, multiply_adds, view_cost
 from onnx_repfuse.planner.pricing.sizes import Sizes
 from onnx_repfuse.planner.pricing.steps import Lowered, Step, Wanted
 
@@ -79,7 +79,7 @@ class Writer:
         self.model, self.sizes = self.lowering.model, self.lowering.sizes
         self.sources: dict[Hashable, int] = {}  # shifted or viewed tensor -> its step
         self.steps: list[Step] = []
-        self.below = Price()  # of what is priced, not written
+        self.below = NOTHING  # of what is priced, not written
         self.cost = 0
         self.macs = 0
 

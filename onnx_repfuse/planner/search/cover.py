@@ -38,7 +38,7 @@ from onnx_repfuse.graph.views import View
 from onnx_repfuse.lift import Context, LinearOp, Operand
 from onnx_repfuse.planner.forms.compose import Parts, writes_itself
 from onnx_repfuse.planner.forms.view_sources import tensors_read
-from onnx_repfuse.planner.pricing.cost import CostModel, Price, node_price
+from onnx_repfuse.planner.pricing.cost import NOTHING, CostModel, Price, node_price
 from onnx_repfuse.planner.pricing.lowering import Lowering, Prices
 from onnx_repfuse.planner.pricing.sizes import Sizes
 from onnx_repfuse.planner.pricing.steps import Lowered, Step, Wanted
@@ -61,7 +61,6 @@ from onnx_repfuse.records.report import Kind
 __all__ = ["Cover"]
 
 _NO_OP = frozenset((Kind.NO_OP,))
-_EXISTS = Price()  # of a tensor that is there anyway
 NORM, GEMM = "BatchNormalization", "Gemm"  # which others can compute: Mul and Add, MatMul and Add
 PROHIBITIVE = 1 << 80  # the cost of reading a shared tensor that should have been absorbed
 
@@ -169,7 +168,7 @@ class Cover:
         price = self.lowering.price(candidate.form, self._wanted(lifted, candidate))
         if price is not None and not price.nodes and self.context.scope.is_seen(lifted.output):
             price = self._copy(lifted)
-        return None if price is None else candidate.setup.plus(price)
+        return None if price is None else price.plus(candidate.setup)
 
     def _wanted(self, lifted: LinearOp, candidate: Candidate) -> Wanted:
         """What the steps of a candidate are to be like."""
@@ -298,11 +297,11 @@ class Cover:
         absorbed = self.absorbed.get(name) if self.absorbed else None
         if absorbed is not None and absorbed.fits(operand):
             # whoever still reads the tensor ends the joint step
-            return [Option(absorbed.form, absorbed, Price())]
+            return [Option(absorbed.form, absorbed, NOTHING)]
         itself = identity(name, operand.channels, operand.layout)
         entry = self.entries.get(name)
         if entry is None or not self.regions.is_private(name):
-            return [Option(itself, None, _EXISTS)]
+            return [Option(itself, None, NOTHING)]
         fitting = [candidate for candidate in entry.candidates if candidate.fits(operand)]
         others = [Option(candidate.form, candidate, candidate.setup) for candidate in fitting]
         return [Option(itself, None, entry.best), *others]

@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.algebra.choice import Sampled, taps_of
 from onnx_repfuse.algebra.kernels import Vector
 from onnx_repfuse.planner.forms.compose import inline
-from onnx_repfuse.planner.pricing.cost import Price
+from onnx_repfuse.planner.pricing.cost import NOTHING, Price
 from onnx_repfuse.planner.search.candidates import Candidate, Entry, absorbing
 from onnx_repfuse.planner.search.cover import Cover
 from onnx_repfuse.records.report import Kind
@@ -186,7 +186,7 @@ def _try_together(
 
 def _absorb_all(cover: Cover, names: Sequence[str], members: dict[str, list[str]]) -> Price | None:
     """Let the regions around tensors take them in; what these need beside. None if one has no form that may nest."""
-    setup = Price()
+    setup = NOTHING
     for name in names:
         cover.solve(members[name])
         candidate = next(iter(cover.entries[name].candidates), None)
@@ -217,7 +217,7 @@ def _limit(cover: Cover, names: Sequence[str]) -> Price:
 
     Nodes are counted as they are in the file, so that a step may write a node again that a region has saved.
     """
-    price = _sum_of_prices(Price(), cover, names)
+    price = _sum_of_prices(NOTHING, cover, names)
     return price._replace(nodes=sum(cover.entries[name].original.nodes for name in names))
 
 
