@@ -445,6 +445,17 @@ def test_of_what_only_sizes_are_read_no_values_are(constant: list[int], is_right
         assert check_in_place(case, seen).status is expected
 
 
+def test_values_of_a_tensor_are_compared_beside_its_sizes_that_another_fold_reads() -> None:
+    twice = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]> g (float[1,3] x) => (float[1,3] y) { t = Neg(x) y = Neg(t) }""")
+    once = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]> g (float[1,3] x) => (float[1,3] y) { y = Identity(x) }""")
+    x = np.array([[1, 2, 3]], np.float32)
+    seen = {"x": x, shape_name("x"): np.array(x.shape), "y": x.copy()}
+    verdict = check_in_place(FoldCase(twice, once), seen)
+    assert verdict.status is Status.PASSED, verdict.message
+
+
 def test_a_tensor_that_is_not_there_has_no_sizes() -> None:
     model, _, feed = _chain_of_twelve()
     ((_, seen),) = read_intermediates(model, [[shape_name("nowhere")]], feed)

@@ -134,8 +134,12 @@ def _judge(
 
 def _activations(source: Source, intermediates: Mapping[str, Any]) -> Array:
     """The values of a source, or zeros where nothing but its sizes was read."""
-    shape = intermediates.get(shape_name(source.name))
-    return np.asarray(intermediates[source.name]) if shape is None else np.zeros(shape, source.dtype)
+    value = intermediates.get(
+        source.name
+    )  # of some tensors, this fold needs the values and another the sizes
+    return (
+        np.zeros(intermediates[shape_name(source.name)], source.dtype) if value is None else np.asarray(value)
+    )
 
 
 def _record(
