@@ -15,6 +15,7 @@ from onnx_repfuse.verifier.folds import in_place
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.folds.in_place import check_in_place
 from onnx_repfuse.verifier.folds.isolated import probe
+from onnx_repfuse.verifier.folds.position_weights import weighs_elements
 from onnx_repfuse.verifier.folds.size_rules import candidate_rules
 from onnx_repfuse.verifier.folds.stimuli import stimuli
 from onnx_repfuse.verifier.session import open_session
@@ -340,3 +341,77 @@ def test_no_tap_of_a_kernel_as_large_as_the_image_is_missed(view: bool) -> None:
     size = 40 * 128 * 144
     for gone in range(0, size, size // 7):
         assert probe(whole_image(view, gone)).status is Status.FAILED, gone
+
+
+VIEWS = {  # name: (inputs, nodes, whether a sum may give each channel of each position a weight of its own)
+    "tokens": (
+        "float[1,6,4,5] x",
+        "r = Reshape(x, to_tokens) t = Transpose<perm=[0,2,1]>(r) y = MatMul(t, w6)",
+        False,
+    ),
+    "left product": ("float[1,6,4,5] x", "r = Reshape(x, to_tokens) y = MatMul(w6, r)", False),
+    "image of tokens": (
+        "float[1,20,6] x",
+        "r = Reshape(x, to_image) t = Transpose<perm=[0,3,1,2]>(r) y = Conv(t, k6)",
+        False,
+    ),
+    "heads": (
+        "float[1,20,6] x, float[1,2,3,7] k",
+        "q = MatMul(x, w6) b = Add(q, v6) r = Reshape(b, to_heads) t = Transpose<perm=[0,2,1,3]>(r) y = MatMul(t, k)",
+        False,
+    ),
+    "resized": (
+        "float[1,6,4,5] x, float[1,6,8,10] z",
+        's = Resize<mode="linear">(x, , twice) c = Concat<axis=1>(s, z) a = Add(c, v12) f = Reshape(a, to_many)'
+        " g = Reshape(f, back) y = Conv(g, k12)",
+        False,
+    ),
+    "one row": ("float[1,6,4,5] x", "r = Flatten(x) y = Gemm(r, w120)", True),
+    "patches": (
+        "float[1,6,4,4] x",
+        "r = Reshape(x, split) t = Transpose<perm=[0,2,4,3,5,1]>(r) f = Reshape(t, merged) y = MatMul(f, w24)",
+        True,
+    ),
+    "read in another order": ("float[1,6,20] x", "r = Reshape(x, turned) y = MatMul(r, w6)", True),
+    "a vector of elements": (
+        "float[1,6,20] x, float[120,3] k",
+        "r = Flatten(x) m = Mul(r, v120) y = MatMul(m, k)",
+        True,
+    ),
+    "a map": ("float[1,20,6] x", "m = Mul(x, map) y = MatMul(m, w6)", True),
+    "heads side by side": (
+        "float[1,2,20,3] x",
+        "t = Transpose<perm=[0,2,1,3]>(x) r = Reshape(t, flat_heads) y = MatMul(r, w6)",
+        True,
+    ),
+    "a normalization of elements": (
+        "float[1,6,20] x",
+        "r = Flatten(x) b = BatchNormalization(r, v120, v120, v120, v120) y = MatMul(b, w120)",
+        True,
+    ),
+}
+SIZES = {
+    "to_tokens": [1, 6, 20], "to_image": [1, 4, 5, 6], "to_heads": [1, 20, 2, 3], "split": [1, 6, 2, 2, 2, 2],
+    "merged": [1, 4, 24], "turned": [1, 20, 6], "flat_heads": [1, 20, 6], "to_many": [1, 12, 80],
+    "back": [1, 12, 8, 10],
+}  # fmt: skip
+WEIGHTS = {
+    "w6": (6, 6), "w24": (24, 5), "w120": (120, 5), "v6": (6,), "v120": (120,), "map": (20, 6), "k6": (3, 6, 1, 1),
+    "k12": (3, 12, 1, 1), "v12": (12, 1, 1), "twice": (4,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_sums_over_an_axis_that_views_left_whole_give_no_element_a_weight_of_its_own(name: str) -> None:
+    inputs, nodes, expected = VIEWS[name]
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> g ({inputs}) => (float y) {{ {nodes} }}'
+    )
+    read = {tensor for node in model.graph.node for tensor in node.input}
+    values = {key: np.array(size, np.int64) for key, size in SIZES.items()}
+    values |= {key: np.ones(shape, np.float32) for key, shape in WEIGHTS.items()}
+    values["twice"] = np.array([1, 1, 2, 2], np.float32)
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(array, key) for key, array in values.items() if key in read
+    )
+    assert weighs_elements(model) is expected

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 import onnx
 
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from onnx_repfuse.verifier.folds.whole_axes import WholeAxes
 from onnx_repfuse.verifier.session import input_at
 
 __all__ = ["weighs_elements", "weighs_positions"]
@@ -45,18 +46,31 @@ def weighs_elements(model: onnx.ModelProto) -> bool:
     """Whether a sum may give each channel of each position a weight of its own, as a product behind a Flatten does.
 
     A channel that is small at one position, beside others that are not, then hides a weight that nothing else shows.
+    Not so where views have left the axis that is summed whole: then each weight meets all places of the other axes.
     """
     weights = {t.name: tuple(t.dims) for t in model.graph.initializer if t.data_type in FLOAT_FORMATS}
-    are_apart = False  # what is read: elements that were rearranged, or have a factor each
+    whole = WholeAxes(model)
+    are_moved = have_factors = False  # what is read: elements that were rearranged, or have a factor each
     for node in model.graph.node:
-        axes = [sum(size > 1 for size in weights[name]) for name in node.input if name in weights]
-        if node.op_type in _SUMS:
-            is_batched = node.op_type in ("Gemm", "MatMul") and max(axes, default=0) > 2
-            if are_apart or is_batched:
-                return True
-        elif node.op_type in _REARRANGES or max(axes, default=0) > 1:
-            are_apart = True
+        axes = _most_axes(node, weights)
+        if node.op_type not in _SUMS:
+            # behind a Flatten, a vector has a factor for each element, too
+            have_factors = have_factors or axes > 1 or (are_moved and axes == 1 and node.op_type not in _ADDS)
+        elif have_factors or _is_batched(node, axes) or (are_moved and axes and not whole.is_summed(node)):
+            return True
+        are_moved = are_moved or node.op_type in _REARRANGES
+        whole.follow(node)
     return False
+
+
+def _most_axes(node: onnx.NodeProto, weights: Shapes) -> int:
+    """How many axes with more than one index a node's weights have."""
+    return max((sum(size > 1 for size in weights[name]) for name in node.input if name in weights), default=0)
+
+
+def _is_batched(node: onnx.NodeProto, axes: int) -> bool:
+    """Whether it is a product with several matrices."""
+    return node.op_type in ("Gemm", "MatMul") and axes > 2
 
 
 def _sizes_that_meet_signal(node: onnx.NodeProto, weights: Shapes) -> Iterator[int]:
