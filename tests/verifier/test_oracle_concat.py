@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
+from onnx_repfuse.verifier.oracle import resize as oracle_resize
 from onnx_repfuse.verifier.oracle import shape as oracle_shape
 from onnx_repfuse.verifier.oracle.evaluator import Oracle
 from tests.verifier.small_models import build, info
@@ -50,3 +52,48 @@ def test_parts_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     for second in ((1, 3, 4, 5), (1, 2, 4, 6)):  # five channels in all, or the same size
         with pytest.raises(ValueError, match="fit"):
             Oracle(model)({"a": np.ones((1, 3, 4, 5)), "b": np.ones(second)})
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+def test_a_conv_of_one_tap_is_taken_of_images_before_they_are_resized(
+    mode: str, kernel: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone and among the parts of a Concat; the values are those of the resized image, also for other readers."""
+    rng = np.random.default_rng(1)
+    inputs = [info("a", (2, 4, 5, 6)), info("b", (2, 4, 10, 9)), info("c", (2, 2, 3, 3))]
+    sizes = {"p": np.array([2, 4, 10, 9], np.int64), "q": np.array([2, 2, 10, 9], np.int64)}
+    pads = [kernel // 2] * 4
+    nodes = [
+        helper.make_node("Resize", ["a", "", "", "p"], ["u"], mode=mode),
+        helper.make_node("Resize", ["c", "", "", "q"], ["v"], mode=mode),
+        helper.make_node("Conv", ["u", "w1", "bias"], ["x"], pads=pads, group=groups),
+        helper.make_node("Concat", ["u", "b", "v"], ["t"], axis=1),
+        helper.make_node("Conv", ["t", "w2"], ["z"], pads=pads, group=groups),
+        helper.make_node("Sum", ["x", "z", "m"], ["y"]),
+    ]
+    nodes.insert(5, helper.make_node("ReduceMean", ["u"], ["m"], axes=[1]))
+    weights = {
+        "w1": rng.standard_normal((6, 4 // groups, kernel, kernel)).astype(np.float32),
+        "w2": rng.standard_normal((6, 10 // groups, kernel, kernel)).astype(np.float32),
+        "bias": rng.standard_normal(6).astype(np.float32),
+    }
+    model = build(nodes, inputs, [info("y", None)], {**weights, **sizes})
+    feed = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in _shapes(model).items()}
+    monkeypatch.setattr(oracle_shape, "_LARGE_CONCAT", 1)
+    for power in (1, 2):
+        results = []
+        for least in (1 << 40, 1):
+            monkeypatch.setattr(oracle_resize, "_LARGE_RESULT", least)
+            results.append(Oracle(model, power)(feed))
+        one, other = results
+        assert np.allclose(one.value, other.value, rtol=1e-12, atol=1e-12)
+        assert np.allclose(one.magnitude, other.magnitude, rtol=1e-5)
+        assert one.terms.tolist() == other.terms.tolist()
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
+    return {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.graph.input
+    }

@@ -16,7 +16,15 @@ import numpy as np
 
 from onnx_repfuse.verifier.oracle.large_windows import Convert, by_bands, levels, on_levels
 from onnx_repfuse.verifier.oracle.linear import per_channel
-from onnx_repfuse.verifier.oracle.tensor import Array, Context, Joined, StoredKernel, Tensor, Unsupported
+from onnx_repfuse.verifier.oracle.tensor import (
+    Array,
+    Context,
+    Joined,
+    Resized,
+    StoredKernel,
+    Tensor,
+    Unsupported,
+)
 from onnx_repfuse.verifier.oracle.window import Window
 
 # Bounds of memory: patches repeat each input element once per tap, and float64 weights are twice the file's or more.
@@ -188,29 +196,42 @@ def conv(context: Context, x: Tensor, w: Tensor, b: Tensor | None = None) -> Ten
     """Conv: x (N, C, *space), w (M, C / group, *kernel), b (M,) -> (N, M, *out)."""
     groups = context.attributes.get("group", 1)
     parts = x.parts if isinstance(x, Joined) and x.axis == groups == 1 else (x,)
-    window = Window.of(context, w.value.shape[2:], parts[0].value.shape[2:])
+    window = Window.of(context, w.value.shape[2:], parts[0].shape[2:])
     values, magnitudes = (w.to_values, w.to_magnitudes) if isinstance(w, StoredKernel) else (None, None)
     kernels = list(_kernels_of(parts, w, groups))
+
+    def of_values(part: Tensor, kernel: Tensor) -> Array:
+        if isinstance(part, Resized) and window.is_point:
+            return part.resize_values(correlate(part.before.value, kernel.value, groups, window, values))
+        return correlate(part.value, kernel.value, groups, window, values)
+
+    def of_magnitudes(part: Tensor, kernel: Tensor) -> Array:
+        if isinstance(part, Resized) and window.is_point:
+            sums = correlate(part.before.magnitude, kernel.magnitude, groups, window, magnitudes)
+            return part.resize_magnitudes(sums)
+        return correlate(part.magnitude, kernel.magnitude, groups, window, magnitudes)
+
     value, magnitude = context.both(
-        lambda: _total(correlate(part.value, k.value, groups, window, values) for part, k in kernels),
-        lambda: _total(
-            correlate(part.magnitude, k.magnitude, groups, window, magnitudes) for part, k in kernels
-        ),
+        lambda: _total(itertools.starmap(of_values, kernels)),
+        lambda: _total(itertools.starmap(of_magnitudes, kernels)),
     )
-    context.count_terms(math.prod(w.value.shape[1:]), *(part.value for part in parts))
+    # no channel of a resized image is non-zero that was zero before
+    read = (part.before if isinstance(part, Resized) and window.is_point else part for part in parts)
+    context.count_terms(math.prod(w.value.shape[1:]), *(part.value for part in read))
     return _add_bias(value, magnitude, b)
 
 
 def _total(summands: Iterator[Array]) -> Array:
-    total = next(summands)
+    total, is_ours = next(summands), False
     for summand in summands:
-        total = total + summand
+        total = np.add(total, summand, out=total if is_ours else None)
+        is_ours = True
     return total
 
 
 def _kernels_of(parts: Sequence[Tensor], w: Tensor, groups: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The parts of an operand, and what of a kernel reads each. Raises ValueError where the channels do not fit."""
-    ends = list(itertools.accumulate(part.value.shape[1] for part in parts))
+    ends = list(itertools.accumulate(part.shape[1] for part in parts))
     if ends[-1] != w.value.shape[1] * groups:
         raise ValueError("channels do not fit")
     if len(parts) == 1:

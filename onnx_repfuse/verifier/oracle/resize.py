@@ -7,19 +7,20 @@ otherwise has other weights. The weights, and what is summed with them, are floa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from onnx_repfuse.verifier.oracle.tensor import Array, Context, Tensor, Unsupported
+from onnx_repfuse.verifier.oracle.tensor import Array, Context, Resized, Tensor, Unsupported
 
 Float = np.float32
 # Runtimes compute the weights of a cubic in float32, as polynomials of terms up to 6 that cancel: 24 roundings of 1.
 # As errors add up like the square root of their number, each axis counts as so many terms.
 _TERMS_OF_WEIGHTS = 600
 _HALF = Float(0.5)
+_LARGE_RESULT = 1 << 20  # elements, from which on an image is resized only when it has to be
 
 
 @dataclass(frozen=True)
@@ -67,26 +68,24 @@ def resize(
     context.count_terms(terms, x.value)
     if mode == "cubic" or context.attributes.get("antialias", 0):
         context.terms.append(np.array([float(_TERMS_OF_WEIGHTS * len(matrices))]))
-    value, magnitude = x.value, x.magnitude
-    for place, matrix in matrices.items():
-        value = _along(value, matrix, place)
-        magnitude = _along(magnitude, (np.abs(matrix) ** context.power).astype(np.float32), place)
-    return Tensor(value, magnitude)
+    return _resized(x, matrices, context.power)
+
+
+def _resized(x: Tensor, matrices: Mapping[int, Array], power: int) -> Tensor:
+    """A large image that grows along positions alone is resized only when it is read: a Conv may do with less."""
+    pairs = {
+        axis: (matrix, (np.abs(matrix) ** power).astype(np.float32)) for axis, matrix in matrices.items()
+    }
+    result = Resized(x, pairs)
+    size = math.prod(result.shape)
+    if size >= _LARGE_RESULT and size > x.value.size and min(pairs, default=0) > 1:
+        return result
+    return Tensor(result.value, result.magnitude)
 
 
 def is_interpolating(context: Context) -> bool:
     """Whether it computes with the neighbours of a position, and does not only take one."""
     return _text(context, "mode", "nearest") != "nearest"
-
-
-def _along(a: Array, matrix: Array, place: int) -> Array:
-    """The product of a matrix (count, size) with an axis of that size."""
-    before, size, behind = a.shape[:place], a.shape[place], a.shape[place + 1 :]
-    if not behind:
-        return np.asarray(a @ matrix.T)
-    # (count, size) @ (before, size, behind) -> (before, count, behind), without a copy in another order
-    product = matrix @ a.reshape(math.prod(before), size, math.prod(behind))
-    return np.asarray(product.reshape(*before, len(matrix), *behind))
 
 
 def _text(context: Context, name: str, default: str) -> str:

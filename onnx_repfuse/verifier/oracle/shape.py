@@ -103,7 +103,7 @@ def split(context: Context, x: Tensor, sizes: Tensor | None = None) -> list[Tens
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """Raises ValueError where the shapes do not fit."""
-    if len({(len(part.value), part.value.shape[2:]) for part in parts}) > 1:
+    if len({(part.shape[0], part.shape[2:]) for part in parts}) > 1:
         raise ValueError("the parts of a Concat do not fit")
     return Joined(parts, 1)
 
@@ -111,7 +111,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 def concat(context: Context, *parts: Tensor) -> Tensor:
     """Concat; opset 1 to 3 have a default axis, 1."""
     axis = context.attributes.get("axis", 1)
-    if axis == 1 and sum(part.value.size for part in parts) >= _LARGE_CONCAT:
+    if axis == 1 and sum(math.prod(part.shape) for part in parts) >= _LARGE_CONCAT:
         return _joined(parts)
     value = np.concatenate([part.value for part in parts], axis)
     return Tensor(value, np.concatenate([part.magnitude for part in parts], axis))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,18 @@ import onnx
 
 from onnx_repfuse.records.float_formats import is_float
 
-__all__ = ["Array", "Context", "Joined", "StoredKernel", "Tensor", "TooLarge", "Unsupported", "check_size"]
+__all__ = [
+    "Array",
+    "Context",
+    "Joined",
+    "Resized",
+    "StoredKernel",
+    "Tensor",
+    "TooLarge",
+    "Unsupported",
+    "along",
+    "check_size",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _MOST_ELEMENTS = 1 << 28  # 2 GiB in float64
@@ -55,6 +66,11 @@ class Tensor:
             return Tensor(value, value)
         return Tensor(value, (np.abs(value) if power == 1 else np.square(value)).astype(np.float32))
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the value."""
+        return tuple(self.value.shape)
+
     def map(self, move: Callable[[Array], Array]) -> Tensor:
         """The result of an operator that only moves elements: magnitudes move with their values."""
         return Tensor(move(self.value), move(self.magnitude))
@@ -93,6 +109,13 @@ class Joined(Tensor):
     parts: tuple[Tensor, ...]
     axis: int
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Known without a copy."""
+        first = self.parts[0].shape
+        size = sum(part.shape[self.axis] for part in self.parts)
+        return (*first[: self.axis], size, *first[self.axis + 1 :])
+
     @cached_property
     def value(self) -> Array:
         """Copied when it is asked for."""
@@ -102,6 +125,59 @@ class Joined(Tensor):
     def magnitude(self) -> Array:
         """Copied when it is asked for."""
         return np.concatenate([part.magnitude for part in self.parts], self.axis)
+
+
+class Resized(Tensor):
+    """A large image that was resized, by one matrix for each axis of positions, when its elements are needed.
+
+    A 1x1 Conv sums channels, which these matrices leave alone: it can be taken of the image as it was before.
+    """
+
+    def __init__(self, before: Tensor, matrices: Mapping[int, tuple[Array, Array]]) -> None:
+        """`matrices`: by axis, (size after, size before), for values and for magnitudes."""
+        object.__setattr__(self, "before", before)
+        object.__setattr__(self, "matrices", dict(matrices))
+
+    before: Tensor
+    matrices: dict[int, tuple[Array, Array]]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Known before it is computed."""
+        sizes = dict(enumerate(self.before.shape)) | {axis: len(m) for axis, (m, _) in self.matrices.items()}
+        return tuple(sizes.values())
+
+    @cached_property
+    def value(self) -> Array:
+        """Computed when it is asked for."""
+        return self.resize_values(self.before.value)
+
+    @cached_property
+    def magnitude(self) -> Array:
+        """Computed when it is asked for."""
+        return self.resize_magnitudes(self.before.magnitude)
+
+    def resize_values(self, array: Array) -> Array:
+        """An image of the size before -> of the size after."""
+        for axis, (matrix, _) in self.matrices.items():
+            array = along(array, matrix, axis)
+        return array
+
+    def resize_magnitudes(self, array: Array) -> Array:
+        """The same, of what was summed."""
+        for axis, (_, matrix) in self.matrices.items():
+            array = along(array, matrix, axis)
+        return array
+
+
+def along(a: Array, matrix: Array, axis: int) -> Array:
+    """The product of a matrix (count, size) with an axis of that size."""
+    before, size, behind = a.shape[:axis], a.shape[axis], a.shape[axis + 1 :]
+    if not behind:
+        return np.asarray(a @ matrix.T)
+    # (count, size) @ (before, size, behind) -> (before, count, behind), without a copy in another order
+    product = matrix @ a.reshape(math.prod(before), size, math.prod(behind))
+    return np.asarray(product.reshape(*before, len(matrix), *behind))
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,11 @@ class Window:
             begin, end = (less, more) if auto_pad == "SAME_UPPER" else (more, less)
         return Window(tuple(kernel), strides, dilations, begin, end, bool(given.get("ceil_mode", 0)))
 
+    @property
+    def is_point(self) -> bool:
+        """Whether each output reads one position, its own."""
+        return {*self.kernel, *self.strides} == {1} and not any((*self.begin, *self.end))
+
     def output_sizes(self, space: Sequence[int]) -> list[int]:
         """floor((size + padding - extent) / stride) + 1 per axis, or ceil. Raises ValueError if none fits."""
         sizes = []
