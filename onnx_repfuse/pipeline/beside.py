@@ -11,7 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from itertools import count
+from queue import Empty, PriorityQueue
 from typing import Any, Generic, TypeVar
 
 from onnx_repfuse.verifier.stopping import Stop
@@ -20,6 +21,8 @@ __all__ = ["Beside", "Started"]
 
 T = TypeVar("T")
 _Begun = tuple[Callable[[], Any], "Future[Any]"]
+# whether others come first, its number, and what to do: None ends the thread
+_Job = tuple[bool, int, "_Begun | None"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Beside:
         So they do where the system starts no more threads.
         """
         self.is_at_once = at_once
-        self._jobs: SimpleQueue[_Begun | None] = SimpleQueue()
+        self._jobs: PriorityQueue[_Job] = PriorityQueue()
+        self._numbers = count()
         self._thread: threading.Thread | None = None
         self._stop = Stop()
 
@@ -55,7 +59,7 @@ class Beside:
         self._forget()
         if kind is not None:
             self._stop.set()
-        self._jobs.put(None)
+        self._put(None)
         self._thread.join()
 
     def stop(self) -> None:
@@ -69,13 +73,16 @@ class Beside:
             while True:
                 self._jobs.get_nowait()
 
-    def start(self, job: Callable[[], T]) -> Started[T]:
-        """Begin a job, or leave it to whoever asks for its result."""
+    def start(self, job: Callable[[], T], *, when_idle: bool = False) -> Started[T]:
+        """Begin a job, or leave it to whoever asks for its result; after all others that wait if `when_idle`."""
         if not self.is_at_once or not self._has_thread():
             return Started(job, lambda: True)
         future: Future[T] = Future()
-        self._jobs.put((job, future))
+        self._put((job, future), when_idle)
         return Started(future.result, future.done)
+
+    def _put(self, begun: _Begun | None, when_idle: bool = False) -> None:
+        self._jobs.put((when_idle, next(self._numbers), begun))
 
     def _has_thread(self) -> bool:
         if self._thread is None:
@@ -88,10 +95,10 @@ class Beside:
         return True
 
 
-def _work(jobs: SimpleQueue[_Begun | None], stop: Stop) -> None:
+def _work(jobs: PriorityQueue[_Job], stop: Stop) -> None:
     """Do jobs until there is None; the one that is begun may be stopped."""
     stop.watch()
-    while (begun := jobs.get()) is not None:
+    while (begun := jobs.get()[-1]) is not None:
         job, future = begun
         del begun
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from onnx_repfuse.errors import VerificationError
 from onnx_repfuse.modelfile.document import Document
 from onnx_repfuse.options import Options
-from onnx_repfuse.pipeline.beside import Beside
+from onnx_repfuse.pipeline.beside import Beside, Started
 from onnx_repfuse.pipeline.check_scopes import force_branches
 from onnx_repfuse.pipeline.compare_models import compare, measuring, reason_of
 from onnx_repfuse.pipeline.spoken_paths import SpokenPaths
@@ -49,23 +49,24 @@ class Originals:
         """Whether another simplifier ran."""
         return self.document.unconverted.original is not self.document.unconverted
 
-    def measuring(self, beside: Beside, ends: Sequence[Sequence[str]]) -> Callable[[], Baseline | str]:
+    def measuring(self, beside: Beside, ends: Sequence[Sequence[str]]) -> Started[Baseline | str]:
         """Begin to run the user's model; what is returned waits for that.
 
         `ends` are tensors that folds are compared with, to be read along if the folds are those of this model.
         """
         if self.whole is not None:
             known = self.whole
-            return lambda: known
+            return Started(lambda: known, lambda: True)
         wanted = () if self.is_simplified else ends
         job = measuring(self.document.original, self.options, self.folder / "original", wanted)
         wait = beside.start(job)
 
         def measured() -> Baseline | str:
-            self.whole = wait()
+            if self.whole is None:
+                self.whole = wait()
             return self.whole
 
-        return measured
+        return Started(measured, wait.is_over)
 
     def measure_for_folds(self, baseline: Baseline | str, ends: Sequence[Sequence[str]]) -> Baseline | str:
         """What folds are proved against: run what another simplifier wrote, and compare it with the original.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import onnx
 
@@ -41,6 +40,7 @@ WORTH_GIVING_BACK = 32 << 20  # bytes of tensors of the original; what is freed 
 MOST_HELD = 32 << 20  # bytes of weights of folds that wait for their comparison in place
 # No tensor has this name: those of a subgraph or a function cannot be made outputs of the model.
 NOT_READABLE = [""]
+T = TypeVar("T")
 Stages = tuple[StageVerdict, ...]
 Judged = dict[int, "Stages | Inexact"]  # index of a fold -> its verdicts, or why it cannot stay
 
@@ -49,7 +49,7 @@ def prove_folds(
     plan: ModelPlan,
     ends: Sequence[Sequence[str]],
     written: WrittenWeights,
-    baseline: Baseline | str,
+    original: Started[Baseline | str],
     runtime: Runtime,
     progress: Callable[[int, int], None],
     beside: Beside,
@@ -57,42 +57,43 @@ def prove_folds(
     """Judge every fold of a plan: the folds that failed, and the verdict on each fold, in the order of the plan.
 
     The original runs on its first feed moved by an ulp, which also measures its noise, with the tensors at the ends of
-    the folds as outputs. Weights are computed for one fold at a time.
+    the folds as outputs. Weights are computed for one fold at a time. Folds are probed while the original still runs.
 
     Args:
         plan: the folds.
         ends: those of `ends_of_folds`.
         written: the weights that were written already.
-        baseline: the original, measured; its noise is completed. Or why it does not run: then the folds have probes
-            only.
+        original: gives the original, measured; its noise is completed. Or why it does not run: then the folds have
+            probes only.
         runtime: how folds are run.
         progress: called with (done, total).
-        beside: runs the comparisons in place.
+        beside: reads the tensors of the original, and runs the comparisons in place.
     """
     from onnx_repfuse.verifier.folds.structures import Structures
     from onnx_repfuse.verifier.outputs.baseline import read_nudged_intermediates
     from onnx_repfuse.verifier.session import release_heap
 
-    judge = _Judge(plan, written, Structures(runtime), beside)
     # Later folds may have left neither a node of a fold nor an alias for its output: then there is nothing to judge.
     verdicts = [FoldVerdict(fold.name, planned.scope.label) for planned, fold in plan.folds]
     places = [place for place, (planned, fold) in enumerate(plan.folds) if planned.can_be_judged(fold)]
     planned_folds = plan.folds
     folds = [planned_folds[place] for place in places]
-    batches: Iterable[tuple[list[int], Intermediates]]
+    judge = _Judge(plan, folds, written, Structures(runtime), beside, progress)
+    baseline = judge.probe_until(original)
+    batches: Iterator[tuple[list[int], Intermediates]]
     if isinstance(baseline, str):
-        batches = [(list(range(len(folds))), baseline)]
+        batches = iter([(list(range(len(folds))), baseline)])
     else:
         batches = read_nudged_intermediates(
             baseline, ends, plan.document.unconverted.model, _proved_elements(plan, ends)
         )
     judged: Judged = {}
-    begun = itertools.count()
-    for batch, seen in batches:
+    while (read := judge.probe_until(beside.start(partial(next, batches, None)))) is not None:
+        batch, seen = read
+        del read
         unused, given_up = Counter(name for index in batch for name in ends[index]), 0
         for index in batch:
-            progress(next(begun), len(folds))
-            done = judge.begin(index, *folds[index], seen)
+            done = judge.begin(index, seen)
             given_up += _forget(seen, unused, [name for other in done for name in ends[other]])
             judged.update(done)
             if given_up >= WORTH_GIVING_BACK:
@@ -174,27 +175,42 @@ class _Judge:
     """Probes one fold after the other, and compares those that passed in place, beside the next probes."""
 
     plan: ModelPlan
+    folds: Sequence[tuple[ScopePlan, PlannedFold]]
     written: WrittenWeights
     structures: Structures
     beside: Beside
+    progress: Callable[[int, int], None]
+    # probed, and not begun to be compared: the fold and its verdict, or why it cannot stay
+    _ahead: dict[int, tuple[FoldCase, StageVerdict] | Inexact] = field(default_factory=dict)
+    _next: int = 0  # the first that was not probed
     _waiting: deque[tuple[int, int, Started[Stages]]] = field(default_factory=deque)
     _held: int = 0  # bytes of weights of those
 
-    def begin(self, index: int, planned: ScopePlan, fold: PlannedFold, seen: Intermediates) -> Judged:
-        """Probe a fold, and begin to compare it in place; the folds that are judged meanwhile, as a rule others."""
+    def probe_until(self, job: Started[T]) -> T:
+        """The result of a job, while which folds are probed."""
         try:
-            case, verdict = self._probe(planned, fold)
-        except Inexact as error:
-            return {index: error}
-        finally:
-            self._give_back(planned.scope, fold)  # what the sessions and the oracles held
+            while not job.is_over() and self._next < len(self.folds) and self._held <= MOST_HELD:
+                self._probe_next()
+        except Exception:
+            job()  # what it raises comes first: that the model does not run
+            raise
+        return job()
+
+    def begin(self, index: int, seen: Intermediates) -> Judged:
+        """Probe a fold, and begin to compare it in place; the folds that are judged meanwhile, as a rule others."""
+        while index not in self._ahead:
+            self._probe_next()
+        probed = self._ahead.pop(index)
+        if isinstance(probed, Inexact):
+            return {index: probed}
+        case, verdict = probed
         # of constants alone, there is nothing else to try
         if verdict.status is Status.FAILED or not case.sources:
+            self._held -= case.bytes_apart
             return {index: (verdict,)}
-        is_large = self._is_large(planned.scope, fold)
+        is_large = self._is_large(*self.folds[index])
         job = partial(_in_place, case, seen, self.structures, verdict, is_large)
         self._waiting.append((index, case.bytes_apart, self.beside.start(job)))
-        self._held += case.bytes_apart
         return self._done(MOST_HELD if self.beside.is_at_once else 0)
 
     def finish(self) -> Judged:
@@ -213,6 +229,19 @@ class _Judge:
                 judged[index] = error
         return judged
 
+    def _probe_next(self) -> None:
+        """Probe the first fold that is left."""
+        index, (planned, fold) = self._next, self.folds[self._next]
+        self.progress(index, len(self.folds))
+        self._next += 1
+        try:
+            probed = self._ahead[index] = self._probe(planned, fold)
+            self._held += probed[0].bytes_apart
+        except Inexact as error:
+            self._ahead[index] = error
+        finally:
+            self._give_back(planned, fold)  # what the sessions and the oracles held
+
     def _probe(self, planned: ScopePlan, fold: PlannedFold) -> tuple[FoldCase, StageVerdict]:
         """The fold, and the verdict on it alone. Raises Inexact where a weight does not fit its type."""
         from onnx_repfuse.verifier.folds.isolated import probe
@@ -221,7 +250,7 @@ class _Judge:
         is_free = not case.names_its_sizes
         if not is_free:
             case = self._case(planned, fold, sized=True)
-        self._give_back(planned.scope, fold)  # what folding its weights took
+        self._give_back(planned, fold)  # what folding its weights took
         verdict = probe(case, structures=self.structures)
         if is_free and verdict.status is Status.FAILED:
             # It may be exact at the sizes the file proves alone.
@@ -229,15 +258,16 @@ class _Judge:
             verdict = probe(case, structures=self.structures)
         return case, verdict
 
-    def _give_back(self, scope: Scope, fold: PlannedFold) -> None:
+    def _give_back(self, planned: ScopePlan, fold: PlannedFold) -> None:
         """Give back the pages of the weights just read, and the heap if they were large."""
         from onnx_repfuse.verifier.session import release_heap
 
         self.plan.document.release()
-        if self._is_large(scope, fold):
+        if self._is_large(planned, fold):
             release_heap()
 
-    def _is_large(self, scope: Scope, fold: PlannedFold) -> bool:
+    def _is_large(self, planned: ScopePlan, fold: PlannedFold) -> bool:
+        scope = planned.scope
         names = [tensor.name for node in fold.created for tensor in node.inputs]
         tables = (scope.constants, scope.created)
         return any(name in table and table[name].size > LARGE_WEIGHT for name in names for table in tables)

@@ -19,7 +19,7 @@ from onnx_repfuse.modelfile.save import Saved, publish, save
 from onnx_repfuse.modelfile.work_folder import work_folder
 from onnx_repfuse.options import Options
 from onnx_repfuse.pipeline.bans import Bans, folds_out_of_range
-from onnx_repfuse.pipeline.beside import Beside
+from onnx_repfuse.pipeline.beside import Beside, Started
 from onnx_repfuse.pipeline.blas_threads import one_blas_thread
 from onnx_repfuse.pipeline.check_scopes import check_scopes
 from onnx_repfuse.pipeline.compare_models import compare, folds_to_blame, reason_of
@@ -140,11 +140,16 @@ def _silent(_stage: str, _done: int, _total: int) -> None:
     """Nobody is looking."""
 
 
-def _runner(baseline: Baseline, result: Path) -> Callable[[], Ran]:
-    """What runs a result on the feeds of the original."""
-    from onnx_repfuse.verifier.outputs.candidate import run_candidate
+def _runner(measured: Callable[[], Baseline | str], result: Path) -> Callable[[], Ran]:
+    """What runs a result on the feeds of the original; on none if that cannot be run."""
 
-    return lambda: run_candidate(baseline, result)
+    def run() -> Ran:
+        from onnx_repfuse.verifier.outputs.candidate import run_candidate
+
+        baseline = measured()
+        return ({}, "") if isinstance(baseline, str) else run_candidate(baseline, result)
+
+    return run
 
 
 @dataclass
@@ -226,7 +231,7 @@ class _Run:
         """Write the result into our own folder, and prove it there; False if a fold was banned.
 
         Whole models run beside what we compute: the original while the result is written, and the result while its
-        folds are proved.
+        folds are proved; folds are probed as soon as the result is written.
         """
         # The name, too, is the output's, as the model says the name of its data file.
         staged = self.folder / self.output.name
@@ -241,16 +246,15 @@ class _Run:
         except Exception:
             measured()  # what it raises comes first: that the model does not run
             raise
-        with self._timed("verify"):
-            baseline = measured()
-            fold_baseline = self.originals.measure_for_folds(baseline, read_along)
-        run = None if isinstance(baseline, str) or too_large else beside.start(_runner(baseline, staged))
-        verdicts = self._prove(ends, written, fold_baseline, beside)
+        run = None if too_large else beside.start(_runner(measured, staged), when_idle=True)
+        of_folds = Started(lambda: self.originals.measure_for_folds(measured(), read_along), measured.is_over)
+        verdicts = self._prove(ends, written, of_folds, beside)
         if verdicts is None:
             return False
         if too_large is not None:
             self.bans.add(folds_out_of_range(self.plan, too_large))
             return False
+        baseline, fold_baseline = measured(), of_folds()
         notes = self._check_scopes(fold_baseline, staged)
         return notes is not None and self._compare(baseline, staged, run, verdicts, notes)
 
@@ -265,7 +269,7 @@ class _Run:
         self,
         ends: Sequence[Sequence[str]],
         written: WrittenWeights,
-        baseline: Baseline | str,
+        original: Started[Baseline | str],
         beside: Beside,
     ) -> list[FoldVerdict] | None:
         """Judge each fold by itself; None if any failed."""
@@ -276,7 +280,7 @@ class _Run:
                 self.plan,
                 ends,
                 written,
-                baseline,
+                original,
                 runtime,
                 lambda done, total: self.progress("probing", done, total),
                 beside,

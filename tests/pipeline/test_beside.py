@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from onnx_repfuse.pipeline.beside import Beside
 from onnx_repfuse.planner.folds import emit
 from onnx_repfuse.records.verdict import Status
 from onnx_repfuse.verifier import intermediates
-from onnx_repfuse.verifier.folds import in_place
+from onnx_repfuse.verifier.folds import in_place, isolated
 from onnx_repfuse.verifier.oracle.registry import evaluate_node
 from onnx_repfuse.verifier.oracle.tensor import Context, Tensor
+from onnx_repfuse.verifier.outputs import baseline
 from onnx_repfuse.verifier.session import Session, open_session
 from tests.build import Net
 
@@ -49,6 +51,47 @@ def test_a_job_gives_its_result_or_what_it_raised(at_once: bool) -> None:
         assert (threads[0] == threading.get_ident()) is not at_once
         with pytest.raises(ZeroDivisionError):
             beside.start(lambda: 1 // 0)()
+
+
+def test_a_job_for_idle_moments_comes_after_those_that_wait() -> None:
+    begun, order = threading.Event(), list[str]()
+    with Beside(True) as beside:
+        beside.start(begun.wait)
+        last = beside.start(lambda: order.append("idle"), when_idle=True)
+        first = [beside.start(partial(order.append, str(number))) for number in range(3)]
+        begun.set()
+        for wait in (*first, last):
+            wait()
+    assert order == ["0", "1", "2", "idle"]
+
+
+def test_folds_are_probed_while_the_original_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not compared in place before it has run."""
+    probed, events = threading.Event(), list[str]()
+    measure, probe, compare = baseline.measure_original, isolated.probe, in_place.check_in_place
+
+    def late(*args: Any, **options: Any) -> Any:
+        assert probed.wait(60)
+        events.append("ran")
+        return measure(*args, **options)
+
+    def noted(case: Any, *args: Any, **options: Any) -> Any:
+        events.append("probe")
+        if events.count("probe") == 3:
+            probed.set()
+        return probe(case, *args, **options)
+
+    def noted_in_place(*args: Any, **options: Any) -> Any:
+        events.append("in place")
+        return compare(*args, **options)
+
+    monkeypatch.setattr(baseline, "measure_original", late)
+    monkeypatch.setattr(isolated, "probe", noted)
+    monkeypatch.setattr(in_place, "check_in_place", noted_in_place)
+    verification = fuse(blocks(3)).report.verification
+    assert verification
+    assert [len(verdict.stages) for verdict in verification.folds] == [2, 2, 2]
+    assert events == ["probe"] * 3 + ["ran"] + ["in place"] * 3
 
 
 def test_what_was_begun_is_done_at_the_end_and_what_was_not_is_left() -> None:
