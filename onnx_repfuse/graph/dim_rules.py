@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
 
-from onnx_repfuse.graph.extents import Dim, Dims, Extent, behind, plus, quotient, tensors_of, times
+from onnx_repfuse.graph.extents import Dim, Dims, Extent, behind, plus, share, tensors_of, times
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import NEGATIVE_AXES_SINCE, NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.operators.index_maps import END_OF_AXIS, split_sizes
@@ -133,7 +133,7 @@ class FollowedDims:
         sizes = _written_sizes(first, target, copies=not node.attrs.get("allowzero"))
         given = [size for size in sizes if size is not None]
         if len(given) == len(sizes) - 1:  # the elements stay, so the last one follows from the others
-            rest = quotient(times(first), times(given))
+            rest = share(times(first), times(given))
             sizes = [rest if size is None else size for size in sizes]
         return _own(node.outputs[0].name, sizes)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from math import prod
+from math import gcd, prod
 from typing import NamedTuple
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "over",
     "plus",
     "quotient",
+    "share",
     "tensors_of",
     "times",
     "value",
@@ -72,6 +73,21 @@ def quotient(dim: Dim, divisor: Dim) -> Dim | None:
     if min(left.values(), default=0) < 0:
         return None
     return times((above // below, *left.elements()))
+
+
+def share(dim: Dim, divisor: Dim) -> Dim | None:
+    """A size divided by one that divides it wherever the graph runs: n in pairs are `floor(n / 2)`, as n is even."""
+    exact = quotient(dim, divisor)
+    if exact is not None:
+        return exact
+    (above, extents), (below, others) = _parts(dim), _parts(divisor)
+    left = Counter(extents)
+    left.subtract(others)
+    common = gcd(above, below)
+    rest = [*left.elements()]
+    if not below or min(left.values(), default=0) < 0 or above != common or len(rest) != 1:
+        return None
+    return over(rest[0], below // common)
 
 
 def behind(dim: Dim, stride: int, slack: int) -> Dim | None:

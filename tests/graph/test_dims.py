@@ -93,6 +93,21 @@ def test_what_a_minus_one_stands_for_is_known() -> None:
     assert scope_of(net.model(y)).shape(y) == (None, 2, 3, None, None)
 
 
+@pytest.mark.parametrize(
+    "target", [(0, 3, -1, 2, 6), (-1, 9), (0, 18, -1), (-1, 12), (0, 3, -1, 5, 6), (0, 0, 4, -1)]
+)
+def test_a_minus_one_that_does_not_divide_every_size(target: tuple[int, ...]) -> None:
+    """Where the Reshape runs, it does."""
+    net = Net(shape=("N", 3, "H", 6))
+    y = net.op("Reshape", "x", net.const(np.array(target)))
+    model = net.model(net.op("Tanh", y))
+    assert any(dim == over(Extent("x", 2), 2) for dim in known_dims(scope_of(model))[y]) == (
+        target[3:4] == (2,)
+    )
+    for rows, height in ((1, 20), (2, 10), (3, 40)):
+        assert not list(disagreements(model, rows, 3, height, 6))
+
+
 def test_windows_sums_and_quotients_are_extents() -> None:
     halved = behind(N, 2, -1)
     assert halved == Extent("x", 2, 2, -1)
