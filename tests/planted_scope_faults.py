@@ -33,7 +33,7 @@ from onnx_repfuse.verifier.folds.isolated import probe
 from onnx_repfuse.verifier.outputs.baseline import measure_original
 from onnx_repfuse.verifier.scopes.check import check_scopes
 
-__all__ = ["FAULTS", "PLACES", "Seen", "model_of", "seen_by"]
+__all__ = ["FAULTS", "PLACES", "Seen", "model_of", "seen_by", "spoil"]
 
 Array = NDArray[Any]
 C = 6  # channels
