@@ -61,7 +61,7 @@ def _plain(scope: Scope, layouts: Mapping[str, ChannelLayout]) -> Iterator[tuple
 def _transposes(scope: Scope, node: gs.Node, _layouts: Mapping[str, ChannelLayout]) -> gs.Node | None:
     """An Einsum of one operand whose axes it orders otherwise."""
     shape = scope.shape(node.inputs[0].name)
-    if len(node.inputs) != 1 or shape is None:
+    if len(node.inputs) != 1 or not shape:  # a scalar has no axes
         return None
     equation = equation_of(node.attrs, [len(shape)])
     if equation is None or sorted(equation.result) != sorted(equation.terms[0]):

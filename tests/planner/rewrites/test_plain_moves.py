@@ -128,3 +128,11 @@ def test_kept_nodes_and_unwanted_kinds() -> None:
     model = net.model(net.conv(y, 3, 4, 3))
     assert not fuse(model, options=Options(keep=("reverse*",))).report.folds
     assert not fuse(model, options=Options(skip=frozenset({Kind.INDEX}))).report.folds
+
+
+@pytest.mark.parametrize("equation", ["->", "...->..."])
+def test_an_einsum_of_a_scalar_orders_no_axes(equation: str) -> None:
+    net = Net(shape=())
+    model = net.model(net.op("Relu", net.op("Einsum", "x", equation=equation)))
+    result = fuse(model, options=Options(check=False))  # ONNX Runtime does not run the first of them
+    assert "Transpose" not in counts(result.model)
