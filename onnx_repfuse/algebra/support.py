@@ -56,8 +56,7 @@ def reached(kernel: Kernel, start: Mask, backwards: bool) -> Mask:
 @reached.register
 def _(kernel: Stored, start: Mask, backwards: bool) -> Mask:
     g = kernel.geometry
-    # To look at what nodes compute would compute every kernel of a network while planning.
-    if kernel.is_computed or kernel.least > 0:
+    if kernel.least > 0:
         return np.repeat(
             start.reshape(g.groups, -1).any(axis=1), (g.c_in if backwards else g.c_out) // g.groups
         )

@@ -60,13 +60,19 @@ ACTIVATIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("is_scaled", [False, True])
 @pytest.mark.parametrize("made", ["Identity w0", "Transpose w0", "Mul w0 mask"])
-def test_weights_that_nodes_compute_of_constants_are_looked_at_in_the_first_run(made: str) -> None:
+def test_weights_that_nodes_compute_of_constants_are_looked_at_in_the_first_run(
+    made: str, is_scaled: bool
+) -> None:
+    """Also where a factor was folded into them: the last normalization of a block begins with zeros."""
     op, inputs = made.split(" ", 1)
     first = _zeroed((C, 3, 3, 3))
     stored = {"Identity": first, "Transpose": first.transpose(), "Mul": random(C, 3, 3, 3)}[op]
     weights: Weights = {"w0": stored, "mask": (first != 0).astype(np.float32)}
-    chain = _chain([node("Relu", "a", "r")], weights)
+    scaled = [node("Mul", "a k", "m"), node("Relu", "m", "r")]
+    weights["k"] = np.full((C, 1, 1), 2, np.float32)
+    chain = _chain(scaled if is_scaled else [node("Relu", "a", "r")], weights)
     del chain.graph.initializer[[tensor.name for tensor in chain.graph.initializer].index("w")]
     chain.graph.node.insert(0, node(op, inputs, "w"))
     assert _channels(chain) == C - len(ZERO)
