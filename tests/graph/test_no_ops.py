@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.records.report import Kind
-from tests.build import Net, counts, equal
+from tests.build import Net, check, counts, equal
 
 
 def _net(*shape: int | str) -> Net:
@@ -382,3 +382,17 @@ def test_a_part_of_a_fused_pattern_stays() -> None:
     y = net.op("Add", net.op("Mul", y, net.const(np.ones(8))), net.const(np.zeros(8)))
     model = net.model(net.op("Relu", y))
     assert fuse(model).model.SerializeToString() == model.SerializeToString()
+
+
+@pytest.mark.parametrize("size", [8, 4000])
+def test_an_identity_of_a_weight_that_others_read(size: int) -> None:
+    """Torch's legacy exporter writes one for each further module that shares a weight."""
+    net = Net(shape=("N", 5, 8))
+    bias, weight = net.random(size), net.random(8, size)
+    y = net.op("Add", net.op("MatMul", "x", net.op("Identity", weight)), net.op("Identity", bias))
+    z = net.op("Add", net.op("MatMul", net.op("Abs", "x"), weight), bias)
+    result = check(
+        net.model(net.op("Tanh", y), net.op("Exp", z)), {"MatMul": 2, "Add": 2, "Tanh": 1, "Exp": 1, "Abs": 1}
+    )
+    elements = sum(int(np.prod(tensor.dims)) for tensor in result.model.graph.initializer)
+    assert elements <= 2 * 9 * 8 or elements == 9 * size

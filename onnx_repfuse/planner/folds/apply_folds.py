@@ -212,9 +212,18 @@ def _add_consumer(
 def _may_be_read_through(scope: Scope, node: gs.Node) -> bool:
     """Whether the consumers of a no-op may read what it reads."""
     name = node.outputs[0].name
-    if scope.const(name) is not None:
+    if scope.const(name) is not None and not _shares_initializer(scope, node):
         return False  # whoever reads it takes it for the constant that it is
     return bool(scope.consumers.get(name)) and not scope.is_seen(name)
+
+
+def _shares_initializer(scope: Scope, node: gs.Node) -> bool:
+    """Whether it is an Identity of an initializer, as torch's legacy exporter writes a weight that modules share.
+
+    Of large ones no second initializer is made.
+    """
+    source = node.inputs[0].name
+    return node.op == "Identity" and scope.const(source) is not None and source not in scope.producer
 
 
 def reads_too_many(plan: ScopePlan, selection: Selection) -> bool:
