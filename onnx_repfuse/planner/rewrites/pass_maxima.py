@@ -162,9 +162,10 @@ def _sinks(context: Context, node: gs.Node, *, has_shift: bool) -> bool:
             return False
         if operator(consumer).weight is not None:
             lifted = lift(context, consumer)
-            if not isinstance(lifted, LinearOp) or lifted.terms[0].kernel.geometry.transposed:
-                return False
-            return not (has_shift and lifted.terms[0].kernel.geometry.reads_padding)
+            # reads_padding of a ConvTranspose, too: how often it adds a shift depends on the position
+            return isinstance(lifted, LinearOp) and not (
+                has_shift and lifted.terms[0].kernel.geometry.reads_padding
+            )
         is_passed = _is_view(context, consumer, has_shift=has_shift)
         if not is_passed and not _passes(context, consumer, has_shift=has_shift):
             return False

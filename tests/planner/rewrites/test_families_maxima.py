@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnx_repfuse import Options
+from onnx_repfuse import Options, fuse
 from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.report import Kind
 from tests.build import Net, check, counts
@@ -83,6 +83,25 @@ def test_factor_before_an_activation_before_a_convolution(activation: str) -> No
     y = ACTIVATIONS[activation](net, factor(net, net.op("Sigmoid", "x")))
     model = net.model(net.conv(y, 4, 5, 3))
     check(model, {op: n for op, n in counts(model).items() if op != "Mul"}, largest=8)
+
+
+@pytest.mark.parametrize("activation", ["leaky", "relu", "abs"])
+def test_factor_before_an_activation_before_a_transposed_convolution(activation: str) -> None:
+    """HiFi-GAN divides the sum of its residual blocks by their number, in front of the next upsampling."""
+    net = Net(4)
+    total = net.op("Add", net.op("Sigmoid", "x"), net.op("Tanh", "x"))
+    y = ACTIVATIONS[activation](net, net.op("Div", total, net.const(3.0)))
+    model = net.model(net.op("ConvTranspose", y, net.random(4, 3, 4, 4), net.random(3), strides=[2, 2]))
+    check(model, {op: n for op, n in counts(model).items() if op != "Div"}, largest=5)
+
+
+def test_shift_before_a_transposed_convolution_stays() -> None:
+    net = Net(4)
+    y = max_pool(net, positive_bn(net, net.op("Relu", "x")))
+    model = net.model(net.op("ConvTranspose", y, net.random(4, 3, 4, 4), strides=[2, 2]))
+    assert counts(fuse(model).model)["MaxPool"] == 1
+    kinds = [node.op_type for node in fuse(model).model.graph.node]
+    assert kinds.index("MaxPool") > kinds.index("BatchNormalization" if "BatchNormalization" in kinds else "Add")
 
 
 def test_through_several_operators() -> None:
