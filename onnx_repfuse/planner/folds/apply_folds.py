@@ -218,12 +218,13 @@ def _may_be_read_through(scope: Scope, node: gs.Node) -> bool:
 
 
 def _shares_initializer(scope: Scope, node: gs.Node) -> bool:
-    """Whether it is an Identity of an initializer, as torch's legacy exporter writes a weight that modules share.
+    """Whether it is an Identity of a weight, as torch's legacy exporter writes one that modules share.
 
-    Of large ones no second initializer is made.
+    Of large ones no second initializer is made. Numbers may be what a Range reads, see `rewrites.constant_nodes`.
     """
     source = node.inputs[0].name
-    return node.op == "Identity" and scope.const(source) is not None and source not in scope.producer
+    const = scope.const(source) if node.op == "Identity" and source not in scope.producer else None
+    return const is not None and const.data_type in FLOAT_FORMATS and const.size > 1
 
 
 def reads_too_many(plan: ScopePlan, selection: Selection) -> bool:

@@ -101,7 +101,9 @@ def test_shift_before_a_transposed_convolution_stays() -> None:
     model = net.model(net.op("ConvTranspose", y, net.random(4, 3, 4, 4), strides=[2, 2]))
     assert counts(fuse(model).model)["MaxPool"] == 1
     kinds = [node.op_type for node in fuse(model).model.graph.node]
-    assert kinds.index("MaxPool") > kinds.index("BatchNormalization" if "BatchNormalization" in kinds else "Add")
+    assert kinds.index("MaxPool") > kinds.index(
+        "BatchNormalization" if "BatchNormalization" in kinds else "Add"
+    )
 
 
 def test_through_several_operators() -> None:
