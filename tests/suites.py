@@ -99,7 +99,7 @@ LOST = 255  # what the server says of a process of which it did not see the end
 def _in_a_process(work: Callable[..., int], *arguments: object) -> tuple[int | None, str]:
     """As `_once`; once more where that was lost."""
     outcome = _once(work, *arguments)
-    return outcome if outcome != (LOST, "") else _once(work, *arguments)
+    return outcome if outcome[0] != LOST else _once(work, *arguments)
 
 
 def _once(work: Callable[..., int], *arguments: object) -> tuple[int | None, str]:
