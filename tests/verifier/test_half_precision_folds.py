@@ -17,6 +17,8 @@ from onnx_repfuse.records.verdict import Status
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.folds.half_precision import loses_precision
 from onnx_repfuse.verifier.folds.isolated import probe
+from onnx_repfuse.verifier.folds.size_rules import EQUAL
+from onnx_repfuse.verifier.folds.stimuli import stimuli
 from onnx_repfuse.verifier.oracle.evaluator import Oracle
 from tests.build import Net, counts
 from tests.half_faults import blocks, case_of, caught, fixed_blocks, plant
@@ -175,3 +177,20 @@ def test_a_fold_is_not_judged_at_sizes_that_fit_by_chance_where_the_file_proves_
     wrong = case_of(model, sized=True)
     plant(wrong, 0)
     assert probe(wrong).status is Status.FAILED
+
+
+@pytest.mark.parametrize("op", ["Mul", "MatMul"])
+def test_sparse_signal_takes_little_memory_and_none_where_nothing_is_summed(op: str) -> None:
+    sizes = (1, 64, 128, 128)
+    weight = kernel(64, 128, 128) if op == "Mul" else kernel(64, 128, 16)
+    models = []
+    for name in ("w", "v"):
+        model = side(HALF, [node(op, "x", name, "y")], **{name: weight})
+        for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, sizes, strict=True):
+            dim.dim_value = size
+        models.append(model)
+    case = FoldCase(*models)
+    found = [s.feed["x"] for s in stimuli(case, (EQUAL,)) if s.kind == "sparse"]
+    assert bool(found) is (op == "MatMul")
+    assert sum(feed.size for feed in found) <= 1 << 23
+    assert all(0 < (feed != 0).mean() < 0.03 for feed in found)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onnx_repfuse.records.float_formats import FLOAT_FORMATS
+from onnx_repfuse.records.float_formats import FLOAT_FORMATS, is_float
 from onnx_repfuse.verifier.folds.error_bound import SIZE_ERRORS
 from onnx_repfuse.verifier.folds.fold_case import FoldCase, Source
 from onnx_repfuse.verifier.folds.size_rules import Rules, apply
@@ -27,6 +27,7 @@ _LIVE_TERMS = 2.0  # of a sum, on average: in one of seven sums a term is alone
 _MEETINGS = 24.0  # of each weight with signal, on average
 _MAX_PRODUCTS = 250_000_000
 _MAX_ROWS = 512
+_MAX_ELEMENTS = 1 << 23  # of a source, in all rows
 _MULTIPLIES = {"Div", "Einsum", "Gemm", "MatMul", "Mul"}
 
 
@@ -59,7 +60,7 @@ def _multiplies_sources(case: FoldCase) -> bool:
 
 
 def sparse_rows(case: FoldCase, rules: Rules, size: tuple[int, ...], chosen: Source) -> Sparse | None:
-    """What of a source shows every weight; None where the size does not fit, or the oracle knows no sizes.
+    """What of a source shows every weight; None where nothing is summed, the size does not fit, or it is no float.
 
     Args:
         case: the fold.
@@ -67,15 +68,16 @@ def sparse_rows(case: FoldCase, rules: Rules, size: tuple[int, ...], chosen: Sou
         size: of the first source's free axes.
         chosen: the source. All others are zeros, or ones where they are factors.
     """
+    if not is_float(chosen.dtype) or chosen.name in case.measured:
+        return None
     shapes = {
         source.name: source.shape(1, apply(rule, size) or (1,))
         for source, rule in zip(case.sources, rules, strict=True)
     }
 
     def evaluated(own: float, others: float) -> Truth:
-        feed = {
-            name: np.full(shape, own if name == chosen.name else others) for name, shape in shapes.items()
-        }
+        values = {source.name: others for source in case.sources} | {chosen.name: own}
+        feed = {s.name: np.full(shapes[s.name], values[s.name], s.dtype) for s in case.sources}
         return case.oracle(case.after)(feed, needs_values=False)
 
     try:
@@ -84,12 +86,15 @@ def sparse_rows(case: FoldCase, rules: Rules, size: tuple[int, ...], chosen: Sou
             truth, others = evaluated(1.0, 1.0), 1.0
     except (Unsupported, TooLarge, *SIZE_ERRORS):
         return None
+    terms = float(truth.terms.max(initial=1.0))
     images = chosen.batch or 1  # of a fixed batch, rows fill it up
-    products = truth.magnitude.size // images * float(truth.terms.max(initial=1.0))
+    products = truth.magnitude.size // images * terms
     sizes = (math.prod(t.dims) for t in case.after.graph.initializer if t.data_type in FLOAT_FORMATS)
-    share = min(1.0, _LIVE_TERMS / float(truth.terms.max(initial=1.0)))
+    share = _LIVE_TERMS / terms
     meetings = share * products / max(1, sum(sizes))  # of a weight, in a row
-    if not meetings:
+    if share >= 1.0 or not meetings:
         return None
-    rows = min(math.ceil(_MEETINGS / meetings), _MAX_ROWS, int(_MAX_PRODUCTS / products))
+    elements = math.prod(shapes[chosen.name]) // images
+    most = min(_MAX_ROWS, int(_MAX_PRODUCTS / products), _MAX_ELEMENTS // max(1, elements))
+    rows = min(math.ceil(_MEETINGS / meetings), most)
     return Sparse(rows, share, others) if rows else None
