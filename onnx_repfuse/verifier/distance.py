@@ -51,7 +51,9 @@ def ulp(value: float, dtype: np.dtype[Any]) -> float:
     limits = _BY_NAME[name]
     if value == 0:
         return limits.smallest
-    return float(max(limits.epsilon * 2.0 ** np.floor(np.log2(abs(value))), limits.smallest))
+    # the fraction is from a half to one; a logarithm would be rounded, beside the largest number up to infinity
+    _, exponent = math.frexp(abs(value))
+    return float(max(math.ldexp(limits.epsilon, exponent - 1), limits.smallest))
 
 
 def difference(first: Array, second: Array) -> Array:

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.records.verdict import Status
+from onnx_repfuse.verifier.distance import ulp
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.folds.isolated import probe
 from onnx_repfuse.verifier.folds.special_values import hands_on
@@ -181,3 +182,35 @@ def _bits(value: NDArray[Any], nodes: str) -> NDArray[Any]:
     if ("six" in nodes and "Add" in nodes) or "HardSigmoid" in nodes:
         return np.nan_to_num(np.clip(value, -1e6, 1e6), nan=-7.0).round(3)
     return np.where(np.isnan(value), np.float32(-7), value).view(np.uint32)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("value", ["max", "one", "below one", "tiny", "smallest_subnormal"])
+def test_one_unit_in_the_last_place(value: str, kind: Any) -> None:
+    """Of the largest double, too, whose logarithm is rounded to that of infinity."""
+    limits = np.finfo(kind)
+    number = {"one": 1.0, "below one": 1 - limits.epsneg}.get(value) or getattr(limits, value)
+    spacing = float(kind(number) - np.nextafter(kind(number), kind(0)))
+    below_a_power = 2 if value in ("one", "tiny") else 1  # the numbers below are twice as dense
+    assert ulp(float(number), np.dtype(kind)) == (
+        spacing * below_a_power if value != "tiny" else float(limits.smallest_subnormal)
+    )
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_largest_doubles_are_met_without_a_word() -> None:
+    top = helper.make_tensor("top", TensorProto.DOUBLE, [], [np.finfo(np.float64).max])
+    one = helper.make_tensor("one", TensorProto.DOUBLE, [], [1.0])
+    x = helper.make_tensor_value_info("x", TensorProto.DOUBLE, ["N", 4])
+    outputs = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["N", 4]) for name in ("y", "z")]
+    nodes = [
+        helper.make_node("Max", ["x", "top"], ["y"]),
+        helper.make_node("Clip", ["x", "", "top"], ["a"]),
+        helper.make_node("Clip", ["a", "one"], ["b"]),
+        helper.make_node("Relu", ["b"], ["z"]),
+    ]
+    graph = helper.make_graph(nodes, "g", [x], outputs, [top, one])
+    model = helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 17)])
+    report = fuse(model).report
+    assert report.folds or report.changes
+    assert report.refusals == ()

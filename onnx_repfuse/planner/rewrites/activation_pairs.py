@@ -81,10 +81,11 @@ def _clip(scope: Scope, source: str, output: str, kept: Range) -> gs.Node | None
     if OPERATORS["Clip"].uses_attributes(scope.opset):
         attributes: dict[str, Any] = {"min": kept.low, "max": kept.high}
         return new_node("Clip", name, attributes, [source], [output])
-    # an end that is missing is the largest number, which takes an infinity to it, unlike an infinite end
+    # an end that is missing is the largest number on its side, which takes an infinity to it, unlike an infinite end
+    missing = Range(-limits.largest, limits.largest)
     ends = [
-        "" if abs(end) == limits.largest else _number(scope, f"{output}_{label}", end, data_type)
-        for label, end in zip(("min", "max"), kept, strict=True)
+        "" if end == largest else _number(scope, f"{output}_{label}", end, data_type)
+        for label, end, largest in zip(("min", "max"), kept, missing, strict=True)
     ]
     return new_node("Clip", name, {}, [source, *ends], [output])
 

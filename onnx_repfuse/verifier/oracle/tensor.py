@@ -64,7 +64,9 @@ class Tensor:
         value = array.astype(np.float64) if is_float(array.dtype) else array
         if not is_float(value.dtype):  # sizes, indices, conditions: exact, so without a magnitude to speak of
             return Tensor(value, value)
-        return Tensor(value, (np.abs(value) if power == 1 else np.square(value)).astype(np.float32))
+        with np.errstate(over="ignore"):  # of doubles beyond float32, the magnitude is infinite
+            magnitude = (np.abs(value) if power == 1 else np.square(value)).astype(np.float32)
+        return Tensor(value, magnitude)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -76,6 +76,33 @@ def test_two_in_a_row(first: str, second: str, opset: int, dtype: Any) -> None:
     assert len(again.graph.node) == len(result.model.graph.node)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+@pytest.mark.parametrize("opset", [10, 17])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_limits_that_take_all_to_the_largest_number(
+    is_behind: bool, sign: int, opset: int, dtype: Any
+) -> None:
+    """The largest number is no open end where it is the lower one."""
+    if opset < 11 and dtype is np.float64:  # a Clip of floats alone
+        return
+    net, largest = Net(shape=("N",), opset=opset, dtype=dtype), float(np.finfo(dtype).max)
+
+    def to_largest(y: str) -> str:
+        if opset < 11:
+            return str(net.op("Clip", y, **{"min" if sign > 0 else "max": sign * largest}))
+        end = net.const(sign * largest)
+        return str(net.op("Clip", y, end) if sign > 0 else net.op("Clip", y, "", end))
+
+    y = to_largest("x") if not is_behind else limited(net, "x", "open")
+    y = to_largest(y) if is_behind else limited(net, y, "open")
+    model = net.model(y)
+    fused = fuse(model, options=Options(check=False)).model
+    assert counts(fused)["Clip"] == 1
+    assert same_bits(model, fused, VALUES.astype(dtype))
+    assert fuse(model).report.refusals == ()
+
+
 @pytest.mark.parametrize(
     ("before", "op"),
     [
