@@ -223,6 +223,48 @@ def branch_in_function(seed: int, taken: str) -> Made:
     )
 
 
+def function_in_loop(seed: int, rounds: str) -> Made:
+    def inner(v: str, o: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+        return [_call("f", v, o)], []
+
+    body = Body(seed, in_function=True).made("x", "t", "Tanh").function("f", "t")
+    return Made([helper.make_node("Loop", [rounds, "", "x"], ["y"], body=_loop_body(inner, "l"))], [body])
+
+
+def scan_beside_fold(seed: int, taken: str) -> Made:
+    """A branch with a fold, and a Scan behind it."""
+    body = Body(seed).made("x", "a")
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["s"], ["so"]), helper.make_node("Neg", ["v"], ["m"])],
+        "body", [_float("s"), _float("v")], [_float("so"), _float("m")],
+    )  # fmt: skip
+    start = helper.make_node(
+        "Constant", [], ["start"], value=numpy_helper.from_array(np.zeros(1, np.float32))
+    )
+    body.nodes += [
+        start,
+        helper.make_node("Scan", ["start", "a"], ["last", "t"], num_scan_inputs=1, body=graph),
+    ]
+    return Made([_if(body.graph("t"), "x", "y", taken)])
+
+
+def scan_in_branch(seed: int, taken: str) -> Made:
+    inside = scan(seed, "").nodes
+    inside[-1].output[1] = "t"
+    graph = helper.make_graph(inside, "then", [], [_float("t")])
+    return Made([_if(graph, "x", "y", taken)])
+
+
+def loop_in_function(seed: int, _: str) -> Made:
+    body = Body(seed)
+    graph = _loop_body(lambda v, o: (body.made(v, o, "Tanh").nodes, body.tensors), "l")
+    none = helper.make_node("Constant", [], ["zero"], value=numpy_helper.from_array(np.array(0)))
+    size = [none, helper.make_node("Size", ["x"], ["n"]), helper.make_node("Mul", ["zero", "n"], ["rounds"])]
+    nodes = [*size, helper.make_node("Loop", ["rounds", "", "x"], ["t"], body=graph)]
+    imports = [helper.make_opsetid("", 17)]
+    return Made([_call("g", "x", "y")], [helper.make_function(DOMAIN, "g", ["x"], ["t"], nodes, imports)])
+
+
 def _call(name: str, x: str, y: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(name, [x], [y], domain=DOMAIN, **attributes)
 
@@ -251,6 +293,11 @@ PLACES: dict[str, tuple[Callable[[int, str], Made], str]] = {
     "function in a branch, not taken": (function_in_branch, "never"),
     "function in a function": (function_in_function, ""),
     "branch of a function, not taken": (branch_in_function, ""),
+    "function in a loop": (function_in_loop, "two"),
+    "function in a loop without a round": (function_in_loop, "none"),
+    "scan in a branch, not taken": (scan_in_branch, "never"),
+    "branch with a scan behind, not taken": (scan_beside_fold, "never"),
+    "loop of a function, without a round": (loop_in_function, ""),
 }
 
 
