@@ -134,6 +134,8 @@ ONES = """
     a = Relu(x) y = Clip(a, zero, six)
     a = Clip(x, low1, six) y = Clip(a, zero, one)
     a = Relu(x) y = Clip(a, zero)
+    a = Max(x, zero) y = Min(a, six)
+    a = Relu(x) y = Min(a, six)
     a = Abs(x) y = Abs(a)
     a = Neg(x) y = Neg(a)
     a = Floor(x) y = Ceil(a)
@@ -181,6 +183,8 @@ def _bits(value: NDArray[Any], nodes: str) -> NDArray[Any]:
     """All NaNs are one; signs of zero count. What HardSwish rounds is left out, but for where it is no number."""
     if ("six" in nodes and "Add" in nodes) or "HardSigmoid" in nodes:
         return np.nan_to_num(np.clip(value, -1e6, 1e6), nan=-7.0).round(3)
+    if "Max" in nodes:  # of zeros of both signs it gives out one or the other, by their place in a vector
+        value = value + np.float32(0)
     return np.where(np.isnan(value), np.float32(-7), value).view(np.uint32)
 
 
