@@ -32,11 +32,14 @@ def may_subsample(node: gs.Node) -> bool:
 def strides_read(context: Context, node: gs.Node, rank: int) -> Strides | None:
     """The strides with which a node reads its first input, if it reads each position for one of its own only.
 
-    A 1x1 convolution or pool without padding, or a Slice of space from the first position to the last.
+    A 1x1 convolution or pool without padding, or a Slice of space from the first position to the last. An LpPool of one
+    position gives out absolute values, and is no pick of what it reads.
     """
     if node.op == "Slice":
         return _sliced(context.scope, node, rank)
     if not has_window(node) or kernel_of(context.scope, node) != (1,) * rank or reads_border(node):
+        return None
+    if node.op == "LpPool":
         return None
     if node.attrs.get("ceil_mode", 0) or len(node.outputs) != 1:
         return None

@@ -217,6 +217,13 @@ def test_a_pool_of_one_position() -> None:
     check(net.model(y), {"Conv": 1, "Relu": 1}, largest=9)
 
 
+def test_an_lp_pool_of_one_position_gives_out_absolute_values() -> None:
+    net = Net(4, shape=sizes("static"))
+    y = net.op("LpPool", net.conv("x", 4, 8, 3), kernel_shape=[1, 1], strides=[2, 2])
+    check(net.model(y), None)
+    assert not plan(net.model(y)).folds  # without the proof, either
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 def test_other_ranks(rank: int) -> None:
     net = Net(4, shape=("N", 4, *"LMK"[:rank]))
