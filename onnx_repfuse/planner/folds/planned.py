@@ -145,9 +145,10 @@ class ScopePlan:
         borrowed = self._borrowed(fold)
         shared = [self.creator[id(node)] for node in borrowed if id(node) in self.creator]
         absorbed = [node for other in (fold, *shared) for node in other.absorbed]
-        return self._as_in_file([*absorbed, *(node for node in borrowed if id(node) not in self.creator)])
+        nodes = [*absorbed, *(node for node in borrowed if id(node) not in self.creator)]
+        return self._as_in_file(fold, nodes)
 
-    def _as_in_file(self, absorbed: Iterable[gs.Node]) -> list[onnx.NodeProto]:
+    def _as_in_file(self, fold: PlannedFold, absorbed: Iterable[gs.Node]) -> list[onnx.NodeProto]:
         """Nodes as they are in the file, with those that computed what other folds have turned into aliases."""
         anchor, nodes = self.scope.anchor, self.scope.proto.node
         positions = {anchor[id(node)] for node in absorbed}
@@ -161,7 +162,8 @@ class ScopePlan:
                 positions |= fresh
                 pending.extend(nodes[position] for position in fresh)
         # a node may stand before the one that now computes its input in place of an equal one
-        return in_order([self._reading_merged(nodes[position]) for position in sorted(positions)])
+        read = [self._reading_merged(nodes[position]) for position in sorted(positions)]
+        return in_order(read if fold.equal_to is None else self._writing_merged(read, fold.outputs))
 
     def _reading_merged(self, proto: onnx.NodeProto) -> onnx.NodeProto:
         """A node as it is in the file, but reading one of several equal tensors."""
@@ -171,6 +173,20 @@ class ScopePlan:
         result.CopyFrom(proto)
         result.input[:] = [self._one_of_equals(name) for name in proto.input]
         return result
+
+    def _writing_merged(self, protos: Iterable[onnx.NodeProto], own: Sequence[str]) -> list[onnx.NodeProto]:
+        """Nodes of which one of several equal ones writes the tensor that is left; `own` are not renamed.
+
+        What a node was found equal to may have been found equal to another one since.
+        """
+        result: dict[tuple[str, ...], onnx.NodeProto] = {}
+        for proto in protos:
+            names = tuple(name if name in own else self._one_of_equals(name) for name in proto.output)
+            renamed = onnx.NodeProto()
+            renamed.CopyFrom(proto)
+            renamed.output[:] = names
+            result.setdefault(names, renamed)
+        return list(result.values())
 
     def _one_of_equals(self, name: str) -> str:
         while name in self.merged:
@@ -239,7 +255,7 @@ class ScopePlan:
             pairs = zip(outputs, fold.outputs, strict=True)
             creator = self.creator.get(id(fold.equal_to))
             return [
-                *decode(self._as_in_file([fold.equal_to] if creator is None else creator.absorbed)),
+                *decode(self._as_in_file(fold, [fold.equal_to] if creator is None else creator.absorbed)),
                 *(new_node("Identity", "", {}, [kept], [name]) for kept, name in pairs),
             ]
         before = self.nodes_before(fold)

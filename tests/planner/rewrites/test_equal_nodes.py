@@ -282,6 +282,26 @@ def _twice(made: onnx.ModelProto) -> Result:
     return result
 
 
+@pytest.mark.parametrize("behind", ["m3 = ReduceMean <axes = [1]> (x) a3 = Relu (m3)", "a3 = Relu (a1)"])
+def test_what_equals_a_node_that_equals_another_is_proved(behind: str) -> None:
+    """a3 equals a1, and this equals a2, which is found one reading later: both are proved of what is left."""
+    made = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 4] x) => (float[N, 1] y, float[N, 1] a2) {{
+            m1 = ReduceMean <axes = [1]> (x)
+            a1 = Relu (m1)
+            {behind}
+            m2 = ReduceMean <axes = [1]> (x)
+            a2 = Relu (m2)
+            s1 = Sigmoid (a1)
+            s3 = Tanh (a3)
+            y = Mul (s1, s3)
+        }}""")
+    result = fuse(made)
+    assert result.report.refusals == ()
+    assert counts(result.model) == {"ReduceMean": 1, "Relu": 1, "Sigmoid": 1, "Tanh": 1, "Mul": 1}
+
+
 def test_normalizations_that_two_folds_create_of_one_tensor_are_one() -> None:
     """For padded Convs that read what a BatchNormalization gives out, and cannot take its shift in."""
     net = Net(3)
