@@ -164,7 +164,7 @@ def lift_arithmetic(context: Context, node: gs.Node) -> LinearOp | Declined | No
     """Add, Sub, Mul, Div of a tensor and a constant, on either side; not a constant divided by a tensor."""
     operands = _tensor_and_constant(context, node)
     if operands is None:
-        return None
+        return Declined(Reason.OVERRIDABLE) if _has_overridable_factor(context, node) else None
     name, const, is_left = operands
     shape = broadcast_shape(context.scope, node, const.shape, context.rank(name))
     if shape is None or (is_left and shape != const.shape):
@@ -275,6 +275,13 @@ def _tensor_and_constant(context: Context, node: gs.Node) -> tuple[str, Const, b
     if const is None or const.data_type not in FLOAT_FORMATS:
         return None
     return name, const, left is not None
+
+
+def _has_overridable_factor(context: Context, node: gs.Node) -> bool:
+    """Whether a tensor is multiplied or divided by a weight that callers may set."""
+    places = {"Mul": (0, 1), "Div": (1,)}.get(node.op, ())
+    names = [node.inputs[place].name for place in places if place < len(node.inputs)]
+    return len(node.inputs) == 2 and sum(name in context.scope.overridable for name in names) == 1
 
 
 def _scale_and_shift(op: str, value: Array, is_left: bool) -> tuple[Array, Array]:

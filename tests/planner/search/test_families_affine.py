@@ -391,3 +391,13 @@ def test_a_conv_of_several_taps_is_not_computed_for_each_that_reads_it() -> None
     y = net.conv(net.op("Relu", "x"), 4, 4, 3, group=4)
     first, second = net.conv(y, 4, 5, 1), net.conv(y, 4, 6, 1)
     check(net.model(net.op("Relu", first), net.op("Sigmoid", second)), None)
+
+
+@pytest.mark.parametrize("op", ["Mul", "Div"])
+def test_a_factor_that_callers_may_set_stays_unless_it_is_frozen(op: str) -> None:
+    net = Net(4)
+    factor = net.default(np.full((4, 1, 1), 1.5, np.float32))
+    model = net.model(net.op("Relu", net.op(op, net.conv("x", 4, 4, 3), factor)))
+    check(model, None, Reason.OVERRIDABLE)
+    frozen = fuse(model, options=Options(freeze_initializers=True))
+    assert counts(frozen.model) == {"Conv": 1, "Relu": 1}
