@@ -36,6 +36,7 @@ from hypothesis import seed as seeded
 from onnx import helper, numpy_helper
 
 from onnx_repfuse import Options, RepfuseError
+from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.channel_axis import channel_layouts
 from onnx_repfuse.graph.edit_points import present_proto, remove_dead_nodes
 from onnx_repfuse.graph.load import read_scopes
@@ -282,7 +283,8 @@ class State:
         with _undone(self.scope) as scope:
             if change(ScopePlan(scope)):
                 remove_dead_nodes(scope, {id(node) for node in scope.nodes})
-                yield _model_of(scope, self.model), told
+                with suppress(Inexact):  # its weights cannot be written: a run bans the fold
+                    yield _model_of(scope, self.model), told
 
 
 @contextmanager
@@ -414,7 +416,10 @@ def examine(model: onnx.ModelProto, tally: Tally, label: str, seconds: float = f
     tally.regions += 1
     scope = read_scopes(Document.from_model(model))[0]
     plan_scope(scope, UNCHECKED)
-    planned = State(_model_of(scope, model))
+    try:
+        planned = State(_model_of(scope, model))
+    except Inexact:  # a run bans the fold, and plans again
+        return None
     first = State(model)
     known, pending = {key}, [(first.price.cost, 0, first)]
     best, looked_at = planned, 0
