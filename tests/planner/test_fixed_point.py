@@ -150,3 +150,28 @@ def test_what_a_constant_behind_a_no_op_makes_is_a_constant_in_the_same_run(wrap
         net.model(net.op("Sigmoid", net.op("Div", net.op("Relu", "x"), divisor))),
         {"Relu": 1, "Div": 1, "Sigmoid": 1},
     )
+
+
+def test_lists_of_sizes_do_not_keep_a_fold_from_growing() -> None:
+    """LeViT's queries with dynamic axes: a norm behind Flatten, and attention's factor, which comes up to it."""
+    net = Net(shape=("N", "T", 8))
+    shape = net.op("Shape", "x")
+
+    def listed(*last: int) -> str:
+        ends = [net.const(np.array([k])) for k in (0, 2, 0)]
+        return str(net.op("Concat", net.op("Slice", shape, *ends), net.const(np.array(last)), axis=0))
+
+    def heads(y: str) -> str:
+        return str(net.op("Transpose", net.op("Reshape", y, listed(2, 4)), perm=[0, 2, 1, 3]))
+
+    product = net.op("MatMul", net.op("Reshape", net.op("Relu", "x"), listed(8)), net.random(8, 8))
+    normed = net.bn(net.op("Flatten", product, axis=2), 8)
+    q = heads(net.op("Reshape", normed, net.op("Shape", product)))
+    k = net.op("Transpose", heads(net.op("Tanh", "x")), perm=[0, 1, 3, 2])
+    scores = net.op("Mul", net.op("MatMul", q, k), net.const(0.5))
+    result = check(
+        net.model(net.op("Softmax", scores, axis=-1)),
+        {"Shape": 1, "Slice": 1, "Concat": 1, "Relu": 1, "Tanh": 1, "Reshape": 2, "Transpose": 3, "MatMul": 2,
+         "Add": 1, "Softmax": 1},
+    )  # fmt: skip
+    assert "Mul" not in counts(result.model)

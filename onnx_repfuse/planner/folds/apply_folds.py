@@ -230,7 +230,8 @@ def _shares_initializer(scope: Scope, node: gs.Node) -> bool:
 def reads_too_many(plan: ScopePlan, selection: Selection) -> bool:
     """Whether it would join earlier folds into one of too many sources to prove, or for a person to follow.
 
-    A bias moved down a residual stream would chain all blocks of a network into one fold.
+    A bias moved down a residual stream would chain all blocks of a network into one fold. Lists of sizes, which are
+    integers, do not count: with them, what folds in the file that a fold writes would not fold here.
     """
     earlier = folds_below(plan, selection.nodes)
     nodes = original_nodes(plan, selection.nodes, earlier)
@@ -238,7 +239,9 @@ def reads_too_many(plan: ScopePlan, selection: Selection) -> bool:
         return False
     computed = {tensor.name for node in nodes for tensor in node.outputs}
     read = {tensor.name for node in nodes for tensor in node.inputs if tensor.name}
-    return len(read - computed - plan.scope.constants.keys()) > MAX_JOINED_SOURCES
+    sources = read - computed - plan.scope.constants.keys()
+    types = [plan.scope.data_type(name) or 0 for name in sources]
+    return sum(data_type == 0 or data_type in FLOAT_FORMATS for data_type in types) > MAX_JOINED_SOURCES
 
 
 def _fold(
