@@ -196,7 +196,10 @@ def _behind_a_constant(
     factor, constant = (_turned(one, product, product.equation.result) for one in (values, shift))
     if factor is None or constant is None:  # a constant along other axes may widen the product
         return None
-    return _Beside(node, factor, None, (add, shift * values))
+    added = shift * values
+    if np.abs(added).max(initial=0.0) > FLOAT_FORMATS[product.weight.data_type].largest:
+        return None
+    return _Beside(node, factor, None, (add, added))
 
 
 def _added(scope: Scope, node: gs.Node, source: str) -> Array | None:
@@ -359,7 +362,7 @@ def _constant(
     name = scope.fresh(stem)
 
     def read() -> NDArray[Any]:
-        return rounded(np.ascontiguousarray(np.broadcast_to(compute(), shape)), data_type)
+        return rounded(np.array(np.broadcast_to(compute(), shape), order="C"), data_type)
 
     scope.constants[name] = scope.created[name] = Const(shape, data_type, read)
     return name

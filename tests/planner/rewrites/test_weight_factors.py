@@ -187,7 +187,7 @@ def test_weights_that_half_precision_would_lose_take_no_factor(is_before: bool, 
 
 @pytest.mark.parametrize("op", ["Mul", "Div"])
 @pytest.mark.parametrize("add", ["Add", "Sub"])
-@pytest.mark.parametrize(("bias", "factor"), [((6,), ()), ((3, 1, 6), (6,)), ((1,), (3, 1, 1))])
+@pytest.mark.parametrize(("bias", "factor"), [((6,), ()), ((3, 1, 6), (6,)), ((1,), (3, 1, 1)), ((), ())])
 def test_a_factor_behind_a_constant_that_is_added(
     add: str, op: str, bias: tuple[int, ...], factor: tuple[int, ...]
 ) -> None:
@@ -204,7 +204,9 @@ def test_the_queries_of_attention_in_keras() -> None:
     check(net.model(net.op("Softmax", y, axis=-1)), {"Einsum": 1, "Add": 1, "Softmax": 1})
 
 
-@pytest.mark.parametrize("trap", ["per row", "widens", "read twice", "half", "no constant", "rounds"])
+@pytest.mark.parametrize(
+    "trap", ["per row", "widens", "read twice", "half", "no constant", "rounds", "overflows"]
+)
 def test_constants_and_factors_behind_a_product_that_stay(trap: str) -> None:
     net = Net(shape=HEADS, dtype=np.float16 if trap == "half" else np.float32)
     y = heads(net, "x", None, first=False)
@@ -212,7 +214,7 @@ def test_constants_and_factors_behind_a_product_that_stay(trap: str) -> None:
     values = net.rng.uniform(0.5, 2, shapes.get(trap, (6,)))
     bias = y if trap == "no constant" else net.const(values + 2.0**23 * (trap == "rounds"))
     y = net.op("Add", y, bias)
-    z = net.op("Mul", y, net.const(1.5))
+    z = net.op("Mul", y, net.const(3e38 if trap == "overflows" else 1.5))
     model = net.model(z, net.op("Tanh", y)) if trap == "read twice" else net.model(z)
     assert Kind.MATMUL not in {fold.kind for fold in fuse(model).report.folds}
 
