@@ -41,9 +41,10 @@ __all__ = [
     "lift_batch_normalization",
     "most_that_cancels",
     "per_channel",
+    "rounds_between",
 ]
 
-_SUMS = ("Add", "Sub")
+_SUMS = ("Add", "Sub", "Sum")
 _MOVES = ("Concat", "Gather", "GatherND", "Identity", "Neg", "SpaceToDepth", "Split")
 MAX_NEIGHBOURS = 64  # looked at for the other half of a rounding
 MAX_NODES_BACK = 16  # looked at for what hides the rank of a tensor
@@ -198,7 +199,7 @@ def _with_values(
     scale, shift = _scale_and_shift(node.op, value, is_left)
     if not np.isfinite(scale).all():
         return Declined(Reason.NON_FINITE, "it divides by zero")
-    if _rounds_with_a_neighbour(context, node, shift, channel_layout.data_type):
+    if rounds_between(context, node, [shift], channel_layout.data_type):
         return Declined(Reason.PRECISION, ROUNDS_BETWEEN)
     return diagonal(node, name, channel_layout, scale, shift)
 
@@ -208,13 +209,26 @@ def most_that_cancels(ulp: float) -> float:
     return max(MIN_CANCELLATION, MAX_ROUNDING / ulp)
 
 
-def _rounds_with_a_neighbour(context: Context, node: gs.Node, shift: Array, data_type: int) -> bool:
-    """Whether it is one half of `(x + 2**23) - 2**23`: a large constant comes, and goes, as quantizers round."""
-    largest = float(np.abs(shift).max(initial=0.0))
-    if 2 * largest <= most_that_cancels(epsilon(data_type)):
+def rounds_between(context: Context, node: gs.Node, shifts: Sequence[Array], data_type: int) -> bool:
+    """Whether it is a part of `(x + 2**23) - 2**23`: a large constant comes, and goes, as quantizers round.
+
+    Args:
+        context: of the node.
+        node: adds the shifts, one after the other: a Sum may have several.
+        shifts: each of any shape.
+        data_type: an ONNX float type.
+    """
+    largest = [float(np.abs(shift).max(initial=0.0)) for shift in shifts]
+    most = most_that_cancels(epsilon(data_type))
+    large = [(place, one) for place, one in enumerate(largest) if 2 * one > most]
+    if not large:
         return False
-    others = [_largest_shift(context, neighbour) for neighbour in _neighbours(context, node)]
-    return any(largest / 2 <= other <= largest * 2 for other in others)
+    beside = [_largest_shift(context, neighbour) for neighbour in _neighbours(context, node)]
+    return any(
+        one / 2 <= other <= one * 2
+        for place, one in large
+        for other in (*largest[:place], *largest[place + 1 :], *beside)
+    )
 
 
 def _neighbours(context: Context, node: gs.Node) -> Iterator[gs.Node]:
@@ -251,13 +265,13 @@ def _through_moves(nodes: Iterable[gs.Node], beyond: Callable[[gs.Node], Iterabl
 
 def _largest_shift(context: Context, node: gs.Node) -> float:
     """The greatest magnitude of what a node adds to a tensor; 0 for any other node."""
-    operands = _tensor_and_constant(context, node) if node.op in _SUMS else None
-    if operands is None:
+    names = [tensor.name for tensor in node.inputs] if node.op in _SUMS else []
+    constants = [const for name in names if (const := context.scope.const(name)) is not None]
+    if len(constants) == len(names):
         return 0.0
-    _, const, _ = operands
-    if const.bias is not None or const.size > MAX_FOLDED_ELEMENTS:
-        return 0.0
-    return float(np.abs(flat_float64(const.read())).max(initial=0.0))
+    plain = [const for const in constants if const.data_type in FLOAT_FORMATS and const.bias is None]
+    values = [flat_float64(const.read()) for const in plain if const.size <= MAX_FOLDED_ELEMENTS]
+    return max((float(np.abs(value).max(initial=0.0)) for value in values), default=0.0)
 
 
 def _tensor_and_constant(context: Context, node: gs.Node) -> tuple[str, Const, bool] | None:

@@ -16,7 +16,12 @@ from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.dims import equal_shapes
 from onnx_repfuse.graph.no_ops import drops, given_out, has_mask
 from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS
-from onnx_repfuse.lift.batchnorm_arithmetic import lift_arithmetic, per_channel
+from onnx_repfuse.lift.batchnorm_arithmetic import (
+    ROUNDS_BETWEEN,
+    lift_arithmetic,
+    per_channel,
+    rounds_between,
+)
 from onnx_repfuse.lift.linear_op import Context, Declined, LinearOp, Operand, bias_of_const, diagonal
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS
 from onnx_repfuse.records.reasons import Reason
@@ -65,7 +70,7 @@ def _constant_summands(
 ) -> Bias | Declined | None:
     """What the constants among the operands add to each channel; None where there is no tensor to add them to."""
     channels, layout = channel_layout.channels, channel_layout.layout
-    total = Bias.zeros(channels)
+    total, shifts = Bias.zeros(channels), []
     if len(names) == len(node.inputs):
         return total
     for tensor in node.inputs:
@@ -79,9 +84,13 @@ def _constant_summands(
             return acts_in
         if acts_in.layout != layout:
             return None
-        total = total + bias_of_const(const, channels, channel_layout.data_type)
+        shift = bias_of_const(const, channels, channel_layout.data_type)
+        shifts.append(shift.known)
+        total = total + shift
     if not np.isfinite(total.known).all():
         return Declined(Reason.NON_FINITE)
+    if rounds_between(context, node, shifts, channel_layout.data_type):
+        return Declined(Reason.PRECISION, ROUNDS_BETWEEN)
     mean = Vector(Vector.unit(channels, layout).geometry, np.full(channels, 1 / len(node.inputs)))
     return total.through(mean) if node.op == "Mean" else total
 

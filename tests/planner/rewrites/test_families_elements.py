@@ -132,6 +132,24 @@ def test_rounding_of_channels_is_no_sum(op: str, dtype: Any, large: float, ops: 
     check(net.model(net.op("Relu", y)), None, Reason.PRECISION)
 
 
+@pytest.mark.parametrize("op", ["Relu", "Conv"])
+@pytest.mark.parametrize("ops", ["both", "Sum Sub", "Add Sum", "Sum Sum"])
+def test_a_sum_that_rounds_stays(op: str, ops: str) -> None:
+    """A Sum with several constants adds them one after the other."""
+    net = Net(4)
+    y = net.op("Relu", "x") if op == "Relu" else net.conv("x", 4, 4, 3)
+    large = np.full((4, 1, 1), 12582912.0)
+    if ops == "both":
+        y = net.op("Sum", y, net.const(large), net.const(-large))
+    else:
+        first, second = ops.split()
+        y = net.op(first, y, net.const(large))
+        y = net.op(second, y, net.const(large if second == "Sub" else -large))
+    model = net.model(net.op("Relu", y))
+    check(model, None, Reason.PRECISION)
+    assert counts(fuse(model, options=Options(check=False)).model) == counts(model)
+
+
 MOVES: dict[str, Callable[[Net, str], str]] = {
     "Reshape": lambda net, x: net.op("Reshape", x, net.const(np.array([0, 4, -1]), np.int64)),
     "Transpose": lambda net, x: net.op("Transpose", x, perm=[0, 1, 3, 2]),
