@@ -60,7 +60,11 @@ def fold_models(
     """
     scope = plan.scope
     before, after = _sides(plan, fold)
-    inputs = [_declare(scope, channel_layouts, name, sized=sized) for name in _inputs(scope, before, after)]
+    both = (*before, *after)
+    inputs = [
+        _declare(scope, channel_layouts.get(name), name, both, sized=sized)
+        for name in _inputs(scope, before, after)
+    ]
     first, second = (
         _model(scope, nodes, inputs, fold.outputs, ir_version, weights) for nodes in (before, after)
     )
@@ -181,12 +185,12 @@ def _read_by(nodes: Nodes, names: Sequence[str]) -> set[str]:
 
 
 def _declare(
-    scope: Scope, channel_layouts: dict[str, ChannelLayout], name: str, *, sized: bool
+    scope: Scope, layout: ChannelLayout | None, name: str, nodes: Nodes, *, sized: bool
 ) -> onnx.ValueInfoProto:
-    """A graph input: element type, rank and channels; other dims symbolic unless they are proved and `sized`."""
-    shape, layout = scope.shape(name), channel_layouts.get(name)
+    """A graph input of nodes: element type, rank and channels; other dims symbolic unless proved and `sized`."""
+    shape = scope.shape(name)
     # Not one symbol for the same axis of several inputs: runtimes plan memory by equal symbols, and sizes may differ.
-    dims: list[int | str] = [f"{name}.{axis}" for axis in range(_rank(scope, name, layout))]
+    dims: list[int | str] = [f"{name}.{axis}" for axis in range(_rank(scope, name, layout, nodes))]
     if layout is not None:
         dims[layout.channel_axis] = layout.channels
     if sized and shape is not None:
@@ -194,13 +198,27 @@ def _declare(
     return onnx.helper.make_tensor_value_info(name, _data_type(scope, name, layout), dims)
 
 
-def _rank(scope: Scope, name: str, layout: ChannelLayout | None) -> int:
+def _rank(scope: Scope, name: str, layout: ChannelLayout | None, nodes: Nodes) -> int:
     rank = proved_rank(scope, name)
     if rank is not None:
         return rank
     if layout is not None and layout.channel_axis == 1:
         return layout.rank + 2
-    return 2  # a matrix product on the last axis takes any rank
+    # a matrix product on the last axis takes any rank
+    return next((rank for node in nodes if (rank := _rank_asked(scope, name, node))), 2)
+
+
+def _rank_asked(scope: Scope, name: str, node: onnx.NodeProto) -> int | None:
+    """Of what an If or a Loop gives out, who reads it may know the rank alone: a Transpose, or a Pad of all axes."""
+    if not node.input or node.input[0] != name:
+        return None
+    lists = {attribute.name: len(attribute.ints) for attribute in node.attribute}
+    if node.op_type == "Transpose":
+        return lists.get("perm")
+    if node.op_type != "Pad" or len(node.input) > 3:  # of the axes that are given
+        return None
+    pads = scope.const(node.input[1]) if len(node.input) > 1 else None
+    return lists.get("pads", 0) // 2 if pads is None else pads.size // 2
 
 
 def _data_type(scope: Scope, name: str, layout: ChannelLayout | None) -> int:
