@@ -207,6 +207,15 @@ class Scope:
         """Its fan-out is one node of this scope, and nobody outside sees it."""
         return not self.is_seen(name) and len(self.consumers.get(name, ())) == 1
 
+    def only_consumer(self, name: str) -> gs.Node | None:
+        """The node that alone reads a tensor; None if others do, or somebody outside."""
+        return self.consumers[name][0] if self.is_private(name) else None
+
+    def private_producer(self, name: str) -> gs.Node | None:
+        """The node that computes a tensor, and no other, for one consumer alone; None if there is no such node."""
+        node = self.producer.get(name) if self.is_private(name) else None
+        return node if node is not None and len(node.outputs) == 1 else None
+
     def is_seen(self, name: str) -> bool:
         """A graph output, or read in a subgraph: the name must stay."""
         return name in self.outputs or name in self.captured

@@ -129,11 +129,8 @@ def _chains(context: Context, last: gs.Node) -> Iterator[list[gs.Node]]:
     """The node with one or more nodes before it, each of which it alone reads."""
     nodes = [last]
     while len(nodes) < MAX_STEPS_BACK:
-        name = nodes[0].inputs[0].name
-        before = context.scope.producer.get(name)
+        before = context.scope.private_producer(nodes[0].inputs[0].name)
         if before is None or before.op not in INNER or id(before) in context.protected:
-            return
-        if not context.scope.is_private(name) or len(before.outputs) != 1:
             return
         nodes.insert(0, before)
         yield list(nodes)

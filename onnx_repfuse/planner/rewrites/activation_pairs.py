@@ -38,7 +38,7 @@ def join_activations(plan: ScopePlan, is_free: IsFree, avoided: frozenset[str]) 
     """
     scope, replacements = plan.scope, Replacements(plan)
     for second in scope.nodes:
-        first = _only_read_by(scope, second)
+        first = scope.private_producer(optional_input(second, 0)) if len(second.outputs) == 1 else None
         if first is None or id(first) in replacements.nodes or not (is_free(first) and is_free(second)):
             continue
         created = _joined(scope, first, second)
@@ -46,14 +46,6 @@ def join_activations(plan: ScopePlan, is_free: IsFree, avoided: frozenset[str]) 
             replacements.fold(second.outputs[0].name, {Kind.ACTIVATION}, [first, second], [created])
             replacements.nodes[id(first)] = []
     return replacements.write()
-
-
-def _only_read_by(scope: Scope, node: gs.Node) -> gs.Node | None:
-    """The node of one output that computes a node's first input for it alone."""
-    name = optional_input(node, 0)
-    before = scope.producer.get(name) if name and len(node.outputs) == 1 else None
-    is_alone = before is not None and scope.is_private(name) and len(before.outputs) == 1
-    return before if is_alone else None
 
 
 def _joined(scope: Scope, first: gs.Node, second: gs.Node) -> gs.Node | None:

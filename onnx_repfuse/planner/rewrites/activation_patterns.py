@@ -205,9 +205,8 @@ def _has_channels(scope: Scope, node: gs.Node) -> bool:
 def _relu_before(scope: Scope, node: gs.Node) -> gs.Node | None:
     """The ReLU of which a Min takes what is below a number."""
     names = [tensor.name for tensor in node.inputs if scope.const(tensor.name) is None]
-    relu = scope.producer.get(names[0]) if len(names) == 1 and len(node.inputs) == 2 else None
-    is_relu = relu is not None and relu.op == "Relu" and scope.is_private(names[0])
-    return relu if is_relu else None
+    relu = scope.private_producer(names[0]) if len(names) == 1 and len(node.inputs) == 2 else None
+    return relu if relu is not None and relu.op == "Relu" else None
 
 
 def _upper_limit(scope: Scope, clip: gs.Node, relu: gs.Node | None) -> float | None:
@@ -232,8 +231,8 @@ def _affine_before(scope: Scope, clip: gs.Node) -> tuple[_ScalarAffine, list[gs.
     """What a Clip reads as `p*x + q` of the farthest possible x, and the nodes between them in topological order."""
     result = _ScalarAffine(clip.inputs[0].name, 1.0, 0.0)
     nodes: list[gs.Node] = []
-    while len(nodes) < MAX_NODES_BEFORE and scope.is_private(result.source):
-        producer = scope.producer.get(result.source)
+    while len(nodes) < MAX_NODES_BEFORE:
+        producer = scope.private_producer(result.source)
         inner = None if producer is None else _scalar_affine(scope, producer)
         if inner is None:
             break
@@ -248,13 +247,13 @@ def _scaling_after(scope: Scope, clip: gs.Node, largest: float) -> _Scaling | No
     if largest == 1.0:
         return _Scaling([], 1.0)
     output = clip.outputs[0].name
-    consumer = _only_consumer(scope, output)
+    consumer = scope.only_consumer(output)
     if consumer is None:
         return None
     factor = _factor_to_one(scope, consumer, largest)
     if factor is not None:
         return _Scaling([consumer], factor)
-    last = _only_consumer(scope, consumer.outputs[0].name) if consumer.op == "Mul" else None
+    last = scope.only_consumer(consumer.outputs[0].name) if consumer.op == "Mul" else None
     factor = None if last is None else _factor_to_one(scope, last, largest)
     if factor is None:
         return None
@@ -268,11 +267,11 @@ def _scaling_after(scope: Scope, clip: gs.Node, largest: float) -> _Scaling | No
 def _scaling_beside(scope: Scope, clip: gs.Node, largest: float, source: str) -> _Scaling | None:
     """A product with the Clip's own argument, scaled: `(x / 6) * Clip(x + 3, 0, 6)`."""
     output = clip.outputs[0].name
-    product = _only_consumer(scope, output)
+    product = scope.only_consumer(output)
     if product is None or product.op != "Mul":
         return None
     name = next((tensor.name for tensor in product.inputs if tensor.name != output), "")
-    scaled = scope.producer.get(name) if name and scope.is_private(name) else None
+    scaled = scope.private_producer(name)
     factor = None if scaled is None else _factor_to_one(scope, scaled, largest)
     if scaled is None or factor is None or source not in [tensor.name for tensor in scaled.inputs]:
         return None
@@ -295,15 +294,10 @@ def _product_with_source(scope: Scope, last: gs.Node, source: str, other: str | 
     if other is not None:
         return last if other == source else None
     gate = last.outputs[0].name
-    consumer = _only_consumer(scope, gate)
+    consumer = scope.only_consumer(gate)
     if consumer is None or consumer.op != "Mul" or {t.name for t in consumer.inputs} != {gate, source}:
         return None
     return consumer
-
-
-def _only_consumer(scope: Scope, name: str) -> gs.Node | None:
-    """The node that alone reads a tensor."""
-    return scope.consumers[name][0] if scope.is_private(name) else None
 
 
 def _scalar_affine(scope: Scope, node: gs.Node) -> _ScalarAffine | None:

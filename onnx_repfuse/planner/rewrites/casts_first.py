@@ -72,8 +72,8 @@ def _moves_before(scope: Scope, cast: gs.Node) -> list[gs.Node]:
     moves: list[gs.Node] = []
     name = cast.inputs[0].name
     while len(moves) < MAX_NODES_BEHIND:
-        node = scope.producer.get(name)
-        if node is None or not scope.is_private(name) or len(node.outputs) != 1:
+        node = scope.private_producer(name)
+        if node is None:
             return []
         moves.insert(0, node)
         if node.op in _CHOOSE:
@@ -117,9 +117,10 @@ def _leads_to_weight(scope: Scope, moves: list[gs.Node], cast: gs.Node) -> bool:
     node = cast
     for _ in range(MAX_NODES_BEHIND):
         name = node.outputs[0].name
-        if not scope.is_private(name):
+        consumer = scope.only_consumer(name)
+        if consumer is None:
             return False
-        (node,) = scope.consumers[name]
+        node = consumer
         others = [tensor.name for tensor in node.inputs if tensor.name and tensor.name != name]
         if any(scope.const(other) is None for other in others):
             return False

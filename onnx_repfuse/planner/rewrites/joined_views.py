@@ -64,8 +64,8 @@ def _views_before(scope: Scope, node: gs.Node) -> list[gs.Node]:
         return []
     views: list[gs.Node] = []
     for tensor in node.inputs:
-        view = scope.producer.get(tensor.name)
-        if view is None or view.op not in _VIEWS or not scope.is_private(tensor.name):
+        view = scope.private_producer(tensor.name)
+        if view is None or view.op not in _VIEWS:
             return []
         views.append(view)
     return views if _are_alike(scope, views) else []

@@ -103,9 +103,7 @@ def _pairs(context: Context, is_free: IsFree) -> Iterator[_Pair]:
 def _only_reader(scope: Scope, node: gs.Node) -> gs.Node | None:
     """The node that alone reads the first output of a node, whose others nobody reads."""
     name, *others = (tensor.name for tensor in node.outputs)
-    if any(scope.is_used(other) for other in others if other) or not scope.is_private(name):
-        return None
-    return scope.consumers[name][0]
+    return None if any(map(scope.is_used, filter(None, others))) else scope.only_consumer(name)
 
 
 def _pair(context: Context, node: gs.Node, behind: gs.Node) -> _Pair | None:

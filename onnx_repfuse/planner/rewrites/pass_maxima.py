@@ -105,9 +105,7 @@ def _neighbours(scope: Scope, node: gs.Node) -> Iterator[tuple[gs.Node, gs.Node]
 
 def _only_consumer(scope: Scope, node: gs.Node) -> gs.Node | None:
     """The node that alone reads the only output of a node."""
-    if len(node.outputs) != 1 or not scope.is_private(node.outputs[0].name):
-        return None
-    return scope.consumers[node.outputs[0].name][0]
+    return scope.only_consumer(node.outputs[0].name) if len(node.outputs) == 1 else None
 
 
 def _per_channel(context: Context, node: gs.Node, passes: Passes, is_free: IsFree) -> LinearOp | None:

@@ -166,11 +166,11 @@ def _are_apart(parts: list[_Part]) -> bool:
 def _behind(cover: Cover, part: str) -> LinearOp | None:
     """The operator with one value per channel that alone reads a part."""
     scope = cover.context.scope
-    if not scope.is_private(part):
+    consumer = scope.only_consumer(part)
+    if consumer is None or len(consumer.outputs) != 1:
         return None
-    (consumer,) = scope.consumers[part]
     lifted = cover.lifts.get(consumer.outputs[0].name)
-    if lifted is None or lifted.output in cover.banned or len(consumer.outputs) != 1:
+    if lifted is None or lifted.output in cover.banned:
         return None
     return lifted if _is_per_channel(lifted) and lifted.layout == cover.lifts[part].layout else None
 

@@ -37,8 +37,8 @@ def sum_stacked(plan: ScopePlan, is_free: IsFree) -> bool:
     """
     scope, replacements = plan.scope, Replacements(plan)
     for node in scope.nodes if scope.opset >= NUMPY_BROADCAST_SINCE else ():
-        concat = scope.producer.get(node.inputs[0].name) if node.op in _SUMS else None
-        if concat is None or concat.op != "Concat" or not scope.is_private(node.inputs[0].name):
+        concat = scope.private_producer(node.inputs[0].name) if node.op in _SUMS else None
+        if concat is None or concat.op != "Concat":
             continue
         parts, unsqueezing = _parts(scope, node, concat)
         absorbed = [*unsqueezing, concat, node]

@@ -157,10 +157,8 @@ def _equation(node: gs.Node, ranks: list[int]) -> Equation:
 def _behind(context: Context, product: _Product, is_free: Callable[[gs.Node], bool]) -> _Beside | None:
     """What alone reads a product, and scales what its weight has."""
     scope, name = context.scope, product.node.outputs[0].name
-    if not scope.is_private(name):
-        return None
-    node = scope.consumers[name][0]
-    if not is_free(node):
+    node = scope.only_consumer(name)
+    if node is None or not is_free(node):
         return None
     if product.node.op == "Gemm" and product.place == 1:
         found = _per_column(context, node, name)
@@ -187,10 +185,10 @@ def _behind_a_constant(
     """
     shift = _added(scope, add, product.node.outputs[0].name)
     name = add.outputs[0].name
-    if shift is None or not scope.is_private(name):
+    node = scope.only_consumer(name)
+    if shift is None or node is None or not is_free(node):
         return None
-    node = scope.consumers[name][0]
-    values = _scales(scope, node, name) if is_free(node) else None
+    values = _scales(scope, node, name)
     if values is None or _may_overflow(product, values):
         return None
     factor, constant = (_turned(one, product, product.equation.result) for one in (values, shift))
@@ -223,8 +221,8 @@ def _may_overflow(product: _Product, factor: Array) -> bool:
 
 def _before(scope: Scope, product: _Product, is_free: Callable[[gs.Node], bool]) -> _Beside | None:
     """What computes the other factor for the product alone, and scales what is summed over."""
-    node = scope.producer.get(product.data)
-    if node is None or not scope.is_private(product.data) or not is_free(node):
+    node = scope.private_producer(product.data)
+    if node is None or not is_free(node):
         return None
     data = [tensor.name for tensor in node.inputs if scope.const(tensor.name) is None]
     values = _scales(scope, node, data[0]) if len(data) == 1 else None
