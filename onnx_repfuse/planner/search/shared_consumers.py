@@ -41,21 +41,27 @@ def absorb_shared_tensors(cover: Cover, changed: set[str] | None = None, *, only
         changed: roots of the regions that were solved anew; steps that none of them takes part in are not tried again.
         only_now: try only what could not be tried once the cover is written, see `_may_wait`.
     """
-    roots = cover.regions.roots
-    members: dict[str, list[str]] = {}
-    for name in cover.lifts:
-        members.setdefault(roots[name], []).append(name)
+    members = _members(cover)
     left: dict[str, list[str]] = {}  # a tensor that no step absorbed -> the regions that read it
     for name in list(cover.lifts):
         if (only_now and _may_wait(cover, name)) or not may_be_absorbed(cover, name):
             continue
         touched = _roots_of_consumers(cover, name)
-        if changed is None or roots[name] in changed or not changed.isdisjoint(touched):
-            _try(cover, name, {root: members[root] for root in touched})
-            if name not in cover.absorbed:
-                left[name] = touched
+        if changed is not None and changed.isdisjoint((cover.regions.roots[name], *touched)):
+            continue
+        _try(cover, name, {root: members[root] for root in touched})
+        if name not in cover.absorbed:
+            left[name] = touched
     for names, ends in _groups(left):
         _try_together(cover, names, ends, members)
+
+
+def _members(cover: Cover) -> dict[str, list[str]]:
+    """The tensors of each region, by its root."""
+    members: dict[str, list[str]] = {}
+    for name in cover.lifts:
+        members.setdefault(cover.regions.roots[name], []).append(name)
+    return members
 
 
 def _may_wait(cover: Cover, name: str) -> bool:
@@ -69,16 +75,30 @@ def _may_wait(cover: Cover, name: str) -> bool:
 
 def may_be_absorbed(cover: Cover, name: str) -> bool:
     """Whether a tensor is cheap to compute, and all its consumers may take its form in."""
-    scope = cover.context.scope
-    if cover.regions.is_private(name) or scope.is_seen(name) or name in cover.banned:
+    if not _may_go(cover, name) or _would_be_repeated(cover, name):
         return False
-    consumers = scope.consumers.get(name, [])
-    if not 1 <= len(consumers) <= MAX_CONSUMERS or len(cover.lifts[name].node.outputs) != 1:
+    return all(_is_linear_in(cover, consumer, name) for consumer in cover.context.scope.consumers[name])
+
+
+def _may_go(cover: Cover, name: str) -> bool:
+    """Whether a tensor is shared, by few consumers, and nobody outside needs it."""
+    scope = cover.context.scope
+    if name in cover.banned or scope.is_seen(name) or cover.regions.is_private(name):
+        return False
+    # an output of a Split goes only together with the others
+    is_only_output = len(cover.lifts[name].node.outputs) == 1
+    return is_only_output and 1 <= len(scope.consumers.get(name, ())) <= MAX_CONSUMERS
+
+
+def _would_be_repeated(cover: Cover, name: str) -> bool:
+    """Whether each consumer that absorbs it would compute a convolution anew.
+
+    Not where all of them are branches of one region, nor of a factor per channel, which goes into their weights.
+    """
+    if not cover.entries[name].node.macs:
         return False
     is_factor = all(isinstance(term.kernel, Vector) for term in cover.lifts[name].terms)
-    if cover.entries[name].node.macs and not is_factor and not _is_read_by_branches(cover, name):
-        return False  # absorbed by each consumer, a convolution would be computed several times
-    return all(_is_linear_in(cover, consumer, name) for consumer in consumers)
+    return not is_factor and not _is_read_by_branches(cover, name)
 
 
 def _is_linear_in(cover: Cover, consumer: gs.Node, name: str) -> bool:
@@ -107,8 +127,7 @@ def _try(cover: Cover, name: str, regions: dict[str, list[str]]) -> None:
     names = [member for members in regions.values() for member in members]
     if len(names) > MAX_REGION_NODES or name in names:
         return
-    roots = list(regions)
-    limit = _limit(cover, [name, *roots])
+    limit = _limit(cover, [name, *regions])
     behind = _computed_from(cover, name, regions)
     before = {member: cover.entries[member] for members in behind.values() for member in members}
     for candidate in _candidates_tried(cover.entries[name].candidates):
@@ -116,12 +135,16 @@ def _try(cover: Cover, name: str, regions: dict[str, list[str]]) -> None:
             continue
         cover.absorb(name, candidate)
         for solve in (_inline, _cover_again):
-            is_solved = solve(cover, name, behind, limit)
-            price = _sum_of_prices(candidate.setup, cover, roots)
-            if is_solved and price.improves(limit.cost, limit) and not is_still_read(cover, name, roots):
+            if solve(cover, name, behind, limit) and _pays(cover, name, list(regions), limit):
                 return
             cover.entries.update(before)
         cover.absorb(name, None)
+
+
+def _pays(cover: Cover, name: str, roots: Sequence[str], limit: Price) -> bool:
+    """Whether regions that took a tensor in cost less with it than before, and do without it."""
+    price = _sum_of_prices(cover.absorbed[name].setup, cover, roots)
+    return price.improves(limit.cost, limit) and not is_still_read(cover, name, roots)
 
 
 def _candidates_tried(candidates: Sequence[Candidate]) -> Iterator[Candidate]:
@@ -143,15 +166,23 @@ def _groups(left: dict[str, list[str]]) -> Iterator[tuple[list[str], tuple[str, 
             groups.setdefault(tuple(touched), []).append(name)
     place = {name: number for number, name in enumerate(left)}
     for ends, names in groups.items():
-        found, pending = {*names, *ends}, list(names)
-        while pending and len(found) <= MAX_TOGETHER + len(ends):
-            for name in read_by.get(pending.pop(), ()):
-                if name not in found and found.issuperset(left[name]):
-                    found.add(name)
-                    pending.append(name)
+        found = _with_those_behind(names, ends, left, read_by)
         group = sorted(found.difference(ends), key=place.__getitem__)
         if 1 < len(group) <= MAX_TOGETHER:
             yield group, ends
+
+
+def _with_those_behind(
+    names: list[str], ends: tuple[str, ...], left: dict[str, list[str]], read_by: dict[str, list[str]]
+) -> set[str]:
+    """Tensors, and those that only they and the regions of `ends` read, as long as there are not too many."""
+    found, pending = {*names, *ends}, list(names)
+    while pending and len(found) <= MAX_TOGETHER + len(ends):
+        for name in read_by.get(pending.pop(), ()):
+            if name not in found and found.issuperset(left[name]):
+                found.add(name)
+                pending.append(name)
+    return found
 
 
 def _try_together(
@@ -172,16 +203,24 @@ def _try_together(
         return
     limit = _limit(cover, [*names, *ends])
     before = {member: cover.entries[member] for member in touched}
+    if not _pay_together(cover, names, ends, members, limit):
+        cover.entries.update(before)
+        for name in names:
+            cover.absorb(name, None)
+
+
+def _pay_together(
+    cover: Cover, names: Sequence[str], ends: Sequence[str], members: dict[str, list[str]], limit: Price
+) -> bool:
+    """Let regions absorb tensors, see `_try_together`; whether they cost less then, and do without them."""
     setup = _absorb_all(cover, names, members)
-    if setup is not None:
-        for root in ends:
-            cover.solve(members[root])
-        is_read = any(is_still_read(cover, name, ends) for name in names)
-        if not is_read and _sum_of_prices(setup, cover, ends).improves(limit.cost, limit):
-            return
-    cover.entries.update(before)
-    for name in names:
-        cover.absorb(name, None)
+    if setup is None:
+        return False
+    for root in ends:
+        cover.solve(members[root])
+    if any(is_still_read(cover, name, ends) for name in names):
+        return False
+    return _sum_of_prices(setup, cover, ends).improves(limit.cost, limit)
 
 
 def _absorb_all(cover: Cover, names: Sequence[str], members: dict[str, list[str]]) -> Price | None:
