@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from onnx_repfuse.algebra.affine_form import Form
 from onnx_repfuse.errors import Inexact
 from onnx_repfuse.graph.operators import operator
+from onnx_repfuse.graph.views import View
 from onnx_repfuse.lift import Context, LinearOp
 from onnx_repfuse.planner.forms.compose import Parts, composed, form_of_node
 from onnx_repfuse.planner.forms.value_range import check_range, data_type_of, weighed
@@ -56,9 +57,7 @@ class Combiner:
 
     def _form(self, lifted: LinearOp, combination: tuple[Option, ...], parts: Parts) -> Form | None:
         if lifted.view is not None:
-            viewed = combination[0].form
-            is_told = lifted.view.parts_are_neighbours or self._reads_whole_tensors(viewed)
-            return seen_through(viewed, lifted.view) if is_told else None
+            return self._behind(lifted.view, combination[0].form)
         looks_through = any(option.candidate is not None for option in combination)
         if not parts and not looks_through:
             form = form_of_node(lifted)
@@ -71,6 +70,11 @@ class Combiner:
             if looks_through or lifted.padding_value is not None:
                 self._note(lifted, combination, reason)
             return None
+
+    def _behind(self, view: View, form: Form) -> Form | None:
+        """A view of a form. Where parts of a channel lie apart, the source must tell how many channels there are."""
+        is_told = view.parts_are_neighbours or self._reads_whole_tensors(form)
+        return seen_through(form, view) if is_told else None
 
     def _composed(
         self, lifted: LinearOp, combination: tuple[Option, ...], parts: Parts, *, looks_through: bool

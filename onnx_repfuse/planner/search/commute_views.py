@@ -98,18 +98,26 @@ def under_view(
         is_free: whether nothing else needs a tensor such as u.
         cost_below: what it costs to compute a form before a view.
     """
-    if not any(name in entries and is_free(name) for name in tensors_read(candidate.form)):
-        return
-    groups = [group for group in _groups(candidate) if is_free(group.source) and group.source in entries]
-    read = Counter(group.source for group in groups)
     ways = {
         group: _ways_below(candidate, group, entries[group.source], cost_below)
-        for group in groups
-        if read[group.source] == 1  # else it would be computed once for each
+        for group in _that_may_move(candidate, entries, is_free)
     }
     for chosen in _side_by_side(ways):
         if any(way.absorbed is not None for way in chosen.values()):
             yield _moved(candidate, chosen, entries)
+
+
+def _that_may_move(
+    candidate: Candidate, entries: Mapping[str, Entry], is_free: Callable[[str], bool]
+) -> list[_Group]:
+    """The groups of terms that alone read a tensor; nothing else needs it, and no other group."""
+    free = {name for name in tensors_read(candidate.form) if name in entries and is_free(name)}
+    if not free:
+        return []  # as of most candidates: to find the groups takes long
+    groups = [group for group in _groups(candidate) if group.source in free]
+    # what several groups read would be computed once for each
+    read = Counter(group.source for group in groups)
+    return [group for group in groups if read[group.source] == 1]
 
 
 def _side_by_side(ways: Mapping[_Group, Sequence[_Below]]) -> Iterator[dict[_Group, _Below]]:

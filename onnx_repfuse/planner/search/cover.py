@@ -194,14 +194,12 @@ class Cover:
             if is_itself and candidate.nodes == 1:
                 ranked.append((candidate.setup.cost + entry.node.cost, candidate))
                 continue
-            cost = self._consider(lifted, candidate, entry)
-            if cost is None:
+            price = self._consider_with_views(lifted, reading, candidate, entry)
+            if price is None:
                 continue
-            ranked.append((cost, candidate))
-            for other in self._across_views(reading, candidate):
-                self._consider(lifted, other, entry)
-            if entry.separate is None and reading is lifted:
-                entry.separate = self._kept_apart(lifted, combination, candidate, entry)
+            ranked.append((price.cost, candidate))
+            if entry.separate is None and reading is lifted and price.macs > entry.original.macs:
+                entry.separate = self._kept_apart(lifted, combination, candidate)
         entry.candidates = prune(ranked)
         return entry
 
@@ -232,18 +230,29 @@ class Cover:
         absorbed = self.absorbed  # mostly there are none
         return {operand.name for operand in lifted.operands} & absorbed.keys() if absorbed else set()
 
-    def _consider(self, lifted: LinearOp, candidate: Candidate, entry: Entry) -> int | None:
-        """Choose a candidate if it is the best so far; its cost, or None if it cannot be written."""
+    def _consider_with_views(
+        self, lifted: LinearOp, reading: LinearOp, candidate: Candidate, entry: Entry
+    ) -> Price | None:
+        """Choose a candidate of a reading, or what it becomes across views, if it is the best; its price, as below."""
+        price = self._consider(lifted, candidate, entry)
+        for other in () if price is None else self._across_views(reading, candidate):
+            self._consider(lifted, other, entry)
+        return price
+
+    def _consider(self, lifted: LinearOp, candidate: Candidate, entry: Entry) -> Price | None:
+        """Choose a candidate if it is the best so far; its price, or None if it cannot be written."""
         price = self.price(lifted, candidate)
-        if price is None:
-            return None
-        cost = price.cost
+        if price is not None:
+            self._choose_if_best(lifted, candidate, price, entry)
+        return price
+
+    def _choose_if_best(self, lifted: LinearOp, candidate: Candidate, price: Price, entry: Entry) -> None:
+        # convolutions must not rise (`Price.improves`): in place of matrix products, they would be refused
         if not candidate.keeps_products and price.replaces_products(entry.original):
             candidate = replace(candidate, keeps_products=True)
             price = self.price(lifted, candidate) or price
         if price.improves(entry.best.cost, entry.original) and self._may_choose(lifted, candidate):
             entry.best, entry.choice = price, candidate
-        return cost
 
     def _may_choose(self, lifted: LinearOp, candidate: Candidate) -> bool:
         if lifted.output in self.banned or self.is_refused(lifted.output, candidate):
@@ -342,17 +351,14 @@ class Cover:
         return None if price is None else price.cost
 
     def _kept_apart(
-        self, lifted: LinearOp, combination: tuple[Option, ...], candidate: Candidate, entry: Entry
+        self, lifted: LinearOp, combination: tuple[Option, ...], candidate: Candidate
     ) -> Candidate | None:
-        """The same sum, with a convolution for each operand, where it takes fewer multiply-adds than the one of all.
+        """The same sum, with a convolution for each operand, where that of all takes more multiply-adds.
 
         It saves nothing itself. But what follows the sum can go into each of them.
         """
         if len(candidate.form.terms) == sum(len(option.form.terms) for option in combination):
             return None  # no terms were added up
-        price = self.price(lifted, candidate)
-        if price is None or price.macs <= entry.original.macs:
-            return None
         separate = tuple(option._replace(form=apart(option.form, n)) for n, option in enumerate(combination))
         return self.combiner.candidate(lifted, separate, {})
 
