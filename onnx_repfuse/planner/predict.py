@@ -27,11 +27,8 @@ def predicted_cost(scope: Scope, cost: str) -> int:
     """
     model = cost_model(cost)
     context = Context(scope, channel_layouts(scope), protected_nodes(scope))
-    lifts = {
-        one.output: one.outcome
-        for one in lift_all(context, lambda node: False, None, set())
-        if isinstance(one.outcome, LinearOp)
-    }
+    every = lift_all(context, lambda node: False, None, set())
+    lifts = {one.output: one.outcome for one in every if isinstance(one.outcome, LinearOp)}
     sizes = Sizes(context, lifts)
     inner = {id(node) for lifted in lifts.values() for node in lifted.inner_nodes}
     total = 0
@@ -39,8 +36,8 @@ def predicted_cost(scope: Scope, cost: str) -> int:
         if id(node) in inner or _is_fused(context, node) or _is_constant(scope, node):
             continue
         found = [lifts[tensor.name] for tensor in node.outputs if tensor.name in lifts]
-        total += sum(node_price(one, model, sizes.elements, scope.is_used).cost for one in found)
-        total += 0 if found else _price(scope, node, model)
+        costs = [node_price(one, model, sizes.elements, scope.is_used).cost for one in found]
+        total += sum(costs) if costs else _price(scope, node, model)
     return total
 
 

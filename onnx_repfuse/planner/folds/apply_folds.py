@@ -149,18 +149,13 @@ def remove_no_ops(
     scope = plan.scope
     replaced: dict[int, list[gs.Node]] = {}
     aliases: dict[str, str] = {}
-    protected = protected_nodes(scope)
     for node in scope.nodes:
-        name, source, nodes = node.outputs[0].name, given_out(scope, node), [node]
-        before = None if source else undone(scope, node)
-        if before is not None and before.outputs[0].name not in aliases:
-            source, nodes = before.inputs[0].name, [before, node]
+        source, nodes = _read_by_no_op(scope, node, aliases)
         if not source or not all(map(is_free, nodes)) or not _may_be_read_through(scope, node):
             continue
-        is_seen_by_covering = name in layouts and may_be_linear(node) and len(nodes) == 1
-        is_left = id(node) in protected or (is_seen_by_covering and node.op not in _REMOVED_FIRST)
-        if node.op not in _TRANSPARENT and is_left:
+        if _is_left(scope, nodes, layouts):
             continue
+        name = node.outputs[0].name
         aliases[name] = source
         fold = add_fold(plan, name, {Kind.NO_OP}, nodes, [])
         fold.aliases = {name: source}
@@ -169,6 +164,28 @@ def remove_no_ops(
     replace_nodes(scope, replaced)
     replace_aliases(scope, aliases)
     return bool(aliases)
+
+
+def _read_by_no_op(scope: Scope, node: gs.Node, aliases: Container[str]) -> tuple[str, list[gs.Node]]:
+    """The tensor that a node gives out, alone or with the one before it, and these nodes; "" if there is none."""
+    source = given_out(scope, node)
+    if source:
+        return source, [node]
+    before = undone(scope, node)
+    if before is None or before.outputs[0].name in aliases:
+        return "", [node]
+    return str(before.inputs[0].name), [before, node]
+
+
+def _is_left(scope: Scope, nodes: Sequence[gs.Node], layouts: Container[str]) -> bool:
+    """Whether a no-op stays: part of a pattern, or left to covering, which makes it part of a fold."""
+    node = nodes[-1]
+    if node.op in _TRANSPARENT:
+        return False
+    if id(node) in protected_nodes(scope):
+        return True
+    is_seen_by_covering = node.outputs[0].name in layouts and may_be_linear(node) and len(nodes) == 1
+    return is_seen_by_covering and node.op not in _REMOVED_FIRST
 
 
 def join_no_ops(plan: ScopePlan) -> None:
@@ -189,11 +206,16 @@ def join_no_ops(plan: ScopePlan) -> None:
     for fold in reversed(no_ops):
         gone.add(id(fold))
         for other in [other for other in consumers.get(fold.name, ()) if id(other) not in gone]:
-            absorbed = {id(node): node for node in (*other.absorbed, *fold.absorbed)}
-            other.absorbed = sorted(absorbed.values(), key=lambda one: scope.anchor[id(one)])
+            _absorb(scope, other, fold.absorbed)
             for node in fold.absorbed:
                 _add_consumer(scope, consumers, node, other)
     plan.folds = [fold for fold in plan.folds if id(fold) not in gone]
+
+
+def _absorb(scope: Scope, fold: PlannedFold, nodes: Iterable[gs.Node]) -> None:
+    """Count nodes of the file to a fold, too, in the file's order."""
+    absorbed = {id(node): node for node in (*fold.absorbed, *nodes)}
+    fold.absorbed = sorted(absorbed.values(), key=lambda one: scope.anchor[id(one)])
 
 
 def _is_no_op_of_nothing(scope: Scope, fold: PlannedFold) -> bool:

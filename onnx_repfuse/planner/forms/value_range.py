@@ -43,11 +43,22 @@ def check_range(form: Form, lifted: LinearOp, data_type: int, *, reads_kernels: 
     if _exceeds(form.terms, form.bias, limits) and not _exceeds(lifted.terms, lifted.bias, limits):
         raise Inexact(Reason.OVERFLOW)
     if limits.is_half:
-        for term in form.terms:
-            taps = taps_of(term.kernel)
-            if isinstance(taps, Vector) and not taps.is_one:
-                check_underflow(taps.scale, data_type)
-    for term in form.terms if reads_kernels else ():
+        _check_factors(form, data_type)
+    if reads_kernels:
+        _check_kernels(form, data_type)
+
+
+def _check_factors(form: Form, data_type: int) -> None:
+    """Raise Inexact(UNDERFLOW) where a factor per channel is too small for its type."""
+    for term in form.terms:
+        taps = taps_of(term.kernel)
+        if isinstance(taps, Vector) and not taps.is_one:
+            check_underflow(taps.scale, data_type)
+
+
+def _check_kernels(form: Form, data_type: int) -> None:
+    """Raise Inexact where a kernel that is not too large to be read has a weight that its type does not hold."""
+    for term in form.terms:
         kernel = taps_of(term.kernel)
         if not isinstance(kernel, Vector) and prod(kernel.geometry.weight_shape) <= MAX_WEIGHED:
             materialized(kernel, data_type)

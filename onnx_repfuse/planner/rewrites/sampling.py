@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.operators.facts import per_axis
-from onnx_repfuse.graph.scope import Scope, optional_input
+from onnx_repfuse.graph.scope import Scope, all_known, optional_input
 from onnx_repfuse.graph.windows import has_window, kernel_of, window_of
 from onnx_repfuse.lift import Context, LinearOp, lift
 
@@ -90,11 +90,11 @@ def _sliced(scope: Scope, node: gs.Node, rank: int) -> Strides | None:
     """The strides of a Slice of space that begins with the first position and ends with the last."""
     if operator(node).uses_attributes(scope.opset):
         return None  # it has no steps then
-    starts, ends, axes, steps = (_indices(scope, node, place) for place in range(1, 5))
-    if starts is None or ends is None or axes is None or steps is None:
+    listed = all_known(_indices(scope, node, place) for place in range(1, 5))
+    if listed is None or len(set(map(len, listed[1:]))) > 1:
         return None
-    takes_all = not any(starts) and min(ends, default=0) >= TO_THE_END
-    if not takes_all or not len(axes) == len(steps) == len(ends) or min(steps) < 1:
+    starts, ends, axes, steps = listed
+    if any(starts) or min(ends, default=0) < TO_THE_END or min(steps) < 1:
         return None
     step_of = dict(zip([int(axis) % (rank + 2) for axis in axes], map(int, steps), strict=True))
     batch, channels, *space = (step_of.get(axis, 1) for axis in range(rank + 2))
