@@ -99,16 +99,18 @@ class _Grower:
                 continue
             self.tensors[name] = None
             producer = self.scope.producer.get(name)
-            stays = name in self.left or self.scope.is_seen(name)
-            is_ours = not stays and self._has_channels(name) and len(nodes) <= MAX_NODES
-            self.is_closed = is_ours and producer is not None
-            if not is_ours:
+            if producer is None or not self._may_change(name) or len(nodes) > MAX_NODES:
+                self.is_closed = False
                 break
-            around = [*([] if producer is None else [producer]), *self.scope.consumers.get(name, ())]
-            for node in around:
+            for node in (producer, *self.scope.consumers.get(name, ())):
                 if id(node) not in nodes:
                     pending += self._joined(node, name, nodes)
         return self
+
+    def _may_change(self, name: str) -> bool:
+        """Whether a tensor has the region's channels, and may have fewer of them."""
+        stays = name in self.left or self.scope.is_seen(name)
+        return not stays and self._has_channels(name)
 
     def _has_channels(self, name: str) -> bool:
         layout = self.layouts.get(name)
@@ -188,17 +190,23 @@ def keeps_channels(scope: Scope, layouts: Mapping[str, ChannelLayout], node: gs.
     if node.op in _CONVOLUTIONS:
         return is_depthwise(scope, node)
     if node.op == _NORMALIZES:
-        is_constant = all(scope.const(tensor.name) is not None for tensor in node.inputs[1:])
-        return is_constant and not node.attrs.get("training_mode", 0)
+        return _normalizes_by_constants(scope, node)
     layout = layouts.get(node.outputs[0].name)
     if layout is None:
         return False
     rank = layout.rank + 2
     if node.op in _ALIKE:
         return _treats_channels_alike(scope, node, rank)
+    # an `axis` says how old opsets broadcast, or along which axis a Softmax adds up
     if not operator(node).elementwise or node.op == "Cast" or "axis" in node.attrs:
         return False
     return all(_fits(scope, layouts, tensor.name, rank, layout.channels) for tensor in node.inputs)
+
+
+def _normalizes_by_constants(scope: Scope, node: gs.Node) -> bool:
+    """Whether it is a BatchNormalization as it is in inference."""
+    is_constant = all(scope.const(tensor.name) is not None for tensor in node.inputs[1:])
+    return is_constant and not node.attrs.get("training_mode", 0)
 
 
 def _fits(scope: Scope, layouts: Mapping[str, ChannelLayout], name: str, rank: int, channels: int) -> bool:

@@ -49,25 +49,38 @@ def merge_equal_nodes(plan: ScopePlan, is_kept: Callable[[gs.Node], bool], banne
             continue
         replaced[id(node)] = []
         for output, kept in zip(node.outputs, first.outputs, strict=True):
-            if not output.name:
-                continue
-            known.merged[output.name] = kept.name
-            if id(node) in scope.original:
-                roles = frozenset((Kind.EQUAL,))
-                absorbed = [*_original(plan, behind), node]
-                plan.add(PlannedFold((output.name,), absorbed, [], roles, 0, 0, equal_to=first))
-            elif not _is_inner(plan, node):
-                fold = add_fold(plan, output.name, {Kind.EQUAL}, [node], [])
-                fold.equal_to, fold.aliases = first, {output.name: kept.name}
-                fold.absorbed = [*_original(plan, behind), *fold.absorbed]
-            elif not _is_inner(plan, first):
-                plan.taken.add(kept.name)
+            if output.name:
+                known.merged[output.name] = kept.name
+                _note_merged(plan, node, first, (output.name, kept.name), behind)
     plan.merged.update(known.merged)
     replace_nodes(scope, replaced)
     replace_aliases(scope, known.merged)
     if replaced:
         scope.nodes = scope.order(scope.nodes)
     return bool(replaced)
+
+
+def _note_merged(
+    plan: ScopePlan, node: gs.Node, first: gs.Node, names: tuple[str, str], behind: gs.Node | None
+) -> None:
+    """Note as a fold that an output of a node is computed by an equal one.
+
+    Args:
+        plan: of the scope.
+        node, first: the node, and the one that stays.
+        names: of the output, and of what its consumers read from now on.
+        behind: the node that `node` only repeats, see `_EqualNodes.repeated`.
+    """
+    output, kept = names
+    if id(node) in plan.scope.original:
+        absorbed = [*_original(plan, behind), node]
+        plan.add(PlannedFold((output,), absorbed, [], frozenset((Kind.EQUAL,)), 0, 0, equal_to=first))
+    elif not _is_inner(plan, node):
+        fold = add_fold(plan, output, {Kind.EQUAL}, [node], [])
+        fold.equal_to, fold.aliases = first, {output: kept}
+        fold.absorbed = [*_original(plan, behind), *fold.absorbed]
+    elif not _is_inner(plan, first):
+        plan.taken.add(kept)
 
 
 def _order_of_staying(plan: ScopePlan, banned: frozenset[str]) -> list[gs.Node]:

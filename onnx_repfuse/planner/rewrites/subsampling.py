@@ -63,17 +63,24 @@ def subsampling_refusals(context: Context, is_free: IsFree) -> Iterator[Refusal]
         return
     tensors = ThinTensors(context, is_free)
     for node in scope.nodes:
-        if node.op != "Conv" or not is_free(node) or not may_subsample(node):
+        if not is_free(node) or not _keeps_stride(tensors, node):
             continue
         name = node.inputs[0].name
-        if set(kernel_of(scope, node)) != {1} or name in tensors.thin or not tensors.may_shrink(name):
-            continue
         if reads_border(node):
             yield stride_refusal(
                 scope, node, Reason.BORDER, "its padding reads positions that are no multiple of it"
             )
         elif prod(tensors.wanted.get(name, ())) == 1 or scope.is_seen(name):
             yield stride_refusal(scope, node, Reason.CONSUMERS, f"'{name}' is needed elsewhere")
+
+
+def _keeps_stride(tensors: ThinTensors, node: gs.Node) -> bool:
+    """Whether a strided 1x1 convolution reads a tensor of which a convolution could compute fewer positions."""
+    if node.op != "Conv" or not may_subsample(node):
+        return False
+    name = node.inputs[0].name
+    is_of_one_tap = set(kernel_of(tensors.scope, node)) == {1}
+    return is_of_one_tap and name not in tensors.thin and tensors.may_shrink(name)
 
 
 def _groups(context: Context, model: CostModel, is_free: IsFree) -> Iterator[_Group]:

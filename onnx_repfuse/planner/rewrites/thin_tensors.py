@@ -14,7 +14,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.operators import operator
-from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.graph.scope import Scope, input_names
 from onnx_repfuse.lift import Context
 from onnx_repfuse.planner.folds.replacements import IsFree
 from onnx_repfuse.planner.rewrites.sampling import (
@@ -55,9 +55,7 @@ class ThinTensors:
             return
         for node in reversed(self.scope.nodes):
             for name, strides in self.reads(node):
-                known = self.wanted.get(name, strides)
-                common = tuple(map(gcd, known, strides)) if len(known) == len(strides) else ()
-                self.wanted[name] = common
+                self.wanted[name] = _common(self.wanted.get(name, strides), strides)
         for node in self.scope.nodes:
             strides = self.wanted_of(node)
             if strides and self.can_be_thin(node, len(strides)):
@@ -76,20 +74,23 @@ class ThinTensors:
 
     def reads(self, node: gs.Node) -> Iterator[tuple[str, Strides]]:
         """What a node reads, and with which strides; () stands for all of it."""
-        names = [tensor.name for tensor in node.inputs if tensor.name]
+        names = input_names(node)
         if not names:
             return
-        wanted = self.wanted_of(node)
-        strides = self.own_strides(node)
-        thinned: Strides = ()  # those with which the first `count` inputs are read
-        count = 0
-        if strides and self.is_free(node):
-            thinned, count = strides, 1
-            if wanted and movable_pads(self.context, node) is not None:
-                thinned = tuple(own * more for own, more in zip(strides, wanted, strict=True))
-        elif wanted and self.passes_on(node, len(wanted)):
-            thinned, count = wanted, 1 if operator(node).normalizes else len(names)
+        thinned, count = self.thinned_inputs(node, len(names))
         yield from ((name, thinned if place < count else ()) for place, name in enumerate(names))
+
+    def thinned_inputs(self, node: gs.Node, count: int) -> tuple[Strides, int]:
+        """The strides with which a node reads its first inputs, and how many of its `count` inputs these are."""
+        wanted, strides = self.wanted_of(node), self.own_strides(node)
+        if strides and self.is_free(node):
+            if not wanted or movable_pads(self.context, node) is None:
+                return strides, 1
+            return tuple(own * more for own, more in zip(strides, wanted, strict=True)), 1
+        if wanted and self.passes_on(node, len(wanted)):
+            # a BatchNormalization reads its parameters whole
+            return wanted, 1 if operator(node).normalizes else count
+        return (), 0
 
     def own_strides(self, node: gs.Node) -> Strides:
         """The strides with which a node reads its first input, () if it reads more than one position for each."""
@@ -155,3 +156,8 @@ class ThinTensors:
 
     def thin_operands(self, node: gs.Node) -> list[str]:
         return [tensor.name for tensor in node.inputs if tensor.name in self.thin]
+
+
+def _common(some: Strides, others: Strides) -> Strides:
+    """The strides of all positions that either takes; () where one takes all, or reads the tensor along other axes."""
+    return tuple(map(gcd, some, others)) if len(some) == len(others) else ()
