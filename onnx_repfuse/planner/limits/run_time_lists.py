@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.dims import dims_of
 from onnx_repfuse.graph.extents import Dim, Extent, value
 from onnx_repfuse.graph.operators import operator
-from onnx_repfuse.graph.scope import Scope
+from onnx_repfuse.graph.scope import Scope, input_names
 from onnx_repfuse.graph.size_lists import constant_list, has_rows, moved_list, multiplies_all, paired
 
 __all__ = ["RunTimeLists"]
@@ -70,26 +70,28 @@ class RunTimeLists:
     def _list(self, name: str, depth: int) -> list[int]:
         scope = self.scope
         if scope.const(name) is not None:
-            constant = constant_list(scope, name)
-            if constant is None:
-                raise _UnknownError
-            return constant
+            return _known(constant_list(scope, name))
         node = scope.producer.get(name)
         if node is None or depth > MAX_DEPTH:
             raise _UnknownError
         of_shape = operator(node).of_shape
         if of_shape is not None:
-            dims = self.dims(node.inputs[0].name)
-            if dims is None:
-                raise _UnknownError
+            dims = _known(self.dims(node.inputs[0].name))
             return [int(number) for number in of_shape(node.attrs, tuple(dims)).ravel()]
         if has_rows(scope, node):
             raise _UnknownError
-        return self._computed(node, [self._list(t.name, depth + 1) for t in node.inputs if t.name])
+        return self._computed(node, [self._list(input_name, depth + 1) for input_name in input_names(node)])
 
     def _computed(self, node: gs.Node, inputs: list[list[int]]) -> list[int]:
         moved = moved_list(node, inputs)
         return _arithmetic(node, inputs) if moved is None else moved
+
+
+def _known(numbers: list[int] | None) -> list[int]:
+    """The numbers. Raises _UnknownError if there are none."""
+    if numbers is None:
+        raise _UnknownError
+    return numbers
 
 
 def _arithmetic(node: gs.Node, inputs: list[list[int]]) -> list[int]:

@@ -158,25 +158,28 @@ class _Trial:
         if name not in self.places:
             axis, rank = layout
             dims = self.lists.dims(name)
-            if axis == -1:
-                total = prod(dims[1:-1] if len(dims) > 2 else dims[:1]) if dims else self.size  # of one image
-                if total < 1:
-                    raise _UnknownSizesError
-                self.places[name] = _Positions((), total)
-            else:
-                space = tuple(dims[2:] if dims is not None and len(dims) == rank + 2 else (self.size,) * rank)
-                if min(space, default=1) < 1:
-                    raise _UnknownSizesError  # the image is too small for what is before
-                self.places[name] = _Positions(space, prod(space))
+            found = self.of_rows(dims) if axis == -1 else self.of_space(dims, rank)
+            if found.total < 1:  # the image is too small for what is before
+                raise _UnknownSizesError
+            self.places[name] = found
         return self.places[name]
+
+    def of_rows(self, dims: list[int] | None) -> _Positions:
+        """The rows of one image in a tensor that has its channels last."""
+        if not dims:
+            return _Positions((), self.size)
+        return _Positions((), prod(dims[1:-1] if len(dims) > 2 else dims[:1]))
+
+    def of_space(self, dims: list[int] | None, rank: int) -> _Positions:
+        """The positions of a tensor that has its channels on axis 1."""
+        is_known = dims is not None and len(dims) == rank + 2
+        space = tuple(dims[2:]) if dims is not None and is_known else (self.size,) * rank
+        return _Positions(space, prod(space) if min(space, default=1) > 0 else 0)
 
     def behind_view(self, view: View, operand: _Positions) -> _Positions:
         """The positions behind a view. Raises _UnknownSizesError."""
         if view.sort is SpaceMapSort.PERMUTES and view.before == view.after and operand.space:
-            order = permutation(view.node, len(operand.space) + 2)
-            if min(order[2:], default=2) < 2:  # how many images there are is not told
-                raise _UnknownSizesError
-            return _Positions(tuple(operand.space[place - 2] for place in order[2:]), operand.total)
+            return _permuted(view, operand.space, operand.total)
         is_on_last_axis = view.after[0] == -1
         if view.sort in (SpaceMapSort.RESHAPES, SpaceMapSort.PERMUTES):
             total = operand.total * view.channels // view.channels_behind
@@ -243,6 +246,14 @@ class _Trial:
                 return tuple(float(scale) for scale in np.asarray(const.read())[2:])
         self.was_scaled = True
         return (self.scale,) * (len(view.end) - 2)
+
+
+def _permuted(view: View, space: tuple[int, ...], total: int) -> _Positions:
+    """The positions behind a Transpose of space. Raises _UnknownSizesError: how many images there are is not told."""
+    order = permutation(view.node, len(space) + 2)[2:]
+    if min(order, default=2) < 2:
+        raise _UnknownSizesError
+    return _Positions(tuple(space[place - 2] for place in order), total)
 
 
 def _averages(lifted: LinearOp) -> bool:

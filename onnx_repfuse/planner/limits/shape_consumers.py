@@ -68,9 +68,8 @@ def shape_sources(cover: Cover, selection: Selection) -> Iterator[ShapeSource]:
         if one.output == selection.output:
             continue
         for shape_node in scope.consumers.get(one.output, ()):
-            if operator(shape_node).of_shape is None or not _is_needed(
-                scope, shape_node, absorbed, selection
-            ):
+            asks_for_shape = operator(shape_node).of_shape is not None
+            if not asks_for_shape or not _is_needed(scope, shape_node, absorbed, selection):
                 continue
             alike = _of_equal_shape(one.output, selection.operators)
             present = list(_present(scope, shape_node, selection))

@@ -12,7 +12,7 @@ reads: wherever all of its nodes run, each window must fit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -87,13 +87,13 @@ class _SmallInputs:
         """The sizes that are not known and on which those of the operands depend; None stands for known ones."""
         made: set[Axis] = set()
         found: dict[Axis | None, None] = {None: None}
-        for lifted in self.operators:
-            for number, operand in enumerate(lifted.operands):
-                for axis in range(2, operand.layout[1] + 2):
-                    if (operand.name, axis) not in made:
-                        found[_base(self.dim(operand.name, axis), (operand.name, axis))] = None
-                    behind = self.behind(lifted, number, axis, 1)
-                    made |= set() if behind is None else {(lifted.output, behind[0])}
+        for lifted, number, axis in self.axes():
+            key = lifted.operands[number].name, axis
+            if key not in made:
+                found[_base(self.dim(*key), key)] = None
+            behind = self.behind(lifted, number, axis, 1)
+            if behind is not None:
+                made.add((lifted.output, behind[0]))
         return list(found)
 
     def dim(self, name: str, axis: int) -> Dim | None:
@@ -115,21 +115,26 @@ class _SmallInputs:
         """The first window that does not fit where a base has so many positions. Raises _DoesNotRunError."""
         sizes: dict[Axis, int] = {}
         small: gs.Node | None = None
+        for lifted, number, axis in self.axes():
+            size = self.size((lifted.operands[number].name, axis), base, positions, sizes)
+            behind = None if size is None else self.behind(lifted, number, axis, size)
+            if size is None or behind is None:
+                continue
+            if small is None and self.is_too_few(lifted, axis, size):
+                small = lifted.node
+            if behind[1] < 0:
+                raise _DoesNotRunError
+            # an operand of one position broadcasts
+            key = lifted.output, behind[0]
+            sizes[key] = max(sizes.get(key, behind[1]), behind[1]) if behind[1] else 0
+        return small
+
+    def axes(self) -> Iterator[tuple[LinearOp, int, int]]:
+        """Every spatial axis of every operand: the operator, the number of the operand, and the axis."""
         for lifted in self.operators:
             for number, operand in enumerate(lifted.operands):
                 for axis in range(2, operand.layout[1] + 2):
-                    size = self.size((operand.name, axis), base, positions, sizes)
-                    behind = None if size is None else self.behind(lifted, number, axis, size)
-                    if size is None or behind is None:
-                        continue
-                    if small is None and self.is_too_few(lifted, axis, size):
-                        small = lifted.node
-                    if behind[1] < 0:
-                        raise _DoesNotRunError
-                    # an operand of one position broadcasts
-                    key = lifted.output, behind[0]
-                    sizes[key] = max(sizes.get(key, behind[1]), behind[1]) if behind[1] else 0
-        return small
+                    yield lifted, number, axis
 
     def size(self, key: Axis, base: Axis | None, positions: int, sizes: dict[Axis, int]) -> int | None:
         """The size of an axis of an operand, if it is known or depends on a base; below 1, raises _DoesNotRunError."""

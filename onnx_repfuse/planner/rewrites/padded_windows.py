@@ -81,12 +81,10 @@ def _maxima_of_zeros(
     """
     scope, name, source = context.scope, pad.outputs[0].name, pad.inputs[0].name
     activation, amounts = scope.producer.get(source), _around_space(context, pad)
-    consumers = scope.consumers.get(name, [])
-    if activation is None or amounts is None or amounts.value != 0 or len(consumers) != 1:
+    pool = scope.only_consumer(name)
+    if pool is None or pool.op != "MaxPool" or amounts is None or amounts.value != 0:
         return
-    (pool,) = consumers
-    is_alone = scope.is_private(source) and not scope.is_seen(name)
-    if not is_alone or pool.op != "MaxPool" or not _is_never_negative(scope, activation):
+    if activation is None or not scope.is_private(source) or not _is_never_negative(scope, activation):
         return
     if tells_zeros_apart(scope, pool.outputs[0].name):
         return  # an activation may give out -0, beside which a zero of the padding is the maximum
@@ -161,16 +159,16 @@ def _with_pads(context: Context, pad: gs.Node, node: gs.Node, amounts: _Amounts)
     if window is None or node.op not in _WINDOWS or len(window.kernel) != len(amounts.begin):
         return None
     data, *others = (tensor.name for tensor in node.inputs)
-    padded = pad.outputs[0].name
-    if data != padded or padded in others:
+    if pad.outputs[0].name != data or data in others:
         return None
     pads = [own + more for own, more in zip(window.pads, (*amounts.begin, *amounts.end), strict=True)]
     attributes: dict[str, Any] = {key: value for key, value in node.attrs.items() if key != "auto_pad"}
     if node.op == "AveragePool":
+        # behind the Pad, its positions count
+        attributes["count_include_pad"] = 1
         if not _may_count(context, node, window, pads) or not _fits_padded(context, node, window, amounts):
             return None
-        attributes["count_include_pad"] = 1
-    if node.op == "MaxPool" and not holds_a_position(node, window.kernel, pads):
+    elif node.op == "MaxPool" and not holds_a_position(node, window.kernel, pads):
         return None
     inputs = [pad.inputs[0].name, *others]
     name = context.scope.fresh(f"{node.outputs[0].name}_padded")
