@@ -276,13 +276,11 @@ def _with_border_alone(scope: Scope, nodes: Nodes, border: LinearOp) -> Nodes:
     is_whole = len(own) > len(border.inner_nodes)  # else an earlier fold has absorbed a part of it
     if not is_whole or scope.opset < PAD_TAKES_ANY_TYPE or _can_be_tried(scope, own, border):
         return nodes
-    result: list[onnx.NodeProto] = []
-    for node in nodes:
-        if computed.isdisjoint(node.output):
-            result.append(node)
-        elif node is own[-1]:
-            result += _border_nodes(scope, border)
-    return result
+    place = next(place for place, node in enumerate(nodes) if node is own[-1])
+    before, behind = (
+        [node for node in part if computed.isdisjoint(node.output)] for part in (nodes[:place], nodes[place:])
+    )
+    return [*before, *_border_nodes(scope, border), *behind]
 
 
 def _can_be_tried(scope: Scope, nodes: Nodes, border: LinearOp) -> bool:

@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
+from onnx_repfuse.graph.scope import Scope
 from onnx_repfuse.lift import LinearOp
 from onnx_repfuse.planner.folds.planned import ScopePlan
 from onnx_repfuse.planner.folds.replacements import Replacements
@@ -101,14 +102,18 @@ def _is_taken_behind(paths: Paths, total: gs.Node) -> bool:
         lifted = None if consumer is None else paths.lifted(consumer.outputs[0].name)
         if lifted is None or len(lifted.operands) != 1 or not paths.may_go(lifted.node):
             return False
-        view = lifted.view
-        if lifted.node.op != "MatMul" and (view is None or not _keeps_biases(lifted)):
+        if lifted.node.op != "MatMul" and not _keeps_biases(lifted):
             return False
-        before, behind = scope.elements(name), scope.elements(lifted.output)
-        if view is not None and before is not None and behind is not None and behind < before:
+        if lifted.view is not None and _shrinks(scope, lifted):
             return True
         name = lifted.output
     return False
+
+
+def _shrinks(scope: Scope, lifted: LinearOp) -> bool:
+    """Whether an operator has fewer elements than what it reads, so that to add a bias behind it costs less."""
+    before, behind = scope.elements(lifted.operands[0].name), scope.elements(lifted.output)
+    return before is not None and behind is not None and behind < before
 
 
 def _keeps_biases(lifted: LinearOp) -> bool:

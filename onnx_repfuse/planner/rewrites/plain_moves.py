@@ -72,16 +72,12 @@ def _transposes(scope: Scope, node: gs.Node, _layouts: Mapping[str, ChannelLayou
 
 def _gathers(scope: Scope, node: gs.Node, _layouts: Mapping[str, ChannelLayout]) -> gs.Node | None:
     """A GatherElements whose constant indices vary along its own axis only."""
-    shape, const = scope.shape(node.inputs[0].name), scope.const(optional_input(node, 1))
-    if shape is None or const is None or len(const.shape) != len(shape) or not 0 < const.size <= MAX_INDICES:
+    shape, indices = scope.shape(node.inputs[0].name), _values(scope, optional_input(node, 1))
+    if shape is None or indices is None or indices.ndim != len(shape):
         return None
     axis = node.attrs.get("axis", 0) % len(shape)
-    others = [place for place in range(len(shape)) if place != axis]
-    if any(shape[place] != const.shape[place] for place in others):
+    if any(size != indices.shape[place] for place, size in enumerate(shape) if place != axis):
         return None  # it takes a part of these axes, or may do so
-    indices = const.computed()
-    if indices is None:
-        return None
     first = indices[tuple(slice(None) if place == axis else 0 for place in range(len(shape)))]
     aligned = first.reshape([-1 if place == axis else 1 for place in range(len(shape))])
     return _gather(scope, node, axis, first) if (indices == aligned).all() else None
@@ -89,9 +85,8 @@ def _gathers(scope: Scope, node: gs.Node, _layouts: Mapping[str, ChannelLayout])
 
 def _reverses(scope: Scope, node: gs.Node, _layouts: Mapping[str, ChannelLayout]) -> gs.Node | None:
     """A ReverseSequence of as many positions in every sequence."""
-    shape, const = scope.shape(node.inputs[0].name), scope.const(optional_input(node, 1))
-    lengths = None if const is None or const.size > MAX_INDICES else const.computed()
-    if shape is None or lengths is None or not lengths.size or (lengths != lengths.ravel()[0]).any():
+    shape, lengths = scope.shape(node.inputs[0].name), _values(scope, optional_input(node, 1))
+    if shape is None or lengths is None or (lengths != lengths.ravel()[0]).any():
         return None
     axis, length = int(node.attrs.get("time_axis", 0)) % len(shape), int(lengths.ravel()[0])
     size = shape[axis]
@@ -102,22 +97,32 @@ def _reverses(scope: Scope, node: gs.Node, _layouts: Mapping[str, ChannelLayout]
 
 def _slices(scope: Scope, node: gs.Node, layouts: Mapping[str, ChannelLayout]) -> gs.Node | None:
     """A Gather of every k-th position along an axis of space, k > 1."""
-    name, const = node.inputs[0].name, scope.const(optional_input(node, 1))
+    name = node.inputs[0].name
     layout, shape = layouts.get(name), scope.shape(name)
     if layout is None or shape is None or layout.channel_axis != 1 or scope.opset < STEPS_SINCE:
         return None
     axis = node.attrs.get("axis", 0) % len(shape)
-    if axis < 2 or const is None or len(const.shape) != 1 or not 1 < const.size <= MAX_INDICES:
-        return None
-    index = const.computed()
-    if index is None or index[0] < 0:
-        return None
-    step = int(index[1]) - int(index[0])
-    if step < 2 or (np.diff(index) != step).any():
+    index = _values(scope, optional_input(node, 1)) if axis >= 2 else None
+    step = 0 if index is None else _step(index)
+    if index is None or step < 2 or index[0] < 0:
         return None
     numbers = (int(index[0]), int(index[-1]) + step, axis, step)
     lists = [_indices(scope, node, label, [number]) for label, number in zip(_SLICE, numbers, strict=True)]
     return _new(scope, node, "Slice", [name, *lists])
+
+
+def _step(index: Index) -> int:
+    """How far one number of a list is behind the one before it; 0 for fewer than two, and where that varies."""
+    if index.ndim != 1 or len(index) < 2:
+        return 0
+    steps = np.diff(index)
+    return int(steps[0]) if (steps == steps[0]).all() else 0
+
+
+def _values(scope: Scope, name: str) -> Index | None:
+    """The numbers of a constant that is not too long to be looked at, and not empty."""
+    const = scope.const(name)
+    return const.computed() if const is not None and 0 < const.size <= MAX_INDICES else None
 
 
 def _gather(scope: Scope, node: gs.Node, axis: int, index: Index) -> gs.Node | None:

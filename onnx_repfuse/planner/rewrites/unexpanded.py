@@ -8,6 +8,7 @@ channel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -77,22 +78,31 @@ def _without_repeats(const: Const, beside: Shape | None) -> Const | None:
     Args:
         beside: the shape of the other operand, which must have those positions by itself.
     """
-    is_from_file = const.kernel is None and const.bias is None
-    if beside is None or not 1 < const.size <= const.effort <= MAX_ELEMENTS or not is_from_file:
-        return None
-    own = beside[len(beside) - len(const.shape) :]
-    repeated = [axis for axis, size in enumerate(const.shape) if size > 1 and own[axis : axis + 1] == (size,)]
-    if sum(size > 1 for size in const.shape) < 2 or not repeated or len(beside) < len(const.shape):
-        return None
-    values = const.computed()
+    axes = [] if beside is None or not _may_repeat(const) else _axes_in_common(const.shape, beside)
+    values = const.computed() if axes else None
     if values is None:
         return None
-    for axis in repeated:
+    for axis in axes:
         first = values.take([0], axis)
         # by their bits: 0 is not -0, and NaN is NaN
         if np.array_equal(_bits(values), np.broadcast_to(_bits(first), values.shape)):
             values = first
     return None if values.shape == const.shape else Const(values.shape, const.data_type, lambda: values)
+
+
+def _may_repeat(const: Const) -> bool:
+    """Whether planning looks at the values of a constant of several axes: not of one that a fold made."""
+    is_from_file = const.kernel is None and const.bias is None
+    has_axes = sum(size > 1 for size in const.shape) > 1
+    return is_from_file and has_axes and const.size <= const.effort <= MAX_ELEMENTS
+
+
+def _axes_in_common(shape: Sequence[int], beside: Shape) -> list[int]:
+    """The axes along which a constant has as many positions, more than one, as what it is combined with."""
+    if len(beside) < len(shape):
+        return []  # the constant makes the result longer
+    others = beside[len(beside) - len(shape) :]
+    return [axis for axis, size in enumerate(shape) if size > 1 and others[axis] == size]
 
 
 def _bits(values: NDArray[Any]) -> NDArray[Any]:
