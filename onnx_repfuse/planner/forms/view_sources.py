@@ -79,22 +79,32 @@ def viewed_form(form: Form, views: Sequence[View], lo: int) -> Term:
 
 def seen_through(form: Form, view: View) -> Form | None:
     """The form of a view's output, given a form of its operand; None if that is not pointwise."""
-    if any(isinstance(source, Shifted) for source in form.sources):
+    if not _may_pass(form, view):
         return None
-    if not (view.keeps_constants or form.bias.is_zero):
-        return None
-    if view.channels_behind < view.channels and not _is_tensor(form, view.channels):
-        return None  # it would have to do the same to all channels that stand for one
-    if view.channels_behind == view.channels:
-        return in_layout(form, view.after, lambda source: _viewed(source, view))
-    if view.channels_behind > view.channels and not all(map(_is_factor, form.terms)):
-        return None  # a dense map would be large
     moved = in_layout(form, view.after, lambda source: _viewed(source, view))
-    if moved is None or view.channels_behind > view.channels:
-        return None if moved is None else spread(moved, _spreading(view), view.channels)
+    if moved is None or view.channels_behind == view.channels:
+        return moved
+    if view.channels_behind > view.channels:
+        return spread(moved, _spreading(view), view.channels)
     unit = Vector.unit(view.channels_behind, view.after)
     term = Term(moved.terms[0].source, unit)
     return Form(view.channels_behind, view.after, (term,), Bias.zeros(view.channels_behind))
+
+
+def _may_pass(form: Form, view: View) -> bool:
+    """Whether a pointwise form and a view may change places."""
+    if any(isinstance(source, Shifted) for source in form.sources) or not _keeps_bias(form, view):
+        return False
+    if view.channels_behind < view.channels:
+        # another form would have to do the same to all channels that stand for one
+        return _is_tensor(form, view.channels)
+    # where channels stand for several, a dense map would be large
+    return view.channels_behind == view.channels or all(map(_is_factor, form.terms))
+
+
+def _keeps_bias(form: Form, view: View) -> bool:
+    """Whether the bias of a form, if it has any, is the same on the other side of a view."""
+    return view.keeps_constants or form.bias.is_zero
 
 
 def _spreading(view: View) -> Spreading:
@@ -138,18 +148,20 @@ def common_view(form: Form) -> tuple[Form, View] | None:
 
 def under(form: Form, view: View) -> Form | None:
     """The form below a view that all sources of `form` share; None if it cannot be written."""
-    if any(map(is_viewed_form, form.sources)) or not view.fits(form.channels):
+    if any(map(is_viewed_form, form.sources)) or view.channels_behind > view.channels:
         return None
-    if not (view.keeps_constants or form.bias.is_zero) or view.channels_behind > view.channels:
+    if not view.fits(form.channels) or not _keeps_bias(form, view):
         return None
-    inner = in_layout(
-        form, view.before, lambda source: source.inner if isinstance(source, Viewed) else source
-    )
+    inner = in_layout(form, view.before, _inside)
     if inner is None or view.channels_behind == view.channels:
         return inner
     if not (view.parts_are_neighbours or all(source == view.operand for source in inner.sources)):
         return None  # another source may have other channels
     return spread(inner, _spreading(view), view.channels_behind)
+
+
+def _inside(source: Hashable) -> Hashable:
+    return source.inner if isinstance(source, Viewed) else source
 
 
 def taken_last(terms: Sequence[Term], bias: Bias, view: View) -> Form | None:

@@ -150,18 +150,22 @@ def _activation(scope: Scope, clip: gs.Node) -> _Activation | None:
     if len(before) + len(scaling.nodes) == (scaling.other is not None):
         return None  # a Clip from 0 to 1, or its product with another tensor: there is nothing to save
     alpha, beta = argument.factor * scaling.factor, argument.offset * scaling.factor
-    if alpha == 0 or not all(np.isfinite(np.float32(value)) for value in (alpha, beta)):
-        return None  # attributes are float32
+    if not _are_attributes(alpha, beta):
+        return None
     absorbed = [*before, clip, *scaling.nodes]
-    product = None
-    if _is_hard_swish(alpha, beta):
-        product = _product_with_source(scope, absorbed[-1], argument.source, scaling.other)
+    product = _product_with_source(scope, absorbed[-1], argument.source, scaling.other)
+    product = product if _is_hard_swish(alpha, beta) else None
     if product is None:
         return _hard_sigmoid(scope, argument.source, absorbed, scaling.other, {"alpha": alpha, "beta": beta})
     if scope.opset < OPERATORS["HardSwish"].since:
         # what scales behind the Clip is not absorbed, so that it may still fold
         return _Activation(absorbed[-1].outputs[0].name, clip, [*before, clip], [])
     return _hard_swish(scope, argument.source, absorbed, product)
+
+
+def _are_attributes(alpha: float, beta: float) -> bool:
+    """Whether a HardSigmoid may have these: its attributes are float32."""
+    return alpha != 0 and all(np.isfinite(np.float32(value)) for value in (alpha, beta))
 
 
 def _is_hard_swish(alpha: float, beta: float) -> bool:
