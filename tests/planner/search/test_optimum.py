@@ -12,7 +12,8 @@ import pytest
 
 from onnx_repfuse.planner.search import cover
 from tests.build import Net
-from tests.optimum import Tally, examine, random_regions, regions_of_files
+from tests.optimum import random_regions, regions_of_files
+from tests.optimum_search import Tally, examine
 
 MODELS = Path(__file__).parents[3] / "models"
 
