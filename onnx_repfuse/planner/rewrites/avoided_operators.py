@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx_repfuse.graph.decode import new_node
 from onnx_repfuse.graph.operators.channel_rules import NUMPY_BROADCAST_SINCE
 from onnx_repfuse.graph.scope import Scope, node_name
-from onnx_repfuse.planner.folds.planned import ScopePlan
+from onnx_repfuse.planner.folds.planned import PlannedFold, ScopePlan
 from onnx_repfuse.planner.folds.replacements import IsFree, Replacements
 from onnx_repfuse.planner.limits.avoided import rises
 from onnx_repfuse.planner.rewrites.avoided_rules import KINDS, LATE_RULES, RULES, Op, Rewriting, Rule
@@ -88,13 +88,13 @@ def creators_of_avoided(plan: ScopePlan, avoided: Set[str]) -> set[str]:
     left = {id(node) for node in plan.scope.nodes}
     before = [node.op_type for node in plan.scope.proto.node]
     rising = {op for op in avoided if rises(op, (node.op for node in plan.scope.nodes), before)}
-    creators = set()
-    for fold in plan.folds:
+
+    def is_creator(fold: PlannedFold) -> bool:
         absorbed = [node.op for node in fold.absorbed]
         created = [node.op for node in fold.created if id(node) in left]
-        if rising.intersection(created) or any(rises(op, created, absorbed) for op in avoided):
-            creators.add(fold.name)
-    return creators
+        return not rising.isdisjoint(created) or any(rises(op, created, absorbed) for op in avoided)
+
+    return {fold.name for fold in plan.folds if is_creator(fold)}
 
 
 def _begin(scope: Scope, node: gs.Node) -> Rewriting | None:

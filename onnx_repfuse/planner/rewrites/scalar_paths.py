@@ -174,12 +174,16 @@ class Paths:
         names = [tensor.name for tensor in node.inputs]
         place = 1 if commutes and self.scope.const(names[0]) is not None else 0
         data, const = names[place], self.scope.const(names[1 - place])
-        if const is None or const.data_type not in FLOAT_FORMATS or self.scope.const(data) is not None:
+        if const is None or self.scope.const(data) is not None or not self._is_factor(names[1 - place]):
             return None
-        value = self.scope.scalar(names[1 - place])
-        is_finite = value is not None and 0 < abs(value) < float("inf")
-        widens = len(const.shape) > len(self.scope.shape(data) or ())
-        return place if is_finite and not widens else None
+        # a number of shape (1, 1) makes a matrix of a vector
+        return None if len(const.shape) > len(self.scope.shape(data) or ()) else place
+
+    def _is_factor(self, name: str) -> bool:
+        """Whether a tensor is one finite float, and not zero."""
+        value = self.scope.scalar(name)
+        is_float = self.scope.data_type(name) in FLOAT_FORMATS
+        return is_float and value is not None and 0 < abs(value) < float("inf")
 
     def reads(self, name: str) -> list[gs.Node]:
         """The nodes that read the values of a tensor, and not only its shape."""
@@ -222,18 +226,20 @@ class Paths:
             return None
         output = [tensor.name for tensor in producer.outputs].index(name)
         for place in self._passable(producer, pattern):
-            below = producer.inputs[place].name
             others = self._other_choices(producer) if place == 0 else ()
-            passes, inner = self._pattern_below(producer, output, pattern, others)
-            if not passes or not self._can_be_tried(producer):
-                continue
-            step, all_consumers = Step(producer, place, output, others), (producer, *others)
-            way = self._end_of_way(below, all_consumers, inner) or self._up(
-                below, all_consumers, left - 1, inner
-            )
+            way = self._past(Step(producer, place, output, others), left, pattern)
             if way is not None:
-                return _Way((step, *way.steps), way.sink, way.channels)
+                return way
         return None
+
+    def _past(self, step: Step, left: int, pattern: Pattern | None) -> _Way | None:
+        """The way upwards whose first step is this one; see `_up`."""
+        passes, inner = self._pattern_below(step.node, step.output, pattern, step.others)
+        if not passes or not self._can_be_tried(step.node):
+            return None
+        below, consumers = step.node.inputs[step.place].name, (step.node, *step.others)
+        way = self._end_of_way(below, consumers, inner) or self._up(below, consumers, left - 1, inner)
+        return None if way is None else _Way((step, *way.steps), way.sink, way.channels)
 
     def _other_choices(self, node: gs.Node) -> tuple[gs.Node, ...]:
         """The nodes that choose parts of what a Gather or Slice reads, too."""
