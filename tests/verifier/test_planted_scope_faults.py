@@ -6,8 +6,11 @@ import onnx
 import pytest
 
 from onnx_repfuse import Options, compare, fuse, verify
+from onnx_repfuse.pipeline import run
+from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.verdict import Status
 from tests.planted_scope_faults import FAULTS, PLACES, model_of, seen_by, spoil
+from tests.verifier.test_planted_faults import plant, without_probes
 from tests.versions import since_parser
 
 FAULT_OF = {place: list(FAULTS)[number % len(FAULTS)] for number, place in enumerate(PLACES)}
@@ -22,6 +25,22 @@ def test_each_judge_sees_a_fault_where_inputs_may_not_lead(place: str) -> None:
 @pytest.mark.parametrize("place", list(PLACES)[1::4])
 def test_no_judge_fails_what_is_right(place: str) -> None:
     assert not any(seen_by(place, None))
+
+
+@pytest.mark.parametrize("is_probed", [True, False])
+@pytest.mark.parametrize("place", list(PLACES)[1::5])
+def test_a_checked_run_undoes_a_fold_that_is_computed_wrong(
+    place: str, is_probed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing but the run of the scope judges it."""
+    model = model_of(place, 0)
+    assert fuse(model).report.folds
+    plant("swapped channels", monkeypatch)
+    if not is_probed:
+        monkeypatch.setattr(run, "prove_folds", without_probes)
+    report = fuse(model).report
+    assert not report.folds
+    assert Reason.VERIFICATION in {refusal.reason for refusal in report.refusals}
 
 
 def test_a_branch_that_differs_is_named_with_its_figures() -> None:
