@@ -38,6 +38,8 @@ FEW_BYTES = 128 << 20
 LARGE_WEIGHT = 1 << 20  # elements; the memory that judging such a fold took is worth giving back at once
 WORTH_GIVING_BACK = 32 << 20  # bytes of tensors of the original; what is freed of them, the C library keeps
 MOST_HELD = 32 << 20  # bytes of weights of folds that wait for their comparison in place
+# Elements of all tensors of a fold, which is then not evaluated beside a run of the whole model: both need much memory.
+MANY_ELEMENTS = 1 << 25
 # No tensor has this name: those of a subgraph or a function cannot be made outputs of the model.
 NOT_READABLE = [""]
 T = TypeVar("T")
@@ -71,7 +73,6 @@ def prove_folds(
     """
     from onnx_repfuse.verifier.folds.structures import Structures
     from onnx_repfuse.verifier.outputs.baseline import read_nudged_intermediates
-    from onnx_repfuse.verifier.session import release_heap
 
     # Later folds may have left neither a node of a fold nor an alias for its output: then there is nothing to judge.
     verdicts = [FoldVerdict(fold.name, planned.scope.label) for planned, fold in plan.folds]
@@ -91,15 +92,7 @@ def prove_folds(
     while (read := judge.probe_until(beside.start(partial(next, batches, None)))) is not None:
         batch, seen = read
         del read
-        unused, given_up = Counter(name for index in batch for name in ends[index]), 0
-        for index in batch:
-            done = judge.begin(index, seen)
-            given_up += _forget(seen, unused, [name for other in done for name in ends[other]])
-            judged.update(done)
-            if given_up >= WORTH_GIVING_BACK:
-                release_heap()
-                given_up = 0
-        judged.update(judge.finish())  # before the next tensors are read
+        judged.update(_judge_batch(judge, batch, seen, ends))
     failed: list[FailedFold] = []
     for index, stages in sorted(judged.items()):
         planned, fold = folds[index]
@@ -111,6 +104,28 @@ def prove_folds(
         if verdict.status is Status.FAILED:
             failed.append(FailedFold(planned.scope.key, fold, Reason.VERIFICATION, verdict.message))
     return failed, verdicts
+
+
+def _judge_batch(
+    judge: _Judge, batch: Sequence[int], seen: Intermediates, ends: Sequence[Sequence[str]]
+) -> Judged:
+    """Judge folds of which the original's tensors were read; each tensor is held until no fold needs it any more."""
+    from onnx_repfuse.verifier.session import release_heap
+
+    judged: Judged = {}
+    unused, given_up = Counter(name for index in batch for name in ends[index]), 0
+    for index in batch:
+        # What takes much memory comes when the others hold none.
+        first = (judge.finish,) if index in judge.postponed else ()
+        for step in (*first, partial(judge.begin, index, seen)):
+            done = step()
+            given_up += _forget(seen, unused, [name for other in done for name in ends[other]])
+            judged.update(done)
+            if given_up >= WORTH_GIVING_BACK:
+                release_heap()
+                given_up = 0
+    judged.update(judge.finish())  # before the next tensors are read
+    return judged
 
 
 def _forget(seen: Intermediates, unused: Counter[str], names: Iterable[str]) -> int:
@@ -182,15 +197,17 @@ class _Judge:
     progress: Callable[[int, int], None]
     # probed, and not begun to be compared: the fold and its verdict, or why it cannot stay
     _ahead: dict[int, tuple[FoldCase, StageVerdict] | Inexact] = field(default_factory=dict)
-    _next: int = 0  # the first that was not probed
+    postponed: set[int] = field(default_factory=set)  # as they take much memory
+    _next: int = 0  # the first that was not looked at
+    _probed: int = 0  # how many were probed
     _waiting: deque[tuple[int, int, Started[Stages]]] = field(default_factory=deque)
     _held: int = 0  # bytes of weights of those
 
     def probe_until(self, job: Started[T]) -> T:
-        """The result of a job, while which folds are probed."""
+        """The result of a job, while which folds are probed, but for those that take much memory."""
         try:
             while not job.is_over() and self._next < len(self.folds) and self._held <= MOST_HELD:
-                self._probe_next()
+                self._probe_at(self._next, is_ahead=True)
         except Exception:
             job()  # what it raises comes first: that the model does not run
             raise
@@ -198,8 +215,8 @@ class _Judge:
 
     def begin(self, index: int, seen: Intermediates) -> Judged:
         """Probe a fold, and begin to compare it in place; the folds that are judged meanwhile, as a rule others."""
-        while index not in self._ahead:
-            self._probe_next()
+        if index not in self._ahead:
+            self._probe_at(index)
         probed = self._ahead.pop(index)
         if isinstance(probed, Inexact):
             return {index: probed}
@@ -229,34 +246,44 @@ class _Judge:
                 judged[index] = error
         return judged
 
-    def _probe_next(self) -> None:
-        """Probe the first fold that is left."""
-        index, (planned, fold) = self._next, self.folds[self._next]
-        self.progress(index, len(self.folds))
-        self._next += 1
+    def _probe_at(self, index: int, *, is_ahead: bool = False) -> None:
+        """Probe a fold; not yet if it is `is_ahead` of its turn and takes much memory."""
+        planned, fold = self.folds[index]
+        self.progress(self._probed, len(self.folds))
+        self._next = max(self._next, index + 1)
         try:
-            probed = self._ahead[index] = self._probe(planned, fold)
+            probed = self._probe(planned, fold, is_ahead=is_ahead)
+            if probed is None:
+                self.postponed.add(index)
+                return
+            self._ahead[index] = probed
             self._held += probed[0].bytes_apart
         except Inexact as error:
             self._ahead[index] = error
         finally:
             self._give_back(planned, fold)  # what the sessions and the oracles held
+        self._probed += 1
 
-    def _probe(self, planned: ScopePlan, fold: PlannedFold) -> tuple[FoldCase, StageVerdict]:
-        """The fold, and the verdict on it alone. Raises Inexact where a weight does not fit its type."""
+    def _probe(
+        self, planned: ScopePlan, fold: PlannedFold, *, is_ahead: bool
+    ) -> tuple[FoldCase, StageVerdict] | None:
+        """The fold, and the verdict on it alone; None if it has to wait for its turn.
+
+        Raises Inexact where a weight does not fit its type.
+        """
         from onnx_repfuse.verifier.folds.isolated import probe
 
         case = self._case(planned, fold, sized=False)
-        is_free = not case.names_its_sizes
-        if not is_free:
-            case = self._case(planned, fold, sized=True)
         self._give_back(planned, fold)  # what folding its weights took
-        verdict = probe(case, structures=self.structures)
-        if is_free and verdict.status is Status.FAILED:
-            # It may be exact at the sizes the file proves alone.
-            case = self._case(planned, fold, sized=True)
+        if not case.names_its_sizes:
             verdict = probe(case, structures=self.structures)
-        return case, verdict
+            if verdict.status is not Status.FAILED:
+                return case, verdict
+        # It may be exact at the sizes the file proves alone.
+        case = self._case(planned, fold, sized=True)
+        if is_ahead and _elements(case) > MANY_ELEMENTS:
+            return None
+        return case, probe(case, structures=self.structures)
 
     def _give_back(self, planned: ScopePlan, fold: PlannedFold) -> None:
         """Give back the pages of the weights just read, and the heap if they were large."""
@@ -302,6 +329,13 @@ def _behind(scope: Scope, names: Iterable[str]) -> dict[str, tuple[Window | None
         for name in names
         if name in known
     }
+
+
+def _elements(case: FoldCase) -> int:
+    """Of all tensors of a fold of fixed sizes."""
+    from onnx_repfuse.verifier.folds.whole_axes import known_shapes
+
+    return sum(map(math.prod, known_shapes(case.before).values()))
 
 
 def _flushed_below(plan: ModelPlan, scope: Scope, models: Iterable[onnx.ModelProto]) -> float:

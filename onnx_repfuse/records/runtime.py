@@ -27,6 +27,8 @@ class Runtime:
         custom_ops: shared libraries with custom operators.
         denormal_as_zero: the session takes subnormal numbers for zeros. Only the first session of a process decides
             that for the thread that opens it.
+        reuses_memory: what a tensor took is kept for others until the session is closed: fewer pages and less memory
+            where a whole model is run. Not for sessions that stay open, or whose outputs are most of what there is.
     """
 
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
@@ -36,6 +38,7 @@ class Runtime:
     )
     custom_ops: tuple[Path, ...] = ()
     denormal_as_zero: bool = False
+    reuses_memory: bool = False
 
     @property
     def is_optimized(self) -> bool:
@@ -45,6 +48,10 @@ class Runtime:
     def optimized(self) -> Runtime:
         """The same with all graph optimizations, as models are deployed."""
         return replace(self, optimization="ORT_ENABLE_ALL")
+
+    def reusing_memory(self) -> Runtime:
+        """The same for a whole model, which is closed soon."""
+        return replace(self, reuses_memory=True)
 
 
 DEFAULT_RUNTIME = Runtime()

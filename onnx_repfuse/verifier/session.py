@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
 
 from onnx_repfuse.errors import InputError
@@ -45,8 +46,7 @@ __all__ = [
 
 Dim = int | str | None
 Model = Path | str | bytes | onnx.ModelProto
-# ONNX Runtime's words for "valid, but not for me": no kernel for an operator or type, or an opset or IR version that is
-# newer than the installed runtime.
+# ONNX Runtime's words for "valid, but not for me": no kernel for an operator or type, or a version that is too new
 _NO_KERNEL = ("NOT_IMPLEMENTED", "Could not find an implementation")
 _MISSING_KERNEL = (*_NO_KERNEL, "guarantees* support", "IR version")
 # And for an operator of a domain that it does not know; of ONNX's own domains, an unknown operator is an invalid model.
@@ -87,6 +87,7 @@ class Session:
         backend: "onnxruntime" or "reference".
         inputs, outputs: of the graph, without overridable initializers.
         large: whether closing it frees so much memory that the system should have it back.
+        reuses_memory: whether outputs lie in memory that goes with the last of them, and are copied for that.
     """
 
     engine: Any
@@ -94,6 +95,7 @@ class Session:
     inputs: list[ValueInfo]
     outputs: list[ValueInfo]
     large: bool = False
+    reuses_memory: bool = False
 
     def run(self, feed: Mapping[str, Any], names: Sequence[str] | None = None) -> dict[str, Any]:
         """Values of all outputs, or of `names` among them, by name. Raises DoesNotRun."""
@@ -110,6 +112,8 @@ class Session:
                 values = self.engine.run(*arguments)
         except Exception as error:  # the exceptions of kernels share no base
             raise DoesNotRun(one_line(error)) from error
+        if self.reuses_memory:
+            values = [value.copy() if isinstance(value, np.ndarray) else value for value in values]
         return dict(zip(wanted, values, strict=True))
 
     def without_outputs(self, names: Collection[str]) -> Session:
@@ -271,9 +275,9 @@ def _options(runtime: Runtime, folder: Path | None) -> Any:
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, runtime.optimization)
     options.intra_op_num_threads = runtime.threads
     options.inter_op_num_threads = 1
-    # The arena never gives back what one run took, and its pattern of the last run is kept for the next. Models that
-    # are timed have both, as they are deployed.
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = runtime.is_optimized
+    # Both keep what a run took, or would take, for the next. Models that are timed have them, as they are deployed.
+    options.enable_cpu_mem_arena = runtime.is_optimized or runtime.reuses_memory
+    options.enable_mem_pattern = runtime.is_optimized
     options.log_severity_level = SILENT  # its reasons reach the user through DoesNotRun
     # Two sessions are timed by turns. Threads that wait by spinning would take time from the other session.
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -304,7 +308,7 @@ def _open_onnxruntime(model: Path | str | bytes, runtime: Runtime, folder: Path 
         [ValueInfo(arg.name, arg.type, tuple(arg.shape)) for arg in args]
         for args in (engine.get_inputs(), engine.get_outputs())
     )
-    return Session(engine, "onnxruntime", inputs, outputs, large)
+    return Session(engine, "onnxruntime", inputs, outputs, large, runtime.reuses_memory)
 
 
 def _with_its_data(model: bytes, folder: Path) -> bytes:

@@ -25,6 +25,7 @@ from onnx_repfuse.planner.folds import emit
 from onnx_repfuse.records.verdict import Status
 from onnx_repfuse.verifier import intermediates
 from onnx_repfuse.verifier.folds import in_place, isolated
+from onnx_repfuse.verifier.folds.fold_case import FoldCase
 from onnx_repfuse.verifier.oracle.registry import evaluate_node
 from onnx_repfuse.verifier.oracle.tensor import Context, Tensor
 from onnx_repfuse.verifier.outputs import baseline
@@ -65,33 +66,59 @@ def test_a_job_for_idle_moments_comes_after_those_that_wait() -> None:
     assert order == ["0", "1", "2", "idle"]
 
 
-def test_folds_are_probed_while_the_original_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not compared in place before it has run."""
-    probed, events = threading.Event(), list[str]()
+def _noted_steps(monkeypatch: pytest.MonkeyPatch, begin: threading.Event) -> list[str]:
+    """What is done, in order; the original runs when `begin` is set."""
+    steps = list[str]()
     measure, probe, compare = baseline.measure_original, isolated.probe, in_place.check_in_place
 
     def late(*args: Any, **options: Any) -> Any:
-        assert probed.wait(60)
-        events.append("ran")
+        assert begin.wait(60)
+        steps.append("ran")
         return measure(*args, **options)
 
     def noted(case: Any, *args: Any, **options: Any) -> Any:
-        events.append("probe")
-        if events.count("probe") == 3:
-            probed.set()
+        steps.append("probe")
+        if steps == ["probe"] * 3:
+            begin.set()
         return probe(case, *args, **options)
 
     def noted_in_place(*args: Any, **options: Any) -> Any:
-        events.append("in place")
+        steps.append("in place")
         return compare(*args, **options)
 
     monkeypatch.setattr(baseline, "measure_original", late)
     monkeypatch.setattr(isolated, "probe", noted)
     monkeypatch.setattr(in_place, "check_in_place", noted_in_place)
+    return steps
+
+
+def test_folds_are_probed_while_the_original_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not compared in place before it has run."""
+    steps = _noted_steps(monkeypatch, threading.Event())
     verification = fuse(blocks(3)).report.verification
     assert verification
     assert [len(verdict.stages) for verdict in verification.folds] == [2, 2, 2]
-    assert events == ["probe"] * 3 + ["ran"] + ["in place"] * 3
+    assert steps == ["probe"] * 3 + ["ran"] + ["in place"] * 3
+
+
+def test_folds_that_take_much_memory_wait_for_the_original_and_for_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begin, sizes = threading.Event(), list[int]()
+
+    def many(case: FoldCase) -> int:
+        sizes.append(1 << 30)
+        if len(sizes) == 3:
+            begin.set()
+        return sizes[-1]
+
+    monkeypatch.setattr(prove_folds, "_elements", many)
+    monkeypatch.setattr(FoldCase, "names_its_sizes", True)
+    steps = _noted_steps(monkeypatch, begin)
+    verification = fuse(blocks(3)).report.verification
+    assert verification
+    assert [len(verdict.stages) for verdict in verification.folds] == [2, 2, 2]
+    assert steps == ["ran"] + ["probe", "in place"] * 3
 
 
 def test_what_was_begun_is_done_at_the_end_and_what_was_not_is_left() -> None:

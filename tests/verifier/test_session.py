@@ -37,6 +37,16 @@ def test_a_runtime_sets_providers_threads_and_the_optimization_level() -> None:
         assert session.engine.get_session_options().intra_op_num_threads == 2
 
 
+def test_whole_models_reuse_memory_and_their_outputs_have_their_own() -> None:
+    """Outputs that lay in the session's memory would keep all of it."""
+    with open_session(relu([2]), Runtime().reusing_memory()) as session:
+        options = session.engine.get_session_options()
+        assert (options.enable_cpu_mem_arena, options.enable_mem_pattern) == (True, False)
+        (value,) = session.run({"x": np.array([-1, 1], np.float32)}).values()
+        assert value.flags.owndata
+        assert value.tolist() == [0, 1]
+
+
 def test_custom_operators_that_cannot_be_loaded_are_a_reason_of_one_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

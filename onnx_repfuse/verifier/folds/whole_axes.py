@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
-__all__ = ["WholeAxes"]
+__all__ = ["WholeAxes", "known_shapes"]
 
 Axes = frozenset[int]
 _NONE: Axes = frozenset()
@@ -29,7 +29,7 @@ class WholeAxes:
     """Those of one side of a fold whose sizes are fixed. Its nodes are to be followed in their order."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self._shapes = _shapes(model)
+        self._shapes = known_shapes(model)
         self._constants = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
         self._axes: dict[str, Axes] = {
             value.name: frozenset(range(len(self._shapes[value.name])))
@@ -105,8 +105,8 @@ def _is_turned(node: onnx.NodeProto, place: int) -> bool:
     return any(attribute.i for attribute in node.attribute if attribute.name == ("transA", "transB")[place])
 
 
-def _shapes(model: onnx.ModelProto) -> Mapping[str, tuple[int, ...]]:
-    """Those of which all sizes are known."""
+def known_shapes(model: onnx.ModelProto) -> Mapping[str, tuple[int, ...]]:
+    """The shapes of the tensors of which all sizes are known."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     result = {}
     for value in (*graph.input, *graph.value_info, *graph.output):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -72,8 +72,7 @@ class Baseline:
         values: outputs and deciding tensors, by group and feed.
         by_inputs, by_weights: the same with inputs, or weights, moved by one ulp, where measured.
         optimized: the outputs under ORT_ENABLE_ALL, where measured.
-        twin: outputs and deciding tensors of the float32 twin of a model in half precision, where it runs; only
-            those to which half precision leads.
+        twin: those of the float32 twin of a model in half precision, where it runs, to which half precision leads.
         own_errors: |value - float64|, where measured.
         captured: inner tensors on the very first feed moved by one ulp, until `read_nudged_intermediates` takes them.
         runs: how often it ran at the largest shape.
@@ -192,7 +191,7 @@ def read_nudged_intermediates(
         baseline.original,
         wanted,
         moved,
-        runtime=baseline.runtime,
+        runtime=replace(baseline.runtime, reuses_memory=False),  # nearly all it holds are outputs
         also=names,
         fallback_feed=feed,
         skeleton=skeleton,
@@ -258,14 +257,16 @@ def _run_original(
     inner: Sequence[str],
 ) -> Baseline:
     deciding = _extra_outputs(bounds_model, tails)
-    with open_with_extra_outputs(original, sorted({*deciding, *inner}), runtime) as opened:
+    whole = runtime.reusing_memory()
+    used = runtime if inner else whole  # with inner tensors, outputs may be most of what it holds
+    with open_with_extra_outputs(original, sorted({*deciding, *inner}), used) as opened:
         session = opened.without_outputs(set(inner).difference(deciding))
         groups = choose_feeds(session, spec, input_hints(bounds_model, session.inputs))
         if in_half_precision and not spec.data:
             groups[0] = with_strong_feed(groups[0], session)
         inputs = tuple(value.name for value in session.inputs)
         outputs = tuple(value.name for value in session.outputs if value.name not in deciding)
-        baseline = Baseline(original, runtime, session.backend, groups, inputs, outputs, tails, deciding)
+        baseline = Baseline(original, whole, session.backend, groups, inputs, outputs, tails, deciding)
         for key in baseline.keys:  # the runs that chose the sizes
             row = flatten(groups[key.group].outputs[key.feed])
             baseline.values[key] = baseline.with_deciding_inputs(row, baseline.feed(key))
@@ -296,9 +297,8 @@ def _holds(values: Mapping[str, Any], feed: Mapping[str, Any]) -> bool:
 
 def _tails(original: Model, skeleton: onnx.ModelProto | None) -> dict[str, DecisionTail]:
     """None of a large file, which is not parsed, nor of one whose nodes alone show that there are none."""
-    if skeleton is not None and not may_have_tails(skeleton.graph):
-        return {}
-    if file_size(original) > WEIGHTS_LIMIT:
+    has_none = skeleton is not None and not may_have_tails(skeleton.graph)
+    if has_none or file_size(original) > WEIGHTS_LIMIT:
         return {}
     return find_tails(load(original, weights=False))
 
