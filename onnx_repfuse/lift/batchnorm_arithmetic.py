@@ -20,7 +20,7 @@ from onnx_repfuse.graph.channel_axis import ChannelLayout
 from onnx_repfuse.graph.operators import operator
 from onnx_repfuse.graph.operators.channel_rules import broadcast_shape, keeps_any_shape
 from onnx_repfuse.graph.operators.facts import Passes
-from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, ONNX_DOMAINS, Const, node_name
+from onnx_repfuse.graph.scope import MAX_FOLDED_ELEMENTS, ONNX_DOMAINS, Const, Scope, node_name
 from onnx_repfuse.graph.zero_signs import shows_zero
 from onnx_repfuse.lift.linear_op import (
     Context,
@@ -46,6 +46,7 @@ __all__ = [
 
 _SUMS = ("Add", "Sub", "Sum")
 _MOVES = ("Concat", "Gather", "GatherND", "Identity", "Neg", "SpaceToDepth", "Split")
+_KEEP_ROUNDING = ("Clip", "Div", "LeakyRelu", "Max", "Min", "Mul", "Relu")  # with constants alone
 MAX_NEIGHBOURS = 64  # looked at for the other half of a rounding
 MAX_NODES_BACK = 16  # looked at for what hides the rank of a tensor
 # What the original rounds away at |x| = 1 may be so much of its result: more is a rounding that somebody wanted.
@@ -234,7 +235,8 @@ def rounds_between(context: Context, node: gs.Node, shifts: Sequence[Array], dat
 def _neighbours(context: Context, node: gs.Node) -> Iterator[gs.Node]:
     """The nodes before one, those behind it, and those beside it in a sum.
 
-    Those that only move, choose or negate values are looked through: what is rounded in front of them is so behind.
+    Those that only move, choose, negate, limit or shift values are looked through: what is rounded in front of them is
+    so behind.
     """
     scope = context.scope
 
@@ -245,22 +247,31 @@ def _neighbours(context: Context, node: gs.Node) -> Iterator[gs.Node]:
         producers = [scope.producer.get(tensor.name) for tensor in one.inputs]
         return [producer for producer in producers if producer is not None]
 
-    consumers = _through_moves(behind(node), behind)
+    consumers = _through_moves(scope, behind(node), behind)
     sums = [consumer for consumer in consumers if consumer.op in _SUMS]
     producers = [producer for one in (node, *sums) for producer in before(one)]
-    found = (*consumers, *_through_moves(producers, before))
+    found = (*consumers, *_through_moves(scope, producers, before))
     yield from (one for one in found if one is not node)
 
 
-def _through_moves(nodes: Iterable[gs.Node], beyond: Callable[[gs.Node], Iterable[gs.Node]]) -> list[gs.Node]:
-    """Nodes, and those beyond the ones among them that only move values; not too many."""
+def _through_moves(
+    scope: Scope, nodes: Iterable[gs.Node], beyond: Callable[[gs.Node], Iterable[gs.Node]]
+) -> list[gs.Node]:
+    """Nodes, and those beyond the ones among them that keep what was rounded; not too many."""
     found = list(nodes)
     for one in found:  # which grows
         facts = operator(one)
         is_move = facts.space_map is not None or facts.passes is Passes.AFFINE or one.op in _MOVES
-        if is_move and len(found) < MAX_NEIGHBOURS:
+        if (is_move or _reads_one_tensor(scope, one)) and len(found) < MAX_NEIGHBOURS:
             found += beyond(one)
     return found
+
+
+def _reads_one_tensor(scope: Scope, node: gs.Node) -> bool:
+    """Whether a node computes with one tensor and constants: `x + 2**23 + 1 - 2**23` rounds x, too."""
+    if node.op not in (*_SUMS, *_KEEP_ROUNDING):
+        return False
+    return sum(bool(tensor.name) and scope.const(tensor.name) is None for tensor in node.inputs) == 1
 
 
 def _largest_shift(context: Context, node: gs.Node) -> float:

@@ -10,7 +10,7 @@ import pytest
 
 from onnx_repfuse import Options, fuse
 from onnx_repfuse.records.reasons import Reason
-from tests.build import Net, check, counts, equal
+from tests.build import Net, check, counts, equal, run
 
 
 def net_of(*shape: int | str, **fields: Any) -> Net:
@@ -148,6 +148,23 @@ def test_a_sum_that_rounds_stays(op: str, ops: str) -> None:
     model = net.model(net.op("Relu", y))
     check(model, None, Reason.PRECISION)
     assert counts(fuse(model, options=Options(check=False)).model) == counts(model)
+
+
+@pytest.mark.parametrize("op", ["Relu", "Conv"])
+@pytest.mark.parametrize("between", ["Add", "Sum", "Mul", "Relu"])
+def test_rounding_of_channels_with_more_in_between_is_no_sum(op: str, between: str) -> None:
+    """A zero point may be added before the large constant goes."""
+    net = Net(4)
+    y = net.op("Relu", "x") if op == "Relu" else net.conv("x", 4, 4, 3)
+    y = net.op("Add", y, net.const(np.full((4, 1, 1), 12582912.0)))
+    constants = {"Add": (3.0,), "Sum": (3.0, 4.0), "Mul": (1.0,)}.get(between, ())
+    y = net.op(between, y, *(net.const(np.full((4, 1, 1), value)) for value in constants))
+    model = net.model(net.op("Sub", y, net.const(np.full((4, 1, 1), 12582912.0))))
+    image = net.rng.standard_normal((1, 4, 3, 3)).astype(np.float32)
+    before, after = (
+        run(one, {"x": image}) for one in (model, fuse(model, options=Options(check=False)).model)
+    )
+    np.testing.assert_array_equal(after[0], before[0])
 
 
 MOVES: dict[str, Callable[[Net, str], str]] = {
