@@ -226,7 +226,8 @@ def rounds_between(context: Context, node: gs.Node, shifts: Sequence[Array], dat
         return False
     beside = [_largest_shift(context, neighbour) for neighbour in _neighbours(context, node)]
     return any(
-        one / 2 <= other <= one * 2
+        2 * other > most
+        or one / 2 <= other <= one * 2  # a factor in between makes another large constant of it
         for place, one in large
         for other in (*largest[:place], *largest[place + 1 :], *beside)
     )

@@ -157,9 +157,10 @@ def test_rounding_of_channels_with_more_in_between_is_no_sum(op: str, between: s
     net = Net(4)
     y = net.op("Relu", "x") if op == "Relu" else net.conv("x", 4, 4, 3)
     y = net.op("Add", y, net.const(np.full((4, 1, 1), 12582912.0)))
-    constants = {"Add": (3.0,), "Sum": (3.0, 4.0), "Mul": (1.0,)}.get(between, ())
+    constants = {"Add": (3.0,), "Sum": (3.0, 4.0), "Mul": (8.0,)}.get(between, ())
     y = net.op(between, y, *(net.const(np.full((4, 1, 1), value)) for value in constants))
-    model = net.model(net.op("Sub", y, net.const(np.full((4, 1, 1), 12582912.0))))
+    large = 12582912.0 * (8.0 if between == "Mul" else 1.0)
+    model = net.model(net.op("Sub", y, net.const(np.full((4, 1, 1), large))))
     image = net.rng.standard_normal((1, 4, 3, 3)).astype(np.float32)
     before, after = (
         run(one, {"x": image}) for one in (model, fuse(model, options=Options(check=False)).model)
