@@ -226,8 +226,8 @@ def rounds_between(context: Context, node: gs.Node, shifts: Sequence[Array], dat
         return False
     beside = [_largest_shift(context, neighbour) for neighbour in _neighbours(context, node)]
     return any(
-        2 * other > most
-        or one / 2 <= other <= one * 2  # a factor in between makes another large constant of it
+        2 * other > most  # a factor in between makes another large constant of it
+        or one / 2 <= other <= one * 2
         for place, one in large
         for other in (*largest[:place], *largest[place + 1 :], *beside)
     )
@@ -236,8 +236,8 @@ def rounds_between(context: Context, node: gs.Node, shifts: Sequence[Array], dat
 def _neighbours(context: Context, node: gs.Node) -> Iterator[gs.Node]:
     """The nodes before one, those behind it, and those beside it in a sum.
 
-    Those that only move, choose, negate, limit or shift values are looked through: what is rounded in front of them is
-    so behind.
+    Those that only move, choose, negate, limit, scale or shift values are looked through: what is rounded in front of
+    them is rounded behind them.
     """
     scope = context.scope
 

@@ -48,7 +48,7 @@ class _Tree:
         context: the scope around.
         rank: dims of every tensor.
         nodes: output -> the node.
-        shares: tensor -> how many elements it has of each of the source's, or fewer than these.
+        shares: tensor -> its number of elements as a share of the source's; a lower bound where sizes are not known.
     """
 
     context: Context
@@ -142,7 +142,7 @@ def _pads_space_only(tree: _Tree, last: gs.Node) -> bool:
     return True
 
 
-# What a node has of each element of the tensor that it reads; None where it stays.
+# The number of elements of what a node computes, as a share of the source's, or less; None where the node stays.
 
 
 def _share_of_pad(tree: _Tree, pad: gs.Node) -> Fraction | None:
