@@ -1,8 +1,9 @@
-"""A Concat of what several moves take of one tensor, through tensors of more axes that no convolution has.
+"""A Concat of parts that Reshape, Split, Gather and their like take of one tensor, by way of tensors with more axes.
 
     (n, C, h, w) -> (n, C, h/2, 2, w) -> Split -> Squeeze, Squeeze -> Concat: (n, 2*C, h/2, w)        a Focus of rows
 
-Each operand is a choice of channels at one position of each block (`shuffles`), and has its own channels of the result.
+No convolution has those axes. Each operand is a choice of channels at one position of each block (`shuffles`), and
+becomes channels of its own in the result.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ class _Judge:
     _held: int = 0  # bytes of weights of those
 
     def probe_until(self, job: Started[T]) -> T:
-        """The result of a job, while which folds are probed, but for those that take much memory."""
+        """The result of a job. Until it is there, folds are probed, but for those that take much memory."""
         try:
             while not job.is_over() and self._next < len(self.folds) and self._held <= MOST_HELD:
                 self._probe_at(self._next, is_ahead=True)

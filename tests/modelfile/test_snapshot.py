@@ -1,4 +1,4 @@
-"""The copy that ONNX Runtime maps: of data files, what tensors mean, and at its place."""
+"""The copy of external data that ONNX Runtime maps: only the parts that tensors refer to, each at its place."""
 
 from __future__ import annotations
 

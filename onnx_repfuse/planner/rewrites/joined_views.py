@@ -1,4 +1,4 @@
-"""Arithmetic of tensors that were all moved in the same way moves what it computes instead.
+"""Arithmetic whose operands are all moved in the same way comes first, and its result is moved.
 
     Add(DepthToSpace(a), DepthToSpace(b))  ->  DepthToSpace(Add(a, b))
 

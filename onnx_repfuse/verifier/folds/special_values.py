@@ -37,7 +37,7 @@ def hands_on(case: FoldCase) -> bool:
 
 
 def special_feed(case: FoldCase, like: Mapping[str, Array]) -> dict[str, Array]:
-    """A feed of the shapes of another one, whose floats are such values, in each source in an order of its own."""
+    """Such values in the shapes and types of another feed, in an order of its own for each source."""
     sizes = (np.inf, case.float_format.largest, case.float_format.smallest, 1.0, 0.0)
     values = np.array([np.nan, *(sign * size for size in sizes for sign in (1.0, -1.0))])
     feed = dict(like)

@@ -1,4 +1,4 @@
-"""Which axes of a tensor are those of a source, or of what a sum made of one, and not a mixture of several.
+"""Which axes of a tensor are whole: an axis of a source, or one that a sum wrote, and no mixture of several axes.
 
 A sum over such an axis gives each of its indices one weight for all places of the other axes.
 """

@@ -1,4 +1,4 @@
-"""Arithmetic of tensors that were moved in the same way moves what it computes instead."""
+"""Arithmetic whose operands are all moved in the same way comes first, and its result is moved."""
 
 from __future__ import annotations
 
