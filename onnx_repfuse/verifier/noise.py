@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx
 
-from onnx_repfuse.verifier.arithmetic_weights import weights_of_arithmetic
+from onnx_repfuse.verifier.arithmetic_weights import weights_of_arithmetic, with_cast_weights
 from onnx_repfuse.verifier.distance import is_float_array
 from onnx_repfuse.verifier.session import Model, load
 
@@ -73,7 +73,8 @@ def nudged_weights(model: Model, seed: int = 78) -> onnx.ModelProto | None:
     """
     if isinstance(model, Path | str) and file_bytes(Path(model)) > WEIGHTS_LIMIT:
         return None
-    copy = load(model)
+    given = load(model)
+    copy = with_cast_weights(given)  # by an ulp of the type in which they are read
     if copy is model:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)

@@ -8,13 +8,16 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.parser import parse_model
 
 from onnx_repfuse import Options, fuse
+from onnx_repfuse.records.reasons import Reason
 from onnx_repfuse.records.verdict import OutputVerdict, Status
 from onnx_repfuse.report.json_report import dumps
+from onnx_repfuse.verifier.arithmetic_weights import with_cast_weights
 from onnx_repfuse.verifier.inputs import FeedSpec
 from onnx_repfuse.verifier.outputs.compare import verify_outputs
-from onnx_repfuse.verifier.outputs.float32_twin import float32_twin, uses_short_floats
+from onnx_repfuse.verifier.outputs.float32_twin import behind_short_weights, float32_twin, uses_short_floats
 from tests.build import Net
 from tests.versions import since_bfloat16
 
@@ -212,6 +215,51 @@ def test_weights_that_are_only_stored_in_float16_leave_the_noise_of_float32() ->
     model = net.model(net.bn(net.op("Conv", "x", weight), 8))
     verdict = verify_outputs(model, model).outputs[0]
     assert (verdict.status, verdict.against) == (Status.PASSED, "")
+
+
+def autocast() -> onnx.ModelProto:
+    """As `torch.autocast` exports a network: float32 weights, inputs and outputs, each behind or before a Cast."""
+    net = Net(8, shape=(1, 8, 24, 24))
+
+    def half(name: str) -> str:
+        return net.op("Cast", name, to=F16)
+
+    y = half("x")
+    for _ in range(3):
+        y = net.op("Conv", y, half(net.random(8, 8, 3, 3)), pads=[1, 1, 1, 1])
+        y = net.op("Mul", y, half(net.random(8, 1, 1)))
+        y = net.op("Relu", net.op("Add", y, half(net.random(8, 1, 1))))
+    return net.model(net.op("Cast", y, to=TensorProto.FLOAT))
+
+
+def test_weights_behind_a_cast_to_half_precision_have_its_noise() -> None:
+    model = autocast()
+    verdict = one_output(model, model)
+    assert (verdict.dtype, verdict.status) == ("float32", Status.PASSED)
+    assert verdict.against
+    result = fuse(model)
+    assert len(result.report.folds) == 3
+    assert not [refusal for refusal in result.report.refusals if refusal.reason is Reason.VERIFICATION]
+    assert result.report.verification.status is Status.PASSED
+    weight = next(t.name for t in result.model.graph.initializer if list(t.dims) == [8, 8, 3, 3])
+    wrong = changed(result.model, weight, lambda w: np.multiply(w, -1, out=w))
+    assert one_output(model, wrong).status is Status.FAILED
+
+
+def test_weights_of_a_subgraph_behind_a_cast_to_half_precision_count() -> None:
+    model = parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[n] x, bool c) => (float[n] y) {
+            y = If(c) <
+                then_branch = a () => (float[n] u) {
+                    w = Constant<value = float {3.0}>() h = Cast<to = 10>(w) s = Cast<to = 10>(x)
+                    m = Mul(s, h) u = Cast<to = 1>(m)
+                }, else_branch = b () => (float[n] v) { v = Identity(x) }>
+        }"""
+    )
+    assert behind_short_weights(model) == {"y"}
+    stored = with_cast_weights(model)
+    assert [node.op_type for node in stored.graph.node[0].attribute[0].g.node].count("Constant") == 2
+    assert with_cast_weights(stored) is stored
 
 
 def test_the_json_report_says_what_was_compared() -> None:

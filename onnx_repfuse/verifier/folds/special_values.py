@@ -2,8 +2,8 @@
 
 An activation that limits values, a Max, a Where or what does nothing gives out one of the values it reads, or a limit.
 That law holds for every value there is, and ONNX Runtime says which one it is for NaN. A sum has no such law:
-`inf - inf` is NaN in one order and not met in another. So only folds without arithmetic are tried, and arithmetic of
-which nothing is left, such as `x * 1`.
+`inf - inf` is NaN in one order and not met in another. So only folds without arithmetic are tried, and arithmetic with
+constants of which nothing is left, such as `x * 1`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import onnx
 
 from onnx_repfuse.verifier.distance import Array, is_float_array
 from onnx_repfuse.verifier.folds.fold_case import FoldCase
@@ -33,7 +34,17 @@ def hands_on(case: FoldCase) -> bool:
         return False
     if before | after <= _MOVE | _CHOOSE:
         return bool((before | after) & _CHOOSE)
-    return before <= _MOVE | _CHOOSE | _DO_NOTHING and after <= _MOVE
+    return before <= _MOVE | _CHOOSE | _DO_NOTHING and after <= _MOVE and not _adds_tensors(case.before)
+
+
+def _adds_tensors(model: onnx.ModelProto) -> bool:
+    """Whether arithmetic reads two tensors: of `(x + x) - x` remains x, but an infinity makes NaN of it."""
+    constants = {tensor.name for tensor in model.graph.initializer} | {""}
+    constants.update(node.output[0] for node in model.graph.node if node.op_type == "Constant")
+    return any(
+        node.op_type in _DO_NOTHING and sum(name not in constants for name in node.input) > 1
+        for node in model.graph.node
+    )
 
 
 def special_feed(case: FoldCase, like: Mapping[str, Array]) -> dict[str, Array]:

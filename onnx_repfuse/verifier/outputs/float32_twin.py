@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from onnx_repfuse.records.float_formats import FLOAT_FORMATS, FloatFormat
-from onnx_repfuse.verifier.arithmetic_weights import behind_weights
+from onnx_repfuse.verifier.arithmetic_weights import behind_weights, with_cast_weights
 from onnx_repfuse.verifier.noise import WEIGHTS_LIMIT, file_bytes
 from onnx_repfuse.verifier.session import Model, load, subgraphs
 
@@ -76,7 +76,7 @@ def float32_twin(model: Model) -> onnx.ModelProto | None:
     if isinstance(model, Path | str) and file_bytes(Path(model)) > WEIGHTS_LIMIT:
         return None
     twin = onnx.ModelProto()
-    twin.CopyFrom(load(model))
+    twin.CopyFrom(with_cast_weights(load(model)))  # whose rounding is the weights', not the network's
     _widen_graph(twin.graph)
     for function in twin.functions:
         _widen_values(function.value_info)
