@@ -93,11 +93,21 @@ def _made_sides(plan: ScopePlan, fold: PlannedFold) -> tuple[Nodes, Nodes]:
         if group.role is Kind.PAD:  # the nodes of a shuffle run as they are
             before = _with_border_alone(plan.scope, before, group)
     after = [to_proto(node) for node in plan.nodes_after(fold)]
+    before = _without_what_is_read(before, after, fold.outputs)
     # what picks a size that the file proves reads a list of sizes, of which another node computes the others
     picked = [name for node in before for name in node.input if name] if fold.is_initializer else []
     sides = (_with_shapes(plan, nodes, picked) for nodes in (before, after))
     first, second = (_needed(nodes, fold.outputs) for nodes in sides)
     return first, second
+
+
+def _without_what_is_read(before: Nodes, after: Nodes, outputs: Sequence[str]) -> Nodes:
+    """The nodes before, but for those that compute what the nodes after read: that is an input of both sides.
+
+    A fold that shares a new node with this one brings its own nodes along, and this one may read what they compute.
+    """
+    read = {name for node in after for name in node.input} - _outputs(after) - {*outputs, ""}
+    return [node for node in before if not read or not read.issuperset(filter(None, node.output))]
 
 
 def _needed(nodes: Nodes, outputs: Sequence[str]) -> Nodes:

@@ -42,3 +42,25 @@ def test_who_reads_a_tensor_of_unknown_rank_says_what_rank_it_has(opset: int, mo
     result = fuse(model)
     assert result.report.refusals == ()
     assert [node.op_type for node in result.model.graph.node] == ["Loop", "Reshape"]
+
+
+def test_what_a_fold_reads_of_another_that_shares_a_new_node_is_an_input_of_both_sides() -> None:
+    """Both products read one new Transpose, and the second fold reads what the first computes, too."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 13]>
+        g (float[N, 1, H, W] x) => (float[N, H, W, W] y, float[N, H, W, 4] m)
+        <float[1, 4] w = {-0.9, -1.8, -1.7, -1.1}, float[1, 4] v = {1.1, 0.5, 0.3, 0.1}, float q = {0.25}> {
+            r = Relu (x)
+            s = Add (r, r)
+            t = Transpose <perm = [0, 2, 3, 1]> (s)
+            m = MatMul (t, w)
+            k = MatMul (t, v)
+            u = Transpose <perm = [0, 1, 3, 2]> (k)
+            p = MatMul (m, u)
+            y = Div (p, q)
+        }""")
+    result = fuse(model)
+    assert result.report.refusals == ()
+    assert [node.op_type for node in result.model.graph.node] == [
+        "Relu", "Transpose", "MatMul", "MatMul", "Transpose", "MatMul"
+    ]  # fmt: skip
