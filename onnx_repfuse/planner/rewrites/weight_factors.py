@@ -200,13 +200,20 @@ def _behind_a_constant(
     return _Beside(node, factor, None, (add, added))
 
 
-def _added(scope: Scope, node: gs.Node, source: str) -> Array | None:
-    """The constant that is added to a tensor; None if a node does anything else."""
-    if node.op not in ("Add", "Sub") or (node.op == "Sub" and node.inputs[0].name != source):
+def _constant_beside(scope: Scope, node: gs.Node, source: str, ops: tuple[str, str]) -> Const | None:
+    """The float constant beside a tensor in one of two operators; of the second the tensor is the first operand."""
+    if node.op not in ops or (node.op == ops[1] and node.inputs[0].name != source):
         return None
     others = [tensor.name for tensor in node.inputs if tensor.name != source]
     const = scope.const(others[0]) if len(others) == 1 else None
-    if const is None or const.size > MAX_FOLDED_ELEMENTS or const.data_type not in FLOAT_FORMATS:
+    fits = const is not None and const.size <= MAX_FOLDED_ELEMENTS and const.data_type in FLOAT_FORMATS
+    return const if fits else None
+
+
+def _added(scope: Scope, node: gs.Node, source: str) -> Array | None:
+    """The constant that is added to a tensor; None if a node does anything else."""
+    const = _constant_beside(scope, node, source, ("Add", "Sub"))
+    if const is None:
         return None
     values = -_values(const) if node.op == "Sub" else _values(const)
     # a larger one may be there to round: `(y + 2**23) * s`
@@ -245,13 +252,10 @@ def _keeps_sums(values: Array, shape: Shape, axes: Labels, product: _Product) ->
 
 def _scales(scope: Scope, node: gs.Node, source: str) -> Array | None:
     """The constant that a Mul multiplies a tensor by, or a Div divides it by; None for any other node."""
-    if node.op not in ("Mul", "Div") or (node.op == "Div" and node.inputs[0].name != source):
+    const = _constant_beside(scope, node, source, ("Mul", "Div"))
+    if const is None:
         return None
-    others = [tensor.name for tensor in node.inputs if tensor.name != source]
-    const = scope.const(others[0]) if len(others) == 1 else None
-    if const is None or const.size > MAX_FOLDED_ELEMENTS or const.data_type not in FLOAT_FORMATS:
-        return None
-    values = np.asarray(const.read()).astype(np.float64)
+    values = _values(const)
     with np.errstate(all="ignore"):
         values = 1.0 / values if node.op == "Div" else values
     return values if np.isfinite(values).all() else None
